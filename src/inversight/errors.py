@@ -1,0 +1,39 @@
+"""The one hierarchy of errors. A message says what was expected, what was found, where, and what to do."""
+
+from __future__ import annotations
+
+
+class InversightError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(InversightError):
+    """What the user gave is wrong: a path, an image, a weights file, an option. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(InputError):
+    """An image folder or an image file cannot be used."""
+
+
+class TargetError(InputError):
+    """A target, evaluator or its weights cannot be used."""
+
+
+class ConfigError(InputError):
+    """An option or a configuration value is unknown or out of range."""
+
+
+class WeightsError(InputError):
+    """Published weights (perceptual, Inception) are missing or not what they should be."""
+
+
+class RunError(InputError):
+    """A run folder cannot be written, resumed or read."""
+
+
+class StageError(InversightError):
+    """A stage failed although its input was right. Exit code 1."""
