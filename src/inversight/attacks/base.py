@@ -1,0 +1,64 @@
+"""What an attack is given and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from inversight.errors import InputError
+from inversight.priors.base import Prior
+from inversight.progress import Progress, silent
+from inversight.target import Access, Target
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What an attack made: M images, best first within each class.
+
+    images (M, C, H, W) float in [0, 1]; labels (M,) int64, the class each was made for; latents
+    (M, ...); losses (M,), the attack's own selection criterion, lower is better.
+    """
+
+    images: Tensor
+    labels: Tensor
+    latents: Tensor
+    losses: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """Target and prior -> reconstructions of the classes in ``labels`` (distinct, int64)."""
+
+    @property
+    def access(self) -> Access:
+        """The least access to the target that the attack needs."""
+
+    def run(
+        self,
+        target: Target,
+        prior: Prior,
+        labels: Tensor,
+        *,
+        rng: torch.Generator,
+        progress: Progress = silent,
+    ) -> Reconstructions: ...
+
+
+def require_access(attack: Attack, target: Target) -> None:
+    """Refuse a target that gives less than the attack needs.
+
+    Raises:
+        InputError: naming both.
+    """
+    order = [Access.LABEL, Access.SCORES, Access.WHITE_BOX]
+    if order.index(target.access) < order.index(attack.access):
+        raise InputError(
+            f"{type(attack).__name__} needs {attack.access} access, but the target "
+            f"{target.spec} gives {target.access} only; choose another --attack"
+        )

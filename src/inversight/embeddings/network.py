@@ -1,0 +1,91 @@
+"""Embeddings made of a trained classifier: ``public`` and ``evaluator``.
+
+A public network's stages give a small LPIPS of their own (:class:`StageEmbedding`), its pooled
+penultimate layer gives the vectors that coverage and Frechet distances need
+(:class:`PooledEmbedding`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inversight.errors import TargetError
+from inversight.imaging import fit
+from inversight.networks import SavedClassifier
+from inversight.target import Target
+
+# Added to the squared norm: at a dead position (all channels zero) the square root's derivative
+# stays finite, also the second one that the pullback metric needs.
+_NORM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class StageEmbedding:
+    """Channel-normalised feature maps of every stage: LPIPS's form, on a network trained here.
+
+    ``d(x, y)`` = mean over stages of the mean over positions of ``||f_l(x) - f_l(y)||^2`` with f_l
+    of unit length over channels; in [0, 4], as LPIPS with equal weights (Zhang et al. 2018, eq. 1).
+    """
+
+    name: str
+    network: SavedClassifier
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        channels, size, _ = self.network.image_shape
+        x = fit(images, size=size, channels=channels)
+        mean = torch.tensor(self.network.mean, device=x.device, dtype=x.dtype)[None, :, None, None]
+        std = torch.tensor(self.network.std, device=x.device, dtype=x.dtype)[None, :, None, None]
+        maps = self.network.module.stage_maps((x - mean) / std)
+        blocks = []
+        for f in maps:
+            unit = f * (f.square().sum(1, keepdim=True) + _NORM_FLOOR).rsqrt()
+            positions = f.shape[2] * f.shape[3]
+            blocks.append(unit.flatten(1) / math.sqrt(positions * len(maps)))
+        return tuple(blocks)
+
+
+@dataclass(frozen=True)
+class PooledEmbedding:
+    """The input of a classifier's last linear layer, (N, D): the penultimate features.
+
+    Works for any network that ends in ``torch.nn.Linear``.
+    """
+
+    name: str
+    network: Target
+
+    def __post_init__(self) -> None:
+        self._last_linear()
+
+    def _last_linear(self) -> nn.Linear:
+        layers = [m for m in self.network.module.modules() if isinstance(m, nn.Linear)]
+        if not layers:
+            raise TargetError(
+                f"{self.network.spec}: has no torch.nn.Linear layer, so its penultimate features "
+                "cannot be found; use another value for --features or another --evaluator"
+            )
+        return layers[-1]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        features, _ = self.with_logits(images)
+        return (features,)
+
+    def with_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and logits (N, K) from one forward pass."""
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0])
+
+        handle = self._last_linear().register_forward_pre_hook(keep)
+        try:
+            logits = self.network(images)
+        finally:
+            handle.remove()
+        if not seen:
+            raise TargetError(f"{self.network.spec}: its last linear layer is never called")
+        return torch.cat([s.flatten(1) for s in seen]), logits

@@ -1,0 +1,40 @@
+"""Pixels: between stored uint8 images and the float images that networks see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images (N, C, H, W) -> float32 in [0, 1]; float images pass unchanged."""
+    return images.float() / 255.0 if images.dtype == torch.uint8 else images
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images in [0, 1] -> uint8, rounded to nearest, clamped."""
+    return (images.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+
+
+def fit(images: Tensor, *, size: int | tuple[int, int], channels: int) -> Tensor:
+    """Images (N, C, H, W), C of 1 or 3, -> (N, channels, *size), differentiable.
+
+    Bilinear, antialiased when shrinking. Grey becomes colour by repetition, colour becomes grey by
+    BT.601 luma.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if channels != images.shape[1]:
+        if channels == 3:
+            images = images.expand(-1, 3, -1, -1)
+        else:
+            luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
+            images = (images * luma[None, :, None, None]).sum(1, keepdim=True)
+    if images.shape[-2:] == (height, width):
+        return images
+    shrinks = height < images.shape[-2] or width < images.shape[-1]
+    return F.interpolate(
+        images, size=(height, width), mode="bilinear", align_corners=False, antialias=shrinks
+    )

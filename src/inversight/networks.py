@@ -1,0 +1,189 @@
+"""Small classifiers that the audit trains itself, and their checkpoints.
+
+Two families that differ in structure, so that an evaluator is never the target's twin: ``resnet``
+(pre-activation residual blocks) and ``vgg`` (plain convolutions with pooling). Both take any square
+size from 8 up and give their stages' feature maps as well as logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inversight.errors import TargetError
+
+Architecture = Literal["resnet", "vgg"]
+FILE_NAME = "target.safetensors"
+_KEY = "inversight.classifier"
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(x))
+        shortcut: Tensor = self.shortcut(y)
+        y = self.conv2(F.relu(self.norm2(self.conv1(y))))
+        return shortcut + y
+
+
+class _PlainBlock(nn.Sequential):
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.MaxPool2d(stride) if stride > 1 else nn.Identity(),
+        )
+
+
+class Classifier(nn.Module):
+    """Stages of blocks, global average pooling, one linear layer.
+
+    Input (N, C, S, S), already normalised; output logits (N, K).
+    """
+
+    def __init__(
+        self, architecture: Architecture, *, in_channels: int, num_classes: int, width: int, size: int
+    ) -> None:
+        super().__init__()
+        block = {"resnet": _ResidualBlock, "vgg": _PlainBlock}[architecture]
+        # Halve until the map is 4x4 (at most four times), so that 8x8 and 256x256 both fit.
+        halvings = max(1, min(4, size.bit_length() - 3))
+        self.stem = nn.Conv2d(in_channels, width, 3, 2 if size > 64 else 1, 1, bias=False)
+        channels = [width] + [width * 2 ** (i + 1) for i in range(halvings)]
+        self.stages = nn.ModuleList(
+            block(channels[i], channels[i + 1], 2) for i in range(halvings)
+        )
+        self.norm = nn.BatchNorm2d(channels[-1])
+        self.classifier = nn.Linear(channels[-1], num_classes)
+
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps after each stage, each (N, C_l, H_l, W_l)."""
+        maps = []
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def pool(self, last: Tensor) -> Tensor:
+        """The last stage's map (N, C, H, W) -> penultimate features (N, C)."""
+        return F.relu(self.norm(last)).mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.pool(self.stage_maps(x)[-1]))
+        return logits
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """A classifier with what is needed to call it: class order, input shape, normalisation."""
+
+    module: Classifier
+    architecture: Architecture
+    width: int
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def build_classifier(
+    architecture: Architecture,
+    *,
+    classes: Sequence[str],
+    image_shape: tuple[int, int, int],
+    width: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rng: torch.Generator,
+) -> SavedClassifier:
+    """A new classifier for images of ``image_shape`` (C, S, S), initialised from ``rng``."""
+    module = Classifier(
+        architecture,
+        in_channels=image_shape[0],
+        num_classes=len(classes),
+        width=width,
+        size=image_shape[1],
+    )
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, generator=rng)
+        elif isinstance(child, nn.Linear):
+            nn.init.normal_(child.weight, std=0.01, generator=rng)
+            nn.init.zeros_(child.bias)
+    return SavedClassifier(
+        module, architecture, width, tuple(classes), image_shape, tuple(mean), tuple(std)
+    )
+
+
+def save_classifier(saved: SavedClassifier, path: Path) -> None:
+    """Write ``saved`` to one safetensors file whose header holds all but the tensors."""
+    facts = {
+        "architecture": saved.architecture,
+        "width": saved.width,
+        "classes": list(saved.classes),
+        "image_shape": list(saved.image_shape),
+        "mean": list(saved.mean),
+        "std": list(saved.std),
+    }
+    tensors = {k: v.detach().contiguous().cpu() for k, v in saved.module.state_dict().items()}
+    save_file(tensors, path, metadata={_KEY: json.dumps(facts)})
+
+
+def load_classifier(path: Path) -> SavedClassifier:
+    """Read a classifier that :func:`save_classifier` wrote, from its file or the folder it is in.
+
+    Raises:
+        TargetError: the file is missing, damaged, or was not written by inversight.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise TargetError(f"{file}: no such file; `inversight train` writes {FILE_NAME}")
+    try:
+        with safe_open(file, "pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise TargetError(f"{file}: not a readable safetensors file ({error})") from error
+    if _KEY not in metadata:
+        raise TargetError(
+            f"{file}: these weights were not written by `inversight train`; name the network "
+            f"they belong to, as in timm:resnet18?weights={file} or package.module:factory?weights={file}"
+        )
+    try:
+        facts = json.loads(metadata[_KEY])
+        saved = build_classifier(
+            facts["architecture"],
+            classes=facts["classes"],
+            image_shape=tuple(facts["image_shape"]),
+            width=facts["width"],
+            mean=facts["mean"],
+            std=facts["std"],
+            rng=torch.Generator(),
+        )
+        saved.module.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TargetError(f"{file}: the header and the weights do not fit ({reason})") from error
+    saved.module.eval().requires_grad_(False)
+    return saved

@@ -1,0 +1,50 @@
+"""What an attacker wants of the target's logits: each ``(logits, labels) -> per-sample loss``.
+
+logits (N, K), labels (N,) int64, result (N,); lower is closer to what the attacker wants.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Objective(Protocol):
+    """Logits (N, K) and labels (N,) -> loss (N,), differentiable in the logits."""
+
+    def __call__(self, logits: Tensor, labels: Tensor | None) -> Tensor: ...
+
+
+def entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Entropy of softmax(logits) in nats, in [0, log K]; labels are not used (METHOD section 3)."""
+    log_p = F.log_softmax(logits, dim=1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """-log softmax(logits)[label], in [0, inf)."""
+    return F.cross_entropy(logits, _required(labels), reduction="none")
+
+
+def poincare(logits: Tensor, labels: Tensor | None, *, xi: float = 1e-4) -> Tensor:
+    """Hyperbolic distance of the L1-normalised logits to the label's corner, in [0, inf).
+
+    Struppek et al. 2022 (Plug & Play), eq. 4-5: ``arccosh(1 + 2|u - v|^2 / ((1-|u|^2)(1-|v|^2)))``
+    with u the logits over their L1 norm and v the one-hot label less xi, clamped to [0, 1].
+    """
+    labels = _required(labels)
+    u = logits / logits.abs().sum(1, keepdim=True).clamp_min(1e-12)
+    v = (F.one_hot(labels, logits.shape[1]).to(logits) - xi).clamp(0.0, 1.0)
+    u_norm, v_norm = u.square().sum(1), v.square().sum(1)
+    ratio = 2.0 * (u - v).square().sum(1) / ((1.0 - u_norm).clamp_min(1e-7) * (1.0 - v_norm))
+    # The derivative of arccosh is infinite at 1; the floor keeps a perfect match finite.
+    return torch.acosh(1.0 + ratio.clamp_min(1e-7))
+
+
+def _required(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise ValueError("this objective needs labels")
+    return labels

@@ -1,0 +1,219 @@
+"""Every setting of an audit, and the presets that set all budgets together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from inversight.adaptation import Adaptation
+from inversight.config import from_mapping, merge, nearest, settings
+from inversight.errors import ConfigError
+from inversight.priors import PriorTraining
+from inversight.training import Training
+
+Preset = Literal["quick", "standard", "thorough"]
+Arm = Literal["vanilla", "entropy", "natural-gradient"]
+Pictures = Literal["none", "blurred", "full"]
+
+MiB = 1024**2
+
+
+@settings
+class AuditSettings:
+    """All of an audit. Flags on the command line go before the file, the file before the preset."""
+
+    private: Path | None = None
+    """Folder of the target's training images, one subfolder for each class; none: the digits."""
+    holdout: Path | None = None
+    """Folder of images of the same classes that the target never saw."""
+    public: Path | None = None
+    """Folder of images that an attacker has; class subfolders are optional."""
+    target: str | None = None
+    """The model under audit: timm:NAME?weights=FILE, package.module:factory?weights=FILE, a folder
+    or file that `inversight train` wrote, a TorchScript or torch.export file; none: train one."""
+    evaluator: str | None = None
+    """The independent classifier that judges reconstructions, named as a target is; none: train one."""
+    classes: Path | None = None
+    """File with the target's class names in the order of its outputs, one a line."""
+    mean: tuple[float, ...] | None = None
+    """The target's normalisation: mean for each channel of images in [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """The target's normalisation: standard deviation for each channel of images in [0, 1]."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """The target's input size; images are resized to it. None: the images' own size."""
+    trust_target: bool = False
+    """Load a TorchScript or torch.export file, which runs code that is inside it."""
+    allow_overlap: bool = False
+    """Go on although private, public or holdout share images, which invalidates the result."""
+    preset: Preset = "quick"
+    """Budget of all stages together: quick, standard or thorough."""
+    seed: NonNegativeInt = 0
+    """All randomness derives from it."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    limit: PositiveInt | None = None
+    """Audit the first so many classes only."""
+    embedding: str = "lpips-vgg"
+    """Distance that scores use: lpips-vgg, lpips-alex, lpips-squeeze, inception, pixel, public,
+    evaluator or package.module:Class."""
+    features: str = "inception"
+    """Features of coverage, density, precision, recall and the Frechet distance; same values."""
+    guidance_embedding: str = "lpips-vgg"
+    """Metric of the natural gradient; same values, except evaluator: an attacker must have it."""
+    arm: Arm = "natural-gradient"
+    """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient."""
+    attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
+    """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
+    prior: str | dict[str, Any] = Field(default_factory=lambda: {"class": "style"})
+    """The prior: {class: style, setting: value}, or one's own {class: package.module:Class, ...}."""
+    working_size: Annotated[int, Field(ge=8, le=256)] = 32
+    """Largest size at which the prior works; reconstructions are at most this large."""
+    target_training: Training = Field(default_factory=Training)
+    """How the target is trained when none is given."""
+    evaluator_training: Training = Field(default_factory=lambda: Training(architecture="vgg"))
+    """How the evaluator is trained when none is given."""
+    public_training: Training = Field(default_factory=Training)
+    """How the public feature network is trained, where an embedding asks for it."""
+    adaptation: Adaptation = Field(default_factory=Adaptation)
+    """How the prior is fine-tuned against the target."""
+    images: Pictures = "none"
+    """Pictures in the report: none, blurred (both sides) or full."""
+    hash_ids: bool = False
+    """Replace file and class names by hashes in the ledger and the report."""
+    memory: Annotated[int, Field(ge=16 * MiB)] = 2048 * MiB
+    """Bytes that distances may take at once, beside the networks."""
+    fail_on: str | None = None
+    """Exit with 3 if this holds of metrics.json, as in "coverage>0.2"."""
+
+
+_BUDGETS: dict[Preset, dict[str, Any]] = {
+    "quick": {
+        "working_size": 32,
+        "prior": {"steps": 2200},
+        "adaptation": {"steps": 250},
+        "attack": {"pool": 2000, "candidates": 30, "steps": 40, "keep": 10, "crops": 25},
+    },
+    "standard": {
+        "working_size": 64,
+        "prior": {"steps": 12000, "width": 48},
+        "target_training": {"epochs": 100, "width": 24},
+        "evaluator_training": {"epochs": 100, "width": 24},
+        "public_training": {"epochs": 100, "width": 24},
+        "adaptation": {"steps": 1500},
+        "attack": {"pool": 5000, "candidates": 100, "steps": 70, "keep": 25, "crops": 50},
+    },
+    "thorough": {
+        "working_size": 256,
+        "prior": {"steps": 60000, "width": 64},
+        "target_training": {"epochs": 125, "width": 32},
+        "evaluator_training": {"epochs": 125, "width": 32},
+        "public_training": {"epochs": 125, "width": 32},
+        "adaptation": {"steps": 6000},
+        "attack": {"pool": 5000, "candidates": 200, "steps": 70, "keep": 50, "crops": 100},
+    },
+}
+
+_NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
+_DIGITS: dict[str, Any] = {
+    "embedding": "public",
+    "features": "public",
+    "guidance_embedding": "public",
+    "images": "full",
+    "target_training": _NO_FLIP,
+    "evaluator_training": _NO_FLIP,
+    "public_training": {**_NO_FLIP, "epochs": 30, "batch_size": 64},
+    "attack": {"crop_flip": False},
+}
+"""Mirrored digits are no digits; the images are public, so that the report may show them."""
+
+_DIGITS_QUICK: dict[str, Any] = {
+    "prior": {"steps": 1500},
+    "adaptation": {"steps": 300},
+    "attack": {"pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30},
+}
+"""At 8x8 every step is cheap; these budgets keep the whole demonstration within two minutes."""
+
+
+def resolve(given: dict[str, Any]) -> AuditSettings:
+    """Settings from what was given, on top of the preset, on top of the defaults.
+
+    Raises:
+        ConfigError: an unknown name or a value out of range.
+    """
+    preset = given.get("preset", "quick")
+    if preset not in _BUDGETS:
+        raise ConfigError(
+            f"preset: expected one of {', '.join(_BUDGETS)}, found {preset!r}{nearest(str(preset), _BUDGETS)}"
+        )
+    budget = dict(_BUDGETS[preset])
+    if given.get("private") is None:
+        budget = merge(budget, _DIGITS)
+        if preset == "quick":
+            budget = merge(budget, _DIGITS_QUICK)
+    attack_budget = budget.pop("attack")
+    values = merge(_with_classes(budget), given)
+    values["attack"] = _attacks(values.get("attack"), attack_budget)
+    if isinstance(values["prior"], dict) and values["prior"].get("class", "style") != "style":
+        # One's own prior has its own settings; the preset's are the style-based prior's.
+        values["prior"] = given["prior"]
+    settings_ = from_mapping(AuditSettings, values)
+    _check(settings_)
+    return settings_
+
+
+def prior_training(settings_: AuditSettings) -> PriorTraining | None:
+    """The style-based prior's settings, or None if the prior is the user's own."""
+    if isinstance(settings_.prior, str):
+        return PriorTraining() if settings_.prior == "style" else None
+    values = dict(settings_.prior)
+    if values.pop("class", "style") != "style":
+        return None
+    return from_mapping(PriorTraining, values, where="prior: ")
+
+
+def _with_classes(budget: dict[str, Any]) -> dict[str, Any]:
+    """A preset must not undo a nested default: the evaluator stays another architecture."""
+    base = {
+        "prior": {"class": "style"},
+        "evaluator_training": {"architecture": "vgg"},
+    }
+    return merge(base, budget)
+
+
+def _attacks(given: Any, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """The preset's budget laid below each Plug & Play attack; others keep their own defaults."""
+    specs = [given] if isinstance(given, (str, dict)) else list(given or ["plug-and-play"])
+    result = []
+    for spec in specs:
+        values = {"class": spec} if isinstance(spec, str) else dict(spec)
+        if values.setdefault("class", "plug-and-play") == "plug-and-play":
+            values = {"class": "plug-and-play", **budget, **values}
+        result.append(values)
+    return result
+
+
+def _check(settings_: AuditSettings) -> None:
+    if settings_.guidance_embedding == "evaluator":
+        raise ConfigError(
+            "guidance_embedding: evaluator has seen the private images, which an attacker has not; "
+            "use public, pixel, lpips-vgg, lpips-alex or lpips-squeeze"
+        )
+    if settings_.private is not None and settings_.public is None:
+        raise ConfigError(
+            "--public is missing: give a folder of images of the same kind that an attacker could have"
+        )
+    if settings_.private is None:
+        for name in ("holdout", "public", "target", "size"):
+            if getattr(settings_, name) is not None:
+                raise ConfigError(
+                    f"--{name} needs --private as well: without --private the audit is of the "
+                    "embedded digits"
+                )
+    for name in ("mean", "std"):
+        value = getattr(settings_, name)
+        if value is not None and len(value) not in (1, 3):
+            raise ConfigError(f"--{name}: expected 1 or 3 numbers, found {len(value)}")
+    if settings_.std is not None and min(settings_.std) <= 0:
+        raise ConfigError("--std: expected numbers above 0")
