@@ -1,8 +1,8 @@
 """What an embedding is, what it returns, and the distance it defines.
 
 An embedding phi maps images to feature blocks; its distance is
-``d(x, y) = sum over blocks of ||phi_b(x) - phi_b(y)||^2``. LPIPS, pixels, a classifier's features and
-Inception features are all of this form (METHOD: "LPIPS is a squared Euclidean distance").
+``d(x, y) = sum over blocks of ||phi_b(x) - phi_b(y)||^2``. LPIPS, pixels, a classifier's features
+and Inception features are all of this form (METHOD: "LPIPS is a squared Euclidean distance").
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+# Numbers held at once in each float64 temporary of squared_distances: 32 MiB.
+_SCRATCH = 1 << 22
 
 
 @runtime_checkable
@@ -58,29 +61,44 @@ class Features:
 
 
 def squared_distances(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """All pairs' squared distances, (N, M), of two tuples of blocks (N, D_b) and (M, D_b).
+    """All pairs' squared distances, (N, M) float64 >= 0, of blocks (N, D_b) and (M, D_b).
 
-    One matrix product a block. Rows are centred on the mean of ``right`` first, and pairs whose
-    distance is small beside their norms are computed again by differences, since
-    ``|a|^2 + |b|^2 - 2ab`` cancels exactly where near-duplicates matter.
+    One matrix product a block, in float64 and a bounded number of columns at a time, on rows
+    centred on the mean of ``right``. ``|a|^2 + |b|^2 - 2ab`` cancels exactly where near-duplicates
+    matter, so pairs that are close beside their norms are computed again by differences. Every
+    entry is right to about 1e-9 of itself, and equal rows are at exactly 0, whatever else is in
+    the call. Beside the result it needs about 0.2 GB.
+
+    Raises:
+        ValueError: no block, or blocks that do not match in number or width.
     """
-    total: Tensor | None = None
-    scale: Tensor | None = None
+    if not left or len(left) != len(right):
+        raise ValueError(f"expected equally many blocks, at least one: {len(left)}, {len(right)}")
+    total = left[0].new_zeros((len(left[0]), len(right[0])), dtype=torch.float64)
+    norms_left, norms_right = total.new_zeros(len(total), 1), total.new_zeros(1, total.shape[1])
+    width = max(1, _SCRATCH // max(1, sum(total.shape)))
     for a, b in zip(left, right, strict=True):
-        centre = b.mean(dim=0, keepdim=True)
-        a0, b0 = a - centre, b - centre
-        norms = a0.square().sum(1)[:, None] + b0.square().sum(1)[None, :]
-        part = norms - 2.0 * (a0 @ b0.T)
-        total = part if total is None else total + part
-        scale = norms if scale is None else scale + norms
-    if total is None or scale is None:
-        raise ValueError("squared_distances needs at least one feature block")
-    close = (total < 1e-3 * scale).nonzero()
-    for chunk in close.split(256):
-        i, j = chunk[:, 0], chunk[:, 1]
-        exact = sum(
-            ((a[i] - b[j]).square().sum(1) for a, b in zip(left, right, strict=True)),
-            start=torch.zeros(len(chunk), device=total.device, dtype=total.dtype),
+        if a.shape[1] != b.shape[1]:
+            raise ValueError(f"expected blocks of one width, found {a.shape[1]} and {b.shape[1]}")
+        for a_part, b_part in zip(torch.split(a, width, 1), torch.split(b, width, 1), strict=True):
+            b0 = b_part.double()
+            centre = b0.mean(dim=0, keepdim=True)
+            a0, b0 = a_part.double() - centre, b0 - centre
+            norms_left += a0.square().sum(1)[:, None]
+            norms_right += b0.square().sum(1)[None, :]
+            total.addmm_(a0, b0.T, alpha=-2.0)
+    scale = norms_left + norms_right
+    total += scale
+    # The product's error is some 1e-14 of scale: above this share it is 1e-10 of the distance.
+    close = (total < 1e-4 * scale).nonzero()
+    at_once = max(1, _SCRATCH // max(1, *(a.shape[1] for a in left)))
+    for pairs in torch.split(close, at_once):
+        i, j = pairs.unbind(1)
+        total[i, j] = sum(
+            (
+                (a[i].double() - b[j].double()).square().sum(1)
+                for a, b in zip(left, right, strict=True)
+            ),
+            start=total.new_zeros(len(pairs)),
         )
-        total[i, j] = exact
-    return total.clamp_min(0.0)
+    return total.clamp_min_(0.0)

@@ -51,8 +51,8 @@ class PriorTraining:
     """Layers of the mapping network."""
     learning_rate: PositiveFloat = 2e-3
     """Adam's step size (paper: 2e-3)."""
-    r1: NonNegativeFloat = 0.2
-    """Weight of the R1 penalty for images of 32x32; scaled with the number of pixels."""
+    r1: NonNegativeFloat = 1.0
+    """Weight gamma of the R1 penalty; too low and small images collapse (paper: 10)."""
     r1_interval: PositiveInt = 16
     """Steps from one R1 penalty to the next (paper: 16)."""
     ema_images: PositiveFloat = 5000.0
@@ -78,7 +78,6 @@ class Game:
         learning_rate_factor: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        channels, size, _ = image_shape
         self.training = training
         self.generator, self.discriminator = build_networks(image_shape, training)
         # Channels last: a sixth faster on a CPU, and what tensor cores want.
@@ -93,7 +92,7 @@ class Game:
             self.discriminator.parameters(), lr=rate * ratio, betas=(0.0, 0.99**ratio)
         )
         self.control = OverfittingControl(target=training.ada_target, images=training.ada_images)
-        self.gamma = training.r1 * (size / 32) ** 2
+        self.gamma = training.r1
         self.done = 0
         self.device = torch.device(device)
 

@@ -1,0 +1,826 @@
+"""The whole audit: target, prior, adaptation, attack, scores, report. The only module that knows
+every stage."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import io
+import json
+import platform
+import secrets
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import ImageFilter
+from safetensors.torch import load_file, save_file
+
+from inversight.adaptation import adapt
+from inversight.attacks import ATTACKS, Attack
+from inversight.config import build, to_mapping
+from inversight.console import Quiet, Reporter
+from inversight.data import (
+    ImageSet,
+    check_overlap,
+    check_size,
+    digits,
+    load_folder,
+    to_pil,
+    working_size,
+    write_images,
+)
+from inversight.embeddings import Embedding, check_name, named_embedding
+from inversight.errors import ConfigError, InputError, RunError
+from inversight.estimate import Estimate, estimate
+from inversight.evaluation import evaluate
+from inversight.gate import Gate
+from inversight.imaging import to_uint8
+from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
+from inversight.priors import Prior, StylePrior, train_prior
+from inversight.report import GalleryItem, load_report_data, render
+from inversight.run import Run, read_manifest, write_json, write_text
+from inversight.seeding import generator
+from inversight.settings import AuditSettings, prior_training, resolve
+from inversight.target import Target, accuracy_on, describe_target, load_target, target_of
+from inversight.training import Training, rotation_task, train_classifier
+
+LOW_TARGET_ACCURACY = 0.7
+LOW_EVALUATOR_ACCURACY = 0.6
+GALLERY = 24
+"""Most exposed images shown in the report."""
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit leaves: the run folder, metrics.json and samples.parquet, read."""
+
+    run: Path
+    metrics: dict[str, dict[str, Any]]
+    samples: pd.DataFrame
+    warnings: tuple[str, ...]
+    exceeded: bool = False
+
+    @property
+    def report(self) -> Path:
+        """The report's path."""
+        return self.run / "report.html"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that was read and checked before a run begins."""
+
+    private: ImageSet
+    holdout: ImageSet | None
+    public: ImageSet
+    target: Target | None
+    evaluator: Target | None
+    split: str
+    warnings: tuple[str, ...]
+    size: int
+    channels: int
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The model's class order: the given target's, or the private folder's."""
+        return self.target.classes if self.target is not None else self.private.classes
+
+
+def audit(
+    *, out: Path | str | None = None, reporter: Reporter | None = None, **given: Any
+) -> AuditResult:
+    """Audit a classifier; without ``private`` the embedded digits are audited.
+
+    ``given`` are fields of :class:`inversight.settings.AuditSettings` (``private``, ``public``,
+    ``holdout``, ``target``, ``preset``, ``seed``, ...), as on the command line.
+
+    Raises:
+        InputError: something given is wrong; nothing has been written.
+        StageError: a stage failed; what is finished can be resumed.
+    """
+    reporter = reporter or Quiet()
+    settings = resolve(given)
+    folder = Path(out) if out is not None else default_folder()
+    Run.check_new(folder, needed_bytes=0)
+    plan = Plan.prepare(settings, reporter)
+    forecast = plan.forecast()
+    Run.check_new(folder, needed_bytes=forecast.disk_bytes)
+    reporter.say(plan.announcement(folder, forecast))
+    run = Run.create(folder, plan.manifest())
+    try:
+        return plan.execute(run, reporter)
+    finally:
+        run.close()
+
+
+def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResult:
+    """Go on with a run that was stopped; it ends with the tables it would have had.
+
+    Raises:
+        RunError: not a run, in use, or its inputs have changed.
+    """
+    reporter = reporter or Quiet()
+    path = Path(folder)
+    manifest = read_manifest(path)
+    settings = resolve(manifest["given"])
+    plan = Plan.prepare(settings, reporter)
+    for name, facts in plan.manifest()["inputs"].items():
+        before = manifest["inputs"].get(name, {}).get("fingerprint")
+        if facts["fingerprint"] != before:
+            raise RunError(
+                f"--resume {path}: the {name} images have changed since the run began "
+                f"({facts['path']}); start a new run"
+            )
+    run = Run.open(path)
+    try:
+        reporter.say(f"Resuming {path}")
+        return plan.execute(run, reporter)
+    finally:
+        run.close()
+
+
+def default_folder() -> Path:
+    """``runs/audit-DATE-TIME`` below the current folder."""
+    return Path("runs") / f"audit-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def read_inputs(settings: AuditSettings, reporter: Reporter) -> Inputs:
+    """Read and check all images and models that were given.
+
+    Raises:
+        InputError: the first thing wrong.
+    """
+    if settings.private is None:
+        found = digits(seed=settings.seed)
+        private, holdout, public = found.private, found.holdout, found.public
+        if settings.limit:
+            private, holdout = (_limited(s, settings.limit) for s in (private, holdout))
+        inputs = Inputs(
+            private, holdout, public, None, None, found.description, (), found.private.size, 1
+        )
+    else:
+        inputs = _read_folders(settings, reporter)
+    if inputs.private.size < 8:
+        raise InputError("--private: images are smaller than 8x8; give --size 8 or more")
+    if len(inputs.private.labels.unique()) < 2:
+        raise InputError(
+            "--private: has one class; a classifier needs at least two (is the folder one level "
+            "too deep?)"
+        )
+    evaluator = None
+    if settings.evaluator is not None:
+        evaluator = load_target(
+            settings.evaluator,
+            classes=inputs.private.classes,
+            class_order=settings.classes,
+            size=inputs.size,
+            channels=inputs.channels,
+            mean=None,
+            std=None,
+            trust=settings.trust_target,
+            role="--evaluator",
+        )
+        if inputs.target is not None and evaluator.classes != inputs.target.classes:
+            raise InputError(
+                "--evaluator and --target have different classes or class orders; give the order "
+                "with --classes FILE"
+            )
+    inputs = replace(inputs, evaluator=evaluator)
+    classes = inputs.classes
+    return replace(
+        inputs,
+        private=inputs.private.relabel(classes, role="--private"),
+        holdout=None
+        if inputs.holdout is None
+        else inputs.holdout.relabel(classes, role="--holdout"),
+    )
+
+
+def _limited(images: ImageSet, limit: int) -> ImageSet:
+    kept = images.select((images.labels < limit).nonzero().squeeze(1))
+    return replace(kept, classes=images.classes[:limit])
+
+
+def _read_folders(settings: AuditSettings, reporter: Reporter) -> Inputs:
+    if settings.private is None or settings.public is None:
+        raise ConfigError("--private and --public are both needed")
+    size = settings.size
+    private = load_folder(
+        settings.private,
+        role="--private",
+        size=size,
+        limit=settings.limit,
+        progress=reporter.stage("reading private"),
+    )
+    if settings.target is None:
+        check_size(private.size, given=size is not None)
+    public = load_folder(
+        settings.public,
+        role="--public",
+        size=size or private.size,
+        labelled=False,
+        progress=reporter.stage("reading public"),
+    )
+    holdout = None
+    if settings.holdout is not None:
+        holdout = load_folder(
+            settings.holdout,
+            role="--holdout",
+            size=size or private.size,
+            progress=reporter.stage("reading holdout"),
+        )
+        if settings.limit:
+            holdout = _matching(holdout, private.classes)
+        foreign = [c for c in holdout.classes if c not in private.classes]
+        if foreign:
+            raise InputError(
+                f"--holdout {settings.holdout}: class {foreign[0]} is not in --private; the "
+                "holdout holds other images of the same classes"
+            )
+    channels = max(private.channels, public.channels)
+    private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
+    if holdout is not None:
+        holdout = holdout.resized(size=holdout.size, channels=channels)
+    warnings = []
+    shared = check_overlap(
+        private, public, ("--private", "--public"), allow=settings.allow_overlap
+    )
+    if holdout is not None:
+        shared += check_overlap(
+            private, holdout, ("--private", "--holdout"), allow=settings.allow_overlap
+        )
+        shared += check_overlap(
+            public, holdout, ("--public", "--holdout"), allow=settings.allow_overlap
+        )
+    if shared:
+        warnings.append(
+            f"{shared} image(s) are in more than one of private, holdout and public "
+            "(--allow-overlap was given): the figures do not measure leakage"
+        )
+    target = None
+    if settings.target is not None:
+        target = load_target(
+            settings.target,
+            classes=private.classes,
+            class_order=settings.classes,
+            size=private.size,
+            size_given=size is not None,
+            channels=channels,
+            mean=settings.mean,
+            std=settings.std,
+            trust=settings.trust_target,
+        )
+    split = (
+        f"private: {len(private)} images in {len(private.classes)} classes ({settings.private}); "
+        f"public: {len(public)} images ({settings.public}); holdout: "
+        + (f"{len(holdout)} images ({settings.holdout})" if holdout is not None else "none")
+    )
+    return Inputs(
+        private, holdout, public, target, None, split, tuple(warnings), private.size, channels
+    )
+
+
+def _matching(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
+    """The rows whose class is among ``classes``, relabelled to the classes that remain."""
+    keep = [i for i, y in enumerate(images.labels.tolist()) if images.classes[y] in classes]
+    kept = images.select(torch.tensor(keep, dtype=torch.int64))
+    names = tuple(c for c in images.classes if c in classes)
+    position = {name: i for i, name in enumerate(names)}
+    labels = [position[images.classes[y]] for y in kept.labels.tolist()]
+    return replace(kept, labels=torch.tensor(labels, dtype=torch.int64), classes=names)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked audit, ready to run."""
+
+    settings: AuditSettings
+    inputs: Inputs
+    attacks: dict[str, Attack]
+    own_prior: Prior | None
+    work: int
+    device: torch.device
+
+    @classmethod
+    def prepare(cls, settings: AuditSettings, reporter: Reporter) -> Plan:
+        """Read and check everything that can be wrong.
+
+        Raises:
+            InputError: the first thing wrong; nothing has been written.
+        """
+        device = _device(settings.device)
+        attacks: dict[str, Attack] = {}
+        for spec in settings.attack:
+            made = build(spec, ATTACKS, role="--attack")
+            name = spec if isinstance(spec, str) else str(spec["class"])
+            name = name.rpartition(":")[2]
+            if not isinstance(made, Attack):
+                raise ConfigError(
+                    f"--attack {name}: expected `access` and `run(target, prior, labels, *, rng, "
+                    "progress)`"
+                )
+            if name in attacks:
+                raise ConfigError(f"--attack {name}: is given twice")
+            attacks[name] = made
+        training = prior_training(settings)
+        own = None
+        if training is None:
+            own = build(settings.prior, {}, role="prior")
+            if not isinstance(own, Prior):
+                raise ConfigError(
+                    "prior: expected `image_shape`, `sample(n, *, rng)` and a call from latents to "
+                    f"images; found {type(own).__name__}"
+                )
+        for name, role in (
+            (settings.embedding, "--embedding"),
+            (settings.features, "--features"),
+            (settings.guidance_embedding, "--guidance-embedding"),
+        ):
+            check_name(name, role=role)
+        if settings.fail_on is not None:
+            Gate.parse(settings.fail_on)
+        for name, use, role in (
+            (settings.embedding, "distance", "--embedding"),
+            (settings.features, "features", "--features"),
+            (settings.guidance_embedding, "distance", "--guidance-embedding"),
+        ):
+            unused = role == "--guidance-embedding" and settings.arm != "natural-gradient"
+            if name not in ("public", "evaluator") and not unused:
+                # Missing weights and broken classes come to light here, before anything long.
+                named_embedding(
+                    name,
+                    use=use,  # type: ignore[arg-type]
+                    role=role,
+                    size=8,
+                    public_network=None,
+                    evaluator=None,
+                )
+        inputs = read_inputs(settings, reporter)
+        work = working_size(inputs.size, settings.working_size)
+        if own is not None and own.image_shape[0] not in (1, 3):
+            raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
+        return cls(settings, inputs, attacks, own, work, device)
+
+    @property
+    def needs_public_network(self) -> bool:
+        names = [self.settings.embedding, self.settings.features]
+        if self.settings.arm == "natural-gradient" and self.own_prior is None:
+            names.append(self.settings.guidance_embedding)
+        return "public" in names
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, S, S) at which the prior and the networks trained here work."""
+        return (self.inputs.channels, self.work, self.work)
+
+    @cached_property
+    def public_at_work(self) -> ImageSet:
+        return self.inputs.public.resized(size=self.work, channels=self.inputs.channels)
+
+    def forecast(self) -> Estimate:
+        """Time and memory, measured by short trials of the same code on this machine."""
+        return estimate(
+            self.settings,
+            private=self.inputs.private,
+            public=self.public_at_work,
+            shape=self.shape,
+            attacks=self.attacks,
+            target=self.inputs.target,
+            trains_target=self.inputs.target is None,
+            trains_evaluator=self.inputs.evaluator is None,
+            trains_public=self.needs_public_network,
+            own_prior=self.own_prior,
+            device=self.device,
+        )
+
+    def announcement(self, folder: Path, forecast: Estimate) -> str:
+        """What is going to happen, before the long part."""
+        s, i = self.settings, self.inputs
+        target = s.target or "a small classifier, trained on the private images"
+        lines = [
+            f"inversight audit, preset {s.preset}, seed {s.seed}, device {self.device}",
+            f"  data       {i.split}",
+            f"  target     {target}",
+            f"  prior      {'own' if self.own_prior is not None else 'style-based'}, "
+            f"{self.work}x{self.work}, arm {s.arm}",
+            f"  attack     {', '.join(self.attacks)}",
+            f"  distance   {s.embedding}; features {s.features}; guidance {s.guidance_embedding}",
+            f"  results    {folder}",
+            f"  estimate   {forecast}",
+        ]
+        return "\n".join(lines)
+
+    def manifest(self) -> dict[str, Any]:
+        s, i = self.settings, self.inputs
+        sets = {"private": i.private, "holdout": i.holdout, "public": i.public}
+        names = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+        return {
+            "version": importlib.metadata.version("inversight"),
+            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seed": s.seed,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "preset": s.preset,
+            "given": to_mapping(s),
+            "settings": to_mapping(s),
+            "inputs": {
+                name: {
+                    "path": str(getattr(s, name) or "embedded digits"),
+                    "images": len(data),
+                    "classes": len(data.classes),
+                    "size": data.size,
+                    "fingerprint": data.fingerprint(),
+                }
+                for name, data in sets.items()
+                if data is not None
+            },
+            "split": i.split,
+            "notes": [],
+            "warnings": list(i.warnings),
+            "images": s.images,
+            "embedding": s.embedding,
+            "features": s.features,
+            "guidance_embedding": s.guidance_embedding,
+            "arm": s.arm if self.own_prior is None else "none (own prior)",
+            "attacks": list(self.attacks),
+            "versions": {
+                "python": platform.python_version(),
+                **{n: importlib.metadata.version(n) for n in names},
+            },
+        }
+
+    def execute(self, run: Run, reporter: Reporter) -> AuditResult:
+        """Run every stage that is not done yet."""
+        return _Execution(self, run, reporter).all()
+
+
+class _Execution:
+    """The stages of one run, each written atomically and skipped if it is there."""
+
+    def __init__(self, plan: Plan, run: Run, reporter: Reporter) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.inputs = plan.inputs
+        self.run = run
+        self.reporter = reporter
+        self.warnings: list[str] = list(plan.inputs.warnings)
+        self.notes: list[str] = []
+
+    def all(self) -> AuditResult:
+        target = self.target()
+        evaluator = self.evaluator()
+        public_network = self.public_network() if self.plan.needs_public_network else None
+        prior = self.adapted(self.prior(), target, public_network)
+        for name, attack in self.plan.attacks.items():
+            self.attack(name, attack, target, prior)
+        reconstructions = self.collect()
+        metrics, samples = self.scores(reconstructions, evaluator, public_network)
+        self.run.record(warnings=self.warnings, notes=self.notes)
+        self.report(reconstructions)
+        self.run.record(finished=True)
+        exceeded = False
+        if self.settings.fail_on is not None:
+            exceeded = Gate.parse(self.settings.fail_on).exceeded(metrics)
+        return AuditResult(self.run.path, metrics, samples, tuple(self.warnings), exceeded)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.reporter.warn(text)
+
+    def rng(self, stage: str) -> torch.Generator:
+        return generator(self.settings.seed, stage)
+
+    def _train(
+        self, stage: str, images: ImageSet, training: Training, file: str, folder: Path
+    ) -> None:
+        trained = train_classifier(
+            images,
+            training=training,
+            image_shape=self.plan.shape,
+            rng=self.rng(stage),
+            progress=self.reporter.stage(stage),
+            device=self.plan.device,
+        )
+        save_classifier(trained.classifier, folder / file)
+        facts = {
+            "epochs": trained.epochs,
+            "train_accuracy": trained.train_accuracy,
+            "validation_accuracy": trained.validation_accuracy,
+        }
+        write_json(folder / "facts.json", facts)
+
+    def target(self) -> Target:
+        """The model under audit, trained here if none was given."""
+        target = self.inputs.target
+        if target is None:
+            folder = self.run.stage(
+                "target",
+                lambda f: self._train(
+                    "target", self.inputs.private, self.settings.target_training, FILE_NAME, f
+                ),
+            )
+            target = target_of(load_classifier(folder), "trained by this audit")
+            self.notes.append(
+                "No target was given: a small classifier was trained on the private images, so the "
+                "result is about that classifier and not about a model of yours."
+            )
+        target = target.to(self.plan.device)
+        accuracy = accuracy_on(target, self.inputs.private)
+        if accuracy < LOW_TARGET_ACCURACY:
+            self.warn(
+                f"the target puts only {accuracy:.0%} of the private images in their class; usual "
+                "causes: class order (--classes), normalisation (--mean / --std), input size "
+                "(--size). An audit of a model that is called wrongly means nothing"
+            )
+        self.run.record(target={**describe_target(target), "private_accuracy": accuracy})
+        return target
+
+    def evaluator(self) -> Target:
+        """The independent judge, trained here if none was given."""
+        evaluator = self.inputs.evaluator
+        if evaluator is None:
+            training = self.settings.evaluator_training
+            if self.inputs.target is None and (
+                training.architecture == self.settings.target_training.architecture
+            ):
+                self.warn(
+                    "evaluator_training.architecture is the target's own; an evaluator that is the "
+                    "target's twin shares its mistakes"
+                )
+            folder = self.run.stage(
+                "evaluator",
+                lambda f: self._train("evaluator", self.inputs.private, training, FILE_NAME, f),
+            )
+            evaluator = target_of(load_classifier(folder), "trained by this audit")
+        evaluator = evaluator.to(self.plan.device)
+        facts = describe_target(evaluator)
+        if self.inputs.holdout is not None:
+            accuracy = accuracy_on(evaluator, self.inputs.holdout)
+            facts["holdout_accuracy"] = accuracy
+            if accuracy < LOW_EVALUATOR_ACCURACY:
+                self.warn(
+                    f"the evaluator puts only {accuracy:.0%} of the holdout in their class; an "
+                    "evaluator that cannot classify real images cannot judge reconstructions, so "
+                    "read accuracy and KNN distance with care"
+                )
+        else:
+            facts["holdout_accuracy"] = None
+            self.warn(
+                "no holdout was given, so the evaluator could not be checked on images it never saw"
+            )
+        self.run.record(evaluator=facts)
+        return evaluator
+
+    def public_network(self) -> SavedClassifier:
+        """A feature network that has seen the public images alone."""
+        images = self.plan.public_at_work
+        task = images if len(images.classes) > 1 else rotation_task(images)
+        folder = self.run.stage(
+            "public-network",
+            lambda f: self._train(
+                "public-network", task, self.settings.public_training, FILE_NAME, f
+            ),
+        )
+        saved = load_classifier(folder)
+        saved.module.to(self.plan.device)
+        return saved
+
+    def prior(self) -> Prior:
+        """The generator of images like the public ones."""
+        training = prior_training(self.settings)
+        if self.plan.own_prior is not None or training is None:
+            self.notes.append(
+                "The prior is the user's own; it was used as it is, without adaptation."
+            )
+            if self.plan.own_prior is None:
+                raise ConfigError("prior: none")
+            return self.plan.own_prior
+
+        def fill(folder: Path) -> None:
+            train_prior(
+                self.plan.public_at_work.images,
+                training=training,
+                rng=self.rng("prior"),
+                progress=self.reporter.stage("prior"),
+                checkpoint=folder / "checkpoint.safetensors",
+                device=self.plan.device,
+            ).save(folder / "prior.safetensors")
+            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+        folder = self.run.stage("prior", fill)
+        return StylePrior.load(folder / "prior.safetensors").to(self.plan.device)
+
+    def adapted(
+        self, prior: Prior, target: Target, public_network: SavedClassifier | None
+    ) -> Prior:
+        """The prior fine-tuned against the target."""
+        if not isinstance(prior, StylePrior):
+            return prior
+        metric: Embedding | None = None
+        if self.settings.arm == "natural-gradient":
+            metric = named_embedding(
+                self.settings.guidance_embedding,
+                use="distance",
+                role="--guidance-embedding",
+                size=self.plan.work,
+                public_network=public_network,
+                evaluator=None,
+                working_size=max(64, self.plan.work),
+            )
+
+        def fill(folder: Path) -> None:
+            adapt(
+                prior,
+                target,
+                self.plan.public_at_work.images,
+                arm=self.settings.arm,
+                adaptation=self.settings.adaptation,
+                training=prior.training,
+                metric=metric,
+                rng=self.rng("adaptation"),
+                progress=self.reporter.stage("adaptation"),
+                checkpoint=folder / "checkpoint.safetensors",
+            ).save(folder / "prior.safetensors")
+            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+        folder = self.run.stage("adaptation", fill)
+        return StylePrior.load(folder / "prior.safetensors").to(self.plan.device)
+
+    def attack(self, name: str, attack: Attack, target: Target, prior: Prior) -> None:
+        """One attack's reconstructions as PNG files and latents."""
+        labels = self.inputs.private.labels.unique(sorted=True)
+
+        def fill(folder: Path) -> None:
+            made = attack.run(
+                target,
+                prior,
+                labels,
+                rng=self.rng(f"attack/{name}"),
+                progress=self.reporter.stage(name),
+            )
+            order: dict[int, int] = {}
+            names = []
+            for label in made.labels.tolist():
+                order[label] = order.get(label, 0) + 1
+                names.append(f"{self.inputs.classes[label]}/{name}-{order[label]:04d}.png")
+            write_images(folder / "images", to_uint8(made.images.cpu()), names)
+            tensors = {"latents": made.latents, "labels": made.labels, "losses": made.losses}
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+                folder / "latents.safetensors",
+            )
+
+        self.run.stage(f"attack-{name}", fill)
+
+    def collect(self) -> ImageSet:
+        """All attacks' reconstructions together, in RUN/reconstructions."""
+
+        def fill(folder: Path) -> None:
+            for name in self.plan.attacks:
+                source = self.run.path / "stages" / f"attack-{name}" / "images"
+                for file in sorted(source.rglob("*.png")):
+                    copy = folder / "reconstructions" / file.relative_to(source)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(file.read_bytes())
+
+        folder = self.run.stage("reconstructions", fill)
+        if not (self.run.path / "reconstructions").is_dir():
+            self.run.publish(folder / "reconstructions", "reconstructions")
+        images = load_folder(
+            folder / "reconstructions", role="reconstructions", channels=self.inputs.channels
+        )
+        return images.relabel(self.inputs.classes, role="reconstructions")
+
+    def scores(
+        self,
+        reconstructions: ImageSet,
+        evaluator: Target,
+        public_network: SavedClassifier | None,
+    ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
+        """metrics.json, samples.parquet and, with a holdout, holdout.parquet."""
+
+        def fill(folder: Path) -> None:
+            distance, features = (
+                named_embedding(
+                    name,
+                    use=use,
+                    role=role,
+                    size=self.inputs.private.size,
+                    public_network=public_network,
+                    evaluator=evaluator,
+                )
+                for name, use, role in (
+                    (self.settings.embedding, "distance", "--embedding"),
+                    (self.settings.features, "features", "--features"),
+                )
+            )
+            found = evaluate(
+                self.inputs.private,
+                reconstructions,
+                distance=distance,
+                features=features,
+                evaluator=evaluator,
+                holdout=self.inputs.holdout,
+                memory=self.settings.memory,
+                seed=self.settings.seed,
+                device=self.plan.device,
+                progress=self.reporter.stage("scores"),
+            )
+            samples, holdout = found.samples, found.holdout
+            if self.settings.hash_ids:
+                samples, holdout = self._hashed(samples), self._hashed(holdout)
+            write_json(folder / "metrics.json", found.metrics)
+            if samples is not None:
+                samples.to_parquet(folder / "samples.parquet", index=False)
+            if holdout is not None:
+                holdout.to_parquet(folder / "holdout.parquet", index=False)
+
+        folder = self.run.stage("scores", fill)
+        for file in ("metrics.json", "samples.parquet", "holdout.parquet"):
+            if (folder / file).is_file():
+                self.run.publish(folder / file, file)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        return metrics, pd.read_parquet(folder / "samples.parquet")
+
+    def _hashed(self, frame: pd.DataFrame | None) -> pd.DataFrame | None:
+        """Names replaced by keyed hashes; the key stays in RUN/private-ids.json, with the names."""
+        if frame is None:
+            return None
+        file = self.run.path / "private-ids.json"
+        known = json.loads(file.read_text()) if file.is_file() else {"key": secrets.token_hex(16)}
+        key = bytes.fromhex(known["key"])
+
+        def hidden(name: object) -> object:
+            if not isinstance(name, str):
+                return None
+            digest = hashlib.blake2b(name.encode(), key=key, digest_size=6).hexdigest()
+            known[digest] = name
+            return digest
+
+        columns = [c for c in ("id", "label", "nearest_reconstruction") if c in frame]
+        frame = frame.assign(
+            **{c: pd.array([hidden(v) for v in frame[c]], dtype="string") for c in columns}
+        )
+        write_json(file, known)
+        return frame
+
+    def report(self, reconstructions: ImageSet) -> None:
+        """RUN/report.html, written anew each time: it is quick and shows every stage's time."""
+        gallery = self._gallery(reconstructions) if self.settings.images != "none" else ()
+        data = load_report_data(self.run.path, gallery=gallery)
+        write_text(self.run.path / "report.html", render(data))
+
+    def _gallery(self, reconstructions: ImageSet) -> tuple[GalleryItem, ...]:
+        samples = pd.read_parquet(self.run.path / "stages" / "scores" / "samples.parquet")
+        real: dict[str, str] = {}
+        if self.settings.hash_ids:
+            real = json.loads((self.run.path / "private-ids.json").read_text())
+        own = {name: i for i, name in enumerate(self.inputs.private.ids)}
+        made = {name: i for i, name in enumerate(reconstructions.ids)}
+        items = []
+        for row in samples.head(GALLERY).itertuples():
+            if not isinstance(row.nearest_reconstruction, str):
+                continue
+            private = own[real.get(str(row.id), str(row.id))]
+            nearest = made[real.get(row.nearest_reconstruction, row.nearest_reconstruction)]
+            items.append(
+                GalleryItem(
+                    id=str(row.id),
+                    label=str(row.label),
+                    score=float(row.ddcs_best),  # type: ignore[arg-type]
+                    nearest_distance=float(row.nearest_distance),  # type: ignore[arg-type]
+                    private_png=self._png(self.inputs.private.images[private]),
+                    reconstruction_png=self._png(reconstructions.images[nearest]),
+                )
+            )
+        return tuple(items)
+
+    def _png(self, image: torch.Tensor) -> bytes:
+        picture = to_pil(image)
+        if self.settings.images == "blurred":
+            picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 10))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name}: cannot be used here ({reason}); try cpu") from None
+    return device
+
+
+def load_latents(run: Path, attack: str) -> dict[str, torch.Tensor]:
+    """Latents (M, ...), labels (M,) and losses (M,) that an attack of a run ended with."""
+    return load_file(run / "stages" / f"attack-{attack}" / "latents.safetensors")

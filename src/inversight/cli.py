@@ -1,0 +1,407 @@
+"""The command line: parses, builds, calls the library."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from inversight.config import documented_yaml, merge, nearest, parse_assignment, read_yaml
+from inversight.console import Terminal
+from inversight.errors import ConfigError, InversightError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Which of your training images could an attacker reconstruct from your classifier?",
+)
+weights_app = typer.Typer(
+    no_args_is_help=True, help="Published weights of perceptual and Inception networks."
+)
+prior_app = typer.Typer(no_args_is_help=True, help="Priors: generators of images.")
+app.add_typer(weights_app, name="weights")
+app.add_typer(prior_app, name="prior")
+
+_PATHS = ("private", "holdout", "public", "classes")
+
+Private = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the target's training images, one subfolder a class."),
+]
+Holdout = Annotated[
+    Path | None, typer.Option(help="Folder of images of the same classes, never trained on.")
+]
+Public = Annotated[
+    Path | None, typer.Option(help="Folder of images an attacker has; classes optional.")
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Model under audit: timm:NAME?weights=FILE, package.module:factory?weights=FILE, "
+        "what `inversight train` wrote, or a TorchScript / torch.export file."
+    ),
+]
+Evaluator = Annotated[str | None, typer.Option(help="Independent classifier, named as a target.")]
+Classes = Annotated[
+    Path | None, typer.Option(help="File: the model's class names in output order, one a line.")
+]
+Mean = Annotated[str | None, typer.Option(help="Normalisation, 1 or 3 numbers: 0.5,0.5,0.5")]
+Size = Annotated[int | None, typer.Option(help="The target's input size; images are resized.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-target", help="Load a file that runs code when loaded.")
+]
+Preset = Annotated[str | None, typer.Option(help="quick, standard or thorough.")]
+Seed = Annotated[int | None, typer.Option(help="All randomness derives from it.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file, as --print-config prints it.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/audit-DATE-TIME.")]
+EmbeddingOption = Annotated[str | None, typer.Option(help="Distance that scores use.")]
+Features = Annotated[
+    str | None, typer.Option(help="Features of coverage, precision, recall, Frechet.")
+]
+Guidance = Annotated[str | None, typer.Option(help="Metric of the natural gradient.")]
+Attacks = Annotated[list[str] | None, typer.Option(help="Attack to run; may be repeated.")]
+ArmOption = Annotated[str | None, typer.Option(help="vanilla, entropy or natural-gradient.")]
+Images = Annotated[str | None, typer.Option(help="Pictures in the report: none, blurred, full.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other setting, as in --set prior.steps=500; repeatable."),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
+Limit = Annotated[int | None, typer.Option(help="Audit the first so many classes only.")]
+Memory = Annotated[int | None, typer.Option(help="Bytes that distances may take.")]
+
+
+def _given(options: dict[str, Any], config: Path | None, assignments: list[str] | None) -> dict[str, Any]:
+    """Flags over assignments over the file."""
+    values = read_yaml(config) if config is not None else {}
+    for text in assignments or []:
+        values = merge(values, parse_assignment(text))
+    flags = {name: value for name, value in options.items() if value is not None}
+    for name in ("mean", "std"):
+        if isinstance(flags.get(name), str):
+            try:
+                flags[name] = [float(part) for part in flags[name].split(",")]
+            except ValueError:
+                raise ConfigError(
+                    f"--{name} {flags[name]}: expected numbers with commas between them"
+                ) from None
+    return merge(values, flags)
+
+
+@app.command()
+def audit(
+    private: Private = None,
+    holdout: Holdout = None,
+    public: Public = None,
+    target: TargetOption = None,
+    evaluator: Evaluator = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Mean = None,
+    size: Size = None,
+    trust_target: Trust = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on although sets share images.")
+    ] = False,
+    preset: Preset = None,
+    seed: Seed = None,
+    config: Config = None,
+    out: Out = None,
+    embedding: EmbeddingOption = None,
+    features: Features = None,
+    guidance_embedding: Guidance = None,
+    attack: Attacks = None,
+    arm: ArmOption = None,
+    images: Images = None,
+    hash_ids: Annotated[
+        bool, typer.Option("--hash-ids", help="Hash file and class names in ledger and report.")
+    ] = False,
+    memory: Memory = None,
+    limit: Limit = None,
+    device: Device = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help='Exit with 3 if this holds, as in "coverage>0.2".')
+    ] = None,
+    set_: Set = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this stopped run.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print every setting with its meaning.")
+    ] = False,
+) -> None:
+    """Audit a classifier; with no argument, a demonstration on handwritten digits."""
+    options = dict(
+        private=private, holdout=holdout, public=public, target=target, evaluator=evaluator,
+        classes=classes, mean=mean, std=std, size=size, trust_target=trust_target or None,
+        allow_overlap=allow_overlap or None, preset=preset, seed=seed, embedding=embedding,
+        features=features, guidance_embedding=guidance_embedding,
+        attack=list(attack) if attack else None, arm=arm, images=images,
+        hash_ids=hash_ids or None, memory=memory, limit=limit, device=device, fail_on=fail_on,
+    )  # fmt: skip
+    given = _given(options, config, set_)
+    from inversight.audit import audit as run_audit
+    from inversight.audit import default_folder
+    from inversight.audit import resume as resume_run
+    from inversight.settings import resolve
+
+    if print_config:
+        typer.echo(documented_yaml(resolve(given)))
+        return
+    terminal = Terminal()
+    if resume is not None:
+        if given or out is not None:
+            raise ConfigError("--resume RUN takes its settings from the run; leave the others out")
+        folder = resume
+    else:
+        folder = out or default_folder()
+    with _interruptible(folder), terminal.live():
+        if resume is not None:
+            result = resume_run(resume, reporter=terminal)
+        else:
+            result = run_audit(out=folder, reporter=terminal, **given)
+    _print_result(result)
+    if result.exceeded:
+        raise typer.Exit(3)
+
+
+@app.command()
+def train(
+    private: Annotated[Path, typer.Option(help="Folder of training images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the trained classifier.")],
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    set_: Set = None,
+) -> None:
+    """Train a small classifier on a folder; --target OUT audits it."""
+    from inversight.stages import train as run
+
+    terminal = Terminal()
+    with terminal.live():
+        path, line = run(
+            private, out, size=size, seed=seed, device=device, given=_given({}, None, set_),
+            reporter=terminal,
+        )  # fmt: skip
+    typer.echo(f"{line}\n{path}\naudit it with: inversight audit --target {out} --private {private}")
+
+
+@prior_app.command("train")
+def prior_train(
+    public: Annotated[Path, typer.Option(help="Folder of public images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prior.")],
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    set_: Set = None,
+) -> None:
+    """Train a style-based prior on public images."""
+    from inversight.stages import train_prior_stage
+
+    terminal = Terminal()
+    with _interruptible(out, "prior train again with the same --out"), terminal.live():
+        path = train_prior_stage(
+            public, out, size=size, seed=seed, device=device, given=_given({}, None, set_),
+            reporter=terminal,
+        )  # fmt: skip
+    typer.echo(str(path))
+
+
+@app.command()
+def score(
+    private: Annotated[Path, typer.Option(help="Folder of private images.")],
+    reconstructions: Annotated[
+        list[Path], typer.Option(help="Folder of reconstructions, one subfolder a class; repeatable.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    holdout: Holdout = None,
+    embedding: Annotated[str, typer.Option(help="Distance that scores use.")] = "lpips-vgg",
+    features: Features = None,
+    public: Public = None,
+    evaluator: Evaluator = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="Public network that a run trained (RUN/stages/public-network)."),
+    ] = None,
+    size: Size = None,
+    memory: Annotated[int, typer.Option(help="Bytes that distances may take.")] = 2 << 30,
+    seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Score any folders of reconstructions, whoever made them."""
+    from inversight.stages import score_folders
+
+    terminal = Terminal()
+    with terminal.live():
+        result = score_folders(
+            private=private, reconstructions=reconstructions, holdout=holdout, out=out,
+            embedding=embedding, features=features or embedding, public=public,
+            evaluator=evaluator, network=network, size=size, memory=memory, seed=seed,
+            device=device, reporter=terminal,
+        )  # fmt: skip
+    _print_result(result)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write RUN/report.html again from the run's tables, without pictures."""
+    from inversight.stages import report_again
+
+    typer.echo(str(report_again(run)))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another run folder.")],
+) -> None:
+    """Print two runs side by side."""
+    from inversight.report import compare as compare_runs
+    from inversight.report import render_text
+
+    typer.echo(render_text(compare_runs(first, second)))
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """Which published weights there are, what uses them, and whether they are here."""
+    from inversight.weights import KNOWN, folder, status
+
+    table = Table("name", "used by", "published file", "state", title=str(folder()))
+    for known in KNOWN.values():
+        table.add_row(known.name, known.used_by, known.file, status(known.name))
+    Console().print(table)
+
+
+@weights_app.command("check")
+def weights_check() -> None:
+    """Read every kept file again and compare its checksum; exit 2 if one is not as it was."""
+    from inversight.errors import WeightsError
+    from inversight.weights import KNOWN, status
+
+    for name in KNOWN:
+        state = status(name)
+        typer.echo(f"{name}: {state}")
+        if state not in ("ok", "missing"):
+            raise WeightsError(f"weights {name}: {state}; import them again")
+
+
+@weights_app.command("import")
+def weights_import(file: Annotated[Path, typer.Argument(help="The published file.")]) -> None:
+    """Check a published weights file and keep it."""
+    from inversight.weights import import_weights
+
+    typer.echo(str(import_weights(file)))
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"inversight {importlib.metadata.version('inversight')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Which of your training images could an attacker reconstruct from your classifier?"""
+
+
+class _interruptible:
+    """Ctrl-C and SIGTERM stop with one line that says how to go on."""
+
+    def __init__(self, folder: Path, how: str | None = None) -> None:
+        self.folder = folder
+        self.how = how or f"inversight audit --resume {folder}"
+
+    def __enter__(self) -> None:
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        self.before = signal.signal(signal.SIGTERM, stop)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+        if kind is KeyboardInterrupt:
+            begun = (self.folder / "run.json").is_file()
+            _complain(
+                f"stopped; go on with: {self.how}" if begun else "stopped before anything was written"
+            )
+            raise SystemExit(130)
+
+
+def _print_result(result: Any) -> None:
+    console = Console(highlight=False)
+    table = Table("metric", "value", "95 % interval", box=None, pad_edge=False)
+    for key, found in result.metrics.items():
+        if found["value"] is None:
+            continue
+        low, high = found.get("low"), found.get("high")
+        interval = f"{low:.3g} to {high:.3g}" if low is not None and high is not None else ""
+        name = key if not found.get("features") else f"{key} ({found['features']})"
+        table.add_row(name, f"{found['value']:.4g}", interval)
+    console.print(table)
+    from inversight.run import read_manifest
+
+    stages = read_manifest(result.run).get("stages", [])
+    if stages:
+        took = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in stages)
+        console.print(f"\nStages: {took}", markup=False, soft_wrap=True)
+    console.print("\nMost exposed (smallest distance to a reconstruction of their class):")
+    for row in result.samples.head(3).itertuples():
+        console.print(
+            f"  {row.id}  distance {row.nearest_distance:.4g}  nearest {row.nearest_reconstruction}",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(f"\nReport: {result.report}", markup=False, soft_wrap=True)
+
+
+def _complain(text: str) -> None:
+    print(f"inversight: {' '.join(text.split())}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit codes as in the documentation: 0, 1, 2, 3."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*(pkg_resources|lazily).*")
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="inversight", standalone_mode=False)
+    except InversightError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except MemoryError:
+        _complain("out of memory: lower --memory, or use a smaller --preset")
+        code = 1
+    except typer.Abort:
+        code = 130
+    except _UsageError as error:
+        _complain(_usage(error))
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""The base of what a wrong command line raises; typer may carry its own copy of click."""
+
+
+def _usage(error: Any) -> str:
+    """The message in one line, with the nearest right name."""
+    text = " ".join(error.format_message().split()) or "no command; try inversight --help"
+    context = getattr(error, "ctx", None)
+    if "o such option" in text and context is not None:
+        known = [o for p in context.command.params for o in p.opts]
+        return f"no such option {error.option_name}{nearest(error.option_name, known)}"
+    if "o such command" in text and context is not None:
+        word = text.split("'")[1]
+        return f"no such command {word}{nearest(word, context.command.commands)}"
+    return text

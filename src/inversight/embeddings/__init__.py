@@ -1,0 +1,19 @@
+"""Embeddings: images -> features whose squared distance is the distance."""
+
+from inversight.embeddings.base import Embedding, Features, squared_distances
+from inversight.embeddings.compute import embed
+from inversight.embeddings.named import check_name, named_embedding
+from inversight.embeddings.network import PooledEmbedding, StageEmbedding
+from inversight.embeddings.pullback import PullbackMetric
+
+__all__ = [
+    "Embedding",
+    "Features",
+    "PooledEmbedding",
+    "PullbackMetric",
+    "StageEmbedding",
+    "check_name",
+    "embed",
+    "named_embedding",
+    "squared_distances",
+]

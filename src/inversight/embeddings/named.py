@@ -1,0 +1,82 @@
+"""Embeddings by the names that ``--embedding``, ``--features`` and ``--guidance-embedding`` take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from inversight.config import import_object, nearest
+from inversight.embeddings.base import Embedding
+from inversight.embeddings.inception import Inception
+from inversight.embeddings.lpips import Lpips
+from inversight.embeddings.network import PooledEmbedding, StageEmbedding
+from inversight.embeddings.pixel import Pixel
+from inversight.errors import ConfigError
+from inversight.networks import SavedClassifier
+from inversight.target import Target, target_of
+
+NAMES = ("lpips-vgg", "lpips-alex", "lpips-squeeze", "inception", "pixel", "public", "evaluator")
+Use = Literal["distance", "features"]
+
+
+def check_name(name: str, *, role: str) -> None:
+    """Refuse a name that no embedding has.
+
+    Raises:
+        ConfigError: with the nearest right name.
+    """
+    if name not in NAMES and ":" not in name:
+        raise ConfigError(
+            f"{role} {name}: expected one of {', '.join(NAMES)} or package.module:Class"
+            f"{nearest(name, NAMES)}"
+        )
+
+
+def named_embedding(
+    name: str,
+    *,
+    use: Use,
+    role: str,
+    size: int,
+    public_network: SavedClassifier | None,
+    evaluator: Target | None,
+    working_size: int | None = None,
+) -> Embedding:
+    """The embedding called ``name``.
+
+    ``use`` tells a distance from feature vectors: ``public`` is its stages' maps for a distance and
+    its penultimate layer for features. ``size`` is the private images' (``pixel`` compares there);
+    ``working_size`` a smaller LPIPS size for guidance.
+
+    Raises:
+        ConfigError: no such name, or what it needs is not there.
+        WeightsError: published weights are missing.
+    """
+    check_name(name, role=role)
+    if name == "pixel":
+        return Pixel((size, size))
+    if name in ("lpips-vgg", "lpips-alex", "lpips-squeeze"):
+        net: Literal["vgg", "alex", "squeeze"] = name.removeprefix("lpips-")  # type: ignore[assignment]
+        return Lpips(net) if working_size is None else Lpips(net, size=working_size)
+    if name == "inception":
+        return Inception()
+    if name == "public":
+        if public_network is None:
+            raise ConfigError(f"{role} public: needs --public, to train the network on")
+        if use == "features":
+            return PooledEmbedding("public", target_of(public_network, "public network"))
+        return StageEmbedding("public", public_network)
+    if name == "evaluator":
+        if evaluator is None:
+            raise ConfigError(f"{role} evaluator: needs --evaluator")
+        return PooledEmbedding("evaluator", evaluator)
+    made = import_object(name, role=role)
+    try:
+        made = made()
+    except Exception as error:
+        raise ConfigError(f"{role} {name}: could not be built ({type(error).__name__}: {error})") from error
+    if not isinstance(made, Embedding):
+        raise ConfigError(
+            f"{role} {name}: expected an embedding: a `name` and a call from images (N, C, H, W) in "
+            f"[0, 1] to a tuple of feature blocks; found {type(made).__name__}"
+        )
+    return made

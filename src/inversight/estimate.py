@@ -1,0 +1,269 @@
+"""How long an audit will take and what it needs, from short trials of its own code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from inversight.adaptation import Adaptation, adapt
+from inversight.attacks import Attack, PlugAndPlay
+from inversight.data import ImageSet
+from inversight.embeddings import Embedding, StageEmbedding
+from inversight.networks import build_classifier
+from inversight.priors import Prior, PriorTraining, StylePrior, train_prior
+from inversight.seeding import generator
+from inversight.settings import AuditSettings, prior_training
+from inversight.target import Target, target_of
+from inversight.training import Training, train_classifier
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds for each stage, None where a part is the user's own and cannot be foreseen; bytes."""
+
+    seconds: dict[str, float | None]
+    memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages that can be foreseen."""
+        return sum(s for s in self.seconds.values() if s is not None)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} {'unknown' if s is None else duration(s)}" for name, s in self.seconds.items()
+        ]
+        return (
+            f"about {duration(self.total)} ({', '.join(parts)}), "
+            f"{self.memory_bytes / 2**30:.1f} GiB of memory, {self.disk_bytes / 1e6:.0f} MB on disk"
+        )
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min', '3.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def estimate(
+    settings: AuditSettings,
+    *,
+    private: ImageSet,
+    public: ImageSet,
+    shape: tuple[int, int, int],
+    attacks: Mapping[str, Attack],
+    target: Target | None,
+    trains_target: bool,
+    trains_evaluator: bool,
+    trains_public: bool,
+    own_prior: Prior | None,
+    device: torch.device,
+) -> Estimate:
+    """Time two steps of every stage on networks of the right shape and multiply.
+
+    Early stopping makes classifiers quicker than this says; scoring and the report are counted as
+    one pass of the feature networks.
+    """
+    seconds: dict[str, float | None] = {}
+    classes = max(1, len(private.labels.unique()))
+    for name, wanted, images, training in (
+        ("target", trains_target, private, settings.target_training),
+        ("evaluator", trains_evaluator, private, settings.evaluator_training),
+        ("public-network", trains_public, public, settings.public_training),
+    ):
+        if wanted:
+            factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
+            seconds[name] = factor * _classifier_seconds(images, training, shape, device)
+    stand_in = target or _untrained(private, shape)
+    stand_in = stand_in.to(device)
+    prior: Prior | None = own_prior
+    training_ = prior_training(settings)
+    if training_ is not None and own_prior is None:
+        style = train_prior(
+            public.images, training=replace(training_, steps=2), rng=generator(0), device=device
+        )
+        seconds["prior"] = training_.steps * _step(
+            lambda n: train_prior(
+                public.images, training=replace(training_, steps=n), rng=generator(0), device=device
+            )
+        )
+        seconds["adaptation"] = settings.adaptation.steps * _adaptation_step(
+            settings, style, stand_in, public, training_, shape, device
+        )
+        prior = style
+    elif own_prior is not None:
+        seconds["prior"] = 0.0
+    for name, attack in attacks.items():
+        seconds[name] = (
+            _plug_and_play_seconds(attack, stand_in, prior, classes)
+            if isinstance(attack, PlugAndPlay) and prior is not None
+            else None
+        )
+    kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, PlugAndPlay))
+    embedded = len(private) * 2 + kept
+    seconds["scores"] = _embedding_seconds(settings, shape, embedded, device)
+    weights = (
+        0
+        if not isinstance(prior, StylePrior)
+        else 4 * sum(p.numel() for m in (prior.raw, prior.critic) for p in m.parameters())
+    )
+    pixels = shape[0] * shape[1] * shape[2]
+    images_bytes = private.images.numel() + public.images.numel()
+    blocks = 4 * embedded * _feature_width(settings, shape)
+    resident = psutil.Process().memory_info().rss
+    return Estimate(
+        seconds=seconds,
+        memory_bytes=int(resident + 5 * images_bytes + blocks + 8 * weights),
+        disk_bytes=int(8 * weights + 2 * kept * pixels + 60_000_000),
+    )
+
+
+def _step(run: Callable[[int], object]) -> float:
+    """Seconds of one step, from a run of 2 and one of 6, so that set-up cancels."""
+    times = []
+    for steps in (2, 6):
+        started = time.perf_counter()
+        run(steps)
+        times.append(time.perf_counter() - started)
+    return max(1e-4, (times[1] - times[0]) / 4)
+
+
+def _classifier_seconds(
+    images: ImageSet, training: Training, shape: tuple[int, int, int], device: torch.device
+) -> float:
+    few = images.select(torch.arange(min(len(images), 4 * training.batch_size)))
+    started = time.perf_counter()
+    train_classifier(
+        few,
+        training=replace(training, epochs=1, validation=0.0),
+        image_shape=shape,
+        rng=generator(0),
+        device=device,
+    )
+    per_image = (time.perf_counter() - started) / len(few)
+    return per_image * len(images) * training.epochs
+
+
+def _untrained(private: ImageSet, shape: tuple[int, int, int]) -> Target:
+    saved = build_classifier(
+        "resnet",
+        classes=private.classes,
+        image_shape=shape,
+        width=16,
+        mean=[0.0] * shape[0],
+        std=[1.0] * shape[0],
+        rng=generator(0),
+    )
+    return target_of(saved, "untrained")
+
+
+def _adaptation_step(
+    settings: AuditSettings,
+    prior: StylePrior,
+    target: Target,
+    public: ImageSet,
+    training: PriorTraining,
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> float:
+    metric: Embedding | None = None
+    if settings.arm == "natural-gradient":
+        metric = _metric(settings.guidance_embedding, public, shape, device)
+
+    def run(steps: int) -> None:
+        adaptation: Adaptation = replace(settings.adaptation, steps=steps)
+        adapt(
+            prior,
+            target,
+            public.images,
+            arm=settings.arm,
+            adaptation=adaptation,
+            training=training,
+            metric=metric,
+            rng=generator(0),
+        )
+
+    return _step(run)
+
+
+def _metric(
+    name: str, public: ImageSet, shape: tuple[int, int, int], device: torch.device
+) -> Embedding:
+    from inversight.embeddings import named_embedding
+
+    network = None
+    if name == "public":
+        network = build_classifier(
+            "resnet",
+            classes=public.classes or ("0", "1"),
+            image_shape=shape,
+            width=16,
+            mean=[0.0] * shape[0],
+            std=[1.0] * shape[0],
+            rng=generator(0),
+        )
+        network.module.eval().requires_grad_(False).to(device)
+        return StageEmbedding("public", network)
+    return named_embedding(
+        name,
+        use="distance",
+        role="--guidance-embedding",
+        size=shape[1],
+        public_network=None,
+        evaluator=None,
+        working_size=max(64, shape[1]),
+    )
+
+
+def _plug_and_play_seconds(
+    attack: PlugAndPlay, target: Target, prior: Prior, classes: int
+) -> float:
+    n = min(attack.batch_size, attack.candidates * classes)
+    small = replace(attack, pool=n, candidates=n, keep=1, steps=1, crops=1)
+    labels = torch.tensor([0])
+    times = []
+    for steps in (1, 3):
+        started = time.perf_counter()
+        replace(small, steps=steps).run(target, prior, labels, rng=generator(0))
+        times.append(time.perf_counter() - started)
+    backward = max(1e-6, (times[1] - times[0]) / 2 / n)
+    forward = max(1e-6, (times[0] - backward * n) / 3 / n)
+    candidates = attack.candidates * classes
+    return forward * (attack.pool + candidates * (1 + attack.crops)) + (
+        backward * candidates * attack.steps
+    )
+
+
+def _embedding_seconds(
+    settings: AuditSettings, shape: tuple[int, int, int], images: int, device: torch.device
+) -> float:
+    """One forward pass of the distance's network over all images."""
+    name = settings.embedding
+    if name in ("public", "pixel", "evaluator"):
+        return 0.001 * images * (shape[1] / 32) ** 2 + 1.0
+    from inversight.embeddings import named_embedding
+
+    made = named_embedding(
+        name, use="distance", role="--embedding", size=shape[1], public_network=None, evaluator=None
+    )
+    x = torch.rand(2, *shape, device=device)
+    with torch.no_grad():
+        made(x)
+        started = time.perf_counter()
+        made(x)
+    return (time.perf_counter() - started) / 2 * images
+
+
+def _feature_width(settings: AuditSettings, shape: tuple[int, int, int]) -> int:
+    """Values that one image's features take, roughly."""
+    if settings.embedding.startswith("lpips"):
+        return 8_000_000
+    return 20 * shape[1] ** 2 + 4096

@@ -1,0 +1,15 @@
+"""The report: a run's results in, one self-contained HTML page out; and two runs side by side."""
+
+from inversight.report.compare import Comparison, compare, render_text
+from inversight.report.contents import GalleryItem, ReportData, load_report_data
+from inversight.report.page import render
+
+__all__ = [
+    "Comparison",
+    "GalleryItem",
+    "ReportData",
+    "compare",
+    "load_report_data",
+    "render",
+    "render_text",
+]

@@ -1,0 +1,302 @@
+"""Two runs side by side: measures, settings, and the images whose exposure changed most."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from inversight.errors import RunError
+from inversight.report import words
+from inversight.report.contents import REQUIRED
+from inversight.report.reading import flatten, read_mapping, read_table
+
+_OWN_PATHS = ("out", "resume", "fail_on", "hash_ids", "images", "memory")
+"""Settings that change where and how results are shown, not what they are."""
+
+_TRAINED = {
+    "public": ("public", "public_training"),
+    "evaluator": ("private", "evaluator_training"),
+}
+"""Embeddings that a run trains itself: the input and the settings that decide what they become."""
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """One measure in both runs; None where a run has no value.
+
+    difference: b - a. overlap: whether the 95 % intervals meet, None where one is missing. note:
+    why there is no value or no comparison, else "".
+    """
+
+    key: str
+    a: float | None
+    b: float | None
+    difference: float | None
+    interval_a: tuple[float, float] | None
+    interval_b: tuple[float, float] | None
+    overlap: bool | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Run a beside run b; every difference is b - a.
+
+    metrics: of either run. settings: (dotted name, a, b) where they differ. samples: images of both
+    runs, the greatest change of nearest distance first, then of score, with columns id, label,
+    distance_a, distance_b, distance_change, score_a, score_b, score_change; None where the runs'
+    distances are not of one kind. warnings: why numbers may not be comparable.
+    """
+
+    run_a: str
+    run_b: str
+    metrics: tuple[MetricChange, ...]
+    settings: tuple[tuple[str, str, str], ...]
+    samples: pd.DataFrame | None
+    warnings: tuple[str, ...]
+
+
+def compare(run_a: Path, run_b: Path) -> Comparison:
+    """Put two finished runs side by side.
+
+    Raises:
+        RunError: one of them is not a run folder, not finished, or damaged.
+    """
+    manifest_a, manifest_b = _finished(run_a), _finished(run_b)
+    metrics_a, metrics_b = read_mapping(run_a, "metrics.json"), read_mapping(run_b, "metrics.json")
+    same_distance, warnings = _comparable(manifest_a, manifest_b)
+    warnings += _budgets(metrics_a, metrics_b)
+    samples_a = read_table(run_a, "samples.parquet", REQUIRED)
+    samples_b = read_table(run_b, "samples.parquet", REQUIRED)
+    samples = _samples(samples_a, samples_b) if same_distance else None
+    if samples is not None and len(samples) < max(len(samples_a), len(samples_b)):
+        warnings.append(
+            f"only {len(samples)} images have a name in both runs ({len(samples_a)} and "
+            f"{len(samples_b)} images); the others are left out of the list of images"
+        )
+    keys = [key for key in words.METRICS if key in metrics_a or key in metrics_b]
+    keys += [key for key in {**metrics_a, **metrics_b} if key not in keys]
+    return Comparison(
+        run_a=str(run_a),
+        run_b=str(run_b),
+        metrics=tuple(_metric(key, metrics_a.get(key), metrics_b.get(key)) for key in keys),
+        settings=_settings(manifest_a, manifest_b),
+        samples=samples,
+        warnings=tuple(warnings),
+    )
+
+
+def _finished(run: Path) -> dict[str, Any]:
+    manifest = read_mapping(run, "run.json")
+    if manifest.get("finished") is False:
+        raise RunError(f"{run}: the run is not finished; continue it with --resume {run}")
+    return manifest
+
+
+def _comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    """Whether distances of both runs are of one kind, and warnings on all that differs."""
+    warnings = []
+    if _fingerprint(a, "private") != _fingerprint(b, "private"):
+        warnings.append(
+            "the private images differ: DDCS, covered and the other means are not comparable, only "
+            "images that are in both are"
+        )
+    same_distance = True
+    for role, what in (
+        ("embedding", "distances and DDCS"),
+        ("features", "coverage, density, precision, recall and the Frechet distance"),
+    ):
+        name_a, name_b = a.get(role), b.get(role)
+        reason = f"{name_a} and {name_b}" if name_a != name_b else _trained_apart(name_a, a, b)
+        if reason:
+            warnings.append(
+                f"{role}: not the same in both runs ({reason}), so that {what} are not comparable"
+            )
+            same_distance = same_distance and role != "embedding"
+    apart = _trained_apart("evaluator", a, b)
+    if apart:
+        warnings.append(
+            f"evaluator: not the same in both runs ({apart}), so that KNN distances are not "
+            "comparable and accuracies only roughly"
+        )
+    return same_distance, warnings
+
+
+def _trained_apart(name: Any, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """Why two networks of one name that the runs trained themselves are not the same; "" if not."""
+    if name not in _TRAINED:
+        return ""
+    data, recipe = _TRAINED[name]
+    settings_a, settings_b = a.get("settings") or {}, b.get("settings") or {}
+    if name == "evaluator" and (settings_a.get("evaluator") or settings_b.get("evaluator")):
+        given = settings_a.get("evaluator"), settings_b.get("evaluator")
+        return (
+            "" if given[0] == given[1] else f"{given[0] or 'trained'} and {given[1] or 'trained'}"
+        )
+    if _fingerprint(a, data) != _fingerprint(b, data):
+        return f"trained on other {data} images"
+    if settings_a.get(recipe) != settings_b.get(recipe):
+        return f"other {recipe}"
+    if a.get("seed") != b.get("seed"):
+        return f"trained with seeds {a.get('seed')} and {b.get('seed')}"
+    return ""
+
+
+def _fingerprint(manifest: Mapping[str, Any], name: str) -> Any:
+    return ((manifest.get("inputs") or {}).get(name) or {}).get("fingerprint")
+
+
+def _budgets(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    counts = [(m.get("ddcs_best") or {}).get("reconstructions") for m in (a, b)]
+    if counts[0] == counts[1] or None in counts:
+        return []
+    return [
+        f"the numbers of reconstructions differ ({counts[0]} and {counts[1]}): more of them come "
+        "nearer and cover more, whatever the target leaks"
+    ]
+
+
+def _metric(key: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> MetricChange:
+    value_a, value_b = _value(a), _value(b)
+    interval_a, interval_b = _interval(a), _interval(b)
+    overlap = None
+    if interval_a and interval_b:
+        overlap = interval_a[0] <= interval_b[1] and interval_b[0] <= interval_a[1]
+    missing: dict[str, list[str]] = {}
+    for name, found, value in (("a", a, value_a), ("b", b, value_b)):
+        if value is None:
+            reason = "not in this run" if found is None else str(found.get("reason") or "no value")
+            missing.setdefault(reason, []).append(name)
+    notes = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
+    features = [found.get("features") for found in (a, b) if found is not None]
+    if len(features) == 2 and features[0] != features[1]:
+        notes.append(f"on features {features[0]} and {features[1]}")
+    difference = None if value_a is None or value_b is None else value_b - value_a
+    return MetricChange(
+        key, value_a, value_b, difference, interval_a, interval_b, overlap, "; ".join(notes)
+    )
+
+
+def _value(found: Mapping[str, Any] | None) -> float | None:
+    value = None if found is None else found.get("value")
+    return None if value is None else float(value)
+
+
+def _interval(found: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    if found is None or found.get("low") is None or found.get("high") is None:
+        return None
+    return float(found["low"]), float(found["high"])
+
+
+def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    flat_a, flat_b = flatten(_setting_values(a)), flatten(_setting_values(b))
+    names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
+    return tuple(
+        (name, _shown(flat_a, name), _shown(flat_b, name))
+        for name in names
+        if name not in _OWN_PATHS and flat_a.get(name, "") != flat_b.get(name, "")
+    )
+
+
+def _setting_values(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and what else decides results but is kept beside them."""
+    beside = {k: manifest[k] for k in ("version", "seed", "device", "threads") if k in manifest}
+    return {**beside, **(manifest.get("settings") or {})}
+
+
+def _shown(flat: Mapping[str, Any], name: str) -> str:
+    return str(flat[name]) if name in flat else words.NONE
+
+
+def _samples(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    columns = {"nearest_distance": "distance", "ddcs_best": "score"}
+    both = (
+        a[list(REQUIRED)]
+        .rename(columns=columns)
+        .merge(b[["id", *columns]].rename(columns=columns), on="id", suffixes=("_a", "_b"))
+    )
+    for name in columns.values():
+        both[f"{name}_change"] = both[f"{name}_b"] - both[f"{name}_a"]
+    order = pd.DataFrame(
+        {
+            "distance": both["distance_change"].abs(),
+            "score": both["score_change"].abs(),
+            "id": both["id"],
+        }
+    ).sort_values(["distance", "score", "id"], ascending=[False, False, True], na_position="last")
+    names = [f"{name}_{side}" for name in columns.values() for side in ("a", "b", "change")]
+    return both.loc[order.index, ["id", "label", *names]].reset_index(drop=True)
+
+
+def render_text(comparison: Comparison, *, images: int = 10, width: int = 110) -> str:
+    """The comparison as plain text, ``width`` columns wide at most.
+
+    images: how many of those that changed most. Characters that a terminal would obey are
+    written as escapes.
+    """
+    out = io.StringIO()
+    console = Console(
+        file=out, width=width, markup=False, highlight=False, emoji=False, color_system=None
+    )
+    console.print(f"a: {words.visible(comparison.run_a)}\nb: {words.visible(comparison.run_b)}\n")
+    for warning in comparison.warnings:
+        console.print(f"warning: {words.visible(warning)}")
+    if comparison.warnings:
+        console.print()
+
+    table = _table("measure", "a", "b", "b - a", "worse if", "intervals", "")
+    for m in comparison.metrics:
+        met = {None: "", True: "overlap", False: "apart"}[m.overlap]
+        values = (words.number(m.a), words.number(m.b), _signed(m.difference))
+        table.add_row(
+            words.visible(m.key), *values, words.metric(m.key).worse, met, words.visible(m.note)
+        )
+    console.print(table)
+    console.print("Intervals that overlap do not show that two runs are equal.\n")
+
+    if comparison.settings:
+        table = _table("setting that differs", "a", "b", text=3)
+        for row in comparison.settings:
+            table.add_row(*map(words.visible, row))
+        console.print(table)
+    else:
+        console.print("No setting differs.")
+    console.print()
+
+    if comparison.samples is None:
+        console.print("Images are not compared: their distances are not of one kind.")
+    elif comparison.samples.empty:
+        console.print("No image is in both runs.")
+    else:
+        distance = ("distance a", "distance b", "b - a")
+        table = _table("image that changed most", *distance, "score a", "score b", "b - a")
+        for row in comparison.samples.head(images).itertuples(index=False):
+            image, _, *numbers = row
+            shown = [_signed(v) if i % 3 == 2 else words.number(v) for i, v in enumerate(numbers)]
+            table.add_row(words.visible(str(image)), *shown)
+        console.print(table)
+        console.print("A smaller nearest distance and a higher score are more exposed.")
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _table(*headings: str, text: int = 1) -> Table:
+    """A table without lines; columns before the ``text``-th hold words, those after it numbers."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    for i, heading in enumerate(headings):
+        numeric = text <= i and heading not in ("worse if", "intervals", "")
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _signed(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return words.NONE
+    return f"+{words.number(value)}" if value > 0 else words.number(value)

@@ -1,0 +1,175 @@
+"""What a report says, before it is a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from inversight.report.reading import read_mapping, read_table
+
+REQUIRED = ("id", "label", "ddcs_best", "nearest_distance")
+"""Columns of ``samples`` without which there is no report."""
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """A private image beside the reconstruction nearest to it, as PNG files in memory.
+
+    score: its ``ddcs_best``. nearest_distance: to the reconstruction that is shown.
+    """
+
+    id: str
+    label: str
+    score: float
+    nearest_distance: float
+    private_png: bytes
+    reconstruction_png: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """All that :func:`inversight.report.render` puts on the page.
+
+    title: heading of the page.
+    metrics: as in ``metrics.json``, by key, each with ``value``, ``low``, ``high`` and, where the
+        value is None, ``reason``.
+    samples: as in ``samples.parquet``, one row for each private image; at least ``REQUIRED``.
+    split: what private, holdout and public are, in words.
+    facts: short facts about the run by name (created, preset, seed, device, ...).
+    embedding: name of the embedding whose squared distance is the distance.
+    holdout_nearest: distance of each holdout image to the nearest reconstruction of its class,
+        NaN where the class has none; None without a holdout.
+    gallery: pairs to show, the most exposed first; empty if ``images`` is "none".
+    images: whether pictures may be shown: "none", "blurred" (the items are so already), "full".
+    evaluator: facts about the evaluator; ``holdout_accuracy`` in [0, 1] or None decides its trust.
+    target, inputs, settings, versions: facts in mappings, nested as they come.
+    stages: (name, seconds), in the order they ran.
+    warnings, notes: one sentence each.
+
+    Raises:
+        ValueError: a gallery although ``images`` is "none", or a required column is missing.
+    """
+
+    title: str
+    metrics: Mapping[str, Mapping[str, Any]]
+    samples: pd.DataFrame
+    split: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    embedding: str = ""
+    holdout_nearest: Sequence[float] | None = None
+    gallery: Sequence[GalleryItem] = ()
+    images: str = "none"
+    evaluator: Mapping[str, Any] = field(default_factory=dict)
+    target: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    stages: Sequence[tuple[str, float]] = ()
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.images == "none" and self.gallery:
+            raise ValueError("images is 'none', so that no picture may go into the report")
+        missing = [column for column in REQUIRED if column not in self.samples.columns]
+        if missing:
+            raise ValueError(f"samples lack the column {missing[0]}")
+
+
+def load_report_data(
+    run: Path, *, gallery: Sequence[GalleryItem] = (), title: str | None = None
+) -> ReportData:
+    """Read a run folder: ``run.json``, ``metrics.json``, ``samples.parquet``, ``holdout.parquet``.
+
+    Only the tables are required to be there, not the end of the run: the report is its last stage.
+    Keys of ``run.json`` that are used, all optional: version, created, preset, seed, device,
+    threads, embedding, features, guidance_embedding, images, split, title, settings, inputs,
+    target, evaluator, versions, stages, warnings, notes. ``holdout.parquet`` (id, label,
+    nearest_distance) may be missing. Pictures are not read from the folder: give ``gallery``.
+
+    Raises:
+        RunError: not a run folder, not that far yet, or a file is damaged.
+        ValueError: a gallery although the run says images: none.
+    """
+    manifest = read_mapping(run, "run.json")
+    holdout = None
+    if (run / "holdout.parquet").is_file():
+        table = read_table(run, "holdout.parquet", ("nearest_distance",))
+        holdout = tuple(float(d) for d in table["nearest_distance"].astype("float64"))
+    inputs = _mapping(manifest.get("inputs"))
+    stages = tuple((str(s["name"]), float(s["seconds"])) for s in manifest.get("stages") or ())
+    return ReportData(
+        title=title or manifest.get("title") or "Model inversion audit",
+        metrics=read_mapping(run, "metrics.json"),
+        samples=read_table(run, "samples.parquet", REQUIRED),
+        split=manifest.get("split") or _split(inputs),
+        facts=_facts(manifest, stages),
+        embedding=str(manifest.get("embedding") or ""),
+        holdout_nearest=holdout,
+        gallery=tuple(gallery),
+        images=str(manifest.get("images") or "none"),
+        evaluator=_mapping(manifest.get("evaluator")),
+        target=_mapping(manifest.get("target")),
+        inputs=inputs,
+        settings=_mapping(manifest.get("settings")),
+        versions=_mapping(manifest.get("versions")),
+        stages=stages,
+        warnings=tuple(map(str, manifest.get("warnings") or ())),
+        notes=tuple(map(str, manifest.get("notes") or ())),
+    )
+
+
+def most_exposed_first(samples: pd.DataFrame) -> pd.DataFrame:
+    """Rows by nearest distance, smallest first, then by id; those without a distance last."""
+    return samples.sort_values(["nearest_distance", "id"], na_position="last", kind="stable")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, Mapping) else {"name": value}
+
+
+def _facts(manifest: Mapping[str, Any], stages: Sequence[tuple[str, float]]) -> dict[str, str]:
+    settings = _mapping(manifest.get("settings"))
+    named = {
+        "created": manifest.get("created"),
+        "inversight": manifest.get("version"),
+        "preset": manifest.get("preset"),
+        "arm": settings.get("arm"),
+        "seed": manifest.get("seed"),
+        "device": manifest.get("device"),
+        "threads": manifest.get("threads"),
+        "embedding": manifest.get("embedding"),
+        "features": manifest.get("features"),
+        "guidance embedding": manifest.get("guidance_embedding"),
+        "stages took": duration(sum(s for _, s in stages)) if stages else None,
+    }
+    return {name: str(value) for name, value in named.items() if value is not None}
+
+
+def _split(inputs: Mapping[str, Any]) -> str:
+    """'private: 100 images of 20 classes; ...' from the manifest's inputs."""
+    parts = []
+    for name, facts in inputs.items():
+        if isinstance(facts, Mapping) and facts.get("images") is not None:
+            classes = facts.get("classes")
+            count = len(classes) if isinstance(classes, list) else classes
+            parts.append(
+                f"{name}: {facts['images']} images" + (f" of {count} classes" if count else "")
+            )
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """'7.5 s', '3 min 20 s' or '2 h 05 min'."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,230 @@
+"""Puts the page together. Pure: the same data gives the same text, and nothing is read or drawn."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from inversight.report import words
+from inversight.report.contents import GalleryItem, ReportData, duration, most_exposed_first
+from inversight.report.figures import distance_histogram, score_histogram
+from inversight.report.reading import flatten
+from inversight.report.verdict import verdict
+
+MOST_ROWS = 2000
+"""Rows of the ledger that the page shows; the table file has all."""
+
+TRUSTED, DOUBTFUL = 0.8, 0.5
+"""Accuracies on unseen real images from which an evaluator is trusted, and below which not."""
+
+_PIXEL_ART = 64
+"""Width in pixels up to which pictures are enlarged without smoothing, to show what is there."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the measures' table, in words."""
+
+    key: str
+    name: str
+    meaning: str
+    worse: str
+    value: str
+    interval: str
+    reason: str
+    features: str
+    extra: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the ledger. first: its first direction. filtered: the filter reads it."""
+
+    key: str
+    name: str
+    numeric: bool
+    first: str
+    filtered: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the ledger. sort: the value to sort by, where the text is not it."""
+
+    text: str
+    sort: str | None
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far the evaluator can be trusted. level: ok, doubtful, bad or unknown."""
+
+    level: str
+    text: str
+
+
+def render(data: ReportData) -> str:
+    """One self-contained HTML page: no file beside it, no network, every name in it inert text."""
+    environment = Environment(
+        loader=PackageLoader("inversight.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=words.number, visible=words.visible, duration=duration)
+    samples = most_exposed_first(data.samples)
+    shown = samples.head(MOST_ROWS)
+    scores = data.samples["ddcs_best"].astype("float64")
+    nearest = data.samples["nearest_distance"].astype("float64")
+    total = sum(seconds for _, seconds in data.stages)
+    return environment.get_template("report.html").render(
+        data=data,
+        verdict=verdict(data),
+        metrics=[_metric(key, found) for key, found in _ordered(data.metrics)],
+        columns=_columns(shown),
+        rows=_rows(shown),
+        images=len(samples),
+        uncovered=int((scores == 0).sum()),
+        unreached=int(nearest.isna().sum()),
+        score_figure=_own(score_histogram(scores.tolist())),
+        distance_figure=_own(distance_histogram(nearest.tolist(), data.holdout_nearest)),
+        gallery=[(item, _picture(item), _is_small(item)) for item in data.gallery],
+        trust=_trust(data.evaluator),
+        stages=[
+            (name, seconds, seconds / total if total else 0.0) for name, seconds in data.stages
+        ],
+        tables={
+            "Inputs": _lines(data.inputs),
+            "Target": _lines(data.target),
+            "Evaluator": _lines(data.evaluator),
+            "Settings": _lines(data.settings),
+            "Versions": _lines(data.versions),
+        },
+    )
+
+
+def _own(svg: str | None) -> Markup | None:
+    # Markup of our own making with numbers in it and nothing that a user named.
+    return None if svg is None else Markup(svg)  # noqa: S704
+
+
+def _ordered(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    known = [key for key in words.METRICS if key in metrics]
+    return [(key, metrics[key]) for key in [*known, *(k for k in metrics if k not in known)]]
+
+
+def _metric(key: str, found: Mapping[str, Any]) -> Metric:
+    word = words.metric(key)
+    low, high = found.get("low"), found.get("high")
+    bounded = low is not None and high is not None
+    missing = words.is_missing(found.get("value"))
+    own = {"value", "low", "high", "reason", "features"}
+    extra = {name: value for name, value in found.items() if name not in own}
+    return Metric(
+        key=key,
+        name=word.name,
+        meaning=word.meaning,
+        worse=word.worse,
+        value=words.number(found.get("value")),
+        interval=f"{words.number(low)} to {words.number(high)}" if bounded else "",
+        reason=str(found.get("reason") or "no reason was recorded") if missing else "",
+        features=str(found.get("features") or ""),
+        extra=", ".join(f"{k.replace('_', ' ')}: {words.number(v)}" for k, v in extra.items()),
+    )
+
+
+def _columns(samples: pd.DataFrame) -> list[Column]:
+    columns = [Column("", "#", True, "ascending", False)]
+    for key in _column_order(samples):
+        word = words.column(key)
+        numeric = bool(pd.api.types.is_numeric_dtype(samples[key]))
+        first = "descending" if word.worse == "higher" else "ascending"
+        filtered = key == "label" or not numeric
+        columns.append(Column(key, word.name, numeric, first, filtered))
+    return columns
+
+
+def _column_order(samples: pd.DataFrame) -> list[str]:
+    known = [key for key in words.COLUMNS if key in samples.columns]
+    return known + [str(key) for key in samples.columns if key not in known]
+
+
+def _rows(samples: pd.DataFrame) -> list[list[Cell]]:
+    order = _column_order(samples)
+    cells = [[_cell(value) for value in samples[key].tolist()] for key in order]
+    numbers = [Cell(str(i), None) for i in range(1, len(samples) + 1)]
+    return [list(row) for row in zip(numbers, *cells, strict=True)]
+
+
+def _cell(value: Any) -> Cell:
+    if words.is_missing(value):
+        return Cell(words.NONE, "")
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", str(int(value)))
+    if isinstance(value, float):
+        return Cell(words.number(value), words.significant(value))
+    return Cell(words.visible(str(value)), None)
+
+
+def _picture(item: GalleryItem) -> tuple[str, str]:
+    """Data addresses of the private image and the reconstruction."""
+    return _address(item.private_png), _address(item.reconstruction_png)
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _is_small(item: GalleryItem) -> bool:
+    # Width: the four bytes behind the signature, the length and the name of the first chunk.
+    header = item.private_png[16:20]
+    return len(header) == 4 and struct.unpack(">I", header)[0] <= _PIXEL_ART
+
+
+def _trust(evaluator: Mapping[str, Any]) -> Trust:
+    accuracy: Any = evaluator.get("holdout_accuracy")
+    if words.is_missing(accuracy):
+        return Trust(
+            "unknown",
+            "How well the evaluator classifies real images it has never seen was not measured "
+            "(that needs a holdout). Read accuracy and KNN distance with care.",
+        )
+    share = float(accuracy)
+    found = f"The evaluator classifies {100 * share:.1f} % of the holdout correctly"
+    if share >= TRUSTED:
+        return Trust("ok", f"{found}, so it can judge which class a reconstruction shows.")
+    if share >= DOUBTFUL:
+        return Trust(
+            "doubtful",
+            f"{found}. That is not much: it errs about real images too, so accuracy and KNN "
+            "distance are rough.",
+        )
+    return Trust(
+        "bad",
+        f"{found}. An evaluator that cannot classify real images cannot judge reconstructions: do "
+        "not rely on accuracy and KNN distance.",
+    )
+
+
+def _lines(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not values:
+        return []
+    return [(name, _plain(value)) for name, value in flatten(dict(values)).items()]
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return words.NONE
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or words.NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -1,0 +1,73 @@
+"""Reads what a run left behind: manifest, metrics and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from inversight.errors import RunError
+
+
+def read_mapping(run: Path, name: str) -> dict[str, Any]:
+    """The JSON object in ``run/name``.
+
+    Raises:
+        RunError: ``run`` is no run folder, the file is missing (unfinished) or damaged.
+    """
+    file = _existing(run, name)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{file}: expected named values, found {type(value).__name__}")
+    return value
+
+
+def read_table(run: Path, name: str, required: Iterable[str]) -> pd.DataFrame:
+    """The Parquet table in ``run/name``, which must have the ``required`` columns.
+
+    Raises:
+        RunError: the file is missing (unfinished run), damaged, or lacks a column.
+    """
+    file = _existing(run, name)
+    try:
+        table = pd.read_parquet(file)
+    except Exception as error:  # pyarrow's own errors share no base with pandas'
+        reason = " ".join(str(error).split())
+        raise RunError(f"{file}: cannot be read as a Parquet table ({reason})") from None
+    missing = [column for column in required if column not in table.columns]
+    if missing:
+        raise RunError(
+            f"{file}: expected the column {missing[0]}, found {', '.join(map(str, table.columns))}"
+        )
+    return table
+
+
+def _existing(run: Path, name: str) -> Path:
+    if not (run / "run.json").is_file():
+        raise RunError(f"{run}: not a run folder (no run.json); name the folder an audit wrote")
+    file = run / name
+    if not file.is_file():
+        raise RunError(
+            f"{run}: the run is not finished ({name} is missing); continue it with --resume {run}"
+        )
+    return file
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> dotted names with plain values. Lists of mappings are numbered from 0."""
+    if isinstance(value, dict) and value:
+        parts = [(str(k), v) for k, v in value.items()]
+    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        parts = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, below in parts:
+        flat.update(flatten(below, f"{prefix}.{name}" if prefix else name))
+    return flat

@@ -1,0 +1,57 @@
+(() => {
+  "use strict";
+  const table = document.getElementById("ledger-table");
+  const body = table.tBodies[0];
+  const rows = Array.from(body.rows);
+  const headings = Array.from(table.tHead.rows[0].cells);
+  const collator = new Intl.Collator("en", {numeric: true});
+
+  const valueOf = (row, column, isNumber) => {
+    const cell = row.cells[column];
+    const text = cell.dataset.v ?? cell.textContent;
+    if (text === "") return null;
+    return isNumber ? Number(text) : text;
+  };
+
+  // Rows without a value stay last either way; equal rows keep the page's first order.
+  const sortBy = (column, direction) => {
+    const isNumber = headings[column].dataset.type === "number";
+    const sign = direction === "descending" ? -1 : 1;
+    const keyed = rows.map((row) => [valueOf(row, column, isNumber), row]);
+    keyed.sort(([a], [b]) => {
+      if (a === null || b === null) return (a === null) - (b === null);
+      return sign * (isNumber ? a - b : collator.compare(a, b));
+    });
+    headings.forEach((heading, i) => {
+      if (i === column) heading.setAttribute("aria-sort", direction);
+      else heading.removeAttribute("aria-sort");
+    });
+    body.append(...keyed.map(([, row]) => row));
+  };
+
+  headings.forEach((heading, column) => {
+    heading.querySelector("button").addEventListener("click", () => {
+      const other = {ascending: "descending", descending: "ascending"};
+      sortBy(column, other[heading.getAttribute("aria-sort")] ?? heading.dataset.first);
+    });
+  });
+
+  const count = document.getElementById("filter-count");
+  const input = document.getElementById("filter-text");
+  const texts = new Map(rows.map((row) => {
+    const words = Array.from(row.cells).filter((_, i) => headings[i].dataset.filter !== undefined);
+    return [row, words.map((cell) => cell.textContent).join("\n").toLowerCase()];
+  }));
+  const filter = () => {
+    const wanted = input.value.trim().toLowerCase();
+    let shown = 0;
+    for (const [row, text] of texts) {
+      row.hidden = !text.includes(wanted);
+      if (!row.hidden) shown += 1;
+    }
+    count.textContent = `${shown} of ${rows.length} shown`;
+  };
+  input.addEventListener("input", filter);
+  document.getElementById("filter").hidden = false;
+  filter();
+})();

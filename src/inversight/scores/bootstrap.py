@@ -1,0 +1,44 @@
+"""Intervals from resampling images within their classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inversight.errors import ConfigError
+
+# Numbers held at once in each temporary: 8 MiB of float64, so that they stay in cache.
+_SCRATCH = 1 << 20
+
+
+def interval_of_means(
+    values: Tensor, sizes: Tensor, *, resamples: int, rng: torch.Generator
+) -> list[tuple[float | None, float | None]]:
+    """95 % percentile bootstrap intervals of the S column means; None where there are none.
+
+    values: (N, S), rows of one class side by side. sizes: (number of classes,) int64, rows of each
+    class in the same order, summing to N. Each class is resampled to its own size, so the interval
+    speaks of other images of the same classes. There is none without resamples, or where every
+    class has a single image, since resampling one image shows no variation.
+
+    Raises:
+        ConfigError: ``resamples`` is negative.
+    """
+    if resamples < 0:
+        raise ConfigError(f"bootstrap: expected 0 or more resamples, found {resamples}")
+    if resamples == 0 or int(sizes.max()) < 2:
+        return [(None, None)] * values.shape[1]
+    values = values.double()
+    start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    size = sizes.repeat_interleave(sizes)
+    means = []
+    at_once = max(1, _SCRATCH // values.numel())
+    for done in range(0, resamples, at_once):
+        shape = min(at_once, resamples - done), len(values)
+        # A float64 below 1 times a whole number stays below that number.
+        index = torch.rand(shape, generator=rng, dtype=torch.float64).mul_(size).long().add_(start)
+        drawn = values.index_select(0, index.flatten()).view(*shape, values.shape[1])
+        means.append(drawn.mean(1))
+    levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.cat(means).quantile(levels, dim=0).tolist()
+    return list(zip(low, high, strict=True))

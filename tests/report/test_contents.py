@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from inversight.errors import RunError
+from inversight.report import GalleryItem, load_report_data, render
+from tests.report.examples import png, samples, write_run
+
+
+def test_a_run_folder_becomes_a_page(tmp_path):
+    run = write_run(tmp_path / "run")
+    data = load_report_data(run)
+    assert data.facts["seed"] == "3"
+    assert data.facts["stages took"] == "2 min 00 s"
+    assert data.split == "private: 30 images of 5 classes; public: 50 images"
+    assert data.holdout_nearest is None
+    page = render(data)
+    assert "mind this" in page and "as a note" in page and "p1/1.png" in page
+
+
+def test_the_holdout_table_is_read_where_it_is(tmp_path):
+    run = write_run(tmp_path / "run")
+    pd.DataFrame({"id": ["a", "b"], "nearest_distance": [0.5, None]}).to_parquet(
+        run / "holdout.parquet"
+    )
+    found = load_report_data(run).holdout_nearest
+    assert found[0] == 0.5 and found[1] != found[1]
+
+
+def test_only_the_tables_are_required(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "run.json").write_text("{}")
+    assert "Ledger" in render(load_report_data(run, title="Mine"))
+
+
+def test_pictures_are_refused_where_the_run_allows_none(tmp_path):
+    run = write_run(tmp_path / "run", images="none")
+    with pytest.raises(ValueError, match="no picture"):
+        load_report_data(run, gallery=[GalleryItem("a", "a", 1.0, 1.0, png(1), png(2))])
+
+
+def test_integer_labels_and_nullable_columns_are_shown(tmp_path):
+    table = samples().assign(label=range(30)).convert_dtypes()
+    page = render(load_report_data(write_run(tmp_path / "run", table)))
+    assert ">29</td>" in page
+
+
+def break_nothing_there(run):
+    for file in run.iterdir():
+        file.unlink()
+
+
+def break_metrics(run):
+    (run / "metrics.json").unlink()
+
+
+def break_json(run):
+    (run / "run.json").write_text("{")
+
+
+def break_kind(run):
+    (run / "metrics.json").write_text(json.dumps([1]))
+
+
+def break_table(run):
+    (run / "samples.parquet").write_bytes(b"PAR1 no")
+
+
+def break_column(run):
+    samples().drop(columns="ddcs_best").to_parquet(run / "samples.parquet")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_nothing_there, "not a run folder"),
+        (break_metrics, "metrics.json is missing"),
+        (break_json, "cannot be read"),
+        (break_kind, "expected named values"),
+        (break_table, "cannot be read as a Parquet table"),
+        (break_column, "expected the column ddcs_best"),
+    ],
+)
+def test_a_damaged_run_is_one_clear_line(tmp_path, damage, words):
+    run = write_run(tmp_path / "run")
+    damage(run)
+    with pytest.raises(RunError, match=words) as caught:
+        load_report_data(run)
+    assert "\n" not in str(caught.value)
+    assert str(run) in str(caught.value)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from inversight.report import GalleryItem, render
+from inversight.report.page import MOST_ROWS
+from tests.report.examples import HOSTILE, hostile_data, metrics, plain_data, png, samples
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements, their attributes and the text in them."""
+
+    VOID = ("meta", "link", "img", "input", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == [], "every element is closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self._open[-1] if self._open else "", data))
+
+    def named(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self):
+        shown = [text for tag, text in self.texts if tag not in ("style", "script")]
+        return " ".join(" ".join(shown).split())
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> str:
+    return render(hostile_data())
+
+
+def test_the_same_data_gives_the_same_page(hostile_page):
+    assert render(hostile_data()) == hostile_page
+
+
+def test_hostile_names_become_text_and_nothing_else(hostile_page):
+    page = Page(hostile_page)
+    assert len(page.named("script")) == 1
+    assert len(page.named("img")) == 2 * len(HOSTILE)
+    assert not page.named("b")
+    handlers = [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
+    assert handlers == []
+    for name in HOSTILE:
+        assert name in page.text()
+
+
+def test_control_and_direction_characters_are_shown_as_escapes():
+    table = samples()
+    table.loc[2, "id"] = "a\u202egnp.exe"
+    page = render(plain_data(samples=table))
+    assert "\u202e" not in page
+    assert "a\\u202egnp.exe" in page
+
+
+def test_nothing_outside_the_page_is_loaded(hostile_page):
+    page = Page(hostile_page)
+    loading = ("src", "srcset", "data", "poster", "action", "background", "formaction")
+    for tag, attributes in page.elements:
+        for name in loading:
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+        for name in ("href", "xlink:href"):
+            where = attributes.get(name, "#")
+            assert where.startswith("#") or (tag == "a" or where == "data:,"), (tag, where)
+    assert not page.named("iframe") and not page.named("object") and not page.named("base")
+    assert "@import" not in hostile_page
+    assert all(found == "#" for found in re.findall(r"url\(['\"]?(.)", hostile_page))
+    policy = [m for m in page.named("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy[0]["content"].startswith("default-src 'none'; img-src data:;")
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(hostile_page):
+    page = Page(hostile_page)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r"url\(#([^)]*)\)", hostile_page)
+    for _, attributes in page.elements:
+        for name in ("href", "xlink:href"):
+            if attributes.get(name, "").startswith("#"):
+                used.append(attributes[name][1:])
+        used += attributes.get("aria-labelledby", "").split()
+    assert used and set(used) <= set(ids)
+
+
+def test_pictures_go_in_as_given():
+    item = GalleryItem("a/1.png", "a", 4.0, 0.25, png(10), png(99))
+    page = render(plain_data(gallery=[item], images="blurred"))
+    for picture in (item.private_png, item.reconstruction_png):
+        assert "data:image/png;base64," + base64.b64encode(picture).decode() in page
+    assert "Both sides are blurred" in page
+
+
+def test_without_pictures_there_is_none_and_the_page_says_so():
+    page = render(plain_data(images="none"))
+    assert not Page(page).named("img")
+    assert "--images none" in page
+    with pytest.raises(ValueError, match="no picture"):
+        plain_data(gallery=[GalleryItem("a", "a", 1.0, 1.0, png(1), png(2))], images="none")
+
+
+def test_every_measure_has_value_interval_direction_and_meaning():
+    text = Page(render(plain_data())).text()
+    for key in metrics():
+        assert key in text
+    assert "3.21 2.5 to 4.1 higher" in text
+    assert "1,342 none lower" in text
+    assert "on features: public" in text
+
+
+def test_a_measure_without_a_value_shows_its_reason_and_no_zero():
+    page = render(plain_data())
+    assert "not computed: the features are &lt;public&gt;" in page
+    row = page[page.index("<code>fid</code>") :]
+    assert 'class="n value"' not in row[: row.index("</tr>")]
+
+
+def test_every_column_of_the_table_is_in_the_ledger_also_unknown_ones():
+    table = samples().assign(q_value=0.5, my_column="x")
+    page = render(plain_data(samples=table))
+    keys = [a["data-key"] for a in Page(page).named("th") if "data-key" in a]
+    assert sorted(keys) == sorted(table.columns)
+
+
+def test_the_ledger_starts_with_the_smallest_distance_and_ends_with_the_unknown_ones():
+    table = samples()
+    page = render(plain_data(samples=table.sample(frac=1.0, random_state=1)))
+    body = page[page.index('<table id="ledger-table">') :]
+    shown = re.findall(r"<tr><td[^>]*>\d+</td><td>([^<]*)</td>", body)
+    distances = dict(zip(table["id"], table["nearest_distance"], strict=True))
+    expected = sorted(
+        distances, key=lambda name: (distances[name] != distances[name], distances[name])
+    )
+    assert shown == expected
+    assert 'data-v="">–</td>' in body
+
+
+def test_a_long_ledger_shows_the_most_exposed_and_says_where_the_rest_is():
+    page = render(plain_data(samples=samples(MOST_ROWS + 100)))
+    body = page[page.index('<table id="ledger-table">') :]
+    assert body.count("<tr><td") == MOST_ROWS
+    assert f"The {MOST_ROWS} most exposed of {MOST_ROWS + 100}" in page
+    assert "samples.parquet" in page
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        (0.93, "can judge"),
+        (0.6, "are rough"),
+        (0.2, "do not rely on"),
+        (None, "was not measured"),
+    ],
+)
+def test_the_evaluator_is_trusted_as_far_as_it_classifies_real_images(accuracy, words):
+    assert words in Page(render(plain_data(evaluator={"holdout_accuracy": accuracy}))).text()
+
+
+def test_pages_without_any_score_or_distance_still_come_out():
+    table = samples().assign(ddcs_best=0.0, nearest_distance=float("nan"), exact_hit=False)
+    page = render(plain_data(samples=table, metrics={}))
+    assert "No private image scores above 0." in page
+    assert "says nothing about how exposed" in page
+    assert "<svg" not in page
+
+
+def test_settings_stages_and_versions_are_there():
+    data = dataclasses.replace(
+        plain_data(),
+        settings={"prior": {"steps": 12}, "attack": [{"keep": 5}], "limit": None},
+        stages=[("prior", 90.0), ("attack", 30.0)],
+        versions={"torch": "2.6.0"},
+        notes=["A note."],
+    )
+    text = Page(render(data)).text()
+    assert "prior.steps 12" in text
+    assert "attack.0.keep 5" in text
+    assert "prior 90.0 s 75 %" in text
+    assert "torch 2.6.0" in text
+    assert "A note." in text
+    assert "2502.19070" in text

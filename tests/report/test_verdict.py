@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+import pytest
+
+from inversight.report.verdict import median_interval, verdict
+from tests.report.examples import plain_data, samples
+
+
+def covering(n: int, k: int) -> float:
+    """P(k-th smallest <= median <= k-th largest of n), counted."""
+    return sum(comb(n, j) for j in range(k, n - k + 1)) / 2**n
+
+
+@pytest.mark.parametrize("n", [6, 7, 10, 20, 100, 501])
+def test_the_median_interval_is_the_shortest_of_order_statistics_at_95_percent(n):
+    values = np.random.default_rng(n).permutation(np.arange(1, n + 1)).astype(float)
+    found = median_interval(values.tolist())
+    assert found.value == np.median(values)
+    k = int(found.low)  # the k-th smallest of 1..n is k
+    assert found.high == n + 1 - k
+    assert covering(n, k) >= 0.95 > covering(n, k + 1)
+
+
+def test_fewer_than_six_values_have_no_interval():
+    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]).low is None
+    assert str(median_interval([2.0])) == "2"
+
+
+def judged(private, holdout, **changes):
+    table = samples(len(private)).assign(nearest_distance=private, exact_hit=False)
+    return verdict(plain_data(samples=table, holdout_nearest=holdout, **changes))
+
+
+def test_private_clearly_nearer_than_holdout_is_leakage():
+    found = judged(np.linspace(0.1, 0.2, 40), np.linspace(0.3, 0.4, 40).tolist())
+    assert found.level == "leak"
+    assert "median nearest distance 0.15 against 0.35" in found.sentence
+    below = [ground for ground in found.grounds if "the nearest 5 %" in ground]
+    assert below[0].startswith("40 of 40 private images")
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_equally_near_or_farther_is_no_leakage_seen_and_never_called_safe(shift):
+    holdout = np.linspace(0.1, 0.4, 40)
+    found = judged(holdout + shift, holdout.tolist())
+    assert found.level == "none-seen"
+    assert "does not prove that any image is safe" in found.sentence
+
+
+def test_without_a_holdout_the_run_cannot_tell():
+    found = judged(np.linspace(0.1, 0.2, 40), None)
+    assert found.level == "unclear"
+    assert "cannot tell" in found.sentence
+    assert any("--holdout" in ground for ground in found.grounds)
+
+
+def test_too_few_images_are_not_compared():
+    assert judged(np.array([0.1, 0.2, 0.3]), [0.9, 0.8, 0.9]).level == "unclear"
+
+
+def test_distances_in_the_evaluators_features_are_not_compared_with_the_holdout():
+    private, holdout = np.linspace(0.1, 0.2, 40), np.linspace(0.3, 0.4, 40).tolist()
+    found = judged(private, holdout, embedding="evaluator")
+    assert found.level == "unclear"
+    assert any("trained on the private images" in ground for ground in found.grounds)
+
+
+def test_an_exact_hit_leads_the_verdict_and_is_named():
+    found = verdict(plain_data())
+    assert found.level == "leak"
+    assert found.sentence.startswith("1 of 30 private images was reproduced exactly")
+    assert "p1/1.png" in found.sentence
+
+
+def test_the_closest_three_are_named_in_order():
+    found = judged(np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6]), None)
+    assert "p1/1.png (0.1), p3/3.png (0.2), p2/2.png (0.3)" in found.grounds[0]
+
+
+def test_images_whose_class_was_not_reconstructed_are_counted_apart():
+    found = judged(np.array([0.5, np.nan, 0.3, np.nan]), [np.nan, 0.2])
+    assert any(ground.startswith("2 of 4 private images have no") for ground in found.grounds)
+
+
+def test_every_verdict_says_that_zero_is_not_safe_and_that_nothing_is_calibrated():
+    for holdout in (None, [0.2] * 40):
+        text = " ".join(judged(np.linspace(0.1, 0.2, 40), holdout).grounds)
+        assert "does not mean that they are safe" in text
+        assert "No number here is a calibrated risk" in text
+
+
+def test_flags_of_a_calibrated_run_replace_the_disclaimer():
+    table = samples().assign(flagged=[True] * 4 + [False] * 26)
+    text = " ".join(verdict(plain_data(samples=table)).grounds)
+    assert "4 of 30 images flagged" in text
+    assert "No number here" not in text

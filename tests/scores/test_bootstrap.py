@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inversight.errors import ConfigError
+from inversight.scores import bootstrap
+from inversight.scores.bootstrap import interval_of_means
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_interval_has_the_width_of_the_standard_error() -> None:
+    values = torch.randn(4000, 1, generator=rng(), dtype=torch.float64)
+    [(low, high)] = interval_of_means(values, torch.tensor([4000]), resamples=4000, rng=rng(1))
+    assert low is not None and high is not None
+    mean, error = float(values.mean()), float(values.std()) / 4000**0.5
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.1 * error)
+
+
+def test_classes_are_resampled_within_themselves() -> None:
+    # Values differ between classes only: resampled within them the mean cannot move.
+    sizes = torch.tensor([1, 3, 2])
+    values = torch.tensor([5.0, 1.0, 1.0, 1.0, 9.0, 9.0])[:, None]
+    [interval] = interval_of_means(values, sizes, resamples=50, rng=rng())
+    assert interval == (pytest.approx(26 / 6), pytest.approx(26 / 6))
+
+
+def test_columns_keep_their_own_interval() -> None:
+    values = torch.stack([torch.arange(50.0), torch.full((50,), 7.0)], dim=1)
+    (low, high), constant = interval_of_means(values, torch.tensor([50]), resamples=200, rng=rng())
+    assert low is not None and high is not None
+    assert low < 24.5 < high
+    assert constant == (7.0, 7.0)
+
+
+def test_parts_do_not_matter_and_the_seed_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, sizes = torch.rand(30, 2, generator=rng()), torch.tensor([10, 20])
+    whole = interval_of_means(values, sizes, resamples=64, rng=rng(1))
+    assert interval_of_means(values, sizes, resamples=64, rng=rng(2)) != whole
+    monkeypatch.setattr(bootstrap, "_SCRATCH", 100)
+    for found, expected in zip(
+        interval_of_means(values, sizes, resamples=64, rng=rng(1)), whole, strict=True
+    ):
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_interval_where_nothing_can_vary() -> None:
+    values = torch.rand(3, 2, generator=rng())
+    none = [(None, None)] * 2
+    assert interval_of_means(values, torch.tensor([1, 1, 1]), resamples=9, rng=rng()) == none
+    assert interval_of_means(values, torch.tensor([3]), resamples=0, rng=rng()) == none
+    with pytest.raises(ConfigError, match="resamples"):
+        interval_of_means(values, torch.tensor([3]), resamples=-1, rng=rng())

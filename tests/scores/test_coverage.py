@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from dataclasses import replace
+
+import prdc as package
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inversight.embeddings.base import Features
+from inversight.errors import ConfigError
+from inversight.scores import ScoreResult, prdc
+from inversight.scores.coverage import MEASURES
+from tests.reference.prdc_loop import prdc_loop
+from tests.scores.build import features, gaussian, shuffled
+
+
+def values(result: ScoreResult) -> dict[str, float]:
+    return {key: float(summary.value or 0) for key, summary in result.summary.items()}
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(50, 200, 3), (200, 50, 5), (30, 30, 1)])
+def test_equals_the_published_package_class_by_class(n: int, m: int, k: int) -> None:
+    private = gaussian(n, 6, classes=2)
+    made = gaussian(m, 6, classes=2, seed=1, prefix="r", shift=0.3)
+    expected = dict.fromkeys(MEASURES, 0.0)
+    for label in range(2):
+        sides = [side.flat()[side.labels == label].double().numpy() for side in (private, made)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = package.compute_prdc(*sides, nearest_k=k)
+        expected = {key: expected[key] + found[key] / 2 for key in MEASURES}
+    assert values(prdc(private, made, k=k)) == pytest.approx(expected, rel=1e-12)
+
+
+POINTS = st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=2), min_size=4, max_size=9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(POINTS, POINTS, st.integers(1, 3))
+def test_equals_the_definition_where_points_lie_on_the_rim(
+    real: list[list[int]], fake: list[list[int]], k: int
+) -> None:
+    # Whole numbers far from 0 are exact features whose centred products round.
+    found = prdc(features(torch.tensor(real) + 1000), features(torch.tensor(fake) + 1000), k=k)
+    assert values(found) == pytest.approx(prdc_loop(real, fake, k))
+
+
+def test_identity_covers_everything() -> None:
+    private = gaussian(40, 10, classes=2)
+    result = prdc(private, private)
+    assert values(result) == pytest.approx(
+        {"precision": 1, "recall": 1, "coverage": 1, "density": 1}
+    )
+    assert result.per_sample["coverage"].tolist() == [1.0] * 40
+    assert result.direction == "higher"
+
+
+def test_closed_form_on_a_line() -> None:
+    # k = 1: every private radius is 1, so the balls are (-1, 1), (0, 2), (9, 11) and (10, 12).
+    private = features([[0.0], [1.0], [10.0], [11.0]])
+    made = features([[0.5], [0.7], [5.0]], prefix="r")
+    result = prdc(private, made, k=1)
+    # The reconstructions' radii are 0.2, 0.2 and 4.3: only the last ball holds an image, at 1.
+    assert values(result) == pytest.approx(
+        {"precision": 2 / 3, "density": 4 / 3, "coverage": 2 / 4, "recall": 1 / 4}
+    )
+    assert result.per_sample["coverage"].tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_farther_reconstructions_score_lower() -> None:
+    private = gaussian(60, 6)
+    found = [
+        values(prdc(private, gaussian(60, 6, seed=1, shift=shift))) for shift in (0.0, 1.0, 30.0)
+    ]
+    for key in ("precision", "density", "coverage"):
+        assert found[0][key] > found[1][key] > found[2][key] == 0.0
+    assert found[0]["recall"] > found[2]["recall"] == 0.0
+
+
+def test_small_classes_are_left_out_and_counted() -> None:
+    # Class 0 has 4 on both sides (used), 1 has 3 private, 2 has 3 reconstructions, 3 none.
+    private = gaussian(15, 4)
+    private = replace(private, labels=torch.tensor([0] * 4 + [1] * 3 + [2] * 4 + [3] * 4))
+    made = gaussian(11, 4, seed=1, prefix="r")
+    made = replace(made, labels=torch.tensor([0] * 4 + [1] * 4 + [2] * 3))
+    result = prdc(private, made)
+    extra = result.summary["coverage"].extra
+    assert (extra["classes_used"], extra["classes_left_out"], extra["k"]) == (1, 3, 3)
+    hits = result.per_sample["coverage"].tolist()
+    assert all(math.isnan(hit) for hit in hits[4:])
+    assert all(hit in (0.0, 1.0) for hit in hits[:4])
+    alone = prdc(private.select(torch.arange(4)), made.select(torch.arange(4)))
+    assert values(result) == values(alone)
+
+
+def test_no_class_left_gives_a_reason_and_no_number() -> None:
+    result = prdc(gaussian(3, 4), gaussian(9, 4, seed=1))
+    for summary in result.summary.values():
+        assert summary.value is None
+        assert "more than 3 images" in str(summary.reason)
+        assert summary.extra["classes_left_out"] == 1
+
+
+def test_classes_weigh_the_same_whatever_their_size() -> None:
+    near = features(torch.rand(40, 2, generator=torch.Generator().manual_seed(0)))
+    private = features(
+        torch.cat([near.blocks[0], torch.eye(8)[:, :2] + torch.arange(8)[:, None]]),
+        labels=[0] * 40 + [1] * 8,
+    )
+    made = features(
+        torch.cat([near.blocks[0], torch.full((4, 2), 99.0)]), labels=[0] * 40 + [1] * 4
+    )
+    assert values(prdc(private, made))["coverage"] == 0.5
+
+
+def rows(private: Features, result: ScoreResult) -> dict[str, float]:
+    return dict(zip(private.ids, result.per_sample["coverage"].tolist(), strict=True))
+
+
+def test_row_order_does_not_matter() -> None:
+    private, made = gaussian(30, 4, classes=3), gaussian(33, 4, classes=3, seed=1)
+    other, _ = shuffled(private)
+    expected, found = prdc(private, made), prdc(other, shuffled(made)[0])
+    assert found.summary == expected.summary
+    assert rows(other, found) == rows(private, expected)
+
+
+@pytest.mark.parametrize("memory", [1, 900])
+def test_block_size_does_not_matter(memory: int) -> None:
+    private, made = gaussian(30, 4, classes=2), gaussian(36, 4, classes=2, seed=1)
+    whole, parts = prdc(private, made), prdc(private, made, memory=memory)
+    assert parts.summary == whole.summary
+    assert rows(private, parts) == rows(private, whole)
+
+
+@pytest.mark.parametrize("option", [{"k": 0}, {"memory": 0}])
+def test_options_out_of_range_are_named(option: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(option))):
+        prdc(gaussian(6, 4), gaussian(6, 4, seed=1), **option)
