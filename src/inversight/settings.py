@@ -91,7 +91,7 @@ class AuditSettings:
 _BUDGETS: dict[Preset, dict[str, Any]] = {
     "quick": {
         "working_size": 32,
-        "prior": {"steps": 2200},
+        "prior": {"steps": 2000},
         "adaptation": {"steps": 250},
         "attack": {"pool": 2000, "candidates": 30, "steps": 40, "keep": 10, "crops": 25},
     },

@@ -150,12 +150,12 @@ def train_classifier(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(last := float(loss.detach())):
                 raise StageError(
-                    f"training diverged in epoch {epoch}: the loss is {float(loss)}; "
+                    f"training diverged in epoch {epoch}: the loss is {last}; "
                     "lower training.learning_rate"
                 )
-        note = f"loss {float(loss):.3f}"
+        note = f"loss {last:.3f}"
         if x_held is not None and y_held is not None:
             module.eval()
             with torch.inference_mode():

@@ -23,7 +23,7 @@ HOSTILE = (
 
 
 def samples(images: int = 30, *, seed: int = 0) -> pd.DataFrame:
-    """Private images with distances from 1e-7 to 0.4; the last one's class was not reconstructed."""
+    """Private images at distances from 1e-7 to 0.4; the last one has no reconstruction."""
     rng = np.random.default_rng(seed)
     nearest = rng.uniform(0.01, 0.4, images)
     nearest[1] = 1e-7

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from inversight.errors import RunError
 from inversight.report import compare, render_text
+from inversight.report.words import NONE
 from tests.report.examples import metrics, samples, write_run
 
 
@@ -38,7 +41,7 @@ def test_settings_that_differ_are_named_by_their_path(tmp_path):
     assert found.settings == (
         ("arm", "entropy", "vanilla"),
         ("attack.0.keep", "5", "9"),
-        ("new", "–", "1"),
+        ("new", NONE, "1"),
     )
 
 
@@ -71,8 +74,7 @@ def test_images_are_matched_by_name_and_sorted_by_their_change(tmp_path):
 )
 def test_what_makes_numbers_incomparable_is_a_warning(tmp_path, changes, words, images_compared):
     found = compare(write_run(tmp_path / "a"), write_run(tmp_path / "b", **changes))
-    with pytest.raises(AssertionError, match=words):
-        assert not found.warnings, "; ".join(found.warnings)
+    assert any(re.search(words, warning) for warning in found.warnings)
     assert (found.samples is not None) == images_compared
     assert ("Images are not compared" in render_text(found)) != images_compared
 

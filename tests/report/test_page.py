@@ -9,6 +9,7 @@ import pytest
 
 from inversight.report import GalleryItem, render
 from inversight.report.page import MOST_ROWS
+from inversight.report.words import NONE
 from tests.report.examples import HOSTILE, hostile_data, metrics, plain_data, png, samples
 
 
@@ -51,6 +52,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def hostile_page() -> str:
     return render(hostile_data())
+
+
+@pytest.fixture(scope="module")
+def plain_page() -> str:
+    return render(plain_data())
 
 
 def test_the_same_data_gives_the_same_page(hostile_page):
@@ -113,16 +119,15 @@ def test_pictures_go_in_as_given():
     assert "Both sides are blurred" in page
 
 
-def test_without_pictures_there_is_none_and_the_page_says_so():
-    page = render(plain_data(images="none"))
-    assert not Page(page).named("img")
-    assert "--images none" in page
+def test_without_pictures_there_is_none_and_the_page_says_so(plain_page):
+    assert not Page(plain_page).named("img")
+    assert "--images none" in plain_page
     with pytest.raises(ValueError, match="no picture"):
         plain_data(gallery=[GalleryItem("a", "a", 1.0, 1.0, png(1), png(2))], images="none")
 
 
-def test_every_measure_has_value_interval_direction_and_meaning():
-    text = Page(render(plain_data())).text()
+def test_every_measure_has_value_interval_direction_and_meaning(plain_page):
+    text = Page(plain_page).text()
     for key in metrics():
         assert key in text
     assert "3.21 2.5 to 4.1 higher" in text
@@ -130,10 +135,9 @@ def test_every_measure_has_value_interval_direction_and_meaning():
     assert "on features: public" in text
 
 
-def test_a_measure_without_a_value_shows_its_reason_and_no_zero():
-    page = render(plain_data())
-    assert "not computed: the features are &lt;public&gt;" in page
-    row = page[page.index("<code>fid</code>") :]
+def test_a_measure_without_a_value_shows_its_reason_and_no_zero(plain_page):
+    assert "not computed: the features are &lt;public&gt;" in plain_page
+    row = plain_page[plain_page.index("<code>fid</code>") :]
     assert 'class="n value"' not in row[: row.index("</tr>")]
 
 
@@ -154,7 +158,7 @@ def test_the_ledger_starts_with_the_smallest_distance_and_ends_with_the_unknown_
         distances, key=lambda name: (distances[name] != distances[name], distances[name])
     )
     assert shown == expected
-    assert 'data-v="">–</td>' in body
+    assert f'data-v="">{NONE}</td>' in body
 
 
 def test_a_long_ledger_shows_the_most_exposed_and_says_where_the_rest_is():

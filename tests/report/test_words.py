@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inversight.report.contents import duration
-from inversight.report.words import number, visible
+from inversight.report.words import NONE, number, visible
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "–"),
-        (float("nan"), "–"),
-        (pd.NA, "–"),
+        (None, NONE),
+        (float("nan"), NONE),
+        (pd.NA, NONE),
         (0.0, "0"),
         (0.12345, "0.123"),
         (-0.5, "-0.5"),

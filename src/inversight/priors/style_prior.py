@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inversight.config import from_mapping
 from inversight.errors import DataError, InversightError
-from inversight.priors.style import Discriminator, Generator
+from inversight.priors.style import Discriminator, Generator, NoiseMode
 from inversight.priors.training import (
     Game,
     ImageGuidance,
@@ -55,7 +55,8 @@ class StylePrior:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1]; noise is constant, so a latent is an image."""
-        images: Tensor = self.average(latents, noise="const")
+        noise: NoiseMode = "const" if self.training.noise else "none"
+        images: Tensor = self.average(latents, noise=noise)
         return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def truncated(self, psi: float) -> StylePrior:

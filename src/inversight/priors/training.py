@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from inversight.config import Fraction, settings, to_mapping
 from inversight.errors import StageError
 from inversight.priors.augment import OverfittingControl, augment
-from inversight.priors.style import Discriminator, Generator, initialise
+from inversight.priors.style import Discriminator, Generator, NoiseMode, initialise
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
 
@@ -51,7 +51,7 @@ class PriorTraining:
     """Layers of the mapping network."""
     learning_rate: PositiveFloat = 2e-3
     """Adam's step size (paper: 2e-3)."""
-    r1: NonNegativeFloat = 1.0
+    r1: NonNegativeFloat = 2.0
     """Weight gamma of the R1 penalty; too low and small images collapse (paper: 10)."""
     r1_interval: PositiveInt = 16
     """Steps from one R1 penalty to the next (paper: 16)."""
@@ -61,6 +61,8 @@ class PriorTraining:
     """Mean sign of the discriminator on real images that augmentation aims at (paper: 0.6)."""
     ada_images: PositiveFloat = 50000.0
     """Images in which the augmentation probability may go from 0 to 1."""
+    noise: bool = False
+    """Add learnt amounts of noise to the features; attacks cannot search it, so off by default."""
     mirror: bool = True
     """Augment with mirroring and quarter turns; switch off for images like digits."""
     checkpoint_seconds: PositiveFloat = 30.0
@@ -120,7 +122,8 @@ class Game:
         w = self.generator.mapping(z)
         if torch.is_grad_enabled():
             self.generator.mapping.track(w)
-        images: Tensor = self.generator(w, noise="random", rng=rng)
+        noise: NoiseMode = "random" if self.training.noise else "none"
+        images: Tensor = self.generator(w, noise=noise, rng=rng)
         return images
 
     def _augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from inversight.report.words import number
@@ -111,6 +111,8 @@ def _bins(values: Floats, axes: Axes) -> Floats:
     low, high = float(values.min()), float(values.max())
     if len(positive) and high / float(positive.min()) > _LOG_ABOVE:
         axes.set_xscale("log")
+        # More than a decade is shown, so the labels of whole decades are enough.
+        axes.xaxis.set_minor_formatter(NullFormatter())
         start = max(float(positive.min()), float(np.median(positive)) / _LOG_DEPTH)
         return np.geomspace(start * 0.999, high * 1.001, _LOG_BINS + 1)
     margin = 1e-3 * (high - low) or 0.05 * abs(high) or 0.5

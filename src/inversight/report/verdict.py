@@ -181,10 +181,11 @@ def _against(
     if len(holdout) >= 1 / _TAIL:
         bar = float(np.quantile(holdout, _TAIL))
         below = int((private < bar).sum())
+        by_chance = _TAIL * len(private)
         grounds.append(
             f"{below} of {len(private)} private images lie nearer than the nearest "
-            f"{100 * _TAIL:.0f} % of the holdout (distance {number(bar)}); about {_TAIL * len(private):.0f} would if "
-            "training made no difference. Single images can be exposed where the medians agree."
+            f"{100 * _TAIL:.0f} % of the holdout (distance {number(bar)}); about "
+            f"{by_chance:.0f} would if training made no difference. Single images can be exposed where the medians agree."
         )
     return level, sentence, grounds
 

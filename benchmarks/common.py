@@ -1,0 +1,67 @@
+"""What all benchmarks share: options, the machine, a table, a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark takes."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--small", action="store_true", help="smaller sizes, within two minutes")
+    made.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def machine(seed: int) -> dict[str, Any]:
+    """Where and when the figures were measured."""
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "inversight": importlib.metadata.version("inversight"),
+        "date": datetime.date.today().isoformat(),
+        "seed": seed,
+    }
+
+
+def finish(
+    title: str,
+    figures: dict[str, Any],
+    rows: list[dict[str, Any]],
+    options: argparse.Namespace,
+) -> None:
+    """Print the table and write the JSON file."""
+    facts = machine(options.seed)
+    table = Table(title=title, box=None)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    console = Console(width=160, highlight=False)
+    console.print(table)
+    for name, value in figures.items():
+        console.print(f"{name}: {value}", markup=False)
+    console.print(", ".join(f"{k} {v}" for k, v in facts.items()), markup=False)
+    if options.json:
+        options.json.write_text(
+            json.dumps({"figures": figures, "rows": rows, "machine": facts}, indent=2) + "\n"
+        )
