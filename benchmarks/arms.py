@@ -1,7 +1,7 @@
 """The three arms of the adaptation on one data set: whole audits that share all stages before it.
 
-    uv run python benchmarks/arms.py                      the embedded digits
-    uv run python benchmarks/arms.py --data FOLDER        FOLDER/private, FOLDER/holdout, FOLDER/public
+uv run python benchmarks/arms.py                      the embedded digits
+uv run python benchmarks/arms.py --data FOLDER        FOLDER/private, FOLDER/holdout, FOLDER/public
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from common import finish, parser
-
 from inversight.audit import Plan
 from inversight.console import Terminal
 from inversight.run import Run
@@ -28,7 +27,14 @@ SMALL = {
     "evaluator_training": {"epochs": 20},
     "public_training": {"epochs": 5},
     "attack": [
-        {"class": "plug-and-play", "pool": 500, "candidates": 10, "keep": 5, "steps": 10, "crops": 5}
+        {
+            "class": "plug-and-play",
+            "pool": 500,
+            "candidates": 10,
+            "keep": 5,
+            "steps": 10,
+            "crops": 5,
+        }
     ],
 }
 
@@ -53,7 +59,9 @@ def main() -> None:
         for arm in ARMS:
             folder = out / arm
             reporter = Terminal()
-            plan = Plan.prepare(resolve({**given, "arm": arm, "guidance_embedding": "public"}), reporter)
+            plan = Plan.prepare(
+                resolve({**given, "arm": arm, "guidance_embedding": "public"}), reporter
+            )
             first = out / ARMS[0] / "stages"
             run = Run.create(folder, plan.manifest()) if not folder.exists() else Run.open(folder)
             for stage in SHARED:

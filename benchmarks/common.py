@@ -27,7 +27,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 def machine(seed: int) -> dict[str, Any]:
     """Where and when the figures were measured."""
     cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
             break

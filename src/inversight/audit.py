@@ -35,6 +35,7 @@ from inversight.data import (
     write_images,
 )
 from inversight.embeddings import Embedding, check_name, named_embedding
+from inversight.embeddings.named import Use
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.estimate import Estimate, estimate
 from inversight.evaluation import evaluate
@@ -247,9 +248,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter) -> Inputs:
     if holdout is not None:
         holdout = holdout.resized(size=holdout.size, channels=channels)
     warnings = []
-    shared = check_overlap(
-        private, public, ("--private", "--public"), allow=settings.allow_overlap
-    )
+    shared = check_overlap(private, public, ("--private", "--public"), allow=settings.allow_overlap)
     if holdout is not None:
         shared += check_overlap(
             private, holdout, ("--private", "--holdout"), allow=settings.allow_overlap
@@ -336,25 +335,22 @@ class Plan:
                     "prior: expected `image_shape`, `sample(n, *, rng)` and a call from latents to "
                     f"images; found {type(own).__name__}"
                 )
-        for name, role in (
+        roles = (
             (settings.embedding, "--embedding"),
             (settings.features, "--features"),
             (settings.guidance_embedding, "--guidance-embedding"),
-        ):
+        )
+        for name, role in roles:
             check_name(name, role=role)
         if settings.fail_on is not None:
             Gate.parse(settings.fail_on)
-        for name, use, role in (
-            (settings.embedding, "distance", "--embedding"),
-            (settings.features, "features", "--features"),
-            (settings.guidance_embedding, "distance", "--guidance-embedding"),
-        ):
+        for name, role in roles:
             unused = role == "--guidance-embedding" and settings.arm != "natural-gradient"
             if name not in ("public", "evaluator") and not unused:
                 # Missing weights and broken classes come to light here, before anything long.
                 named_embedding(
                     name,
-                    use=use,  # type: ignore[arg-type]
+                    use="distance",
                     role=role,
                     size=8,
                     public_network=None,
@@ -705,19 +701,11 @@ class _Execution:
         """metrics.json, samples.parquet and, with a holdout, holdout.parquet."""
 
         def fill(folder: Path) -> None:
-            distance, features = (
-                named_embedding(
-                    name,
-                    use=use,
-                    role=role,
-                    size=self.inputs.private.size,
-                    public_network=public_network,
-                    evaluator=evaluator,
-                )
-                for name, use, role in (
-                    (self.settings.embedding, "distance", "--embedding"),
-                    (self.settings.features, "features", "--features"),
-                )
+            distance = self._scoring(
+                self.settings.embedding, "distance", "--embedding", evaluator, public_network
+            )
+            features = self._scoring(
+                self.settings.features, "features", "--features", evaluator, public_network
             )
             found = evaluate(
                 self.inputs.private,
@@ -733,10 +721,10 @@ class _Execution:
             )
             samples, holdout = found.samples, found.holdout
             if self.settings.hash_ids:
-                samples, holdout = self._hashed(samples), self._hashed(holdout)
+                samples = self._hashed(samples)
+                holdout = None if holdout is None else self._hashed(holdout)
             write_json(folder / "metrics.json", found.metrics)
-            if samples is not None:
-                samples.to_parquet(folder / "samples.parquet", index=False)
+            samples.to_parquet(folder / "samples.parquet", index=False)
             if holdout is not None:
                 holdout.to_parquet(folder / "holdout.parquet", index=False)
 
@@ -747,15 +735,30 @@ class _Execution:
         metrics = json.loads((folder / "metrics.json").read_text())
         return metrics, pd.read_parquet(folder / "samples.parquet")
 
-    def _hashed(self, frame: pd.DataFrame | None) -> pd.DataFrame | None:
+    def _scoring(
+        self,
+        name: str,
+        use: Use,
+        role: str,
+        evaluator: Target,
+        public_network: SavedClassifier | None,
+    ) -> Embedding:
+        return named_embedding(
+            name,
+            use=use,
+            role=role,
+            size=self.inputs.private.size,
+            public_network=public_network,
+            evaluator=evaluator,
+        )
+
+    def _hashed(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Names replaced by keyed hashes; the key stays in RUN/private-ids.json, with the names."""
-        if frame is None:
-            return None
         file = self.run.path / "private-ids.json"
         known = json.loads(file.read_text()) if file.is_file() else {"key": secrets.token_hex(16)}
         key = bytes.fromhex(known["key"])
 
-        def hidden(name: object) -> object:
+        def hidden(name: object) -> str | None:
             if not isinstance(name, str):
                 return None
             digest = hashlib.blake2b(name.encode(), key=key, digest_size=6).hexdigest()
@@ -764,7 +767,7 @@ class _Execution:
 
         columns = [c for c in ("id", "label", "nearest_reconstruction") if c in frame]
         frame = frame.assign(
-            **{c: pd.array([hidden(v) for v in frame[c]], dtype="string") for c in columns}
+            **{c: pd.Series([hidden(v) for v in frame[c]], dtype="string") for c in columns}
         )
         write_json(file, known)
         return frame
@@ -823,4 +826,6 @@ def _device(name: str) -> torch.device:
 
 def load_latents(run: Path, attack: str) -> dict[str, torch.Tensor]:
     """Latents (M, ...), labels (M,) and losses (M,) that an attack of a run ended with."""
-    return load_file(run / "stages" / f"attack-{attack}" / "latents.safetensors")
+    file = run / "stages" / f"attack-{attack}" / "latents.safetensors"
+    tensors: dict[str, torch.Tensor] = load_file(file)
+    return tensors

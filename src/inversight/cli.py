@@ -79,7 +79,9 @@ Limit = Annotated[int | None, typer.Option(help="Audit the first so many classes
 Memory = Annotated[int | None, typer.Option(help="Bytes that distances may take.")]
 
 
-def _given(options: dict[str, Any], config: Path | None, assignments: list[str] | None) -> dict[str, Any]:
+def _given(
+    options: dict[str, Any], config: Path | None, assignments: list[str] | None
+) -> dict[str, Any]:
     """Flags over assignments over the file."""
     values = read_yaml(config) if config is not None else {}
     for text in assignments or []:
@@ -161,7 +163,7 @@ def audit(
         folder = resume
     else:
         folder = out or default_folder()
-    with _interruptible(folder), terminal.live():
+    with _Interruptible(folder), terminal.live():
         if resume is not None:
             result = resume_run(resume, reporter=terminal)
         else:
@@ -189,7 +191,9 @@ def train(
             private, out, size=size, seed=seed, device=device, given=_given({}, None, set_),
             reporter=terminal,
         )  # fmt: skip
-    typer.echo(f"{line}\n{path}\naudit it with: inversight audit --target {out} --private {private}")
+    typer.echo(
+        f"{line}\n{path}\naudit it with: inversight audit --target {out} --private {private}"
+    )
 
 
 @prior_app.command("train")
@@ -205,7 +209,7 @@ def prior_train(
     from inversight.stages import train_prior_stage
 
     terminal = Terminal()
-    with _interruptible(out, "prior train again with the same --out"), terminal.live():
+    with _Interruptible(out, "prior train again with the same --out"), terminal.live():
         path = train_prior_stage(
             public, out, size=size, seed=seed, device=device, given=_given({}, None, set_),
             reporter=terminal,
@@ -217,7 +221,8 @@ def prior_train(
 def score(
     private: Annotated[Path, typer.Option(help="Folder of private images.")],
     reconstructions: Annotated[
-        list[Path], typer.Option(help="Folder of reconstructions, one subfolder a class; repeatable.")
+        list[Path],
+        typer.Option(help="Folder of reconstructions, one subfolder a class; repeatable."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     holdout: Holdout = None,
@@ -315,7 +320,7 @@ def main_options(
     """Which of your training images could an attacker reconstruct from your classifier?"""
 
 
-class _interruptible:
+class _Interruptible:
     """Ctrl-C and SIGTERM stop with one line that says how to go on."""
 
     def __init__(self, folder: Path, how: str | None = None) -> None:
@@ -333,7 +338,9 @@ class _interruptible:
         if kind is KeyboardInterrupt:
             begun = (self.folder / "run.json").is_file()
             _complain(
-                f"stopped; go on with: {self.how}" if begun else "stopped before anything was written"
+                f"stopped; go on with: {self.how}"
+                if begun
+                else "stopped before anything was written"
             )
             raise SystemExit(130)
 

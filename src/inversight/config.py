@@ -103,7 +103,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise ConfigError(f"--config {path}: expected 'name: value' lines, as --print-config prints")
+        raise ConfigError(
+            f"--config {path}: expected 'name: value' lines, as --print-config prints"
+        )
     return values
 
 

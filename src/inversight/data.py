@@ -197,9 +197,7 @@ def check_overlap(a: ImageSet, b: ImageSet, names: tuple[str, str], *, allow: bo
     return len(shared)
 
 
-def split(
-    images: ImageSet, fraction: float, *, rng: torch.Generator
-) -> tuple[ImageSet, ImageSet]:
+def split(images: ImageSet, fraction: float, *, rng: torch.Generator) -> tuple[ImageSet, ImageSet]:
     """(rest, held out): about ``fraction`` of each class held out, never a class's last image."""
     held: list[int] = []
     for label in images.labels.unique().tolist():
@@ -240,7 +238,9 @@ def digits(*, seed: int, per_class: int = 10, public_images: int = 800) -> Digit
         first.setdefault(digest, i)
     unique = torch.tensor(sorted(first.values()))
     order = unique[torch.randperm(len(unique), generator=generator(seed, "digits"))]
-    private, holdout, rest = [], [], []
+    private: list[int] = []
+    holdout: list[int] = []
+    rest: list[int] = []
     taken: dict[int, int] = {}
     for i in order.tolist():
         label = int(labels[i])
@@ -345,8 +345,6 @@ def _check_headers(files: Sequence[tuple[Path, str | None]], role: str, size: in
     for file, _ in files:
         with _opened(file, role) as image:
             found = image.size
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
-                found = (found[1], found[0])
             grey = grey and image.mode in _GREY_MODES
         if size is not None:
             continue
@@ -401,7 +399,9 @@ def _decode(file: Path, role: str) -> Image.Image:
             image.load()
             upright: Image.Image = ImageOps.exif_transpose(image)
             return _plain(upright)
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders of damaged files raise whatever they trip over
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
                 f"{role} {file}: is damaged or cut short ({reason}); replace or remove it"

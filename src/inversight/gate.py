@@ -55,9 +55,10 @@ class Gate:
             raise ConfigError(
                 f"--fail-on: {self.metric} has no value in this run ({metrics[self.metric]['reason']})"
             )
-        return {
+        holds: dict[str, bool] = {
             "<": value < self.threshold,
             "<=": value <= self.threshold,
             ">": value > self.threshold,
             ">=": value >= self.threshold,
-        }[self.operator]
+        }
+        return holds[self.operator]

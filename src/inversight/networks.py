@@ -39,7 +39,8 @@ class _ResidualBlock(nn.Module):
         y = F.relu(self.norm1(x))
         shortcut: Tensor = self.shortcut(y)
         y = self.conv2(F.relu(self.norm2(self.conv1(y))))
-        return shortcut + y
+        out: Tensor = shortcut + y
+        return out
 
 
 class _PlainBlock(nn.Sequential):
@@ -62,7 +63,13 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, *, in_channels: int, num_classes: int, width: int, size: int
+        self,
+        architecture: Architecture,
+        *,
+        in_channels: int,
+        num_classes: int,
+        width: int,
+        size: int,
     ) -> None:
         super().__init__()
         block = {"resnet": _ResidualBlock, "vgg": _PlainBlock}[architecture]
@@ -70,9 +77,7 @@ class Classifier(nn.Module):
         halvings = max(1, min(4, size.bit_length() - 3))
         self.stem = nn.Conv2d(in_channels, width, 3, 2 if size > 64 else 1, 1, bias=False)
         channels = [width] + [width * 2 ** (i + 1) for i in range(halvings)]
-        self.stages = nn.ModuleList(
-            block(channels[i], channels[i + 1], 2) for i in range(halvings)
-        )
+        self.stages = nn.ModuleList(block(channels[i], channels[i + 1], 2) for i in range(halvings))
         self.norm = nn.BatchNorm2d(channels[-1])
         self.classifier = nn.Linear(channels[-1], num_classes)
 

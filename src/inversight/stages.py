@@ -167,7 +167,11 @@ def score_folders(
             saved = load_classifier(network)
         elif public is not None:
             seen = load_folder(
-                public, role="--public", size=size or own.size, channels=own.channels, labelled=False
+                public,
+                role="--public",
+                size=size or own.size,
+                channels=own.channels,
+                labelled=False,
             )
             work = working_size(seen.size, 64)
             seen = seen.resized(size=work, channels=own.channels)
@@ -185,15 +189,9 @@ def score_folders(
                 "from a run (RUN/stages/public-network)"
             )
         saved.module.to(where)
-    distance, vectors = (
-        named_embedding(
-            name, use=use, role=role, size=own.size, public_network=saved, evaluator=judge
-        )
-        for name, use, role in (
-            (embedding, "distance", "--embedding"),
-            (features, "features", "--features"),
-        )
-    )
+    parts: dict[str, Any] = {"size": own.size, "public_network": saved, "evaluator": judge}
+    distance = named_embedding(embedding, use="distance", role="--embedding", **parts)
+    vectors = named_embedding(features, use="features", role="--features", **parts)
     found = evaluate(
         own,
         made,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import torch
@@ -212,17 +212,18 @@ def _is_pickle(head: bytes) -> bool:
 
 def _check_safetensors(path: Path, role: str) -> None:
     """Refuse anything but a whole safetensors file, without unpickling anything."""
-    with path.open("rb") as handle:
-        head = handle.read(16)
-    if zipfile.is_zipfile(path) or _is_pickle(head):
-        raise TargetError(
-            f"{role} {path}: is a pickle or an archive that may hold one, which can run code when "
-            f"loaded; {_CONVERT}"
-        )
     try:
         with safe_open(path, "pt") as tensors:
             tensors.keys()
     except (SafetensorError, OSError) as error:
+        with path.open("rb") as handle:
+            head = handle.read(16)
+        # Asked only now: the header's length, with which a good file begins, can look like a pickle.
+        if zipfile.is_zipfile(path) or _is_pickle(head):
+            raise TargetError(
+                f"{role} {path}: is a pickle or an archive that may hold one, which can run code "
+                f"when loaded; {_CONVERT}"
+            ) from None
         reason = str(error).splitlines()[0]
         raise TargetError(f"{role} {path}: not a whole safetensors file ({reason})") from None
 
@@ -335,17 +336,17 @@ def _load_path(
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TargetError(f"{role} {path}: could not be loaded as {kind} ({reason})") from error
-    shape = _example_shape(program, path, role)
-    if size_given and size != shape[2]:
+    sizes = _example_shape(program, path, role)
+    if size_given and size != sizes[2]:
         raise TargetError(
-            f"{role} {path}: was exported for {shape[2]}x{shape[2]} images; give --size {shape[2]}"
+            f"{role} {path}: was exported for {sizes[2]}x{sizes[2]} images; give --size {sizes[2]}"
         )
-    batch = shape[0] if isinstance(shape[0], int) else None
-    return _Loaded(_Exported(program.module(), batch), int(shape[2]), int(shape[1]))
+    batch = sizes[0] if isinstance(sizes[0], int) else None
+    return _Loaded(_Exported(program.module(), batch), int(sizes[2]), int(sizes[1]))
 
 
 def _archive_kind(path: Path) -> str | None:
-    """"TorchScript" or "torch.export" by the names inside the archive; None for anything else."""
+    """ "TorchScript" or "torch.export" by the names inside the archive; None for anything else."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -469,16 +470,12 @@ def _check_logits(target: Target, logits: object, x: Tensor, named: bool, role: 
         )
 
 
-def describe_target(target: Target) -> dict[str, object]:
+def describe_target(target: Target) -> dict[str, Any]:
     """What the run's manifest says of a target."""
-    return json.loads(
-        json.dumps(
-            {
-                "spec": target.spec,
-                "classes": target.num_classes,
-                "image_shape": target.image_shape,
-                "mean": target.mean,
-                "std": target.std,
-            }
-        )
-    )  # type: ignore[no-any-return]
+    return {
+        "spec": target.spec,
+        "classes": target.num_classes,
+        "image_shape": list(target.image_shape),
+        "mean": list(target.mean),
+        "std": list(target.std),
+    }

@@ -110,7 +110,9 @@ def train_classifier(
         StageError: the loss stopped being a number.
     """
     channels, size, _ = image_shape
-    fit_set, held = split(images, training.validation, rng=rng) if training.validation else (images, None)
+    fit_set, held = (
+        split(images, training.validation, rng=rng) if training.validation else (images, None)
+    )
     if held is not None and len(held) == 0:
         held = None
     x = fit_set.floats(size=size, channels=channels)
@@ -147,7 +149,7 @@ def train_classifier(
             logits = module(batch)
             loss = _loss(logits, y[index.to(device)], training)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
             if not math.isfinite(last := float(loss.detach())):

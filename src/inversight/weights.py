@@ -95,7 +95,8 @@ def load_weights(name: str) -> dict[str, Tensor]:
     path = folder() / f"{name}.safetensors"
     if path.is_file():
         try:
-            return load_file(path)
+            kept: dict[str, Tensor] = load_file(path)
+            return kept
         except (SafetensorError, OSError) as error:
             raise WeightsError(
                 f"{path}: damaged ({error}); import the file again with inversight weights import"
@@ -158,8 +159,9 @@ def _read_checked(path: Path, known: Published) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); it was not loaded"
+            f"{path}: not a file of plain tensors ({reason}); it was not loaded"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{path}: expected named tensors, found {type(state).__name__}")

@@ -96,5 +96,3 @@ def adapt(
         progress=progress,
         checkpoint=checkpoint,
     )
-
-

@@ -63,7 +63,9 @@ class Guidance:
         self.logged = {
             "objective": float(value.detach()),
             # High when the images spread over the classes, low when they collapse onto few.
-            "class_entropy": float(-(mean_prediction * mean_prediction.clamp_min(1e-12).log()).sum()),
+            "class_entropy": float(
+                -(mean_prediction * mean_prediction.clamp_min(1e-12).log()).sum()
+            ),
             "cosine": _mean_cosine(step, gradient),
         }
         return step * (self.weight * gan / max(own, 1e-20))

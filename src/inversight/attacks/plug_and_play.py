@@ -98,9 +98,7 @@ class PlugAndPlay:
         )[:, : self.keep]
         offset = torch.arange(len(labels))[:, None] * self.candidates
         index = (order + offset).flatten()
-        images = torch.cat(
-            [prior(w).detach().cpu() for w in flat[index].split(self.batch_size)]
-        )
+        images = torch.cat([prior(w).detach().cpu() for w in flat[index].split(self.batch_size)])
         progress(total, total, "reconstructions selected")
         return Reconstructions(
             images=images,
@@ -139,7 +137,10 @@ class PlugAndPlay:
     ) -> Tensor:
         """Final selection: mean confidence in the wanted class over random crops, (M,)."""
         height, width = prior.image_shape[1:]
-        boxes = [_crop_box(height, width, self.crop_scale, self.crop_ratio, rng) for _ in range(self.crops)]
+        boxes = [
+            _crop_box(height, width, self.crop_scale, self.crop_ratio, rng)
+            for _ in range(self.crops)
+        ]
         mirrored = torch.rand(self.crops, generator=rng) < (0.5 if self.crop_flip else 0.0)
         results = []
         for w, label in zip(
@@ -148,7 +149,9 @@ class PlugAndPlay:
             images = prior(w)
             confidence = torch.zeros(len(w))
             for (top, left, h, w_), mirror in zip(boxes, mirrored, strict=True):
-                crop = transforms.resized_crop(images, top, left, h, w_, [height, width], antialias=True)
+                crop = transforms.resized_crop(
+                    images, top, left, h, w_, [height, width], antialias=True
+                )
                 crop = crop.flip(3) if mirror else crop
                 probability = target(crop).softmax(1).cpu()
                 confidence += probability.gather(1, label[:, None]).squeeze(1)

@@ -7,12 +7,12 @@ its scaled, normalised features (METHOD section 1).
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.image.lpips import _NoTrainLpips, _normalize_tensor
+from torchmetrics.functional.image.lpips import _normalize_tensor, _NoTrainLpips
 
 from inversight.imaging import fit
 from inversight.weights import load_weights
@@ -60,11 +60,11 @@ class Lpips:
         return tuple(blocks)
 
 
-def empty_network(net: Net) -> nn.Module:
+def empty_network(net: Net) -> Any:
     """torchmetrics' LPIPS network with its linear weights and a random backbone; draws nothing from
     the global random state."""
     with torch.random.fork_rng(devices=[]):
-        network: nn.Module = _NoTrainLpips(net=net, pnet_rand=True, pretrained=True)
+        network = _NoTrainLpips(net=net, pnet_rand=True, pretrained=True)
     for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # a second derivative needs the values before
@@ -88,12 +88,11 @@ def backbone_shapes(net: Net) -> dict[str, tuple[int, ...]]:
 
 
 def _published(name: str) -> str:
-    """torchmetrics' ``sliceK.I.weight`` -> torchvision's ``features.I.weight``."""
+    """torchmetrics' ``sliceK.I.weight`` or ``slices.K.I.weight`` -> ``features.I.weight``."""
     parts = name.split(".")
-    start = next(i for i, part in enumerate(parts) if part.isdigit())
-    return ".".join(["features", *parts[start:]])
+    return ".".join(["features", *parts[2 if parts[0] == "slices" else 1 :]])
 
 
-def _load_backbone(network: nn.Module, state: dict[str, Tensor]) -> None:
+def _load_backbone(network: Any, state: dict[str, Tensor]) -> None:
     names = network.net.state_dict().keys()
     network.net.load_state_dict({name: state[_published(name)] for name in names})

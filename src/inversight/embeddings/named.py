@@ -73,7 +73,9 @@ def named_embedding(
     try:
         made = made()
     except Exception as error:
-        raise ConfigError(f"{role} {name}: could not be built ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"{role} {name}: could not be built ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(made, Embedding):
         raise ConfigError(
             f"{role} {name}: expected an embedding: a `name` and a call from images (N, C, H, W) in "

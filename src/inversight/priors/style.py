@@ -28,9 +28,7 @@ def _leaky(x: Tensor) -> Tensor:
 class _Linear(nn.Module):
     """Fully connected layer with equalised learning rate (Karras et al. 2018, section 4.1)."""
 
-    def __init__(
-        self, fan_in: int, fan_out: int, *, bias: float = 0.0, rate: float = 1.0
-    ) -> None:
+    def __init__(self, fan_in: int, fan_out: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(fan_out, fan_in))
         self.bias = nn.Parameter(torch.full((fan_out,), bias / rate))
@@ -111,7 +109,9 @@ class _StyledLayer(nn.Module):
         self.register_buffer("noise_const", torch.zeros(size, size))
         self.size = size
 
-    def forward(self, x: Tensor, w: Tensor, noise: NoiseMode, rng: torch.Generator | None) -> Tensor:
+    def forward(
+        self, x: Tensor, w: Tensor, noise: NoiseMode, rng: torch.Generator | None
+    ) -> Tensor:
         y = self.conv(x, self.affine(w))
         if noise == "random":
             drawn = torch.randn(len(w), 1, self.size, self.size, generator=rng).to(y.device)

@@ -104,7 +104,14 @@ class StylePrior:
                     {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
                 )
                 module.requires_grad_(False)
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, InversightError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            KeyError,
+            ValueError,
+            RuntimeError,
+            InversightError,
+        ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"{path}: not a prior that inversight wrote ({reason})") from error
         return cls(

@@ -84,7 +84,7 @@ class Game:
         self.generator, self.discriminator = build_networks(image_shape, training)
         # Channels last: a sixth faster on a CPU, and what tensor cores want.
         for network in (self.generator, self.discriminator):
-            network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(device=device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate = training.learning_rate * learning_rate_factor
         self.optimise_g = torch.optim.Adam(self.generator.parameters(), lr=rate, betas=(0.0, 0.99))
@@ -98,7 +98,9 @@ class Game:
         self.done = 0
         self.device = torch.device(device)
 
-    def start_from(self, raw: Generator, average: Generator, critic: Discriminator, p: float) -> None:
+    def start_from(
+        self, raw: Generator, average: Generator, critic: Discriminator, p: float
+    ) -> None:
         """Take over networks trained before, and their augmentation probability."""
         self.generator.load_state_dict(raw.state_dict())
         self.average.load_state_dict(average.state_dict())
@@ -147,7 +149,7 @@ class Game:
                 self.gamma / 2.0 * self.training.r1_interval
             )
         self.optimise_d.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         self.optimise_d.step()
         return float(loss.detach())
 
@@ -159,7 +161,7 @@ class Game:
         self.optimise_g.zero_grad(set_to_none=True)
         if guidance is None:
             loss = F.softplus(-self.discriminator(self._augmented(fake, rng))).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         else:
             images = fake.detach().requires_grad_(True)
             loss = F.softplus(-self.discriminator(self._augmented(images, rng))).mean()
@@ -167,7 +169,7 @@ class Game:
             # The guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
             shown = ((images.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
             pull = guidance(shown, 2.0 * gradient)
-            fake.backward(gradient + pull / 2.0)  # type: ignore[no-untyped-call]
+            fake.backward(gradient + pull / 2.0)
         self.optimise_g.step()
         return float(loss.detach())
 

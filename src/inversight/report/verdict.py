@@ -185,7 +185,8 @@ def _against(
         grounds.append(
             f"{below} of {len(private)} private images lie nearer than the nearest "
             f"{100 * _TAIL:.0f} % of the holdout (distance {number(bar)}); about "
-            f"{by_chance:.0f} would if training made no difference. Single images can be exposed where the medians agree."
+            f"{by_chance:.0f} would if training made no difference. "
+            "Single images can be exposed where the medians agree."
         )
     return level, sentence, grounds
 

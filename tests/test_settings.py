@@ -1,0 +1,100 @@
+"""Presets, precedence and the checks across settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from inversight.config import documented_yaml, to_mapping
+from inversight.errors import ConfigError
+from inversight.settings import AuditSettings, prior_training, resolve
+
+REAL: dict[str, Any] = {"private": "p", "public": "q"}
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+@pytest.mark.parametrize("given", [{}, REAL])
+def test_every_preset_resolves_and_prints_what_reads_back(
+    preset: str, given: dict[str, Any]
+) -> None:
+    found = resolve({**given, "preset": preset})
+    assert found.preset == preset
+    assert found.evaluator_training.architecture != found.target_training.architecture
+    again = resolve(yaml.safe_load(documented_yaml(found)))
+    assert to_mapping(again) == to_mapping(found)
+
+
+def test_budgets_grow_with_the_preset() -> None:
+    quick, standard, thorough = (
+        resolve({**REAL, "preset": p}) for p in ("quick", "standard", "thorough")
+    )
+    steps = [prior_training(s).steps for s in (quick, standard, thorough)]  # type: ignore[union-attr]
+    assert steps == sorted(set(steps))
+    for name in ("pool", "candidates", "keep"):
+        values = [s.attack[0][name] for s in (quick, standard, thorough)]  # type: ignore[index]
+        assert values == sorted(values)
+
+
+def test_given_values_go_before_the_preset() -> None:
+    found = resolve(
+        {
+            **REAL,
+            "prior": {"steps": 7},
+            "adaptation": {"steps": 3},
+            "evaluator_training": {"epochs": 2},
+            "attack": [{"class": "plug-and-play", "keep": 4}],
+        }
+    )
+    training = prior_training(found)
+    assert training is not None and training.steps == 7
+    assert found.adaptation.steps == 3
+    assert (found.evaluator_training.epochs, found.evaluator_training.architecture) == (2, "vgg")
+    assert found.attack[0]["keep"] == 4 and found.attack[0]["pool"] == 2000  # type: ignore[index]
+
+
+def test_the_digits_need_no_weights_and_show_pictures() -> None:
+    found = resolve({})
+    assert isinstance(found, AuditSettings)
+    assert (found.embedding, found.features, found.guidance_embedding) == ("public",) * 3
+    assert found.images == "full" and resolve(REAL).images == "none"
+    assert resolve(REAL).embedding == "lpips-vgg" and resolve(REAL).private == Path("p")
+
+
+def test_a_prior_of_ones_own_has_its_own_settings() -> None:
+    found = resolve({**REAL, "prior": {"class": "my.module:Prior", "depth": 3}})
+    assert found.prior == {"class": "my.module:Prior", "depth": 3}
+    assert prior_training(found) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"preset": "quik"}, ("preset", "did you mean quick?")),
+        ({**REAL, "guidance_embedding": "evaluator"}, ("guidance_embedding", "attacker", "public")),
+        ({"private": "p"}, ("--public is missing",)),
+        ({"public": "q"}, ("--public needs --private",)),
+        ({"target": "t"}, ("--target needs --private",)),
+        ({**REAL, "mean": [0.1, 0.2]}, ("--mean", "1 or 3", "found 2")),
+        ({**REAL, "std": [0.0]}, ("--std", "above 0")),
+        ({**REAL, "size": 4}, ("size", "found 4")),
+        ({**REAL, "memory": 1}, ("memory",)),
+        ({**REAL, "seed": -1}, ("seed", "-1")),
+        ({**REAL, "privat": "p"}, ("unknown setting privat", "did you mean private?")),
+        ({**REAL, "adaptation": {"stps": 1}}, ("adaptation.stps", "did you mean steps?")),
+        ({**REAL, "images": "sharp"}, ("images", "'none', 'blurred' or 'full'")),
+    ],
+)
+def test_refusals_are_one_line(given: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(given)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_unknown_prior_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"prior: unknown setting stps; did you mean steps\?"):
+        prior_training(resolve({**REAL, "prior": {"stps": 1}}))
