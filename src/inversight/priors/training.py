@@ -84,7 +84,8 @@ class Game:
         self.generator, self.discriminator = build_networks(image_shape, training)
         # Channels last: a sixth faster on a CPU, and what tensor cores want.
         for network in (self.generator, self.discriminator):
-            network.to(device=device, memory_format=torch.channels_last)
+            network.to(device=device)
+            network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate = training.learning_rate * learning_rate_factor
         self.optimise_g = torch.optim.Adam(self.generator.parameters(), lr=rate, betas=(0.0, 0.99))
