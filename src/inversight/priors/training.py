@@ -82,10 +82,8 @@ class Game:
     ) -> None:
         self.training = training
         self.generator, self.discriminator = build_networks(image_shape, training)
-        # Channels last: a sixth faster on a CPU, and what tensor cores want.
         for network in (self.generator, self.discriminator):
-            network.to(device=device)
-            network.to(memory_format=torch.channels_last)
+            network.to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate = training.learning_rate * learning_rate_factor
         self.optimise_g = torch.optim.Adam(self.generator.parameters(), lr=rate, betas=(0.0, 0.99))
@@ -245,19 +243,24 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 def build_networks(
     image_shape: tuple[int, int, int], training: PriorTraining
 ) -> tuple[Generator, Discriminator]:
-    """Untrained networks of the settings' shape."""
+    """Untrained networks of the settings' shape, in channels-last layout.
+
+    The layout is a sixth faster on a CPU and what tensor cores want; sums come out in another order,
+    so a prior from a file must have it too if it is to give the same images bit by bit.
+    """
     channels, size, _ = image_shape
-    return (
-        Generator(
-            size=size,
-            channels=channels,
-            width=training.width,
-            z_dim=training.z_dim,
-            w_dim=training.w_dim,
-            mapping_depth=training.mapping_depth,
-        ),
-        Discriminator(size=size, channels=channels, width=training.width),
+    generate = Generator(
+        size=size,
+        channels=channels,
+        width=training.width,
+        z_dim=training.z_dim,
+        w_dim=training.w_dim,
+        mapping_depth=training.mapping_depth,
     )
+    judge = Discriminator(size=size, channels=channels, width=training.width)
+    for network in (generate, judge):
+        network.to(memory_format=torch.channels_last)
+    return generate, judge
 
 
 def run_game(

@@ -1,0 +1,205 @@
+"""Plug & Play on a toy problem whose best reconstruction is known, and its promises one by one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inversight.attacks import Attack, PlugAndPlay, Reconstructions
+from inversight.attacks.plug_and_play import _crop_box
+from inversight.errors import InputError
+from inversight.objectives import poincare
+from inversight.seeding import generator
+from inversight.target import Access, Target
+
+SIZE = 8
+LABELS = torch.tensor([0, 1, 2])
+CENTRES = torch.tensor([[-1.5, 0.0], [1.5, 0.5], [0.0, -1.5]])
+
+
+@dataclass(frozen=True)
+class FlatPrior:
+    """Two latents: the grey level of the left and of the right half, through a sigmoid."""
+
+    image_shape: tuple[int, int, int] = (1, SIZE, SIZE)
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        return torch.randn(n, 2, generator=rng)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        left, right = torch.sigmoid(latents).unbind(1)
+        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
+        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
+
+
+class Nearest(nn.Module):
+    """Logits: closeness of the halves' grey levels to each class's centre, and a constant for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.images += len(x)
+        halves = x[..., : SIZE // 2], x[..., SIZE // 2 :]
+        levels = torch.stack([half.mean((1, 2, 3)) for half in halves], dim=1)
+        gaps = (levels[:, None] - torch.sigmoid(CENTRES)[None]).square().sum(2)
+        return torch.cat([8.0 * (-10.0 * gaps).exp(), torch.full((len(x), 1), 0.5)], dim=1)
+
+
+@pytest.fixture
+def module() -> Nearest:
+    return Nearest()
+
+
+@pytest.fixture
+def target(module: Nearest) -> Target:
+    return Target(module, ("a", "b", "c", "none"), (1, SIZE, SIZE), (0.0,), (1.0,), "toy")
+
+
+SMALL = PlugAndPlay(
+    pool=60, candidates=8, steps=60, keep=3, crops=4, batch_size=16, learning_rate=0.05
+)
+
+
+def attack(target: Target, how: PlugAndPlay = SMALL, seed: int = 0) -> Reconstructions:
+    return how.run(target, FlatPrior(), LABELS, rng=generator(seed))
+
+
+def best_on_a_grid(target: Target, label: int) -> tuple[Tensor, float]:
+    """The latent of least Poincare loss among 161 x 161, and its loss."""
+    axis = torch.linspace(-4.0, 4.0, 161)
+    grid = torch.cartesian_prod(axis, axis)
+    losses = poincare(target(FlatPrior()(grid)), torch.full((len(grid),), label))
+    return grid[losses.argmin()], float(losses.min())
+
+
+def test_reaches_the_best_reconstruction(target: Target) -> None:
+    found = attack(target, replace(SMALL, steps=200))
+    losses = poincare(target(FlatPrior()(found.latents)), found.labels)
+    for label in range(3):
+        best, least = best_on_a_grid(target, label)
+        mine = found.labels == label
+        torch.testing.assert_close(found.latents[mine], best.expand(3, -1), atol=0.15, rtol=0)
+        assert float(losses[mine].max()) < least + 0.01
+
+
+def test_the_shape_of_what_it_returns(target: Target) -> None:
+    found = attack(target)
+    assert found.images.shape == (9, 1, SIZE, SIZE) and len(found) == 9
+    assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert found.latents.shape == (9, 2)
+    assert bool(((found.losses >= 0) & (found.losses <= 1)).all())
+    for label in range(3):
+        losses = found.losses[found.labels == label]
+        assert bool((losses[1:] >= losses[:-1]).all())  # best first
+    torch.testing.assert_close(found.images, FlatPrior()(found.latents))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 24, 1000])
+def test_any_batch_size_gives_the_same(target: Target, batch_size: int) -> None:
+    one, other = attack(target), attack(target, replace(SMALL, batch_size=batch_size))
+    torch.testing.assert_close(one.latents, other.latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_decides(target: Target) -> None:
+    assert torch.equal(attack(target).latents, attack(target).latents)
+    assert not torch.equal(attack(target).latents, attack(target, seed=1).latents)
+
+
+def test_candidates_are_unique_within_a_class_and_the_best_of_the_pool(target: Target) -> None:
+    how = replace(SMALL, pool=20, candidates=8)
+    prior = FlatPrior()
+    found = how._initial(target, prior, LABELS, generator(4))
+    pool = prior.sample(20, rng=generator(4))
+    confidence = target(prior(pool)).softmax(1)
+    for label in range(3):
+        assert len(found[label].unique(dim=0)) == 8
+        best = confidence[:, label].sort(descending=True).values[7]
+        mine = target(prior(found[label])).softmax(1)[:, label]
+        assert float(mine.min()) >= float(best) - 1e-6
+
+
+def test_the_pool_is_classified_once_for_all_classes(target: Target, module: Nearest) -> None:
+    attack(target)
+    candidates = 3 * 8
+    assert module.images == 60 + candidates * 60 + candidates * 4
+
+
+def test_one_class_of_many(target: Target) -> None:
+    found = SMALL.run(target, FlatPrior(), torch.tensor([2]), rng=generator(0))
+    assert found.labels.tolist() == [2, 2, 2]
+
+
+def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
+    w = torch.randn(5, 2, generator=generator(0))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    found = SMALL._robust_confidence(target, FlatPrior(), w, labels, generator(3))
+    rng = generator(3)
+    boxes = [_crop_box(SIZE, SIZE, (0.5, 0.9), (0.8, 1.2), rng) for _ in range(4)]
+    flips = torch.rand(4, generator=rng) < 0.5
+    total = torch.zeros(5)
+    for (top, left, h, w_), flip in zip(boxes, flips, strict=True):
+        crop = FlatPrior()(w)[..., top : top + h, left : left + w_]
+        crop = nn.functional.interpolate(
+            crop, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
+        )
+        crop = crop.flip(3) if flip else crop
+        total += target(crop).softmax(1)[torch.arange(5), labels]
+    torch.testing.assert_close(found, total / 4)
+
+
+def test_without_flips_left_stays_left(target: Target) -> None:
+    sided = replace(SMALL, crops=30, crop_flip=False)
+    w = torch.tensor([[3.0, -3.0]])
+    high = sided._robust_confidence(target, FlatPrior(), w, torch.tensor([1]), generator(0))
+    low = sided._robust_confidence(target, FlatPrior(), w.flip(1), torch.tensor([1]), generator(0))
+    assert not math.isclose(float(high), float(low), abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_crops_stay_inside_with_their_share_of_the_area(seed: int) -> None:
+    top, left, h, w = _crop_box(64, 64, (0.5, 0.9), (0.8, 1.2), generator(seed))
+    assert 0 <= top <= 64 - h and 0 <= left <= 64 - w
+    assert 0.5 - 0.03 <= h * w / 64**2 <= 0.9 + 0.03
+    assert 0.75 <= w / h <= 1.27
+
+
+@pytest.mark.parametrize("access", [Access.SCORES, Access.LABEL])
+def test_needs_white_box_access(target: Target, access: Access) -> None:
+    with pytest.raises(InputError, match="needs white-box access"):
+        attack(target.restricted(access))
+
+
+def test_contradicting_settings(target: Target) -> None:
+    with pytest.raises(InputError, match="keep <= candidates <= pool"):
+        attack(target, replace(SMALL, keep=9))
+
+
+def test_follows_the_protocol_and_tells_progress(target: Target) -> None:
+    assert isinstance(SMALL, Attack)
+    told: list[tuple[int, int]] = []
+    SMALL.run(
+        target,
+        FlatPrior(),
+        LABELS,
+        rng=generator(0),
+        progress=lambda done, total, note="": told.append((done, total)),
+    )
+    assert told[-1][0] == told[-1][1]
+    assert [d for d, _ in told] == sorted(d for d, _ in told)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    paper = PlugAndPlay()
+    assert (paper.pool, paper.truncation, paper.candidates) == (5000, 0.5, 200)
+    assert (paper.steps, paper.learning_rate, paper.betas) == (70, 5e-3, (0.1, 0.1))
+    assert (paper.keep, paper.crops, paper.crop_scale) == (50, 100, (0.5, 0.9))
+    assert paper.crop_ratio == (0.8, 1.2)

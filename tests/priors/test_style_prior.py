@@ -1,0 +1,119 @@
+"""The prior as attacks see it: samples, truncation, its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inversight.errors import DataError
+from inversight.priors import Prior, PriorTraining, StylePrior, Truncatable, play, train_prior
+from inversight.seeding import generator
+
+TRAINING = PriorTraining(steps=4, batch_size=4, width=2, z_dim=6, w_dim=5)
+PUBLIC = torch.randint(0, 256, (12, 1, 8, 8), generator=generator(0)).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def prior() -> StylePrior:
+    return train_prior(PUBLIC, training=TRAINING, rng=generator(1))
+
+
+def test_is_a_truncatable_prior(prior: StylePrior) -> None:
+    assert isinstance(prior, Prior) and isinstance(prior, Truncatable)
+    assert prior.image_shape == (1, 8, 8)
+
+
+def test_a_latent_is_an_image(prior: StylePrior) -> None:
+    w = prior.sample(5, rng=generator(2))
+    assert w.shape == (5, 5)
+    images = prior(w)
+    assert images.shape == (5, 1, 8, 8)
+    assert 0.0 <= float(images.min()) and float(images.max()) <= 1.0
+    assert torch.equal(images, prior(w))
+    torch.testing.assert_close(images[1:2], prior(w[1:2]))
+
+
+def test_samples_belong_to_the_generator(prior: StylePrior) -> None:
+    assert torch.equal(prior.sample(3, rng=generator(2)), prior.sample(3, rng=generator(2)))
+    assert not torch.equal(prior.sample(3, rng=generator(2)), prior.sample(3, rng=generator(3)))
+
+
+def test_truncation_is_a_line_to_the_mean(prior: StylePrior) -> None:
+    mean = prior.average.mapping.w_mean
+    full = prior.sample(4, rng=generator(2))
+    half = prior.truncated(0.5).sample(4, rng=generator(2))
+    none = prior.truncated(0.0).sample(4, rng=generator(2))
+    torch.testing.assert_close(half, mean + 0.5 * (full - mean))
+    torch.testing.assert_close(none, mean.expand(4, -1))
+
+
+def test_the_file_gives_the_prior_back(prior: StylePrior, tmp_path: Path) -> None:
+    prior.save(tmp_path / "prior.safetensors")
+    again = StylePrior.load(tmp_path / "prior.safetensors")
+    w = prior.sample(3, rng=generator(2))
+    assert torch.equal(prior(w), again(w))
+    x = prior(w) * 2 - 1
+    assert torch.equal(prior.critic(x), again.critic(x))
+    assert torch.equal(prior.raw(w), again.raw(w))
+    assert (again.training, again.log, again.augmentation) == (
+        prior.training,
+        prior.log,
+        prior.augmentation,
+    )
+
+
+def test_training_repeats(prior: StylePrior) -> None:
+    again = train_prior(PUBLIC, training=TRAINING, rng=generator(1))
+    w = prior.sample(3, rng=generator(2))
+    assert torch.equal(prior(w), again(w))
+    assert prior.log == again.log and [row["step"] for row in prior.log] == [1, 2, 3, 4]
+
+
+def test_play_goes_on_from_the_prior(prior: StylePrior) -> None:
+    before = {k: v.clone() for k, v in prior.raw.state_dict().items()}
+    further = play(
+        PUBLIC,
+        training=TRAINING,
+        start=prior,
+        steps=2,
+        learning_rate_factor=1.0,
+        guidance=None,
+        rng=generator(3),
+    )
+    assert all(torch.equal(v, prior.raw.state_dict()[k]) for k, v in before.items())
+    still = play(
+        PUBLIC,
+        training=TRAINING,
+        start=prior,
+        steps=1,
+        learning_rate_factor=1e-12,
+        guidance=None,
+        rng=generator(3),
+    )
+    w = prior.sample(3, rng=generator(2))
+    torch.testing.assert_close(still.raw(w), prior.raw(w))
+    assert not torch.allclose(further.raw(w), prior.raw(w), atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "foreign", "shape"])
+def test_wrong_files(prior: StylePrior, tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "prior.safetensors"
+    if damage == "text":
+        file.write_text("no prior")
+    elif damage == "foreign":
+        save_file({"x": torch.zeros(1)}, file)
+    elif damage == "shape":
+        facts = {
+            "training": {"width": 3},
+            "image_shape": [1, 8, 8],
+            "augmentation": 0.0,
+            "log": [],
+        }
+        tensors = {f"raw/{k}": v.contiguous() for k, v in prior.raw.state_dict().items()}
+        save_file(tensors, file, metadata={"inversight.prior": json.dumps(facts)})
+    with pytest.raises(DataError, match="not a prior that inversight wrote"):
+        StylePrior.load(file)

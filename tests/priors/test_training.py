@@ -1,0 +1,189 @@
+"""The adversarial game: its losses by hand, its average, guidance, exact resume, divergence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inversight.errors import StageError
+from inversight.priors.style import initialise
+from inversight.priors.training import Game, PriorTraining, build_networks, r1_penalty, run_game
+from inversight.seeding import generator
+
+SHAPE = (1, 8, 8)
+
+
+def tiny(**changes: object) -> PriorTraining:
+    base: dict[str, object] = dict(
+        steps=6, batch_size=4, width=2, z_dim=6, w_dim=5, r1_interval=2, ada_images=40.0
+    )
+    return PriorTraining(**(base | changes))  # type: ignore[arg-type]
+
+
+def public(n: int = 20) -> Tensor:
+    rng = torch.Generator().manual_seed(7)
+    return torch.randint(0, 256, (n, *SHAPE), generator=rng).to(torch.uint8)
+
+
+def fresh_game(training: PriorTraining) -> Game:
+    game = Game(image_shape=SHAPE, training=training)
+    initialise(game.generator, generator(1))
+    initialise(game.discriminator, generator(2))
+    game.average.load_state_dict(game.generator.state_dict())
+    return game
+
+
+def state(game: Game) -> dict[str, Tensor]:
+    modules = {"g": game.generator, "a": game.average, "d": game.discriminator}
+    return {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_r1_of_a_quadratic() -> None:
+    # D(x) = sum of a x^2 / 2 has gradient a x, so the penalty is the mean of sum (a x)^2.
+    a, x = torch.rand(1, 8, 8), torch.randn(3, 1, 8, 8).requires_grad_(True)
+    logits = (a * x.square() / 2).sum((1, 2, 3))
+    expected = (a * x).square().sum((1, 2, 3)).mean()
+    torch.testing.assert_close(r1_penalty(logits, x), expected)
+
+
+def test_the_average_carries_buffers_and_follows_the_published_ramp() -> None:
+    game = fresh_game(tiny(ema_images=1000.0))
+    before = [p.clone() for p in game.average.parameters()]
+    real = public()[:4].float() / 127.5 - 1.0
+    game.step(real, generator(3))
+    # After one step of 4 images the ramp allows a half-life of 0.2 images.
+    keep = 0.5 ** (4 / 0.2)
+    for old, new, mine in zip(
+        before, game.generator.parameters(), game.average.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine.data, keep * old + (1 - keep) * new.data)
+    for mine, theirs in zip(game.average.buffers(), game.generator.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert float(game.average.mapping.w_mean.abs().max()) > 0
+
+
+def test_optimisers_have_the_lazy_correction() -> None:
+    game = fresh_game(tiny(r1_interval=16, learning_rate=2e-3))
+    (g,), (d,) = game.optimise_g.param_groups, game.optimise_d.param_groups
+    assert (g["lr"], g["betas"]) == (2e-3, (0.0, 0.99))
+    assert d["lr"] == pytest.approx(2e-3 * 16 / 17)
+    assert d["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
+
+
+def test_both_players_are_trained_and_neither_trains_the_other() -> None:
+    game = fresh_game(tiny())
+    before = state(game)
+    real = public()[:4].float() / 127.5 - 1.0
+    game._step_discriminator(real, generator(3))
+    middle = state(game)
+    moved = {n for n in before if not torch.equal(before[n], middle[n])}
+    assert moved and all(n.startswith("d.") for n in moved)
+    game._step_generator(4, generator(4), None)
+    after = state(game)
+    moved = {n for n in before if not torch.equal(middle[n], after[n])}
+    assert moved and all(n.startswith("g.") for n in moved)
+
+
+def test_guidance_of_nothing_is_no_guidance() -> None:
+    plain, guided = fresh_game(tiny()), fresh_game(tiny())
+    real = public()[:4].float() / 127.5 - 1.0
+    plain.step(real, generator(3))
+    guided.step(real, generator(3), lambda images, gradient: torch.zeros_like(images))
+    for (name, a), (_, b) in zip(state(plain).items(), state(guided).items(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_guidance_sees_images_in_0_1_and_moves_them_against_its_gradient() -> None:
+    seen: list[Tensor] = []
+
+    def darken(images: Tensor, gradient: Tensor) -> Tensor:
+        seen.append(images)
+        return 100.0 * torch.ones_like(images) * gradient.abs().mean()
+
+    plain, guided = fresh_game(tiny()), fresh_game(tiny())
+    data = public().float() / 127.5 - 1.0
+    for i in range(20):
+        plain.step(data[:4], generator(3, i))
+        guided.step(data[:4], generator(3, i), darken)
+    assert all(0.0 <= float(x.min()) and float(x.max()) <= 1.0 for x in seen)
+    w = torch.randn(16, 5, generator=generator(9))
+    with torch.no_grad():
+        assert float(guided.generator(w).mean()) < float(plain.generator(w).mean()) - 0.05
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_resumed_game_goes_on_bit_by_bit(tmp_path: Path, stop: int) -> None:
+    training = tiny()
+    whole = Game(image_shape=SHAPE, training=training)
+    log = run_game(whole, public(), steps=6, rng=generator(0), fresh=True)
+
+    class Stop(Exception):
+        pass
+
+    def at(done: int, total: int, note: str = "") -> None:
+        if done == stop:
+            raise Stop
+
+    broken = Game(image_shape=SHAPE, training=training)
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Stop):
+        run_game(broken, public(), steps=6, rng=generator(0), fresh=True, progress=at)
+    # The row of the step at which progress was told is in the log already.
+    broken.save(file, {"log": log[:stop], "guidance": {}})
+    resumed = Game(image_shape=SHAPE, training=training)
+    again = run_game(resumed, public(), steps=6, rng=generator(0), fresh=True, checkpoint=file)
+    assert_same(state(whole), state(resumed))
+    assert again == log
+    assert resumed.control.p == whole.control.p
+
+
+def test_checkpoints_appear_in_time(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    present = []
+    run_game(
+        Game(image_shape=SHAPE, training=tiny(checkpoint_seconds=1e-6)),
+        public(),
+        steps=3,
+        rng=generator(0),
+        fresh=True,
+        checkpoint=file,
+        progress=lambda done, total, note="": present.append(file.is_file()),
+    )
+    assert present == [False, True, True]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_divergence_is_an_error_that_says_what_to_do() -> None:
+    training = tiny()
+    game = fresh_game(training)
+    nn.init.constant_(game.discriminator.out.weight, float("nan"))
+    with pytest.raises(StageError, match="lower prior.learning_rate or raise prior.r1"):
+        run_game(game, public(), steps=2, rng=generator(0))
+
+
+def test_the_game_learns_the_mean_of_the_data() -> None:
+    """Images of two grey levels: after training the generator's images have those levels' mean."""
+    data = torch.full((64, *SHAPE), 40, dtype=torch.uint8)
+    data[32:] = 80
+    training = tiny(batch_size=16, width=4, r1=1.0)
+    game = Game(image_shape=SHAPE, training=training)
+    run_game(game, data, steps=200, rng=generator(0), fresh=True)
+    with torch.no_grad():
+        w = game.average.mapping(torch.randn(64, 6, generator=generator(5)))
+        levels = (game.average(w, noise="none") + 1) * 127.5
+    assert abs(float(levels.mean()) - 60.0) < 25.0
+
+
+def test_networks_follow_the_settings() -> None:
+    g, d = build_networks((3, 16, 16), tiny(width=3))
+    assert g.constant.shape == (1, 12, 4, 4)
+    assert d.from_image.weight.shape == (3, 3, 1, 1)

@@ -1,0 +1,181 @@
+"""Training of classifiers: losses by hand, early stopping, what is kept, augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversight.data import ImageSet, digits
+from inversight.errors import StageError
+from inversight.seeding import generator
+from inversight.target import accuracy_on, target_of
+from inversight.training import (
+    Training,
+    _optimiser,
+    augment,
+    focal_loss,
+    rotation_task,
+    train_classifier,
+)
+
+
+def two_classes(n: int = 20, noise: float = 0.1) -> ImageSet:
+    """Bright on the left, or bright on the right."""
+    rng = generator(0)
+    images = noise * torch.rand(2 * n, 1, 8, 8, generator=rng)
+    images[:n, :, :, :4] += 0.8
+    images[n:, :, :, 4:] += 0.8
+    return ImageSet(
+        images=(images * 255).to(torch.uint8),
+        labels=torch.arange(2).repeat_interleave(n),
+        ids=tuple(f"{i:03d}" for i in range(2 * n)),
+        classes=("left", "right"),
+        hashes=tuple(str(i) for i in range(2 * n)),
+    )
+
+
+QUICK = Training(width=4, epochs=12, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_focal_loss_by_hand(gamma: float) -> None:
+    logits = torch.randn(5, 3, generator=generator(1), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    p = logits.softmax(1)[torch.arange(5), labels]
+    expected = sum(-((1 - float(q)) ** gamma) * float(q.log()) for q in p) / 5
+    assert float(focal_loss(logits, labels, gamma)) == pytest.approx(expected)
+    if gamma == 0.0:
+        torch.testing.assert_close(focal_loss(logits, labels, 0.0), F.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("architecture", ["resnet", "vgg"])
+def test_learns_what_can_be_learnt(loss: str, optimiser: str, architecture: str) -> None:
+    training = replace(
+        QUICK,
+        loss=loss,
+        optimiser=optimiser,
+        architecture=architecture,
+        learning_rate=0.02 if optimiser == "sgd" else 2e-3,
+    )
+    made = train_classifier(
+        two_classes(), training=training, image_shape=(1, 8, 8), rng=generator(2)
+    )
+    assert made.train_accuracy == 1.0 and made.validation_accuracy == 1.0
+    assert accuracy_on(target_of(made.classifier, "x"), two_classes()) == 1.0
+
+
+def test_repeats() -> None:
+    one, same, other = (
+        train_classifier(
+            two_classes(),
+            training=replace(QUICK, epochs=2),
+            image_shape=(1, 8, 8),
+            rng=generator(s),
+        ).classifier.module
+        for s in (1, 1, 2)
+    )
+    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (one, same, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_early_stopping_keeps_the_best_epoch() -> None:
+    """Labels without meaning: the validation loss soon rises, and training stops."""
+    noise = two_classes(noise=1.0)
+    shuffled = replace(noise, labels=noise.labels[torch.randperm(40, generator=generator(3))])
+    told: list[str] = []
+    made = train_classifier(
+        shuffled,
+        training=replace(QUICK, epochs=60, patience=4, learning_rate=5e-3),
+        image_shape=(1, 8, 8),
+        rng=generator(2),
+        progress=lambda done, total, note="": told.append(note),
+    )
+    losses = [float(n.rpartition(" ")[2]) for n in told if "validation" in n]
+    assert made.epochs < 60
+    assert made.epochs - 1 - losses.index(min(losses)) in (3, 4)
+
+
+def test_without_validation_every_image_is_trained_on() -> None:
+    made = train_classifier(
+        two_classes(2), training=replace(QUICK, validation=0.0, epochs=3), image_shape=(1, 8, 8),
+        rng=generator(0),
+    )  # fmt: skip
+    assert made.validation_accuracy is None and made.epochs == 3
+
+
+def test_classes_of_one_image_are_trained_on() -> None:
+    made = train_classifier(
+        two_classes(1), training=replace(QUICK, epochs=2), image_shape=(1, 8, 8), rng=generator(0)
+    )
+    assert made.validation_accuracy is None
+
+
+def test_divergence_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(StageError, match="lower training.learning_rate"):
+        train_classifier(
+            two_classes(),
+            training=replace(
+                QUICK, optimiser="sgd", learning_rate=1e30, warmup_epochs=0, epochs=20
+            ),
+            image_shape=(1, 8, 8),
+            rng=generator(0),
+        )
+
+
+def test_warm_up_then_cosine() -> None:
+    weight = torch.nn.Linear(1, 1)
+    training = replace(QUICK, epochs=10, warmup_epochs=2, learning_rate=1.0)
+    optimiser, schedule = _optimiser(weight, training, steps_per_epoch=5)
+    rates = []
+    for _ in range(50):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[30] == pytest.approx(0.5)  # half-way through the decay
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[-1] < 0.01
+
+
+def squares(n: int) -> Tensor:
+    x = torch.zeros(n, 1, 16, 16)
+    x[:, :, 5:11, 3:9] = 1.0
+    return x
+
+
+def test_no_augmentation_is_the_identity() -> None:
+    still = replace(QUICK, shift=0.0)
+    torch.testing.assert_close(augment(squares(3), still, generator(0)), squares(3))
+
+
+def test_flips_half_of_the_images() -> None:
+    flipping = replace(QUICK, shift=0.0, flip=True)
+    y = augment(squares(200), flipping, generator(0))
+    flipped = torch.isclose(y, squares(200).flip(3), atol=1e-4).flatten(1).all(1)
+    same = torch.isclose(y, squares(200), atol=1e-4).flatten(1).all(1)
+    assert bool((flipped ^ same).all())
+    assert 70 < int(flipped.sum()) < 130
+
+
+def test_shifts_stay_in_range() -> None:
+    y = augment(squares(200), replace(QUICK, shift=0.1), generator(0))
+    position = (y * torch.arange(16.0)).sum((1, 2, 3)) / y.sum((1, 2, 3))
+    moved = (position - 5.5).abs()
+    assert 0.3 < float(moved.max()) < 0.1 * 16 + 1.0
+
+
+def test_rotation_task_has_four_turns_of_each_image() -> None:
+    images = digits(seed=0).private
+    task = rotation_task(images)
+    n = len(images)
+    assert len(task) == 4 * n and task.classes == ("0", "90", "180", "270")
+    assert len(set(task.ids)) == 4 * n
+    for k in range(4):
+        assert torch.equal(task.images[k * n + 3], torch.rot90(images.images[3], k, dims=(1, 2)))
+        assert task.labels[k * n : (k + 1) * n].unique().tolist() == [k]
