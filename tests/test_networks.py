@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_every_size(architecture: Architecture, size: int, channels: int) -> Non
     assert logits.shape == (2, 3)
     maps = module.stage_maps(x)
     torch.testing.assert_close(module.classifier(module.pool(maps[-1])), logits)
-    assert all(a.shape[2] > b.shape[2] for a, b in zip(maps, maps[1:], strict=False))
+    assert all(a.shape[2] > b.shape[2] for a, b in itertools.pairwise(maps))
 
 
 def test_the_two_families_differ_and_the_seed_decides() -> None:

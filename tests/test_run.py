@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_line_and_resumable(run: Run) -> None:
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(RunError, match="no room on the disk during stage prior.*--resume"):
+    with pytest.raises(RunError, match=r"no room on the disk during stage prior.*--resume"):
         run.stage("prior", full)
     assert not run.is_done("prior")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -117,7 +118,7 @@ def test_classes_of_one_image_are_trained_on() -> None:
 
 
 def test_divergence_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(StageError, match="lower training.learning_rate"):
+    with pytest.raises(StageError, match=r"lower training\.learning_rate"):
         train_classifier(
             two_classes(),
             training=replace(
@@ -139,7 +140,7 @@ def test_warm_up_then_cosine() -> None:
         schedule.step()
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[30] == pytest.approx(0.5)  # half-way through the decay
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[-1] < 0.01
 
 

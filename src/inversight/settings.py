@@ -116,17 +116,19 @@ _BUDGETS: dict[Preset, dict[str, Any]] = {
 }
 
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
+_LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
 _DIGITS: dict[str, Any] = {
     "embedding": "public",
     "features": "public",
     "guidance_embedding": "public",
     "images": "full",
-    "target_training": _NO_FLIP,
-    "evaluator_training": _NO_FLIP,
+    "target_training": {**_NO_FLIP, **_LONGER},
+    "evaluator_training": {**_NO_FLIP, **_LONGER},
     "public_training": {**_NO_FLIP, "epochs": 30, "batch_size": 64},
     "attack": {"crop_flip": False},
 }
-"""Mirrored digits are no digits; the images are public, so that the report may show them."""
+"""Mirrored digits are no digits; a hundred private images make few steps an epoch; and the images are
+published, so that the report may show them."""
 
 _DIGITS_QUICK: dict[str, Any] = {
     "prior": {"steps": 1500},

@@ -30,8 +30,8 @@ class Training:
     """Channels of the first layer; each stage doubles them."""
     epochs: PositiveInt = 60
     """Most passes over the training images; early stopping may end sooner."""
-    batch_size: PositiveInt = 32
-    """Images a step."""
+    batch_size: PositiveInt = 16
+    """Images a step; small, because small private sets need the steps."""
     optimiser: Literal["sgd", "adamw"] = "adamw"
     """sgd (Nesterov momentum) or adamw."""
     learning_rate: PositiveFloat = 2e-3

@@ -32,7 +32,7 @@ def test_a_latent_is_an_image(prior: StylePrior) -> None:
     assert w.shape == (5, 5)
     images = prior(w)
     assert images.shape == (5, 1, 8, 8)
-    assert 0.0 <= float(images.min()) and float(images.max()) <= 1.0
+    assert float(images.min()) >= 0.0 and float(images.max()) <= 1.0
     assert torch.equal(images, prior(w))
     torch.testing.assert_close(images[1:2], prior(w[1:2]))
 

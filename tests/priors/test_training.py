@@ -114,7 +114,7 @@ def test_guidance_sees_images_in_0_1_and_moves_them_against_its_gradient() -> No
     for i in range(20):
         plain.step(data[:4], generator(3, i))
         guided.step(data[:4], generator(3, i), darken)
-    assert all(0.0 <= float(x.min()) and float(x.max()) <= 1.0 for x in seen)
+    assert all(float(x.min()) >= 0.0 and float(x.max()) <= 1.0 for x in seen)
     w = torch.randn(16, 5, generator=generator(9))
     with torch.no_grad():
         assert float(guided.generator(w).mean()) < float(plain.generator(w).mean()) - 0.05
@@ -166,7 +166,7 @@ def test_divergence_is_an_error_that_says_what_to_do() -> None:
     training = tiny()
     game = fresh_game(training)
     nn.init.constant_(game.discriminator.out.weight, float("nan"))
-    with pytest.raises(StageError, match="lower prior.learning_rate or raise prior.r1"):
+    with pytest.raises(StageError, match=r"lower prior\.learning_rate or raise prior\.r1"):
         run_game(game, public(), steps=2, rng=generator(0))
 
 

@@ -1,0 +1,101 @@
+"""Parts of a user's own, as import paths name them in tests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from inversight.attacks import Reconstructions
+from inversight.priors import Prior
+from inversight.progress import Progress, silent
+from inversight.target import Access, Target
+
+
+@dataclass(frozen=True)
+class NoisePrior:
+    """Latents are the images' logits."""
+
+    size: int = 8
+    scale: float = 1.0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (1, self.size, self.size)
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        return self.scale * torch.randn(n, self.size**2, generator=rng)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return torch.sigmoid(latents).view(-1, *self.image_shape)
+
+
+@dataclass(frozen=True)
+class SampleAttack:
+    """Draws, and keeps the surest: no optimisation at all."""
+
+    keep: int = 3
+
+    @property
+    def access(self) -> Access:
+        return Access.SCORES
+
+    @torch.no_grad()
+    def run(
+        self,
+        target: Target,
+        prior: Prior,
+        labels: Tensor,
+        *,
+        rng: torch.Generator,
+        progress: Progress = silent,
+    ) -> Reconstructions:
+        pool = prior.sample(50, rng=rng)
+        confidence = target(prior(pool)).softmax(1)[:, labels]
+        best = confidence.topk(self.keep, dim=0)
+        index = best.indices.T.flatten()
+        progress(1, 1)
+        return Reconstructions(
+            prior(pool[index]),
+            labels.repeat_interleave(self.keep),
+            pool[index],
+            1 - best.values.T.flatten(),
+        )
+
+
+@dataclass(frozen=True)
+class HalfMeans:
+    """An embedding: mean of the upper and of the lower half."""
+
+    name: str = "half-means"
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        halves = images.mean(1).flatten(1).view(len(images), 2, -1)
+        return (halves.mean(2) / math.sqrt(2),)
+
+
+class OwnNetwork(nn.Module):
+    """A user's classifier of 8x8 grey images."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x.flatten(1))
+        return out
+
+
+def own_network(weights: str | None = None) -> OwnNetwork:
+    """A factory for ``--target tests.examples:own_network?weights=FILE``."""
+    state = load_file(Path(weights)) if weights is not None else None
+    network = OwnNetwork(2 if state is None else len(state["linear.bias"]))
+    if state is not None:
+        network.load_state_dict(state)
+    else:
+        nn.init.constant_(network.linear.weight, 0.01)
+    return network

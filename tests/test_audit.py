@@ -1,0 +1,380 @@
+"""Whole audits, tiny: tables, resume, privacy, parts of one's own, and the Python interface."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from inversight import AuditResult, InputError, audit, resume
+from inversight.audit import load_latents
+from inversight.console import Quiet
+from inversight.errors import RunError
+from inversight.evaluation import METRICS
+from inversight.progress import Progress
+from tests.examples import OwnNetwork
+from tests.test_evaluation import COLUMNS
+
+OLIVETTI = Path(__file__).parents[2] / "shared" / "data" / "olivetti"
+TINY: dict[str, Any] = {
+    "embedding": "public",
+    "features": "public",
+    "guidance_embedding": "public",
+    "prior": {"steps": 6, "batch_size": 4, "width": 2, "checkpoint_seconds": 1e-6},
+    "adaptation": {"steps": 4, "iterations": 2},
+    "target_training": {"epochs": 3, "width": 2},
+    "evaluator_training": {"epochs": 3, "width": 2},
+    "public_training": {"epochs": 2, "width": 2},
+    "attack": [
+        {
+            "class": "plug-and-play",
+            "pool": 30,
+            "candidates": 6,
+            "keep": 4,
+            "steps": 3,
+            "crops": 2,
+        }
+    ],
+}
+TABLES = ("metrics.json", "samples.parquet", "holdout.parquet")
+
+
+def folder(path: Path, seed: int, classes: tuple[str, ...], each: int, colour: bool) -> Path:
+    """Squares at a place that belongs to the class, on noise."""
+    rng = np.random.default_rng(seed)
+    for position, name in enumerate(classes):
+        (path / name).mkdir(parents=True)
+        for i in range(each):
+            values = rng.integers(0, 80, (8, 8, 3) if colour else (8, 8))
+            values[2 * position : 2 * position + 3, 2:6] += 150
+            Image.fromarray(values.astype(np.uint8)).save(path / name / f"{i}.png")
+    return path
+
+
+@pytest.fixture(params=["grey", "colour"])
+def folders(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Path]:
+    return make(tmp_path, request.param == "colour")
+
+
+@pytest.fixture
+def grey(tmp_path: Path) -> dict[str, Path]:
+    return make(tmp_path, False)
+
+
+def make(path: Path, colour: bool) -> dict[str, Path]:
+    return {
+        "private": folder(path / "private", 0, ("ann", "bob"), 6, colour),
+        "holdout": folder(path / "holdout", 1, ("ann", "bob"), 5, colour),
+        "public": folder(path / "public", 2, ("x", "y", "z"), 8, colour),
+    }
+
+
+def hashes(run: Path) -> dict[str, str]:
+    return {t: hashlib.sha256((run / t).read_bytes()).hexdigest() for t in TABLES}
+
+
+def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", **folders, **TINY)
+    assert isinstance(result, AuditResult)
+    assert tuple(result.metrics) == METRICS
+    for key in ("ddcs_best", "covered", "coverage", "frechet", "accuracy_top1", "knn_distance"):
+        assert result.metrics[key]["value"] is not None, key
+    assert list(result.samples) == COLUMNS and len(result.samples) == 12
+    assert set(result.samples["label"]) == {"ann", "bob"}
+    run = result.run
+    pd.testing.assert_frame_equal(pd.read_parquet(run / "samples.parquet"), result.samples)
+    assert json.loads((run / "metrics.json").read_text()) == result.metrics
+    assert len(list((run / "reconstructions").rglob("*.png"))) == 8
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["finished"] and manifest["seed"] == 0
+    assert manifest["inputs"]["private"]["images"] == 12
+    assert 0.0 <= manifest["evaluator"]["holdout_accuracy"] <= 1.0
+    assert [s["name"] for s in manifest["stages"]] == [
+        "target", "evaluator", "public-network", "prior", "adaptation",
+        "attack-plug-and-play", "reconstructions", "scores",
+    ]  # fmt: skip
+    assert not list(run.rglob("*.partial")) and not list(run.rglob("checkpoint*"))
+    latents = load_latents(run, "plug-and-play")
+    assert latents["latents"].shape[0] == 8 and set(latents) == {"latents", "labels", "losses"}
+
+
+def test_nothing_in_a_run_is_a_pickle(grey: dict[str, Path], tmp_path: Path) -> None:
+    run = audit(out=tmp_path / "run", **grey, **TINY).run
+    suffixes = {p.suffix for p in run.rglob("*") if p.is_file()}
+    assert suffixes == {".json", ".txt", ".png", ".parquet", ".html", ".safetensors", ""}
+    assert [p.name for p in run.rglob("*") if p.is_file() and not p.suffix] == [".lock"]
+
+
+def test_the_seed_decides_the_tables(grey: dict[str, Path], tmp_path: Path) -> None:
+    one, same, other = (
+        audit(out=tmp_path / f"run{i}", seed=seed, **grey, **TINY).run
+        for i, seed in enumerate((3, 3, 4))
+    )
+    assert hashes(one) == hashes(same)
+    assert hashes(one) != hashes(other)
+
+
+class Stop(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@dataclass
+class StopAt(Quiet):
+    """Stops the audit in a stage, after so many of its steps."""
+
+    name: str
+    after: int
+
+    def stage(self, name: str) -> Progress:
+        def progress(done: int, total: int, note: str = "") -> None:
+            if name == self.name and done >= self.after:
+                raise Stop
+
+        return progress
+
+
+STOPS = [
+    ("target", 2),
+    ("evaluator", 1),
+    ("public-network", 1),
+    ("prior", 1),
+    ("prior", 4),
+    ("adaptation", 3),
+    ("plug-and-play", 1),
+    ("scores", 1),
+]
+
+
+def test_stopped_anywhere_it_ends_with_the_same_tables(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    expected = hashes(audit(out=tmp_path / "whole", **grey, **TINY).run)
+    for i, (name, after) in enumerate(STOPS):
+        run = tmp_path / f"stopped-{i}"
+        with pytest.raises(Stop):
+            audit(out=run, reporter=StopAt(name, after), **grey, **TINY)
+        assert not (run / "metrics.json").exists()
+        resume(run)
+        assert hashes(run) == expected, (name, after)
+
+
+def test_resuming_a_finished_run_changes_nothing(grey: dict[str, Path], tmp_path: Path) -> None:
+    run = audit(out=tmp_path / "run", **grey, **TINY).run
+    before = hashes(run)
+    again = resume(run)
+    assert hashes(run) == before and again.run == run
+
+
+def test_resume_refuses_changed_images(grey: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Stop):
+        audit(out=run, reporter=StopAt("prior", 1), **grey, **TINY)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(grey["private"] / "ann" / "0.png")
+    with pytest.raises(RunError, match="private images have changed"):
+        resume(run)
+
+
+def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path) -> None:
+    plain = audit(out=tmp_path / "plain", **grey, **TINY)
+    assert "data:image/png" not in plain.report.read_text()
+    assert "ann/" in plain.report.read_text()
+    hidden = audit(out=tmp_path / "hidden", hash_ids=True, **grey, **TINY)
+    text = hidden.report.read_text()
+    assert "ann/" not in text and "bob/" not in text
+    assert not set(hidden.samples["id"]) & set(plain.samples["id"])
+    names = json.loads((hidden.run / "private-ids.json").read_text())
+    assert {names[i] for i in hidden.samples["id"]} == set(plain.samples["id"])
+    assert hidden.samples["nearest_distance"].tolist() == plain.samples["nearest_distance"].tolist()
+
+
+@pytest.mark.parametrize("images", ["full", "blurred"])
+def test_pictures_by_choice(grey: dict[str, Path], tmp_path: Path, images: str) -> None:
+    result = audit(out=tmp_path / "run", images=images, **grey, **TINY)
+    assert result.report.read_text().count("data:image/png") >= 2
+
+
+@pytest.mark.parametrize("arm", ["vanilla", "entropy"])
+def test_other_arms_share_all_stages_before_the_adaptation(
+    grey: dict[str, Path], tmp_path: Path, arm: str
+) -> None:
+    default = audit(out=tmp_path / "default", **grey, **TINY).run
+    other = audit(out=tmp_path / arm, arm=arm, **grey, **TINY).run
+    for stage in ("target/target", "evaluator/target", "prior/prior"):
+        file = Path("stages") / f"{stage}.safetensors"
+        assert (default / file).read_bytes() == (other / file).read_bytes()
+    file = Path("stages/adaptation/prior.safetensors")
+    assert (default / file).read_bytes() != (other / file).read_bytes()
+
+
+def test_parts_of_ones_own(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(
+        out=tmp_path / "run",
+        **grey,
+        **(
+            TINY
+            | {
+                "prior": {"class": "tests.examples:NoisePrior", "scale": 2.0},
+                "attack": [{"class": "tests.examples:SampleAttack", "keep": 2}, *TINY["attack"]],
+                "embedding": "tests.examples:HalfMeans",
+                "features": "pixel",
+            }
+        ),
+    )
+    manifest = json.loads((result.run / "run.json").read_text())
+    assert manifest["arm"] == "none (own prior)"
+    assert any("without adaptation" in note for note in manifest["notes"])
+    names = sorted(p.name for p in (result.run / "reconstructions" / "ann").iterdir())
+    assert names == [
+        "SampleAttack-0001.png", "SampleAttack-0002.png",
+        *(f"plug-and-play-000{i}.png" for i in range(1, 5)),
+    ]  # fmt: skip
+    assert result.metrics["coverage"]["features"] == "pixel"
+
+
+def own_weights(path: Path, classes: int = 2) -> Path:
+    network = OwnNetwork(classes)
+    network.linear.weight.data = torch.randn(
+        classes, 64, generator=torch.Generator().manual_seed(1)
+    )
+    save_file(network.state_dict(), path)
+    return path
+
+
+def test_ones_own_target_and_its_warnings(grey: dict[str, Path], tmp_path: Path) -> None:
+    weights = own_weights(tmp_path / "w.safetensors")
+    result = audit(
+        out=tmp_path / "run",
+        target=f"tests.examples:own_network?weights={weights}",
+        mean=(0.3,),
+        std=(0.2,),
+        **{k: v for k, v in grey.items() if k != "holdout"},
+        **TINY,
+    )
+    manifest = json.loads((result.run / "run.json").read_text())
+    assert manifest["target"]["mean"] == [0.3]
+    assert not (result.run / "stages" / "target").exists()
+    assert any("class order (--classes)" in w for w in result.warnings)
+    assert any("no holdout was given" in w for w in result.warnings)
+    assert result.metrics["flagged"]["reason"].startswith("needs a holdout")
+
+
+def test_a_class_order_of_ones_own(grey: dict[str, Path], tmp_path: Path) -> None:
+    """The same network with its outputs in another order is the same target."""
+    weights = own_weights(tmp_path / "w.safetensors", classes=3)
+    order = tmp_path / "classes.txt"
+    order.write_text("zoe\nbob\nann\n")
+    result = audit(
+        out=tmp_path / "run",
+        target=f"tests.examples:own_network?weights={weights}",
+        classes=order,
+        **grey,
+        **TINY,
+    )
+    assert set(result.samples["label"]) == {"ann", "bob"}
+    assert sorted(p.name for p in (result.run / "reconstructions").iterdir()) == ["ann", "bob"]
+
+
+def remove_public(folders: dict[str, Path]) -> dict[str, Any]:
+    return {"private": folders["private"]}
+
+
+def one_class(folders: dict[str, Path]) -> dict[str, Any]:
+    return {"private": folders["private"], "public": folders["public"], "limit": 1}
+
+
+def shared_file(folders: dict[str, Path]) -> dict[str, Any]:
+    image = Image.open(folders["private"] / "ann" / "3.png")
+    image.save(folders["public"] / "x" / "copy.bmp")  # another name and format, the same pixels
+    return {"private": folders["private"], "public": folders["public"]}
+
+
+def foreign_holdout(folders: dict[str, Path]) -> dict[str, Any]:
+    (folders["holdout"] / "bob").rename(folders["holdout"] / "eve")
+    return dict(folders)
+
+
+def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
+    weights = own_weights(folders["private"].parent / "w.safetensors", classes=3)
+    return {**folders, "target": f"tests.examples:own_network?weights={weights}"}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (remove_public, "--public is missing"),
+        (one_class, "a classifier needs at least two"),
+        (shared_file, "ann/3.png = x/copy.bmp"),
+        (foreign_holdout, "class eve is not in --private"),
+        (target_of_three, "3 outputs, --private has 2 classes"),
+    ],
+)
+def test_wrong_input_writes_nothing(
+    grey: dict[str, Path],
+    tmp_path: Path,
+    prepare: Callable[[dict[str, Path]], dict[str, Any]],
+    message: str,
+) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        audit(out=tmp_path / "run", **prepare(grey), **TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_overlap_by_choice_is_a_warning(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", allow_overlap=True, **shared_file(grey), **TINY)
+    assert any("do not measure leakage" in w for w in result.warnings)
+    assert "do not measure leakage" in result.report.read_text()
+
+
+def test_a_threshold_exceeded(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", fail_on="ddcs_best>0", **grey, **TINY)
+    assert result.exceeded
+    assert not audit(out=tmp_path / "run2", fail_on="covered>1", **grey, **TINY).exceeded
+
+
+def test_the_plan_is_told_before_anything_is_written(
+    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Listening(Quiet):
+        def say(self, text: str) -> None:
+            said.append(text)
+            assert not (tmp_path / "run").exists()
+
+    audit(out=tmp_path / "run", reporter=Listening(), **grey, **TINY)
+    for part in ("12 images in 2 classes", "estimate", "GiB of memory", "natural-gradient"):
+        assert part in said[0]
+
+
+def test_digits_by_default(tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", **TINY)
+    assert len(result.samples) == 100
+    manifest = json.loads((result.run / "run.json").read_text())
+    assert "handwritten digits" in manifest["split"]
+    assert "data:image/png" in result.report.read_text()  # published images are shown
+
+
+@pytest.mark.skipif(not OLIVETTI.is_dir(), reason=f"no Olivetti faces at {OLIVETTI}")
+def test_olivetti_faces(tmp_path: Path) -> None:
+    given = {name: OLIVETTI / name for name in ("private", "holdout", "public")}
+    small = {
+        **TINY,
+        "prior": {"steps": 20, "width": 4},
+        "adaptation": {"steps": 4, "iterations": 2},
+        "evaluator_training": {"epochs": 15},
+        "target_training": {"epochs": 15},
+    }
+    result = audit(out=tmp_path / "run", limit=4, **given, **small)
+    assert len(result.samples) == 20 and len(set(result.samples["label"])) == 4
+    shape = json.loads((result.run / "run.json").read_text())["target"]["image_shape"]
+    assert shape == [1, 32, 32]

@@ -1,0 +1,68 @@
+"""The forecast: every stage is in it, its parts add up, larger budgets take longer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inversight.audit import Plan
+from inversight.console import Quiet
+from inversight.estimate import Estimate, duration
+from inversight.settings import resolve
+
+TINY: dict[str, Any] = {
+    "prior": {"steps": 20, "batch_size": 4, "width": 2},
+    "adaptation": {"steps": 10},
+    "target_training": {"epochs": 2, "width": 2},
+    "evaluator_training": {"epochs": 2, "width": 2},
+    "public_training": {"epochs": 1, "width": 2},
+    "attack": [{"class": "plug-and-play", "pool": 20, "candidates": 4, "keep": 2, "crops": 2}],
+}
+
+
+def forecast(**given: Any) -> Estimate:
+    return Plan.prepare(resolve({**TINY, **given}), Quiet()).forecast()
+
+
+def test_every_stage_is_in_it() -> None:
+    found = forecast()
+    stages = ["target", "evaluator", "public-network", "prior", "adaptation", "plug-and-play"]
+    assert list(found.seconds) == [*stages, "scores"]
+    assert all(s is not None and math.isfinite(s) and s > 0 for s in found.seconds.values())
+    assert found.total == pytest.approx(sum(s for s in found.seconds.values() if s is not None))
+    assert found.memory_bytes > 50e6 and found.disk_bytes > 1e6
+    assert "prior" in str(found) and "GiB" in str(found)
+
+
+def test_a_longer_prior_takes_longer() -> None:
+    short, long = forecast(), forecast(prior={"steps": 20000, "batch_size": 4, "width": 2})
+    assert short.seconds["prior"] is not None and long.seconds["prior"] is not None
+    # A thousand times the steps; a factor of ten apart even if the machine is busy.
+    assert long.seconds["prior"] > 10 * short.seconds["prior"]
+
+
+def test_ones_own_attack_cannot_be_foreseen() -> None:
+    found = forecast(attack=["tests.examples:SampleAttack"])
+    assert found.seconds["SampleAttack"] is None
+    assert "SampleAttack unknown" in str(found)
+
+
+def test_ones_own_prior_takes_no_training() -> None:
+    found = forecast(prior={"class": "tests.examples:NoisePrior"})
+    assert found.seconds["prior"] == 0.0 and "adaptation" not in found.seconds
+
+
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    forecast()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,151 @@
+"""Scores of image sets: the keys, what is null and why, order and batches do not matter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from inversight.data import ImageSet
+from inversight.embeddings.pixel import Pixel
+from inversight.errors import DataError
+from inversight.evaluation import METRICS, Evaluation, evaluate, predict
+from inversight.seeding import generator
+from inversight.target import Target
+from tests.examples import HalfMeans, OwnNetwork
+
+COLUMNS = [
+    "id",
+    "label",
+    "ddcs_best",
+    "ddcs_average",
+    "reconstructions",
+    "nearest_distance",
+    "nearest_reconstruction",
+    "exact_hit",
+]
+
+
+def images(counts: list[int], seed: int, name: str = "x") -> ImageSet:
+    n = sum(counts)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    classes = tuple("abcdef"[: len(counts)])
+    return ImageSet(
+        images=torch.randint(0, 256, (n, 1, 8, 8), generator=generator(seed)).to(torch.uint8),
+        labels=labels,
+        ids=tuple(f"{classes[y]}/{name}{i:03d}.png" for i, y in enumerate(labels.tolist())),
+        classes=classes,
+        hashes=tuple(str(i) for i in range(n)),
+    )
+
+
+@pytest.fixture
+def judge() -> Target:
+    network = OwnNetwork(3)
+    network.linear.weight.data = torch.randn(3, 64, generator=generator(1))
+    return Target(network.requires_grad_(False), ("a", "b", "c"), (1, 8, 8), (0.5,), (0.5,), "own")
+
+
+def score(
+    private: ImageSet,
+    made: ImageSet,
+    *,
+    evaluator: Target | None = None,
+    holdout: ImageSet | None = None,
+) -> Evaluation:
+    return evaluate(
+        private,
+        made,
+        distance=Pixel((8, 8)),
+        features=HalfMeans(),
+        evaluator=evaluator,
+        holdout=holdout,
+        memory=2**30,
+        seed=0,
+    )
+
+
+PRIVATE, MADE = images([5, 6, 1], 0), images([9, 0, 4], 1, "r")
+
+
+def test_all_keys_in_order_with_reasons_for_what_is_missing() -> None:
+    found = score(PRIVATE, MADE)
+    assert tuple(found.metrics) == METRICS
+    for key, value in found.metrics.items():
+        assert {"value", "low", "high"} <= value.keys(), key
+        assert (value["value"] is None) == ("reason" in value), key
+    for key in ("fid", "knn_distance", "accuracy_top1", "flagged", "leakage_gap"):
+        assert found.metrics[key]["value"] is None
+    for key in ("coverage", "density", "precision", "recall", "frechet"):
+        assert found.metrics[key]["features"] == "half-means"
+    assert found.holdout is None
+
+
+def test_the_ledger_has_every_private_image_most_exposed_first() -> None:
+    found = score(PRIVATE, MADE)
+    assert list(found.samples) == COLUMNS
+    assert set(found.samples["id"]) == set(PRIVATE.ids)
+    near = found.samples["nearest_distance"]
+    assert near.dropna().is_monotonic_increasing
+    # Class b has no reconstruction: nothing is near its images, which come last.
+    assert set(found.samples["label"][near.isna()]) == {"b"}
+    assert near.isna().tolist() == [False] * 6 + [True] * 6
+    assert found.samples["nearest_reconstruction"].isna().tolist() == near.isna().tolist()
+
+
+def test_distances_are_mean_squared_errors() -> None:
+    found = score(PRIVATE, MADE).samples.set_index("id")
+    for i, name in enumerate(PRIVATE.ids):
+        same = MADE.images[MADE.labels == PRIVATE.labels[i]].double() / 255
+        if len(same):
+            errors = (same - PRIVATE.images[i].double() / 255).square().mean((1, 2, 3))
+            assert found.loc[name, "nearest_distance"] == pytest.approx(float(errors.min()))
+
+
+def test_rows_may_come_in_any_order(judge: Target) -> None:
+    holdout = images([3, 3, 3], 5, "h")
+
+    def shuffled(s: ImageSet, seed: int) -> ImageSet:
+        return s.select(torch.randperm(len(s), generator=generator(seed)))
+
+    one = score(PRIVATE, MADE, evaluator=judge, holdout=holdout)
+    other = score(
+        shuffled(PRIVATE, 1), shuffled(MADE, 2), evaluator=judge, holdout=shuffled(holdout, 3)
+    )
+    for key, value in one.metrics.items():
+        assert other.metrics[key].keys() == value.keys()
+        for field, number in value.items():
+            found = other.metrics[key][field]
+            same = found == (pytest.approx(number, rel=1e-5) if type(number) is float else number)
+            assert same, (key, field, found, number)
+    pd.testing.assert_frame_equal(one.samples, other.samples, rtol=1e-5)
+    assert one.holdout is not None and other.holdout is not None
+    pd.testing.assert_frame_equal(one.holdout, other.holdout, rtol=1e-5)
+
+
+def test_an_exact_hit_is_marked_and_finite() -> None:
+    stolen = replace(MADE, images=MADE.images.clone())
+    stolen.images[2] = PRIVATE.images[3]
+    row = score(PRIVATE, stolen).samples.iloc[0]
+    assert row["id"] == PRIVATE.ids[3] and bool(row["exact_hit"])
+    assert row["ddcs_best"] == pytest.approx(1e6) and row["nearest_distance"] == 0.0
+
+
+def test_accuracy_is_the_evaluators(judge: Target) -> None:
+    found = score(PRIVATE, MADE, evaluator=judge)
+    by_hand = (predict(judge, MADE).argmax(1) == MADE.labels).float().mean()
+    assert found.metrics["accuracy_top1"]["value"] == pytest.approx(float(by_hand))
+    assert found.metrics["knn_distance"]["features"] == "evaluator"
+
+
+def test_predictions_do_not_depend_on_the_batch(judge: Target) -> None:
+    torch.testing.assert_close(
+        predict(judge, PRIVATE, batch_size=1), predict(judge, PRIVATE, batch_size=64)
+    )
+
+
+def test_a_class_that_private_has_not() -> None:
+    with pytest.raises(DataError, match=r"d/r009\.png is of class d"):
+        score(PRIVATE, images([5, 2, 2, 1], 1, "r"))
