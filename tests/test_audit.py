@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from inversight import AuditResult, InputError, audit, resume
-from inversight.audit import load_latents
+from inversight.attacks import load_latents
 from inversight.console import Quiet
 from inversight.errors import RunError
 from inversight.evaluation import METRICS
@@ -104,7 +104,7 @@ def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
         "attack-plug-and-play", "reconstructions", "scores",
     ]  # fmt: skip
     assert not list(run.rglob("*.partial")) and not list(run.rglob("checkpoint*"))
-    latents = load_latents(run, "plug-and-play")
+    latents = load_latents(run / "stages" / "attack-plug-and-play")
     assert latents["latents"].shape[0] == 8 and set(latents) == {"latents", "labels", "losses"}
 
 

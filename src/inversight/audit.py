@@ -18,21 +18,20 @@ from typing import Any
 import pandas as pd
 import torch
 from PIL import ImageFilter
-from safetensors.torch import load_file, save_file
 
 from inversight.adaptation import adapt
-from inversight.attacks import ATTACKS, Attack
+from inversight.attacks import ATTACKS, Attack, write_reconstructions
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
     ImageSet,
+    check_known_classes,
     check_overlap,
     check_size,
     digits,
     load_folder,
     to_pil,
     working_size,
-    write_images,
 )
 from inversight.embeddings import Embedding, check_name, named_embedding
 from inversight.embeddings.named import Use
@@ -40,7 +39,6 @@ from inversight.errors import ConfigError, InputError, RunError
 from inversight.estimate import Estimate, estimate
 from inversight.evaluation import evaluate
 from inversight.gate import Gate
-from inversight.imaging import to_uint8
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.priors import Prior, StylePrior, train_prior
 from inversight.report import GalleryItem, load_report_data, render
@@ -237,12 +235,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter) -> Inputs:
         )
         if settings.limit:
             holdout = _matching(holdout, private.classes)
-        foreign = [c for c in holdout.classes if c not in private.classes]
-        if foreign:
-            raise InputError(
-                f"--holdout {settings.holdout}: class {foreign[0]} is not in --private; the "
-                "holdout holds other images of the same classes"
-            )
+        check_known_classes(holdout, private.classes, f"--holdout {settings.holdout}")
     channels = max(private.channels, public.channels)
     private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
     if holdout is not None:
@@ -659,17 +652,7 @@ class _Execution:
                 rng=self.rng(f"attack/{name}"),
                 progress=self.reporter.stage(name),
             )
-            order: dict[int, int] = {}
-            names = []
-            for label in made.labels.tolist():
-                order[label] = order.get(label, 0) + 1
-                names.append(f"{self.inputs.classes[label]}/{name}-{order[label]:04d}.png")
-            write_images(folder / "images", to_uint8(made.images.cpu()), names)
-            tensors = {"latents": made.latents, "labels": made.labels, "losses": made.losses}
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-                folder / "latents.safetensors",
-            )
+            write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
 
         self.run.stage(f"attack-{name}", fill)
 
@@ -822,10 +805,3 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name}: cannot be used here ({reason}); try cpu") from None
     return device
-
-
-def load_latents(run: Path, attack: str) -> dict[str, torch.Tensor]:
-    """Latents (M, ...), labels (M,) and losses (M,) that an attack of a run ended with."""
-    file = run / "stages" / f"attack-{attack}" / "latents.safetensors"
-    tensors: dict[str, torch.Tensor] = load_file(file)
-    return tensors

@@ -76,6 +76,14 @@ Set = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
 Limit = Annotated[int | None, typer.Option(help="Audit the first so many classes only.")]
+Network = Annotated[
+    Path | None,
+    typer.Option(help="Public network that a run trained (RUN/stages/public-network)."),
+]
+PriorOption = Annotated[
+    Path, typer.Option(help="What `inversight prior train` or `adapt` wrote: folder or file.")
+]
+ModelOption = Annotated[str, typer.Option(help="The target, named as for audit.")]
 Memory = Annotated[int | None, typer.Option(help="Bytes that distances may take.")]
 
 
@@ -89,13 +97,31 @@ def _given(
     flags = {name: value for name, value in options.items() if value is not None}
     for name in ("mean", "std"):
         if isinstance(flags.get(name), str):
-            try:
-                flags[name] = [float(part) for part in flags[name].split(",")]
-            except ValueError:
-                raise ConfigError(
-                    f"--{name} {flags[name]}: expected numbers with commas between them"
-                ) from None
+            flags[name] = _numbers(name, flags[name])
     return merge(values, flags)
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--{name} {text}: expected numbers with commas between them") from None
+
+
+def _model(
+    target: str, classes: Path | None, mean: str | None, std: str | None, size: int | None,
+    trust: bool,
+) -> Any:  # fmt: skip
+    from inversight.stages import TargetChoice
+
+    return TargetChoice(
+        target,
+        classes,
+        None if mean is None else _numbers("mean", mean),
+        None if std is None else _numbers("std", std),
+        size,
+        trust,
+    )
 
 
 @app.command()
@@ -218,6 +244,72 @@ def prior_train(
 
 
 @app.command()
+def adapt(
+    prior: PriorOption,
+    target: ModelOption,
+    public: Annotated[Path, typer.Option(help="Folder of public images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapted prior.")],
+    arm: Annotated[str, typer.Option(help="vanilla, entropy or natural-gradient.")] = (
+        "natural-gradient"
+    ),
+    guidance_embedding: Annotated[
+        str, typer.Option(help="Metric of the natural gradient.")
+    ] = "lpips-vgg",
+    network: Network = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Mean = None,
+    size: Size = None,
+    trust_target: Trust = False,
+    preset: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
+    seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    set_: Set = None,
+) -> None:
+    """Fine-tune a prior against a target."""
+    from inversight.stages import adapt_stage
+
+    terminal = Terminal()
+    with _Interruptible(out, "adapt again with the same --out"), terminal.live():
+        path = adapt_stage(
+            prior, public, out, model=_model(target, classes, mean, std, size, trust_target),
+            arm=arm, guidance_embedding=guidance_embedding, network=network, preset=preset,
+            seed=seed, device=device, given=_given({}, None, set_), reporter=terminal,
+        )  # fmt: skip
+    typer.echo(str(path))
+
+
+@app.command()
+def attack(
+    prior: PriorOption,
+    target: ModelOption,
+    out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
+    attack: Annotated[str, typer.Option(help="Name or package.module:Class.")] = "plug-and-play",
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Mean = None,
+    size: Size = None,
+    trust_target: Trust = False,
+    limit: Limit = None,
+    preset: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
+    seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    set_: Set = None,
+) -> None:
+    """Attack a target with a prior; `score` measures what comes out."""
+    from inversight.stages import attack_stage
+
+    terminal = Terminal()
+    with terminal.live():
+        path = attack_stage(
+            prior, out, model=_model(target, classes, mean, std, size, trust_target),
+            attack=attack, limit=limit, preset=preset, seed=seed, device=device,
+            given=_given({}, None, set_), reporter=terminal,
+        )  # fmt: skip
+    typer.echo(f"{path}\nscore it with: inversight score --reconstructions {path} --private DIR")
+
+
+@app.command()
 def score(
     private: Annotated[Path, typer.Option(help="Folder of private images.")],
     reconstructions: Annotated[
@@ -230,24 +322,25 @@ def score(
     features: Features = None,
     public: Public = None,
     evaluator: Evaluator = None,
-    network: Annotated[
-        Path | None,
-        typer.Option(help="Public network that a run trained (RUN/stages/public-network)."),
-    ] = None,
+    classes: Classes = None,
+    trust_target: Trust = False,
+    network: Network = None,
     size: Size = None,
     memory: Annotated[int, typer.Option(help="Bytes that distances may take.")] = 2 << 30,
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Score any folders of reconstructions, whoever made them."""
-    from inversight.stages import score_folders
+    from inversight.score_folders import score_folders
 
     terminal = Terminal()
+    if features is None:
+        features = "inception" if embedding.startswith("lpips") else embedding
     with terminal.live():
         result = score_folders(
             private=private, reconstructions=reconstructions, holdout=holdout, out=out,
-            embedding=embedding, features=features or embedding, public=public,
-            evaluator=evaluator, network=network, size=size, memory=memory, seed=seed,
+            embedding=embedding, features=features, public=public, evaluator=evaluator,
+            classes=classes, trust=trust_target, network=network, size=size, memory=memory, seed=seed,
             device=device, reporter=terminal,
         )  # fmt: skip
     _print_result(result)
@@ -336,7 +429,7 @@ class _Interruptible:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
         if kind is KeyboardInterrupt:
-            begun = (self.folder / "run.json").is_file()
+            begun = any((self.folder / f).is_file() for f in ("run.json", "checkpoint.safetensors"))
             _complain(
                 f"stopped; go on with: {self.how}"
                 if begun

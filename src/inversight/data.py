@@ -197,6 +197,20 @@ def check_overlap(a: ImageSet, b: ImageSet, names: tuple[str, str], *, allow: bo
     return len(shared)
 
 
+def check_known_classes(holdout: ImageSet, classes: Sequence[str], role: str) -> None:
+    """Refuse a holdout with classes that private does not have.
+
+    Raises:
+        DataError: naming the first such class.
+    """
+    foreign = next((c for c in holdout.classes if c not in classes), None)
+    if foreign is not None:
+        raise DataError(
+            f"{role}: class {foreign} is not in --private; the holdout holds other images of the "
+            "same classes"
+        )
+
+
 def split(images: ImageSet, fraction: float, *, rng: torch.Generator) -> tuple[ImageSet, ImageSet]:
     """(rest, held out): about ``fraction`` of each class held out, never a class's last image."""
     held: list[int] = []

@@ -145,11 +145,7 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
         ConfigError: an unknown name or a value out of range.
     """
     preset = given.get("preset", "quick")
-    if preset not in _BUDGETS:
-        raise ConfigError(
-            f"preset: expected one of {', '.join(_BUDGETS)}, found {preset!r}{nearest(str(preset), _BUDGETS)}"
-        )
-    budget = dict(_BUDGETS[preset])
+    budget = _budget(preset)
     if given.get("private") is None:
         budget = merge(budget, _DIGITS)
         if preset == "quick":
@@ -163,6 +159,24 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     settings_ = from_mapping(AuditSettings, values)
     _check(settings_)
     return settings_
+
+
+def stage_budget(preset: str, stage: Literal["adaptation", "attack"]) -> dict[str, Any]:
+    """A preset's settings of one stage.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    return dict(_budget(preset)[stage])
+
+
+def _budget(preset: Any) -> dict[str, Any]:
+    if preset not in _BUDGETS:
+        raise ConfigError(
+            f"preset: expected one of {', '.join(_BUDGETS)}, found {preset!r}"
+            f"{nearest(str(preset), _BUDGETS)}"
+        )
+    return dict(_BUDGETS[preset])
 
 
 def prior_training(settings_: AuditSettings) -> PriorTraining | None:

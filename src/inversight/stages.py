@@ -1,29 +1,35 @@
-"""Single stages for the command line: train, prior train, score, report."""
+"""Single stages for the command line: train, prior train, adapt, attack, report.
+
+Each reads what the stage before it wrote.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from inversight.audit import AuditResult, _device
-from inversight.config import from_mapping
+from inversight.adaptation import ARMS, Adaptation, adapt
+from inversight.attacks import ATTACKS, Attack, write_reconstructions
+from inversight.audit import _device
+from inversight.config import build, from_mapping, nearest
 from inversight.console import Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
-from inversight.embeddings import named_embedding
-from inversight.errors import InputError, RunError
-from inversight.evaluation import check_classes, evaluate
-from inversight.networks import FILE_NAME, load_classifier, save_classifier
-from inversight.priors import PriorTraining, train_prior
+from inversight.embeddings import Embedding, named_embedding
+from inversight.errors import ConfigError, InputError, RunError
+from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
+from inversight.priors import PriorTraining, StylePrior, train_prior
 from inversight.report import load_report_data, render
 from inversight.run import Run, write_json, write_text
 from inversight.seeding import generator
-from inversight.target import load_target
+from inversight.settings import stage_budget
+from inversight.target import Target, load_target
 from inversight.training import Training, rotation_task, train_classifier
+
+PRIOR_FILE = "prior.safetensors"
 
 
 def train(
@@ -101,139 +107,182 @@ def train_prior_stage(
         checkpoint=checkpoint,
         device=_device(device),
     )
-    prior.save(out / "prior.safetensors")
+    prior.save(out / PRIOR_FILE)
     checkpoint.unlink(missing_ok=True)
-    return out / "prior.safetensors"
+    return out / PRIOR_FILE
 
 
-def score_folders(
-    *,
-    private: Path,
-    reconstructions: Sequence[Path],
-    holdout: Path | None,
+def adapt_stage(
+    prior: Path,
+    public: Path,
     out: Path,
-    embedding: str,
-    features: str,
-    public: Path | None,
-    evaluator: str | None,
+    *,
+    model: TargetChoice,
+    arm: str,
+    guidance_embedding: str,
     network: Path | None,
-    size: int | None,
-    memory: int,
+    preset: str,
     seed: int,
     device: str,
+    given: dict[str, Any],
     reporter: Reporter,
-) -> AuditResult:
-    """Score folders of reconstructions against private images; writes a run folder without an attack.
+) -> Path:
+    """Fine-tune a prior against a target; goes on from a checkpoint in ``out``.
+
+    Raises:
+        InputError: wrong input.
+    """
+    where = _device(device)
+    if arm not in ARMS:
+        raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
+    adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
+    start = _read_prior(prior)
+    channels, size, _ = start.image_shape
+    target = model.load(size=size, channels=channels)
+    images = load_folder(
+        public, role="--public", channels=channels, labelled=False, size=size,
+        progress=reporter.stage("reading"),
+    )  # fmt: skip
+    checkpoint = out / "checkpoint.safetensors"
+    if not checkpoint.is_file():
+        Run.check_new(out, needed_bytes=50_000_000)
+    metric: Embedding | None = None
+    if arm == "natural-gradient":
+        saved = None
+        if guidance_embedding == "evaluator":
+            raise ConfigError(
+                "--guidance-embedding evaluator has seen the private images, which an attacker has "
+                "not; use another value"
+            )
+        if guidance_embedding == "public":
+            saved = public_network(images, network, seed=seed, device=device, reporter=reporter)
+        metric = named_embedding(
+            guidance_embedding,
+            use="distance",
+            role="--guidance-embedding",
+            size=size,
+            public_network=saved,
+            evaluator=None,
+            working_size=max(64, size),
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    adapt(
+        start.to(where),
+        target.to(where),
+        images.images,
+        arm=arm,
+        adaptation=adaptation,
+        training=start.training,
+        metric=metric,
+        rng=generator(seed, "adaptation"),
+        progress=reporter.stage("adaptation"),
+        checkpoint=checkpoint,
+    ).save(out / PRIOR_FILE)
+    checkpoint.unlink(missing_ok=True)
+    return out / PRIOR_FILE
+
+
+def attack_stage(
+    prior: Path,
+    out: Path,
+    *,
+    model: TargetChoice,
+    attack: str,
+    limit: int | None,
+    preset: str,
+    seed: int,
+    device: str,
+    given: dict[str, Any],
+    reporter: Reporter,
+) -> Path:
+    """Attack a target with a prior; returns the folder of the reconstructions, by class.
 
     Raises:
         InputError: wrong input; nothing has been written.
     """
     where = _device(device)
-    Run.check_new(out, needed_bytes=20_000_000)
-    own = load_folder(private, role="--private", size=size, progress=reporter.stage("private"))
-    made = _union(
-        [
-            load_folder(f, role="--reconstructions", size=size or own.size, channels=own.channels)
-            for f in reconstructions
-        ],
-        reconstructions,
+    budget = stage_budget(preset, "attack") if attack == "plug-and-play" else {}
+    made = build({"class": attack, **budget, **given}, ATTACKS, role="--attack")
+    if not isinstance(made, Attack):
+        raise ConfigError(f"--attack {attack}: has no `access` and `run`")
+    start = _read_prior(prior).to(where)
+    channels, size, _ = start.image_shape
+    target = model.load(size=size, channels=channels).to(where)
+    Run.check_new(out, needed_bytes=50_000_000)
+    name = attack.rpartition(":")[2]
+    labels = torch.arange(min(limit or target.num_classes, target.num_classes))
+    found = made.run(
+        target,
+        start,
+        labels,
+        rng=generator(seed, f"attack/{name}"),
+        progress=reporter.stage(name),
     )
-    check_classes(own, made)
-    made = made.relabel(own.classes, role="--reconstructions")
-    held: ImageSet | None = None
-    if holdout is not None:
-        held = load_folder(
-            holdout, role="--holdout", size=size or own.size, channels=own.channels
-        ).relabel(own.classes, role="--holdout")
-    judge = None
-    if evaluator is not None:
-        judge = load_target(
-            evaluator,
-            classes=own.classes,
-            class_order=None,
-            size=own.size,
-            channels=own.channels,
-            mean=None,
-            std=None,
-            trust=False,
-            role="--evaluator",
-        ).to(where)
-        if judge.classes != own.classes:
-            own, made = (s.relabel(judge.classes, role="--evaluator") for s in (own, made))
-            held = held.relabel(judge.classes, role="--evaluator") if held is not None else None
-    saved = None
-    if "public" in (embedding, features):
-        if network is not None:
-            saved = load_classifier(network)
-        elif public is not None:
-            seen = load_folder(
-                public,
-                role="--public",
-                size=size or own.size,
-                channels=own.channels,
-                labelled=False,
-            )
-            work = working_size(seen.size, 64)
-            seen = seen.resized(size=work, channels=own.channels)
-            saved = train_classifier(
-                seen if len(seen.classes) > 1 else rotation_task(seen),
-                training=Training(),
-                image_shape=(own.channels, work, work),
-                rng=generator(seed, "public-network"),
-                progress=reporter.stage("public-network"),
-                device=where,
-            ).classifier
-        else:
-            raise InputError(
-                "--embedding public needs --public DIR, to train the network on, or --network FILE "
-                "from a run (RUN/stages/public-network)"
-            )
-        saved.module.to(where)
-    parts: dict[str, Any] = {"size": own.size, "public_network": saved, "evaluator": judge}
-    distance = named_embedding(embedding, use="distance", role="--embedding", **parts)
-    vectors = named_embedding(features, use="features", role="--features", **parts)
-    found = evaluate(
-        own,
-        made,
-        distance=distance,
-        features=vectors,
-        evaluator=judge,
-        holdout=held,
-        memory=memory,
-        seed=seed,
-        device=where,
-        progress=reporter.stage("scores"),
-    )
-    run = Run.create(
-        out,
-        {
-            "seed": seed,
-            "embedding": embedding,
-            "features": features,
-            "images": "none",
-            "title": "Scores of given reconstructions",
-            "split": f"private: {len(own)} images; reconstructions: {len(made)} images, given",
-            "inputs": {
-                name: {"path": str(path), "images": len(s), "fingerprint": s.fingerprint()}
-                for name, path, s in (
-                    ("private", private, own),
-                    ("reconstructions", ", ".join(map(str, reconstructions)), made),
-                    ("holdout", holdout, held),
-                )
-                if s is not None
-            },
-        },
-    )
-    try:
-        write_json(out / "metrics.json", found.metrics)
-        found.samples.to_parquet(out / "samples.parquet", index=False)
-        if found.holdout is not None:
-            found.holdout.to_parquet(out / "holdout.parquet", index=False)
-        write_text(out / "report.html", render(load_report_data(out)))
-        run.record(finished=True)
-    finally:
-        run.close()
-    return AuditResult(out, found.metrics, found.samples, ())
+    # Written beside its place and renamed, so that a kill leaves no half a folder.
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_reconstructions(partial, "reconstructions", found, classes=target.classes, name=name)
+    if out.is_dir():
+        out.rmdir()  # check_new has seen that it is empty
+    partial.replace(out)
+    return out / "reconstructions"
+
+
+@dataclass(frozen=True)
+class TargetChoice:
+    """A target as the command line names it, without private images at hand."""
+
+    spec: str
+    classes: Path | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    size: int | None
+    trust: bool
+
+    def load(self, *, size: int, channels: int) -> Target:
+        """The target; ``size`` and ``channels`` are the prior's, for models of any size.
+
+        Raises:
+            TargetError: wrong in any way, or its class names are not known.
+        """
+        return load_target(
+            self.spec,
+            classes=(),
+            class_order=self.classes,
+            size=self.size or size,
+            size_given=self.size is not None,
+            channels=channels,
+            mean=self.mean,
+            std=self.std,
+            trust=self.trust,
+        )
+
+
+def public_network(
+    images: ImageSet, network: Path | None, *, seed: int, device: str, reporter: Reporter
+) -> SavedClassifier:
+    """The network that ``public`` means: read from ``network``, or trained on public ``images``."""
+    where = _device(device)
+    if network is not None:
+        saved = load_classifier(network)
+    else:
+        work = working_size(images.size, 64)
+        seen = images.resized(size=work, channels=images.channels)
+        saved = train_classifier(
+            seen if len(seen.classes) > 1 else rotation_task(seen),
+            training=Training(),
+            image_shape=(images.channels, work, work),
+            rng=generator(seed, "public-network"),
+            progress=reporter.stage("public-network"),
+            device=where,
+        ).classifier
+    saved.module.to(where)
+    return saved
+
+
+def _read_prior(path: Path) -> StylePrior:
+    return StylePrior.load(path / PRIOR_FILE if path.is_dir() else path)
 
 
 def report_again(run: Path) -> Path:
@@ -249,26 +298,3 @@ def report_again(run: Path) -> Path:
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from None
     return path
-
-
-def read_samples(run: Path) -> pd.DataFrame:
-    """samples.parquet of a run, one row for each private image."""
-    return pd.read_parquet(run / "samples.parquet")
-
-
-def _union(sets: Sequence[ImageSet], folders: Sequence[Path]) -> ImageSet:
-    """Several folders' reconstructions as one set; ids begin with the folder's name if they are many."""
-    if len(sets) == 1:
-        return sets[0]
-    classes = tuple(sorted({c for s in sets for c in s.classes}))
-    relabelled = [s.relabel(classes, role="--reconstructions") for s in sets]
-    names = [f.name for f in folders]
-    if len(set(names)) < len(names):
-        names = [f"{i + 1}-{name}" for i, name in enumerate(names)]
-    return ImageSet(
-        images=torch.cat([s.images for s in relabelled]),
-        labels=torch.cat([s.labels for s in relabelled]),
-        ids=tuple(f"{n}/{i}" for n, s in zip(names, relabelled, strict=True) for i in s.ids),
-        classes=classes,
-        hashes=tuple(h for s in relabelled for h in s.hashes),
-    )

@@ -453,6 +453,11 @@ def _check_logits(target: Target, logits: object, x: Tensor, named: bool, role: 
         raise TargetError(
             f"{role} {target.spec}: returned NaN or infinity; check its weights and --mean / --std"
         )
+    if not target.classes:
+        raise TargetError(
+            f"{role} {target.spec}: does not name its {logits.shape[1]} classes; give their names in "
+            "the order of its outputs with --classes FILE"
+        )
     if logits.shape[1] != target.num_classes:
         more = "the file of --classes" if named else "--private"
         raise TargetError(

@@ -1,6 +1,6 @@
 """Fine-tuning the prior against the target."""
 
-from inversight.adaptation.adapt import Adaptation, adapt, preconditioner_of
+from inversight.adaptation.adapt import ARMS, Adaptation, adapt, preconditioner_of
 from inversight.adaptation.guidance import Guidance
 from inversight.adaptation.preconditioners import (
     Damped,
@@ -10,6 +10,7 @@ from inversight.adaptation.preconditioners import (
 )
 
 __all__ = [
+    "ARMS",
     "Adaptation",
     "Damped",
     "Guidance",

@@ -23,6 +23,8 @@ from inversight.priors import PriorTraining, StylePrior, play
 from inversight.progress import Progress, silent
 from inversight.target import Target
 
+ARMS = ("vanilla", "entropy", "natural-gradient")
+
 
 @settings
 class Adaptation:

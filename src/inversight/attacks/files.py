@@ -1,0 +1,35 @@
+"""Reconstructions on disk: pictures by class, and the latents they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from inversight.attacks.base import Reconstructions
+from inversight.data import write_images
+from inversight.imaging import to_uint8
+
+LATENTS = "latents.safetensors"
+
+
+def write_reconstructions(
+    folder: Path, pictures: str, made: Reconstructions, *, classes: Sequence[str], name: str
+) -> None:
+    """Write ``folder/pictures/CLASS/NAME-0001.png``, best first, and ``folder/latents.safetensors``."""
+    order: dict[int, int] = {}
+    names = []
+    for label in made.labels.tolist():
+        order[label] = order.get(label, 0) + 1
+        names.append(f"{classes[label]}/{name}-{order[label]:04d}.png")
+    write_images(folder / pictures, to_uint8(made.images.cpu()), names)
+    tensors = {"latents": made.latents, "labels": made.labels, "losses": made.losses}
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / LATENTS)
+
+
+def load_latents(folder: Path) -> dict[str, Tensor]:
+    """Latents (M, ...), labels (M,) and losses (M,) that an attack ended with, in ``folder``."""
+    tensors: dict[str, Tensor] = load_file(folder / LATENTS)
+    return tensors
