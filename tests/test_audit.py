@@ -175,6 +175,20 @@ def test_resuming_a_finished_run_changes_nothing(grey: dict[str, Path], tmp_path
     assert hashes(run) == before and again.run == run
 
 
+def test_resumes_from_another_folder(
+    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = own_weights(tmp_path / "w.safetensors").name
+    monkeypatch.chdir(tmp_path)
+    relative = {name: path.name for name, path in grey.items()}
+    target = f"tests.examples:own_network?weights={weights}"
+    with pytest.raises(Stop):
+        audit(out="run", reporter=StopAt("prior", 1), target=target, **relative, **TINY)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume("../run").metrics["ddcs_best"]["value"] is not None
+
+
 def test_resume_refuses_changed_images(grey: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Stop):

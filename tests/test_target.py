@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from inversight.errors import TargetError
 from inversight.networks import build_classifier, save_classifier
-from inversight.target import Access, Target, load_target
+from inversight.target import Access, Target, absolute_spec, load_target
 
 CLASSES = ("a", "b", "c")
 
@@ -429,3 +429,12 @@ def test_own_files_that_do_not_fit(tmp_path: Path) -> None:
     for facts in ("{}", "not json", '{"architecture": "mlp"}', "[]"):
         save_file({"x": torch.zeros(1)}, file, metadata={"inversight.classifier": facts})
         refusal(file, str(file), "do not fit")
+
+
+def test_absolute_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt2").write_bytes(b"")
+    assert absolute_spec("model.pt2") == f"{tmp_path}/model.pt2"
+    assert absolute_spec("timm:resnet18?weights=w") == f"timm:resnet18?weights={tmp_path}/w"
+    assert absolute_spec("pkg.mod:net") == "pkg.mod:net"
+    assert absolute_spec("pkg.mod:net?weights=/a/b") == "pkg.mod:net?weights=/a/b"

@@ -45,7 +45,14 @@ from inversight.report import GalleryItem, load_report_data, render
 from inversight.run import Run, read_manifest, write_json, write_text
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training, resolve
-from inversight.target import Target, accuracy_on, describe_target, load_target, target_of
+from inversight.target import (
+    Target,
+    absolute_spec,
+    accuracy_on,
+    describe_target,
+    load_target,
+    target_of,
+)
 from inversight.training import Training, rotation_task, train_classifier
 
 LOW_TARGET_ACCURACY = 0.7
@@ -415,7 +422,7 @@ class Plan:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "preset": s.preset,
-            "given": to_mapping(s),
+            "given": _anchored(to_mapping(s)),
             "settings": to_mapping(s),
             "inputs": {
                 name: {
@@ -793,6 +800,18 @@ class _Execution:
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def _anchored(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with absolute paths, so that a run can be resumed from any folder."""
+    result = dict(given)
+    for name in ("private", "holdout", "public", "classes"):
+        if given[name] is not None:
+            result[name] = str(Path(given[name]).absolute())
+    for name in ("target", "evaluator"):
+        if given[name] is not None:
+            result[name] = absolute_spec(given[name])
+    return result
 
 
 def _device(name: str) -> torch.device:

@@ -152,6 +152,15 @@ def load_target(
     return target
 
 
+def absolute_spec(spec: str) -> str:
+    """The same target, its file and weights named by absolute paths."""
+    name, separator, query = spec.partition("?")
+    if Path(name).exists():
+        name = str(Path(name).absolute())
+    files = [(key, str(Path(value).absolute())) for key, value in parse_qsl(query)]
+    return name + separator + "&".join(f"{key}={value}" for key, value in files)
+
+
 @torch.no_grad()
 def accuracy_on(target: Target, images: ImageSet, batch_size: int = 64) -> float:
     """Share of ``images`` in [0, 1] that the target puts in their class."""
