@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.functional import resized_crop
 
 from inversight.attacks import Attack, PlugAndPlay, Reconstructions
 from inversight.attacks.plug_and_play import _crop_box
@@ -147,10 +148,7 @@ def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
     flips = torch.rand(4, generator=rng) < 0.5
     total = torch.zeros(5)
     for (top, left, h, w_), flip in zip(boxes, flips, strict=True):
-        crop = FlatPrior()(w)[..., top : top + h, left : left + w_]
-        crop = nn.functional.interpolate(
-            crop, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
-        )
+        crop = resized_crop(FlatPrior()(w), top, left, h, w_, [SIZE, SIZE], antialias=True)
         crop = crop.flip(3) if flip else crop
         total += target(crop).softmax(1)[torch.arange(5), labels]
     torch.testing.assert_close(found, total / 4)

@@ -10,7 +10,7 @@ import math
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from torchvision.transforms import functional as transforms
+from torch.nn import functional as F
 
 from inversight.attacks.base import Reconstructions, require_access
 from inversight.config import Fraction, settings
@@ -149,8 +149,11 @@ class PlugAndPlay:
             images = prior(w)
             confidence = torch.zeros(len(w))
             for (top, left, h, w_), mirror in zip(boxes, mirrored, strict=True):
-                crop = transforms.resized_crop(
-                    images, top, left, h, w_, [height, width], antialias=True
+                crop = F.interpolate(
+                    images[..., top : top + h, left : left + w_],
+                    (height, width),
+                    mode="bilinear",
+                    antialias=True,
                 )
                 crop = crop.flip(3) if mirror else crop
                 probability = target(crop).softmax(1).cpu()

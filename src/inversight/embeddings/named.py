@@ -6,8 +6,6 @@ from typing import Literal
 
 from inversight.config import import_object, nearest
 from inversight.embeddings.base import Embedding
-from inversight.embeddings.inception import Inception
-from inversight.embeddings.lpips import Lpips
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.embeddings.pixel import Pixel
 from inversight.errors import ConfigError
@@ -52,12 +50,17 @@ def named_embedding(
         WeightsError: published weights are missing.
     """
     check_name(name, role=role)
+    # LPIPS and Inception are imported when asked for: their libraries take seconds to import.
     if name == "pixel":
         return Pixel((size, size))
     if name in ("lpips-vgg", "lpips-alex", "lpips-squeeze"):
+        from inversight.embeddings.lpips import Lpips
+
         net: Literal["vgg", "alex", "squeeze"] = name.removeprefix("lpips-")  # type: ignore[assignment]
         return Lpips(net) if working_size is None else Lpips(net, size=working_size)
     if name == "inception":
+        from inversight.embeddings.inception import Inception
+
         return Inception()
     if name == "public":
         if public_network is None:
