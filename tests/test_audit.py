@@ -367,7 +367,7 @@ def test_the_plan_is_told_before_anything_is_written(
 
     audit(out=tmp_path / "run", reporter=Listening(), **grey, **TINY)
     for part in ("12 images in 2 classes", "estimate", "GiB of memory", "natural-gradient"):
-        assert part in said[0]
+        assert part in said[1]
 
 
 def test_digits_by_default(tmp_path: Path) -> None:

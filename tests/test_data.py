@@ -25,6 +25,8 @@ from inversight.data import (
     write_images,
 )
 from inversight.errors import DataError
+from inversight.imaging import fit
+from inversight.seeding import generator
 
 
 def picture(seed: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> Image.Image:
@@ -413,3 +415,18 @@ def test_digits_are_disjoint_balanced_and_follow_the_seed() -> None:
     assert again.private.ids == found.private.ids and again.public.ids == found.public.ids
     assert torch.equal(again.private.images, found.private.images)
     assert digits(seed=4, per_class=4).private.ids != found.private.ids
+
+
+def test_floats_of_many_images_are_those_of_each() -> None:
+    images = torch.randint(0, 256, (600, 1, 16, 16), generator=generator(0)).to(torch.uint8)
+    many = ImageSet(
+        images=images,
+        labels=torch.zeros(600, dtype=torch.int64),
+        ids=tuple(map(str, range(600))),
+        classes=("a",),
+        hashes=tuple(map(str, range(600))),
+    )
+    found = many.floats(size=8, channels=3)
+    for i in (0, 255, 256, 599):
+        expected = fit(images[i : i + 1].float() / 255, size=8, channels=3)
+        torch.testing.assert_close(found[i : i + 1], expected)

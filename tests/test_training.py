@@ -132,7 +132,7 @@ def test_divergence_is_an_error_that_says_what_to_do() -> None:
 def test_warm_up_then_cosine() -> None:
     weight = torch.nn.Linear(1, 1)
     training = replace(QUICK, epochs=10, warmup_epochs=2, learning_rate=1.0)
-    optimiser, schedule = _optimiser(weight, training, steps_per_epoch=5)
+    optimiser, schedule = _optimiser(weight, training, epochs=10, steps_per_epoch=5)
     rates = []
     for _ in range(50):
         rates.append(optimiser.param_groups[0]["lr"])
@@ -142,6 +142,19 @@ def test_warm_up_then_cosine() -> None:
     assert rates[30] == pytest.approx(0.5)  # half-way through the decay
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[-1] < 0.01
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(8, 12), (80, 10), (81, 9), (10_000, 1)])
+def test_large_sets_get_fewer_epochs(images: int, epochs: int) -> None:
+    assert replace(QUICK, most_steps=100).epochs_for(images) == epochs
+
+
+def test_fewer_epochs_are_what_is_trained() -> None:
+    training = replace(QUICK, most_steps=8, validation=0.0)  # five steps an epoch
+    made = train_classifier(
+        two_classes(), training=training, image_shape=(1, 8, 8), rng=generator(0)
+    )
+    assert made.epochs == 1
 
 
 def squares(n: int) -> Tensor:

@@ -33,6 +33,7 @@ from inversight.data import (
     to_pil,
     working_size,
 )
+from inversight.device import pick_device
 from inversight.embeddings import Embedding, check_name, named_embedding
 from inversight.embeddings.named import Use
 from inversight.errors import ConfigError, InputError, RunError
@@ -114,6 +115,7 @@ def audit(
     folder = Path(out) if out is not None else default_folder()
     Run.check_new(folder, needed_bytes=0)
     plan = Plan.prepare(settings, reporter)
+    reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
     forecast = plan.forecast()
     Run.check_new(folder, needed_bytes=forecast.disk_bytes)
     reporter.say(plan.announcement(folder, forecast))
@@ -312,7 +314,7 @@ class Plan:
         Raises:
             InputError: the first thing wrong; nothing has been written.
         """
-        device = _device(settings.device)
+        device = pick_device(settings.device)
         attacks: dict[str, Attack] = {}
         for spec in settings.attack:
             made = build(spec, ATTACKS, role="--attack")
@@ -812,15 +814,3 @@ def _anchored(given: dict[str, Any]) -> dict[str, Any]:
         if given[name] is not None:
             result[name] = absolute_spec(given[name])
     return result
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name}: cannot be used here ({reason}); try cpu") from None
-    return device

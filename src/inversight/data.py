@@ -88,9 +88,12 @@ class ImageSet:
 
     def floats(self, *, size: int | None = None, channels: int | None = None) -> Tensor:
         """float32 images in [0, 1], (N, channels, size, size)."""
-        return fit(
-            to_float(self.images), size=size or self.size, channels=channels or self.channels
-        )
+        side, depth = size or self.size, channels or self.channels
+        out = torch.empty(len(self), depth, side, side)
+        # In parts, so that large images are never all in memory as floats at their own size.
+        for part, source in zip(out.split(256), self.images.split(256), strict=True):
+            part.copy_(fit(to_float(source), size=side, channels=depth))
+        return out
 
     def resized(self, *, size: int, channels: int) -> ImageSet:
         """The same set at another size and number of channels, uint8 again."""

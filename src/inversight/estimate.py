@@ -117,39 +117,44 @@ def estimate(
     )
     pixels = shape[0] * shape[1] * shape[2]
     images_bytes = private.images.numel() + public.images.numel()
+    floats = 4 * pixels * max(len(private), len(public))
     blocks = 4 * embedded * _feature_width(settings, shape)
     resident = psutil.Process().memory_info().rss
     return Estimate(
         seconds=seconds,
-        memory_bytes=int(resident + 5 * images_bytes + blocks + 8 * weights),
+        memory_bytes=int(resident + images_bytes + floats + blocks + 8 * weights),
         disk_bytes=int(8 * weights + 2 * kept * pixels + 60_000_000),
     )
 
 
 def _step(run: Callable[[int], object]) -> float:
-    """Seconds of one step, from a run of 2 and one of 6, so that set-up cancels."""
+    """Seconds of one step, from a run of 1 and one of 4, so that set-up cancels.
+
+    A first run is not timed: libraries import parts of themselves when they are first used.
+    """
+    run(1)
     times = []
-    for steps in (2, 6):
+    for steps in (1, 4):
         started = time.perf_counter()
         run(steps)
         times.append(time.perf_counter() - started)
-    return max(1e-4, (times[1] - times[0]) / 4)
+    return max(1e-4, (times[1] - times[0]) / 3)
 
 
 def _classifier_seconds(
     images: ImageSet, training: Training, shape: tuple[int, int, int], device: torch.device
 ) -> float:
     few = images.select(torch.arange(min(len(images), 4 * training.batch_size)))
-    started = time.perf_counter()
-    train_classifier(
-        few,
-        training=replace(training, epochs=1, validation=0.0),
-        image_shape=shape,
-        rng=generator(0),
-        device=device,
+    per_epoch = _step(
+        lambda epochs: train_classifier(
+            few,
+            training=replace(training, epochs=epochs, validation=0.0),
+            image_shape=shape,
+            rng=generator(0),
+            device=device,
+        )
     )
-    per_image = (time.perf_counter() - started) / len(few)
-    return per_image * len(images) * training.epochs
+    return per_epoch * len(images) / len(few) * training.epochs_for(len(images))
 
 
 def _untrained(private: ImageSet, shape: tuple[int, int, int]) -> Target:
@@ -230,12 +235,12 @@ def _plug_and_play_seconds(
     small = replace(attack, pool=n, candidates=n, keep=1, steps=1, crops=1)
     labels = torch.tensor([0])
     times = []
-    for steps in (1, 3):
+    for steps in (1, 1, 3):  # the first is not used, as in _step
         started = time.perf_counter()
         replace(small, steps=steps).run(target, prior, labels, rng=generator(0))
         times.append(time.perf_counter() - started)
-    backward = max(1e-6, (times[1] - times[0]) / 2 / n)
-    forward = max(1e-6, (times[0] - backward * n) / 3 / n)
+    backward = max(1e-6, (times[2] - times[1]) / 2 / n)
+    forward = max(1e-6, (times[1] - backward * n) / 3 / n)
     candidates = attack.candidates * classes
     return forward * (attack.pool + candidates * (1 + attack.crops)) + (
         backward * candidates * attack.steps

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from inversight.audit import AuditResult, _device
+from inversight.audit import AuditResult
 from inversight.console import Reporter
 from inversight.data import ImageSet, check_known_classes, load_folder
+from inversight.device import pick_device
 from inversight.embeddings import named_embedding
 from inversight.errors import InputError
 from inversight.evaluation import check_classes, evaluate
@@ -44,7 +45,7 @@ def score_folders(
     Raises:
         InputError: wrong input; nothing has been written.
     """
-    where = _device(device)
+    where = pick_device(device)
     Run.check_new(out, needed_bytes=20_000_000)
     own = load_folder(private, role="--private", size=size, progress=reporter.stage("private"))
     made = _union(

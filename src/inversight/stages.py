@@ -14,10 +14,10 @@ import torch
 
 from inversight.adaptation import ARMS, Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, write_reconstructions
-from inversight.audit import _device
 from inversight.config import build, from_mapping, nearest
 from inversight.console import Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
+from inversight.device import pick_device
 from inversight.embeddings import Embedding, named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
@@ -58,7 +58,7 @@ def train(
         image_shape=(images.channels, images.size, images.size),
         rng=generator(seed, "target"),
         progress=reporter.stage("target"),
-        device=_device(device),
+        device=pick_device(device),
     )
     out.mkdir(parents=True, exist_ok=True)
     save_classifier(trained.classifier, out / FILE_NAME)
@@ -105,7 +105,7 @@ def train_prior_stage(
         rng=generator(seed, "prior"),
         progress=reporter.stage("prior"),
         checkpoint=checkpoint,
-        device=_device(device),
+        device=pick_device(device),
     )
     prior.save(out / PRIOR_FILE)
     checkpoint.unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def adapt_stage(
     Raises:
         InputError: wrong input.
     """
-    where = _device(device)
+    where = pick_device(device)
     if arm not in ARMS:
         raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
     adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
@@ -200,7 +200,7 @@ def attack_stage(
     Raises:
         InputError: wrong input; nothing has been written.
     """
-    where = _device(device)
+    where = pick_device(device)
     budget = stage_budget(preset, "attack") if attack == "plug-and-play" else {}
     made = build({"class": attack, **budget, **given}, ATTACKS, role="--attack")
     if not isinstance(made, Attack):
@@ -263,7 +263,7 @@ def public_network(
     images: ImageSet, network: Path | None, *, seed: int, device: str, reporter: Reporter
 ) -> SavedClassifier:
     """The network that ``public`` means: read from ``network``, or trained on public ``images``."""
-    where = _device(device)
+    where = pick_device(device)
     if network is not None:
         saved = load_classifier(network)
     else:

@@ -30,6 +30,8 @@ class Training:
     """Channels of the first layer; each stage doubles them."""
     epochs: PositiveInt = 60
     """Most passes over the training images; early stopping may end sooner."""
+    most_steps: PositiveInt = 6000
+    """Most steps in all; large sets get fewer epochs (but at least one)."""
     batch_size: PositiveInt = 16
     """Images a step; small, because small private sets need the steps."""
     optimiser: Literal["sgd", "adamw"] = "adamw"
@@ -56,6 +58,11 @@ class Training:
     """Share of each class kept for early stopping (never the holdout); 0 trains to the last epoch."""
     patience: PositiveInt = 20
     """Epochs without a better validation loss before training stops."""
+
+    def epochs_for(self, images: int) -> int:
+        """Most epochs over so many training images: ``epochs``, or what ``most_steps`` allow."""
+        steps_per_epoch = math.ceil(images / self.batch_size)
+        return max(1, min(self.epochs, self.most_steps // steps_per_epoch))
 
 
 @dataclass(frozen=True)
@@ -133,13 +140,15 @@ def train_classifier(
     x_held = held.floats(size=size, channels=channels).to(device) if held is not None else None
     y_held = held.labels.to(device) if held is not None else None
 
-    steps_per_epoch = math.ceil(len(x) / training.batch_size)
-    optimiser, schedule = _optimiser(module, training, steps_per_epoch)
+    epochs = training.epochs_for(len(x))
+    optimiser, schedule = _optimiser(
+        module, training, epochs, math.ceil(len(x) / training.batch_size)
+    )
     seed = draw_seed(rng)
     best_loss, best_epoch = math.inf, 0
     best_state = copy.deepcopy(module.state_dict())
     epoch = 0
-    for epoch in range(1, training.epochs + 1):
+    for epoch in range(1, epochs + 1):
         step_rng = generator(seed, epoch)
         module.train()
         for index in torch.randperm(len(x), generator=step_rng).split(training.batch_size):
@@ -168,10 +177,10 @@ def train_classifier(
                 best_state = copy.deepcopy(module.state_dict())
             elif epoch - best_epoch >= training.patience:
                 break
-        progress(epoch, training.epochs, note)
+        progress(epoch, epochs, note)
     if x_held is not None:
         module.load_state_dict(best_state)
-    progress(training.epochs, training.epochs, "stopped early" if epoch < training.epochs else "")
+    progress(epochs, epochs, "stopped early" if epoch < epochs else "")
     module.eval().requires_grad_(False)
     return TrainedClassifier(
         classifier=replace(built, module=module.cpu()),
@@ -230,7 +239,7 @@ def _accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _optimiser(
-    module: nn.Module, training: Training, steps_per_epoch: int
+    module: nn.Module, training: Training, epochs: int, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimiser: torch.optim.Optimizer
     if training.optimiser == "sgd":
@@ -245,8 +254,9 @@ def _optimiser(
         optimiser = torch.optim.AdamW(
             module.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
-    warmup = training.warmup_epochs * steps_per_epoch
-    total = max(training.epochs * steps_per_epoch, warmup + 1)
+    # A training of few epochs warms up for at most half of them.
+    warmup = min(training.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch // 2)
+    total = max(epochs * steps_per_epoch, warmup + 1)
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -293,13 +293,14 @@ def run_game(
         extra = game.load(checkpoint)
         log = extra["log"]
         state.update(extra["guidance"])
-    data = public.float().to(game.device) / 127.5 - 1.0
+    data = public.to(game.device)
     saved = time.monotonic()
     every = max(1, steps // 100)
     while game.done < steps:
         step_rng = generator(seed, game.done)
         index = torch.randint(len(data), (game.training.batch_size,), generator=step_rng)
-        row = game.step(data[index.to(game.device)], step_rng, guidance)
+        real = data[index.to(game.device)].float() / 127.5 - 1.0
+        row = game.step(real, step_rng, guidance)
         if not all(math.isfinite(v) for v in row.values()):
             kept = f"; the last good state is in {checkpoint}" if checkpoint else ""
             raise StageError(

@@ -168,9 +168,9 @@ def _against(
     else:
         level = "none-seen"
         sentence = (
-            "The private images lie no clearly nearer to the reconstructions than images of the "
-            f"same classes that the target never saw ({medians}): this attack showed no leakage of "
-            "the set as a whole, which does not prove that any image is safe."
+            "The private images are not clearly nearer to the reconstructions than images of the "
+            f"same classes that the target never saw ({medians}): this attack showed no clear "
+            "leakage of the set as a whole, which does not prove that any image is safe."
         )
     grounds = [
         f"Median nearest distance with its 95 % interval: private {ours} over {len(private)} "
