@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,7 +12,8 @@ import torch
 from inversight.data import ImageSet
 from inversight.embeddings.pixel import Pixel
 from inversight.errors import DataError
-from inversight.evaluation import METRICS, Evaluation, evaluate, predict
+from inversight.evaluation import METRICS, Evaluation, evaluate
+from inversight.scored import by_set, read_scored, write_evaluation
 from inversight.seeding import generator
 from inversight.target import Target
 from tests.examples import HalfMeans, OwnNetwork
@@ -25,6 +27,8 @@ COLUMNS = [
     "nearest_distance",
     "nearest_reconstruction",
     "exact_hit",
+    "psnr",
+    "nearest_set",
 ]
 
 
@@ -50,20 +54,22 @@ def judge() -> Target:
 
 def score(
     private: ImageSet,
-    made: ImageSet,
+    made: ImageSet | dict[str, ImageSet],
     *,
     evaluator: Target | None = None,
     holdout: ImageSet | None = None,
+    earlier: Evaluation | None = None,
 ) -> Evaluation:
     return evaluate(
         private,
-        made,
+        made if isinstance(made, dict) else {"made": made},
         distance=Pixel((8, 8)),
         features=HalfMeans(),
         evaluator=evaluator,
         holdout=holdout,
         memory=2**30,
         seed=0,
+        earlier=None if earlier is None else (earlier.subjects, earlier.sets),
     )
 
 
@@ -78,7 +84,7 @@ def test_all_keys_in_order_with_reasons_for_what_is_missing() -> None:
         assert (value["value"] is None) == ("reason" in value), key
     for key in ("fid", "knn_distance", "accuracy_top1", "flagged", "leakage_gap"):
         assert found.metrics[key]["value"] is None
-    for key in ("coverage", "density", "precision", "recall", "frechet"):
+    for key in ("coverage", "density", "precision", "recall", "frechet", "kid"):
         assert found.metrics[key]["features"] == "half-means"
     assert found.holdout is None
 
@@ -135,17 +141,85 @@ def test_an_exact_hit_is_marked_and_finite() -> None:
 
 def test_accuracy_is_the_evaluators(judge: Target) -> None:
     found = score(PRIVATE, MADE, evaluator=judge)
-    by_hand = (predict(judge, MADE).argmax(1) == MADE.labels).float().mean()
+    with torch.no_grad():
+        by_hand = (judge(MADE.floats()).argmax(1) == MADE.labels).float().mean()
     assert found.metrics["accuracy_top1"]["value"] == pytest.approx(float(by_hand))
     assert found.metrics["knn_distance"]["features"] == "evaluator"
-
-
-def test_predictions_do_not_depend_on_the_batch(judge: Target) -> None:
-    torch.testing.assert_close(
-        predict(judge, PRIVATE, batch_size=1), predict(judge, PRIVATE, batch_size=64)
-    )
 
 
 def test_a_class_that_private_has_not() -> None:
     with pytest.raises(DataError, match=r"d/r009\.png is of class d"):
         score(PRIVATE, images([5, 2, 2, 1], 1, "r"))
+
+
+def assert_same(
+    found: dict[str, dict[str, object]], expected: dict[str, dict[str, object]]
+) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].keys() == value.keys()
+        for field, number in value.items():
+            if isinstance(number, float):
+                number = pytest.approx(number, rel=1e-6, abs=1e-9)
+            assert found[key][field] == number, (key, field)
+
+
+SETS = {"one": images([4, 3, 1], 7, "one"), "two": images([5, 0, 3], 8, "two")}
+HOLDOUT = images([3, 3, 3], 5, "h")
+
+
+def at_once(sets: dict[str, ImageSet]) -> ImageSet:
+    """The sets as one, shuffled."""
+    parts = list(sets.values())
+    whole = ImageSet(
+        images=torch.cat([s.images for s in parts]),
+        labels=torch.cat([s.labels for s in parts]),
+        ids=tuple(i for s in parts for i in s.ids),
+        classes=parts[0].classes,
+        hashes=tuple(h for s in parts for h in s.hashes),
+    )
+    return whole.select(torch.randperm(len(whole), generator=generator(9)))
+
+
+def test_the_union_of_sets_scores_as_if_scored_at_once(judge: Target) -> None:
+    parts = score(PRIVATE, SETS, evaluator=judge, holdout=HOLDOUT)
+    whole = score(PRIVATE, at_once(SETS), evaluator=judge, holdout=HOLDOUT)
+    assert_same(parts.metrics, whole.metrics)
+    pd.testing.assert_frame_equal(
+        parts.samples.drop(columns="nearest_set"), whole.samples.drop(columns="nearest_set")
+    )
+    pd.testing.assert_frame_equal(parts.holdout, whole.holdout)
+    origin = parts.samples["nearest_reconstruction"].str.extract(r"/(one|two)")[0]
+    assert (origin.dropna() == parts.samples["nearest_set"].dropna()).all()
+    assert set(parts.samples["nearest_set"].dropna()) == {"one", "two"}
+
+
+def test_each_set_has_its_own_scores(judge: Target) -> None:
+    parts = score(PRIVATE, SETS, evaluator=judge)
+    for name, made in SETS.items():
+        alone = score(PRIVATE, made, evaluator=judge)
+        assert_same(parts.by_set[name], alone.metrics)
+
+
+def test_sets_added_to_what_was_kept_score_as_at_once(judge: Target, tmp_path: Path) -> None:
+    whole = score(PRIVATE, SETS, evaluator=judge, holdout=HOLDOUT)
+    first = score(PRIVATE, {"one": SETS["one"]}, evaluator=judge, holdout=HOLDOUT)
+    write_evaluation(tmp_path, first)
+    kept = replace(first, subjects=read_scored(tmp_path)[0], sets=read_scored(tmp_path)[1])
+    both = score(PRIVATE, {"two": SETS["two"]}, evaluator=judge, holdout=HOLDOUT, earlier=kept)
+    assert both.metrics == whole.metrics and both.by_set == whole.by_set
+    pd.testing.assert_frame_equal(both.samples, whole.samples)
+    pd.testing.assert_frame_equal(both.holdout, whole.holdout)
+    pd.testing.assert_frame_equal(by_set(both), by_set(whole))
+
+
+def test_features_that_do_not_fit_the_memory_give_a_reason() -> None:
+    found = evaluate(
+        PRIVATE, {"made": MADE}, distance=Pixel((8, 8)), features=Pixel((8, 8)), evaluator=None,
+        holdout=None, memory=4000, seed=0,
+    )  # fmt: skip
+    for key in ("coverage", "frechet", "kid"):
+        assert found.metrics[key]["value"] is None
+        assert "more than --memory" in str(found.metrics[key]["reason"])
+    whole = score(PRIVATE, MADE)
+    assert_same({"d": found.metrics["ddcs_best"]}, {"d": whole.metrics["ddcs_best"]})

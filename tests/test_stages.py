@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from inversight.cli import main
 from inversight.priors import StylePrior
 from tests.examples import OwnNetwork
 from tests.test_audit import make
+from tests.test_evaluation import assert_same
 
 PRIOR = ("--set", "steps=4", "--set", "batch_size=4", "--set", "width=2")
 TRAIN = ("--set", "epochs=3", "--set", "width=2")
@@ -98,9 +100,68 @@ def test_scoring_a_runs_folders_gives_the_runs_tables(
     assert code == 0, err
     one, other = (json.loads((Path(f) / "metrics.json").read_text()) for f in ("audited", "scored"))
     assert one == other
-    pd.testing.assert_frame_equal(
-        pd.read_parquet("audited/samples.parquet"), pd.read_parquet("scored/samples.parquet")
+    tables = [
+        pd.read_parquet(f"{name}/samples.parquet").drop(columns="nearest_set")
+        for name in ("audited", "scored")
+    ]
+    pd.testing.assert_frame_equal(*tables)
+
+    # More reconstructions added to the audit score as all of them at once.
+    shutil.copytree("holdout", "more")
+    for folder, options in (
+        ("added", ["--reuse", "audited", "--reconstructions", "more"]),
+        (
+            "together",
+            ["--private", "private", "--holdout", "holdout", "--reconstructions",
+             "audited/reconstructions", "--reconstructions", "more", *public, "--network",
+             stages / "public-network", "--evaluator", stages / "evaluator"],
+        ),
+    ):  # fmt: skip
+        code, printed, err = run(capsys, "score", *options, "--out", folder)
+        assert code == 0, err
+        assert "more" in printed
+    assert_same(
+        *(json.loads((Path(f) / "metrics.json").read_text()) for f in ("added", "together"))
     )
+    one, other = (
+        pd.read_parquet(f"{f}/samples.parquet").set_index("id") for f in ("added", "together")
+    )
+    pd.testing.assert_series_equal(one["nearest_distance"], other["nearest_distance"])
+    assert ((one["nearest_set"] == "more") == (other["nearest_set"] == "more")).all()
+    by_set = json.loads(Path("added/metrics_by_set.json").read_text())
+    assert set(by_set) == {"plug-and-play", "more"}
+    assert (
+        by_set["plug-and-play"]["ddcs_best"]
+        == json.loads(Path("audited/metrics.json").read_text())["ddcs_best"]
+    )
+    # And again, to what was added to.
+    code, _, err = run(
+        capsys, "score", "--reuse", "added", "--reconstructions", "more", "--out", "thrice"
+    )
+    assert code == 0, err
+    assert set(json.loads(Path("thrice/metrics_by_set.json").read_text())) == {
+        "plug-and-play", "more", "3-more",
+    }  # fmt: skip
+
+
+def test_runs_that_cannot_be_added_to(
+    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixel = ["--embedding", "pixel", "--features", "pixel"]
+    score = ["score", "--reconstructions", "holdout", "--out"]
+    code, _, err = run(capsys, *score, "first", "--private", "private", *pixel)
+    assert code == 0, err
+    for options, message in (
+        (["--reuse", "nothing"], "not a run folder"),
+        (["--reuse", "first", "--embedding", "pixel"], "leave it out"),
+        ([], "--private is missing"),
+    ):
+        code, _, err = run(capsys, *score, "second", *options)
+        assert code == 2 and message in err and err.count("\n") == 1
+    next(Path("private/ann").iterdir()).unlink()
+    code, _, err = run(capsys, *score, "second", "--reuse", "first")
+    assert code == 2 and "not the ones it was scored against" in err
+    assert not Path("second").exists()
 
 
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ import io
 import json
 import platform
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +46,7 @@ from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, sav
 from inversight.priors import Prior, StylePrior, train_prior
 from inversight.report import GalleryItem, load_report_data, render
 from inversight.run import Run, read_manifest, write_json, write_text
+from inversight.scored import FILES, write_evaluation
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training, resolve
 from inversight.target import (
@@ -665,8 +668,8 @@ class _Execution:
 
         self.run.stage(f"attack-{name}", fill)
 
-    def collect(self) -> ImageSet:
-        """All attacks' reconstructions together, in RUN/reconstructions."""
+    def collect(self) -> dict[str, ImageSet]:
+        """Each attack's reconstructions; all of them together are in RUN/reconstructions."""
 
         def fill(folder: Path) -> None:
             for name in self.plan.attacks:
@@ -679,18 +682,23 @@ class _Execution:
         folder = self.run.stage("reconstructions", fill)
         if not (self.run.path / "reconstructions").is_dir():
             self.run.publish(folder / "reconstructions", "reconstructions")
-        images = load_folder(
-            folder / "reconstructions", role="reconstructions", channels=self.inputs.channels
-        )
-        return images.relabel(self.inputs.classes, role="reconstructions")
+        found = {}
+        for name in self.plan.attacks:
+            images = load_folder(
+                self.run.path / "stages" / f"attack-{name}" / "images",
+                role="reconstructions",
+                channels=self.inputs.channels,
+            )
+            found[name] = images.relabel(self.inputs.classes, role="reconstructions")
+        return found
 
     def scores(
         self,
-        reconstructions: ImageSet,
+        reconstructions: dict[str, ImageSet],
         evaluator: Target,
         public_network: SavedClassifier | None,
     ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
-        """metrics.json, samples.parquet and, with a holdout, holdout.parquet."""
+        """metrics.json and the tables, of each attack and of all together."""
 
         def fill(folder: Path) -> None:
             distance = self._scoring(
@@ -708,20 +716,18 @@ class _Execution:
                 holdout=self.inputs.holdout,
                 memory=self.settings.memory,
                 seed=self.settings.seed,
+                pairs=self.settings.pairs,
                 device=self.plan.device,
                 progress=self.reporter.stage("scores"),
             )
-            samples, holdout = found.samples, found.holdout
             if self.settings.hash_ids:
-                samples = self._hashed(samples)
-                holdout = None if holdout is None else self._hashed(holdout)
-            write_json(folder / "metrics.json", found.metrics)
-            samples.to_parquet(folder / "samples.parquet", index=False)
-            if holdout is not None:
-                holdout.to_parquet(folder / "holdout.parquet", index=False)
+                with self._hidden_names() as hide:
+                    write_evaluation(folder, found, hide=hide)
+            else:
+                write_evaluation(folder, found)
 
         folder = self.run.stage("scores", fill)
-        for file in ("metrics.json", "samples.parquet", "holdout.parquet"):
+        for file in FILES:
             if (folder / file).is_file():
                 self.run.publish(folder / file, file)
         metrics = json.loads((folder / "metrics.json").read_text())
@@ -744,39 +750,38 @@ class _Execution:
             evaluator=evaluator,
         )
 
-    def _hashed(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Names replaced by keyed hashes; the key stays in RUN/private-ids.json, with the names."""
+    @contextmanager
+    def _hidden_names(self) -> Iterator[Callable[[str], str]]:
+        """Names -> keyed hashes; the key and the names go to RUN/private-ids.json."""
         file = self.run.path / "private-ids.json"
         known = json.loads(file.read_text()) if file.is_file() else {"key": secrets.token_hex(16)}
         key = bytes.fromhex(known["key"])
 
-        def hidden(name: object) -> str | None:
-            if not isinstance(name, str):
-                return None
+        def hide(name: str) -> str:
             digest = hashlib.blake2b(name.encode(), key=key, digest_size=6).hexdigest()
             known[digest] = name
             return digest
 
-        columns = [c for c in ("id", "label", "nearest_reconstruction") if c in frame]
-        frame = frame.assign(
-            **{c: pd.Series([hidden(v) for v in frame[c]], dtype="string") for c in columns}
-        )
+        yield hide
         write_json(file, known)
-        return frame
 
-    def report(self, reconstructions: ImageSet) -> None:
+    def report(self, reconstructions: dict[str, ImageSet]) -> None:
         """RUN/report.html, written anew each time: it is quick and shows every stage's time."""
         gallery = self._gallery(reconstructions) if self.settings.images != "none" else ()
         data = load_report_data(self.run.path, gallery=gallery)
         write_text(self.run.path / "report.html", render(data))
 
-    def _gallery(self, reconstructions: ImageSet) -> tuple[GalleryItem, ...]:
+    def _gallery(self, reconstructions: dict[str, ImageSet]) -> tuple[GalleryItem, ...]:
         samples = pd.read_parquet(self.run.path / "stages" / "scores" / "samples.parquet")
         real: dict[str, str] = {}
         if self.settings.hash_ids:
             real = json.loads((self.run.path / "private-ids.json").read_text())
         own = {name: i for i, name in enumerate(self.inputs.private.ids)}
-        made = {name: i for i, name in enumerate(reconstructions.ids)}
+        made = {
+            name: image
+            for one in reconstructions.values()
+            for name, image in zip(one.ids, one.images, strict=True)
+        }
         items = []
         for row in samples.head(GALLERY).itertuples():
             if not isinstance(row.nearest_reconstruction, str):
@@ -790,7 +795,7 @@ class _Execution:
                     score=float(row.ddcs_best),  # type: ignore[arg-type]
                     nearest_distance=float(row.nearest_distance),  # type: ignore[arg-type]
                     private_png=self._png(self.inputs.private.images[private]),
-                    reconstruction_png=self._png(reconstructions.images[nearest]),
+                    reconstruction_png=self._png(nearest),
                 )
             )
         return tuple(items)

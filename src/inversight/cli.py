@@ -6,6 +6,7 @@ import importlib.metadata
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,11 @@ PriorOption = Annotated[
     Path, typer.Option(help="What `inversight prior train` or `adapt` wrote: folder or file.")
 ]
 ModelOption = Annotated[str, typer.Option(help="The target, named as for audit.")]
-Memory = Annotated[int | None, typer.Option(help="Bytes that distances may take.")]
+Memory = Annotated[int | None, typer.Option(help="Bytes that features may take.")]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(help="psnr, ssim or dists of each image and its nearest; repeatable."),
+]
 
 
 def _given(
@@ -106,6 +111,18 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"--{name} {text}: expected numbers with commas between them") from None
+
+
+def _pairs(names: list[str] | None) -> tuple[Any, ...]:
+    from inversight.evaluation import PAIR_MEASURES
+
+    for name in names or ():
+        if name not in PAIR_MEASURES:
+            raise ConfigError(
+                f"--pairs {name}: expected one of {', '.join(PAIR_MEASURES)}"
+                f"{nearest(name, PAIR_MEASURES)}"
+            )
+    return tuple(dict.fromkeys(names)) if names else ("psnr",)
 
 
 def _model(
@@ -153,6 +170,7 @@ def audit(
         bool, typer.Option("--hash-ids", help="Hash file and class names in ledger and report.")
     ] = False,
     memory: Memory = None,
+    pairs: Pairs = None,
     limit: Limit = None,
     device: Device = None,
     fail_on: Annotated[
@@ -171,7 +189,8 @@ def audit(
         allow_overlap=allow_overlap or None, preset=preset, seed=seed, embedding=embedding,
         features=features, guidance_embedding=guidance_embedding,
         attack=list(attack) if attack else None, arm=arm, images=images,
-        hash_ids=hash_ids or None, memory=memory, limit=limit, device=device, fail_on=fail_on,
+        hash_ids=hash_ids or None, memory=memory,
+        pairs=_pairs(pairs) if pairs else None, limit=limit, device=device, fail_on=fail_on,
     )  # fmt: skip
     given = _given(options, config, set_)
     from inversight.audit import audit as run_audit
@@ -311,14 +330,21 @@ def attack(
 
 @app.command()
 def score(
-    private: Annotated[Path, typer.Option(help="Folder of private images.")],
     reconstructions: Annotated[
         list[Path],
         typer.Option(help="Folder of reconstructions, one subfolder a class; repeatable."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    private: Annotated[Path | None, typer.Option(help="Folder of private images.")] = None,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished run: its private images, embeddings and reconstructions are taken "
+            "over, and only the new reconstructions are compared."
+        ),
+    ] = None,
     holdout: Holdout = None,
-    embedding: Annotated[str, typer.Option(help="Distance that scores use.")] = "lpips-vgg",
+    embedding: EmbeddingOption = None,
     features: Features = None,
     public: Public = None,
     evaluator: Evaluator = None,
@@ -326,21 +352,43 @@ def score(
     trust_target: Trust = False,
     network: Network = None,
     size: Size = None,
-    memory: Annotated[int, typer.Option(help="Bytes that distances may take.")] = 2 << 30,
+    pairs: Pairs = None,
+    memory: Annotated[int, typer.Option(help="Bytes that features may take.")] = 2 << 30,
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Score any folders of reconstructions, whoever made them."""
-    from inversight.score_folders import score_folders
+    from inversight.score_folders import Against, score_folders
 
+    named = dict(
+        private=private, holdout=holdout, embedding=embedding, features=features, public=public,
+        evaluator=evaluator, classes=classes, network=network, size=size, pairs=pairs,
+    )  # fmt: skip
+    if reuse is not None:
+        twice = next((name for name, value in named.items() if value), None)
+        if twice is not None:
+            raise ConfigError(
+                f"--reuse takes --{twice} from the run; leave it out, or score without --reuse"
+            )
+        against = Against.of_run(reuse)
+        if trust_target:
+            against = replace(against, trust=True)
+    else:
+        if private is None:
+            raise ConfigError(
+                "--private is missing: give the folder of private images, or --reuse RUN"
+            )
+        distance = embedding or "lpips-vgg"
+        against = Against(
+            private=private, holdout=holdout, embedding=distance,
+            features=features or ("inception" if distance.startswith("lpips") else distance),
+            public=public, network=network, evaluator=evaluator, classes=classes, size=size,
+            trust=trust_target, pairs=_pairs(pairs),
+        )  # fmt: skip
     terminal = Terminal()
-    if features is None:
-        features = "inception" if embedding.startswith("lpips") else embedding
     with terminal.live():
         result = score_folders(
-            private=private, reconstructions=reconstructions, holdout=holdout, out=out,
-            embedding=embedding, features=features, public=public, evaluator=evaluator,
-            classes=classes, trust=trust_target, network=network, size=size, memory=memory, seed=seed,
+            against, reconstructions, out=out, reuse=reuse, memory=memory, seed=seed,
             device=device, reporter=terminal,
         )  # fmt: skip
     _print_result(result)
@@ -451,6 +499,7 @@ def _print_result(result: Any) -> None:
     console.print(table)
     from inversight.run import read_manifest
 
+    _print_sets(console, result)
     stages = read_manifest(result.run).get("stages", [])
     if stages:
         took = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in stages)
@@ -463,6 +512,26 @@ def _print_result(result: Any) -> None:
             soft_wrap=True,
         )
     console.print(f"\nReport: {result.report}", markup=False, soft_wrap=True)
+
+
+def _print_sets(console: Console, result: Any) -> None:
+    """Each set of reconstructions beside the others, where there are several."""
+    from inversight.report.reading import read_mapping
+
+    by_set = read_mapping(result.run, "metrics_by_set.json")
+    if len(by_set) < 2:
+        return
+    nearest = result.samples["nearest_set"].value_counts()
+    table = Table("reconstructions", "nearest of", box=None, pad_edge=False)
+    keys = [k for k in ("ddcs_best", "covered", "coverage", "accuracy_top1") if k in result.metrics]
+    for key in keys:
+        table.add_column(key)
+    for name, metrics in by_set.items():
+        values = [metrics[key]["value"] for key in keys]
+        images = f"{nearest.get(name, 0)} images"
+        table.add_row(name, images, *("-" if v is None else f"{v:.4g}" for v in values))
+    console.print()
+    console.print(table)
 
 
 def _complain(text: str) -> None:

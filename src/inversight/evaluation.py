@@ -1,22 +1,46 @@
-"""Scores of reconstructions against private images: what ``audit`` and ``score`` share."""
+"""Scores of reconstructions against private images: what ``audit`` and ``score`` share.
+
+Each set of reconstructions (an attack's, a folder's) is compared on its own, and what was found of it
+is small and kept, so that more sets can be added later at the price of the new images alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from inversight.data import ImageSet
-from inversight.embeddings import Embedding, PooledEmbedding, embed
+from inversight.embeddings import Embedding, PooledEmbedding, Workspace, embed, image_pairs
+from inversight.embeddings.base import Features
 from inversight.errors import DataError
 from inversight.progress import Progress, silent
-from inversight.scores import Summary, accuracy, ddcs, frechet_distance, knn_distance, prdc
+from inversight.scores import (
+    Assigner,
+    Assignment,
+    Summary,
+    accuracy,
+    ddcs_of,
+    dists,
+    frechet_distance,
+    kernel_distance,
+    knn_distance,
+    prdc,
+    psnr,
+    ssim,
+    union,
+)
+from inversight.scores.bootstrap import interval_of_means
 from inversight.seeding import generator
 from inversight.target import Target
+from inversight.weights import load_weights
+
+PairMeasure = Literal["psnr", "ssim", "dists"]
+PAIR_MEASURES: tuple[PairMeasure, ...] = ("psnr", "ssim", "dists")
 
 _NO_EVALUATOR = "needs an evaluator: give --evaluator"
 _NO_INCEPTION = "defined on Inception features only: give --features inception"
@@ -32,9 +56,13 @@ METRICS = (
     "recall",
     "fid",
     "frechet",
+    "kid",
     "knn_distance",
     "accuracy_top1",
     "accuracy_top5",
+    "psnr",
+    "ssim",
+    "dists",
     "flagged",
     "leakage_gap",
 )
@@ -42,18 +70,60 @@ METRICS = (
 
 
 @dataclass(frozen=True)
+class Subjects:
+    """What reconstructions are compared with: private images and holdout, by name, and their vectors.
+
+    labels index ``classes``. features, evaluator: (N, D) of the private images in the order of
+    ``ids``, or None where there are none (then ``no_features`` may say why).
+    """
+
+    ids: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    holdout_ids: tuple[str, ...] = ()
+    holdout_labels: Tensor | None = None
+    features: Tensor | None = None
+    evaluator: Tensor | None = None
+    no_features: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """What is kept of one set of reconstructions.
+
+    holdout_nearest: (H,) float64, each holdout image's distance to the nearest reconstruction of its
+    class, NaN without one. features, evaluator: (M, D). logits: (M, K), the evaluator's. pairs: for
+    each pair measure (N,) float64, of each private image and its nearest reconstruction in this set.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    labels: Tensor
+    assignment: Assignment
+    holdout_nearest: Tensor
+    features: Tensor | None
+    evaluator: Tensor | None
+    logits: Tensor | None
+    pairs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """metrics: metrics.json. samples: samples.parquet, one row for each private image, most exposed
-    first. holdout: id, label and nearest distance of holdout images, if there are any."""
+    first. holdout: id, label and nearest distance of holdout images, if there are any. by_set: each
+    set's own metrics. subjects, sets: what more reconstructions can be added to."""
 
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, object]]
     samples: pd.DataFrame
     holdout: pd.DataFrame | None
+    by_set: dict[str, dict[str, dict[str, object]]]
+    subjects: Subjects
+    sets: tuple[ScoredSet, ...]
 
 
 def evaluate(
     private: ImageSet,
-    reconstructions: ImageSet,
+    reconstructions: Mapping[str, ImageSet],
     *,
     distance: Embedding,
     features: Embedding,
@@ -61,70 +131,112 @@ def evaluate(
     holdout: ImageSet | None,
     memory: int,
     seed: int,
+    pairs: Sequence[PairMeasure] = ("psnr",),
+    earlier: tuple[Subjects, tuple[ScoredSet, ...]] | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Score ``reconstructions``; all sets share one class order. Independent of row order.
+    """Score sets of reconstructions, each alone and all together. Independent of row order.
+
+    All sets share the private images' class order. ``earlier`` are the subjects and sets of another
+    evaluation against the same private images with the same embeddings, which count as well.
 
     Raises:
         DataError: a reconstruction of a class that private does not have.
+        StageError: an embedding gave a NaN or an infinity.
     """
-    check_classes(private, reconstructions)
-    rng = generator(seed, "scores")
-    ours = embed(distance, private, device=device, progress=progress)
-    theirs = embed(distance, reconstructions, device=device, progress=progress)
-    scored = ddcs(ours, theirs, memory=memory, rng=rng)
-    found: dict[str, Summary] = dict(scored.summary)
-
-    if features.name == distance.name and features is distance:
-        ours_f, theirs_f = ours, theirs
+    for made in reconstructions.values():
+        check_classes(private, made)
+    private = _by_id(private)
+    holdout = _by_id(holdout) if holdout is not None else None
+    judge = PooledEmbedding("evaluator", evaluator) if evaluator is not None else None
+    if earlier is not None:
+        subjects = earlier[0]
     else:
-        ours_f = embed(features, private, device=device, progress=progress)
-        theirs_f = embed(features, reconstructions, device=device, progress=progress)
-    found |= prdc(ours_f, theirs_f).on_features(features.name).summary
-    frechet = frechet_distance(ours_f, theirs_f).on_features(features.name).summary["frechet"]
-    found["frechet"] = frechet
-    if features.name == "inception":
-        found["fid"] = frechet
+        total = len(private) + sum(len(s) for s in reconstructions.values())
+        subjects = _subjects(private, holdout, features, judge, total, memory, device, progress)
+    ours = _Ours(private, holdout)
+    work = Workspace(device)
+    scored = list(earlier[1]) if earlier is not None else []
+    for name, made in reconstructions.items():
+        one = _score_set(
+            name, _by_id(made), ours, subjects, distance, features, judge,
+            memory=memory, pairs=pairs, device=device, work=work, progress=progress,
+        )  # fmt: skip
+        scored.append(one)
+    return summarise(subjects, tuple(scored), features_name=features.name, memory=memory, seed=seed)
 
-    if evaluator is not None:
-        pooled = PooledEmbedding("evaluator", evaluator)
-        ours_e = embed(pooled, private, device=device, progress=progress)
-        theirs_e = embed(pooled, reconstructions, device=device, progress=progress)
-        found |= knn_distance(ours_e, theirs_e).on_features("evaluator").summary
-        logits = predict(evaluator, reconstructions, device=device)
-        found |= accuracy(logits, reconstructions.labels).summary
 
+def summarise(
+    subjects: Subjects,
+    sets: tuple[ScoredSet, ...],
+    *,
+    features_name: str,
+    memory: int,
+    seed: int,
+) -> Evaluation:
+    """Metrics and tables from what was kept of each set."""
+    everything = join(sets)
+    metrics, columns = _measures(subjects, everything, features_name, memory, seed)
+    by_set = {
+        one.name: _measures(subjects, one, features_name, memory, seed)[0]
+        if len(sets) > 1
+        else metrics
+        for one in sets
+    }
+    owner = [one.name for one in sets for _ in one.ids]
+    nearest = everything.assignment.nearest_row.tolist()
     frame = pd.DataFrame(
         {
-            "id": private.ids,
-            "label": [private.classes[i] for i in private.labels.tolist()],
-            "ddcs_best": scored.per_sample["ddcs_best"].numpy(),
-            "ddcs_average": scored.per_sample["ddcs_average"].numpy(),
-            "reconstructions": scored.per_sample["reconstructions"].numpy(),
-            "nearest_distance": scored.per_sample["nearest_distance"].numpy(),
-            "nearest_reconstruction": pd.array(scored.nearest_reconstruction, dtype="string"),
-            "exact_hit": scored.per_sample["exact_hit"].numpy(),
+            "id": subjects.ids,
+            "label": [subjects.classes[i] for i in subjects.labels.tolist()],
+            **columns,
+            "nearest_set": pd.array(
+                [owner[row] if row >= 0 else None for row in nearest], dtype="string"
+            ),
         }
     ).sort_values(["nearest_distance", "id"], na_position="last", ignore_index=True)
-
     unseen: pd.DataFrame | None = None
-    if holdout is not None:
-        held = ddcs(
-            embed(distance, holdout, device=device, progress=progress),
-            theirs,
-            memory=memory,
-            bootstrap=0,
-            rng=rng,
-        )
+    if subjects.holdout_labels is not None:
         unseen = pd.DataFrame(
             {
-                "id": holdout.ids,
-                "label": [holdout.classes[i] for i in holdout.labels.tolist()],
-                "nearest_distance": held.per_sample["nearest_distance"].numpy(),
+                "id": subjects.holdout_ids,
+                "label": [subjects.classes[i] for i in subjects.holdout_labels.tolist()],
+                "nearest_distance": everything.holdout_nearest.numpy(),
             }
         ).sort_values("id", ignore_index=True)
-    return Evaluation(_metrics(found, holdout is not None), frame, unseen)
+    return Evaluation(metrics, frame, unseen, by_set, subjects, sets)
+
+
+def join(sets: Sequence[ScoredSet]) -> ScoredSet:
+    """Several sets against the same private images as one."""
+    if len(sets) == 1:
+        return sets[0]
+    assignment = union([s.assignment for s in sets], [s.ids for s in sets])
+    held = torch.stack([s.holdout_nearest.nan_to_num(nan=float("inf")) for s in sets]).amin(0)
+    start = torch.tensor([0, *(len(s.ids) for s in sets)]).cumsum(0)
+    # Which set the nearest one is of; any of them where there is none.
+    which = torch.bucketize(assignment.nearest_row, start[1:-1], right=True)
+
+    def together(field: str) -> Tensor | None:
+        parts = [getattr(s, field) for s in sets]
+        return None if any(p is None for p in parts) else torch.cat(parts)
+
+    measured = [m for m in PAIR_MEASURES if all(m in s.pairs for s in sets)]
+    return ScoredSet(
+        name="all",
+        ids=tuple(i for s in sets for i in s.ids),
+        labels=torch.cat([s.labels for s in sets]),
+        assignment=assignment,
+        holdout_nearest=held.where(held.isfinite(), torch.tensor(float("nan"), dtype=held.dtype)),
+        features=together("features"),
+        evaluator=together("evaluator"),
+        logits=together("logits"),
+        pairs={
+            m: torch.stack([s.pairs[m] for s in sets]).gather(0, which[None]).squeeze(0)
+            for m in measured
+        },
+    )
 
 
 def check_classes(private: ImageSet, reconstructions: ImageSet) -> None:
@@ -142,31 +254,238 @@ def check_classes(private: ImageSet, reconstructions: ImageSet) -> None:
             )
 
 
-@torch.no_grad()
-def predict(
-    model: Target, images: ImageSet, *, batch_size: int = 64, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Logits (N, K) on the CPU, in row order."""
-    return torch.cat(
-        [
-            model(images.select(index).floats().to(device)).float().cpu()
-            for index in torch.arange(len(images)).split(batch_size)
-        ]
+class _Ours:
+    """Private images and, behind them, the holdout, class by class: compared in one go."""
+
+    def __init__(self, private: ImageSet, holdout: ImageSet | None) -> None:
+        self.private = private
+        self.images = private.images
+        self.labels = private.labels
+        self.names = private.ids
+        if holdout is not None:
+            self.images = torch.cat([self.images, holdout.images])
+            self.labels = torch.cat([self.labels, holdout.labels])
+            self.names = private.ids + holdout.ids
+
+    def rows(self, label: int) -> Tensor:
+        return (self.labels == label).nonzero().squeeze(1)
+
+
+def _subjects(
+    private: ImageSet,
+    holdout: ImageSet | None,
+    features: Embedding,
+    judge: PooledEmbedding | None,
+    images: int,
+    memory: int,
+    device: torch.device | str,
+    progress: Progress,
+) -> Subjects:
+    width = sum(
+        b.numel() for b in embed(features, private.select(torch.tensor([0])), device=device).blocks
+    )
+    needed = 4 * width * images
+    wide = None
+    if needed > memory:
+        wide = (
+            f"features {features.name} of {images} images take {needed / 2**30:.1f} GiB, more than "
+            "--memory; give --features inception or public, which are vectors"
+        )
+    return Subjects(
+        ids=private.ids,
+        labels=private.labels,
+        classes=private.classes,
+        holdout_ids=() if holdout is None else holdout.ids,
+        holdout_labels=None if holdout is None else holdout.labels,
+        features=None
+        if wide
+        else embed(features, private, device=device, progress=progress).flat(),
+        evaluator=None if judge is None else _judged(judge, private, device)[0],
+        no_features=wide,
     )
 
 
-def _metrics(found: Mapping[str, Summary], has_holdout: bool) -> dict[str, dict[str, Any]]:
-    missing = {
+def _score_set(
+    name: str,
+    made: ImageSet,
+    ours: _Ours,
+    subjects: Subjects,
+    distance: Embedding,
+    features: Embedding,
+    judge: PooledEmbedding | None,
+    *,
+    memory: int,
+    pairs: Sequence[PairMeasure],
+    device: torch.device | str,
+    work: Workspace,
+    progress: Progress,
+) -> ScoredSet:
+    private = len(subjects.ids)
+    assigner = Assigner(subjects.ids, made.ids)
+    held = torch.full((len(ours.names) - private,), float("inf"), dtype=torch.float64)
+    classes = made.labels.unique().tolist()
+    total = len(made) + int(torch.isin(ours.labels, made.labels).sum())
+    done = 0
+    for label in classes:
+        rows, columns = ours.rows(label), (made.labels == label).nonzero().squeeze(1)
+
+        def seen(images: int) -> None:
+            nonlocal done
+            # Images that go through the network again, for want of memory, are not counted twice.
+            done = min(done + images, total)
+            progress(done, total, f"{name}: {distance.name}")
+
+        def named(is_left: bool, row: int, rows: Tensor = rows, columns: Tensor = columns) -> str:
+            return ours.names[int(rows[row])] if is_left else made.ids[int(columns[row])]
+
+        for tile in image_pairs(
+            distance, ours.images[rows], made.images[columns],
+            memory=memory, device=device, workspace=work, names=named, seen=seen,
+        ):  # fmt: skip
+            at = rows[tile.left]
+            mine = at < private
+            if bool(mine.any()):
+                assigner.see(at[mine], columns[tile.right], tile.distances[mine])
+            theirs = at[~mine] - private
+            held[theirs] = torch.minimum(held[theirs], tile.distances[~mine].amin(1))
+    assignment = assigner.result()
+    judged = (None, None) if judge is None else _judged(judge, made, device)
+    return ScoredSet(
+        name=name,
+        ids=made.ids,
+        labels=made.labels,
+        assignment=assignment,
+        holdout_nearest=held.where(held.isfinite(), torch.tensor(float("nan"), dtype=held.dtype)),
+        features=None
+        if subjects.features is None
+        else embed(features, made, device=device, progress=progress).flat(),
+        evaluator=judged[0],
+        logits=judged[1],
+        pairs=_pairs(ours.private, made, assignment, pairs),
+    )
+
+
+def _pairs(
+    private: ImageSet, made: ImageSet, assignment: Assignment, wanted: Sequence[PairMeasure]
+) -> dict[str, Tensor]:
+    """Each private image and its nearest reconstruction, by pair measures; NaN without one."""
+    found: dict[str, Tensor] = {
+        m: torch.full((len(private),), float("nan"), dtype=torch.float64) for m in wanted
+    }
+    rows = (assignment.nearest_row >= 0).nonzero().squeeze(1)
+    backbone = load_weights("vgg16") if "dists" in wanted else {}
+    for part in rows.split(64):
+        a = private.select(part).floats()
+        b = made.select(assignment.nearest_row[part]).floats(
+            size=private.size, channels=private.channels
+        )
+        for measure in wanted:
+            if measure == "dists":
+                value = dists(a, b, backbone=backbone)
+            else:
+                value = psnr(a, b) if measure == "psnr" else ssim(a, b)
+            found[measure][part] = value
+    return found
+
+
+def _measures(
+    subjects: Subjects, made: ScoredSet, features_name: str, memory: int, seed: int
+) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
+    """metrics.json, and the ledger's columns in the order of the subjects."""
+    scored = ddcs_of(
+        made.assignment,
+        labels=subjects.labels,
+        ids=subjects.ids,
+        reconstruction_ids=made.ids,
+        rng=generator(seed, "scores/ddcs"),
+    )
+    found: dict[str, Summary] = dict(scored.summary)
+    missing: dict[str, str] = {
         "fid": _NO_INCEPTION,
         "knn_distance": _NO_EVALUATOR,
         "accuracy_top1": _NO_EVALUATOR,
         "accuracy_top5": _NO_EVALUATOR,
-        "flagged": _NO_CALIBRATION if has_holdout else _NO_HOLDOUT,
-        "leakage_gap": _NO_CALIBRATION if has_holdout else _NO_HOLDOUT,
     }
-    return {
+    for measure in PAIR_MEASURES:
+        missing[measure] = f"was not asked for: give --pairs {measure}"
+    for key in ("flagged", "leakage_gap"):
+        missing[key] = _NO_HOLDOUT if subjects.holdout_labels is None else _NO_CALIBRATION
+    if subjects.features is not None and made.features is not None:
+        a = Features((subjects.features,), subjects.labels, subjects.ids)
+        b = Features((made.features,), made.labels, made.ids)
+        spread = prdc(a, b, memory=memory, rng=generator(seed, "scores/prdc"))
+        found |= spread.on_features(features_name).summary
+        frechet = frechet_distance(a, b).on_features(features_name).summary["frechet"]
+        found["frechet"] = frechet
+        kernel = kernel_distance(a, b, rng=generator(seed, "scores/kid"))
+        found |= kernel.on_features(features_name).summary
+        if features_name == "inception":
+            found["fid"] = frechet
+    else:
+        reason = subjects.no_features or (
+            "the features of sets that were scored before are too wide to be kept"
+        )
+        missing |= dict.fromkeys(
+            ("coverage", "density", "precision", "recall", "frechet", "kid"), reason
+        )
+    if subjects.evaluator is not None and made.evaluator is not None and made.logits is not None:
+        a = Features((subjects.evaluator,), subjects.labels, subjects.ids)
+        b = Features((made.evaluator,), made.labels, made.ids)
+        rng = generator(seed, "scores/knn")
+        found |= knn_distance(a, b, memory=memory, rng=rng).on_features("evaluator").summary
+        found |= accuracy(made.logits, made.labels).summary
+    rng = generator(seed, "scores/pairs")
+    for key, values in made.pairs.items():
+        found[key] = _mean(values, subjects, rng)
+    metrics: dict[str, dict[str, object]] = {
         key: dict(found[key].as_json())
         if key in found
         else {"value": None, "low": None, "high": None, "reason": missing[key]}
         for key in METRICS
     }
+    columns: dict[str, object] = {
+        "ddcs_best": scored.per_sample["ddcs_best"].numpy(),
+        "ddcs_average": scored.per_sample["ddcs_average"].numpy(),
+        "reconstructions": scored.per_sample["reconstructions"].numpy(),
+        "nearest_distance": scored.per_sample["nearest_distance"].numpy(),
+        "nearest_reconstruction": pd.array(scored.nearest_reconstruction, dtype="string"),
+        "exact_hit": scored.per_sample["exact_hit"].numpy(),
+        **{measure: values.numpy() for measure, values in made.pairs.items()},
+    }
+    return metrics, columns
+
+
+def _mean(values: Tensor, subjects: Subjects, rng: torch.Generator) -> Summary:
+    """The mean over private images that have a reconstruction in their class."""
+    rows = torch.tensor(
+        sorted(
+            values.isfinite().nonzero().squeeze(1).tolist(),
+            key=lambda i: (int(subjects.labels[i]), subjects.ids[i]),
+        )
+    )
+    if len(rows) == 0:
+        return Summary(None, reason="no private image has a reconstruction of its class")
+    kept = values[rows]
+    _, sizes = subjects.labels[rows].unique_consecutive(return_counts=True)
+    [(low, high)] = interval_of_means(kept[:, None], sizes, resamples=1000, rng=rng)
+    return Summary(float(kept.mean()), low, high, extra={"private_images": len(rows)})
+
+
+@torch.no_grad()
+def _judged(
+    judge: PooledEmbedding, images: ImageSet, device: torch.device | str, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """The evaluator's penultimate features (N, D) and logits (N, K), on the CPU, in row order."""
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    for index in torch.arange(len(images)).split(batch_size):
+        found = judge.with_logits(images.select(index).floats().to(device))
+        for kept, part in zip((features, logits), found, strict=True):
+            kept.append(part.float().cpu())
+    return torch.cat(features), torch.cat(logits)
+
+
+def _by_id(images: ImageSet) -> ImageSet:
+    """Rows in the order of their ids, so that nothing depends on how they came."""
+    order = sorted(range(len(images)), key=images.ids.__getitem__)
+    return images if order == list(range(len(images))) else images.select(torch.tensor(order))

@@ -29,11 +29,13 @@ Sensitive, treat like the private images themselves:
   reconstructions/   images that an attack drew from the model; they can show what it was trained on
   stages/            checkpoints: the target and evaluator trained on the private images (if the
                      audit trained them), the adapted prior, the attack's latents
-  samples.parquet    names of private images and how exposed each is (names hashed with --hash-ids)
+  samples.parquet, samples_by_set.parquet, reconstructions.parquet, holdout.parquet
+                     names of images and how exposed each is (names hashed with --hash-ids)
   report.html        the same ledger; pictures only if --images blurred or full was given
 
 Less sensitive:
-  metrics.json       figures over the whole set
+  metrics.json, metrics_by_set.json
+                     figures over the whole set
   run.json           settings, versions, paths of the inputs, times
 """
 

@@ -3,38 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from inversight.audit import AuditResult
 from inversight.console import Reporter
 from inversight.data import ImageSet, check_known_classes, load_folder
 from inversight.device import pick_device
 from inversight.embeddings import named_embedding
-from inversight.errors import InputError
-from inversight.evaluation import check_classes, evaluate
+from inversight.errors import ConfigError, InputError, RunError
+from inversight.evaluation import PairMeasure, ScoredSet, Subjects, check_classes, evaluate
+from inversight.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.report import load_report_data, render
-from inversight.run import Run, write_json, write_text
+from inversight.run import Run, read_manifest, write_text
+from inversight.scored import FILES, read_scored, write_evaluation
 from inversight.stages import public_network
-from inversight.target import load_target
+from inversight.target import absolute_spec, load_target
+
+
+@dataclass(frozen=True)
+class Against:
+    """What reconstructions are scored against, and how: what a run must share to be added to."""
+
+    private: Path
+    embedding: str
+    features: str
+    holdout: Path | None = None
+    public: Path | None = None
+    network: Path | None = None
+    evaluator: str | None = None
+    classes: Path | None = None
+    size: int | None = None
+    trust: bool = False
+    pairs: tuple[PairMeasure, ...] = ("psnr",)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, paths absolute."""
+        found: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            found[name] = str(value.absolute()) if isinstance(value, Path) else value
+        if self.evaluator is not None:
+            found["evaluator"] = absolute_spec(self.evaluator)
+        return {**found, "pairs": list(self.pairs)}
+
+    @classmethod
+    def of_run(cls, run: Path) -> Against:
+        """What the scores of ``run``, an audit or a scoring, were taken against.
+
+        Raises:
+            RunError: not a run, or one that cannot be added to.
+        """
+        manifest = read_manifest(run)
+        if not manifest.get("finished"):
+            raise RunError(
+                f"--reuse {run}: the run is not finished; continue it with --resume {run}"
+            )
+        given = manifest.get("against") or manifest.get("given") or {}
+        if given.get("hash_ids"):
+            raise RunError(
+                f"--reuse {run}: was written with --hash-ids, so that its images cannot be told; "
+                "score all folders together instead"
+            )
+        if given.get("private") is None:
+            raise RunError(
+                f"--reuse {run}: is the audit of the embedded digits, which are in no folder; "
+                "reuse a run on folders"
+            )
+
+        def path(value: Any) -> Path | None:
+            return None if value is None else Path(value)
+
+        trained = {name: run / "stages" / name for name in ("public-network", "evaluator")}
+        network = trained["public-network"]
+        evaluator = given.get("evaluator")
+        if evaluator is None and trained["evaluator"].is_dir():
+            evaluator = str(trained["evaluator"])
+        return cls(
+            private=Path(given["private"]),
+            embedding=given["embedding"],
+            features=given["features"],
+            holdout=path(given.get("holdout")),
+            network=network if network.is_dir() else path(given.get("network")),
+            evaluator=evaluator,
+            classes=path(given.get("classes")),
+            size=given.get("size"),
+            trust=bool(given.get("trust", given.get("trust_target", False))),
+            pairs=tuple(given.get("pairs", ("psnr",))),
+        )
 
 
 def score_folders(
-    *,
-    private: Path,
+    against: Against,
     reconstructions: Sequence[Path],
-    holdout: Path | None,
+    *,
     out: Path,
-    embedding: str,
-    features: str,
-    public: Path | None,
-    evaluator: str | None,
-    classes: Path | None,
-    trust: bool,
-    network: Path | None,
-    size: int | None,
+    reuse: Path | None = None,
     memory: int,
     seed: int,
     device: str,
@@ -42,99 +106,103 @@ def score_folders(
 ) -> AuditResult:
     """Score folders of reconstructions against private images; writes a run folder without an attack.
 
+    With ``reuse``, a run against the same images, its reconstructions count too, and only the new
+    ones are compared.
+
     Raises:
         InputError: wrong input; nothing has been written.
     """
     where = pick_device(device)
     Run.check_new(out, needed_bytes=20_000_000)
-    own = load_folder(private, role="--private", size=size, progress=reporter.stage("private"))
-    made = _union(
+    size = against.size
+    own = load_folder(
+        against.private, role="--private", size=size, progress=reporter.stage("private")
+    )
+    earlier = _earlier(reuse, own) if reuse is not None else None
+    sets = _named_sets(
+        reconstructions,
         [
             load_folder(f, role="--reconstructions", size=size or own.size, channels=own.channels)
             for f in reconstructions
         ],
-        reconstructions,
+        [s.name for s in earlier[1]] if earlier else [],
     )
-    check_classes(own, made)
-    made = made.relabel(own.classes, role="--reconstructions")
+    for made in sets.values():
+        check_classes(own, made)
     held: ImageSet | None = None
-    if holdout is not None:
-        held = load_folder(holdout, role="--holdout", size=size or own.size, channels=own.channels)
-        check_known_classes(held, own.classes, f"--holdout {holdout}")
-        held = held.relabel(own.classes, role="--holdout")
+    if against.holdout is not None:
+        held = load_folder(
+            against.holdout, role="--holdout", size=size or own.size, channels=own.channels
+        )
+        check_known_classes(held, own.classes, f"--holdout {against.holdout}")
     judge = None
-    if evaluator is not None:
+    order = own.classes
+    if against.evaluator is not None:
         judge = load_target(
-            evaluator,
+            against.evaluator,
             classes=own.classes,
-            class_order=classes,
+            class_order=against.classes,
             size=own.size,
             channels=own.channels,
             mean=None,
             std=None,
-            trust=trust,
+            trust=against.trust,
             role="--evaluator",
         ).to(where)
-        if judge.classes != own.classes:
-            own, made = (s.relabel(judge.classes, role="--evaluator") for s in (own, made))
-            held = held.relabel(judge.classes, role="--evaluator") if held is not None else None
-    saved = None
-    if "public" in (embedding, features):
-        if network is None and public is None:
-            raise InputError(
-                "--embedding public needs --public DIR, to train the network on, or --network FILE "
-                "from a run (RUN/stages/public-network)"
-            )
-        seen = own
-        if network is None and public is not None:
-            seen = load_folder(
-                public,
-                role="--public",
-                size=size or own.size,
-                channels=own.channels,
-                labelled=False,
-            )
-        saved = public_network(seen, network, seed=seed, device=device, reporter=reporter)
+        order = judge.classes
+    own = own.relabel(order, role="--private")
+    held = held.relabel(order, role="--holdout") if held is not None else None
+    sets = {name: s.relabel(order, role="--reconstructions") for name, s in sets.items()}
+    if earlier is not None:
+        _check_names(earlier, own, sets, reuse)
+    saved = _network(against, own, seed=seed, device=device, reporter=reporter)
     parts: dict[str, Any] = {"size": own.size, "public_network": saved, "evaluator": judge}
-    distance = named_embedding(embedding, use="distance", role="--embedding", **parts)
-    vectors = named_embedding(features, use="features", role="--features", **parts)
+    distance = named_embedding(against.embedding, use="distance", role="--embedding", **parts)
+    vectors = named_embedding(against.features, use="features", role="--features", **parts)
     found = evaluate(
         own,
-        made,
+        sets,
         distance=distance,
         features=vectors,
         evaluator=judge,
         holdout=held,
         memory=memory,
         seed=seed,
+        pairs=against.pairs,
+        earlier=earlier,
         device=where,
         progress=reporter.stage("scores"),
     )
+    made_images = sum(len(s.ids) for s in found.sets)
     run = Run.create(
         out,
         {
             "seed": seed,
-            "embedding": embedding,
-            "features": features,
+            "embedding": against.embedding,
+            "features": against.features,
             "images": "none",
             "title": "Scores of given reconstructions",
-            "split": f"private: {len(own)} images; reconstructions: {len(made)} images, given",
+            "split": f"private: {len(own)} images; reconstructions: {made_images} images, given",
+            "against": against.as_json(),
+            "reused": None if reuse is None else str(reuse.absolute()),
             "inputs": {
                 name: {"path": str(path), "images": len(s), "fingerprint": s.fingerprint()}
                 for name, path, s in (
-                    ("private", private, own),
-                    ("reconstructions", ", ".join(map(str, reconstructions)), made),
-                    ("holdout", holdout, held),
+                    ("private", against.private, own),
+                    *((f"reconstructions {n}", n, s) for n, s in sets.items()),
+                    ("holdout", against.holdout, held),
                 )
                 if s is not None
             },
         },
     )
     try:
-        write_json(out / "metrics.json", found.metrics)
-        found.samples.to_parquet(out / "samples.parquet", index=False)
-        if found.holdout is not None:
-            found.holdout.to_parquet(out / "holdout.parquet", index=False)
+        if saved is not None:
+            run.stage("public-network", lambda f: save_classifier(saved, f / FILE_NAME))
+        folder = run.stage("scores", lambda f: write_evaluation(f, found))
+        for file in FILES:
+            if (folder / file).is_file():
+                run.publish(folder / file, file)
         write_text(out / "report.html", render(load_report_data(out)))
         run.record(finished=True)
     finally:
@@ -142,19 +210,70 @@ def score_folders(
     return AuditResult(out, found.metrics, found.samples, ())
 
 
-def _union(sets: Sequence[ImageSet], folders: Sequence[Path]) -> ImageSet:
-    """Several folders' reconstructions as one set; ids begin with the folder's name if they are many."""
-    if len(sets) == 1:
-        return sets[0]
-    classes = tuple(sorted({c for s in sets for c in s.classes}))
-    relabelled = [s.relabel(classes, role="--reconstructions") for s in sets]
-    names = [f.name for f in folders]
-    if len(set(names)) < len(names):
-        names = [f"{i + 1}-{name}" for i, name in enumerate(names)]
-    return ImageSet(
-        images=torch.cat([s.images for s in relabelled]),
-        labels=torch.cat([s.labels for s in relabelled]),
-        ids=tuple(f"{n}/{i}" for n, s in zip(names, relabelled, strict=True) for i in s.ids),
-        classes=classes,
-        hashes=tuple(h for s in relabelled for h in s.hashes),
-    )
+def _network(
+    against: Against, own: ImageSet, *, seed: int, device: str, reporter: Reporter
+) -> SavedClassifier | None:
+    """What ``public`` means here: a network that was trained, or is trained now."""
+    if "public" not in (against.embedding, against.features):
+        return None
+    if against.network is None and against.public is None:
+        raise InputError(
+            "--embedding public needs --public DIR, to train the network on, or --network FILE "
+            "from a run (RUN/stages/public-network)"
+        )
+    seen = own
+    if against.network is None and against.public is not None:
+        seen = load_folder(
+            against.public,
+            role="--public",
+            size=against.size or own.size,
+            channels=own.channels,
+            labelled=False,
+        )
+    return public_network(seen, against.network, seed=seed, device=device, reporter=reporter)
+
+
+def _named_sets(
+    folders: Sequence[Path], sets: Sequence[ImageSet], taken: Sequence[str]
+) -> dict[str, ImageSet]:
+    """Sets by their folders' names; ids begin with them where there is more than one set."""
+    names = [f.absolute().name for f in folders]
+    if len(set(names)) < len(names) or set(names) & set(taken):
+        start = len(taken) + 1
+        names = [f"{start + i}-{name}" for i, name in enumerate(names)]
+    if len(sets) + len(taken) == 1:
+        return {names[0]: sets[0]}
+    return {
+        name: replace(s, ids=tuple(f"{name}/{i}" for i in s.ids))
+        for name, s in zip(names, sets, strict=True)
+    }
+
+
+def _earlier(run: Path, own: ImageSet) -> tuple[Subjects, tuple[ScoredSet, ...]]:
+    before = (read_manifest(run).get("inputs") or {}).get("private", {}).get("fingerprint")
+    if before != own.fingerprint():
+        raise RunError(
+            f"--reuse {run}: the private images are not the ones it was scored against; score all "
+            "folders together instead"
+        )
+    return read_scored(run / "stages" / "scores")
+
+
+def _check_names(
+    earlier: tuple[Subjects, tuple[ScoredSet, ...]],
+    own: ImageSet,
+    sets: dict[str, ImageSet],
+    reuse: Path | None,
+) -> None:
+    subjects, before = earlier
+    if subjects.classes != own.classes or sorted(own.ids) != list(subjects.ids):
+        raise RunError(
+            f"--reuse {reuse}: its classes come in another order ({', '.join(subjects.classes[:3])}"
+            " ...); score all folders together instead"
+        )
+    known = {i for s in before for i in s.ids}
+    twice = next((i for s in sets.values() for i in s.ids if i in known), None)
+    if twice is not None:
+        raise ConfigError(
+            f"--reconstructions: {twice} has the name of an image in {reuse}; rename its folder"
+        )

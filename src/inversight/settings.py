@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from inversight.adaptation import Adaptation
 from inversight.config import from_mapping, merge, nearest, settings
 from inversight.errors import ConfigError
+from inversight.evaluation import PairMeasure
 from inversight.priors import PriorTraining
 from inversight.training import Training
 
@@ -83,7 +84,9 @@ class AuditSettings:
     hash_ids: bool = False
     """Replace file and class names by hashes in the ledger and the report."""
     memory: Annotated[int, Field(ge=16 * MiB)] = 2048 * MiB
-    """Bytes that distances may take at once, beside the networks."""
+    """Bytes that features and distances may take at once, beside the networks."""
+    pairs: tuple[PairMeasure, ...] = ("psnr",)
+    """Measures of each private image and its nearest reconstruction: psnr, ssim, dists (slower)."""
     fail_on: str | None = None
     """Exit with 3 if this holds of metrics.json, as in "coverage>0.2"."""
 

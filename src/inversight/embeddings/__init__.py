@@ -1,9 +1,10 @@
 """Embeddings: images -> features whose squared distance is the distance."""
 
-from inversight.embeddings.base import Embedding, Features, squared_distances
+from inversight.embeddings.base import Embedding, Features, StagedEmbedding, squared_distances
 from inversight.embeddings.compute import embed
 from inversight.embeddings.named import check_name, named_embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
+from inversight.embeddings.pairs import Tile, Workspace, image_pairs
 from inversight.embeddings.pullback import PullbackMetric
 
 __all__ = [
@@ -12,8 +13,12 @@ __all__ = [
     "PooledEmbedding",
     "PullbackMetric",
     "StageEmbedding",
+    "StagedEmbedding",
+    "Tile",
+    "Workspace",
     "check_name",
     "embed",
+    "image_pairs",
     "named_embedding",
     "squared_distances",
 ]

@@ -32,6 +32,28 @@ class Embedding(Protocol):
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]: ...
 
 
+@runtime_checkable
+class StagedEmbedding(Embedding, Protocol):
+    """An embedding whose blocks can be had one after the other, for bounded memory.
+
+    ``enter`` makes the input of stage 0; ``advance`` goes through a stage, giving the next stage's
+    input (None after the last) and maps. ``refer`` writes one image's maps to ``reference`` (D,);
+    ``write`` writes the maps' block less the reference's to ``out`` (N, D), which leaves distances
+    as they are. The order of values within a block is the embedding's own business, as long as it is
+    always the same.
+    """
+
+    def batch_size(self, device: torch.device) -> int: ...
+
+    def enter(self, images: Tensor) -> Tensor: ...
+
+    def advance(self, stage: int, state: Tensor) -> tuple[Tensor | None, Tensor]: ...
+
+    def refer(self, stage: int, maps: Tensor, reference: Tensor) -> None: ...
+
+    def write(self, stage: int, maps: Tensor, reference: Tensor, out: Tensor) -> None: ...
+
+
 @dataclass(frozen=True)
 class Features:
     """Embedded, labelled images: what every score reads.

@@ -57,7 +57,7 @@ def named_embedding(
         from inversight.embeddings.lpips import Lpips
 
         net: Literal["vgg", "alex", "squeeze"] = name.removeprefix("lpips-")  # type: ignore[assignment]
-        return Lpips(net) if working_size is None else Lpips(net, size=working_size)
+        return Lpips(net) if working_size is None else Lpips(net, size=working_size, smooth=True)
     if name == "inception":
         from inversight.embeddings.inception import Inception
 

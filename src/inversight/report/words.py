@@ -77,6 +77,12 @@ METRICS: dict[str, Word] = {
         "How far the reconstructions as a whole are from the private images as a whole, on the "
         "features named here. It cannot see single images.",
     ),
+    "kid": Word(
+        "Kernel distance",
+        "lower",
+        "How far the reconstructions as a whole are from the private images as a whole by another "
+        "test than the Frechet distance, fairer to small sets; on Inception features it is the KID.",
+    ),
     "knn_distance": Word(
         "KNN distance",
         "lower",
@@ -91,6 +97,23 @@ METRICS: dict[str, Word] = {
     ),
     "accuracy_top5": Word(
         "Accuracy, top 5", "higher", "The same, if the class is among the evaluator's first five."
+    ),
+    "psnr": Word(
+        "PSNR to the nearest",
+        "higher",
+        "Mean over the private images of the peak signal-to-noise ratio, in dB, of the nearest "
+        "reconstruction. It sees pixels, not structure.",
+    ),
+    "ssim": Word(
+        "SSIM to the nearest",
+        "higher",
+        "Mean over the private images of the structural similarity of the nearest reconstruction.",
+    ),
+    "dists": Word(
+        "DISTS to the nearest",
+        "lower",
+        "Mean over the private images of the deep structure and texture distance of the nearest "
+        "reconstruction.",
     ),
     "flagged": Word(
         "Flagged",
@@ -114,6 +137,10 @@ COLUMNS: dict[str, Word] = {
     "q_value": Word("q value", "lower"),
     "flagged": Word("Flagged", "higher"),
     "nearest_reconstruction": Word("Nearest reconstruction"),
+    "nearest_set": Word("From"),
+    "psnr": Word("PSNR (dB)", "higher"),
+    "ssim": Word("SSIM", "higher"),
+    "dists": Word("DISTS", "lower"),
 }
 """Columns of the ledger in the order they are shown; others of the table follow."""
 

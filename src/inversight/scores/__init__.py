@@ -1,19 +1,36 @@
-"""Scores: features in, a frozen result out. They know nothing of attacks or targets."""
+"""Scores: features in, a frozen result out. They know nothing of attacks or targets.
+
+They stand alone: tensors or NumPy arrays in, as ``ddcs((values, labels), (values, labels))``.
+:class:`DDCS` takes images as they come.
+"""
 
 from inversight.scores.accuracy import accuracy
+from inversight.scores.assignment import Assigner, Assignment, union
 from inversight.scores.coverage import prdc
-from inversight.scores.ddcs import DDCSResult, ddcs
+from inversight.scores.ddcs import DDCSResult, ddcs, ddcs_of
 from inversight.scores.frechet import frechet_distance
+from inversight.scores.kid import kernel_distance
 from inversight.scores.knn import knn_distance
+from inversight.scores.metric import DDCS
+from inversight.scores.pairwise import dists, psnr, ssim
 from inversight.scores.result import ScoreResult, Summary
 
 __all__ = [
+    "DDCS",
+    "Assigner",
+    "Assignment",
     "DDCSResult",
     "ScoreResult",
     "Summary",
     "accuracy",
     "ddcs",
+    "ddcs_of",
+    "dists",
     "frechet_distance",
+    "kernel_distance",
     "knn_distance",
     "prdc",
+    "psnr",
+    "ssim",
+    "union",
 ]

@@ -18,7 +18,9 @@ def interval_of_means(
 
     values: (N, S), rows of one class side by side. sizes: (number of classes,) int64, rows of each
     class in the same order, summing to N. Each class is resampled to its own size, so the interval
-    speaks of other images of the same classes. There is none without resamples, or where every
+    speaks of other images of the same classes. A class's deviations from its mean are stretched by
+    sqrt(n / (n - 1)) first: drawn from its own n images they would be too small by that (Efron 1982,
+    section 4), much for classes of a few images. There is none without resamples, or where every
     class has a single image, since resampling one image shows no variation.
 
     Raises:
@@ -28,7 +30,7 @@ def interval_of_means(
         raise ConfigError(f"bootstrap: expected 0 or more resamples, found {resamples}")
     if resamples == 0 or int(sizes.max()) < 2:
         return [(None, None)] * values.shape[1]
-    values = values.double()
+    values = _stretched(values.double(), sizes)
     start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     size = sizes.repeat_interleave(sizes)
     means = []
@@ -42,3 +44,23 @@ def interval_of_means(
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.cat(means).quantile(levels, dim=0).tolist()
     return list(zip(low, high, strict=True))
+
+
+def _stretched(values: Tensor, sizes: Tensor) -> Tensor:
+    """Each class's deviations from its mean, times sqrt(n / (n - 1))."""
+    owner = torch.arange(len(sizes)).repeat_interleave(sizes)
+    mean = values.new_zeros(len(sizes), values.shape[1]).index_add_(0, owner, values)
+    mean = (mean / sizes[:, None])[owner]
+    factor = (sizes / (sizes - 1).clamp_min(1)).double().sqrt()[owner]
+    return mean + (values - mean) * factor[:, None]
+
+
+def equal_classes(sizes: Tensor) -> Tensor:
+    """What rows (N,) must be multiplied with, so that their mean is the mean of the classes' means."""
+    weight = sizes.sum().double() / (len(sizes) * sizes.double())
+    return weight.repeat_interleave(sizes)
+
+
+def default_rng() -> torch.Generator:
+    """The generator of whoever gave none: seed 0, so that intervals repeat."""
+    return torch.Generator().manual_seed(0)

@@ -4,10 +4,73 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from inversight.embeddings.base import Features
 from inversight.errors import InputError
+
+FeaturesLike = Features | tuple[Tensor | ArrayLike, Tensor | ArrayLike]
+"""Features, or (values (N, ...), labels (N,)) as tensors, NumPy arrays or lists."""
+
+
+def as_features(given: FeaturesLike, role: str) -> Features:
+    """``given`` as features; rows of plain arrays are named ROLE-0, ROLE-1, ... in their order.
+
+    Raises:
+        InputError: not a pair of arrays, no numbers, or labels that are not integers.
+    """
+    if isinstance(given, Features):
+        return given
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise InputError(
+            f"{role}: expected Features or a pair (values, labels), found {type(given).__name__}"
+        )
+    values, labels = (
+        as_array(part, f"{role} {what}")
+        for part, what in zip(given, ("values", "labels"), strict=True)
+    )
+    if values.ndim == 0 or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(
+            f"{role} values: expected numbers of shape (N, ...), found shape "
+            f"{tuple(values.shape)} and type {values.dtype}"
+        )
+    values = values.float().reshape(len(values), -1)
+    width = len(str(max(0, len(values) - 1)))
+    if labels.is_floating_point():
+        raise InputError(f"{role} labels: expected integers, found {labels.dtype}")
+    ids = tuple(f"{role}-{i:0{width}d}" for i in range(len(values)))
+    return Features((values,), labels.long(), ids)
+
+
+def as_pair(
+    private: FeaturesLike, reconstructions: FeaturesLike, *, by_class: bool = True
+) -> tuple[Features, Features]:
+    """Both sides as features that can be compared.
+
+    Raises:
+        InputError: see :func:`as_features` and :func:`check_pair`.
+    """
+    ours, theirs = as_features(private, "private"), as_features(reconstructions, "reconstructions")
+    check_pair(ours, theirs, by_class=by_class)
+    return ours, theirs
+
+
+def as_array(value: object, role: str) -> Tensor:
+    """A tensor from a tensor, a NumPy array or nested lists.
+
+    Raises:
+        InputError: not an array of numbers.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        return torch.from_numpy(np.ascontiguousarray(value))
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{role}: expected an array of numbers ({reason})") from None
 
 
 def check_features(features: Features, role: str) -> None:

@@ -7,12 +7,15 @@ nearest ball only; a ball here is any ball.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from inversight.embeddings.base import Features, squared_distances
 from inversight.errors import ConfigError
-from inversight.scores.checks import check_pair
+from inversight.scores.bootstrap import default_rng, equal_classes, interval_of_means
+from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.classwise import TIE, bounded, rows_by_class, take
 from inversight.scores.result import ScoreResult, Summary
 
@@ -21,7 +24,13 @@ MEASURES = ("precision", "recall", "density", "coverage")
 
 
 def prdc(
-    private: Features, reconstructions: Features, *, k: int = 3, memory: int = 2 << 30
+    private: FeaturesLike,
+    reconstructions: FeaturesLike,
+    *,
+    k: int = 3,
+    memory: int = 2 << 30,
+    bootstrap: int = 1000,
+    rng: torch.Generator | None = None,
 ) -> ScoreResult:
     """In [0, 1] (density: [0, n / k], n images in the class), higher is more leakage.
 
@@ -40,55 +49,64 @@ def prdc(
     spread: an outlier has a ball that nearly anything falls into, an image with k exact copies one
     that holds nothing.
 
+    The intervals (95 %) resample private images within their classes for recall, density and
+    coverage, which are means over them with the balls as they are, and reconstructions for
+    precision.
+
     Args:
         k: which neighbour sets the radius, >= 1.
         memory: bytes that one block of distances may take.
+        bootstrap: number of resamples; 0 for no intervals.
+        rng: CPU generator for the resampling; None for one with seed 0.
 
     Raises:
         InputError: see :func:`inversight.scores.checks.check_pair`.
-        ConfigError: k or memory out of range.
+        ConfigError: k, memory or bootstrap out of range.
     """
     if k < 1:
         raise ConfigError(f"k: expected 1 or more neighbours, found {k}")
-    check_pair(private, reconstructions)
-    hit = torch.full((len(private),), float("nan"), dtype=torch.float64)
-    classes, reconstructed = rows_by_class(private), rows_by_class(reconstructions)
-    found: list[tuple[float, float, float, float]] = []
+    ours, theirs = as_pair(private, reconstructions)
+    hit = torch.full((len(ours),), float("nan"), dtype=torch.float64)
+    classes, reconstructed = rows_by_class(ours), rows_by_class(theirs)
+    none = torch.empty(0, dtype=torch.int64)
+    of_private: list[Tensor] = []
+    of_reconstructions: list[Tensor] = []
     for label, rows in classes.items():
-        candidates = reconstructed.get(label, torch.empty(0, dtype=torch.int64))
+        candidates = reconstructed.get(label, none)
         if min(len(rows), len(candidates)) <= k:
             continue
-        radius = _radii(private, rows, k, memory)
-        other_radius = _radii(reconstructions, candidates, k, memory)
-        own = take(private, rows)
+        radius = _radii(ours, rows, k, memory)
+        other_radius = _radii(theirs, candidates, k, memory)
+        own = take(ours, rows)
         covered = torch.zeros(len(rows), dtype=torch.bool)
         recalled = torch.zeros(len(rows), dtype=torch.bool)
-        precise = balls = position = 0
-        for part in bounded(reconstructions, candidates, len(rows), memory):
-            distances = squared_distances(own, take(reconstructions, part)).cpu()
+        held = torch.zeros(len(rows), dtype=torch.float64)
+        precise, position = [], 0
+        for part in bounded(theirs, candidates, len(rows), memory):
+            distances = squared_distances(own, take(theirs, part)).cpu()
             inside = distances < radius[:, None]
-            precise += int(inside.any(0).sum())
-            balls += int(inside.sum())
+            precise.append(inside.any(0).double())
+            held += inside.sum(1)
             covered |= inside.any(1)
-            theirs = other_radius[position : position + len(part)]
-            recalled |= (distances < theirs[None, :]).any(1)
+            at = other_radius[position : position + len(part)]
+            recalled |= (distances < at[None, :]).any(1)
             position += len(part)
         hit[rows] = covered.double()
-        found.append(
-            (
-                precise / len(candidates),
-                float(recalled.double().mean()),
-                balls / (k * len(candidates)),
-                float(covered.double().mean()),
-            )
-        )
+        # As a mean over private images: n balls hold balls / n reconstructions each.
+        density = held * len(rows) / (k * len(candidates))
+        of_private.append(torch.stack([recalled.double(), density, covered.double()], dim=1))
+        # Sorted, so that the names of reconstructions do not decide the interval.
+        of_reconstructions.append(torch.cat(precise).sort().values[:, None])
 
-    extra = {"k": k, "classes_used": len(found), "classes_left_out": len(classes) - len(found)}
-    if found:
-        means = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
-        summary = {
-            key: Summary(value, extra=extra) for key, value in zip(MEASURES, means, strict=True)
+    used = len(of_private)
+    extra = {"k": k, "classes_used": used, "classes_left_out": len(classes) - used}
+    if used:
+        drawn = rng or default_rng()
+        found = {
+            **_summaries(("recall", "density", "coverage"), of_private, bootstrap, drawn, extra),
+            **_summaries(("precision",), of_reconstructions, bootstrap, drawn, extra),
         }
+        summary = {key: found[key] for key in MEASURES}
     else:
         reason = f"no class has more than {k} images on both sides"
         summary = {key: Summary(None, reason=reason, extra=extra) for key in MEASURES}
@@ -100,6 +118,24 @@ def prdc(
         summary=summary,
         per_sample={"coverage": hit},
     )
+
+
+def _summaries(
+    keys: Sequence[str],
+    classes: Sequence[Tensor],
+    bootstrap: int,
+    rng: torch.Generator,
+    extra: Mapping[str, int],
+) -> dict[str, Summary]:
+    """Means over the classes' means of (n, len(keys)) values each, with intervals."""
+    means = torch.stack([values.mean(0) for values in classes]).mean(0).tolist()
+    sizes = torch.tensor([len(values) for values in classes])
+    weighted = torch.cat(list(classes)) * equal_classes(sizes)[:, None]
+    intervals = interval_of_means(weighted, sizes, resamples=bootstrap, rng=rng)
+    return {
+        key: Summary(mean, *interval, extra=extra)
+        for key, mean, interval in zip(keys, means, intervals, strict=True)
+    }
 
 
 def _radii(features: Features, rows: Tensor, k: int, memory: int) -> Tensor:

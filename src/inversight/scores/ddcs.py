@@ -6,16 +6,18 @@ AAAI 2025 (arXiv 2502.19070), kept for each image instead of summed away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from inversight.embeddings.base import Features, squared_distances
+from inversight.embeddings.base import squared_distances
 from inversight.errors import ConfigError
-from inversight.scores.bootstrap import interval_of_means
-from inversight.scores.checks import check_pair
-from inversight.scores.classwise import TIE, bounded, rows_by_class, take
+from inversight.scores.assignment import Assigner, Assignment, rank
+from inversight.scores.bootstrap import default_rng, interval_of_means
+from inversight.scores.checks import FeaturesLike, as_pair
+from inversight.scores.classwise import bounded, rows_by_class, take
 from inversight.scores.result import ScoreResult, Summary
 
 
@@ -36,13 +38,13 @@ class DDCSResult(ScoreResult):
 
 
 def ddcs(
-    private: Features,
-    reconstructions: Features,
+    private: FeaturesLike,
+    reconstructions: FeaturesLike,
     *,
     floor: float = 1e-6,
     memory: int = 2 << 30,
     bootstrap: int = 1000,
-    rng: torch.Generator,
+    rng: torch.Generator | None = None,
 ) -> DDCSResult:
     """In [0, 1 / floor] for each private image, higher is more leakage; 0 is uncovered, not safe.
 
@@ -59,33 +61,66 @@ def ddcs(
     resampled within their classes, ``bootstrap`` times) leave out the attack's own randomness.
 
     Args:
-        private: N images. reconstructions: M images, labelled with the class they are of.
+        private: N images' features, or a pair (array (N, ...), labels (N,)) of tensors or NumPy
+            arrays. reconstructions: M images, labelled with the class they are of, likewise.
         floor: distance below which a reconstruction counts as exact, > 0.
         memory: bytes that one block of distances may take.
         bootstrap: number of resamples; 0 for no intervals.
-        rng: CPU generator for the resampling.
+        rng: CPU generator for the resampling; None for one with seed 0.
 
     Raises:
         InputError: see :func:`inversight.scores.checks.check_pair`.
         ConfigError: floor, memory or bootstrap out of range.
     """
-    if not 0 < floor < float("inf"):
-        raise ConfigError(f"floor: expected a positive distance, found {floor}")
-    check_pair(private, reconstructions)
-    images = len(private)
-    best = torch.full((images,), float("inf"), dtype=torch.float64)
-    total = torch.zeros(images, dtype=torch.float64)
-    count = torch.zeros(images, dtype=torch.int64)
-    nearest = torch.full((images,), float("nan"), dtype=torch.float64)
-    nearest_row = torch.full((images,), -1, dtype=torch.int64)
-
-    classes = rows_by_class(private)
-    reconstructed = rows_by_class(reconstructions)
-    for label, rows in classes.items():
+    ours, theirs = as_pair(private, reconstructions)
+    assigner = Assigner(ours.ids, theirs.ids)
+    reconstructed = rows_by_class(theirs)
+    for label, rows in rows_by_class(ours).items():
         if label not in reconstructed:
             continue
-        found = _assign(private, rows, reconstructions, reconstructed[label], memory)
-        best[rows], total[rows], count[rows], nearest[rows], nearest_row[rows] = found
+        own = take(ours, rows)
+        for part in bounded(theirs, reconstructed[label], len(rows), memory):
+            assigner.see(rows, part, squared_distances(own, take(theirs, part)).cpu())
+    return ddcs_of(
+        assigner.result(),
+        labels=ours.labels,
+        ids=ours.ids,
+        reconstruction_ids=theirs.ids,
+        floor=floor,
+        bootstrap=bootstrap,
+        rng=rng,
+    )
+
+
+def ddcs_of(
+    assignment: Assignment,
+    *,
+    labels: Tensor,
+    ids: Sequence[str],
+    reconstruction_ids: Sequence[str],
+    floor: float = 1e-6,
+    bootstrap: int = 1000,
+    rng: torch.Generator | None = None,
+) -> DDCSResult:
+    """:func:`ddcs` from an assignment that was made before; labels (N,) and ids are private's.
+
+    Raises:
+        ConfigError: floor or bootstrap out of range.
+    """
+    if not 0 < floor < float("inf"):
+        raise ConfigError(f"floor: expected a positive distance, found {floor}")
+    images = len(ids)
+    # Summed in the order of the ids, so that not even the last digit knows the rows'.
+    in_order = rank(reconstruction_ids).argsort()
+    assigned = in_order[assignment.owner[in_order] >= 0]
+    owner, distance = assignment.owner[assigned], assignment.distance[assigned]
+    best = torch.full((images,), float("inf"), dtype=torch.float64)
+    best.scatter_reduce_(0, owner, distance, "amin")
+    total = torch.zeros(images, dtype=torch.float64).index_add_(0, owner, distance)
+    count = owner.bincount(minlength=images)
+    nearest = assignment.nearest.where(
+        assignment.nearest_row >= 0, torch.tensor(float("nan"), dtype=torch.float64)
+    )
 
     covered = count > 0
     zero = torch.zeros((), dtype=torch.float64)
@@ -95,21 +130,21 @@ def ddcs(
     exact = nearest < floor
 
     values = {"ddcs_best": score_best, "ddcs_average": score_average, "covered": covered.double()}
-    order = torch.cat(list(classes.values()))
+    order = torch.tensor(sorted(range(images), key=lambda i: (int(labels[i]), ids[i])))
+    _, sizes = labels.cpu()[order].unique_consecutive(return_counts=True)
     intervals = interval_of_means(
         torch.stack(list(values.values()), dim=1)[order],
-        torch.tensor([len(rows) for rows in classes.values()]),
+        sizes,
         resamples=bootstrap,
-        rng=rng,
+        rng=rng or default_rng(),
     )
-    counts = {
+    extra: dict[str, float | int | str] = {
         "private_images": images,
-        "reconstructions": len(reconstructions),
+        "reconstructions": len(reconstruction_ids),
         "exact_hits": int(exact.sum()),
     }
     summary = {
-        # Summed in the order of the ids, so that not even the last digit knows the row order.
-        key: Summary(float(column[order].mean()), low, high, extra=counts)
+        key: Summary(float(column[order].mean()), low, high, extra=extra)
         for (key, column), (low, high) in zip(values.items(), intervals, strict=True)
     }
     return DDCSResult(
@@ -126,48 +161,6 @@ def ddcs(
             "exact_hit": exact,
         },
         nearest_reconstruction=tuple(
-            reconstructions.ids[row] if row >= 0 else None for row in nearest_row.tolist()
+            reconstruction_ids[row] if row >= 0 else None for row in assignment.nearest_row.tolist()
         ),
     )
-
-
-def _assign(
-    private: Features,
-    rows: Tensor,
-    reconstructions: Features,
-    candidates: Tensor,
-    memory: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One class: smallest, summed and counted assigned distances, nearest distance and its row.
-
-    rows, candidates: positions in private and reconstructions, both in the order of their ids, so
-    that "first" below always means the id that sorts first.
-    """
-    own = take(private, rows)
-    n = len(rows)
-    best = torch.full((n,), float("inf"), dtype=torch.float64)
-    total = torch.zeros(n, dtype=torch.float64)
-    count = torch.zeros(n, dtype=torch.int64)
-    nearest = torch.full((n,), float("inf"), dtype=torch.float64)
-    nearest_row = torch.full((n,), -1, dtype=torch.int64)
-    for part in bounded(reconstructions, candidates, n, memory):
-        distances = squared_distances(take(reconstructions, part), own).cpu()
-        owner = _first_smallest(distances)
-        assigned = distances.gather(1, owner[:, None]).squeeze(1)
-        best.scatter_reduce_(0, owner, assigned, "amin")
-        total.index_add_(0, owner, assigned)
-        count += owner.bincount(minlength=n)
-
-        smallest = distances.amin(0)
-        # An earlier block holds ids that sort first: a later one has to be nearer, not equal.
-        nearer = smallest < nearest * (1.0 - TIE)
-        nearest_row = torch.where(nearer, part[_first_smallest(distances.T)], nearest_row)
-        nearest = torch.minimum(nearest, smallest)
-    return best, total, count, nearest, nearest_row
-
-
-def _first_smallest(distances: Tensor) -> Tensor:
-    """Column of the smallest entry of each row (N, M), the first of those that are equal."""
-    equal = distances <= distances.amin(1, keepdim=True) * (1.0 + TIE)
-    # torch.argmax returns the first of several maxima.
-    return equal.byte().argmax(1)

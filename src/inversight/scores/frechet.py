@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inversight.embeddings.base import Features
-from inversight.scores.checks import check_pair
+from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.result import ScoreResult, Summary
 
 
-def frechet_distance(private: Features, reconstructions: Features) -> ScoreResult:
+def frechet_distance(private: FeaturesLike, reconstructions: FeaturesLike) -> ScoreResult:
     """In [0, inf), lower is more leakage: reconstructions are distributed like private images.
 
     ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))`` with means m and covariances S (divided by N - 1)
@@ -27,8 +26,8 @@ def frechet_distance(private: Features, reconstructions: Features) -> ScoreResul
     Raises:
         InputError: see :func:`inversight.scores.checks.check_pair`; classes need not match.
     """
-    check_pair(private, reconstructions, by_class=False)
-    left, right = private.flat(), reconstructions.flat()
+    ours, theirs = as_pair(private, reconstructions, by_class=False)
+    left, right = ours.flat(), theirs.flat()
     extra = {
         "private_images": len(left),
         "reconstructions": len(right),

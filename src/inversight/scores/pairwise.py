@@ -1,0 +1,92 @@
+"""How alike a private image and the reconstruction nearest to it are, pair by pair of images.
+
+SSIM (Wang et al. 2004), PSNR and DISTS (Ding et al. 2020), computed by torchmetrics.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inversight.errors import InputError
+from inversight.imaging import fit
+
+_PEAK = 1e-10
+"""Smallest mean squared error that PSNR knows: exact copies are at 100 dB."""
+
+
+def ssim(private: Tensor, nearest: Tensor) -> Tensor:
+    """In [-1, 1], higher is more leakage: structural similarity of each pair, (N,) float64.
+
+    Both (N, C, H, W) in [0, 1], at the private images' size; 11 x 11 Gaussian window. It cannot see a
+    likeness that is moved by a few pixels.
+
+    Raises:
+        InputError: shapes that do not match, or smaller than 8 pixels.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _check(private, nearest)
+    found: Tensor = structural_similarity_index_measure(
+        nearest.double(), private.double(), data_range=1.0, reduction="none"
+    )
+    return found.reshape(-1).double().cpu()
+
+
+def psnr(private: Tensor, nearest: Tensor) -> Tensor:
+    """In dB, at most 100, higher is more leakage: peak signal-to-noise ratio of each pair, (N,).
+
+    ``-10 log10`` of the mean squared error of images in [0, 1]. It cannot see structure: a grey
+    average scores well.
+
+    Raises:
+        InputError: shapes that do not match.
+    """
+    _check(private, nearest)
+    error = (private.double() - nearest.double()).square().flatten(1).mean(1)
+    return -10.0 * error.clamp_min(_PEAK).log10().cpu()
+
+
+def dists(private: Tensor, nearest: Tensor, *, backbone: dict[str, Tensor]) -> Tensor:
+    """In [0, 1], lower is more leakage: deep structure and texture distance of each pair, (N,).
+
+    Both (N, C, H, W) in [0, 1]; brought to 256 x 256. ``backbone``: VGG16's published parameters
+    (``features.*``). It cannot see where a texture lies.
+
+    Raises:
+        InputError: shapes that do not match.
+    """
+    import torchvision
+    from torchmetrics.functional.image import dists as module
+
+    _check(private, nearest)
+    before = module.vgg16
+    # torchmetrics would fetch the backbone from the network; the weights here are the same.
+    module.vgg16 = lambda weights=None: torchvision.models.vgg16()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = module.DISTSNetwork()
+    finally:
+        module.vgg16 = before
+    parameters = dict(network.named_parameters())
+    for name, value in parameters.items():
+        stage, _, rest = name.partition(".")
+        if stage.startswith("stage"):
+            value.data.copy_(backbone[f"features.{rest}"])
+    network = network.eval().to(private.device)
+    found = []
+    for a, b in zip(private.split(8), nearest.split(8), strict=True):
+        with torch.no_grad():
+            large = [fit(x, size=256, channels=3) for x in (b, a)]
+            found.append(network(*large).reshape(-1).double().cpu())
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def _check(private: Tensor, nearest: Tensor) -> None:
+    if private.shape != nearest.shape or private.ndim != 4:
+        raise InputError(
+            "expected equally many images (N, C, H, W) of one size on both sides, found "
+            f"{tuple(private.shape)} and {tuple(nearest.shape)}"
+        )
+    if len(private) and (float(private.min()) < 0 or float(private.max()) > 1):
+        raise InputError("expected images in [0, 1]; divide uint8 images by 255")
