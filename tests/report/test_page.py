@@ -205,3 +205,19 @@ def test_settings_stages_and_versions_are_there():
     assert "torch 2.6.0" in text
     assert "A note." in text
     assert "2502.19070" in text
+
+
+def test_sets_stand_side_by_side_only_where_there_are_several():
+    table = samples()
+    table["nearest_set"] = ["<b>two", *["one"] * (len(table) - 1)]
+    by_set = {"one": metrics(), "<b>two": {**metrics(), "covered": {"value": None, "reason": "x"}}}
+    page = Page(render(plain_data(samples=table, by_set=by_set)))
+    text = page.text()
+    assert "Each set of reconstructions" in text and "<b>two" in text
+    assert not page.named("b")
+    # The set that is nearest to more images comes first.
+    assert text.index(f"one {len(table) - 1}") < text.index("<b>two 1")
+    assert "From" in text
+    table["nearest_set"] = "one"
+    text = Page(render(plain_data(samples=table))).text()
+    assert "Each set of reconstructions" not in text and "From" not in text

@@ -141,3 +141,28 @@ def test_block_size_does_not_matter(memory: int) -> None:
 def test_options_out_of_range_are_named(option: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
         prdc(gaussian(6, 4), gaussian(6, 4, seed=1), **option)
+
+
+def test_intervals_hold_the_values_and_follow_the_seed() -> None:
+    private, made = gaussian(60, 5, classes=3), gaussian(50, 5, classes=3, seed=1, shift=0.8)
+    one, same, other = (
+        prdc(private, made, rng=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
+    assert one.summary == same.summary != other.summary
+    for key, summary in one.summary.items():
+        assert summary.value is not None and summary.low is not None and summary.high is not None
+        assert summary.low <= summary.value <= summary.high, key
+        assert summary.low < summary.high, key
+    none = prdc(private, made, bootstrap=0).summary["coverage"]
+    assert (none.low, none.high) == (None, None)
+
+
+def test_the_interval_of_coverage_is_that_of_a_share() -> None:
+    """One class and many images: the normal interval of a share, for coverage and recall."""
+    private, made = gaussian(800, 3), gaussian(300, 3, seed=1)
+    summary = prdc(private, made, bootstrap=2000).summary
+    for key in ("coverage", "recall"):
+        share, low, high = summary[key].value, summary[key].low, summary[key].high
+        assert share is not None and low is not None and high is not None
+        half = 1.96 * (share * (1 - share) / 800) ** 0.5
+        assert high - low == pytest.approx(2 * half, rel=0.15)

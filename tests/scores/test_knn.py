@@ -61,3 +61,15 @@ def test_block_size_does_not_matter(memory: int) -> None:
 def test_memory_out_of_range_is_named() -> None:
     with pytest.raises(ConfigError, match="memory"):
         knn_distance(gaussian(3, 4), gaussian(3, 4, seed=1), memory=0)
+
+
+def test_the_interval_is_that_of_a_mean_over_reconstructions() -> None:
+    private, made = gaussian(50, 4), gaussian(600, 4, seed=1)
+    result = knn_distance(private, made, bootstrap=2000)
+    summary, values = result.summary["knn_distance"], result.per_sample["knn_distance"]
+    assert summary.value is not None and summary.low is not None and summary.high is not None
+    half = 1.96 * float(values.std()) / 600**0.5
+    assert summary.high - summary.low == pytest.approx(2 * half, rel=0.15)
+    assert summary.low < summary.value < summary.high
+    again = knn_distance(private, made, bootstrap=2000).summary["knn_distance"]
+    assert again == summary

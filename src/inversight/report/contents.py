@@ -38,6 +38,7 @@ class ReportData:
     metrics: as in ``metrics.json``, by key, each with ``value``, ``low``, ``high`` and, where the
         value is None, ``reason``.
     samples: as in ``samples.parquet``, one row for each private image; at least ``REQUIRED``.
+    by_set: the same for each set of reconstructions alone; empty if there is one set.
     split: what private, holdout and public are, in words.
     facts: short facts about the run by name (created, preset, seed, device, ...).
     embedding: name of the embedding whose squared distance is the distance.
@@ -57,6 +58,7 @@ class ReportData:
     title: str
     metrics: Mapping[str, Mapping[str, Any]]
     samples: pd.DataFrame
+    by_set: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     split: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     embedding: str = ""
@@ -83,7 +85,8 @@ class ReportData:
 def load_report_data(
     run: Path, *, gallery: Sequence[GalleryItem] = (), title: str | None = None
 ) -> ReportData:
-    """Read a run folder: ``run.json``, ``metrics.json``, ``samples.parquet``, ``holdout.parquet``.
+    """Read a run folder: ``run.json``, ``metrics.json``, ``samples.parquet``, and where they are
+    ``metrics_by_set.json`` and ``holdout.parquet``.
 
     Only the tables are required to be there, not the end of the run: the report is its last stage.
     Keys of ``run.json`` that are used, all optional: version, created, preset, seed, device,
@@ -101,11 +104,15 @@ def load_report_data(
         table = read_table(run, "holdout.parquet", ("nearest_distance",))
         holdout = tuple(float(d) for d in table["nearest_distance"].astype("float64"))
     inputs = _mapping(manifest.get("inputs"))
+    by_set = (
+        read_mapping(run, "metrics_by_set.json") if (run / "metrics_by_set.json").is_file() else {}
+    )
     stages = tuple((str(s["name"]), float(s["seconds"])) for s in manifest.get("stages") or ())
     return ReportData(
         title=title or manifest.get("title") or "Model inversion audit",
         metrics=read_mapping(run, "metrics.json"),
         samples=read_table(run, "samples.parquet", REQUIRED),
+        by_set=by_set if len(by_set) > 1 else {},
         split=manifest.get("split") or _split(inputs),
         facts=_facts(manifest, stages),
         embedding=str(manifest.get("embedding") or ""),

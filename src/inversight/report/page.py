@@ -28,6 +28,10 @@ _PIXEL_ART = 64
 """Width in pixels up to which pictures are enlarged without smoothing, to show what is there."""
 
 
+_SET_MEASURES = ("ddcs_best", "covered", "coverage", "accuracy_top1")
+"""Measures by which sets of reconstructions are put side by side."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A row of the measures' table, in words."""
@@ -41,6 +45,15 @@ class Metric:
     reason: str
     features: str
     extra: str
+
+
+@dataclass(frozen=True)
+class SetRow:
+    """One set of reconstructions. images: private images it came nearest to; values: in words."""
+
+    name: str
+    images: str
+    values: list[str]
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,8 @@ def render(data: ReportData) -> str:
         data=data,
         verdict=verdict(data),
         metrics=[_metric(key, found) for key, found in _ordered(data.metrics)],
+        set_measures=[words.metric(key).name for key in _SET_MEASURES],
+        sets=_sets(data),
         columns=_columns(shown),
         rows=_rows(shown),
         images=len(samples),
@@ -141,6 +156,23 @@ def _metric(key: str, found: Mapping[str, Any]) -> Metric:
     )
 
 
+def _sets(data: ReportData) -> list[SetRow]:
+    """Each set beside the others, the one that came nearest most often first."""
+    owner = data.samples["nearest_set"] if "nearest_set" in data.samples else pd.Series(dtype=str)
+    counted = {name: int((owner == name).sum()) for name in data.by_set}
+    return [
+        SetRow(
+            name=name,
+            images=str(counted[name]),
+            values=[
+                words.number((data.by_set[name].get(key) or {}).get("value"))
+                for key in _SET_MEASURES
+            ],
+        )
+        for name in sorted(counted, key=lambda n: (-counted[n], n))
+    ]
+
+
 def _columns(samples: pd.DataFrame) -> list[Column]:
     columns = [Column("", "#", True, "ascending", False)]
     for key in _column_order(samples):
@@ -154,7 +186,10 @@ def _columns(samples: pd.DataFrame) -> list[Column]:
 
 def _column_order(samples: pd.DataFrame) -> list[str]:
     known = [key for key in words.COLUMNS if key in samples.columns]
-    return known + [str(key) for key in samples.columns if key not in known]
+    order = known + [str(key) for key in samples.columns if key not in known]
+    # One set of reconstructions needs no column that names it in every row.
+    one_set = "nearest_set" in order and samples["nearest_set"].nunique() < 2
+    return [key for key in order if not (one_set and key == "nearest_set")]
 
 
 def _rows(samples: pd.DataFrame) -> list[list[Cell]]:

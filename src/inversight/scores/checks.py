@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -37,7 +38,7 @@ def as_features(given: FeaturesLike, role: str) -> Features:
             f"{role} values: expected numbers of shape (N, ...), found shape "
             f"{tuple(values.shape)} and type {values.dtype}"
         )
-    values = values.float().reshape(len(values), -1)
+    values = values.float().reshape(len(values), math.prod(values.shape[1:]))
     width = len(str(max(0, len(values) - 1)))
     if labels.is_floating_point():
         raise InputError(f"{role} labels: expected integers, found {labels.dtype}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -178,7 +179,7 @@ class DDCS:
             array = array.float()
             if array.ndim == 0 or not bool(array.isfinite().all()):
                 raise InputError(f"{role}: expected finite features of shape (N, ...)")
-            return array.reshape(len(array), -1)
+            return array.reshape(len(array), math.prod(array.shape[1:]))
         if array.ndim != 4 or array.shape[1] not in (1, 3):
             raise InputError(
                 f"{role}: expected images (N, 1 or 3, H, W), found shape {tuple(array.shape)}"

@@ -1,0 +1,156 @@
+"""Memory and time of scoring as the number of images grows, and what LPIPS would take.
+
+uv run python benchmarks/scoring_memory.py                 up to 100,000 + 100,000 in 1,000 classes
+uv run python benchmarks/scoring_memory.py --small         up to 4,000 + 4,000
+uv run python benchmarks/scoring_memory.py --plot FILE     draw it
+
+Every row is a process of its own that scores 32 x 32 colour images, half of them private, a hundred
+of each side a class, under --memory 2 GiB; peak is the process's largest resident memory, most of it
+PyTorch itself and the images. LPIPS (VGG16 at 256 x 256) is timed on one class and projected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import finish, parser
+from inversight.data import ImageSet
+from inversight.embeddings import PooledEmbedding
+from inversight.embeddings.lpips import Lpips, random_backbone
+from inversight.embeddings.pixel import Pixel
+from inversight.evaluation import evaluate
+from inversight.networks import build_classifier
+from inversight.seeding import generator
+from inversight.target import target_of
+
+MEMORY = 2 << 30
+A_CLASS = 100
+
+
+def images(n: int, seed: int, size: int = 32) -> ImageSet:
+    """n random images in classes of a hundred."""
+    labels = torch.arange(n) // A_CLASS
+    classes = tuple(f"{c:05d}" for c in range(int(labels[-1]) + 1))
+    pixels = torch.randint(0, 256, (n, 3, size, size), generator=generator(seed), dtype=torch.uint8)
+    ids = tuple(f"{classes[y]}/{i:06d}.png" for i, y in enumerate(labels.tolist()))
+    return ImageSet(pixels, labels, ids, classes, ids)
+
+
+def one(kind: str, n: int) -> dict[str, Any]:
+    """Score n private images against n reconstructions; this process's time and peak."""
+    private, made = images(n, 0), images(n, 1)
+    saved = build_classifier(
+        "resnet", classes=("a", "b"), image_shape=(3, 32, 32), width=16, mean=[0.5] * 3,
+        std=[0.25] * 3, rng=generator(2),
+    )  # fmt: skip
+    pooled = PooledEmbedding("classifier", target_of(saved, "untrained"))
+    distance: Any = {
+        "pixel": Pixel((32, 32)),
+        "classifier": pooled,
+        "lpips-vgg": None,
+    }[kind]
+    if kind == "lpips-vgg":
+        distance = Lpips("vgg", backbone=random_backbone("vgg", generator(3)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    evaluate(
+        private, {"made": made}, distance=distance, features=pooled, evaluator=None, holdout=None,
+        memory=MEMORY, seed=0,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "distance": kind,
+        "images": 2 * n,
+        "classes": len(private.classes),
+        "seconds": seconds,
+        "ms an image": 1000 * seconds / (2 * n),
+        "before (GiB)": before / 2**20,
+        "peak (GiB)": peak / 2**20,
+        "note": "",
+    }
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for kind in ("pixel", "classifier", "lpips-vgg"):
+        mine = [r for r in rows if r["distance"] == kind]
+        x = [r["images"] for r in mine]
+        style = "o--" if kind == "lpips-vgg" else "o-"
+        left.plot(x, [r["seconds"] for r in mine], style, label=kind)
+        measured = [r for r in mine if r["peak (GiB)"] is not None]
+        right.plot(
+            [r["images"] for r in measured], [r["peak (GiB)"] for r in measured], style, label=kind
+        )
+    for axis in (left, right):
+        axis.set_xscale("log")
+        axis.set_xlabel("images, private and reconstructions together")
+        axis.spines[["top", "right"]].set_visible(False)
+    left.set_yscale("log")
+    left.set_ylabel("seconds")
+    left.set_title("time (dashed: LPIPS, projected from one class)", fontsize=10)
+    right.set_ylabel("GiB")
+    right.set_ylim(bottom=0)
+    right.set_title("peak memory of the process", fontsize=10)
+    left.legend(frameon=False)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    made = parser(__doc__ or "")
+    made.add_argument("--plot", type=Path, help="draw the growth to this file")
+    made.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = made.parse_args()
+    if options.one:
+        print(json.dumps(one(options.one[0], int(options.one[1]))))
+        return
+    sizes = (1000, 4000) if options.small else (1000, 10_000, 100_000)
+    rows = []
+    for kind, n in [(k, n) for k in ("pixel", "classifier") for n in sizes] + [("lpips-vgg", 100)]:
+        if kind == "lpips-vgg" and options.small:
+            n = 10
+        found = subprocess.run(
+            [sys.executable, __file__, "--one", kind, str(n)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        rows.append(json.loads(found.stdout.splitlines()[-1]))
+        print(rows[-1], file=sys.stderr, flush=True)
+    last = rows[-1]
+    for n in sizes:
+        rows.append(
+            {
+                **last,
+                "images": 2 * n,
+                "classes": n // A_CLASS,
+                "seconds": last["ms an image"] * 2 * n / 1000,
+                "peak (GiB)": None,
+                "note": "projected",
+            }
+        )
+    largest = {r["distance"]: r for r in rows if r["peak (GiB)"] is not None}
+    figures = {
+        **{f"{kind}_peak_gib": row["peak (GiB)"] for kind, row in largest.items()},
+        **{f"{kind}_ms_an_image": row["ms an image"] for kind, row in largest.items()},
+        "lpips_hours_at_the_largest": rows[-1]["seconds"] / 3600,
+    }
+    if options.plot:
+        draw(rows, options.plot)
+    finish("scoring as the number of images grows, --memory 2 GiB", figures, rows, options)
+
+
+if __name__ == "__main__":
+    main()
