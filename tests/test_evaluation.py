@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from inversight import evaluation
 from inversight.data import ImageSet
 from inversight.embeddings.pixel import Pixel
 from inversight.errors import DataError
@@ -223,3 +224,46 @@ def test_features_that_do_not_fit_the_memory_give_a_reason() -> None:
         assert "more than --memory" in str(found.metrics[key]["reason"])
     whole = score(PRIVATE, MADE)
     assert_same({"d": found.metrics["ddcs_best"]}, {"d": whole.metrics["ddcs_best"]})
+
+
+class Stop(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@dataclass
+class Tiring:
+    """Pixels, until so many calls were made."""
+
+    left: int
+    name: str = "pixel"
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+        return Pixel((8, 8))(images)
+
+
+@pytest.mark.parametrize("calls", [1, 5, 9, 12])
+def test_a_stopped_scoring_goes_on_with_the_classes_that_are_left(
+    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_CHECKPOINT_SECONDS", -1.0)
+    whole = score(PRIVATE, SETS, holdout=HOLDOUT)
+
+    def attempt(embedding: Tiring) -> Evaluation:
+        return evaluate(
+            PRIVATE, SETS, distance=embedding, features=HalfMeans(), evaluator=None,
+            holdout=HOLDOUT, memory=2**30, seed=0, checkpoint=tmp_path,
+        )  # fmt: skip
+
+    with pytest.raises(Stop):
+        attempt(Tiring(calls))
+    rested = Tiring(1000)
+    found = attempt(rested)
+    # Three calls a class (the width, both sides) and five classes with reconstructions in both sets.
+    assert 1000 - rested.left == 15 - 3 * (calls // 3)
+    assert found.metrics == whole.metrics
+    pd.testing.assert_frame_equal(found.samples, whole.samples)
+    pd.testing.assert_frame_equal(found.holdout, whole.holdout)
+    assert not list(tmp_path.iterdir())

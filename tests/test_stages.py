@@ -144,6 +144,40 @@ def test_scoring_a_runs_folders_gives_the_runs_tables(
     }  # fmt: skip
 
 
+def test_a_scoring_goes_on(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    score = [
+        "score",
+        "--private",
+        "private",
+        "--reconstructions",
+        "holdout",
+        "--embedding",
+        "pixel",
+    ]
+    assert run(capsys, *score, "--out", "scored")[0] == 0
+    tables = {f: (Path("scored") / f).read_bytes() for f in ("metrics.json", "samples.parquet")}
+    # As a kill in the middle would have left it.
+    shutil.rmtree("scored/stages/scores")
+    for name in tables:
+        (Path("scored") / name).unlink()
+    manifest = json.loads(Path("scored/run.json").read_text())
+    Path("scored/run.json").write_text(json.dumps({**manifest, "finished": False, "stages": []}))
+    code, _, err = run(capsys, "score", "--resume", "scored")
+    assert code == 0, err
+    assert {f: (Path("scored") / f).read_bytes() for f in tables} == tables
+    for options, message in (
+        (["--resume", "target"], "not a run folder"),
+        (["--resume", "scored", "--private", "private"], "leave the others out"),
+        (["--out", "x"], "--reconstructions is missing"),
+        (["--reconstructions", "holdout"], "--out is missing"),
+    ):
+        code, _, err = run(capsys, "score", *options)
+        assert code == 2 and message in err
+    next(Path("holdout/ann").iterdir()).unlink()
+    code, _, err = run(capsys, "score", "--resume", "scored")
+    assert code == 2 and "have changed" in err
+
+
 def test_runs_that_cannot_be_added_to(
     made: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -717,6 +717,7 @@ class _Execution:
                 memory=self.settings.memory,
                 seed=self.settings.seed,
                 pairs=self.settings.pairs,
+                checkpoint=folder,
                 device=self.plan.device,
                 progress=self.reporter.stage("scores"),
             )

@@ -331,10 +331,10 @@ def attack(
 @app.command()
 def score(
     reconstructions: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(help="Folder of reconstructions, one subfolder a class; repeatable."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     private: Annotated[Path | None, typer.Option(help="Folder of private images.")] = None,
     reuse: Annotated[
         Path | None,
@@ -356,10 +356,23 @@ def score(
     memory: Annotated[int, typer.Option(help="Bytes that features may take.")] = 2 << 30,
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    resume: Annotated[Path | None, typer.Option(help="Go on with this stopped scoring.")] = None,
 ) -> None:
     """Score any folders of reconstructions, whoever made them."""
-    from inversight.score_folders import Against, score_folders
+    from inversight.score_folders import Against, resume_scoring, score_folders
 
+    if resume is not None:
+        if reconstructions or out or private or reuse:
+            raise ConfigError("--resume RUN takes everything from the run; leave the others out")
+        terminal = Terminal()
+        how = f"inversight score --resume {resume}"
+        with _Interruptible(resume, how), terminal.live():
+            result = resume_scoring(resume, device=device, reporter=terminal)
+        _print_result(result)
+        return
+    if not reconstructions or out is None:
+        missing = "--out" if reconstructions else "--reconstructions"
+        raise ConfigError(f"{missing} is missing; see inversight score --help")
     named = dict(
         private=private, holdout=holdout, embedding=embedding, features=features, public=public,
         evaluator=evaluator, classes=classes, network=network, size=size, pairs=pairs,
@@ -386,7 +399,7 @@ def score(
             trust=trust_target, pairs=_pairs(pairs),
         )  # fmt: skip
     terminal = Terminal()
-    with terminal.live():
+    with _Interruptible(out, f"inversight score --resume {out}"), terminal.live():
         result = score_folders(
             against, reconstructions, out=out, reuse=reuse, memory=memory, seed=seed,
             device=device, reporter=terminal,

@@ -118,7 +118,7 @@ def estimate(
     pixels = shape[0] * shape[1] * shape[2]
     images_bytes = private.images.numel() + public.images.numel()
     floats = 4 * pixels * max(len(private), len(public))
-    blocks = 4 * embedded * _feature_width(settings, shape)
+    blocks = min(settings.memory, 4 * embedded * _feature_width(settings, shape))
     resident = psutil.Process().memory_info().rss
     return Estimate(
         seconds=seconds,

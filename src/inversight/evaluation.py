@@ -6,12 +6,15 @@ is small and kept, so that more sets can be added later at the price of the new 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inversight.data import ImageSet
@@ -38,6 +41,8 @@ from inversight.scores.bootstrap import interval_of_means
 from inversight.seeding import generator
 from inversight.target import Target
 from inversight.weights import load_weights
+
+_CHECKPOINT_SECONDS = 30.0
 
 PairMeasure = Literal["psnr", "ssim", "dists"]
 PAIR_MEASURES: tuple[PairMeasure, ...] = ("psnr", "ssim", "dists")
@@ -133,6 +138,7 @@ def evaluate(
     seed: int,
     pairs: Sequence[PairMeasure] = ("psnr",),
     earlier: tuple[Subjects, tuple[ScoredSet, ...]] | None = None,
+    checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Evaluation:
@@ -140,6 +146,7 @@ def evaluate(
 
     All sets share the private images' class order. ``earlier`` are the subjects and sets of another
     evaluation against the same private images with the same embeddings, which count as well.
+    ``checkpoint`` is a folder in which distances are kept from time to time and found again.
 
     Raises:
         DataError: a reconstruction of a class that private does not have.
@@ -158,12 +165,18 @@ def evaluate(
     ours = _Ours(private, holdout)
     work = Workspace(device)
     scored = list(earlier[1]) if earlier is not None else []
-    for name, made in reconstructions.items():
+    files = []
+    for number, (name, made) in enumerate(reconstructions.items()):
+        file = None if checkpoint is None else checkpoint / f"distances-{number}.safetensors"
         one = _score_set(
-            name, _by_id(made), ours, subjects, distance, features, judge,
-            memory=memory, pairs=pairs, device=device, work=work, progress=progress,
+            name, _by_id(made), ours, subjects, distance, features, judge, memory=memory,
+            pairs=pairs, checkpoint=file, device=device, work=work, progress=progress,
         )  # fmt: skip
         scored.append(one)
+        files.append(file)
+    for file in files:
+        if file is not None:
+            file.unlink(missing_ok=True)
     return summarise(subjects, tuple(scored), features_name=features.name, memory=memory, seed=seed)
 
 
@@ -316,6 +329,7 @@ def _score_set(
     *,
     memory: int,
     pairs: Sequence[PairMeasure],
+    checkpoint: Path | None,
     device: torch.device | str,
     work: Workspace,
     progress: Progress,
@@ -325,8 +339,18 @@ def _score_set(
     held = torch.full((len(ours.names) - private,), float("inf"), dtype=torch.float64)
     classes = made.labels.unique().tolist()
     total = len(made) + int(torch.isin(ours.labels, made.labels).sum())
-    done = 0
+    done, compared = 0, torch.empty(0, dtype=torch.int64)
+    if checkpoint is not None and checkpoint.is_file():
+        state = load_file(checkpoint)
+        assigner.restore(state)
+        held, compared = state["held"], state["compared"]
+        done = int(
+            torch.isin(ours.labels, compared).sum() + torch.isin(made.labels, compared).sum()
+        )
+    saved = time.monotonic()
     for label in classes:
+        if bool((compared == label).any()):
+            continue
         rows, columns = ours.rows(label), (made.labels == label).nonzero().squeeze(1)
 
         def seen(images: int) -> None:
@@ -348,6 +372,14 @@ def _score_set(
                 assigner.see(at[mine], columns[tile.right], tile.distances[mine])
             theirs = at[~mine] - private
             held[theirs] = torch.minimum(held[theirs], tile.distances[~mine].amin(1))
+        compared = torch.cat([compared, torch.tensor([label])])
+        if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            # Whole classes only, so that what goes on is what would have been.
+            state = {**assigner.state(), "held": held, "compared": compared}
+            partial = checkpoint.with_name(f".{checkpoint.name}.partial")
+            save_file({k: v.contiguous() for k, v in state.items()}, partial)
+            partial.replace(checkpoint)
+            saved = time.monotonic()
     assignment = assigner.result()
     judged = (None, None) if judge is None else _judged(judge, made, device)
     return ScoredSet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,24 +71,35 @@ class Against:
                 "reuse a run on folders"
             )
 
-        def path(value: Any) -> Path | None:
-            return None if value is None else Path(value)
-
         trained = {name: run / "stages" / name for name in ("public-network", "evaluator")}
         network = trained["public-network"]
         evaluator = given.get("evaluator")
         if evaluator is None and trained["evaluator"].is_dir():
             evaluator = str(trained["evaluator"])
+        known = {**given, "trust": given.get("trust", given.get("trust_target", False))}
+        known["evaluator"] = evaluator
+        if network.is_dir():
+            known["network"] = str(network)
+        return cls.from_json(known)
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Against:
+        """From what :meth:`as_json` gave; other names in it are not read."""
+
+        def path(name: str) -> Path | None:
+            return None if given.get(name) is None else Path(given[name])
+
         return cls(
             private=Path(given["private"]),
             embedding=given["embedding"],
             features=given["features"],
-            holdout=path(given.get("holdout")),
-            network=network if network.is_dir() else path(given.get("network")),
-            evaluator=evaluator,
-            classes=path(given.get("classes")),
+            holdout=path("holdout"),
+            public=path("public"),
+            network=path("network"),
+            evaluator=given.get("evaluator"),
+            classes=path("classes"),
             size=given.get("size"),
-            trust=bool(given.get("trust", given.get("trust_target", False))),
+            trust=bool(given.get("trust", False)),
             pairs=tuple(given.get("pairs", ("psnr",))),
         )
 
@@ -103,17 +114,19 @@ def score_folders(
     seed: int,
     device: str,
     reporter: Reporter,
+    resume: bool = False,
 ) -> AuditResult:
     """Score folders of reconstructions against private images; writes a run folder without an attack.
 
     With ``reuse``, a run against the same images, its reconstructions count too, and only the new
-    ones are compared.
+    ones are compared. ``resume`` goes on with what an earlier call left in ``out``.
 
     Raises:
         InputError: wrong input; nothing has been written.
     """
     where = pick_device(device)
-    Run.check_new(out, needed_bytes=20_000_000)
+    if not resume:
+        Run.check_new(out, needed_bytes=20_000_000)
     size = against.size
     own = load_folder(
         against.private, role="--private", size=size, progress=reporter.stage("private")
@@ -159,55 +172,103 @@ def score_folders(
     parts: dict[str, Any] = {"size": own.size, "public_network": saved, "evaluator": judge}
     distance = named_embedding(against.embedding, use="distance", role="--embedding", **parts)
     vectors = named_embedding(against.features, use="features", role="--features", **parts)
-    found = evaluate(
-        own,
-        sets,
-        distance=distance,
-        features=vectors,
-        evaluator=judge,
-        holdout=held,
-        memory=memory,
-        seed=seed,
-        pairs=against.pairs,
-        earlier=earlier,
-        device=where,
-        progress=reporter.stage("scores"),
-    )
-    made_images = sum(len(s.ids) for s in found.sets)
-    run = Run.create(
-        out,
-        {
+    before = sum(len(s.ids) for s in earlier[1]) if earlier else 0
+    made_images = before + sum(len(s) for s in sets.values())
+    inputs = {
+        name: {"path": str(path), "images": len(s), "fingerprint": s.fingerprint()}
+        for name, path, s in (
+            ("private", against.private, own),
+            *((f"reconstructions {n}", n, s) for n, s in sets.items()),
+            ("holdout", against.holdout, held),
+        )
+        if s is not None
+    }
+    if resume:
+        began = read_manifest(out).get("inputs") or {}
+        if {k: v["fingerprint"] for k, v in began.items()} != {
+            k: v["fingerprint"] for k, v in inputs.items()
+        }:
+            raise RunError(
+                f"--resume {out}: the images have changed since the scoring began; start a new one"
+            )
+        run = Run.open(out)
+    else:
+        facts = {
             "seed": seed,
+            "memory": memory,
             "embedding": against.embedding,
             "features": against.features,
             "images": "none",
             "title": "Scores of given reconstructions",
             "split": f"private: {len(own)} images; reconstructions: {made_images} images, given",
             "against": against.as_json(),
+            "reconstructions": [str(f.absolute()) for f in reconstructions],
             "reused": None if reuse is None else str(reuse.absolute()),
-            "inputs": {
-                name: {"path": str(path), "images": len(s), "fingerprint": s.fingerprint()}
-                for name, path, s in (
-                    ("private", against.private, own),
-                    *((f"reconstructions {n}", n, s) for n, s in sets.items()),
-                    ("holdout", against.holdout, held),
-                )
-                if s is not None
-            },
-        },
-    )
+            "inputs": inputs,
+        }
+        run = Run.create(out, facts)
+
+    def fill(folder: Path) -> None:
+        found = evaluate(
+            own,
+            sets,
+            distance=distance,
+            features=vectors,
+            evaluator=judge,
+            holdout=held,
+            memory=memory,
+            seed=seed,
+            pairs=against.pairs,
+            earlier=earlier,
+            checkpoint=folder,
+            device=where,
+            progress=reporter.stage("scores"),
+        )
+        write_evaluation(folder, found)
+
     try:
         if saved is not None:
             run.stage("public-network", lambda f: save_classifier(saved, f / FILE_NAME))
-        folder = run.stage("scores", lambda f: write_evaluation(f, found))
+        folder = run.stage("scores", fill)
         for file in FILES:
             if (folder / file).is_file():
                 run.publish(folder / file, file)
-        write_text(out / "report.html", render(load_report_data(out)))
+        data = load_report_data(out)
+        write_text(out / "report.html", render(data))
         run.record(finished=True)
     finally:
         run.close()
-    return AuditResult(out, found.metrics, found.samples, ())
+    metrics = {key: dict(value) for key, value in data.metrics.items()}
+    return AuditResult(out, metrics, data.samples, ())
+
+
+def resume_scoring(out: Path, *, device: str, reporter: Reporter) -> AuditResult:
+    """Go on with a scoring that was stopped; it ends with the tables it would have had.
+
+    Raises:
+        RunError: not a scoring, or its images have changed.
+    """
+    manifest = read_manifest(out)
+    if "against" not in manifest:
+        raise RunError(
+            f"--resume {out}: is not a scoring; an audit goes on with inversight audit --resume {out}"
+        )
+    reused = manifest["reused"]
+    against = Against.from_json(manifest["against"])
+    trained = out / "stages" / "public-network"
+    if trained.is_dir():
+        against = replace(against, network=trained)
+    return score_folders(
+        against,
+        [Path(f) for f in manifest["reconstructions"]],
+        out=out,
+        reuse=None if reused is None else Path(reused),
+        memory=manifest["memory"],
+        seed=manifest["seed"],
+        device=device,
+        reporter=reporter,
+        resume=True,
+    )
 
 
 def _network(

@@ -6,7 +6,7 @@ reconstructions can be put together later, and their union scores as if it had b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,21 @@ class Assigner:
         row_ranks, column_ranks = self._ranks[0][rows], self._ranks[1][columns]
         self._nearest[0].see(rows, distances, columns, column_ranks)
         self._nearest[1].see(columns, distances.T, rows, row_ranks)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was seen so far, for a checkpoint."""
+        names = ("private", "reconstructions")
+        return {
+            f"{name}/{key}": value
+            for name, nearest in zip(names, self._nearest, strict=True)
+            for key, value in vars(nearest).items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave."""
+        for name, nearest in zip(("private", "reconstructions"), self._nearest, strict=True):
+            for key in vars(nearest):
+                setattr(nearest, key, state[f"{name}/{key}"])
 
     def result(self) -> Assignment:
         """What was seen so far."""
