@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
+from inversight.embeddings.fused import Row
 from inversight.imaging import fit
 from inversight.weights import load_weights
 
@@ -26,6 +27,9 @@ _EPSILON = 1e-10
 # Added under the root instead where second derivatives are needed: at a position whose channels are
 # all zero the root's own are infinite. Changes a distance by about 1e-8 of itself.
 _SMOOTH = 1e-8
+
+# Values of a map that are normalised together: 1 MiB.
+_STRIP = 1 << 18
 
 
 class Lpips:
@@ -83,7 +87,7 @@ class Lpips:
         blocks = []
         state = self._resized(images)
         for stage in range(self.stages):
-            f = _run(self._stages[stage], state)
+            f = self._stages[stage](state)
             state = f if stage + 1 == self.stages else self._entries[stage + 1](f)
             blocks.append((self._unit(f) * self._scale(stage, f)).flatten(1))
         return tuple(blocks)
@@ -94,31 +98,29 @@ class Lpips:
 
     def advance(self, stage: int, state: Tensor) -> tuple[Tensor | None, Tensor]:
         """A stage's input -> the next stage's input (None after the last) and this stage's maps."""
-        f = _run(self._stages[stage], state)
+        f = self._stages[stage](state)
         return (None if stage + 1 == self.stages else self._entries[stage + 1](f)), f
 
     def refer(self, stage: int, maps: Tensor, reference: Tensor) -> None:
         """One image's unit features, negative and without the layer's weights, to ``reference``."""
-        target = reference.view(1, maps.shape[2], maps.shape[3], maps.shape[1])
-        torch.mul(maps.permute(0, 2, 3, 1), self._inverse_length(maps).neg_(), out=target)
+        pixels = maps[0].permute(1, 2, 0).flatten(0, 1)
+        torch.mul(pixels, _inverse_length(pixels).neg_(), out=reference.view(pixels.shape))
 
     def write(self, stage: int, maps: Tensor, reference: Tensor, out: Tensor) -> None:
         """The block of ``maps`` (N, C, H, W) less the reference's, to ``out`` (N, D), pixel by pixel."""
-        _, channels, height, width = maps.shape
-        target = out.unflatten(1, (height, width, channels))
-        torch.addcmul(
-            reference.view(1, height, width, channels),
-            maps.permute(0, 2, 3, 1),
-            self._inverse_length(maps),
-            out=target,
-        )
-        target.mul_(self._scale(stage, maps).view(channels))
-
-    def _inverse_length(self, maps: Tensor) -> Tensor:
-        """One over each pixel's length over channels, (N, H, W, 1)."""
-        length = torch.linalg.vector_norm(maps.permute(0, 2, 3, 1), dim=3, keepdim=True)
-        inverse: Tensor = length.add_(_EPSILON).reciprocal_()
-        return inverse
+        n, channels, height, width = maps.shape
+        scale = self._scale(stage, maps).view(channels)
+        less = reference.view(height * width, channels)
+        step = max(1, _STRIP // channels)
+        for i in range(n):
+            pixels = maps[i].permute(1, 2, 0).reshape(height * width, channels)
+            target = out[i].view(height * width, channels)
+            # In strips that stay in the caches from one operation to the next.
+            for start in range(0, height * width, step):
+                part = slice(start, start + step)
+                inverse = _inverse_length(pixels[part])
+                torch.addcmul(less[part], pixels[part], inverse, out=target[part])
+                target[part].mul_(scale)
 
     def _resized(self, images: Tensor) -> Tensor:
         x = fit(images, size=(images.shape[2], images.shape[3]), channels=3)
@@ -142,15 +144,14 @@ class Lpips:
         return scale
 
 
-def _run(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """The layers; activations in place unless a derivative may be asked for."""
-    for layer in layers:
-        in_place = isinstance(layer, nn.ReLU) and not torch.is_grad_enabled()
-        x = F.relu_(x) if in_place else layer(x)
-    return x
+def _inverse_length(pixels: Tensor) -> Tensor:
+    """One over each pixel's length over channels, (P, C) -> (P, 1)."""
+    length = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
+    inverse: Tensor = length.add_(_EPSILON).reciprocal_()
+    return inverse
 
 
-def _staged(network: Any) -> tuple[list[nn.Sequential], list[nn.Sequential]]:
+def _staged(network: Any) -> tuple[list[Row], list[Row]]:
     """What leads into each stage, and the stage: pooling first shrinks what is kept between them."""
     slices = (
         list(network.slices)
@@ -160,8 +161,8 @@ def _staged(network: Any) -> tuple[list[nn.Sequential], list[nn.Sequential]]:
     entries, stages = [], []
     for layers in map(list, slices):
         pooled = 1 if isinstance(layers[0], nn.MaxPool2d) else 0
-        entries.append(nn.Sequential(*layers[:pooled]))
-        stages.append(nn.Sequential(*layers[pooled:]))
+        entries.append(Row(layers[:pooled]))
+        stages.append(Row(layers[pooled:]))
     return entries, stages
 
 
