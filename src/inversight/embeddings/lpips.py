@@ -28,9 +28,6 @@ _EPSILON = 1e-10
 # all zero the root's own are infinite. Changes a distance by about 1e-8 of itself.
 _SMOOTH = 1e-8
 
-# Values of a map that are normalised together: 1 MiB.
-_STRIP = 1 << 18
-
 
 class Lpips:
     """Blocks phi_l = sqrt(w_l / (H_l W_l)) f_l, flattened, f_l of unit length over channels.
@@ -109,18 +106,11 @@ class Lpips:
     def write(self, stage: int, maps: Tensor, reference: Tensor, out: Tensor) -> None:
         """The block of ``maps`` (N, C, H, W) less the reference's, to ``out`` (N, D), pixel by pixel."""
         n, channels, height, width = maps.shape
-        scale = self._scale(stage, maps).view(channels)
-        less = reference.view(height * width, channels)
-        step = max(1, _STRIP // channels)
-        for i in range(n):
-            pixels = maps[i].permute(1, 2, 0).reshape(height * width, channels)
-            target = out[i].view(height * width, channels)
-            # In strips that stay in the caches from one operation to the next.
-            for start in range(0, height * width, step):
-                part = slice(start, start + step)
-                inverse = _inverse_length(pixels[part])
-                torch.addcmul(less[part], pixels[part], inverse, out=target[part])
-                target[part].mul_(scale)
+        pixels = maps.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+        target = out.unflatten(1, (height * width, channels))
+        less = reference.view(1, height * width, channels)
+        torch.addcmul(less, pixels, _inverse_length(pixels), out=target)
+        target.mul_(self._scale(stage, maps).view(channels))
 
     def _resized(self, images: Tensor) -> Tensor:
         x = fit(images, size=(images.shape[2], images.shape[3]), channels=3)
@@ -145,8 +135,8 @@ class Lpips:
 
 
 def _inverse_length(pixels: Tensor) -> Tensor:
-    """One over each pixel's length over channels, (P, C) -> (P, 1)."""
-    length = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
+    """One over each pixel's length over channels, (..., C) -> (..., 1)."""
+    length = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True)
     inverse: Tensor = length.add_(_EPSILON).reciprocal_()
     return inverse
 

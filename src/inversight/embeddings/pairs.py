@@ -368,8 +368,8 @@ class _Staged:
             if new and inner.start == 0:
                 self.embedding.refer(stage, maps[:1], reference)
             self.embedding.write(stage, maps, reference, out[inner])
-            norms.append(_norms(out[inner]))  # while it is in the caches
-        return torch.cat(norms)
+            norms.append(_part_norms(out[inner]))  # while it is in the caches
+        return _whole_norms(torch.cat(norms))
 
 
 class _Room:
@@ -414,11 +414,22 @@ class _States:
 
 def _norms(rows: Tensor) -> Tensor:
     """Squared lengths (N,) float64 on the CPU of rows (N, D)."""
+    return _whole_norms(_part_norms(rows))
+
+
+def _part_norms(rows: Tensor) -> Tensor:
+    """Lengths (N, parts) of the parts of rows (N, D) that float32 can sum."""
     whole = rows.shape[1] // _CHUNK * _CHUNK
-    parts = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _CHUNK)), dim=2)
-    rest = torch.linalg.vector_norm(rows[:, whole:], dim=1)
-    norms: Tensor = parts.cpu().double().square().sum(1) + rest.cpu().double().square()
-    return norms
+    parts: Tensor = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _CHUNK)), dim=2)
+    if whole < rows.shape[1]:
+        rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
+        parts = torch.cat([parts, rest], dim=1)
+    return parts
+
+
+def _whole_norms(parts: Tensor) -> Tensor:
+    squares: Tensor = parts.cpu().double().square().sum(1)
+    return squares
 
 
 def _wide_distances(left: Tensor, left_norms: Tensor, right: Tensor, right_norms: Tensor) -> Tensor:
