@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -209,6 +210,12 @@ def _one_line(cls: type[Any], error: ValidationError, where: str) -> str:
     if first["type"] == "unexpected_keyword_argument":
         known = _names(cls, path[:-1])
         return f"{where}unknown setting {name}{nearest(path[-1], known)}"
+    if first["type"] == "literal_error":
+        choices = re.findall(r"'([^']+)'", first["ctx"]["expected"])
+        return (
+            f"{where}{name}: expected one of {', '.join(choices)}, found {first.get('input')!r}"
+            f"{nearest(str(first.get('input')), choices)}"
+        )
     message = first["msg"][0].lower() + first["msg"][1:]
     message = message.replace("input should be", "expected").replace("value error, ", "")
     return f"{where}{name}: {message}, found {first.get('input')!r}"
