@@ -189,6 +189,7 @@ def test_runs_that_cannot_be_added_to(
         (["--reuse", "nothing"], "not a run folder"),
         (["--reuse", "first", "--embedding", "pixel"], "leave it out"),
         ([], "--private is missing"),
+        (["--private", "private", "--memory", "1000", *pixel], "at least 16777216"),
     ):
         code, _, err = run(capsys, *score, "second", *options)
         assert code == 2 and message in err and err.count("\n") == 1

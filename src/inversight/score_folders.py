@@ -21,6 +21,9 @@ from inversight.scored import FILES, read_scored, write_evaluation
 from inversight.stages import public_network
 from inversight.target import absolute_spec, load_target
 
+LEAST_MEMORY = 16 << 20
+"""Bytes below which not even a few images of small features fit."""
+
 
 @dataclass(frozen=True)
 class Against:
@@ -125,6 +128,8 @@ def score_folders(
         InputError: wrong input; nothing has been written.
     """
     where = pick_device(device)
+    if memory < LEAST_MEMORY:
+        raise ConfigError(f"--memory {memory}: expected bytes, at least {LEAST_MEMORY} (16 MiB)")
     if not resume:
         Run.check_new(out, needed_bytes=20_000_000)
     size = against.size

@@ -67,3 +67,9 @@ def test_a_first_relu_does_not_write_over_what_it_was_given() -> None:
     with torch.no_grad():
         assert Row([nn.ReLU()])(x).tolist() == [[[[0.0, 2.0]]]]
     assert x.tolist() == [[[[-1.0, 2.0]]]]
+
+
+def test_autocast_is_respected() -> None:
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert Row(layers())(x).dtype == torch.bfloat16

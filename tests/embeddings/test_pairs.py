@@ -216,3 +216,10 @@ def test_settings_of_the_caller_come_back() -> None:
     with pairs.exact_products():
         assert not torch.backends.cudnn.allow_tf32 and not torch.is_grad_enabled()
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_autocast_of_the_caller_does_not_cost_precision() -> None:
+    left, right = noise(2), noise(3, seed=1)
+    expected = all_pairs(small(), left, right)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(all_pairs(small(), left, right), expected)

@@ -41,7 +41,8 @@ class Row:
 
     def _fused(self, i: int, layer: nn.Conv2d, x: Tensor) -> Tensor | None:
         """Convolution and ReLU in one call, or None where that cannot be had."""
-        if x.device.type != "cpu" or x.dtype != torch.float32:
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if not plain or torch.is_autocast_enabled("cpu"):
             return None
         if i not in self._packed:
             self._packed[i] = _pack(layer, x)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -124,11 +124,18 @@ def image_pairs(
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Full float32 in convolutions and products: TF32, a default on GPUs, keeps ten bits only."""
+    """Full float32 in convolutions and products, without derivatives.
+
+    TF32, a default on GPUs, keeps ten bits only, and the caller may be under autocast.
+    """
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     convolution, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.no_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for device in devices:
+                stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = convolution
