@@ -93,3 +93,13 @@ def test_stretching_leaves_means_and_repairs_the_spread() -> None:
     assert found[2:].var(unbiased=False) == pytest.approx(float(values[2:].var()))
     single = bootstrap._stretched(values[:1], torch.tensor([1]))
     assert single.tolist() == [[1.0]]
+
+
+def test_intervals_of_shares_stay_shares() -> None:
+    sizes = torch.tensor([5] * 4)
+    for hits in (1, 19):
+        values = torch.zeros(20, 1, dtype=torch.float64)
+        values[:hits] = 1.0
+        [(low, high)] = interval_of_means(values, sizes, resamples=500, rng=rng(hits))
+        assert low is not None and high is not None
+        assert 0.0 <= low < high <= 1.0

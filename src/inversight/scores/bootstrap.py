@@ -30,6 +30,7 @@ def interval_of_means(
         raise ConfigError(f"bootstrap: expected 0 or more resamples, found {resamples}")
     if resamples == 0 or int(sizes.max()) < 2:
         return [(None, None)] * values.shape[1]
+    lowest, highest = _extremes(values.double(), sizes)
     values = _stretched(values.double(), sizes)
     start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     size = sizes.repeat_interleave(sizes)
@@ -42,8 +43,22 @@ def interval_of_means(
         drawn = values.index_select(0, index.flatten()).view(*shape, values.shape[1])
         means.append(drawn.mean(1))
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.cat(means).quantile(levels, dim=0).tolist()
+    # Stretched deviations can leave the range that means have, as of shares.
+    bounds = torch.cat(means).quantile(levels, dim=0).clamp(lowest, highest)
+    low, high = bounds.tolist()
     return list(zip(low, high, strict=True))
+
+
+def _extremes(values: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest mean (S,) that drawing from each class's values can give."""
+    owner = torch.arange(len(sizes)).repeat_interleave(sizes)[:, None].expand_as(values)
+    weight = sizes[:, None].double() / len(values)
+    found = []
+    for how in ("amin", "amax"):
+        start = values.new_zeros(len(sizes), values.shape[1])
+        most = start.scatter_reduce(0, owner, values, how, include_self=False)
+        found.append((most * weight).sum(0))
+    return found[0], found[1]
 
 
 def _stretched(values: Tensor, sizes: Tensor) -> Tensor:
