@@ -84,7 +84,7 @@ def test_a_prior_of_ones_own_has_its_own_settings() -> None:
         ({**REAL, "seed": -1}, ("seed", "-1")),
         ({**REAL, "privat": "p"}, ("unknown setting privat", "did you mean private?")),
         ({**REAL, "adaptation": {"stps": 1}}, ("adaptation.stps", "did you mean steps?")),
-        ({**REAL, "images": "sharp"}, ("images", "'none', 'blurred' or 'full'")),
+        ({**REAL, "images": "blured"}, ("images", "none, blurred, full", "did you mean blurred?")),
     ],
 )
 def test_refusals_are_one_line(given: dict[str, Any], parts: tuple[str, ...]) -> None:
