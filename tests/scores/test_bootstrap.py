@@ -81,8 +81,9 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
         [(low, high)] = interval_of_means(sample, sizes, resamples=300, rng=rng(trial))
         assert low is not None and high is not None
         hits += low <= float(means.mean()) + 0.5 <= high
-    # 95 % of 400 have a standard error of 1.1 %; skew and few images cost up to 3 %.
-    assert 0.90 <= hits / trials <= 0.985
+    # 95 % of 400 have a standard error of 1.1 %; skew and few images cost up to 5 %;
+    # not stretched, two images a class held it in 80 to 82 %.
+    assert 0.88 <= hits / trials <= 0.985
 
 
 def test_stretching_leaves_means_and_repairs_the_spread() -> None:
