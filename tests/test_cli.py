@@ -180,6 +180,7 @@ def test_missing_perceptual_weights_say_how_to_get_them(
     out = tmp_path / "run"
     parts = ("lpips-vgg", "vgg16-397923af.pth", "inversight weights import", "public or pixel")
     refused(capsys, ["audit", "--private", private, "--public", public, "--out", out], *parts)
+    refused(capsys, ["audit", "--pairs", "dists", "--out", out], parts[1], parts[2])
     refused(
         capsys,
         ["score", "--private", private, "--reconstructions", public, "--out", out],

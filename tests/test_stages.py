@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 
 from inversight.attacks import load_latents
 from inversight.cli import main
+from inversight.data import ImageSet
 from inversight.priors import StylePrior
+from inversight.score_folders import _named_sets
 from tests.examples import OwnNetwork
 from tests.test_audit import make
 from tests.test_evaluation import assert_same
@@ -196,7 +198,26 @@ def test_runs_that_cannot_be_added_to(
     next(Path("private/ann").iterdir()).unlink()
     code, _, err = run(capsys, *score, "second", "--reuse", "first")
     assert code == 2 and "not the ones it was scored against" in err
+    shutil.rmtree("private")
+    make(Path.cwd() / "again", False)
+    shutil.copytree("again/private", "private")
+    code, _, err = run(
+        capsys, *score, "held", "--private", "private", "--holdout", "again/holdout", *pixel
+    )
+    assert code == 0, err
+    next(Path("again/holdout/ann").iterdir()).unlink()
+    code, _, err = run(capsys, *score, "second", "--reuse", "held")
+    assert code == 2 and "holdout images are not the ones" in err
     assert not Path("second").exists()
+
+
+def test_set_names_never_meet() -> None:
+    one = ImageSet(
+        torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("c/0",), ("c",), ("h",)
+    )
+    assert list(_named_sets([Path("a")], [one], ["3-a", "a"])) == ["4-a"]
+    assert list(_named_sets([Path("x/a"), Path("y/a")], [one, one], [])) == ["1-a", "2-a"]
+    assert list(_named_sets([Path("b")], [one], ["a"])) == ["b"]
 
 
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

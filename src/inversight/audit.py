@@ -40,7 +40,7 @@ from inversight.embeddings import Embedding, check_name, named_embedding
 from inversight.embeddings.named import Use
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.estimate import Estimate, estimate
-from inversight.evaluation import evaluate
+from inversight.evaluation import check_pairs, evaluate
 from inversight.gate import Gate
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.priors import Prior, StylePrior, train_prior
@@ -349,6 +349,7 @@ class Plan:
             check_name(name, role=role)
         if settings.fail_on is not None:
             Gate.parse(settings.fail_on)
+        check_pairs(settings.pairs)
         for name, role in roles:
             unused = role == "--guidance-embedding" and settings.arm != "natural-gradient"
             if name not in ("public", "evaluator") and not unused:

@@ -29,6 +29,7 @@ from inversight.scores import (
     accuracy,
     ddcs_of,
     dists,
+    dists_network,
     frechet_distance,
     kernel_distance,
     knn_distance,
@@ -252,6 +253,16 @@ def join(sets: Sequence[ScoredSet]) -> ScoredSet:
     )
 
 
+def check_pairs(wanted: Sequence[PairMeasure]) -> None:
+    """Find out before anything long whether the pair measures can be had.
+
+    Raises:
+        WeightsError: the published weights that one needs are missing.
+    """
+    if "dists" in wanted:
+        load_weights("vgg16")
+
+
 def check_classes(private: ImageSet, reconstructions: ImageSet) -> None:
     """Refuse reconstructions of classes without private images.
 
@@ -405,15 +416,15 @@ def _pairs(
         m: torch.full((len(private),), float("nan"), dtype=torch.float64) for m in wanted
     }
     rows = (assignment.nearest_row >= 0).nonzero().squeeze(1)
-    backbone = load_weights("vgg16") if "dists" in wanted else {}
+    network = dists_network(load_weights("vgg16")) if "dists" in wanted else None
     for part in rows.split(64):
         a = private.select(part).floats()
         b = made.select(assignment.nearest_row[part]).floats(
             size=private.size, channels=private.channels
         )
         for measure in wanted:
-            if measure == "dists":
-                value = dists(a, b, backbone=backbone)
+            if network is not None and measure == "dists":
+                value = dists(a, b, network=network)
             else:
                 value = psnr(a, b) if measure == "psnr" else ssim(a, b)
             found[measure][part] = value

@@ -13,7 +13,14 @@ from inversight.data import ImageSet, check_known_classes, load_folder
 from inversight.device import pick_device
 from inversight.embeddings import named_embedding
 from inversight.errors import ConfigError, InputError, RunError
-from inversight.evaluation import PairMeasure, ScoredSet, Subjects, check_classes, evaluate
+from inversight.evaluation import (
+    PairMeasure,
+    ScoredSet,
+    Subjects,
+    check_classes,
+    check_pairs,
+    evaluate,
+)
 from inversight.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.report import load_report_data, render
 from inversight.run import Run, read_manifest, write_text
@@ -130,13 +137,17 @@ def score_folders(
     where = pick_device(device)
     if memory < LEAST_MEMORY:
         raise ConfigError(f"--memory {memory}: expected bytes, at least {LEAST_MEMORY} (16 MiB)")
+    check_pairs(against.pairs)
     if not resume:
         Run.check_new(out, needed_bytes=20_000_000)
     size = against.size
     own = load_folder(
         against.private, role="--private", size=size, progress=reporter.stage("private")
     )
-    earlier = _earlier(reuse, own) if reuse is not None else None
+    earlier = None
+    if reuse is not None:
+        _check_same(reuse, "private", own)
+        earlier = read_scored(reuse / "stages" / "scores")
     sets = _named_sets(
         reconstructions,
         [
@@ -153,6 +164,8 @@ def score_folders(
             against.holdout, role="--holdout", size=size or own.size, channels=own.channels
         )
         check_known_classes(held, own.classes, f"--holdout {against.holdout}")
+    if reuse is not None:
+        _check_same(reuse, "holdout", held)
     judge = None
     order = own.classes
     if against.evaluator is not None:
@@ -304,9 +317,10 @@ def _named_sets(
 ) -> dict[str, ImageSet]:
     """Sets by their folders' names; ids begin with them where there is more than one set."""
     names = [f.absolute().name for f in folders]
-    if len(set(names)) < len(names) or set(names) & set(taken):
-        start = len(taken) + 1
-        names = [f"{start + i}-{name}" for i, name in enumerate(names)]
+    plain, start = names, len(taken)
+    while len(set(names)) < len(names) or set(names) & set(taken):
+        start += 1
+        names = [f"{start + i}-{name}" for i, name in enumerate(plain)]
     if len(sets) + len(taken) == 1:
         return {names[0]: sets[0]}
     return {
@@ -315,14 +329,13 @@ def _named_sets(
     }
 
 
-def _earlier(run: Path, own: ImageSet) -> tuple[Subjects, tuple[ScoredSet, ...]]:
-    before = (read_manifest(run).get("inputs") or {}).get("private", {}).get("fingerprint")
-    if before != own.fingerprint():
+def _check_same(run: Path, role: str, images: ImageSet | None) -> None:
+    before = (read_manifest(run).get("inputs") or {}).get(role, {}).get("fingerprint")
+    if before != (None if images is None else images.fingerprint()):
         raise RunError(
-            f"--reuse {run}: the private images are not the ones it was scored against; score all "
+            f"--reuse {run}: the {role} images are not the ones it was scored against; score all "
             "folders together instead"
         )
-    return read_scored(run / "stages" / "scores")
 
 
 def _check_names(

@@ -59,6 +59,21 @@ class Workspace:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._flat = torch.empty(0, device=self.device)
+        self._known: list[tuple[Embedding, torch.Size, tuple[Sequence[int], ...]]] = []
+
+    def sizes(
+        self,
+        embedding: Embedding,
+        shape: torch.Size,
+        measure: Callable[[], tuple[Sequence[int], ...]],
+    ) -> tuple[Sequence[int], ...]:
+        """What ``measure`` found for images of this shape, which is the same for every class."""
+        for known, of, found in self._known:
+            if known is embedding and of == shape:
+                return found
+        found = measure()
+        self._known.append((embedding, shape, found))
+        return found
 
     def reserve(self, values: int) -> Tensor:
         """At least so many float32 values, uninitialised; earlier reservations are overwritten."""
@@ -188,7 +203,11 @@ class _Whole:
     def tiles(
         self, left: _Side, right: _Side, seen: Callable[[int], None]
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        width = self._features(left, slice(0, 1)).shape[1]
+        ((width,),) = self.work.sizes(
+            self.embedding,
+            left.images.shape[1:],
+            lambda: ([self._features(left, slice(0, 1)).shape[1]],),
+        )
         # A quarter of the memory is for the tile of distances and its temporaries.
         room = max(2, self.memory * 3 // 4 // (4 * width))
         stream = max(1, min(len(right), room // 4))
@@ -286,13 +305,9 @@ class _Staged:
     def _tiling(self, left: _Side, m: int) -> tuple[int, int, _Layout]:
         """Rows and columns of a tile: as few passes through the network as the memory allows."""
         n = len(left)
-        widths: list[int] = []
-        states = [0]
-        state: Tensor | None = self.embedding.enter(left.floats(slice(0, 1)))
-        while state is not None:
-            state, maps = self.embedding.advance(len(widths), state)
-            widths.append(maps.numel())
-            states.append(0 if state is None else state.numel())
+        widths, states = self.work.sizes(
+            self.embedding, left.images.shape[1:], lambda: self._measured(left)
+        )
         # One image of either side goes through, whatever the memory.
         smallest = _Layout(tuple(widths), tuple(states), *[(1,) * len(widths)] * 2)
         best = n * m * 2.0, 1, 1, smallest
@@ -305,6 +320,17 @@ class _Staged:
                     if cost < best[0] or best[3] is smallest:
                         best = cost, rows, columns, layout
         return best[1:]
+
+    def _measured(self, left: _Side) -> tuple[list[int], list[int]]:
+        """Values of one image's block at each stage, and of each stage's input, from one image."""
+        widths: list[int] = []
+        states = [0]
+        state: Tensor | None = self.embedding.enter(left.floats(slice(0, 1)))
+        while state is not None:
+            state, maps = self.embedding.advance(len(widths), state)
+            widths.append(maps.numel())
+            states.append(0 if state is None else state.numel())
+        return widths, states
 
     def _tile(
         self,
@@ -324,7 +350,7 @@ class _Staged:
             # Inputs lie at one end of the memory and the next stage's at the other, in turn.
             room.take((n + m) * layout.states[stage], low=stage % 2 == 0)
             kept = room.take((n + m) * layout.states[stage + 1], low=stage % 2 == 1)
-            nexts = (_States(kept, 0, n), _States(kept, n, m)) if kept.numel() else (None, None)
+            nexts = (_States(kept, 0), _States(kept, n)) if kept.numel() else (None, None)
             held = room.rows(layout.hold[stage], width)
             passing = room.rows(layout.stream[stage], width)
             reference = room.rows(1, width)[0]
@@ -401,10 +427,9 @@ class _Room:
 class _States:
     """What one side's images carry from a stage to the next."""
 
-    def __init__(self, flat: Tensor, start: int, rows: int) -> None:
+    def __init__(self, flat: Tensor, start: int) -> None:
         self._flat = flat
         self._start = start
-        self._rows = rows
         self._shape: tuple[int, ...] = ()
 
     def write(self, rows: slice, state: Tensor) -> None:

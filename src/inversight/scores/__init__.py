@@ -12,7 +12,7 @@ from inversight.scores.frechet import frechet_distance
 from inversight.scores.kid import kernel_distance
 from inversight.scores.knn import knn_distance
 from inversight.scores.metric import DDCS
-from inversight.scores.pairwise import dists, psnr, ssim
+from inversight.scores.pairwise import dists, dists_network, psnr, ssim
 from inversight.scores.result import ScoreResult, Summary
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ddcs",
     "ddcs_of",
     "dists",
+    "dists_network",
     "frechet_distance",
     "kernel_distance",
     "knn_distance",

@@ -6,7 +6,7 @@ SSIM (Wang et al. 2004), PSNR and DISTS (Ding et al. 2020), computed by torchmet
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inversight.errors import InputError
 from inversight.imaging import fit
@@ -47,19 +47,30 @@ def psnr(private: Tensor, nearest: Tensor) -> Tensor:
     return -10.0 * error.clamp_min(_PEAK).log10().cpu()
 
 
-def dists(private: Tensor, nearest: Tensor, *, backbone: dict[str, Tensor]) -> Tensor:
+def dists(private: Tensor, nearest: Tensor, *, network: nn.Module) -> Tensor:
     """In [0, 1], lower is more leakage: deep structure and texture distance of each pair, (N,).
 
-    Both (N, C, H, W) in [0, 1]; brought to 256 x 256. ``backbone``: VGG16's published parameters
-    (``features.*``). It cannot see where a texture lies.
+    Both (N, C, H, W) in [0, 1]; brought to 256 x 256. ``network``: see :func:`dists_network`. It
+    cannot see where a texture lies.
 
     Raises:
         InputError: shapes that do not match.
     """
+    _check(private, nearest)
+    network = network.to(private.device)
+    found = []
+    for a, b in zip(private.split(8), nearest.split(8), strict=True):
+        with torch.no_grad():
+            large = [fit(x, size=256, channels=3) for x in (b, a)]
+            found.append(network(*large).reshape(-1).double().cpu())
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def dists_network(backbone: dict[str, Tensor]) -> nn.Module:
+    """torchmetrics' DISTS network with ``backbone``, VGG16's published parameters (``features.*``)."""
     import torchvision
     from torchmetrics.functional.image import dists as module
 
-    _check(private, nearest)
     before = module.vgg16
     # torchmetrics would fetch the backbone from the network; the weights here are the same.
     module.vgg16 = lambda weights=None: torchvision.models.vgg16()
@@ -73,13 +84,8 @@ def dists(private: Tensor, nearest: Tensor, *, backbone: dict[str, Tensor]) -> T
         stage, _, rest = name.partition(".")
         if stage.startswith("stage"):
             value.data.copy_(backbone[f"features.{rest}"])
-    network = network.eval().to(private.device)
-    found = []
-    for a, b in zip(private.split(8), nearest.split(8), strict=True):
-        with torch.no_grad():
-            large = [fit(x, size=256, channels=3) for x in (b, a)]
-            found.append(network(*large).reshape(-1).double().cpu())
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+    built: nn.Module = network.eval()
+    return built
 
 
 def _check(private: Tensor, nearest: Tensor) -> None:
