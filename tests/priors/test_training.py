@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -93,31 +94,75 @@ def test_both_players_are_trained_and_neither_trains_the_other() -> None:
     assert moved and all(n.startswith("g.") for n in moved)
 
 
+class Puller:
+    """A guidance of one gradient, ``pull(images)``, times ``times``; notes what it was told."""
+
+    def __init__(self, pull: Callable[[Tensor], Tensor], times: float = 1.0) -> None:
+        self.state: dict[str, float] = {}
+        self.logged: dict[str, float] = {}
+        self.pull = pull
+        self.times = times
+        self.seen: list[Tensor] = []
+        self.measured: list[tuple[float, float]] = []
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen.append(images)
+        return {"pull": self.pull(images)}
+
+    def due(self, step: int) -> bool:
+        return True
+
+    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+        self.measured.append((gan, pulls["pull"]))
+
+    def factor(self, name: str) -> float:
+        return self.times
+
+
 def test_guidance_of_nothing_is_no_guidance() -> None:
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     real = public()[:4].float() / 127.5 - 1.0
     plain.step(real, generator(3))
-    guided.step(real, generator(3), lambda images, gradient: torch.zeros_like(images))
+    guided.step(real, generator(3), Puller(torch.zeros_like))
     for (name, a), (_, b) in zip(state(plain).items(), state(guided).items(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
 
 def test_guidance_sees_images_in_0_1_and_moves_them_against_its_gradient() -> None:
-    seen: list[Tensor] = []
-
-    def darken(images: Tensor, gradient: Tensor) -> Tensor:
-        seen.append(images)
-        return 100.0 * torch.ones_like(images) * gradient.abs().mean()
-
+    darken = Puller(torch.ones_like, times=1.0)
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     data = public().float() / 127.5 - 1.0
     for i in range(20):
         plain.step(data[:4], generator(3, i))
         guided.step(data[:4], generator(3, i), darken)
-    assert all(float(x.min()) >= 0.0 and float(x.max()) <= 1.0 for x in seen)
+    assert all(float(x.min()) >= 0.0 and float(x.max()) <= 1.0 for x in darken.seen)
     w = torch.randn(16, 5, generator=generator(9))
     with torch.no_grad():
         assert float(guided.generator(w).mean()) < float(plain.generator(w).mean()) - 0.05
+
+
+def test_guidance_is_told_lengths_on_the_generators_parameters() -> None:
+    """Against the gradients that backward leaves on the parameters, of either alone."""
+
+    def length(times: float, *, gan: bool) -> tuple[float, tuple[float, float]]:
+        game, puller = fresh_game(tiny()), Puller(torch.ones_like, times)
+        if not gan:
+            nn.init.zeros_(game.discriminator.out.weight)  # the GAN's gradient on images vanishes
+        kept: list[float] = []
+        game.optimise_g.step = lambda: kept.append(  # type: ignore[method-assign,assignment]
+            float(
+                torch.stack(
+                    [p.grad.norm() for p in game.generator.parameters() if p.grad is not None]
+                ).norm()
+            )
+        )
+        game._step_generator(4, generator(4), puller)
+        return kept[0], puller.measured[0]
+
+    gan_alone, (gan, _) = length(0.0, gan=True)
+    assert gan_alone == pytest.approx(gan, rel=1e-4)
+    pull_alone, (_, pull) = length(1.0, gan=False)
+    assert pull_alone == pytest.approx(pull, rel=1e-4)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])

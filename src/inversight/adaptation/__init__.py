@@ -1,7 +1,7 @@
 """Fine-tuning the prior against the target."""
 
-from inversight.adaptation.adapt import ARMS, Adaptation, adapt, preconditioner_of
-from inversight.adaptation.guidance import Guidance
+from inversight.adaptation.adapt import ARMS, Adaptation, adapt, pulls_of
+from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.preconditioners import (
     Damped,
     Identity,
@@ -16,7 +16,8 @@ __all__ = [
     "Guidance",
     "Identity",
     "Preconditioner",
+    "Pull",
     "adapt",
     "conjugate_gradients",
-    "preconditioner_of",
+    "pulls_of",
 ]

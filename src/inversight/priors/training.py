@@ -11,9 +11,9 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -29,8 +29,27 @@ from inversight.priors.style import Discriminator, Generator, NoiseMode, initial
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
 
-ImageGuidance = Callable[[Tensor, Tensor], Tensor]
-"""Images in [0, 1] and the GAN loss's gradient on them -> a gradient to add (both (N, C, S, S))."""
+
+class ImageGuidance(Protocol):
+    """What pulls at generated images beside the discriminator.
+
+    ``state`` is saved and restored with the game; ``logged`` goes into its log.
+    """
+
+    state: dict[str, float]
+    logged: dict[str, float]
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (N, C, S, S) in [0, 1] -> gradients of that shape, by name."""
+
+    def due(self, step: int) -> bool:
+        """Whether :meth:`measure` is to be called at this step."""
+
+    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+        """Lengths on the generator's parameters of the GAN loss's gradient and of one's own."""
+
+    def factor(self, name: str) -> float:
+        """What one's own gradient is multiplied by; called after ``measure`` where that is due."""
 
 
 @settings
@@ -165,12 +184,30 @@ class Game:
             images = fake.detach().requires_grad_(True)
             loss = F.softplus(-self.discriminator(self._augmented(images, rng))).mean()
             (gradient,) = torch.autograd.grad(loss, images)
-            # The guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
-            shown = ((images.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
-            pull = guidance(shown, 2.0 * gradient)
-            fake.backward(gradient + pull / 2.0)
+            fake.backward(gradient + self._pull(guidance, fake, gradient))
         self.optimise_g.step()
         return float(loss.detach())
+
+    def _pull(self, guidance: ImageGuidance, fake: Tensor, gradient: Tensor) -> Tensor:
+        """What guidance adds to the GAN loss's gradient on the generated images."""
+        # Guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
+        shown = ((fake.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
+        pulls = {name: pull / 2.0 for name, pull in guidance(shown).items()}
+        if guidance.due(self.done):
+            parameters = list(self.generator.parameters())
+
+            def length(g: Tensor) -> float:
+                grads = torch.autograd.grad(
+                    fake, parameters, g, retain_graph=True, allow_unused=True
+                )
+                norms = torch._foreach_norm([g for g in grads if g is not None])
+                return float(torch.stack(norms).norm())
+
+            guidance.measure(length(gradient), {n: length(pull) for n, pull in pulls.items()})
+        added = torch.zeros_like(gradient)
+        for name, pull in pulls.items():
+            added += guidance.factor(name) * pull
+        return added
 
     @torch.no_grad()
     def _update_average(self, batch: int) -> None:
@@ -276,8 +313,7 @@ def run_game(
 ) -> list[dict[str, float]]:
     """Play until ``steps`` steps are done; the log has a row for about every hundredth of them.
 
-    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S). A guidance with a ``state``
-    mapping has it saved and restored with the game.
+    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S).
 
     Raises:
         StageError: the loss stopped being a number; the last good checkpoint stays.
@@ -288,7 +324,7 @@ def run_game(
         initialise(game.discriminator, generator(seed, "discriminator"))
         game.average.load_state_dict(game.generator.state_dict())
     log: list[dict[str, float]] = []
-    state: dict[str, float] = getattr(guidance, "state", {})
+    state = guidance.state if guidance is not None else {}
     if checkpoint is not None and checkpoint.is_file():
         extra = game.load(checkpoint)
         log = extra["log"]
@@ -308,7 +344,7 @@ def run_game(
                 f"prior.learning_rate or raise prior.r1{kept}"
             )
         if game.done % every == 0 or game.done == steps:
-            log.append({"step": game.done, **row, **getattr(guidance, "logged", {})})
+            log.append({"step": game.done, **row, **(guidance.logged if guidance else {})})
         progress(game.done, steps, f"G {row['generator']:.2f} D {row['discriminator']:.2f}")
         if (
             checkpoint is not None
