@@ -1,13 +1,9 @@
 """Fine-tuning the prior against the target."""
 
 from inversight.adaptation.adapt import ARMS, Adaptation, adapt, preconditioner_of
+from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance
-from inversight.adaptation.preconditioners import (
-    Damped,
-    Identity,
-    Preconditioner,
-    conjugate_gradients,
-)
+from inversight.adaptation.preconditioners import Damped, Identity, Preconditioner
 
 __all__ = [
     "ARMS",
@@ -15,8 +11,8 @@ __all__ = [
     "Damped",
     "Guidance",
     "Identity",
+    "PaperEigen",
     "Preconditioner",
     "adapt",
-    "conjugate_gradients",
     "preconditioner_of",
 ]
