@@ -22,3 +22,14 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name}: cannot be used here ({reason}); try cpu") from None
     return device
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where matrix units are several times faster at it (AMX, tensor cores), else None."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        # Not part of PyTorch's documented interface; where it is missing nothing is lost but speed.
+        tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        fast = device.type == "cpu" and tiles is not None and bool(tiles())
+    return torch.bfloat16 if fast else None

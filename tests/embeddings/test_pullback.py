@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from inversight.embeddings.lpips import Lpips, Net, random_backbone
 from inversight.embeddings.network import StageEmbedding
-from inversight.embeddings.pullback import PullbackMetric, dot
+from inversight.embeddings.pullback import PullbackMetric, dot, recorded_gram
 from inversight.networks import build_classifier
 
 SHAPE = (1, 4, 4)
@@ -100,14 +103,85 @@ def test_the_quadratic_form_is_the_distances_second_order(kind: str) -> None:
     torch.testing.assert_close(2 * distance / h**2, form, rtol=1e-3, atol=0.0)
 
 
-def test_power_iteration_approaches_the_largest_eigenvalue_from_below() -> None:
-    embedding, x = Tiny(), batch(3)
-    metric = PullbackMetric(embedding, x)
-    largest = torch.stack([torch.linalg.eigvalsh(full(embedding, image))[-1] for image in x])
-    few = metric.largest_eigenvalue(batch(3, 5), iterations=3)
-    many = metric.largest_eigenvalue(batch(3, 5), iterations=300)
-    assert (few <= largest * (1 + 1e-9)).all() and (few > 0).all()
-    torch.testing.assert_close(many, largest, rtol=1e-3, atol=0.0)
+@pytest.fixture(scope="module", params=get_args(Net))
+def lpips(request: pytest.FixtureRequest) -> Lpips:
+    """LPIPS on random weights in float64, so that finite differences can be small."""
+    backbone = random_backbone(request.param, torch.Generator().manual_seed(0))
+    made = Lpips(request.param, size=32, backbone=backbone, smooth=True)
+    made._network.double()
+    made._linear = [root.double() for root in made._linear]
+    return made
+
+
+def pictures(n: int, seed: int = 1) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, 24, 24, generator=rng, dtype=torch.float64)
+
+
+def test_products_are_finite_differences_of_lpips(lpips: Lpips) -> None:
+    """u^T M v = d2/dsdt d(x, x + s u + t v), by differences of the distance alone."""
+    x, v, u = pictures(2), pictures(2, 2) - 0.5, pictures(2, 3) - 0.5
+    found = dot(u, PullbackMetric(lpips, x).product(v))
+    h = 1e-6
+
+    @torch.no_grad()
+    def distance(step: Tensor) -> Tensor:
+        pairs = zip(lpips(x), lpips(x + step), strict=True)
+        return torch.stack([(a - b).square().sum(1) for a, b in pairs]).sum(0)
+
+    # The distance is quadratic near 0: its polar form needs no more than two values.
+    expected = (distance(h * (u + v)) - distance(h * (u - v))) / (2 * h**2)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0.0)
+
+
+def test_lpips_own_products_equal_the_recorded_ones(lpips: Lpips) -> None:
+    x, v = pictures(3), pictures(3, 2) - 0.5
+    kept = v.clone()
+    metric = PullbackMetric(lpips, x)
+    expected = 2.0 * recorded_gram(lpips, x)(v)
+    for _ in range(2):
+        # 1e-8 under the root, where the length of features is taken, is left out in ours.
+        torch.testing.assert_close(metric.product(v), expected, rtol=1e-4, atol=1e-7)
+    assert torch.equal(v, kept)
+    grey = x[:, :1]
+    torch.testing.assert_close(
+        PullbackMetric(lpips, grey).product(v[:, :1]),
+        2.0 * recorded_gram(lpips, grey)(v[:, :1]), rtol=1e-4, atol=1e-7,
+    )  # fmt: skip
+
+
+def test_lpips_metric_is_symmetric_and_positive_semi_definite(lpips: Lpips) -> None:
+    x = pictures(1)
+    metric = PullbackMetric(lpips, x)
+    basis = torch.randn(12, *x.shape[1:], generator=torch.Generator().manual_seed(5)).double()
+    images = torch.cat([metric.product(v[None]) for v in basis])
+    small = basis.flatten(1) @ images.flatten(1).T
+    torch.testing.assert_close(small, small.T)
+    assert float(torch.linalg.eigvalsh(small).min()) > 0.0
+
+
+def test_lpips_products_of_a_batch_are_those_of_its_images(lpips: Lpips) -> None:
+    x, v = pictures(3), pictures(3, 2)
+    found = PullbackMetric(lpips, x).product(v)
+    for i in range(3):
+        alone = PullbackMetric(lpips, x[i : i + 1]).product(v[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], alone)
+
+
+def test_lpips_at_black_grey_and_white_images(lpips: Lpips) -> None:
+    x = torch.tensor([0.0, 0.5, 1.0]).double().view(3, 1, 1, 1).expand(3, 3, 24, 24)
+    v = pictures(3, 2)
+    found = PullbackMetric(lpips, x).product(v)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found, 2.0 * recorded_gram(lpips, x)(v), rtol=1e-4, atol=1e-7)
+
+
+def test_half_precision_products_are_close(lpips: Lpips) -> None:
+    x, v = pictures(2), pictures(2, 2) - 0.5
+    exact = PullbackMetric(lpips, x).product(v)
+    half = PullbackMetric(lpips, x, dtype=torch.bfloat16).product(v)
+    assert half.dtype == exact.dtype
+    assert float((half - exact).norm() / exact.norm()) < 0.02
 
 
 def test_no_gradient_reaches_the_callers_images() -> None:

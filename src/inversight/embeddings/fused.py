@@ -19,18 +19,18 @@ class Row:
     """Layers one after another. Differentiable if a derivative is asked for, else as fast as can be."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
-        self._layers = layers
+        self.layers = layers
         self._packed: dict[int, Tensor | None] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            for layer in self._layers:
+            for layer in self.layers:
                 x = layer(x)
             return x
         i = 0
-        while i < len(self._layers):
-            layer = self._layers[i]
-            followed = i + 1 < len(self._layers) and isinstance(self._layers[i + 1], nn.ReLU)
+        while i < len(self.layers):
+            layer = self.layers[i]
+            followed = i + 1 < len(self.layers) and isinstance(self.layers[i + 1], nn.ReLU)
             fused = self._fused(i, layer, x) if followed and isinstance(layer, nn.Conv2d) else None
             if fused is not None:
                 x, i = fused, i + 2

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from inversight.embeddings.fused import Row
+from inversight.embeddings.linearised import Map, linearised, recorded, unit_gram
 from inversight.imaging import fit
 from inversight.weights import load_weights
 
@@ -112,6 +113,34 @@ class Lpips:
         torch.addcmul(less, pixels, _inverse_length(pixels), out=target)
         target.mul_(self._scale(stage, maps).view(channels))
 
+    def gram(self, images: Tensor, dtype: torch.dtype) -> Map:
+        """v -> J^T J v at ``images``, all (N, C, H, W), J the Jacobian of this embedding.
+
+        Products run in ``dtype``, J itself is exact. No graph of PyTorch's goes through the network,
+        so that ``smooth`` makes no difference.
+        """
+        state, entrance = recorded(self._resized, images)
+        stages = []
+        with torch.no_grad():
+            for stage, (entry, row) in enumerate(zip(self._entries, self._stages, strict=True)):
+                state, through = linearised([*entry.layers, *row.layers], state, dtype)
+                scale = self._scale(stage, state)
+                stages.append((through, unit_gram(state, self._length(state), scale, dtype)))
+
+        @torch.no_grad()
+        def product(v: Tensor) -> Tensor:
+            v = entrance.push(v).to(dtype, memory_format=torch.channels_last)
+            features = []
+            for through, here in stages:
+                v = through.push(v)
+                features.append(here(v))
+            u = torch.zeros_like(features[-1])
+            for (through, _), back in zip(reversed(stages), reversed(features), strict=True):
+                u = through.pull(back.add_(u))
+            return entrance.pull(u.to(images))
+
+        return product
+
     def _resized(self, images: Tensor) -> Tensor:
         x = fit(images, size=(images.shape[2], images.shape[3]), channels=3)
         if x.shape[-2:] != (self.size, self.size):
@@ -124,10 +153,12 @@ class Lpips:
         return scaled
 
     def _unit(self, f: Tensor) -> Tensor:
+        return f / self._length(f)
+
+    def _length(self, f: Tensor) -> Tensor:
+        """Each position's length over channels, (N, C, H, W) -> (N, 1, H, W), positive."""
         square = f.square().sum(1, keepdim=True)
-        if self.smooth:
-            return f / (square + _SMOOTH).sqrt()
-        return f / (square.sqrt() + _EPSILON)
+        return (square + _SMOOTH).sqrt() if self.smooth else square.sqrt() + _EPSILON
 
     def _scale(self, stage: int, f: Tensor) -> Tensor:
         scale: Tensor = self._linear[stage] / math.sqrt(f.shape[2] * f.shape[3])

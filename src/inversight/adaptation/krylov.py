@@ -1,0 +1,131 @@
+"""Block Lanczos for a batch of symmetric matrices at once, one for each image.
+
+Golub & Underwood 1977, with full re-orthogonalisation: a few dozen vectors are cheap beside the
+products, and nothing is lost to rounding. All images take their steps together, so that a product
+is always one for the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inversight.seeding import generator
+
+Product = Callable[[Tensor], Tensor]
+"""A symmetric map of each image's space, (N, C, H, W) -> (N, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Approximate eigenpairs of each image's M, the largest eigenvalue first; float64, on the CPU.
+
+    ``values`` (N, m). ``vectors`` (N, m, m): a pair's column holds its coordinates in the basis.
+    ``last`` (N, b, m): each pair's residual M v - value v in the coordinates of the block that would
+    come next, which is orthonormal.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    last: Tensor
+
+
+class Krylov:
+    """An orthonormal basis V of span{S, M S, M^2 S, ...} for each image, and H = V^T M V.
+
+    M V = V H + Q R E^T, where Q is the block that comes next and E picks the last one. Where an
+    image's space is exhausted (M maps it into itself) fresh random vectors go on, drawn by ``seed``
+    and position alone; without a seed, vectors of zeros, which change nothing.
+
+    Args:
+        product: v -> M v for the whole batch.
+        start: S, (N, b, C, H, W). Vectors of zeros stay zeros if there is no seed.
+        steps: most blocks that :meth:`extend` will take in.
+    """
+
+    def __init__(
+        self, product: Product, start: Tensor, *, steps: int, seed: int | None = None
+    ) -> None:
+        self._product = product
+        self._seed = seed
+        self._shape = start.shape[2:]
+        n, self._width = start.shape[:2]
+        most = self._width * (steps + 1)
+        self._vectors = start.new_zeros(n, most, self._shape.numel())
+        self._projected = start.new_zeros(n, most, most)
+        self._scale = start.new_zeros(n)
+        self._size = 0
+        flat = start.flatten(2)
+        self.root = self._append(flat, flat.norm(dim=2).amax(1))
+
+    @property
+    def basis(self) -> Tensor:
+        """V, (N, m, D) with D values an image; the rows are orthonormal, or zero."""
+        return self._vectors[:, : self._size]
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing is left to add for any image."""
+        return not bool(self._next.any())
+
+    @property
+    def _next(self) -> Tensor:
+        return self._vectors[:, self._size : self._size + self._width]
+
+    def extend(self) -> None:
+        """Take the next block into the basis: one product for each of its vectors."""
+        images = torch.stack(
+            [self._product(v.unflatten(1, self._shape)).flatten(1) for v in self._next.unbind(1)], 1
+        )
+        self._size += self._width
+        rest, coefficients = _without(images, self.basis)
+        new = slice(self._size - self._width, self._size)
+        self._projected[:, new, : self._size] = coefficients
+        self._projected[:, : self._size, new] = coefficients.mT
+        self._scale = torch.maximum(self._scale, images.norm(dim=2).amax(1))
+        self.root = self._append(rest, self._scale)
+
+    def ritz(self) -> Ritz:
+        """What the basis knows of M's eigenpairs."""
+        h = self._projected[:, : self._size, : self._size].cpu().double()
+        values, vectors = torch.linalg.eigh((h + h.mT) / 2)
+        values, vectors = values.flip(1), vectors.flip(2)
+        return Ritz(values, vectors, self.root.cpu().double() @ vectors[:, -self._width :])
+
+    def _append(self, block: Tensor, scale: Tensor) -> Tensor:
+        """Write ``block`` (N, b, D), made orthonormal, behind the basis; returns R, (N, b, b).
+
+        A vector shorter than rounding at ``scale`` (N,) carries no direction of its own.
+        """
+        tiny = torch.finfo(block.dtype).eps
+        for column in range(self._width):
+            position = self._size + column
+            before = self._vectors[:, :position]
+            row, _ = _without(block[:, column : column + 1], before)
+            length = row.norm(dim=2, keepdim=True)
+            spent = length <= 100.0 * tiny * scale.view(-1, 1, 1)
+            unit = torch.where(spent, 0.0, row / length)
+            if self._seed is not None and bool(spent.any()):
+                rng = generator(self._seed, "krylov", position)
+                fresh = torch.randn(block.shape[2], generator=rng).to(block).expand_as(row)
+                other, _ = _without(fresh, before)
+                other_length = other.norm(dim=2, keepdim=True)
+                # Shorter than this it is the rounding of a space that is full.
+                full = other_length <= tiny**0.5 * fresh.norm(dim=2, keepdim=True)
+                unit = torch.where(spent & ~full, other / other_length, unit)
+            self._vectors[:, position : position + 1] = unit
+        return self._next @ block.mT
+
+
+def _without(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """``rows`` (N, r, D) less their part in ``basis`` (N, m, D), and that part's coordinates.
+
+    Twice is enough (Parlett 1980, section 6-9).
+    """
+    first = rows @ basis.mT
+    rest = rows - first @ basis
+    second = rest @ basis.mT
+    return rest - second @ basis, first + second

@@ -1,0 +1,175 @@
+"""Layers as the linear maps that they are near given images: J v and J^T u without a graph.
+
+Convolution, ReLU and max pooling are linear once the masks at an image are known. Kept as such, a
+product costs the bare convolutions, in any precision; through PyTorch's graph of a graph it takes
+more than twice as long (``benchmarks/natural_gradient.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+from torchvision.models.squeezenet import Fire
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """J of a function at one point, as two maps: ``push`` takes v to J v, ``pull`` u to J^T u.
+
+    Either may write over what it is given.
+    """
+
+    push: Map
+    pull: Map
+
+
+def recorded(function: Map, x: Tensor) -> tuple[Tensor, Jacobian]:
+    """``function(x)`` and its Jacobian there, for any function differentiable twice.
+
+    Reverse over reverse: u -> J^T u is linear, so its own derivative gives J v. Both graphs are
+    built once and serve every product.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        y = function(x)
+        dual = torch.zeros_like(y).requires_grad_(True)
+        (pulled,) = torch.autograd.grad(y, x, dual, create_graph=True)
+
+    def push(v: Tensor) -> Tensor:
+        (jv,) = torch.autograd.grad(pulled, dual, v, retain_graph=True)
+        return jv
+
+    def pull(u: Tensor) -> Tensor:
+        (jtu,) = torch.autograd.grad(y, x, u, retain_graph=True)
+        return jtu
+
+    return y.detach(), Jacobian(push, pull)
+
+
+def linearised(
+    layers: Sequence[nn.Module], x: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Jacobian]:
+    """What ``layers`` one after another give at ``x`` (N, C, H, W), and the Jacobian there.
+
+    The Jacobian is that at ``x``, but takes and gives ``dtype``: masks found in bfloat16 would be
+    those of another image (measured: products a third off instead of 0.6 %). Layers: ``Conv2d``,
+    ``ReLU``, ``MaxPool2d`` and SqueezeNet's ``Fire``.
+    """
+    parts = []
+    for layer in layers:
+        x, part = _LAYERS[type(layer)](layer, x, dtype)
+        parts.append(part)
+
+    def push(v: Tensor) -> Tensor:
+        for part in parts:
+            v = part.push(v)
+        return v
+
+    def pull(u: Tensor) -> Tensor:
+        for part in reversed(parts):
+            u = part.pull(u)
+        return u
+
+    return x, Jacobian(push, pull)
+
+
+def unit_gram(f: Tensor, length: Tensor, scale: Tensor, dtype: torch.dtype) -> Map:
+    """v -> J^T J v of f -> ``scale`` * f / |f|: unit vectors over channels, each channel weighted.
+
+    f (N, C, H, W); ``length`` (N, 1, H, W) is |f|, positive; ``scale`` (1, C, 1, 1). The unit
+    vector's own Jacobian is (I - u u^T) / |f| with u = f / |f|, which is symmetric. v is of ``dtype``.
+    """
+    unit, weight, inverse = (
+        part.to(dtype) for part in (f / length, scale.square(), length.square().reciprocal())
+    )
+
+    def across(v: Tensor) -> Tensor:
+        return torch.addcmul(v, unit, (unit * v).sum(1, keepdim=True), value=-1.0)
+
+    return lambda v: across(across(v).mul_(weight)).mul_(inverse)
+
+
+def _convolution(layer: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
+    shape, weight = x.shape, layer.weight.to(dtype)
+    given: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    def push(v: Tensor) -> Tensor:
+        return F.conv2d(v, weight, None, *given)
+
+    def pull(u: Tensor) -> Tensor:
+        pulled: Tensor = conv2d_input(shape, weight, u, *given)
+        return pulled
+
+    return layer(x), Jacobian(push, pull)
+
+
+def _relu(layer: nn.ReLU, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
+    y = F.relu(x)
+    passes = (y > 0).to(dtype)
+
+    def mask(v: Tensor) -> Tensor:
+        return v.mul_(passes)
+
+    return y, Jacobian(mask, mask)
+
+
+def _max_pool(layer: nn.MaxPool2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
+    y, index = F.max_pool2d(
+        x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode,
+        return_indices=True,
+    )  # fmt: skip
+    (n, channels, *given), found = x.shape, y.shape[2:]
+    # Pixel by pixel, which is how channels-last maps lie in memory.
+    where = _pixels(index)
+
+    def push(v: Tensor) -> Tensor:
+        return _maps(_pixels(v).gather(1, where), found)
+
+    def pull(u: Tensor) -> Tensor:
+        # Windows may overlap: what several took from one place adds up there.
+        pulled = u.new_zeros(n, math.prod(given), channels)
+        return _maps(pulled.scatter_add_(1, where, _pixels(u)), given)
+
+    return y, Jacobian(push, pull)
+
+
+def _pixels(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H W, C)."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _maps(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, H W, C) -> (N, C, H, W)."""
+    maps: Tensor = pixels.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
+    return maps
+
+
+def _fire(layer: Fire, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
+    x, into = linearised([layer.squeeze, layer.squeeze_activation], x, dtype)
+    one, narrow = linearised([layer.expand1x1, layer.expand1x1_activation], x, dtype)
+    three, wide = linearised([layer.expand3x3, layer.expand3x3_activation], x, dtype)
+    sizes = [one.shape[1], three.shape[1]]
+
+    def push(v: Tensor) -> Tensor:
+        v = into.push(v)
+        return torch.cat([narrow.push(v), wide.push(v)], 1)
+
+    def pull(u: Tensor) -> Tensor:
+        left, right = u.split(sizes, 1)
+        return into.pull(narrow.pull(left) + wide.pull(right))
+
+    return torch.cat([one, three], 1), Jacobian(push, pull)
+
+
+_LAYERS: dict[type[nn.Module], Callable[..., tuple[Tensor, Jacobian]]] = {
+    nn.Conv2d: _convolution, nn.ReLU: _relu, nn.MaxPool2d: _max_pool, Fire: _fire,
+}  # fmt: skip
