@@ -19,7 +19,8 @@ from inversight.config import Fraction, settings
 from inversight.embeddings.base import Embedding
 from inversight.errors import ConfigError
 from inversight.objectives import Objective, entropy
-from inversight.priors import PriorTraining, StylePrior, play
+from inversight.priors import PriorTraining, StylePrior, Watch, play
+from inversight.priors.processes import ALONE, Processes
 from inversight.progress import Progress, silent
 from inversight.target import Target
 
@@ -72,8 +73,12 @@ def adapt(
     rng: torch.Generator,
     progress: Progress = silent,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> StylePrior:
     """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
+
+    ``watch`` looks at it as it changes. With several ``processes`` each calls this alike.
 
     Raises:
         StageError: the game diverged.
@@ -97,4 +102,6 @@ def adapt(
         rng=rng,
         progress=progress,
         checkpoint=checkpoint,
+        watch=watch,
+        processes=processes,
     )
