@@ -156,10 +156,9 @@ def _processes(device: str) -> Iterator[Any]:
     from inversight.priors.processes import launched
 
     processes = launched(device)
-    try:
-        yield processes
-    finally:
-        processes.close()
+    yield processes
+    # Not after an error: the others would wait for this one. Who launched them ends them.
+    processes.close()
 
 
 @app.command()

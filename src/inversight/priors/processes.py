@@ -71,8 +71,9 @@ class Processes:
             self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Part from the others."""
+        """Part from the others once all are here: who leaves early can bring the others down."""
         if self.count > 1:
+            self.wait()
             self._accelerator.end_training()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
+from torch.nn import functional as F
 
 from inversight.data import to_pil
 from inversight.imaging import to_uint8
@@ -65,10 +65,9 @@ class Watch:
         first = next(draw(1, generator(0, "watch", "grid")))
         side = max(2, min(8, _PIXELS // first.shape[-1]))
         shown = torch.cat([x.cpu() for x in draw(side**2, generator(0, "watch", "grid"))])
-        picture = to_pil(to_uint8(make_grid(shown, nrow=side, padding=2, pad_value=1.0)))
         path = self.folder / GRIDS / f"images-{images:09d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, picture)
+        _write(path, to_pil(to_uint8(grid_of(shown, side))))
 
     def _add(self, row: dict[str, Any]) -> None:
         """The rows so far and ``row``; those of steps that a kill undid are dropped."""
@@ -78,6 +77,16 @@ class Watch:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(json.dumps([*rows, row], indent=1) + "\n")
         partial.replace(path)
+
+
+def grid_of(images: Tensor, side: int) -> Tensor:
+    """side^2 images (side^2, C, S, S) in rows, (C, H, H), with a white line around each.
+
+    Plain here, since torchvision's takes seconds to import.
+    """
+    framed = F.pad(images, (1, 1, 1, 1), value=1.0)
+    rows = framed.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4)
+    return rows.flatten(3, 4).flatten(1, 2)
 
 
 def _write(path: Path, picture: Image.Image) -> None:
