@@ -44,7 +44,7 @@ from inversight.estimate import Estimate, estimate
 from inversight.evaluation import check_pairs, evaluate
 from inversight.gate import Gate
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.priors import Prior, StylePrior, train_prior
+from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.report import GalleryItem, load_report_data, render
 from inversight.run import Run, read_manifest, write_json, write_text
 from inversight.scored import FILES, write_evaluation
@@ -59,6 +59,7 @@ from inversight.target import (
     target_of,
 )
 from inversight.training import Training, rotation_task, train_classifier
+from inversight.watching import FrechetToPublic, watched_features
 
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
@@ -478,7 +479,7 @@ class _Execution:
         target = self.target()
         evaluator = self.evaluator()
         public_network = self.public_network() if self.plan.needs_public_network else None
-        prior = self.adapted(self.prior(), target, public_network)
+        prior = self.adapted(self.prior(public_network), target, public_network)
         for name, attack in self.plan.attacks.items():
             self.attack(name, attack, target, prior)
         reconstructions = self.collect()
@@ -593,7 +594,7 @@ class _Execution:
         saved.module.to(self.plan.device)
         return saved
 
-    def prior(self) -> Prior:
+    def prior(self, public_network: SavedClassifier | None) -> Prior:
         """The generator of images like the public ones."""
         training = prior_training(self.settings)
         if self.plan.own_prior is not None or training is None:
@@ -612,11 +613,27 @@ class _Execution:
                 progress=self.reporter.stage("prior"),
                 checkpoint=folder / "checkpoint.safetensors",
                 device=self.plan.device,
+                watch=self.watch(folder, public_network),
             ).save(folder / "prior.safetensors")
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
         folder = self.run.stage("prior", fill)
         return StylePrior.load(folder / "prior.safetensors").to(self.plan.device)
+
+    def watch(self, folder: Path, public_network: SavedClassifier | None) -> Watch:
+        """Looks at a prior in training, with features that cost little beside it: see decisions.md."""
+        name = "none"
+        if public_network is not None:
+            name = "public"
+        elif self.settings.features == "pixel" or (
+            self.settings.features == "inception" and self.plan.device.type != "cpu"
+        ):
+            name = self.settings.features
+        embedding = watched_features(name, size=self.plan.work, public_network=public_network)
+        if embedding is None:
+            return Watch(folder)
+        images = self.plan.public_at_work.images
+        return Watch(folder, FrechetToPublic(images, embedding, self.plan.device))
 
     def adapted(
         self, prior: Prior, target: Target, public_network: SavedClassifier | None
@@ -648,6 +665,7 @@ class _Execution:
                 rng=self.rng("adaptation"),
                 progress=self.reporter.stage("adaptation"),
                 checkpoint=folder / "checkpoint.safetensors",
+                watch=self.watch(folder, public_network),
             ).save(folder / "prior.safetensors")
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ Each reads what the stage before it wrote.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,21 +16,28 @@ import torch
 from inversight.adaptation import ARMS, Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, write_reconstructions
 from inversight.config import build, from_mapping, nearest
-from inversight.console import Reporter
+from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
 from inversight.device import pick_device
 from inversight.embeddings import Embedding, named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.priors import PriorTraining, StylePrior, train_prior
+from inversight.priors import PriorTraining, StylePrior, Watch, train_prior
+from inversight.priors.processes import ALONE, Processes
+from inversight.priors.settings import training_of
 from inversight.report import load_report_data, render
 from inversight.run import Run, write_json, write_text
 from inversight.seeding import generator
 from inversight.settings import stage_budget
 from inversight.target import Target, load_target
 from inversight.training import Training, rotation_task, train_classifier
+from inversight.watching import FrechetToPublic, check_watched, watched_features
 
 PRIOR_FILE = "prior.safetensors"
+_NETWORK = "public-network"
+_CHECKPOINT = "checkpoint.safetensors"
+_BEGUN = "training.json"
+"""Says that a training began in this folder, so that it may go on there."""
 
 
 def train(
@@ -80,35 +88,53 @@ def train_prior_stage(
     out: Path,
     *,
     size: int | None,
+    features: str,
+    network: Path | None,
     seed: int,
     device: str,
     given: dict[str, Any],
     reporter: Reporter,
+    processes: Processes = ALONE,
 ) -> Path:
     """Train a prior on a folder of public images; goes on from a checkpoint in ``out``.
+
+    With several ``processes`` each calls this with the same arguments; the first writes and reports.
 
     Raises:
         InputError: wrong input.
     """
-    training = from_mapping(PriorTraining, given)
+    reporter = reporter if processes.main else Quiet()
+    from_mapping(PriorTraining, given)  # what is wrong with it should be said before reading
+    check_watched(features)
+    where = processes.device(device)
     images = load_folder(
         public, role="--public", size=size, labelled=False, progress=reporter.stage("reading")
     )
     check_size(images.size, given=False)
-    checkpoint = out / "checkpoint.safetensors"
-    if not checkpoint.is_file():
-        Run.check_new(out, needed_bytes=50_000_000)
-    out.mkdir(parents=True, exist_ok=True)
+    training = training_of(given, size=images.size, gpus=processes.count)
+    watch = None
+    if processes.main:
+        facts = {"seed": seed, "public": images.fingerprint()}
+        _check_begun(out, facts)
+        saved = None
+        if features == "public":
+            known = network or _kept_network(out)
+            saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
+        watch = _watch(images, out, features, saved, where)
+        _begin(out, facts, saved)
     prior = train_prior(
         images.images,
         training=training,
         rng=generator(seed, "prior"),
         progress=reporter.stage("prior"),
-        checkpoint=checkpoint,
-        device=pick_device(device),
+        checkpoint=out / _CHECKPOINT,
+        device=where,
+        watch=watch,
+        processes=processes,
     )
-    prior.save(out / PRIOR_FILE)
-    checkpoint.unlink(missing_ok=True)
+    if processes.main:
+        prior.save(out / PRIOR_FILE)
+        (out / _CHECKPOINT).unlink(missing_ok=True)
     return out / PRIOR_FILE
 
 
@@ -120,21 +146,27 @@ def adapt_stage(
     model: TargetChoice,
     arm: str,
     guidance_embedding: str,
+    features: str,
     network: Path | None,
     preset: str,
     seed: int,
     device: str,
     given: dict[str, Any],
     reporter: Reporter,
+    processes: Processes = ALONE,
 ) -> Path:
     """Fine-tune a prior against a target; goes on from a checkpoint in ``out``.
+
+    With several ``processes`` each calls this with the same arguments; the first writes and reports.
 
     Raises:
         InputError: wrong input.
     """
-    where = pick_device(device)
+    reporter = reporter if processes.main else Quiet()
+    where = processes.device(device)
     if arm not in ARMS:
         raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
+    check_watched(features)
     adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
     start = _read_prior(prior)
     channels, size, _ = start.image_shape
@@ -143,19 +175,25 @@ def adapt_stage(
         public, role="--public", channels=channels, labelled=False, size=size,
         progress=reporter.stage("reading"),
     )  # fmt: skip
-    checkpoint = out / "checkpoint.safetensors"
-    if not checkpoint.is_file():
-        Run.check_new(out, needed_bytes=50_000_000)
+    facts = {
+        "seed": seed,
+        "public": images.fingerprint(),
+        "arm": arm,
+        "guidance-embedding": guidance_embedding,
+    }
+    if processes.main:
+        _check_begun(out, facts)
+    saved: SavedClassifier | None = None
     metric: Embedding | None = None
+    known = network or _kept_network(out)
     if arm == "natural-gradient":
-        saved = None
         if guidance_embedding == "evaluator":
             raise ConfigError(
                 "--guidance-embedding evaluator has seen the private images, which an attacker has "
                 "not; use another value"
             )
         if guidance_embedding == "public":
-            saved = public_network(images, network, seed=seed, device=device, reporter=reporter)
+            saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
         metric = named_embedding(
             guidance_embedding,
             use="distance",
@@ -165,8 +203,14 @@ def adapt_stage(
             evaluator=None,
             working_size=max(64, size),
         )
-    out.mkdir(parents=True, exist_ok=True)
-    adapt(
+    watch = None
+    if processes.main:
+        if features == "public" and saved is None:
+            known = known or _kept_network(prior if prior.is_dir() else prior.parent)
+            saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
+        watch = _watch(images, out, features, saved, where)
+        _begin(out, facts, saved)
+    adapted = adapt(
         start.to(where),
         target.to(where),
         images.images,
@@ -176,9 +220,13 @@ def adapt_stage(
         metric=metric,
         rng=generator(seed, "adaptation"),
         progress=reporter.stage("adaptation"),
-        checkpoint=checkpoint,
-    ).save(out / PRIOR_FILE)
-    checkpoint.unlink(missing_ok=True)
+        checkpoint=out / _CHECKPOINT,
+        watch=watch,
+        processes=processes,
+    )
+    if processes.main:
+        adapted.save(out / PRIOR_FILE)
+        (out / _CHECKPOINT).unlink(missing_ok=True)
     return out / PRIOR_FILE
 
 
@@ -279,6 +327,50 @@ def public_network(
         ).classifier
     saved.module.to(where)
     return saved
+
+
+def _check_begun(out: Path, facts: dict[str, Any]) -> None:
+    """See whether a training may begin in ``out``, or go on there, writing nothing.
+
+    Raises:
+        RunError: the folder holds something else, or a training with other ``facts``.
+    """
+    if not (out / _BEGUN).is_file() or (out / PRIOR_FILE).is_file():
+        Run.check_new(out, needed_bytes=50_000_000)
+        return
+    before = json.loads((out / _BEGUN).read_text())
+    for name, value in facts.items():
+        if before.get(name) != value:
+            what = "the public images" if name == "public" else f"--{name}"
+            raise RunError(
+                f"--out {out}: a training began there and {what} differed; give the same again to "
+                "go on, or name another folder"
+            )
+
+
+def _begin(out: Path, facts: dict[str, Any], network: SavedClassifier | None) -> None:
+    """Mark ``out`` as a training's, and keep the public network there for what comes after."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / _BEGUN, facts)
+    if network is not None and _kept_network(out) is None:
+        partial = out / f".{_NETWORK}.partial"
+        partial.mkdir(exist_ok=True)
+        save_classifier(network, partial / FILE_NAME)
+        partial.replace(out / _NETWORK)
+
+
+def _kept_network(folder: Path) -> Path | None:
+    return folder / _NETWORK if (folder / _NETWORK).is_dir() else None
+
+
+def _watch(
+    images: ImageSet, out: Path, features: str, network: SavedClassifier | None, where: torch.device
+) -> Watch:
+    """Looks at a training, told in ``out``."""
+    embedding = watched_features(features, size=images.size, public_network=network)
+    if embedding is None:
+        return Watch(out)
+    return Watch(out, FrechetToPublic(images.images, embedding, where))
 
 
 def _read_prior(path: Path) -> StylePrior:

@@ -180,6 +180,11 @@ def test_play_goes_on_from_the_prior(prior: StylePrior) -> None:
     )
     w = prior.sample(3, rng=generator(2))
     torch.testing.assert_close(still.raw(w), prior.raw(w))
+    # The moving average goes on with its half-life; a ramp-up would have made it the raw generator.
+    keep = 0.5 ** (TRAINING.batch_size / TRAINING.ema_images)
+    for name, value in still.average.named_parameters():
+        one, other = prior.average.get_parameter(name), prior.raw.get_parameter(name)
+        torch.testing.assert_close(value, keep * one + (1 - keep) * other)
     assert not torch.allclose(further.raw(w), prior.raw(w), atol=1e-6)
 
 

@@ -21,7 +21,8 @@ from inversight.adaptation.terms import Balance, Entropy, Statistics, Term, batc
 from inversight.config import settings
 from inversight.embeddings.base import Embedding
 from inversight.errors import ConfigError
-from inversight.priors import PriorTraining, StylePrior, play
+from inversight.priors import PriorTraining, StylePrior, Watch, play
+from inversight.priors.processes import ALONE, Processes
 from inversight.progress import Progress, silent
 from inversight.target import Target
 
@@ -100,8 +101,12 @@ def adapt(
     rng: torch.Generator,
     progress: Progress = silent,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> StylePrior:
     """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
+
+    ``watch`` looks at it as it changes. With several ``processes`` each calls this alike.
 
     Raises:
         StageError: the game diverged.
@@ -123,4 +128,6 @@ def adapt(
         rng=rng,
         progress=progress,
         checkpoint=checkpoint,
+        watch=watch,
+        processes=processes,
     )

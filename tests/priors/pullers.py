@@ -1,0 +1,32 @@
+"""Guidance for tests of the adversarial game: a gradient that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+
+class Puller:
+    """A guidance of one gradient, ``pull(images)``, times ``times``; notes what it was told."""
+
+    def __init__(self, pull: Callable[[Tensor], Tensor], times: float = 1.0) -> None:
+        self.state: dict[str, float] = {}
+        self.logged: dict[str, float] = {}
+        self.pull = pull
+        self.times = times
+        self.seen: list[Tensor] = []
+        self.measured: list[tuple[float, float]] = []
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen.append(images)
+        return {"pull": self.pull(images)}
+
+    def due(self, step: int) -> bool:
+        return True
+
+    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+        self.measured.append((gan, pulls["pull"]))
+
+    def factor(self, name: str) -> float:
+        return self.times
