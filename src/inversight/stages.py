@@ -1,4 +1,4 @@
-"""Single stages for the command line: train, prior train, adapt, attack, report.
+"""Single stages for the command line: train, prior train, prior import, adapt, attack, report.
 
 Each reads what the stage before it wrote.
 """
@@ -6,6 +6,7 @@ Each reads what the stage before it wrote.
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,18 @@ from inversight.attacks import ATTACKS, Attack, write_reconstructions
 from inversight.config import build, from_mapping, nearest
 from inversight.console import Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
-from inversight.device import pick_device
+from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.priors import PriorTraining, StylePrior, train_prior
+from inversight.priors import PriorTraining, train_prior
+from inversight.priors.given import PRIOR_FILE, GivenPrior, check_channels, few_images, read_prior
 from inversight.report import load_report_data, render
 from inversight.run import Run, write_json, write_text
 from inversight.seeding import generator
 from inversight.settings import stage_budget
 from inversight.target import Target, load_target
 from inversight.training import Training, rotation_task, train_classifier
-
-PRIOR_FILE = "prior.safetensors"
 
 
 def train(
@@ -52,14 +52,15 @@ def train(
     images = load_folder(private, role="--private", size=size, progress=reporter.stage("reading"))
     if len(images.classes) < 2:
         raise InputError(f"--private {private}: has one class; a classifier needs at least two")
-    trained = train_classifier(
-        images,
-        training=training,
-        image_shape=(images.channels, images.size, images.size),
-        rng=generator(seed, "target"),
-        progress=reporter.stage("target"),
-        device=pick_device(device),
-    )
+    with _remedy("train", "batch_size", training.batch_size):
+        trained = train_classifier(
+            images,
+            training=training,
+            image_shape=(images.channels, images.size, images.size),
+            rng=generator(seed, "target"),
+            progress=reporter.stage("target"),
+            device=pick_device(device),
+        )
     out.mkdir(parents=True, exist_ok=True)
     save_classifier(trained.classifier, out / FILE_NAME)
     facts = {
@@ -98,15 +99,17 @@ def train_prior_stage(
     checkpoint = out / "checkpoint.safetensors"
     if not checkpoint.is_file():
         Run.check_new(out, needed_bytes=50_000_000)
+    _warn_of_few(images, reporter)
     out.mkdir(parents=True, exist_ok=True)
-    prior = train_prior(
-        images.images,
-        training=training,
-        rng=generator(seed, "prior"),
-        progress=reporter.stage("prior"),
-        checkpoint=checkpoint,
-        device=pick_device(device),
-    )
+    with _remedy("prior train", "batch_size", training.batch_size, checkpoint):
+        prior = train_prior(
+            images.images,
+            training=training,
+            rng=generator(seed, "prior"),
+            progress=reporter.stage("prior"),
+            checkpoint=checkpoint,
+            device=pick_device(device),
+        )
     prior.save(out / PRIOR_FILE)
     checkpoint.unlink(missing_ok=True)
     return out / PRIOR_FILE
@@ -136,9 +139,10 @@ def adapt_stage(
     if arm not in ARMS:
         raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
     adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
-    start = _read_prior(prior)
+    given_prior = read_prior(prior)
+    start = given_prior.prior
     channels, size, _ = start.image_shape
-    target = model.load(size=size, channels=channels)
+    target = model.load(given_prior)
     images = load_folder(
         public, role="--public", channels=channels, labelled=False, size=size,
         progress=reporter.stage("reading"),
@@ -165,19 +169,23 @@ def adapt_stage(
             evaluator=None,
             working_size=max(64, size),
         )
+    _warn_of_few(images, reporter)
     out.mkdir(parents=True, exist_ok=True)
-    adapt(
-        start.to(where),
-        target.to(where),
-        images.images,
-        arm=arm,
-        adaptation=adaptation,
-        training=start.training,
-        metric=metric,
-        rng=generator(seed, "adaptation"),
-        progress=reporter.stage("adaptation"),
-        checkpoint=checkpoint,
-    ).save(out / PRIOR_FILE)
+    batch_size = adaptation.batch_size or start.training.batch_size
+    with _remedy("adapt", "batch_size", batch_size, checkpoint):
+        adapted = adapt(
+            start.to(where),
+            target.to(where),
+            images.images,
+            arm=arm,
+            adaptation=adaptation,
+            training=start.training,
+            metric=metric,
+            rng=generator(seed, "adaptation"),
+            progress=reporter.stage("adaptation"),
+            checkpoint=checkpoint,
+        )
+    adapted.save(out / PRIOR_FILE)
     checkpoint.unlink(missing_ok=True)
     return out / PRIOR_FILE
 
@@ -205,19 +213,19 @@ def attack_stage(
     made = build({"class": attack, **budget, **given}, ATTACKS, role="--attack")
     if not isinstance(made, Attack):
         raise ConfigError(f"--attack {attack}: has no `access` and `run`")
-    start = _read_prior(prior).to(where)
-    channels, size, _ = start.image_shape
-    target = model.load(size=size, channels=channels).to(where)
+    given_prior = read_prior(prior)
+    target = model.load(given_prior).to(where)
     Run.check_new(out, needed_bytes=50_000_000)
     name = attack.rpartition(":")[2]
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
-    found = made.run(
-        target,
-        start,
-        labels,
-        rng=generator(seed, f"attack/{name}"),
-        progress=reporter.stage(name),
-    )
+    with _remedy("attack", "batch_size", getattr(made, "batch_size", None)):
+        found = made.run(
+            target,
+            given_prior.prior.to(where),
+            labels,
+            rng=generator(seed, f"attack/{name}"),
+            progress=reporter.stage(name),
+        )
     # Written beside its place and renamed, so that a kill leaves no half a folder.
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -240,13 +248,15 @@ class TargetChoice:
     size: int | None
     trust: bool
 
-    def load(self, *, size: int, channels: int) -> Target:
-        """The target; ``size`` and ``channels`` are the prior's, for models of any size.
+    def load(self, prior: GivenPrior) -> Target:
+        """The target; a model of any size takes images of the prior's.
 
         Raises:
             TargetError: wrong in any way, or its class names are not known.
+            DataError: the prior's images are colour and the model's are not, or the other way round.
         """
-        return load_target(
+        channels, size, _ = prior.prior.image_shape
+        target = load_target(
             self.spec,
             classes=(),
             class_order=self.classes,
@@ -257,6 +267,15 @@ class TargetChoice:
             std=self.std,
             trust=self.trust,
         )
+        check_channels(
+            prior.prior,
+            prior.file,
+            target.image_shape[0],
+            f"the target's {self.spec}",
+            "give a prior trained on images like the target's, or name the target as "
+            "package.module:factory, a function that returns it behind a layer that converts",
+        )
+        return target
 
 
 def public_network(
@@ -281,8 +300,21 @@ def public_network(
     return saved
 
 
-def _read_prior(path: Path) -> StylePrior:
-    return StylePrior.load(path / PRIOR_FILE if path.is_dir() else path)
+def _warn_of_few(images: ImageSet, reporter: Reporter) -> None:
+    few = few_images(len(images))
+    if few is not None:
+        reporter.warn(few)
+
+
+def _remedy(
+    stage: str, option: str, value: int | None, checkpoint: Path | None = None
+) -> AbstractContextManager[None]:
+    """What to lower if a stage runs out of memory, and whether it goes on from where it was."""
+    lower = (
+        f"lower {option}" if value is None else f"lower it with --set {option}={value // 2 or 1}"
+    )
+    again = "" if checkpoint is None else ", which goes on from the last checkpoint"
+    return memory_remedy(stage, f"{lower} and run the command again{again}")
 
 
 def report_again(run: Path) -> Path:

@@ -7,10 +7,11 @@ generated images by its natural gradient under a perceptual metric.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.adaptation.guidance import Guidance
@@ -30,8 +31,10 @@ ARMS = ("vanilla", "entropy", "natural-gradient")
 class Adaptation:
     """How the prior is fine-tuned against the target."""
 
-    steps: PositiveInt = 1000
-    """Steps of the adversarial game, with or without guidance."""
+    steps: NonNegativeInt = 1000
+    """Steps of the adversarial game, with or without guidance; 0: the prior is used as it is."""
+    batch_size: PositiveInt | None = None
+    """Images a step; none: as many as the prior's own training had."""
     weight: NonNegativeFloat = 0.3
     """Length of the guidance's gradient on the images, relative to the GAN's; 0 is vanilla."""
     learning_rate_factor: PositiveFloat = 0.5
@@ -87,6 +90,8 @@ def adapt(
             weight=adaptation.weight,
             memory=adaptation.memory,
         )
+    if adaptation.batch_size is not None:
+        training = replace(training, batch_size=adaptation.batch_size)
     return play(
         public,
         training=training,
