@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.errors import StageError
-from inversight.priors.style import initialise
-from inversight.priors.training import Game, PriorTraining, build_networks, r1_penalty, run_game
+from inversight.errors import ConfigError, StageError
+from inversight.priors.architecture import Architecture
+from inversight.priors.stylegan2 import initialise
+from inversight.priors.training import (
+    Game,
+    PriorTraining,
+    architecture_of,
+    build_networks,
+    r1_penalty,
+    run_game,
+)
 from inversight.seeding import generator
+from tests.priors import golden
 
 SHAPE = (1, 8, 8)
 
@@ -68,7 +78,7 @@ def test_the_average_carries_buffers_and_follows_the_published_ramp() -> None:
         torch.testing.assert_close(mine.data, keep * old + (1 - keep) * new.data)
     for mine, theirs in zip(game.average.buffers(), game.generator.buffers(), strict=True):
         assert torch.equal(mine, theirs)
-    assert float(game.average.mapping.w_mean.abs().max()) > 0
+    assert float(game.average.mapping.w_avg.abs().max()) > 0
 
 
 def test_optimisers_have_the_lazy_correction() -> None:
@@ -165,7 +175,7 @@ def test_checkpoints_appear_in_time(tmp_path: Path) -> None:
 def test_divergence_is_an_error_that_says_what_to_do() -> None:
     training = tiny()
     game = fresh_game(training)
-    nn.init.constant_(game.discriminator.out.weight, float("nan"))
+    nn.init.constant_(game.discriminator.b4.out.weight, float("nan"))
     with pytest.raises(StageError, match=r"lower prior\.learning_rate or raise prior\.r1"):
         run_game(game, public(), steps=2, rng=generator(0))
 
@@ -185,5 +195,44 @@ def test_the_game_learns_the_mean_of_the_data() -> None:
 
 def test_networks_follow_the_settings() -> None:
     g, d = build_networks((3, 16, 16), tiny(width=3))
-    assert g.constant.shape == (1, 12, 4, 4)
-    assert d.from_image.weight.shape == (3, 3, 1, 1)
+    assert g.synthesis.b4.const.shape == (12, 4, 4)
+    assert d.b16.fromrgb.weight.shape == (3, 3, 1, 1)
+    small = architecture_of((1, 64, 64), tiny(width=3))
+    assert [small.width_at(r) for r in small.resolutions] == [24, 24, 12, 6, 3]
+    paper = architecture_of((3, 256, 256), tiny(config="paper256"))
+    assert (paper.w_dim, paper.mapping_depth, paper.resampling) == (512, 8, "fir")
+    with pytest.raises(ConfigError, match="prior: size: expected a power of two, found 24"):
+        build_networks((3, 24, 24), tiny())
+
+
+@pytest.mark.parametrize("row", golden.read()["small"], ids=["digits", "colour"])
+def test_small_networks_and_their_draws_stay(row: dict[str, Any]) -> None:
+    """Evidence gathered with small priors holds as long as the same seed gives the same networks."""
+    g, d = build_networks(tuple(row["image_shape"]), PriorTraining())
+    initialise(g, generator(1, "generator"))
+    initialise(d, generator(1, "discriminator"))
+    for name, parameter in g.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(row["noise_strength"])
+    with torch.no_grad():
+        w = g.mapping(torch.randn(4, 64, generator=generator(2)))
+        images = g(w, noise="const")
+        logits = d(torch.randn(4, *row["image_shape"], generator=generator(3)))
+    for found, expected in (
+        (golden.pick(w, 12), row["w"]),
+        (golden.pick(images, 24), row["images"]),
+        (logits, row["logits"]),
+    ):
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"resampling": "fir", "noise": False}, {"discriminator": "skip", "group": 2}]
+)
+def test_a_game_of_any_architecture(changes: dict[str, Any]) -> None:
+    values = {"channel_base": 16, "z_dim": 7, "w_dim": 5, "channels": 1} | changes
+    architecture = Architecture(size=8, **values)
+    game = Game(image_shape=SHAPE, training=tiny(noise=True), architecture=architecture)
+    log = run_game(game, public(), steps=3, rng=generator(0), fresh=True)
+    assert len(log) == 3
+    assert game.average.architecture == game.discriminator.architecture == architecture

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -22,10 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.config import Fraction, settings, to_mapping
+from inversight.config import Fraction, from_mapping, settings
 from inversight.errors import StageError
+from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
-from inversight.priors.style import Discriminator, Generator, NoiseMode, initialise
+from inversight.priors.layers import NoiseMode
+from inversight.priors.published import published_architecture
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
 
@@ -41,14 +44,19 @@ class PriorTraining:
     """Steps of the adversarial game (one step of discriminator and generator each)."""
     batch_size: PositiveInt = 32
     """Images a step."""
+    config: Literal["small", "auto", "stylegan2", "paper256", "paper512", "paper1024", "cifar"] = (
+        "small"
+    )
+    """Networks: small, for small images on a CPU, or those of a published configuration, which sets
+    width, z_dim, w_dim and mapping_depth itself."""
     width: PositiveInt = 16
-    """Feature channels at full size; doubled at each halving, at most eightfold."""
+    """Feature channels of small at full size; doubled at each halving, at most eightfold."""
     z_dim: PositiveInt = 64
-    """Dimensions of the normal latent z."""
+    """Dimensions of small's normal latent z (published: 512)."""
     w_dim: PositiveInt = 64
-    """Dimensions of the intermediate latent w, in which attacks search."""
+    """Dimensions of small's intermediate latent w, in which attacks search (published: 512)."""
     mapping_depth: PositiveInt = 2
-    """Layers of the mapping network."""
+    """Layers of small's mapping network."""
     learning_rate: PositiveFloat = 2e-3
     """Adam's step size (paper: 2e-3)."""
     r1: NonNegativeFloat = 2.0
@@ -79,11 +87,12 @@ class Game:
         training: PriorTraining,
         learning_rate_factor: float = 1.0,
         device: torch.device | str = "cpu",
+        architecture: Architecture | None = None,
     ) -> None:
         self.training = training
-        self.generator, self.discriminator = build_networks(image_shape, training)
-        for network in (self.generator, self.discriminator):
-            network.to(device)
+        architecture = architecture or architecture_of(image_shape, training)
+        self.generator = Generator(architecture).to(device)
+        self.discriminator = Discriminator(architecture).to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate = training.learning_rate * learning_rate_factor
         self.optimise_g = torch.optim.Adam(self.generator.parameters(), lr=rate, betas=(0.0, 0.99))
@@ -119,7 +128,7 @@ class Game:
         return {"generator": g_loss, "discriminator": d_loss, "p": self.control.p}
 
     def _fakes(self, n: int, rng: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.training.z_dim, generator=rng).to(self.device)
+        z = torch.randn(n, self.generator.architecture.z_dim, generator=rng).to(self.device)
         w = self.generator.mapping(z)
         if torch.is_grad_enabled():
             self.generator.mapping.track(w)
@@ -240,27 +249,38 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
+def architecture_of(image_shape: tuple[int, int, int], training: PriorTraining) -> Architecture:
+    """The architecture that the settings name for images (C, S, S).
+
+    Raises:
+        ConfigError: S is no power of two in 8..1024.
+    """
+    channels, size, _ = image_shape
+    if training.config != "small":
+        return published_architecture(training.config, size=size, channels=channels)
+    values = {
+        "size": size,
+        "channels": channels,
+        "z_dim": training.z_dim,
+        "w_dim": training.w_dim,
+        "mapping_depth": training.mapping_depth,
+        "channel_base": training.width * size,
+        "channel_max": 8 * training.width,
+        "resampling": "fast",
+    }
+    return from_mapping(Architecture, values, where="prior: ")
+
+
 def build_networks(
     image_shape: tuple[int, int, int], training: PriorTraining
 ) -> tuple[Generator, Discriminator]:
-    """Untrained networks of the settings' shape, in channels-last layout.
+    """Untrained networks of the settings' architecture for images (C, S, S).
 
-    The layout is a sixth faster on a CPU and what tensor cores want; sums come out in another order,
-    so a prior from a file must have it too if it is to give the same images bit by bit.
+    Raises:
+        ConfigError: S is no power of two in 8..1024.
     """
-    channels, size, _ = image_shape
-    generate = Generator(
-        size=size,
-        channels=channels,
-        width=training.width,
-        z_dim=training.z_dim,
-        w_dim=training.w_dim,
-        mapping_depth=training.mapping_depth,
-    )
-    judge = Discriminator(size=size, channels=channels, width=training.width)
-    for network in (generate, judge):
-        network.to(memory_format=torch.channels_last)
-    return generate, judge
+    architecture = architecture_of(image_shape, training)
+    return Generator(architecture), Discriminator(architecture)
 
 
 def run_game(
@@ -318,8 +338,3 @@ def run_game(
             game.save(checkpoint, {"log": log, "guidance": state})
             saved = time.monotonic()
     return log
-
-
-def describe(training: PriorTraining, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What a prior's file must say so that its networks can be built again."""
-    return {"training": to_mapping(training), "image_shape": list(image_shape)}
