@@ -49,6 +49,7 @@ from inversight.priors.given import (
     COLOURS,
     PRIOR_FILE,
     GivenPrior,
+    check_adaptable,
     check_channels,
     few_images,
     read_prior,
@@ -402,6 +403,8 @@ class Plan:
                 "the private and public images",
                 f"save the images in {word}, or give a prior that was trained on images like them",
             )
+            if settings.adaptation.steps > 0:
+                check_adaptable(given.prior, path)
         return cls(settings, inputs, attacks, own, given, work, device)
 
     @property

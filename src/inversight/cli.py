@@ -278,6 +278,20 @@ def prior_train(
     typer.echo(str(path))
 
 
+@prior_app.command("import")
+def prior_import(
+    file: Annotated[Path, typer.Argument(help="Networks as StyleGAN2-ADA's code pickled them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prior.")],
+) -> None:
+    """Import published StyleGAN2-ADA networks, running nothing that is in the file."""
+    from inversight.stages import import_prior_stage
+
+    path, line = import_prior_stage(file, out)
+    typer.echo(
+        f"{line}\n{path}\nadapt it with: inversight adapt --prior {out} --target TARGET --public DIR"
+    )
+
+
 @app.command()
 def adapt(
     prior: PriorOption,

@@ -23,7 +23,15 @@ from inversight.embeddings import Embedding, named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.priors import PriorTraining, train_prior
-from inversight.priors.given import PRIOR_FILE, GivenPrior, check_channels, few_images, read_prior
+from inversight.priors.given import (
+    PRIOR_FILE,
+    GivenPrior,
+    check_adaptable,
+    check_channels,
+    few_images,
+    read_prior,
+)
+from inversight.priors.published_networks import import_published
 from inversight.report import load_report_data, render
 from inversight.run import Run, write_json, write_text
 from inversight.seeding import generator
@@ -115,6 +123,33 @@ def train_prior_stage(
     return out / PRIOR_FILE
 
 
+def import_prior_stage(file: Path, out: Path) -> tuple[Path, str]:
+    """Import published networks as a prior; returns its file and a line on what they are.
+
+    Raises:
+        InputError: wrong input; nothing has been written.
+    """
+    size = file.stat().st_size if file.is_file() else 0
+    Run.check_new(out, needed_bytes=2 * size)
+    imported = import_published(file)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    imported.prior.save(partial / PRIOR_FILE)
+    write_json(partial / "prior.json", dict(imported.facts))
+    if out.is_dir():
+        out.rmdir()  # check_new has seen that it is empty
+    partial.replace(out)
+    channels, side, _ = imported.prior.image_shape
+    parameters = sum(p.numel() for p in imported.prior.average.parameters())
+    classes = imported.prior.average.architecture.c_dim
+    return out / PRIOR_FILE, (
+        f"{imported.facts['configuration']} networks of {side}x{side} images with {channels} "
+        f"channel(s), {parameters / 1e6:.1f} million parameters in the generator"
+        + (f", conditioned on {classes} classes" if classes else "")
+    )
+
+
 def adapt_stage(
     prior: Path,
     public: Path,
@@ -141,6 +176,7 @@ def adapt_stage(
     adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
     given_prior = read_prior(prior)
     start = given_prior.prior
+    check_adaptable(start, prior)
     channels, size, _ = start.image_shape
     target = model.load(given_prior)
     images = load_folder(

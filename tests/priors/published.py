@@ -19,6 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from inversight.priors import StylePrior
+from inversight.priors.architecture import Architecture
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
+from inversight.priors.training import PriorTraining
+from inversight.seeding import generator
+
 SOURCE = "raise SystemExit('the source in the file was run')\n"
 
 
@@ -110,3 +116,100 @@ def pickled(value: Any, protocol: int = 4) -> bytes:
     with published_names():
         pickle.dump(value, buffer, protocol=protocol)
     return buffer.getvalue()
+
+
+def random_prior(architecture: Architecture, seed: int = 0) -> StylePrior:
+    """A prior whose every parameter and buffer is drawn at random, filters apart."""
+    networks = [Generator(architecture), Generator(architecture), Discriminator(architecture)]
+    for i, network in enumerate(networks):
+        rng = generator(seed, i)
+        initialise(network, rng)
+        for name, value in network.state_dict().items():
+            if not name.endswith("resample_filter"):
+                value += 0.1 * torch.randn(value.shape, generator=rng)
+        network.requires_grad_(False)
+    raw, average, critic = networks
+    assert isinstance(raw, Generator) and isinstance(average, Generator)
+    assert isinstance(critic, Discriminator)
+    return StylePrior(average, raw, critic, PriorTraining(), architecture.image_shape)
+
+
+def published_file(prior: StylePrior, **parts: Any) -> dict[str, Any]:
+    """What the training loop would pickle of ``prior``'s networks; ``parts`` go before."""
+    architecture = prior.average.architecture
+    made = {
+        "training_set_kwargs": {"path": "faces.zip", "xflip": True},
+        "augment_pipe": augment_pipe(0.25),
+        "G": persistent_generator(prior.raw),
+        "D": persistent_discriminator(prior.critic, architecture),
+        "G_ema": persistent_generator(prior.average),
+    }
+    return {**made, **parts}
+
+
+def persistent_generator(network: Generator, **changed: Any) -> Persistent:
+    """A generator with the arguments and attributes that the published class has."""
+    a = network.architecture
+    arguments = {
+        **_images(a),
+        "z_dim": a.z_dim,
+        "w_dim": a.w_dim,
+        "mapping_kwargs": {"num_layers": a.mapping_depth},
+        "synthesis_kwargs": {
+            "channel_base": a.channel_base,
+            "channel_max": a.channel_max,
+            "num_fp16_res": a.half_resolutions,
+            "conv_clamp": a.conv_clamp,
+            "architecture": a.generator,
+            "resample_filter": list(a.filter_taps),
+        },
+    }
+    settings = {
+        **_images(a),
+        "z_dim": a.z_dim,
+        "w_dim": a.w_dim,
+        "mapping.num_layers": a.mapping_depth,
+        "mapping.w_avg_beta": a.w_avg_beta,
+        "mapping.fc0.bias_gain": a.mapping_rate,
+    }
+    for r in a.resolutions:
+        settings[f"synthesis.b{r}.use_fp16"] = a.half_at(r)
+        settings[f"synthesis.b{r}.architecture"] = a.generator
+        settings[f"synthesis.b{r}.conv1.conv_clamp"] = a.conv_clamp
+        settings[f"synthesis.b{r}.conv1.use_noise"] = a.noise
+    return persistent(network, "Generator", {**arguments, **changed}, settings)
+
+
+def persistent_discriminator(network: Discriminator, a: Architecture, **changed: Any) -> Persistent:
+    """A discriminator with the arguments and attributes that the published class has."""
+    arguments = {
+        **_images(a),
+        "architecture": a.discriminator,
+        "channel_base": a.channel_base,
+        "channel_max": a.channel_max,
+        "num_fp16_res": a.half_resolutions,
+        "conv_clamp": a.conv_clamp,
+        "block_kwargs": {"resample_filter": list(a.filter_taps)},
+        "mapping_kwargs": {},
+        "epilogue_kwargs": {"mbstd_group_size": a.group, "mbstd_num_channels": a.group_channels},
+    }
+    settings = {
+        **_images(a),
+        "b4.cmap_dim": (a.cmap_dim or a.width_at(4)) if a.c_dim else 0,
+        "mapping.num_layers": a.cmap_depth,
+        "mapping.fc0.bias_gain": a.cmap_rate,
+    }
+    for r in a.resolutions[1:]:
+        settings[f"b{r}.use_fp16"] = a.half_at(r)
+        settings[f"b{r}.architecture"] = a.discriminator
+        settings[f"b{r}.conv0.conv_clamp"] = a.conv_clamp
+    made = persistent(network, "Discriminator", {**arguments, **changed}, settings)
+    if a.group_channels > 0:
+        spread = {"group_size": a.group, "num_channels": a.group_channels}
+        epilogue = made.meta["state"]["_modules"]["b4"]
+        epilogue.meta["state"]["_modules"]["mbstd"] = Persistent("MinibatchStdLayer", spread)
+    return made
+
+
+def _images(a: Architecture) -> dict[str, Any]:
+    return {"c_dim": a.c_dim, "img_resolution": a.size, "img_channels": a.channels}

@@ -55,6 +55,21 @@ def check_channels(prior: StylePrior, where: Path, channels: int, what: str, rem
         raise DataError(f"--prior {where}: its images have {kinds[0]}, {what} {kinds[1]}: {remedy}")
 
 
+def check_adaptable(prior: StylePrior, where: Path) -> None:
+    """Refuse a prior that cannot be adapted.
+
+    Raises:
+        DataError: it is conditioned on classes, which public images do not have.
+    """
+    classes = prior.average.architecture.c_dim
+    if classes > 0:
+        raise DataError(
+            f"--prior {where}: is conditioned on {classes} classes, so that it cannot be adapted to "
+            "public images without them; attack with it as it is (in an audit: --set "
+            "adaptation.steps=0), or give one that is not conditioned"
+        )
+
+
 def few_images(count: int) -> str | None:
     """A warning if ``count`` public images are too few to train or adapt a prior on, else None."""
     if count >= FEW_IMAGES:
