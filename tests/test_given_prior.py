@@ -272,13 +272,13 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     ("patched", "arguments", "parts"),
     [
         ("inversight.stages.train_prior", ("prior", "train", "--public", "public", *PRIOR),
-         ("prior train: out of memory", "--set batch_size=2", "last checkpoint")),
+         ("prior train: out of memory", "--set images_at_once=2", "goes on from its checkpoint")),
         ("inversight.stages.train_classifier", ("train", "--private", "private"),
          ("train: out of memory", "--set batch_size=")),
         ("inversight.stages.adapt",
          ("adapt", "--prior", "ffhq", "--target", "target", "--public", "public",
           "--guidance-embedding", "pixel", "--set", "batch_size=6"),
-         ("adapt: out of memory", "--set batch_size=3", "last checkpoint")),
+         ("adapt: out of memory", "--set images_at_once=3", "goes on from its checkpoint")),
         ("inversight.attacks.PlugAndPlay.run", ("attack", "--prior", "ffhq", "--target", "target"),
          ("attack: out of memory", "--set batch_size=100")),
     ],
@@ -310,8 +310,8 @@ def test_an_audit_without_memory_says_what_to_lower_and_keeps_the_rest(
 
     for stage, where, name, part in (
         ("target", MODULE, "train_classifier", "lower target_training.batch_size"),
-        ("prior", MODULE, "train_prior", "lower prior.batch_size"),
-        ("adaptation", MODULE, "adapt", "lower adaptation.batch_size"),
+        ("prior", MODULE, "train_prior", "lower prior.images_at_once"),
+        ("adaptation", MODULE, "adapt", "lower adaptation.images_at_once"),
         ("plug-and-play", PlugAndPlay, "run", "batch_size: 20"),
         ("scores", MODULE, "evaluate", "lower --memory"),
     ):

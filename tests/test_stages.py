@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -17,10 +18,11 @@ from inversight.data import ImageSet
 from inversight.priors import StylePrior
 from inversight.score_folders import _named_sets
 from tests.examples import OwnNetwork
+from tests.priors.test_processes import together
 from tests.test_audit import make
 from tests.test_evaluation import assert_same
 
-PRIOR = ("--set", "steps=4", "--set", "batch_size=4", "--set", "width=2")
+PRIOR = ("--features", "none", "--set", "steps=4", "--set", "batch_size=4", "--set", "width=2")
 TRAIN = ("--set", "epochs=3", "--set", "width=2")
 ATTACK = ("--set", "pool=20", "--set", "candidates=4", "--set", "keep=3", "--set", "steps=2")
 
@@ -49,8 +51,8 @@ def made(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> dict[s
 def test_from_training_to_scores(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(
         capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
-        "--guidance-embedding", "pixel", "--set", "steps=2", "--set", "iterations=2",
-        "--out", "adapted",
+        "--guidance-embedding", "pixel", "--features", "pixel", "--set", "steps=2", "--set",
+        "iterations=2", "--out", "adapted",
     )  # fmt: skip
     assert (code, out) == (0, "adapted/prior.safetensors\n")
     before, after = (StylePrior.load(Path(f) / "prior.safetensors") for f in ("prior", "adapted"))
@@ -225,13 +227,125 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     for arm in ("vanilla", "entropy", "natural-gradient"):
         code, _, err = run(
             capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
-            "--arm", arm, "--guidance-embedding", "public", "--set", "steps=2", "--out", arm,
+            "--arm", arm, "--guidance-embedding", "public", "--features", "none", "--set", "steps=2",
+            "--out", arm,
         )  # fmt: skip
         assert code == 0, err
         logs[arm] = StylePrior.load(Path(arm) / "prior.safetensors").log[-1]
     assert "objective" not in logs["vanilla"]
     assert logs["entropy"]["cosine"] == pytest.approx(1.0)
     assert logs["natural-gradient"]["cosine"] < 0.999
+
+
+def test_training_is_watched(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a public network that what comes after finds again."""
+    from inversight.console import Terminal
+
+    stages: list[str] = []
+
+    def noting(self: Terminal, name: str) -> object:
+        stages.append(name)
+        return lambda done, total, note="": None
+
+    monkeypatch.setattr(Terminal, "stage", noting)
+    assert run(capsys, "train", "--private", "private", "--out", "target", *TRAIN)[0] == 0
+    code, _, err = run(
+        capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR[2:],
+        "--set", "watch_images=8",
+    )  # fmt: skip
+    assert code == 0, err
+    assert stages[-3:] == ["reading", "public-network", "prior"]
+    written = json.loads(Path("prior/progress.json").read_text())
+    assert [row["images"] for row in written] == [0, 8, 16]
+    assert all(row["frechet"] > 0 for row in written)
+    names = sorted(p.name for p in Path("prior/samples").iterdir())
+    assert names == [f"images-{n:09d}.png" for n in (0, 8, 16)]
+
+    code, _, err = run(
+        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
+        "--arm", "entropy", "--set", "steps=2", "--out", "adapted",
+    )  # fmt: skip
+    assert code == 0, err
+    assert stages[-2:] == ["reading", "adaptation"]  # the prior's network was there
+    before, after = json.loads(Path("adapted/progress.json").read_text())
+    assert before["frechet"] == pytest.approx(written[-1]["frechet"])
+    assert "objective" not in before and "frechet" in after
+    code, _, err = run(
+        capsys, "score", "--private", "private", "--reconstructions", "holdout", "--embedding",
+        "public", "--network", "adapted/public-network", "--out", "scored",
+    )  # fmt: skip
+    assert code == 0, err
+
+
+def test_a_training_goes_on_with_what_it_began_with(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("prior", "train", "--public", "public", "--out", "prior", *PRIOR)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("inversight.stages.train_prior", stop)
+        code, _, err = run(capsys, *command)
+    assert code == 130 and "go on with: prior train again" in err
+    code, _, err = run(capsys, *command, "--seed", "1")
+    assert code == 2 and "a training began there and --seed differed" in err
+    shutil.copytree("public", "public/again")
+    code, _, err = run(capsys, *command)
+    assert code == 2 and "the public images differed" in err
+    shutil.rmtree("public/again")
+    assert run(capsys, *command)[0] == 0
+    code, _, err = run(capsys, *command)
+    assert code == 2 and "holds other files" in err
+
+
+def test_a_training_that_diverges_fails_in_one_line(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(
+        capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR,
+        "--set", "learning_rate=1e30", "--set", "checkpoint_seconds=1e-9",
+    )  # fmt: skip
+    assert code == 1 and "diverged at step" in err and "lower prior.learning_rate" in err
+    assert not Path("prior/prior.safetensors").exists()
+
+
+def test_published_settings_are_laid_below_what_is_given(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def stop(*_: object, training: object, **__: object) -> None:
+        seen.append(training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inversight.stages.train_prior", stop)
+    run(
+        capsys, "prior", "train", "--public", "public", "--out", "prior", "--features", "none",
+        "--set", "config=cifar", "--set", "r1=0.5",
+    )  # fmt: skip
+    (training,) = seen
+    assert (training.ema_images, training.r1, training.penalty_steps) == (500e3, 0.5, True)  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
+def test_two_processes_write_one_prior(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("prior", "train", "--public", "public", *PRIOR, "--device", "cpu")
+    two = together(
+        "-m", "inversight", *command, "--features", "pixel", "--out", "two", folder=Path.cwd()
+    )
+    assert [process.returncode for process in two] == [0, 0], two
+    assert [process.stdout for process in two] == ["two/prior.safetensors\n", ""]
+    assert run(capsys, *command, "--set", "images_at_once=2", "--out", "one")[0] == 0
+    one, other = (StylePrior.load(Path(f) / "prior.safetensors") for f in ("one", "two"))
+    w = one.sample(4, rng=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(one(w), other(w), atol=1e-3, rtol=0)
+    assert len(json.loads(Path("two/progress.json").read_text())) == 5
 
 
 def own(path: Path) -> str:
@@ -248,6 +362,11 @@ ADAPT = ("adapt", "--prior", "prior", "--public", "public", "--out", "new")
         ((*ADAPT, "--target", "target", "--arm", "entrpy"), ("entrpy", "did you mean entropy?")),
         ((*ADAPT, "--target", "target", "--guidance-embedding", "evaluator"), ("seen the private",)),
         ((*ADAPT, "--target", "target", "--set", "stps=3"), ("stps", "did you mean steps?")),
+        ((*ADAPT, "--target", "target", "--features", "pixl"), ("pixl", "did you mean pixel?")),
+        (("prior", "train", "--public", "public", "--out", "new", "--features", "lpips-vgg"),
+         ("--features lpips-vgg", "public, inception, pixel, none")),
+        (("prior", "train", "--public", "public", "--out", "new", "--set", "config=paper"),
+         ("config", "did you mean paper")),
         ((*ADAPT, "--target", "nowhere"), ("nowhere", "no such file")),
         ((*ADAPT, "--target", "own"), ("2 classes", "--classes FILE")),
         (("attack", "--prior", "nowhere", "--target", "target", "--out", "new"), ("nowhere",)),

@@ -44,7 +44,7 @@ from inversight.estimate import Estimate, estimate
 from inversight.evaluation import check_pairs, evaluate
 from inversight.gate import Gate
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.priors import Prior, StylePrior, train_prior
+from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.priors.given import (
     COLOURS,
     PRIOR_FILE,
@@ -68,6 +68,7 @@ from inversight.target import (
     target_of,
 )
 from inversight.training import Training, rotation_task, train_classifier
+from inversight.watching import FrechetToPublic, watched_features
 
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
@@ -77,8 +78,8 @@ _LOWER = {
     "target": "target_training.batch_size",
     "evaluator": "evaluator_training.batch_size",
     "public-network": "public_training.batch_size",
-    "prior": "prior.batch_size or prior.width",
-    "adaptation": "adaptation.batch_size",
+    "prior": "prior.images_at_once",
+    "adaptation": "adaptation.images_at_once",
     "scores": "--memory",
 }
 """What to lower where a stage's memory runs out."""
@@ -556,7 +557,7 @@ class _Execution:
         target = self.target()
         evaluator = self.evaluator()
         public_network = self.public_network() if self.plan.needs_public_network else None
-        prior = self.adapted(self.prior(), target, public_network)
+        prior = self.adapted(self.prior(public_network), target, public_network)
         for name, attack in self.plan.attacks.items():
             self.attack(name, attack, target, prior)
         reconstructions = self.collect()
@@ -680,7 +681,7 @@ class _Execution:
         saved.module.to(self.plan.device)
         return saved
 
-    def prior(self) -> Prior:
+    def prior(self, public_network: SavedClassifier | None) -> Prior:
         """The generator of images like the public ones."""
         given = self.plan.given_prior
         if given is not None:
@@ -708,11 +709,28 @@ class _Execution:
                 progress=self.reporter.stage("prior"),
                 checkpoint=folder / "checkpoint.safetensors",
                 device=self.plan.device,
+                watch=self.watch(folder, public_network),
             ).save(folder / PRIOR_FILE)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
         folder = self.stage("prior", fill)
         return StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
+
+    def watch(self, folder: Path, public_network: SavedClassifier | None) -> Watch:
+        """Looks at a prior in training, with features that cost little beside it: see decisions.md."""
+        name = "none"
+        if public_network is not None:
+            name = "public"
+        elif self.settings.features == "pixel" or (
+            self.settings.features == "inception" and self.plan.device.type != "cpu"
+        ):
+            name = self.settings.features
+        size = self.plan.prior_shape[1]
+        embedding = watched_features(name, size=size, public_network=public_network)
+        if embedding is None:
+            return Watch(folder)
+        images = self.plan.public_for_prior.images
+        return Watch(folder, FrechetToPublic(images, embedding, self.plan.device))
 
     def adapted(
         self, prior: Prior, target: Target, public_network: SavedClassifier | None
@@ -751,6 +769,7 @@ class _Execution:
                 rng=self.rng("adaptation"),
                 progress=self.reporter.stage("adaptation"),
                 checkpoint=folder / "checkpoint.safetensors",
+                watch=self.watch(folder, public_network),
             ).save(folder / PRIOR_FILE)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 

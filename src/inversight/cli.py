@@ -6,6 +6,8 @@ import importlib.metadata
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,6 +83,13 @@ Network = Annotated[
     Path | None,
     typer.Option(help="Public network that a run trained (RUN/stages/public-network)."),
 ]
+Watched = Annotated[
+    str,
+    typer.Option(
+        help="Features of the Frechet distance told on the way: public (trains a small network on "
+        "the public images first), inception, pixel, package.module:Class; none: samples alone."
+    ),
+]
 PriorOption = Annotated[
     Path,
     typer.Option(help="What `inversight prior train`, `prior import` or `adapt` wrote."),
@@ -153,6 +162,17 @@ def _model(
         size,
         trust,
     )
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[Any]:
+    """The processes that this one was launched among, parted from in the end."""
+    from inversight.priors.processes import launched
+
+    processes = launched(device)
+    yield processes
+    # Not after an error: the others would wait for this one. Who launched them ends them.
+    processes.close()
 
 
 @app.command()
@@ -262,20 +282,30 @@ def prior_train(
     public: Annotated[Path, typer.Option(help="Folder of public images.")],
     out: Annotated[Path, typer.Option(help="Folder for the prior.")],
     size: Size = None,
+    features: Watched = "public",
+    network: Network = None,
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     set_: Set = None,
 ) -> None:
-    """Train a style-based prior on public images."""
+    """Train a style-based prior on public images; OUT/samples and OUT/progress.json show how it goes.
+
+    On several GPUs: accelerate launch -m inversight prior train ...
+    """
     from inversight.stages import train_prior_stage
 
     terminal = Terminal()
-    with _Interruptible(out, "prior train again with the same --out"), terminal.live():
+    with (
+        _processes(device) as processes,
+        _Interruptible(out, "prior train again with the same --out"),
+        terminal.live(processes.main),
+    ):
         path = train_prior_stage(
-            public, out, size=size, seed=seed, device=device, given=_given({}, None, set_),
-            reporter=terminal,
+            public, out, size=size, features=features, network=network, seed=seed, device=device,
+            given=_given({}, None, set_), reporter=terminal, processes=processes,
         )  # fmt: skip
-    typer.echo(str(path))
+    if processes.main:
+        typer.echo(str(path))
 
 
 @prior_app.command("import")
@@ -304,6 +334,7 @@ def adapt(
     guidance_embedding: Annotated[
         str, typer.Option(help="Metric of the natural gradient.")
     ] = "lpips-vgg",
+    features: Watched = "public",
     network: Network = None,
     classes: Classes = None,
     mean: Mean = None,
@@ -315,17 +346,26 @@ def adapt(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     set_: Set = None,
 ) -> None:
-    """Fine-tune a prior against a target."""
+    """Fine-tune a prior against a target; OUT/samples and OUT/progress.json show how it goes.
+
+    On several GPUs: accelerate launch -m inversight adapt ...
+    """
     from inversight.stages import adapt_stage
 
     terminal = Terminal()
-    with _Interruptible(out, "adapt again with the same --out"), terminal.live():
+    with (
+        _processes(device) as processes,
+        _Interruptible(out, "adapt again with the same --out"),
+        terminal.live(processes.main),
+    ):
         path = adapt_stage(
             prior, public, out, model=_model(target, classes, mean, std, size, trust_target),
-            arm=arm, guidance_embedding=guidance_embedding, network=network, preset=preset,
-            seed=seed, device=device, given=_given({}, None, set_), reporter=terminal,
+            arm=arm, guidance_embedding=guidance_embedding, features=features, network=network,
+            preset=preset, seed=seed, device=device, given=_given({}, None, set_),
+            reporter=terminal, processes=processes,
         )  # fmt: skip
-    typer.echo(str(path))
+    if processes.main:
+        typer.echo(str(path))
 
 
 @app.command()
@@ -520,7 +560,7 @@ class _Interruptible:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
         if kind is KeyboardInterrupt:
-            begun = any((self.folder / f).is_file() for f in ("run.json", "checkpoint.safetensors"))
+            begun = any((self.folder / f).is_file() for f in ("run.json", "training.json"))
             _complain(
                 f"stopped; go on with: {self.how}"
                 if begun

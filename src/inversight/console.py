@@ -80,9 +80,9 @@ class Terminal:
         return line
 
     @contextmanager
-    def live(self) -> Iterator[None]:
-        """Show bars while the block runs, if this is a terminal."""
-        if not self.console.is_terminal:
+    def live(self, wanted: bool = True) -> Iterator[None]:
+        """Show bars while the block runs, if this is a terminal and they are wanted."""
+        if not wanted or not self.console.is_terminal:
             yield
             return
         with Bars(

@@ -12,6 +12,7 @@ from inversight.config import from_mapping, merge, nearest, settings
 from inversight.errors import ConfigError
 from inversight.evaluation import PairMeasure
 from inversight.priors import PriorTraining
+from inversight.priors.settings import training_of
 from inversight.training import Training
 
 Preset = Literal["quick", "standard", "thorough"]
@@ -199,7 +200,7 @@ def prior_training(settings_: AuditSettings) -> PriorTraining | None:
     values = dict(settings_.prior)
     if values.pop("class", "style") != "style":
         return None
-    return from_mapping(PriorTraining, values, where="prior: ")
+    return training_of(values, size=settings_.working_size)
 
 
 def _with_classes(budget: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each reads what the stage before it wrote.
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -16,13 +17,13 @@ import torch
 from inversight.adaptation import ARMS, Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, write_reconstructions
 from inversight.config import build, from_mapping, nearest
-from inversight.console import Reporter
+from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
 from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.priors import PriorTraining, train_prior
+from inversight.priors import PriorTraining, Watch, train_prior
 from inversight.priors.given import (
     PRIOR_FILE,
     GivenPrior,
@@ -31,13 +32,21 @@ from inversight.priors.given import (
     few_images,
     read_prior,
 )
+from inversight.priors.processes import ALONE, Processes
 from inversight.priors.published_networks import import_published
+from inversight.priors.settings import training_of
 from inversight.report import load_report_data, render
 from inversight.run import Run, write_json, write_text
 from inversight.seeding import generator
 from inversight.settings import stage_budget
 from inversight.target import Target, load_target
 from inversight.training import Training, rotation_task, train_classifier
+from inversight.watching import FrechetToPublic, check_watched, watched_features
+
+_NETWORK = "public-network"
+_CHECKPOINT = "checkpoint.safetensors"
+_BEGUN = "training.json"
+"""Says that a training began in this folder, so that it may go on there."""
 
 
 def train(
@@ -60,7 +69,7 @@ def train(
     images = load_folder(private, role="--private", size=size, progress=reporter.stage("reading"))
     if len(images.classes) < 2:
         raise InputError(f"--private {private}: has one class; a classifier needs at least two")
-    with _remedy("train", "batch_size", training.batch_size):
+    with _remedy("train", training.batch_size):
         trained = train_classifier(
             images,
             training=training,
@@ -89,37 +98,55 @@ def train_prior_stage(
     out: Path,
     *,
     size: int | None,
+    features: str,
+    network: Path | None,
     seed: int,
     device: str,
     given: dict[str, Any],
     reporter: Reporter,
+    processes: Processes = ALONE,
 ) -> Path:
     """Train a prior on a folder of public images; goes on from a checkpoint in ``out``.
+
+    With several ``processes`` each calls this with the same arguments; the first writes and reports.
 
     Raises:
         InputError: wrong input.
     """
-    training = from_mapping(PriorTraining, given)
+    reporter = reporter if processes.main else Quiet()
+    from_mapping(PriorTraining, given)  # what is wrong with it should be said before reading
+    check_watched(features)
+    where = processes.device(device)
     images = load_folder(
         public, role="--public", size=size, labelled=False, progress=reporter.stage("reading")
     )
     check_size(images.size, given=False)
-    checkpoint = out / "checkpoint.safetensors"
-    if not checkpoint.is_file():
-        Run.check_new(out, needed_bytes=50_000_000)
+    training = training_of(given, size=images.size, gpus=processes.count)
+    watch = None
+    if processes.main:
+        facts = {"seed": seed, "public": images.fingerprint()}
+        _check_begun(out, facts)
+        saved = None
+        if features == "public":
+            known = network or _kept_network(out)
+            saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
+        watch = _watch(images, out, features, saved, where)
+        _begin(out, facts, saved)
     _warn_of_few(images, reporter)
-    out.mkdir(parents=True, exist_ok=True)
-    with _remedy("prior train", "batch_size", training.batch_size, checkpoint):
+    with _game_remedy("prior train", training, processes):
         prior = train_prior(
             images.images,
             training=training,
             rng=generator(seed, "prior"),
             progress=reporter.stage("prior"),
-            checkpoint=checkpoint,
-            device=pick_device(device),
+            checkpoint=out / _CHECKPOINT,
+            device=where,
+            watch=watch,
+            processes=processes,
         )
-    prior.save(out / PRIOR_FILE)
-    checkpoint.unlink(missing_ok=True)
+    if processes.main:
+        prior.save(out / PRIOR_FILE)
+        (out / _CHECKPOINT).unlink(missing_ok=True)
     return out / PRIOR_FILE
 
 
@@ -158,21 +185,27 @@ def adapt_stage(
     model: TargetChoice,
     arm: str,
     guidance_embedding: str,
+    features: str,
     network: Path | None,
     preset: str,
     seed: int,
     device: str,
     given: dict[str, Any],
     reporter: Reporter,
+    processes: Processes = ALONE,
 ) -> Path:
     """Fine-tune a prior against a target; goes on from a checkpoint in ``out``.
+
+    With several ``processes`` each calls this with the same arguments; the first writes and reports.
 
     Raises:
         InputError: wrong input.
     """
-    where = pick_device(device)
+    reporter = reporter if processes.main else Quiet()
+    where = processes.device(device)
     if arm not in ARMS:
         raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
+    check_watched(features)
     adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
     given_prior = read_prior(prior)
     start = given_prior.prior
@@ -183,19 +216,25 @@ def adapt_stage(
         public, role="--public", channels=channels, labelled=False, size=size,
         progress=reporter.stage("reading"),
     )  # fmt: skip
-    checkpoint = out / "checkpoint.safetensors"
-    if not checkpoint.is_file():
-        Run.check_new(out, needed_bytes=50_000_000)
+    facts = {
+        "seed": seed,
+        "public": images.fingerprint(),
+        "arm": arm,
+        "guidance-embedding": guidance_embedding,
+    }
+    if processes.main:
+        _check_begun(out, facts)
+    saved: SavedClassifier | None = None
     metric: Embedding | None = None
+    known = network or _kept_network(out)
     if arm == "natural-gradient":
-        saved = None
         if guidance_embedding == "evaluator":
             raise ConfigError(
                 "--guidance-embedding evaluator has seen the private images, which an attacker has "
                 "not; use another value"
             )
         if guidance_embedding == "public":
-            saved = public_network(images, network, seed=seed, device=device, reporter=reporter)
+            saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
         metric = named_embedding(
             guidance_embedding,
             use="distance",
@@ -205,10 +244,15 @@ def adapt_stage(
             evaluator=None,
             working_size=max(64, size),
         )
+    watch = None
+    if processes.main:
+        if features == "public" and saved is None:
+            known = known or _kept_network(prior if prior.is_dir() else prior.parent)
+            saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
+        watch = _watch(images, out, features, saved, where)
+        _begin(out, facts, saved)
     _warn_of_few(images, reporter)
-    out.mkdir(parents=True, exist_ok=True)
-    batch_size = adaptation.batch_size or start.training.batch_size
-    with _remedy("adapt", "batch_size", batch_size, checkpoint):
+    with _game_remedy("adapt", adaptation.training_of(start.training), processes):
         adapted = adapt(
             start.to(where),
             target.to(where),
@@ -219,10 +263,13 @@ def adapt_stage(
             metric=metric,
             rng=generator(seed, "adaptation"),
             progress=reporter.stage("adaptation"),
-            checkpoint=checkpoint,
+            checkpoint=out / _CHECKPOINT,
+            watch=watch,
+            processes=processes,
         )
-    adapted.save(out / PRIOR_FILE)
-    checkpoint.unlink(missing_ok=True)
+    if processes.main:
+        adapted.save(out / PRIOR_FILE)
+        (out / _CHECKPOINT).unlink(missing_ok=True)
     return out / PRIOR_FILE
 
 
@@ -254,7 +301,7 @@ def attack_stage(
     Run.check_new(out, needed_bytes=50_000_000)
     name = attack.rpartition(":")[2]
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
-    with _remedy("attack", "batch_size", getattr(made, "batch_size", None)):
+    with _remedy("attack", getattr(made, "batch_size", None)):
         found = made.run(
             target,
             given_prior.prior.to(where),
@@ -342,15 +389,68 @@ def _warn_of_few(images: ImageSet, reporter: Reporter) -> None:
         reporter.warn(few)
 
 
-def _remedy(
-    stage: str, option: str, value: int | None, checkpoint: Path | None = None
+def _remedy(stage: str, batch_size: int | None) -> AbstractContextManager[None]:
+    """What to lower if a stage runs out of memory; ``batch_size`` is what it is now, if it has one."""
+    less = "" if batch_size is None else f", as in --set batch_size={max(1, batch_size // 2)}"
+    return memory_remedy(stage, f"lower batch_size{less}, and run the command again")
+
+
+def _game_remedy(
+    stage: str, training: PriorTraining, processes: Processes
 ) -> AbstractContextManager[None]:
-    """What to lower if a stage runs out of memory, and whether it goes on from where it was."""
-    lower = (
-        f"lower {option}" if value is None else f"lower it with --set {option}={value // 2 or 1}"
+    """What to lower if a training of a prior runs out of memory: a smaller share of the same batch."""
+    own = training.batch_size // processes.count
+    most = max(1, min(own, training.images_at_once or own) // 2)
+    share = max(n for n in range(1, most + 1) if own % n == 0)
+    return memory_remedy(
+        stage,
+        f"lower images_at_once, as in --set images_at_once={share}, and run the command again; it "
+        "goes on from its checkpoint",
     )
-    again = "" if checkpoint is None else ", which goes on from the last checkpoint"
-    return memory_remedy(stage, f"{lower} and run the command again{again}")
+
+
+def _check_begun(out: Path, facts: dict[str, Any]) -> None:
+    """See whether a training may begin in ``out``, or go on there, writing nothing.
+
+    Raises:
+        RunError: the folder holds something else, or a training with other ``facts``.
+    """
+    if not (out / _BEGUN).is_file() or (out / PRIOR_FILE).is_file():
+        Run.check_new(out, needed_bytes=50_000_000)
+        return
+    before = json.loads((out / _BEGUN).read_text())
+    for name, value in facts.items():
+        if before.get(name) != value:
+            what = "the public images" if name == "public" else f"--{name}"
+            raise RunError(
+                f"--out {out}: a training began there and {what} differed; give the same again to "
+                "go on, or name another folder"
+            )
+
+
+def _begin(out: Path, facts: dict[str, Any], network: SavedClassifier | None) -> None:
+    """Mark ``out`` as a training's, and keep the public network there for what comes after."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / _BEGUN, facts)
+    if network is not None and _kept_network(out) is None:
+        partial = out / f".{_NETWORK}.partial"
+        partial.mkdir(exist_ok=True)
+        save_classifier(network, partial / FILE_NAME)
+        partial.replace(out / _NETWORK)
+
+
+def _kept_network(folder: Path) -> Path | None:
+    return folder / _NETWORK if (folder / _NETWORK).is_dir() else None
+
+
+def _watch(
+    images: ImageSet, out: Path, features: str, network: SavedClassifier | None, where: torch.device
+) -> Watch:
+    """Looks at a training, told in ``out``."""
+    embedding = watched_features(features, size=images.size, public_network=network)
+    if embedding is None:
+        return Watch(out)
+    return Watch(out, FrechetToPublic(images.images, embedding, where))
 
 
 def report_again(run: Path) -> Path:

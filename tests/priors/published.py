@@ -21,8 +21,8 @@ from torch import nn
 
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
+from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
-from inversight.priors.training import PriorTraining
 from inversight.seeding import generator
 
 SOURCE = "raise SystemExit('the source in the file was run')\n"

@@ -1,11 +1,14 @@
-"""Adaptive augmentation: identity where it must be, differentiable, in its documented ranges."""
+"""Adaptive augmentation: identity where it must be, differentiable, and as published, slowly."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from inversight.priors.augment import OverfittingControl, augment
+from inversight.priors.augment import OverfittingControl, _colour, _geometry, augment
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -16,15 +19,22 @@ def images(n: int = 6, channels: int = 3, size: int = 8) -> torch.Tensor:
     return torch.rand(n, channels, size, size, generator=rng(1)) * 2 - 1
 
 
-def test_never_is_the_identity() -> None:
+@pytest.mark.parametrize("filtered", [False, True])
+def test_never_is_the_identity(filtered: bool) -> None:
     x = images()
-    assert torch.equal(augment(x, 0.0, rng()), x)
+    assert torch.equal(augment(x, 0.0, rng(), filtered=filtered), x)
 
 
+def test_almost_never_is_almost_the_identity_through_the_filter() -> None:
+    x = images(size=16)
+    torch.testing.assert_close(augment(x, 1e-9, rng(), filtered=True), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_always_changes_every_image_and_is_differentiable(channels: int) -> None:
+def test_always_changes_every_image_and_is_differentiable(channels: int, filtered: bool) -> None:
     x = images(channels=channels).requires_grad_(True)
-    y = augment(x, 1.0, rng())
+    y = augment(x, 1.0, rng(), filtered=filtered)
     assert y.shape == x.shape
     assert bool(((y - x).abs().flatten(1).amax(1) > 1e-3).all())
     (gradient,) = torch.autograd.grad(y.square().sum(), x)
@@ -67,23 +77,178 @@ def test_mirroring_off_never_mirrors() -> None:
 
 def test_control_follows_the_sign() -> None:
     control = OverfittingControl(target=0.6, images=1000)
-    control.see(torch.ones(100))
+    control.see(100.0, 100)
     control.update()
     assert control.p == pytest.approx(0.1)  # 100 of 1000 images
-    control.see(-torch.ones(50))
+    control.see(-50.0, 50)
     control.update()
     assert control.p == pytest.approx(0.05)
     for _ in range(10):
-        control.see(-torch.ones(100))
+        control.see(-100.0, 100)
         control.update()
     assert control.p == 0.0
     for _ in range(20):
-        control.see(torch.ones(100))
+        control.see(100.0, 100)
         control.update()
     assert control.p == 1.0
+
+
+@pytest.mark.parametrize(("right", "rises"), [(79, False), (81, True)])
+def test_control_aims_at_the_target_sign(right: int, rises: bool) -> None:
+    """With 80 of 100 real images called real the mean sign is 0.6, the published target."""
+    control = OverfittingControl(target=0.6, images=500_000, p=0.5)
+    for part in (right // 2, right - right // 2):
+        control.see(float(part - (50 - part)), 50)
+    control.update()
+    assert control.p == pytest.approx(0.5 + (1 if rises else -1) * 100 / 500_000)
 
 
 def test_control_without_images_stays() -> None:
     control = OverfittingControl(target=0.6, images=1000, p=0.3)
     control.update()
     assert control.p == 0.3
+
+
+class Draws:
+    """The random numbers of one kind after the other, as the published pipeline uses them."""
+
+    def __init__(self, n: int, p: float, seed: int) -> None:
+        self.n, self.p = n, p
+        self.rng = rng(seed)
+
+    def chosen(self, value: torch.Tensor, otherwise: float, p: float | None = None) -> np.ndarray:
+        """``value`` where a coin falls for it."""
+        hit = torch.rand(self.n, generator=self.rng) < (self.p if p is None else p)
+        hit = hit.view(-1, *[1] * (value.dim() - 1))
+        return torch.where(hit, value, torch.tensor(otherwise)).double().numpy()
+
+    def uniform(self, *more: int) -> torch.Tensor:
+        return torch.rand(self.n, *more, generator=self.rng)
+
+    def normal(self, *more: int) -> torch.Tensor:
+        return torch.randn(self.n, *more, generator=self.rng)
+
+
+def turn(angle: float) -> np.ndarray:
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+def shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("p", [1.0, 0.4])
+def test_geometry_is_the_published_product_of_inverse_maps(p: float) -> None:
+    """Karras et al. 2020 (ADA), appendix B, image by image, in pixels from the centre."""
+    n, size = 5, 16
+    d = Draws(n, p, 3)
+    flip = d.chosen((d.uniform() < 0.5).float(), 0.0)
+    quarter = d.chosen(torch.randint(4, (n,), generator=d.rng).float(), 0.0)
+    whole = d.chosen((d.uniform(2) * 2 - 1) * 0.125, 0.0)
+    scale = d.chosen(torch.exp2(d.normal() * 0.2), 1.0)
+    p_turn = 1 - math.sqrt(1 - p)
+    before = d.chosen((d.uniform() * 2 - 1) * math.pi, 0.0, p_turn)
+    stretch = d.chosen(torch.exp2(d.normal() * 0.2), 1.0)
+    after = d.chosen((d.uniform() * 2 - 1) * math.pi, 0.0, p_turn)
+    part = d.chosen(d.normal(2) * 0.125, 0.0)
+    found = _geometry(n, size, p, rng(3), True).double().numpy()
+    for i in range(n):
+        m = np.diag([1 - 2 * flip[i], 1, 1])
+        m = m @ turn(quarter[i] * math.pi / 2)
+        m = m @ shift(*np.round(whole[i] * size))
+        m = m @ np.diag([scale[i], scale[i], 1]) @ turn(before[i])
+        m = m @ np.diag([stretch[i], 1 / stretch[i], 1]) @ turn(after[i])
+        m = m @ shift(*(part[i] * size))
+        m[:2, 2] /= size / 2  # in halves of an image
+        np.testing.assert_allclose(found[i], m[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1.0, 0.4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_are_the_published_product_of_maps(channels: int, p: float) -> None:
+    """Homogeneous 4 x 4 maps of each pixel's colour; a grey one is the mean of the three results."""
+    n, size = 5, 4
+    x = images(n=n, channels=channels, size=size)
+    d = Draws(n, p, 3)
+    bright = d.chosen(d.normal() * 0.2, 0.0)
+    contrast = d.chosen(torch.exp2(d.normal() * 0.5), 1.0)
+    flip = d.chosen((d.uniform() < 0.5).float(), 0.0)
+    hue, saturation = np.zeros(n), np.ones(n)
+    if channels == 3:
+        hue = d.chosen((d.uniform() * 2 - 1) * math.pi, 0.0)
+        saturation = d.chosen(torch.exp2(d.normal()), 1.0)
+    found = _colour(x, p, rng(3), invert_grey=True).double().numpy()
+    v = np.array([1, 1, 1, 0]) / math.sqrt(3)
+    for i in range(n):
+        m = np.eye(4)
+        m[:3, 3] = bright[i]
+        m = np.diag([contrast[i]] * 3 + [1]) @ m
+        m = (np.eye(4) - 2 * flip[i] * np.outer(v, v)) @ m  # Householder's reflection
+        m = about_grey(hue[i]) @ m
+        m = (np.outer(v, v) + (np.eye(4) - np.outer(v, v)) * saturation[i]) @ m
+        pixels = x[i].double().numpy().reshape(channels, -1)
+        pixels = np.broadcast_to(pixels, (3, size * size))
+        colours = (m @ np.vstack([pixels, np.ones(size * size)]))[:3]
+        expected = colours if channels == 3 else colours.mean(0, keepdims=True)
+        np.testing.assert_allclose(
+            found[i].reshape(channels, -1), expected, atol=1e-5, err_msg=str(i)
+        )
+
+
+def about_grey(angle: float) -> np.ndarray:
+    """Rotation about (1, 1, 1) by the matrix exponential of its generator, summed as a series."""
+    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3) * angle
+    term = total = np.eye(3)
+    for k in range(1, 40):
+        term = term @ axis / k
+        total = total + term
+    m = np.eye(4)
+    m[:3, :3] = total
+    return m
+
+
+def test_colours_that_one_knows() -> None:
+    """Red with its luma inverted: Householder about grey takes (1, 0, 0) to (1, -2, -2) / 3."""
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(400, -1, 2, 2)
+    grey = torch.full((400, 3, 2, 2), 0.25)
+
+    def known(y: torch.Tensor) -> torch.Tensor:
+        return y[:, :, 0, 0]
+
+    # Hue and saturation keep a colour's luma, luma inversion turns its sign: with brightness and
+    # contrast undone nothing else is left of it.
+    y = known(_colour(red, 0.5, rng(4), invert_grey=True))
+    g = known(_colour(grey, 0.5, rng(4), invert_grey=True))
+    assert float((g - g.mean(1, keepdim=True)).abs().max()) < 1e-6  # grey stays grey
+    # The same draws moved both, so luma differs by (1/3 - 1/4) contrast, up to the sign.
+    d = Draws(400, 0.5, 4)
+    d.chosen(d.normal() * 0.2, 0.0)
+    contrast = torch.from_numpy(d.chosen(torch.exp2(d.normal() * 0.5), 1.0))
+    difference = (y.mean(1) - g.mean(1)).double()
+    torch.testing.assert_close(difference.abs(), contrast / 12, atol=1e-5, rtol=0)
+    inverted = (difference < 0).float().mean()
+    assert 0.18 < float(inverted) < 0.32  # a half of a half
+
+
+def test_plain_sampling_is_exact_where_pixels_meet() -> None:
+    """Without the filter: quarter turns and mirroring alone, found among many draws."""
+    x = images(n=1, channels=1, size=8)
+    many = x.expand(6000, -1, -1, -1)
+    y = augment(many, 0.2, rng(5))
+    wanted = [torch.rot90(v, k, (2, 3)) for v in (x, x.flip(3)) for k in range(4)]
+    hits = torch.stack([(y - w).abs().flatten(1).amax(1) < 1e-5 for w in wanted])
+    assert bool(hits.any(1).all())
+
+
+def test_r1_goes_through_the_filter() -> None:
+    """The gradient's squared length, differentiated again, by finite differences."""
+    x = images(n=2, channels=1).double().requires_grad_(True)
+    weight = torch.rand(1, 1, 8, 8, generator=rng(2), dtype=torch.float64)
+
+    def penalty(v: torch.Tensor) -> torch.Tensor:
+        seen = augment(v, 0.7, rng(6), filtered=True)
+        (gradient,) = torch.autograd.grad((weight * seen**3).sum(), v, create_graph=True)
+        return gradient.square().sum()
+
+    assert torch.autograd.gradcheck(penalty, (x,), atol=1e-4, rtol=1e-3)

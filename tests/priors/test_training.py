@@ -11,19 +11,24 @@ from torch import Tensor, nn
 
 from inversight.errors import ConfigError, StageError
 from inversight.priors.architecture import Architecture
+from inversight.priors.game import Game
+from inversight.priors.settings import PriorTraining, architecture_of, build_networks
 from inversight.priors.stylegan2 import initialise
-from inversight.priors.training import (
-    Game,
-    PriorTraining,
-    architecture_of,
-    build_networks,
-    r1_penalty,
-    run_game,
-)
+from inversight.priors.training import run_game
 from inversight.seeding import generator
 from tests.priors import golden
 
 SHAPE = (1, 8, 8)
+PUBLISHED: dict[str, object] = {
+    "mixing": 0.9,
+    "path_length": 2.0,
+    "path_length_interval": 2,
+    "penalty_steps": True,
+    "augment_filter": True,
+    "ema_rampup": None,
+    "noise": True,
+}
+"""What published configurations switch on, at a size that a test can afford."""
 
 
 def tiny(**changes: object) -> PriorTraining:
@@ -57,14 +62,6 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-def test_r1_of_a_quadratic() -> None:
-    # D(x) = sum of a x^2 / 2 has gradient a x, so the penalty is the mean of sum (a x)^2.
-    a, x = torch.rand(1, 8, 8), torch.randn(3, 1, 8, 8).requires_grad_(True)
-    logits = (a * x.square() / 2).sum((1, 2, 3))
-    expected = (a * x).square().sum((1, 2, 3)).mean()
-    torch.testing.assert_close(r1_penalty(logits, x), expected)
-
-
 def test_the_average_carries_buffers_and_follows_the_published_ramp() -> None:
     game = fresh_game(tiny(ema_images=1000.0))
     before = [p.clone() for p in game.average.parameters()]
@@ -93,11 +90,11 @@ def test_both_players_are_trained_and_neither_trains_the_other() -> None:
     game = fresh_game(tiny())
     before = state(game)
     real = public()[:4].float() / 127.5 - 1.0
-    game._step_discriminator(real, generator(3))
+    game._step_discriminator([(real, generator(3))])
     middle = state(game)
     moved = {n for n in before if not torch.equal(before[n], middle[n])}
     assert moved and all(n.startswith("d.") for n in moved)
-    game._step_generator(4, generator(4), None)
+    game._step_generator([(real, generator(4))], None)
     after = state(game)
     moved = {n for n in before if not torch.equal(middle[n], after[n])}
     assert moved and all(n.startswith("g.") for n in moved)
@@ -130,9 +127,10 @@ def test_guidance_sees_images_in_0_1_and_moves_them_against_its_gradient() -> No
         assert float(guided.generator(w).mean()) < float(plain.generator(w).mean()) - 0.05
 
 
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_resumed_game_goes_on_bit_by_bit(tmp_path: Path, stop: int) -> None:
-    training = tiny()
+def test_a_resumed_game_goes_on_bit_by_bit(tmp_path: Path, stop: int, published: bool) -> None:
+    training = tiny(**(PUBLISHED | {"images_at_once": 2} if published else {}))
     whole = Game(image_shape=SHAPE, training=training)
     log = run_game(whole, public(), steps=6, rng=generator(0), fresh=True)
 
@@ -154,6 +152,8 @@ def test_a_resumed_game_goes_on_bit_by_bit(tmp_path: Path, stop: int) -> None:
     assert_same(state(whole), state(resumed))
     assert again == log
     assert resumed.control.p == whole.control.p
+    assert resumed.path_length.mean == whole.path_length.mean
+    assert (whole.path_length.mean > 0) == published
 
 
 def test_checkpoints_appear_in_time(tmp_path: Path) -> None:
@@ -170,6 +170,52 @@ def test_checkpoints_appear_in_time(tmp_path: Path) -> None:
     )
     assert present == [False, True, True]
     assert not list(tmp_path.glob("*.partial"))
+
+
+class Poison:
+    """Guidance that turns to NaN at a step; the loss of that step is still a number."""
+
+    def __init__(self, at: int) -> None:
+        self.state: dict[str, float] = {"steps": 0.0}
+        self.at = at
+
+    def __call__(self, images: Tensor, gradient: Tensor) -> Tensor:
+        self.state["steps"] += 1
+        return torch.full_like(images, float("nan") if self.state["steps"] >= self.at else 0.0)
+
+
+@pytest.mark.parametrize(("seconds", "step"), [(1e-6, 4), (1e9, 5)])
+def test_the_checkpoint_is_the_last_good_state(tmp_path: Path, seconds: float, step: int) -> None:
+    """The NaN is in the networks after step 4: seen there if a checkpoint is due, else by the loss."""
+    file = tmp_path / "checkpoint.safetensors"
+    training = tiny(checkpoint_seconds=seconds)
+    begun = Game(image_shape=SHAPE, training=training)
+    run_game(begun, public(), steps=3, rng=generator(0), fresh=True, guidance=Poison(at=9))
+    begun.save(file, {"log": [], "guidance": {"steps": 3.0}})
+    game = Game(image_shape=SHAPE, training=training)
+    words = rf"diverged at step {step} .*last good state is in .*checkpoint\.safetensors"
+    with pytest.raises(StageError, match=words):
+        run_game(game, public(), steps=6, rng=generator(0), checkpoint=file, guidance=Poison(at=4))
+    good = Game(image_shape=SHAPE, training=training)
+    good.load(file)
+    assert good.is_finite and not game.is_finite
+    assert_same(state(good), state(begun))
+
+
+def test_a_prior_that_ends_in_nan_is_no_result() -> None:
+    game = fresh_game(tiny())
+    with pytest.raises(StageError, match=r"at step 2 .*NaN"):
+        run_game(game, public(), steps=2, rng=generator(0), guidance=Poison(at=2))
+
+
+def test_progress_tells_the_images_seen() -> None:
+    told: list[str] = []
+    game = Game(image_shape=SHAPE, training=tiny(batch_size=400))
+    run_game(
+        game, public(), steps=3, rng=generator(0), fresh=True,
+        progress=lambda done, total, note="": told.append(note),
+    )  # fmt: skip
+    assert [note.split(" images, G ")[0] for note in told] == ["400", "800", "1.2k"]
 
 
 def test_divergence_is_an_error_that_says_what_to_do() -> None:

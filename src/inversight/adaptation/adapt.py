@@ -20,7 +20,8 @@ from inversight.config import Fraction, settings
 from inversight.embeddings.base import Embedding
 from inversight.errors import ConfigError
 from inversight.objectives import Objective, entropy
-from inversight.priors import PriorTraining, StylePrior, play
+from inversight.priors import PriorTraining, StylePrior, Watch, play
+from inversight.priors.processes import ALONE, Processes
 from inversight.progress import Progress, silent
 from inversight.target import Target
 
@@ -34,7 +35,10 @@ class Adaptation:
     steps: NonNegativeInt = 1000
     """Steps of the adversarial game, with or without guidance; 0: the prior is used as it is."""
     batch_size: PositiveInt | None = None
-    """Images a step; none: as many as the prior's own training had."""
+    """Images a step, on all processes together; none: as many as the prior's own training had."""
+    images_at_once: PositiveInt | None = None
+    """Images that a process works on at once, a divisor of those it has in a step; none: as in the
+    prior's own training. Lower it if memory runs out."""
     weight: NonNegativeFloat = 0.3
     """Length of the guidance's gradient on the images, relative to the GAN's; 0 is vanilla."""
     learning_rate_factor: PositiveFloat = 0.5
@@ -45,6 +49,14 @@ class Adaptation:
     """Conjugate-gradient steps for each natural gradient."""
     memory: Fraction = 0.98
     """Running mean's memory for the lengths of both gradients."""
+
+    def training_of(self, training: PriorTraining) -> PriorTraining:
+        """How the game goes on with a prior that ``training`` made."""
+        return replace(
+            training,
+            batch_size=self.batch_size or training.batch_size,
+            images_at_once=self.images_at_once or training.images_at_once,
+        )
 
 
 def preconditioner_of(arm: str, adaptation: Adaptation, metric: Embedding | None) -> Preconditioner:
@@ -75,8 +87,12 @@ def adapt(
     rng: torch.Generator,
     progress: Progress = silent,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> StylePrior:
     """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
+
+    ``watch`` looks at it as it changes. With several ``processes`` each calls this alike.
 
     Raises:
         StageError: the game diverged.
@@ -90,11 +106,9 @@ def adapt(
             weight=adaptation.weight,
             memory=adaptation.memory,
         )
-    if adaptation.batch_size is not None:
-        training = replace(training, batch_size=adaptation.batch_size)
     return play(
         public,
-        training=training,
+        training=adaptation.training_of(training),
         start=prior,
         steps=adaptation.steps,
         learning_rate_factor=adaptation.learning_rate_factor,
@@ -102,4 +116,6 @@ def adapt(
         rng=rng,
         progress=progress,
         checkpoint=checkpoint,
+        watch=watch,
+        processes=processes,
     )

@@ -2,8 +2,10 @@
 
 from inversight.priors.architecture import Architecture
 from inversight.priors.base import Prior, Truncatable
+from inversight.priors.game import Game
+from inversight.priors.settings import PriorTraining
 from inversight.priors.style_prior import StylePrior, play, train_prior
-from inversight.priors.training import Game, PriorTraining
+from inversight.priors.watch import Watch
 
 __all__ = [
     "Architecture",
@@ -12,6 +14,7 @@ __all__ = [
     "PriorTraining",
     "StylePrior",
     "Truncatable",
+    "Watch",
     "play",
     "train_prior",
 ]

@@ -1,9 +1,9 @@
 """Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with Limited Data").
 
 Every image that the discriminator sees, real or generated, is augmented with probability p for each
-kind, differentiably; p follows how much the discriminator overfits. Kinds: mirror, quarter turns,
-whole-pixel shifts, scaling, rotation, stretching, fractional shifts; brightness, contrast, and for
-colour images inverted luma, hue and saturation. All geometry is one resampling.
+kind, differentiably; p follows how much the discriminator overfits. Kinds (their "bgc"): mirror,
+quarter turns, whole-pixel shifts, scaling, rotation, stretching, fractional shifts; brightness,
+contrast, inverted luma, and for colour images hue and saturation. All geometry is one resampling.
 """
 
 from __future__ import annotations
@@ -14,18 +14,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inversight.priors.warping import warp
 
-def augment(images: Tensor, p: float, rng: torch.Generator, *, mirror: bool = True) -> Tensor:
+
+def augment(
+    images: Tensor,
+    p: float,
+    rng: torch.Generator,
+    *,
+    mirror: bool = True,
+    filtered: bool = False,
+) -> Tensor:
     """Images (N, C, S, S) in [-1, 1], each kind applied to each image with probability ``p``.
 
-    ``mirror`` False leaves out mirroring and quarter turns, for images like digits.
+    ``mirror`` False leaves out mirroring and quarter turns, for images like digits. ``filtered`` is
+    the published way: it does not alias, can be differentiated twice and inverts grey images too;
+    otherwise images are sampled bilinearly, which is faster and blurs, and grey ones not inverted.
     """
     if p <= 0.0:
         return images
     theta = _geometry(len(images), images.shape[-1], p, rng, mirror)
-    grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    return _colour(moved, p, rng)
+    if filtered:
+        moved = warp(images, theta)
+    else:
+        grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
+        moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return _colour(moved, p, rng, invert_grey=filtered)
 
 
 class OverfittingControl:
@@ -38,10 +52,10 @@ class OverfittingControl:
         self.signs = 0.0
         self.seen = 0
 
-    def see(self, logits_real: Tensor) -> None:
-        """Take note of D's logits on a batch of real images."""
-        self.signs += float(logits_real.detach().sign().sum())
-        self.seen += len(logits_real)
+    def see(self, signs: float, images: int) -> None:
+        """Take note of the sum of the signs of D's logits on so many real images."""
+        self.signs += signs
+        self.seen += images
 
     def update(self) -> None:
         """Move p by as much as the images seen since the last update allow."""
@@ -97,15 +111,17 @@ def _geometry(n: int, size: int, p: float, rng: torch.Generator, mirror: bool) -
     return m[:, :2]
 
 
-def _colour(images: Tensor, p: float, rng: torch.Generator) -> Tensor:
+def _colour(images: Tensor, p: float, rng: torch.Generator, *, invert_grey: bool) -> Tensor:
     n, channels = images.shape[:2]
     brightness = (_normal(n, rng) * 0.2 * _chosen(n, p, rng)).to(images)
     contrast = torch.exp2(_normal(n, rng) * 0.5 * _chosen(n, p, rng)).to(images)
     images = (images + brightness[:, None, None, None]) * contrast[:, None, None, None]
-    if channels == 1:
+    if channels == 1 and not invert_grey:
         return images
     axis = torch.full((3, 3), 1.0 / 3.0)
     inverted = (torch.rand(n, generator=rng) < 0.5).float() * _chosen(n, p, rng)
+    if channels == 1:
+        return images * (1.0 - 2.0 * inverted.to(images))[:, None, None, None]
     m = torch.eye(3) - 2.0 * axis * inverted[:, None, None]
     angle = (torch.rand(n, generator=rng) * 2 - 1) * math.pi * _chosen(n, p, rng)
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)

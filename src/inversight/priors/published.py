@@ -83,8 +83,10 @@ def published_training(name: PublishedName, *, size: int, gpus: int = 1) -> dict
         "mixing": 0.0 if found.simple else 0.9,
         "path_length": 0.0 if found.simple else 2.0,
         "path_length_interval": 4,
+        "penalty_steps": True,
         "ada_target": 0.6,
         "ada_images": 500e3,
+        "augment_filter": True,
         "noise": True,
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,9 +23,9 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.pickle_records import shown
 from inversight.priors.published import PublishedName, published_architecture, published_training
 from inversight.priors.published_pickle import PublishedFile, PublishedNetwork, read_published
+from inversight.priors.settings import PriorTraining
 from inversight.priors.style_prior import StylePrior
 from inversight.priors.stylegan2 import Discriminator, Generator
-from inversight.priors.training import PriorTraining
 
 _MAPPING = {
     "num_layers",
@@ -278,11 +278,10 @@ def _half_blocks(network: PublishedNetwork) -> int:
 
 def _training(architecture: Architecture) -> PriorTraining:
     """How the authors' code goes on with a published network on one GPU (`--cfg=auto --resume`)."""
-    known = {f.name for f in fields(PriorTraining)}
     values = {
         **published_training("auto", size=architecture.size),
         "ada_images": _TRANSFER_ADA_IMAGES,
         "ema_rampup": None,
         "noise": architecture.noise,
     }
-    return from_mapping(PriorTraining, {k: v for k, v in values.items() if k in known})
+    return from_mapping(PriorTraining, values)

@@ -15,9 +15,13 @@ from torch.nn import functional as F
 from inversight.config import from_mapping, to_mapping
 from inversight.errors import DataError, InversightError
 from inversight.priors.architecture import Architecture
+from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
+from inversight.priors.processes import ALONE, Processes
+from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator
-from inversight.priors.training import Game, ImageGuidance, PriorTraining, run_game
+from inversight.priors.training import run_game
+from inversight.priors.watch import Watch
 from inversight.progress import Progress, silent
 
 _KEY = "inversight.prior"
@@ -143,15 +147,19 @@ def train_prior(
     progress: Progress = silent,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
+    watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> StylePrior:
     """Train a prior on public images, uint8 (N, C, S, S), S a power of two in 8..1024.
 
+    With several ``processes`` each calls this with the same arguments and gets the same prior.
+
     Raises:
-        ConfigError: another S.
+        ConfigError: another S, or a batch that cannot be shared out.
         StageError: the game diverged.
     """
     shape = (int(public.shape[1]), int(public.shape[2]), int(public.shape[3]))
-    game = Game(image_shape=shape, training=training, device=device)
+    game = Game(image_shape=shape, training=training, device=device, processes=processes)
     log = run_game(
         game,
         public,
@@ -160,6 +168,7 @@ def train_prior(
         progress=progress,
         checkpoint=checkpoint,
         fresh=True,
+        watch=watch,
     )
     return _finished(game, training, shape, log)
 
@@ -175,6 +184,8 @@ def play(
     rng: torch.Generator,
     progress: Progress = silent,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> StylePrior:
     """Go on with the game of a trained prior for ``steps`` steps, guided or not.
 
@@ -188,6 +199,7 @@ def play(
         learning_rate_factor=learning_rate_factor,
         device=device,
         architecture=start.raw.architecture,
+        processes=processes,
     )
     game.start_from(start.raw, start.average, start.critic, start.augmentation)
     log = run_game(
@@ -198,6 +210,7 @@ def play(
         guidance=guidance,
         progress=progress,
         checkpoint=checkpoint,
+        watch=watch,
     )
     return _finished(game, training, start.image_shape, log)
 

@@ -1,0 +1,373 @@
+"""The adversarial game: one step of discriminator and generator, and all that a step goes on from.
+
+Non-saturating loss (Goodfellow et al. 2014), lazy R1 and path lengths with corrected Adam settings
+(StyleGAN2, appendix B), style mixing, moving average of the generator that carries its buffers,
+adaptive augmentation.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inversight.errors import ConfigError, DataError
+from inversight.priors.architecture import Architecture
+from inversight.priors.augment import OverfittingControl, augment
+from inversight.priors.layers import NoiseMode
+from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
+from inversight.priors.processes import ALONE, Processes
+from inversight.priors.settings import PriorTraining, architecture_of
+from inversight.priors.stylegan2 import Discriminator, Generator
+
+ImageGuidance = Callable[[Tensor, Tensor], Tensor]
+"""Images in [0, 1] and the GAN loss's gradient on them -> a gradient to add (both (N, C, S, S))."""
+Share = tuple[Tensor, torch.Generator]
+"""Part of a batch: real images (n, C, S, S) in [-1, 1], and the randomness of what is done with it."""
+
+
+class Game:
+    """Generator, discriminator, moving average, their optimisers and the augmentation control.
+
+    Raises:
+        ConfigError: a batch that cannot be shared out equally, or a size that no network has.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        training: PriorTraining,
+        learning_rate_factor: float = 1.0,
+        device: torch.device | str = "cpu",
+        architecture: Architecture | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.training = training
+        self.processes = processes
+        self.at_once = _at_once(training, processes.count)
+        architecture = architecture or architecture_of(image_shape, training)
+        self.generator = Generator(architecture).to(device)
+        self.discriminator = Discriminator(architecture).to(device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        rate = training.learning_rate * learning_rate_factor
+        # Published training corrects both players' settings, whether there is a penalty or not.
+        lazy = training.penalty_steps or training.path_length > 0
+        self.optimise_g = lazy_adam(
+            self.generator.parameters(), rate, training.path_length_interval if lazy else None
+        )
+        self.optimise_d = lazy_adam(self.discriminator.parameters(), rate, training.r1_interval)
+        self.control = OverfittingControl(target=training.ada_target, images=training.ada_images)
+        self.path_length = PathLength()
+        self.done = 0
+        self.device = torch.device(device)
+
+    def start_from(
+        self, raw: Generator, average: Generator, critic: Discriminator, p: float
+    ) -> None:
+        """Take over networks trained before, and their augmentation probability."""
+        self.generator.load_state_dict(raw.state_dict())
+        self.average.load_state_dict(average.state_dict())
+        self.discriminator.load_state_dict(critic.state_dict())
+        self.control.p = p
+
+    def step(
+        self, real: Tensor, rng: torch.Generator, guidance: ImageGuidance | None = None
+    ) -> dict[str, float]:
+        """One step of discriminator and generator on real images (N, C, S, S) in [-1, 1]."""
+        return self.step_on([(real, rng)], guidance)
+
+    def step_on(
+        self, shares: Sequence[Share], guidance: ImageGuidance | None = None
+    ) -> dict[str, float]:
+        """One step on this process's shares of a batch, all equally large, on every process."""
+        d_loss, signs = self._step_discriminator(shares)
+        g_loss = self._step_generator(shares, guidance)
+        g_loss, d_loss, signs = self.processes.means([g_loss, d_loss, signs])
+        signs *= self.processes.count
+        self.processes.average([b for b in self.generator.buffers() if b.is_floating_point()])
+        images = sum(len(real) for real, _ in shares) * self.processes.count
+        self.control.see(signs, images)
+        self.done += 1
+        if self.done % 4 == 0:
+            self.control.update()
+        self._update_average(images)
+        return {"generator": g_loss, "discriminator": d_loss, "p": self.control.p}
+
+    @torch.no_grad()
+    def samples(self, n: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """n images of the moving average, (B, C, S, S) in [0, 1], as many at once as in training."""
+        noise: NoiseMode = "const" if self.training.noise else "none"
+        z = torch.randn(n, self.average.architecture.z_dim, generator=rng)
+        for some in z.split(self.at_once):
+            images = self.average(self.average.mapping(some.to(self.device)), noise=noise)
+            yield ((images + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the networks are free of NaN and infinity."""
+        networks = self._modules().values()
+        return all(bool(t.isfinite().all()) for m in networks for t in m.state_dict().values())
+
+    def _step_discriminator(self, shares: Sequence[Share]) -> tuple[float, float]:
+        """This process's shares' mean loss, and the sum of D's signs on their real images."""
+        training = self.training
+        penalised = training.r1 > 0 and self.done % training.r1_interval == 0
+        joint = penalised and not training.penalty_steps
+        weight = training.r1 / 2.0 * training.r1_interval
+        self.discriminator.requires_grad_(True)
+        self.optimise_d.zero_grad(set_to_none=True)
+        loss_sum, sign_sum = 0.0, 0.0
+        for real, rng in shares:
+            with torch.no_grad():
+                fake = self._images(self._latents(len(real), rng)[1], rng)
+            on_real, looked_at = self._judge_real(real, rng, follow=joint)
+            on_fake = self._judge(self._augmented(fake, rng))
+            loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+            loss_sum += float(loss.detach())
+            sign_sum += float(on_real.detach().sign().sum())
+            if joint:
+                loss = loss + r1_penalty(on_real, looked_at) * weight
+            (loss / len(shares)).backward()
+        self._apply(self.optimise_d)
+        if penalised and not joint:
+            self.optimise_d.zero_grad(set_to_none=True)
+            for real, rng in shares:
+                on_real, looked_at = self._judge_real(real, rng, follow=True)
+                (r1_penalty(on_real, looked_at) * (weight / len(shares))).backward()
+            self._apply(self.optimise_d)
+        return loss_sum / len(shares), sign_sum
+
+    def _step_generator(self, shares: Sequence[Share], guidance: ImageGuidance | None) -> float:
+        """The loss, a mean over this process's shares."""
+        training = self.training
+        penalised = training.path_length > 0 and self.done % training.path_length_interval == 0
+        self.discriminator.requires_grad_(False)
+        self.optimise_g.zero_grad(set_to_none=True)
+        loss_sum, latents = 0.0, []
+        memory = _Memory(guidance)
+        for real, rng in shares:
+            w, ws = self._latents(len(real), rng)
+            latents.append(w.detach())
+            fake = self._images(ws, rng)
+            if guidance is None:
+                loss = F.softplus(-self._judge(self._augmented(fake, rng))).mean()
+                (loss / len(shares)).backward()
+            else:
+                images = fake.detach().requires_grad_(True)
+                loss = F.softplus(-self._judge(self._augmented(images, rng))).mean()
+                (gradient,) = torch.autograd.grad(loss, images)
+                # The guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
+                shown = ((images.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
+                with memory.of_share():
+                    pull = guidance(shown, 2.0 * gradient)
+                fake.backward((gradient + pull / 2.0) / len(shares))
+            loss_sum += float(loss.detach())
+        memory.merge(self.processes)
+        if penalised and not training.penalty_steps:
+            self._penalise_paths(shares)
+        self._apply(self.optimise_g)
+        if penalised and training.penalty_steps:
+            self.optimise_g.zero_grad(set_to_none=True)
+            self._penalise_paths(shares)
+            self._apply(self.optimise_g)
+        self.generator.mapping.track(torch.cat(latents))
+        return loss_sum / len(shares)
+
+    def _penalise_paths(self, shares: Sequence[Share]) -> None:
+        """Add the gradient of the path-length penalty, on half of each share (StyleGAN2, app. B)."""
+        weight = self.training.path_length * self.training.path_length_interval
+        means = 0.0
+        for real, rng in shares:
+            _, ws = self._latents(max(1, len(real) // 2), rng)
+            if ws.dim() == 2:
+                ws = ws[:, None].expand(-1, self.generator.num_ws, -1)
+            penalty, mean = self.path_length.penalty(self._images(ws, rng), ws, rng)
+            (penalty * (weight / len(shares))).backward()
+            means += mean / len(shares)
+        (self.path_length.mean,) = self.processes.means([means])
+
+    def _latents(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """w (n, w_dim) of random z, and what the images are made of: w, or mixed (n, num_ws, w_dim)."""
+        generate = self.generator
+        z_dim = generate.architecture.z_dim
+        w = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device))
+        chance = self.training.mixing
+        if chance > 0 and float(torch.rand((), generator=rng)) < chance:
+            other = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device))
+            return w, generate.mixed(w, other, rng=rng)
+        return w, w
+
+    def _images(self, ws: Tensor, rng: torch.Generator) -> Tensor:
+        noise: NoiseMode = "random" if self.training.noise else "none"
+        with self.processes.precision():
+            images: Tensor = self.generator(ws, noise=noise, rng=rng)
+        return images.to(ws.dtype)
+
+    def _judge(self, images: Tensor) -> Tensor:
+        with self.processes.precision():
+            logits: Tensor = self.discriminator(images)
+        return logits.to(images.dtype)
+
+    def _judge_real(
+        self, real: Tensor, rng: torch.Generator, *, follow: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of real images once augmented, and the images that R1 differentiates them by.
+
+        As published those are the images before augmentation. Plain bilinear sampling can be
+        differentiated once only, so without the filter they are the images after it.
+        """
+        if follow and self.training.augment_filter:
+            real = real.detach().requires_grad_(True)
+            return self._judge(self._augmented(real, rng)), real
+        seen = self._augmented(real, rng)
+        if follow:
+            seen = seen.detach().requires_grad_(True)
+        return self._judge(seen), seen
+
+    def _augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        training = self.training
+        return augment(
+            images, self.control.p, rng, mirror=training.mirror, filtered=training.augment_filter
+        )
+
+    def _apply(self, optimiser: torch.optim.Optimizer) -> None:
+        """A step along the gradients' mean over all processes."""
+        parameters = (p for group in optimiser.param_groups for p in group["params"])
+        self.processes.average([p.grad for p in parameters if p.grad is not None])
+        optimiser.step()
+
+    @torch.no_grad()
+    def _update_average(self, images: int) -> None:
+        """Let the average forget with its half-life, while ``images`` more were seen."""
+        half_life = self.training.ema_images
+        if self.training.ema_rampup is not None:
+            half_life = min(half_life, self.done * images * self.training.ema_rampup)
+        keep = 0.5 ** (images / max(half_life, 1e-8))
+        torch._foreach_lerp_(  # fused: one call for all parameters
+            list(self.average.parameters()), list(self.generator.parameters()), 1.0 - keep
+        )
+        for mine, theirs in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def save(self, path: Path, extra: dict[str, Any]) -> None:
+        """Write the whole state to ``path``, at once or not at all."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self._modules().items():
+            tensors |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
+        for name, optimiser in self._optimisers().items():
+            for i, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"{name}/{i}/{k}": v for k, v in state.items()}
+        facts = {
+            "done": self.done,
+            "control": {
+                "p": self.control.p,
+                "signs": self.control.signs,
+                "seen": self.control.seen,
+            },
+            "path_length": self.path_length.mean,
+            "extra": extra,
+        }
+        partial = path.with_name(path.name + ".partial")
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(tensors, partial, metadata={"game": json.dumps(facts)})
+        partial.replace(path)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Read the state that :meth:`save` wrote; returns its ``extra``.
+
+        Raises:
+            DataError: damaged, or of a game with other networks.
+        """
+        try:
+            with safe_open(path, "pt") as handle:
+                facts = json.loads((handle.metadata() or {})["game"])
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            for name, module in self._modules().items():
+                prefix = f"{name}/"
+                module.load_state_dict(
+                    {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                )
+            for name, optimiser in self._optimisers().items():
+                state: dict[int, dict[str, Tensor]] = {}
+                for key, value in tensors.items():
+                    if key.startswith(f"{name}/"):
+                        _, index, field = key.split("/")
+                        state.setdefault(int(index), {})[field] = value
+                optimiser.load_state_dict(
+                    {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+                )
+            self.done = facts["done"]
+            for field, value in facts["control"].items():
+                setattr(self.control, field, value)
+            self.path_length.mean = facts["path_length"]
+            extra: dict[str, Any] = facts["extra"]
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"{path}: not a checkpoint of this training ({reason}); go on with the settings it "
+                "began with, or remove it to begin again"
+            ) from error
+        return extra
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {
+            "generator": self.generator,
+            "average": self.average,
+            "discriminator": self.discriminator,
+        }
+
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"optimise_g": self.optimise_g, "optimise_d": self.optimise_d}
+
+
+class _Memory:
+    """A guidance's ``state`` over the shares of a step: each share begins from the same state, and
+    the mean of what they end in is kept, so that nothing depends on who works on which share."""
+
+    def __init__(self, guidance: ImageGuidance | None) -> None:
+        self.state: dict[str, float] = getattr(guidance, "state", {})
+        self.before = dict(self.state)
+        self.after: list[dict[str, float]] = []
+
+    @contextmanager
+    def of_share(self) -> Iterator[None]:
+        self.state.clear()
+        self.state.update(self.before)
+        yield
+        self.after.append(dict(self.state))
+
+    def merge(self, processes: Processes) -> None:
+        if not self.after or len(self.after) * processes.count == 1:
+            return
+        names = sorted(self.after[0])
+        sums = [math.fsum(state[name] for state in self.after) for name in names]
+        means = processes.means([total / len(self.after) for total in sums])
+        self.state.update(zip(names, means, strict=True))
+
+
+def _at_once(training: PriorTraining, processes: int) -> int:
+    """Images of one share of the batch."""
+    own, rest = divmod(training.batch_size, processes)
+    if rest:
+        raise ConfigError(
+            f"prior.batch_size: expected a multiple of the {processes} processes, found "
+            f"{training.batch_size}"
+        )
+    at_once = min(own, training.images_at_once or own)
+    if own % at_once:
+        raise ConfigError(
+            f"prior.images_at_once: expected a divisor of the {own} images that a process has in a "
+            f"step, found {at_once}"
+        )
+    return at_once

@@ -1,0 +1,56 @@
+"""What keeps the game smooth: R1 on the discriminator, path length on the generator.
+
+Both are taken every so many steps, with that many times their weight ("lazy"), and Adam's settings
+are corrected for it (Karras et al. 2020, "Analyzing and Improving", appendix B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Mean over images of |grad_x D(x)|^2 (Mescheder et al. 2018), differentiable."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+class PathLength:
+    """Pulls the lengths |J^T y| towards their running mean (StyleGAN2, section 3.2, eq. 4).
+
+    J is the derivative of an image with respect to its latents and y is normal noise, so that steps
+    of one size in W change the image by one amount, wherever they are taken.
+    """
+
+    def __init__(self, *, decay: float = 0.01) -> None:
+        self.decay = decay
+        self.mean = 0.0
+
+    def penalty(self, images: Tensor, ws: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
+        """Mean of (length - a)^2, and a: the running mean, moved by these images but not kept.
+
+        images (N, C, H, W) made of ws (N, L, w_dim). y ~ N(0, 1) / sqrt(H W); an image's length is
+        the root of its squared length in each of the L latents, averaged over them.
+        """
+        noise = torch.randn(images.shape, generator=rng).to(images)
+        noise = noise / math.sqrt(images.shape[2] * images.shape[3])
+        (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+        lengths = gradient.square().sum(2).mean(1).sqrt()
+        mean = self.mean + self.decay * (lengths.mean() - self.mean)
+        return (lengths - mean).square().mean(), float(mean.detach())
+
+
+def lazy_adam(
+    parameters: Iterable[nn.Parameter], rate: float, interval: int | None
+) -> torch.optim.Adam:
+    """Adam with betas (0, 0.99) for a player with a penalty every ``interval`` steps, or None.
+
+    k steps with a penalty are k + 1 updates where there would be k, so that the rate is multiplied
+    by k / (k + 1) and the betas are raised to it (StyleGAN2, appendix B).
+    """
+    share = 1.0 if interval is None else interval / (interval + 1)
+    return torch.optim.Adam(parameters, lr=rate * share, betas=(0.0, 0.99**share))

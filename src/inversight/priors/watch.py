@@ -1,0 +1,95 @@
+"""Looks at a game from time to time: a grid of samples, and how far they are from the public images.
+
+A look has randomness of its own and changes nothing of the game.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversight.data import to_pil
+from inversight.imaging import to_uint8
+from inversight.seeding import generator
+
+Draw = Callable[[int, torch.Generator], Iterator[Tensor]]
+"""n and randomness -> n images in [0, 1], (B, C, S, S) at a time."""
+Distance = Callable[[Iterator[Tensor]], float]
+"""Images, so many at a time -> their distance from the public ones, as a set."""
+
+GRIDS = "samples"
+ROWS = "progress.json"
+_PIXELS = 2048
+"""Most pixels along a side of a grid."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Writes ``folder/samples/images-000123456.png`` and adds a row to ``folder/progress.json``.
+
+    The number is of images that the game has seen; a grid shows the same latents at each look.
+    ``distance`` is taken of a thirty-second as many samples as images are seen between looks, which
+    bounds what it costs, but of at least ``fewest`` and at most ``most``.
+    """
+
+    folder: Path
+    distance: Distance | None = None
+    fewest: int = 128
+    most: int = 2000
+
+    def look(self, draw: Draw, *, images: int, every: int, facts: dict[str, float]) -> float | None:
+        """One look after so many ``images``; the distance, if there is one.
+
+        ``facts`` go into the row; what is not a finite number is left out.
+        """
+        self._write_grid(draw, images)
+        row: dict[str, Any] = {"images": images, **facts}
+        value: float | None = None
+        if self.distance is not None:
+            count = min(self.most, max(self.fewest, every // 32))
+            value = self.distance(draw(count, generator(0, "watch", "distance")))
+            row |= {"frechet": value, "frechet_images": count}
+        self._add({k: v for k, v in row.items() if math.isfinite(v)})
+        return value
+
+    def _write_grid(self, draw: Draw, images: int) -> None:
+        first = next(draw(1, generator(0, "watch", "grid")))
+        side = max(2, min(8, _PIXELS // first.shape[-1]))
+        shown = torch.cat([x.cpu() for x in draw(side**2, generator(0, "watch", "grid"))])
+        path = self.folder / GRIDS / f"images-{images:09d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, to_pil(to_uint8(grid_of(shown, side))))
+
+    def _add(self, row: dict[str, Any]) -> None:
+        """The rows so far and ``row``; those of steps that a kill undid are dropped."""
+        path = self.folder / ROWS
+        rows = json.loads(path.read_text()) if path.is_file() else []
+        rows = [r for r in rows if r["images"] < row["images"]]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps([*rows, row], indent=1) + "\n")
+        partial.replace(path)
+
+
+def grid_of(images: Tensor, side: int) -> Tensor:
+    """side^2 images (side^2, C, S, S) in rows, (C, H, H), with a white line around each.
+
+    Plain here, since torchvision's takes seconds to import.
+    """
+    framed = F.pad(images, (1, 1, 1, 1), value=1.0)
+    rows = framed.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4)
+    return rows.flatten(3, 4).flatten(1, 2)
+
+
+def _write(path: Path, picture: Image.Image) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    picture.save(partial, format="PNG")
+    partial.replace(path)

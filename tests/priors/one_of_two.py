@@ -1,0 +1,106 @@
+"""One of two processes that train a prior together; run by ``test_processes``.
+
+``python -m tests.priors.one_of_two OUT``, with the environment that torchrun or ``accelerate launch``
+gives. Each process writes what it ends with, so that the test can compare.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from inversight.priors.game import Game
+from inversight.priors.processes import ALONE, Processes, launched
+from inversight.priors.settings import PriorTraining
+from inversight.priors.training import run_game
+from inversight.seeding import generator
+
+SHAPE = (1, 8, 8)
+PUBLIC = torch.randint(0, 256, (20, *SHAPE), generator=generator(7)).to(torch.uint8)
+TRAINING = PriorTraining(
+    batch_size=16,
+    images_at_once=4,
+    width=2,
+    z_dim=6,
+    w_dim=5,
+    r1_interval=2,
+    path_length=2.0,
+    path_length_interval=2,
+    mixing=0.5,
+    ada_images=400.0,
+    checkpoint_seconds=1e-9,
+)
+STEPS = 6
+
+
+class Brighten:
+    """Guidance with a memory, as the target's has: a running mean of what it sees."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, float] = {}
+
+    def __call__(self, images: Tensor, gradient: Tensor) -> Tensor:
+        level = 0.9 * self.state.get("level", 0.5) + 0.1 * float(images.mean())
+        self.state["level"] = level
+        return -level * gradient.abs().mean() * torch.ones_like(images)
+
+
+def play(folder: Path, processes: Processes = ALONE, *, stop: int | None = None) -> Game | None:
+    """The game after all steps; None if it was stopped at ``stop``."""
+
+    class Stop(Exception):
+        pass
+
+    def progress(done: int, total: int, note: str = "") -> None:
+        if done == stop:
+            raise Stop
+
+    game = Game(image_shape=SHAPE, training=TRAINING, processes=processes)
+    try:
+        run_game(
+            game,
+            PUBLIC,
+            steps=STEPS,
+            rng=generator(3),
+            guidance=Brighten(),
+            fresh=True,
+            progress=progress,
+            checkpoint=folder / "checkpoint.safetensors",
+        )
+    except Stop:
+        return None
+    return game
+
+
+def state(game: Game) -> dict[str, Tensor]:
+    """All tensors of a game, and what else it remembers."""
+    modules = {"g": game.generator, "a": game.average, "d": game.discriminator}
+    found = {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
+    control = game.control
+    found["memory"] = torch.tensor([game.path_length.mean, control.p, control.signs, control.seen])
+    return {k: v.contiguous() for k, v in found.items()}
+
+
+def main(out: Path) -> None:
+    """Play to the end, once without a stop and once with one."""
+    processes = launched("cpu")
+    for stop in (None, 4):
+        folder = out / f"stop-{stop}"
+        if processes.main:
+            folder.mkdir()
+        processes.wait()
+        game = play(folder, processes, stop=stop)
+        if game is None:
+            processes.wait()
+            game = play(folder, processes)
+        assert game is not None
+        save_file(state(game), folder / f"{processes.index}.safetensors")
+    processes.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
