@@ -10,8 +10,9 @@ import io
 import json
 import platform
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ from inversight.data import (
     to_pil,
     working_size,
 )
-from inversight.device import pick_device
+from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, check_name, named_embedding
 from inversight.embeddings.named import Use
 from inversight.errors import ConfigError, InputError, RunError
@@ -45,11 +46,20 @@ from inversight.evaluation import check_pairs, evaluate
 from inversight.gate import Gate
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.priors import Prior, StylePrior, Watch, train_prior
+from inversight.priors.given import (
+    COLOURS,
+    PRIOR_FILE,
+    GivenPrior,
+    check_adaptable,
+    check_channels,
+    few_images,
+    read_prior,
+)
 from inversight.report import GalleryItem, load_report_data, render
 from inversight.run import Run, read_manifest, write_json, write_text
 from inversight.scored import FILES, write_evaluation
 from inversight.seeding import generator
-from inversight.settings import AuditSettings, prior_training, resolve
+from inversight.settings import AuditSettings, prior_path, prior_training, resolve
 from inversight.target import (
     Target,
     absolute_spec,
@@ -65,6 +75,15 @@ LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 GALLERY = 24
 """Most exposed images shown in the report."""
+_LOWER = {
+    "target": "target_training.batch_size",
+    "evaluator": "evaluator_training.batch_size",
+    "public-network": "public_training.batch_size",
+    "prior": "prior.images_at_once",
+    "adaptation": "adaptation.images_at_once",
+    "scores": "--memory",
+}
+"""What to lower where a stage's memory runs out."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +164,10 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
     for name, facts in plan.manifest()["inputs"].items():
         before = manifest["inputs"].get(name, {}).get("fingerprint")
         if facts["fingerprint"] != before:
+            what = "prior has" if name == "prior" else f"{name} images have"
             raise RunError(
-                f"--resume {path}: the {name} images have changed since the run began "
-                f"({facts['path']}); start a new run"
+                f"--resume {path}: the {what} changed since the run began ({facts['path']}); start "
+                "a new run"
             )
     run = Run.open(path)
     try:
@@ -162,8 +182,12 @@ def default_folder() -> Path:
     return Path("runs") / f"audit-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def read_inputs(settings: AuditSettings, reporter: Reporter) -> Inputs:
+def read_inputs(
+    settings: AuditSettings, reporter: Reporter, public_size: int | None = None
+) -> Inputs:
     """Read and check all images and models that were given.
+
+    Public images are brought to ``public_size``; none: to the private images' size.
 
     Raises:
         InputError: the first thing wrong.
@@ -177,7 +201,7 @@ def read_inputs(settings: AuditSettings, reporter: Reporter) -> Inputs:
             private, holdout, public, None, None, found.description, (), found.private.size, 1
         )
     else:
-        inputs = _read_folders(settings, reporter)
+        inputs = _read_folders(settings, reporter, public_size)
     if inputs.private.size < 8:
         raise InputError("--private: images are smaller than 8x8; give --size 8 or more")
     if len(inputs.private.labels.unique()) < 2:
@@ -219,7 +243,7 @@ def _limited(images: ImageSet, limit: int) -> ImageSet:
     return replace(kept, classes=images.classes[:limit])
 
 
-def _read_folders(settings: AuditSettings, reporter: Reporter) -> Inputs:
+def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int | None) -> Inputs:
     if settings.private is None or settings.public is None:
         raise ConfigError("--private and --public are both needed")
     size = settings.size
@@ -235,7 +259,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter) -> Inputs:
     public = load_folder(
         settings.public,
         role="--public",
-        size=size or private.size,
+        size=public_size or size or private.size,
         labelled=False,
         progress=reporter.stage("reading public"),
     )
@@ -309,6 +333,7 @@ class Plan:
     inputs: Inputs
     attacks: dict[str, Attack]
     own_prior: Prior | None
+    given_prior: GivenPrior | None
     work: int
     device: torch.device
 
@@ -333,9 +358,11 @@ class Plan:
             if name in attacks:
                 raise ConfigError(f"--attack {name}: is given twice")
             attacks[name] = made
-        training = prior_training(settings)
-        own = None
-        if training is None:
+        own, given = None, None
+        path = prior_path(settings)
+        if path is not None:
+            given = read_prior(path)
+        elif prior_training(settings) is None:
             own = build(settings.prior, {}, role="prior")
             if not isinstance(own, Prior):
                 raise ConfigError(
@@ -364,11 +391,23 @@ class Plan:
                     public_network=None,
                     evaluator=None,
                 )
-        inputs = read_inputs(settings, reporter)
+        size = None if given is None else given.prior.image_shape[1]
+        inputs = read_inputs(settings, reporter, size)
         work = working_size(inputs.size, settings.working_size)
         if own is not None and own.image_shape[0] not in (1, 3):
             raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
-        return cls(settings, inputs, attacks, own, work, device)
+        if given is not None and path is not None:
+            word = COLOURS[given.prior.image_shape[0]]
+            check_channels(
+                given.prior,
+                path,
+                inputs.channels,
+                "the private and public images",
+                f"save the images in {word}, or give a prior that was trained on images like them",
+            )
+            if settings.adaptation.steps > 0:
+                check_adaptable(given.prior, path)
+        return cls(settings, inputs, attacks, own, given, work, device)
 
     @property
     def needs_public_network(self) -> bool:
@@ -379,12 +418,34 @@ class Plan:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, S, S) at which the prior and the networks trained here work."""
+        """(C, S, S) at which networks trained here work."""
         return (self.inputs.channels, self.work, self.work)
+
+    @property
+    def prior_shape(self) -> tuple[int, int, int]:
+        """(C, S, S) of the style-based prior's images."""
+        return self.shape if self.given_prior is None else self.given_prior.prior.image_shape
 
     @cached_property
     def public_at_work(self) -> ImageSet:
         return self.inputs.public.resized(size=self.work, channels=self.inputs.channels)
+
+    @cached_property
+    def public_for_prior(self) -> ImageSet:
+        """Public images at the prior's size."""
+        channels, size, _ = self.prior_shape
+        if self.prior_shape == self.shape:
+            return self.public_at_work
+        return self.inputs.public.resized(size=size, channels=channels)
+
+    def remedy(self, stage: str, kept: str) -> AbstractContextManager[None]:
+        """Says what to lower if ``stage`` runs out of memory, and what is ``kept``."""
+        lower = _LOWER.get(stage)
+        if stage in self.attacks:
+            lower = "batch_size, as in --set 'attack=[{class: plug-and-play, batch_size: 20}]'"
+        return memory_remedy(
+            stage, f"lower {lower or '--memory'}, or use a smaller --preset; {kept}"
+        )
 
     def forecast(self) -> Estimate:
         """Time and memory, measured by short trials of the same code on this machine."""
@@ -392,6 +453,7 @@ class Plan:
             self.settings,
             private=self.inputs.private,
             public=self.public_at_work,
+            public_for_prior=self.public_for_prior,
             shape=self.shape,
             attacks=self.attacks,
             target=self.inputs.target,
@@ -399,19 +461,24 @@ class Plan:
             trains_evaluator=self.inputs.evaluator is None,
             trains_public=self.needs_public_network,
             own_prior=self.own_prior,
+            given_prior=None if self.given_prior is None else self.given_prior.prior,
             device=self.device,
+            remedy=lambda stage: self.remedy(stage, "nothing has been written"),
         )
 
     def announcement(self, folder: Path, forecast: Estimate) -> str:
         """What is going to happen, before the long part."""
         s, i = self.settings, self.inputs
         target = s.target or "a small classifier, trained on the private images"
+        prior = "own" if self.own_prior is not None else "style-based, trained on the public images"
+        if self.given_prior is not None:
+            prior = f"{s.prior}"
+        side = (self.own_prior.image_shape if self.own_prior is not None else self.prior_shape)[1]
         lines = [
             f"inversight audit, preset {s.preset}, seed {s.seed}, device {self.device}",
             f"  data       {i.split}",
             f"  target     {target}",
-            f"  prior      {'own' if self.own_prior is not None else 'style-based'}, "
-            f"{self.work}x{self.work}, arm {s.arm}",
+            f"  prior      {prior}, {side}x{side}, arm {s.arm}",
             f"  attack     {', '.join(self.attacks)}",
             f"  distance   {s.embedding}; features {s.features}; guidance {s.guidance_embedding}",
             f"  results    {folder}",
@@ -442,7 +509,8 @@ class Plan:
                 }
                 for name, data in sets.items()
                 if data is not None
-            },
+            }
+            | self._prior_input(),
             "split": i.split,
             "notes": [],
             "warnings": list(i.warnings),
@@ -456,6 +524,17 @@ class Plan:
                 "python": platform.python_version(),
                 **{n: importlib.metadata.version(n) for n in names},
             },
+        }
+
+    def _prior_input(self) -> dict[str, dict[str, Any]]:
+        if self.given_prior is None:
+            return {}
+        return {
+            "prior": {
+                "path": str(self.settings.prior),
+                "size": self.prior_shape[1],
+                "fingerprint": self.given_prior.fingerprint,
+            }
         }
 
     def execute(self, run: Run, reporter: Reporter) -> AuditResult:
@@ -499,6 +578,15 @@ class _Execution:
     def rng(self, stage: str) -> torch.Generator:
         return generator(self.settings.seed, stage)
 
+    def stage(self, name: str, build: Callable[[Path], None], part: str | None = None) -> Path:
+        """The folder of stage ``name``; ``part`` is what it is called where it differs."""
+        kept = (
+            f"what is finished is kept in {self.run.path}, and --resume goes on with these settings "
+            "where there is more memory"
+        )
+        with self.plan.remedy(part or name, kept):
+            return self.run.stage(name, build)
+
     def _train(
         self, stage: str, images: ImageSet, training: Training, file: str, folder: Path
     ) -> None:
@@ -522,7 +610,7 @@ class _Execution:
         """The model under audit, trained here if none was given."""
         target = self.inputs.target
         if target is None:
-            folder = self.run.stage(
+            folder = self.stage(
                 "target",
                 lambda f: self._train(
                     "target", self.inputs.private, self.settings.target_training, FILE_NAME, f
@@ -556,7 +644,7 @@ class _Execution:
                     "evaluator_training.architecture is the target's own; an evaluator that is the "
                     "target's twin shares its mistakes"
                 )
-            folder = self.run.stage(
+            folder = self.stage(
                 "evaluator",
                 lambda f: self._train("evaluator", self.inputs.private, training, FILE_NAME, f),
             )
@@ -584,7 +672,7 @@ class _Execution:
         """A feature network that has seen the public images alone."""
         images = self.plan.public_at_work
         task = images if len(images.classes) > 1 else rotation_task(images)
-        folder = self.run.stage(
+        folder = self.stage(
             "public-network",
             lambda f: self._train(
                 "public-network", task, self.settings.public_training, FILE_NAME, f
@@ -596,6 +684,15 @@ class _Execution:
 
     def prior(self, public_network: SavedClassifier | None) -> Prior:
         """The generator of images like the public ones."""
+        given = self.plan.given_prior
+        if given is not None:
+            self.notes.append(f"The prior was made before: {self.settings.prior}.")
+
+            def copy(folder: Path) -> None:
+                shutil.copyfile(given.file, folder / PRIOR_FILE)
+
+            self.stage("prior", copy)
+            return given.prior.to(self.plan.device)
         training = prior_training(self.settings)
         if self.plan.own_prior is not None or training is None:
             self.notes.append(
@@ -607,18 +704,18 @@ class _Execution:
 
         def fill(folder: Path) -> None:
             train_prior(
-                self.plan.public_at_work.images,
+                self.plan.public_for_prior.images,
                 training=training,
                 rng=self.rng("prior"),
                 progress=self.reporter.stage("prior"),
                 checkpoint=folder / "checkpoint.safetensors",
                 device=self.plan.device,
                 watch=self.watch(folder, public_network),
-            ).save(folder / "prior.safetensors")
+            ).save(folder / PRIOR_FILE)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
-        folder = self.run.stage("prior", fill)
-        return StylePrior.load(folder / "prior.safetensors").to(self.plan.device)
+        folder = self.stage("prior", fill)
+        return StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
 
     def watch(self, folder: Path, public_network: SavedClassifier | None) -> Watch:
         """Looks at a prior in training, with features that cost little beside it: see decisions.md."""
@@ -629,10 +726,11 @@ class _Execution:
             self.settings.features == "inception" and self.plan.device.type != "cpu"
         ):
             name = self.settings.features
-        embedding = watched_features(name, size=self.plan.work, public_network=public_network)
+        size = self.plan.prior_shape[1]
+        embedding = watched_features(name, size=size, public_network=public_network)
         if embedding is None:
             return Watch(folder)
-        images = self.plan.public_at_work.images
+        images = self.plan.public_for_prior.images
         return Watch(folder, FrechetToPublic(images, embedding, self.plan.device))
 
     def adapted(
@@ -641,23 +739,30 @@ class _Execution:
         """The prior fine-tuned against the target."""
         if not isinstance(prior, StylePrior):
             return prior
+        if self.settings.adaptation.steps == 0:
+            self.notes.append("The prior was used as it is: adaptation.steps is 0.")
+            return prior
+        few = few_images(len(self.inputs.public))
+        if few is not None and self.settings.private is not None:
+            self.warn(few)
+        size = self.plan.prior_shape[1]
         metric: Embedding | None = None
         if self.settings.arm == "natural-gradient":
             metric = named_embedding(
                 self.settings.guidance_embedding,
                 use="distance",
                 role="--guidance-embedding",
-                size=self.plan.work,
+                size=size,
                 public_network=public_network,
                 evaluator=None,
-                working_size=max(64, self.plan.work),
+                working_size=max(64, size),
             )
 
         def fill(folder: Path) -> None:
             adapt(
                 prior,
                 target,
-                self.plan.public_at_work.images,
+                self.plan.public_for_prior.images,
                 arm=self.settings.arm,
                 adaptation=self.settings.adaptation,
                 training=prior.training,
@@ -666,11 +771,11 @@ class _Execution:
                 progress=self.reporter.stage("adaptation"),
                 checkpoint=folder / "checkpoint.safetensors",
                 watch=self.watch(folder, public_network),
-            ).save(folder / "prior.safetensors")
+            ).save(folder / PRIOR_FILE)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
-        folder = self.run.stage("adaptation", fill)
-        adapted = StylePrior.load(folder / "prior.safetensors").to(self.plan.device)
+        folder = self.stage("adaptation", fill)
+        adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
         return adapted
@@ -702,7 +807,7 @@ class _Execution:
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
 
-        self.run.stage(f"attack-{name}", fill)
+        self.stage(f"attack-{name}", fill, name)
 
     def collect(self) -> dict[str, ImageSet]:
         """Each attack's reconstructions; all of them together are in RUN/reconstructions."""
@@ -763,7 +868,7 @@ class _Execution:
             else:
                 write_evaluation(folder, found)
 
-        folder = self.run.stage("scores", fill)
+        folder = self.stage("scores", fill)
         for file in FILES:
             if (folder / file).is_file():
                 self.run.publish(folder / file, file)
@@ -855,4 +960,6 @@ def _anchored(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("target", "evaluator"):
         if given[name] is not None:
             result[name] = absolute_spec(given[name])
+    if isinstance(given["prior"], str) and Path(given["prior"]).exists():
+        result["prior"] = str(Path(given["prior"]).absolute())
     return result

@@ -93,7 +93,15 @@ Watched = Annotated[
     ),
 ]
 PriorOption = Annotated[
-    Path, typer.Option(help="What `inversight prior train` or `adapt` wrote: folder or file.")
+    Path,
+    typer.Option(help="What `inversight prior train`, `prior import` or `adapt` wrote."),
+]
+PriorChoice = Annotated[
+    str | None,
+    typer.Option(
+        help="Prior made before: what `inversight prior train`, `prior import` or `adapt` wrote, "
+        "or package.module:Class; default: train one on the public images."
+    ),
 ]
 ModelOption = Annotated[str, typer.Option(help="The target, named as for audit.")]
 Memory = Annotated[int | None, typer.Option(help="Bytes that features may take.")]
@@ -111,6 +119,12 @@ def _given(
     for text in assignments or []:
         values = merge(values, parse_assignment(text))
     flags = {name: value for name, value in options.items() if value is not None}
+    unused = next((t for t in assignments or [] if t.startswith("prior.")), None)
+    if "prior" in flags and unused is not None:
+        raise ConfigError(
+            f"--set {unused}: is a setting of the prior that an audit trains, and --prior "
+            f"{flags['prior']} names one; leave one of the two out"
+        )
     for name in ("mean", "std"):
         if isinstance(flags.get(name), str):
             flags[name] = _numbers(name, flags[name])
@@ -178,6 +192,7 @@ def audit(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on although sets share images.")
     ] = False,
+    prior: PriorChoice = None,
     preset: Preset = None,
     seed: Seed = None,
     config: Config = None,
@@ -208,7 +223,8 @@ def audit(
     options = dict(
         private=private, holdout=holdout, public=public, target=target, evaluator=evaluator,
         classes=classes, mean=mean, std=std, size=size, trust_target=trust_target or None,
-        allow_overlap=allow_overlap or None, preset=preset, seed=seed, embedding=embedding,
+        allow_overlap=allow_overlap or None, prior=prior, preset=preset, seed=seed,
+        embedding=embedding,
         features=features, guidance_embedding=guidance_embedding,
         attack=list(attack) if attack else None, arm=arm, images=images,
         hash_ids=hash_ids or None, memory=memory,
@@ -292,6 +308,20 @@ def prior_train(
         )  # fmt: skip
     if processes.main:
         typer.echo(str(path))
+
+
+@prior_app.command("import")
+def prior_import(
+    file: Annotated[Path, typer.Argument(help="Networks as StyleGAN2-ADA's code pickled them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prior.")],
+) -> None:
+    """Import published StyleGAN2-ADA networks, running nothing that is in the file."""
+    from inversight.stages import import_prior_stage
+
+    path, line = import_prior_stage(file, out)
+    typer.echo(
+        f"{line}\n{path}\nadapt it with: inversight adapt --prior {out} --target TARGET --public DIR"
+    )
 
 
 @app.command()
@@ -603,7 +633,11 @@ def main(arguments: list[str] | None = None) -> None:
     except InversightError as error:
         _complain(str(error))
         code = error.exit_code
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        from inversight.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
         _complain("out of memory: lower --memory, or use a smaller --preset")
         code = 1
     except typer.Abort:

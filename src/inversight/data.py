@@ -18,7 +18,7 @@ from inversight.imaging import fit, to_float, to_uint8
 from inversight.progress import Progress, silent
 from inversight.seeding import generator
 
-SIZES = (8, 16, 32, 64, 128, 256)
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 """Image sizes that the style-based prior supports."""
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}

@@ -1,10 +1,16 @@
-"""Where the work is done: CPU or GPU, by the name that ``--device`` takes."""
+"""Where the work is done: CPU or GPU, by the name that ``--device`` takes; and when it is too small."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from inversight.errors import ConfigError
+from inversight.errors import ConfigError, StageError
+
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+"""What CUDA, MPS, the CPU's allocator and cuBLAS say, in lower case."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,3 +39,25 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
         tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
         fast = device.type == "cpu" and tiles is not None and bool(tiles())
     return torch.bfloat16 if fast else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is a lack of memory, on whatever device and by whatever name."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _NO_MEMORY)
+
+
+@contextmanager
+def memory_remedy(stage: str, remedy: str) -> Iterator[None]:
+    """Say what to lower if the block runs out of memory.
+
+    Raises:
+        StageError: it did; ``remedy`` goes on from "out of memory: ".
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StageError(f"{stage}: out of memory: {remedy}") from error

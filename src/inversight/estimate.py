@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import psutil
@@ -14,7 +16,7 @@ from inversight.attacks import Attack, PlugAndPlay
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
 from inversight.networks import build_classifier
-from inversight.priors import Prior, PriorTraining, StylePrior, train_prior
+from inversight.priors import Prior, StylePrior, train_prior
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
@@ -58,6 +60,7 @@ def estimate(
     *,
     private: ImageSet,
     public: ImageSet,
+    public_for_prior: ImageSet,
     shape: tuple[int, int, int],
     attacks: Mapping[str, Attack],
     target: Target | None,
@@ -65,12 +68,15 @@ def estimate(
     trains_evaluator: bool,
     trains_public: bool,
     own_prior: Prior | None,
+    given_prior: StylePrior | None,
     device: torch.device,
+    remedy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> Estimate:
     """Time two steps of every stage on networks of the right shape and multiply.
 
-    Early stopping makes classifiers quicker than this says; scoring and the report are counted as
-    one pass of the feature networks.
+    ``public`` is at the size of networks trained here, ``public_for_prior`` at the prior's. Each
+    stage is timed within ``remedy(its name)``. Early stopping makes classifiers quicker than this
+    says; scoring and the report are counted as one pass of the feature networks.
     """
     seconds: dict[str, float | None] = {}
     classes = max(1, len(private.labels.unique()))
@@ -81,49 +87,58 @@ def estimate(
     ):
         if wanted:
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
-            seconds[name] = factor * _classifier_seconds(images, training, shape, device)
+            with remedy(name):
+                seconds[name] = factor * _classifier_seconds(images, training, shape, device)
     stand_in = target or _untrained(private, shape)
     stand_in = stand_in.to(device)
-    prior: Prior | None = own_prior
+    style = None if given_prior is None else given_prior.to(device)
+    seconds["prior"] = 0.0
     training_ = prior_training(settings)
-    if training_ is not None and own_prior is None:
-        style = train_prior(
-            public.images, training=replace(training_, steps=2), rng=generator(0), device=device
-        )
-        seconds["prior"] = training_.steps * _step(
-            lambda n: train_prior(
-                public.images, training=replace(training_, steps=n), rng=generator(0), device=device
+    if training_ is not None:
+
+        def train(steps: int) -> StylePrior:
+            return train_prior(
+                public_for_prior.images,
+                training=replace(training_, steps=steps),
+                rng=generator(0),
+                device=device,
             )
-        )
-        seconds["adaptation"] = settings.adaptation.steps * _adaptation_step(
-            settings, style, stand_in, public, training_, shape, device
-        )
-        prior = style
-    elif own_prior is not None:
-        seconds["prior"] = 0.0
+
+        with remedy("prior"):
+            style = train(2)
+            seconds["prior"] = training_.steps * _step(train)
+    if style is not None and settings.adaptation.steps > 0:
+        with remedy("adaptation"):
+            seconds["adaptation"] = settings.adaptation.steps * _adaptation_step(
+                settings, style, stand_in, public_for_prior, device
+            )
+    prior: Prior | None = style or own_prior
     for name, attack in attacks.items():
-        seconds[name] = (
-            _plug_and_play_seconds(attack, stand_in, prior, classes)
-            if isinstance(attack, PlugAndPlay) and prior is not None
-            else None
-        )
+        seconds[name] = None
+        if isinstance(attack, PlugAndPlay) and prior is not None:
+            with remedy(name):
+                seconds[name] = _plug_and_play_seconds(attack, stand_in, prior, classes)
     kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, PlugAndPlay))
     embedded = len(private) * 2 + kept
-    seconds["scores"] = _embedding_seconds(settings, shape, embedded, device)
+    with remedy("scores"):
+        seconds["scores"] = _embedding_seconds(settings, shape, embedded, device)
     weights = (
         0
         if not isinstance(prior, StylePrior)
         else 4 * sum(p.numel() for m in (prior.raw, prior.critic) for p in m.parameters())
     )
-    pixels = shape[0] * shape[1] * shape[2]
+    pixels = math.prod(shape)
+    shown = pixels if prior is None else math.prod(prior.image_shape)
     images_bytes = private.images.numel() + public.images.numel()
+    if public_for_prior is not public:
+        images_bytes += public_for_prior.images.numel()
     floats = 4 * pixels * max(len(private), len(public))
     blocks = min(settings.memory, 4 * embedded * _feature_width(settings, shape))
     resident = psutil.Process().memory_info().rss
     return Estimate(
         seconds=seconds,
         memory_bytes=int(resident + images_bytes + floats + blocks + 8 * weights),
-        disk_bytes=int(8 * weights + 2 * kept * pixels + 60_000_000),
+        disk_bytes=int(8 * weights + 2 * kept * shown + 60_000_000),
     )
 
 
@@ -175,13 +190,11 @@ def _adaptation_step(
     prior: StylePrior,
     target: Target,
     public: ImageSet,
-    training: PriorTraining,
-    shape: tuple[int, int, int],
     device: torch.device,
 ) -> float:
     metric: Embedding | None = None
     if settings.arm == "natural-gradient":
-        metric = _metric(settings.guidance_embedding, public, shape, device)
+        metric = _metric(settings.guidance_embedding, public, prior.image_shape, device)
 
     def run(steps: int) -> None:
         adaptation: Adaptation = replace(settings.adaptation, steps=steps)
@@ -191,7 +204,7 @@ def _adaptation_step(
             public.images,
             arm=settings.arm,
             adaptation=adaptation,
-            training=training,
+            training=prior.training,
             metric=metric,
             rng=generator(0),
         )

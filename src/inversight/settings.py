@@ -70,9 +70,11 @@ class AuditSettings:
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
     prior: str | dict[str, Any] = Field(default_factory=lambda: {"class": "style"})
-    """The prior: {class: style, setting: value}, or one's own {class: package.module:Class, ...}."""
-    working_size: Annotated[int, Field(ge=8, le=256)] = 32
-    """Largest size at which the prior works; reconstructions are at most this large."""
+    """The prior: {class: style, setting: value}; a folder or file that `inversight prior train`,
+    `prior import` or `adapt` wrote; or one's own {class: package.module:Class, ...}."""
+    working_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Largest size at which networks trained here work, the prior among them; reconstructions are as
+    large as the prior's images."""
     target_training: Training = Field(default_factory=Training)
     """How the target is trained when none is given."""
     evaluator_training: Training = Field(default_factory=lambda: Training(architecture="vgg"))
@@ -184,8 +186,16 @@ def _budget(preset: Any) -> dict[str, Any]:
     return dict(_BUDGETS[preset])
 
 
+def prior_path(settings_: AuditSettings) -> Path | None:
+    """Where a prior made before lies, or None if the audit trains one or the prior is a class."""
+    spec = settings_.prior
+    if not isinstance(spec, str) or spec == "style":
+        return None
+    return Path(spec) if ":" not in spec or Path(spec).exists() else None
+
+
 def prior_training(settings_: AuditSettings) -> PriorTraining | None:
-    """The style-based prior's settings, or None if the prior is the user's own."""
+    """Settings of the style-based prior to be trained, or None if the prior is there already."""
     if isinstance(settings_.prior, str):
         return PriorTraining() if settings_.prior == "style" else None
     values = dict(settings_.prior)

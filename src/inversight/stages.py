@@ -1,4 +1,4 @@
-"""Single stages for the command line: train, prior train, adapt, attack, report.
+"""Single stages for the command line: train, prior train, prior import, adapt, attack, report.
 
 Each reads what the stage before it wrote.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,21 @@ from inversight.attacks import ATTACKS, Attack, write_reconstructions
 from inversight.config import build, from_mapping, nearest
 from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
-from inversight.device import pick_device
+from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.priors import PriorTraining, StylePrior, Watch, train_prior
+from inversight.priors import PriorTraining, Watch, train_prior
+from inversight.priors.given import (
+    PRIOR_FILE,
+    GivenPrior,
+    check_adaptable,
+    check_channels,
+    few_images,
+    read_prior,
+)
 from inversight.priors.processes import ALONE, Processes
+from inversight.priors.published_networks import import_published
 from inversight.priors.settings import training_of
 from inversight.report import load_report_data, render
 from inversight.run import Run, write_json, write_text
@@ -33,7 +43,6 @@ from inversight.target import Target, load_target
 from inversight.training import Training, rotation_task, train_classifier
 from inversight.watching import FrechetToPublic, check_watched, watched_features
 
-PRIOR_FILE = "prior.safetensors"
 _NETWORK = "public-network"
 _CHECKPOINT = "checkpoint.safetensors"
 _BEGUN = "training.json"
@@ -60,14 +69,15 @@ def train(
     images = load_folder(private, role="--private", size=size, progress=reporter.stage("reading"))
     if len(images.classes) < 2:
         raise InputError(f"--private {private}: has one class; a classifier needs at least two")
-    trained = train_classifier(
-        images,
-        training=training,
-        image_shape=(images.channels, images.size, images.size),
-        rng=generator(seed, "target"),
-        progress=reporter.stage("target"),
-        device=pick_device(device),
-    )
+    with _remedy("train", training.batch_size):
+        trained = train_classifier(
+            images,
+            training=training,
+            image_shape=(images.channels, images.size, images.size),
+            rng=generator(seed, "target"),
+            progress=reporter.stage("target"),
+            device=pick_device(device),
+        )
     out.mkdir(parents=True, exist_ok=True)
     save_classifier(trained.classifier, out / FILE_NAME)
     facts = {
@@ -122,20 +132,49 @@ def train_prior_stage(
             saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
         watch = _watch(images, out, features, saved, where)
         _begin(out, facts, saved)
-    prior = train_prior(
-        images.images,
-        training=training,
-        rng=generator(seed, "prior"),
-        progress=reporter.stage("prior"),
-        checkpoint=out / _CHECKPOINT,
-        device=where,
-        watch=watch,
-        processes=processes,
-    )
+    _warn_of_few(images, reporter)
+    with _game_remedy("prior train", training, processes):
+        prior = train_prior(
+            images.images,
+            training=training,
+            rng=generator(seed, "prior"),
+            progress=reporter.stage("prior"),
+            checkpoint=out / _CHECKPOINT,
+            device=where,
+            watch=watch,
+            processes=processes,
+        )
     if processes.main:
         prior.save(out / PRIOR_FILE)
         (out / _CHECKPOINT).unlink(missing_ok=True)
     return out / PRIOR_FILE
+
+
+def import_prior_stage(file: Path, out: Path) -> tuple[Path, str]:
+    """Import published networks as a prior; returns its file and a line on what they are.
+
+    Raises:
+        InputError: wrong input; nothing has been written.
+    """
+    size = file.stat().st_size if file.is_file() else 0
+    Run.check_new(out, needed_bytes=2 * size)
+    imported = import_published(file)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    imported.prior.save(partial / PRIOR_FILE)
+    write_json(partial / "prior.json", dict(imported.facts))
+    if out.is_dir():
+        out.rmdir()  # check_new has seen that it is empty
+    partial.replace(out)
+    channels, side, _ = imported.prior.image_shape
+    parameters = sum(p.numel() for p in imported.prior.average.parameters())
+    classes = imported.prior.average.architecture.c_dim
+    return out / PRIOR_FILE, (
+        f"{imported.facts['configuration']} networks of {side}x{side} images with {channels} "
+        f"channel(s), {parameters / 1e6:.1f} million parameters in the generator"
+        + (f", conditioned on {classes} classes" if classes else "")
+    )
 
 
 def adapt_stage(
@@ -168,9 +207,11 @@ def adapt_stage(
         raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
     check_watched(features)
     adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
-    start = _read_prior(prior)
+    given_prior = read_prior(prior)
+    start = given_prior.prior
+    check_adaptable(start, prior)
     channels, size, _ = start.image_shape
-    target = model.load(size=size, channels=channels)
+    target = model.load(given_prior)
     images = load_folder(
         public, role="--public", channels=channels, labelled=False, size=size,
         progress=reporter.stage("reading"),
@@ -210,20 +251,22 @@ def adapt_stage(
             saved = public_network(images, known, seed=seed, device=str(where), reporter=reporter)
         watch = _watch(images, out, features, saved, where)
         _begin(out, facts, saved)
-    adapted = adapt(
-        start.to(where),
-        target.to(where),
-        images.images,
-        arm=arm,
-        adaptation=adaptation,
-        training=start.training,
-        metric=metric,
-        rng=generator(seed, "adaptation"),
-        progress=reporter.stage("adaptation"),
-        checkpoint=out / _CHECKPOINT,
-        watch=watch,
-        processes=processes,
-    )
+    _warn_of_few(images, reporter)
+    with _game_remedy("adapt", adaptation.training_of(start.training), processes):
+        adapted = adapt(
+            start.to(where),
+            target.to(where),
+            images.images,
+            arm=arm,
+            adaptation=adaptation,
+            training=start.training,
+            metric=metric,
+            rng=generator(seed, "adaptation"),
+            progress=reporter.stage("adaptation"),
+            checkpoint=out / _CHECKPOINT,
+            watch=watch,
+            processes=processes,
+        )
     if processes.main:
         adapted.save(out / PRIOR_FILE)
         (out / _CHECKPOINT).unlink(missing_ok=True)
@@ -253,19 +296,19 @@ def attack_stage(
     made = build({"class": attack, **budget, **given}, ATTACKS, role="--attack")
     if not isinstance(made, Attack):
         raise ConfigError(f"--attack {attack}: has no `access` and `run`")
-    start = _read_prior(prior).to(where)
-    channels, size, _ = start.image_shape
-    target = model.load(size=size, channels=channels).to(where)
+    given_prior = read_prior(prior)
+    target = model.load(given_prior).to(where)
     Run.check_new(out, needed_bytes=50_000_000)
     name = attack.rpartition(":")[2]
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
-    found = made.run(
-        target,
-        start,
-        labels,
-        rng=generator(seed, f"attack/{name}"),
-        progress=reporter.stage(name),
-    )
+    with _remedy("attack", getattr(made, "batch_size", None)):
+        found = made.run(
+            target,
+            given_prior.prior.to(where),
+            labels,
+            rng=generator(seed, f"attack/{name}"),
+            progress=reporter.stage(name),
+        )
     # Written beside its place and renamed, so that a kill leaves no half a folder.
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -288,13 +331,15 @@ class TargetChoice:
     size: int | None
     trust: bool
 
-    def load(self, *, size: int, channels: int) -> Target:
-        """The target; ``size`` and ``channels`` are the prior's, for models of any size.
+    def load(self, prior: GivenPrior) -> Target:
+        """The target; a model of any size takes images of the prior's.
 
         Raises:
             TargetError: wrong in any way, or its class names are not known.
+            DataError: the prior's images are colour and the model's are not, or the other way round.
         """
-        return load_target(
+        channels, size, _ = prior.prior.image_shape
+        target = load_target(
             self.spec,
             classes=(),
             class_order=self.classes,
@@ -305,6 +350,15 @@ class TargetChoice:
             std=self.std,
             trust=self.trust,
         )
+        check_channels(
+            prior.prior,
+            prior.file,
+            target.image_shape[0],
+            f"the target's {self.spec}",
+            "give a prior trained on images like the target's, or name the target as "
+            "package.module:factory, a function that returns it behind a layer that converts",
+        )
+        return target
 
 
 def public_network(
@@ -327,6 +381,32 @@ def public_network(
         ).classifier
     saved.module.to(where)
     return saved
+
+
+def _warn_of_few(images: ImageSet, reporter: Reporter) -> None:
+    few = few_images(len(images))
+    if few is not None:
+        reporter.warn(few)
+
+
+def _remedy(stage: str, batch_size: int | None) -> AbstractContextManager[None]:
+    """What to lower if a stage runs out of memory; ``batch_size`` is what it is now, if it has one."""
+    less = "" if batch_size is None else f", as in --set batch_size={max(1, batch_size // 2)}"
+    return memory_remedy(stage, f"lower batch_size{less}, and run the command again")
+
+
+def _game_remedy(
+    stage: str, training: PriorTraining, processes: Processes
+) -> AbstractContextManager[None]:
+    """What to lower if a training of a prior runs out of memory: a smaller share of the same batch."""
+    own = training.batch_size // processes.count
+    most = max(1, min(own, training.images_at_once or own) // 2)
+    share = max(n for n in range(1, most + 1) if own % n == 0)
+    return memory_remedy(
+        stage,
+        f"lower images_at_once, as in --set images_at_once={share}, and run the command again; it "
+        "goes on from its checkpoint",
+    )
 
 
 def _check_begun(out: Path, facts: dict[str, Any]) -> None:
@@ -371,10 +451,6 @@ def _watch(
     if embedding is None:
         return Watch(out)
     return Watch(out, FrechetToPublic(images.images, embedding, where))
-
-
-def _read_prior(path: Path) -> StylePrior:
-    return StylePrior.load(path / PRIOR_FILE if path.is_dir() else path)
 
 
 def report_again(run: Path) -> Path:

@@ -7,11 +7,12 @@ generated images by its natural gradient under a perceptual metric.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.adaptation.eigen import PaperEigen
@@ -42,8 +43,13 @@ ARMS = tuple(TERMS)
 class Adaptation:
     """How the prior is fine-tuned against the target."""
 
-    steps: PositiveInt = 1000
-    """Steps of the adversarial game, with or without guidance."""
+    steps: NonNegativeInt = 1000
+    """Steps of the adversarial game, with or without guidance; 0: the prior is used as it is."""
+    batch_size: PositiveInt | None = None
+    """Images a step, on all processes together; none: as many as the prior's own training had."""
+    images_at_once: PositiveInt | None = None
+    """Images that a process works on at once, a divisor of those it has in a step; none: as in the
+    prior's own training. Lower it if memory runs out."""
     weight: NonNegativeFloat = 0.3
     """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
     scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is vanilla."""
@@ -61,6 +67,14 @@ class Adaptation:
     """Eigen: dimensions of the eigenspace (paper: 20)."""
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
+
+    def training_of(self, training: PriorTraining) -> PriorTraining:
+        """How the game goes on with a prior that ``training`` made."""
+        return replace(
+            training,
+            batch_size=self.batch_size or training.batch_size,
+            images_at_once=self.images_at_once or training.images_at_once,
+        )
 
 
 def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Preconditioner:
@@ -120,7 +134,7 @@ def adapt(
     guidance = Guidance(target, pulls, absolute=adaptation.scale == "absolute") if pulls else None
     return play(
         public,
-        training=training,
+        training=adaptation.training_of(training),
         start=prior,
         steps=adaptation.steps,
         learning_rate_factor=adaptation.learning_rate_factor,

@@ -1,0 +1,215 @@
+"""Writes files in the layout of NVIDIA's pickled networks, without NVIDIA's code.
+
+torch_utils/persistence.py pickles an object as a call of ``_reconstruct_persistent_obj`` with its
+module's source, its class's name and its state; the state is the module's ``__dict__``.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+
+from inversight.priors import StylePrior
+from inversight.priors.architecture import Architecture
+from inversight.priors.settings import PriorTraining
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
+from inversight.seeding import generator
+
+SOURCE = "raise SystemExit('the source in the file was run')\n"
+
+
+def _reconstruct_persistent_obj(meta: Any) -> None:
+    raise AssertionError("only its name is pickled")
+
+
+class EasyDict(dict):  # type: ignore[type-arg]
+    """As dnnlib.util.EasyDict is pickled: a subclass of dict."""
+
+
+_reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+EasyDict.__module__ = "dnnlib.util"
+
+
+class Persistent:
+    """Pickled as an object of a persistent class; ``changed`` overrides what is said about it."""
+
+    def __init__(self, class_name: str, own: Mapping[str, Any], **changed: Any) -> None:
+        self.meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": SOURCE,
+            "class_name": class_name,
+            "state": dict(own),
+            **changed,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reconstruct_persistent_obj, (self.meta,), None
+
+
+def persistent(
+    module: nn.Module,
+    class_name: str = "Module",
+    arguments: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    path: str = "",
+) -> Persistent:
+    """``module`` as its class would be pickled; ``settings`` are attributes by dotted name."""
+    own = {k: v for k, v in (settings or {}).items() if k.rpartition(".")[0] == path}
+    children = {
+        name: persistent(child, type(child).__name__, None, settings, f"{path}.{name}".lstrip("."))
+        for name, child in module.named_children()
+    }
+    state = {
+        **{k: v for k, v in module.__dict__.items() if k.startswith("_") and k != "_modules"},
+        "training": False,
+        "_modules": children,
+        "weight_gain": np.float64(0.25),
+        **{k.rpartition(".")[2]: v for k, v in own.items()},
+        "_init_args": (),
+        "_init_kwargs": _easy(arguments or {}),
+    }
+    return Persistent(class_name, state)
+
+
+def _easy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as dnnlib's, the outer one plain."""
+    return {k: EasyDict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def augment_pipe(p: float) -> Persistent:
+    """The augmentation pipeline, of which the probability counts."""
+    module = nn.Module()
+    module.register_buffer("p", torch.tensor(p))
+    return persistent(module, "AugmentPipe", {"xflip": 1})
+
+
+@contextmanager
+def published_names() -> Iterator[None]:
+    """The modules that the names in a file belong to, while it is written."""
+    persistence, util = ModuleType("torch_utils.persistence"), ModuleType("dnnlib.util")
+    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
+    util.EasyDict = EasyDict  # type: ignore[attr-defined]
+    modules = {
+        "torch_utils": ModuleType("torch_utils"),
+        "torch_utils.persistence": persistence,
+        "dnnlib": ModuleType("dnnlib"),
+        "dnnlib.util": util,
+    }
+    with mock.patch.dict(sys.modules, modules):
+        yield
+
+
+def pickled(value: Any, protocol: int = 4) -> bytes:
+    """``value`` as the training loop would write it."""
+    buffer = io.BytesIO()
+    with published_names():
+        pickle.dump(value, buffer, protocol=protocol)
+    return buffer.getvalue()
+
+
+def random_prior(architecture: Architecture, seed: int = 0) -> StylePrior:
+    """A prior whose every parameter and buffer is drawn at random, filters apart."""
+    networks = [Generator(architecture), Generator(architecture), Discriminator(architecture)]
+    for i, network in enumerate(networks):
+        rng = generator(seed, i)
+        initialise(network, rng)
+        for name, value in network.state_dict().items():
+            if not name.endswith("resample_filter"):
+                value += 0.1 * torch.randn(value.shape, generator=rng)
+        network.requires_grad_(False)
+    raw, average, critic = networks
+    assert isinstance(raw, Generator) and isinstance(average, Generator)
+    assert isinstance(critic, Discriminator)
+    return StylePrior(average, raw, critic, PriorTraining(), architecture.image_shape)
+
+
+def published_file(prior: StylePrior, **parts: Any) -> dict[str, Any]:
+    """What the training loop would pickle of ``prior``'s networks; ``parts`` go before."""
+    architecture = prior.average.architecture
+    made = {
+        "training_set_kwargs": {"path": "faces.zip", "xflip": True},
+        "augment_pipe": augment_pipe(0.25),
+        "G": persistent_generator(prior.raw),
+        "D": persistent_discriminator(prior.critic, architecture),
+        "G_ema": persistent_generator(prior.average),
+    }
+    return {**made, **parts}
+
+
+def persistent_generator(network: Generator, **changed: Any) -> Persistent:
+    """A generator with the arguments and attributes that the published class has."""
+    a = network.architecture
+    arguments = {
+        **_images(a),
+        "z_dim": a.z_dim,
+        "w_dim": a.w_dim,
+        "mapping_kwargs": {"num_layers": a.mapping_depth},
+        "synthesis_kwargs": {
+            "channel_base": a.channel_base,
+            "channel_max": a.channel_max,
+            "num_fp16_res": a.half_resolutions,
+            "conv_clamp": a.conv_clamp,
+            "architecture": a.generator,
+            "resample_filter": list(a.filter_taps),
+        },
+    }
+    settings = {
+        **_images(a),
+        "z_dim": a.z_dim,
+        "w_dim": a.w_dim,
+        "mapping.num_layers": a.mapping_depth,
+        "mapping.w_avg_beta": a.w_avg_beta,
+        "mapping.fc0.bias_gain": a.mapping_rate,
+    }
+    for r in a.resolutions:
+        settings[f"synthesis.b{r}.use_fp16"] = a.half_at(r)
+        settings[f"synthesis.b{r}.architecture"] = a.generator
+        settings[f"synthesis.b{r}.conv1.conv_clamp"] = a.conv_clamp
+        settings[f"synthesis.b{r}.conv1.use_noise"] = a.noise
+    return persistent(network, "Generator", {**arguments, **changed}, settings)
+
+
+def persistent_discriminator(network: Discriminator, a: Architecture, **changed: Any) -> Persistent:
+    """A discriminator with the arguments and attributes that the published class has."""
+    arguments = {
+        **_images(a),
+        "architecture": a.discriminator,
+        "channel_base": a.channel_base,
+        "channel_max": a.channel_max,
+        "num_fp16_res": a.half_resolutions,
+        "conv_clamp": a.conv_clamp,
+        "block_kwargs": {"resample_filter": list(a.filter_taps)},
+        "mapping_kwargs": {},
+        "epilogue_kwargs": {"mbstd_group_size": a.group, "mbstd_num_channels": a.group_channels},
+    }
+    settings = {
+        **_images(a),
+        "b4.cmap_dim": (a.cmap_dim or a.width_at(4)) if a.c_dim else 0,
+        "mapping.num_layers": a.cmap_depth,
+        "mapping.fc0.bias_gain": a.cmap_rate,
+    }
+    for r in a.resolutions[1:]:
+        settings[f"b{r}.use_fp16"] = a.half_at(r)
+        settings[f"b{r}.architecture"] = a.discriminator
+        settings[f"b{r}.conv0.conv_clamp"] = a.conv_clamp
+    made = persistent(network, "Discriminator", {**arguments, **changed}, settings)
+    if a.group_channels > 0:
+        spread = {"group_size": a.group, "num_channels": a.group_channels}
+        epilogue = made.meta["state"]["_modules"]["b4"]
+        epilogue.meta["state"]["_modules"]["mbstd"] = Persistent("MinibatchStdLayer", spread)
+    return made
+
+
+def _images(a: Architecture) -> dict[str, Any]:
+    return {"c_dim": a.c_dim, "img_resolution": a.size, "img_channels": a.channels}
