@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inversight.seeding import derive_seed, draw_seed, generator
+from inversight.seeding import derive_seed, draw_seed, follow, generator
 
 PATHS = st.lists(
     st.one_of(st.integers(0, 9), st.sampled_from(["prior", "target", "a"])), max_size=3
@@ -33,3 +33,8 @@ def test_draw_seed_moves_the_generator_on() -> None:
     rng = generator(0)
     assert draw_seed(rng) != draw_seed(rng)
     assert draw_seed(generator(0)) == draw_seed(generator(0))
+
+
+def test_a_generator_follows_to_another_device() -> None:
+    rng = generator(0)
+    assert follow(rng, torch.device("cpu")) is rng

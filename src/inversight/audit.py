@@ -22,6 +22,7 @@ import torch
 from PIL import ImageFilter
 
 from inversight.adaptation import adapt
+from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import ATTACKS, Attack, write_reconstructions
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
@@ -651,7 +652,23 @@ class _Execution:
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
         folder = self.run.stage("adaptation", fill)
-        return StylePrior.load(folder / "prior.safetensors").to(self.plan.device)
+        adapted = StylePrior.load(folder / "prior.safetensors").to(self.plan.device)
+        if self.settings.arm != "vanilla":
+            self._check_collapse(target, prior, adapted)
+        return adapted
+
+    def _check_collapse(self, target: Target, before: Prior, after: Prior) -> None:
+        """Warn if the guidance has left fewer classes within the attack's reach."""
+        was, now = (
+            class_entropy(target, one, rng=self.rng("class-entropy")) for one in (before, after)
+        )
+        self.run.record(class_entropy={"prior": was, "adapted": now})
+        if now < LOW * was:
+            self.warn(
+                f"the adapted prior has collapsed onto few classes (entropy of the target's mean "
+                f"prediction {now:.2f} nats, {was:.2f} before): lower adaptation.weight, or take "
+                "--arm balanced or --arm vanilla"
+            )
 
     def attack(self, name: str, attack: Attack, target: Target, prior: Prior) -> None:
         """One attack's reconstructions as PNG files and latents."""

@@ -69,7 +69,9 @@ Features = Annotated[
 ]
 Guidance = Annotated[str | None, typer.Option(help="Metric of the natural gradient.")]
 Attacks = Annotated[list[str] | None, typer.Option(help="Attack to run; may be repeated.")]
-ArmOption = Annotated[str | None, typer.Option(help="vanilla, entropy or natural-gradient.")]
+ArmOption = Annotated[
+    str | None, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
+]
 Images = Annotated[str | None, typer.Option(help="Pictures in the report: none, blurred, full.")]
 Set = Annotated[
     list[str] | None,
@@ -268,9 +270,9 @@ def adapt(
     target: ModelOption,
     public: Annotated[Path, typer.Option(help="Folder of public images.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapted prior.")],
-    arm: Annotated[str, typer.Option(help="vanilla, entropy or natural-gradient.")] = (
-        "natural-gradient"
-    ),
+    arm: Annotated[
+        str, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
+    ] = ("natural-gradient"),
     guidance_embedding: Annotated[
         str, typer.Option(help="Metric of the natural gradient.")
     ] = "lpips-vgg",

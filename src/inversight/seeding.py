@@ -27,3 +27,10 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
 def draw_seed(rng: torch.Generator) -> int:
     """Draw one seed in [0, 2**62) from ``rng``, for a loop that derives one generator per step."""
     return int(torch.randint(2**62, (), generator=rng))
+
+
+def follow(rng: torch.Generator, device: torch.device) -> torch.Generator:
+    """``rng`` itself on its own device; elsewhere a generator there, seeded by a draw from ``rng``."""
+    if rng.device.type == device.type:
+        return rng
+    return torch.Generator(device).manual_seed(draw_seed(rng))

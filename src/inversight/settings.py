@@ -15,7 +15,7 @@ from inversight.priors import PriorTraining
 from inversight.training import Training
 
 Preset = Literal["quick", "standard", "thorough"]
-Arm = Literal["vanilla", "entropy", "natural-gradient"]
+Arm = Literal["vanilla", "entropy", "natural-gradient", "balanced", "statistics"]
 Pictures = Literal["none", "blurred", "full"]
 
 MiB = 1024**2
@@ -64,7 +64,8 @@ class AuditSettings:
     guidance_embedding: str = "lpips-vgg"
     """Metric of the natural gradient; same values, except evaluator: an attacker must have it."""
     arm: Arm = "natural-gradient"
-    """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient."""
+    """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient (the
+    paper's), balanced, statistics (ours)."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
     prior: str | dict[str, Any] = Field(default_factory=lambda: {"class": "style"})

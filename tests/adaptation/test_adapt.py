@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.adaptation import Adaptation, adapt
-from inversight.adaptation.adapt import preconditioner_of
-from inversight.adaptation.preconditioners import Damped, Identity
+from inversight.adaptation import Adaptation, Pull, adapt, pulls_of
+from inversight.adaptation.preconditioners import Damped
+from inversight.adaptation.terms import Balance, Entropy
 from inversight.embeddings.pixel import Pixel
 from inversight.errors import ConfigError
 from inversight.objectives import entropy
@@ -58,14 +58,14 @@ def pictures(prior: StylePrior) -> Tensor:
 def test_vanilla_does_not_look_at_the_target(prior: StylePrior) -> None:
     one, other = (run(prior, linear_target(seed), "vanilla") for seed in (1, 2))
     assert torch.equal(pictures(one), pictures(other))
-    assert "objective" not in one.log[-1]
+    assert "entropy" not in one.log[-1]
 
 
 @pytest.mark.parametrize("arm", ["entropy", "natural-gradient"])
 def test_guided_arms_do(prior: StylePrior, arm: str) -> None:
     one, other = (run(prior, linear_target(seed), arm) for seed in (1, 2))
     assert not torch.allclose(pictures(one), pictures(other))
-    assert {"objective", "class_entropy", "cosine"} <= one.log[-1].keys()
+    assert {"entropy", "class_entropy"} <= one.log[-1].keys()
 
 
 def test_no_weight_is_vanilla(prior: StylePrior) -> None:
@@ -135,13 +135,19 @@ def test_a_stopped_adaptation_goes_on_bit_by_bit(prior: StylePrior, tmp_path: Pa
     assert resumed.log == whole.log
 
 
-def test_arms_choose_their_preconditioner() -> None:
-    settings = Adaptation(damping=0.2, iterations=3)
-    assert isinstance(preconditioner_of("entropy", settings, None), Identity)
-    assert preconditioner_of("natural-gradient", settings, METRIC) == Damped(
-        METRIC, damping=0.2, iterations=3
-    )
+def test_arms_choose_what_they_guide_by() -> None:
+    settings = Adaptation(damping=0.2, iterations=3, weight=0.7, guided_images=5)
+    assert pulls_of("vanilla", settings, None) == []
+    assert pulls_of("entropy", settings, None) == [Pull(Entropy(), 0.7)]
+    turned = Damped(METRIC, damping=0.2, iterations=3)
+    assert pulls_of("natural-gradient", settings, METRIC) == [Pull(Entropy(), 0.7, turned, part=5)]
+    assert pulls_of("balanced", settings, None) == [Pull(Entropy(), 0.7), Pull(Balance(), 0.7)]
     with pytest.raises(ConfigError, match="needs a guidance embedding"):
-        preconditioner_of("natural-gradient", settings, None)
-    with pytest.raises(ConfigError, match="expected vanilla"):
-        preconditioner_of("natural", settings, METRIC)
+        pulls_of("natural-gradient", settings, None)
+    with pytest.raises(ConfigError, match="expected one of vanilla"):
+        pulls_of("natural", settings, METRIC)
+
+
+def test_statistics_need_batch_normalisation(prior: StylePrior) -> None:
+    with pytest.raises(ConfigError, match="needs a target with batch normalisation"):
+        run(prior, linear_target(1), "statistics")

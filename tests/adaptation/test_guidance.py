@@ -1,4 +1,4 @@
-"""The target's pull: its length, its direction, its memory."""
+"""The target's pull: its direction, its length on the generator's parameters, its memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.adaptation.guidance import Guidance
-from inversight.adaptation.preconditioners import Identity
-from inversight.objectives import entropy
+from inversight.adaptation.guidance import Guidance, Pull
+from inversight.adaptation.terms import Balance, Entropy
 from inversight.target import Target
 
 SHAPE = (1, 4, 4)
@@ -28,10 +27,6 @@ def target() -> Target:
 
 def images(n: int = 4) -> Tensor:
     return torch.rand(n, *SHAPE, generator=rng(1))
-
-
-def gan(n: int = 4) -> Tensor:
-    return torch.randn(n, *SHAPE, generator=rng(2))
 
 
 def entropy_gradient(target: Target, x: Tensor) -> Tensor:
@@ -54,73 +49,85 @@ def entropy_gradient(target: Target, x: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("weight", [0.3, 2.0])
-def test_the_first_pull_has_the_documented_length_and_direction(
-    target: Target, weight: float
-) -> None:
-    guide = Guidance(target, objective=entropy, preconditioner=Identity(), weight=weight)
-    pull = guide(images(), gan())
-    assert float(pull.norm()) == pytest.approx(weight * float(gan().norm()), rel=1e-5)
-    expected = entropy_gradient(target, images())
-    cosine = torch.nn.functional.cosine_similarity(pull.double().flatten(), expected.flatten(), 0)
-    assert float(cosine) == pytest.approx(1.0, abs=1e-4)
+def test_the_gradient_is_that_of_the_mean_entropy(target: Target) -> None:
+    found = Guidance(target, [Pull(Entropy(), 0.3)])(images())["entropy"]
+    torch.testing.assert_close(
+        found.double(), entropy_gradient(target, images()), rtol=1e-3, atol=1e-6
+    )
 
 
-def test_the_pull_scales_with_the_gan_and_not_with_the_objective(target: Target) -> None:
-    def pull(objective_scale: float, gan_scale: float) -> Tensor:
-        guide = Guidance(
-            target,
-            objective=lambda logits, labels: objective_scale * entropy(logits),
-            preconditioner=Identity(),
-            weight=0.3,
-        )
-        return guide(images(), gan_scale * gan())
-
-    torch.testing.assert_close(pull(1.0, 1.0), pull(100.0, 1.0))
-    torch.testing.assert_close(5.0 * pull(1.0, 1.0), pull(1.0, 5.0))
+def test_a_part_of_the_batch_is_guided_as_if_it_were_the_batch(target: Target) -> None:
+    found = Guidance(target, [Pull(Entropy(), 0.3, part=2)])(images())["entropy"]
+    alone = Guidance(target, [Pull(Entropy(), 0.3)])(images()[:2])["entropy"]
+    torch.testing.assert_close(found[:2], alone)
+    assert torch.equal(found[2:], torch.zeros_like(found[2:]))
 
 
 def test_a_preconditioner_turns_and_does_not_stretch(target: Target) -> None:
     def swap(x: Tensor, g: Tensor) -> Tensor:
         return 1000.0 * g.flip(3)
 
-    plain = Guidance(target, objective=entropy, preconditioner=Identity(), weight=0.3)
-    turned = Guidance(target, objective=entropy, preconditioner=swap, weight=0.3)
-    a, b = plain(images(), gan()), turned(images(), gan())
+    plain = Guidance(target, [Pull(Entropy(), 0.3)])
+    turned = Guidance(target, [Pull(Entropy(), 0.3, swap)])
+    a, b = plain(images())["entropy"], turned(images())["entropy"]
     torch.testing.assert_close(a.flip(3), b)
-    assert turned.logged["cosine"] < plain.logged["cosine"] == pytest.approx(1.0)
+    assert turned.logged["cosine"] < 1.0
 
 
-def test_lengths_are_running_root_mean_squares(target: Target) -> None:
-    guide = Guidance(target, objective=entropy, preconditioner=Identity(), weight=1.0, memory=0.5)
-    guide(images(), gan())
-    second = guide(images(), 3.0 * gan())
-    # Weights 1/3 and 2/3 of the squares 1 and 9, in units of the first length.
-    expected = float(gan().norm()) * (1 / 3 * 1 + 2 / 3 * 9) ** 0.5
-    assert float(second.norm()) == pytest.approx(expected, rel=1e-5)
+def test_the_published_scale_keeps_what_the_preconditioner_gives_and_sums(target: Target) -> None:
+    guide = Guidance(target, [Pull(Entropy(), 2.0, lambda x, g: 7.0 * g)], absolute=True)
+    found = guide(images())["entropy"]
+    torch.testing.assert_close(
+        found.double(), 7.0 * entropy_gradient(target, images()), rtol=1e-3, atol=1e-5
+    )
+    # lambda_h times the sum over four images.
+    assert guide.factor("entropy") == 8.0
+    assert not guide.due(0)
+
+
+def test_factors_set_lengths_on_the_parameters(target: Target) -> None:
+    guide = Guidance(target, [Pull(Entropy(), 0.3), Pull(Balance(), 0.6)], memory=0.5)
+    guide.measure(2.0, {"entropy": 10.0, "balance": 0.1})
+    assert guide.factor("entropy") == pytest.approx(0.3 * 2.0 / 10.0)
+    assert guide.factor("balance") == pytest.approx(0.6 * 2.0 / 0.1)
+    # Root mean squares with weights 1/3 and 2/3.
+    guide.measure(6.0, {"entropy": 10.0, "balance": 0.1})
+    gan = (1 / 3 * 4 + 2 / 3 * 36) ** 0.5
+    assert guide.factor("entropy") == pytest.approx(0.3 * gan / 10.0)
+
+
+def test_lengths_are_wanted_at_intervals(target: Target) -> None:
+    guide = Guidance(target, [Pull(Entropy(), 0.3)], interval=4)
+    assert [step for step in range(10) if guide.due(step)] == [0, 4, 8]
 
 
 def test_the_state_goes_on_where_it_was(target: Target) -> None:
-    first = Guidance(target, objective=entropy, preconditioner=Identity(), weight=0.3)
-    first(images(), gan())
-    second = Guidance(target, objective=entropy, preconditioner=Identity(), weight=0.3)
+    first = Guidance(target, [Pull(Entropy(), 0.3)])
+    first.measure(1.0, {"entropy": 3.0})
+    second = Guidance(target, [Pull(Entropy(), 0.3)])
     second.state.update(first.state)
-    assert torch.equal(first(images(), 2 * gan()), second(images(), 2 * gan()))
+    for guide in (first, second):
+        guide.measure(5.0, {"entropy": 1.0})
+    assert first.factor("entropy") == second.factor("entropy")
 
 
 def test_what_it_logs(target: Target) -> None:
-    guide = Guidance(target, objective=entropy, preconditioner=Identity(), weight=0.3)
-    guide(images(), gan())
+    guide = Guidance(target, [Pull(Entropy(), 0.3), Pull(Balance(), 0.3)])
+    guide(images())
     logits = target(images())
-    assert guide.logged["objective"] == pytest.approx(float(entropy(logits).mean()), rel=1e-5)
-    mean = logits.softmax(1).mean(0)
-    expected = float(torch.distributions.Categorical(probs=mean).entropy())
+    categorical = torch.distributions.Categorical
+    entropies = categorical(logits=logits).entropy()
+    assert guide.logged["entropy"] == pytest.approx(float(entropies.mean()), rel=1e-5)
+    expected = float(categorical(probs=logits.softmax(1).mean(0)).entropy())
     assert guide.logged["class_entropy"] == pytest.approx(expected, rel=1e-4)
+    assert guide.logged["balance"] == pytest.approx(-expected, rel=1e-4)
 
 
 def test_a_saturated_target_gives_no_pull(target: Target) -> None:
     target.module[1].weight.data.zero_()
     target.module[1].bias.data = torch.tensor([1e4, 0.0, 0.0])
-    guide = Guidance(target, objective=entropy, preconditioner=Identity(), weight=0.3)
-    pull = guide(images(), gan())
+    guide = Guidance(target, [Pull(Entropy(), 0.3)])
+    pull = guide(images())["entropy"]
     assert torch.equal(pull, torch.zeros_like(pull))
+    guide.measure(1.0, {"entropy": 0.0})
+    assert torch.equal(guide.factor("entropy") * pull, pull)

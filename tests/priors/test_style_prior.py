@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import torch
 from safetensors.torch import save_file
 
 from inversight.errors import DataError
-from inversight.priors import Prior, PriorTraining, StylePrior, Truncatable, play, train_prior
+from inversight.priors import (
+    Architecture,
+    Prior,
+    PriorTraining,
+    StylePrior,
+    Truncatable,
+    play,
+    train_prior,
+)
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.seeding import generator
 
 TRAINING = PriorTraining(steps=4, batch_size=4, width=2, z_dim=6, w_dim=5)
@@ -43,12 +53,86 @@ def test_samples_belong_to_the_generator(prior: StylePrior) -> None:
 
 
 def test_truncation_is_a_line_to_the_mean(prior: StylePrior) -> None:
-    mean = prior.average.mapping.w_mean
+    mean = prior.average.mapping.w_avg
     full = prior.sample(4, rng=generator(2))
     half = prior.truncated(0.5).sample(4, rng=generator(2))
     none = prior.truncated(0.0).sample(4, rng=generator(2))
     torch.testing.assert_close(half, mean + 0.5 * (full - mean))
     torch.testing.assert_close(none, mean.expand(4, -1))
+
+
+def test_a_cutoff_truncates_the_first_layers_alone(prior: StylePrior) -> None:
+    full = prior.sample(4, rng=generator(2))
+    ws = prior.truncated(0.5, cutoff=1).sample(4, rng=generator(2))
+    assert ws.shape == (4, prior.average.num_ws, 5)
+    torch.testing.assert_close(ws[:, 1:], full[:, None].expand_as(ws[:, 1:]))
+    assert torch.equal(ws[:, 0], prior.truncated(0.5).sample(4, rng=generator(2)))
+    assert prior(ws).shape == (4, 1, 8, 8)
+    every = prior.truncated(0.5, cutoff=prior.average.num_ws)
+    assert every.sample(4, rng=generator(2)).shape == (4, 5)
+
+
+def test_networks_from_elsewhere(tmp_path: Path) -> None:
+    """Of another architecture than the settings would build, conditioned on classes."""
+    architecture = Architecture(
+        size=16,
+        channels=3,
+        z_dim=6,
+        w_dim=5,
+        c_dim=3,
+        mapping_depth=2,
+        channel_base=32,
+        noise=False,
+    )
+    generate, judge = Generator(architecture), Discriminator(architecture)
+    initialise(generate, generator(1))
+    initialise(judge, generator(2))
+    made = StylePrior(
+        average=generate.requires_grad_(False),
+        raw=copy.deepcopy(generate),
+        critic=judge.requires_grad_(False),
+        training=PriorTraining(),
+        image_shape=architecture.image_shape,
+    )
+    made.save(tmp_path / "prior.safetensors")
+    again = StylePrior.load(tmp_path / "prior.safetensors")
+    assert again.average.architecture == again.critic.architecture == architecture
+    assert again.image_shape == (3, 16, 16)
+    w = made.sample(64, rng=generator(2))
+    assert torch.equal(w, again.sample(64, rng=generator(2)))
+    assert torch.equal(made(w[:3]), again(w[:3]))
+    # Classes are drawn as well: latents are those of z and one of the three classes.
+    z = torch.randn(64, 6, generator=generator(2))
+    choices = torch.stack([generate.mapping(z, c.expand(64, -1)) for c in torch.eye(3)])
+    nearest = (choices - w).abs().amax(2).min(0)
+    assert float(nearest.values.max()) < 1e-6
+    assert set(nearest.indices.tolist()) == {0, 1, 2}
+
+
+def test_play_keeps_the_architecture() -> None:
+    architecture = Architecture(
+        size=8, channels=1, z_dim=6, w_dim=5, mapping_depth=2, channel_base=16
+    )
+    raw, critic = Generator(architecture), Discriminator(architecture)
+    initialise(raw, generator(1))
+    initialise(critic, generator(2))
+    start = StylePrior(
+        average=copy.deepcopy(raw),
+        raw=raw,
+        critic=critic,
+        training=TRAINING,
+        image_shape=architecture.image_shape,
+    )
+    further = play(
+        PUBLIC,
+        training=TRAINING,
+        start=start,
+        steps=1,
+        learning_rate_factor=1.0,
+        guidance=None,
+        rng=generator(3),
+    )
+    assert further.raw.architecture == further.critic.architecture == architecture
 
 
 def test_the_file_gives_the_prior_back(prior: StylePrior, tmp_path: Path) -> None:
@@ -108,8 +192,8 @@ def test_wrong_files(prior: StylePrior, tmp_path: Path, damage: str) -> None:
         save_file({"x": torch.zeros(1)}, file)
     elif damage == "shape":
         facts = {
-            "training": {"width": 3},
-            "image_shape": [1, 8, 8],
+            "training": {},
+            "architecture": {"size": 8, "channels": 1, "channel_base": 24},
             "augmentation": 0.0,
             "log": [],
         }

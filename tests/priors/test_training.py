@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.errors import StageError
-from inversight.priors.style import initialise
-from inversight.priors.training import Game, PriorTraining, build_networks, r1_penalty, run_game
+from inversight.errors import ConfigError, StageError
+from inversight.priors.architecture import Architecture
+from inversight.priors.stylegan2 import initialise
+from inversight.priors.training import (
+    Game,
+    PriorTraining,
+    architecture_of,
+    build_networks,
+    r1_penalty,
+    run_game,
+)
 from inversight.seeding import generator
+from tests.priors import golden
 
 SHAPE = (1, 8, 8)
 
@@ -68,7 +79,7 @@ def test_the_average_carries_buffers_and_follows_the_published_ramp() -> None:
         torch.testing.assert_close(mine.data, keep * old + (1 - keep) * new.data)
     for mine, theirs in zip(game.average.buffers(), game.generator.buffers(), strict=True):
         assert torch.equal(mine, theirs)
-    assert float(game.average.mapping.w_mean.abs().max()) > 0
+    assert float(game.average.mapping.w_avg.abs().max()) > 0
 
 
 def test_optimisers_have_the_lazy_correction() -> None:
@@ -93,31 +104,75 @@ def test_both_players_are_trained_and_neither_trains_the_other() -> None:
     assert moved and all(n.startswith("g.") for n in moved)
 
 
+class Puller:
+    """A guidance of one gradient, ``pull(images)``, times ``times``; notes what it was told."""
+
+    def __init__(self, pull: Callable[[Tensor], Tensor], times: float = 1.0) -> None:
+        self.state: dict[str, float] = {}
+        self.logged: dict[str, float] = {}
+        self.pull = pull
+        self.times = times
+        self.seen: list[Tensor] = []
+        self.measured: list[tuple[float, float]] = []
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen.append(images)
+        return {"pull": self.pull(images)}
+
+    def due(self, step: int) -> bool:
+        return True
+
+    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+        self.measured.append((gan, pulls["pull"]))
+
+    def factor(self, name: str) -> float:
+        return self.times
+
+
 def test_guidance_of_nothing_is_no_guidance() -> None:
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     real = public()[:4].float() / 127.5 - 1.0
     plain.step(real, generator(3))
-    guided.step(real, generator(3), lambda images, gradient: torch.zeros_like(images))
+    guided.step(real, generator(3), Puller(torch.zeros_like))
     for (name, a), (_, b) in zip(state(plain).items(), state(guided).items(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
 
 def test_guidance_sees_images_in_0_1_and_moves_them_against_its_gradient() -> None:
-    seen: list[Tensor] = []
-
-    def darken(images: Tensor, gradient: Tensor) -> Tensor:
-        seen.append(images)
-        return 100.0 * torch.ones_like(images) * gradient.abs().mean()
-
+    darken = Puller(torch.ones_like, times=1.0)
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     data = public().float() / 127.5 - 1.0
     for i in range(20):
         plain.step(data[:4], generator(3, i))
         guided.step(data[:4], generator(3, i), darken)
-    assert all(float(x.min()) >= 0.0 and float(x.max()) <= 1.0 for x in seen)
+    assert all(float(x.min()) >= 0.0 and float(x.max()) <= 1.0 for x in darken.seen)
     w = torch.randn(16, 5, generator=generator(9))
     with torch.no_grad():
         assert float(guided.generator(w).mean()) < float(plain.generator(w).mean()) - 0.05
+
+
+def test_guidance_is_told_lengths_on_the_generators_parameters() -> None:
+    """Against the gradients that backward leaves on the parameters, of either alone."""
+
+    def length(times: float, *, gan: bool) -> tuple[float, tuple[float, float]]:
+        game, puller = fresh_game(tiny()), Puller(torch.ones_like, times)
+        if not gan:
+            nn.init.zeros_(game.discriminator.b4.out.weight)  # the GAN's gradient on images vanishes
+        kept: list[float] = []
+        game.optimise_g.step = lambda: kept.append(  # type: ignore[method-assign,assignment]
+            float(
+                torch.stack(
+                    [p.grad.norm() for p in game.generator.parameters() if p.grad is not None]
+                ).norm()
+            )
+        )
+        game._step_generator(4, generator(4), puller)
+        return kept[0], puller.measured[0]
+
+    gan_alone, (gan, _) = length(0.0, gan=True)
+    assert gan_alone == pytest.approx(gan, rel=1e-4)
+    pull_alone, (_, pull) = length(1.0, gan=False)
+    assert pull_alone == pytest.approx(pull, rel=1e-4)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -165,7 +220,7 @@ def test_checkpoints_appear_in_time(tmp_path: Path) -> None:
 def test_divergence_is_an_error_that_says_what_to_do() -> None:
     training = tiny()
     game = fresh_game(training)
-    nn.init.constant_(game.discriminator.out.weight, float("nan"))
+    nn.init.constant_(game.discriminator.b4.out.weight, float("nan"))
     with pytest.raises(StageError, match=r"lower prior\.learning_rate or raise prior\.r1"):
         run_game(game, public(), steps=2, rng=generator(0))
 
@@ -185,5 +240,44 @@ def test_the_game_learns_the_mean_of_the_data() -> None:
 
 def test_networks_follow_the_settings() -> None:
     g, d = build_networks((3, 16, 16), tiny(width=3))
-    assert g.constant.shape == (1, 12, 4, 4)
-    assert d.from_image.weight.shape == (3, 3, 1, 1)
+    assert g.synthesis.b4.const.shape == (12, 4, 4)
+    assert d.b16.fromrgb.weight.shape == (3, 3, 1, 1)
+    small = architecture_of((1, 64, 64), tiny(width=3))
+    assert [small.width_at(r) for r in small.resolutions] == [24, 24, 12, 6, 3]
+    paper = architecture_of((3, 256, 256), tiny(config="paper256"))
+    assert (paper.w_dim, paper.mapping_depth, paper.resampling) == (512, 8, "fir")
+    with pytest.raises(ConfigError, match="prior: size: expected a power of two, found 24"):
+        build_networks((3, 24, 24), tiny())
+
+
+@pytest.mark.parametrize("row", golden.read()["small"], ids=["digits", "colour"])
+def test_small_networks_and_their_draws_stay(row: dict[str, Any]) -> None:
+    """Evidence gathered with small priors holds as long as the same seed gives the same networks."""
+    g, d = build_networks(tuple(row["image_shape"]), PriorTraining())
+    initialise(g, generator(1, "generator"))
+    initialise(d, generator(1, "discriminator"))
+    for name, parameter in g.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(row["noise_strength"])
+    with torch.no_grad():
+        w = g.mapping(torch.randn(4, 64, generator=generator(2)))
+        images = g(w, noise="const")
+        logits = d(torch.randn(4, *row["image_shape"], generator=generator(3)))
+    for found, expected in (
+        (golden.pick(w, 12), row["w"]),
+        (golden.pick(images, 24), row["images"]),
+        (logits, row["logits"]),
+    ):
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"resampling": "fir", "noise": False}, {"discriminator": "skip", "group": 2}]
+)
+def test_a_game_of_any_architecture(changes: dict[str, Any]) -> None:
+    values = {"channel_base": 16, "z_dim": 7, "w_dim": 5, "channels": 1} | changes
+    architecture = Architecture(size=8, **values)
+    game = Game(image_shape=SHAPE, training=tiny(noise=True), architecture=architecture)
+    log = run_game(game, public(), steps=3, rng=generator(0), fresh=True)
+    assert len(log) == 3
+    assert game.average.architecture == game.discriminator.architecture == architecture

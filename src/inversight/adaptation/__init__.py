@@ -1,9 +1,13 @@
 """Fine-tuning the prior against the target."""
 
-from inversight.adaptation.adapt import ARMS, Adaptation, adapt, preconditioner_of
-from inversight.adaptation.eigen import PaperEigen
-from inversight.adaptation.guidance import Guidance
-from inversight.adaptation.preconditioners import Damped, Identity, Preconditioner
+from inversight.adaptation.adapt import ARMS, Adaptation, adapt, pulls_of
+from inversight.adaptation.guidance import Guidance, Pull
+from inversight.adaptation.preconditioners import (
+    Damped,
+    Identity,
+    Preconditioner,
+    conjugate_gradients,
+)
 
 __all__ = [
     "ARMS",
@@ -11,8 +15,9 @@ __all__ = [
     "Damped",
     "Guidance",
     "Identity",
-    "PaperEigen",
     "Preconditioner",
+    "Pull",
     "adapt",
-    "preconditioner_of",
+    "conjugate_gradients",
+    "pulls_of",
 ]

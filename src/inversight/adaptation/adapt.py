@@ -8,22 +8,32 @@ generated images by its natural gradient under a perceptual metric.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.adaptation.guidance import Guidance
-from inversight.adaptation.preconditioners import Damped, Identity, Preconditioner
-from inversight.config import Fraction, settings
+from inversight.adaptation.guidance import Guidance, Pull
+from inversight.adaptation.preconditioners import Damped, Preconditioner
+from inversight.adaptation.terms import Balance, Entropy, Statistics, Term, batch_norms
+from inversight.config import settings
 from inversight.embeddings.base import Embedding
 from inversight.errors import ConfigError
-from inversight.objectives import Objective, entropy
 from inversight.priors import PriorTraining, StylePrior, play
 from inversight.progress import Progress, silent
 from inversight.target import Target
 
-ARMS = ("vanilla", "entropy", "natural-gradient")
+TERMS: dict[str, tuple[Term, ...]] = {
+    "vanilla": (),
+    "entropy": (Entropy(),),
+    "natural-gradient": (Entropy(),),
+    "balanced": (Entropy(), Balance()),
+    "statistics": (Statistics(),),
+}
+"""What each arm guides by; the first three are the paper's, the others ours."""
+
+ARMS = tuple(TERMS)
 
 
 @settings
@@ -33,30 +43,42 @@ class Adaptation:
     steps: PositiveInt = 1000
     """Steps of the adversarial game, with or without guidance."""
     weight: NonNegativeFloat = 0.3
-    """Length of the guidance's gradient on the images, relative to the GAN's; 0 is vanilla."""
+    """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
+    scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is vanilla."""
+    scale: Literal["relative", "absolute"] = "relative"
+    """What weight is relative to: the GAN's gradient, or nothing, as published."""
     learning_rate_factor: PositiveFloat = 0.5
     """Learning rate relative to the prior's own training."""
     damping: PositiveFloat = 0.1
-    """Damping of the metric's inverse, relative to its largest eigenvalue."""
+    """Damped: damping of the metric's inverse, relative to its largest eigenvalue."""
     iterations: PositiveInt = 6
-    """Conjugate-gradient steps for each natural gradient."""
-    memory: Fraction = 0.98
-    """Running mean's memory for the lengths of both gradients."""
+    """Damped: products with the metric for each natural gradient."""
+    guided_images: PositiveInt = 32
+    """Images of each batch that the natural gradient is computed for."""
 
 
-def preconditioner_of(arm: str, adaptation: Adaptation, metric: Embedding | None) -> Preconditioner:
-    """The preconditioner that an arm uses.
+def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Preconditioner:
+    """What turns the entropy's gradient into its natural gradient under ``metric``."""
+    return Damped(metric, damping=adaptation.damping, iterations=adaptation.iterations)
+
+
+def pulls_of(arm: str, adaptation: Adaptation, metric: Embedding | None) -> list[Pull]:
+    """What an arm guides by; nothing for ``vanilla``.
 
     Raises:
         ConfigError: the natural gradient without a metric, or an unknown arm.
     """
-    if arm in ("vanilla", "entropy"):
-        return Identity()
-    if arm != "natural-gradient":
-        raise ConfigError(f"arm: expected vanilla, entropy or natural-gradient, found {arm!r}")
-    if metric is None:
-        raise ConfigError("arm natural-gradient needs a guidance embedding")
-    return Damped(metric, damping=adaptation.damping, iterations=adaptation.iterations)
+    weight = adaptation.weight
+    if arm not in ARMS:
+        raise ConfigError(f"arm: expected one of {', '.join(ARMS)}, found {arm!r}")
+    if arm == "vanilla" or weight == 0.0:
+        return []
+    if arm == "natural-gradient":
+        if metric is None:
+            raise ConfigError("arm natural-gradient needs a guidance embedding")
+        turned = preconditioner_of(adaptation, metric)
+        return [Pull(Entropy(), weight, turned, part=adaptation.guided_images)]
+    return [Pull(term, weight) for term in TERMS[arm]]
 
 
 def adapt(
@@ -68,7 +90,6 @@ def adapt(
     adaptation: Adaptation,
     training: PriorTraining,
     metric: Embedding | None = None,
-    objective: Objective = entropy,
     rng: torch.Generator,
     progress: Progress = silent,
     checkpoint: Path | None = None,
@@ -78,15 +99,13 @@ def adapt(
     Raises:
         StageError: the game diverged.
     """
-    guidance: Guidance | None = None
-    if arm != "vanilla" and adaptation.weight > 0:
-        guidance = Guidance(
-            target,
-            objective=objective,
-            preconditioner=preconditioner_of(arm, adaptation, metric),
-            weight=adaptation.weight,
-            memory=adaptation.memory,
+    pulls = pulls_of(arm, adaptation, metric)
+    if any(pull.term.statistics for pull in pulls) and not batch_norms(target):
+        raise ConfigError(
+            f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
+            f"{target.spec} has none: use another --arm"
         )
+    guidance = Guidance(target, pulls, absolute=adaptation.scale == "absolute") if pulls else None
     return play(
         public,
         training=training,

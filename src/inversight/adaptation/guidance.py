@@ -1,82 +1,135 @@
 """The target's pull on generated images, in proportion to the discriminator's.
 
 The discriminator and the target each give a gradient on the generated images; this module gives the
-target's share. Because the weight is relative to the discriminator's gradient, one default works at
-every image size and whatever the target's logits are scaled to.
+target's. How much it counts is set on the generator's parameters, where both arrive: there a weight
+means the same at every image size, for every generator and whatever the target's logits are scaled to.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from inversight.adaptation.preconditioners import Identity, Preconditioner
+from inversight.adaptation.terms import Term, observe
 from inversight.embeddings.pullback import dot
-from inversight.objectives import Objective
 from inversight.target import Target
 
 
-class Guidance:
-    """Callable for the adversarial game: images in [0, 1] and the GAN's gradient -> what to add.
+@dataclass(frozen=True)
+class Pull:
+    """A term that the target guides by, how much it counts, and what turns its gradient.
 
-    gradient = weight * (GAN gradient's running length / guidance's running length) * P g, where g is
-    the gradient of the objective's mean over the images and P g has the length of g for each image.
-    ``state`` holds the running lengths, so that a resumed adaptation goes on exactly.
+    ``part``: it is taken on so many of a batch's images only, which are as random as the batch; what
+    a costly preconditioner saves by it is not paid for in bias.
+    """
+
+    term: Term
+    weight: float
+    preconditioner: Preconditioner = field(default_factory=Identity)
+    part: int | None = None
+
+
+class Guidance:
+    """What the adversarial game is guided by: images in [0, 1] -> each term's gradient on them.
+
+    A preconditioner turns a gradient, image by image, and leaves its length: the metric sets the
+    direction (METHOD section 3). ``factor`` makes a term's gradient on the generator's parameters
+    ``weight`` times as long as the GAN loss's, by running lengths that :meth:`measure` is told every
+    ``interval`` steps. ``state`` holds them, so that a resumed adaptation goes on exactly.
+
+    ``absolute`` is the published scale instead: ``weight`` times the gradient of the sum over the
+    batch, as long as the preconditioner leaves it.
     """
 
     def __init__(
         self,
         target: Target,
+        pulls: Sequence[Pull],
         *,
-        objective: Objective,
-        preconditioner: Preconditioner,
-        weight: float,
-        memory: float = 0.98,
+        memory: float = 0.9,
+        interval: int = 8,
+        absolute: bool = False,
     ) -> None:
         self.target = target
-        self.objective = objective
-        self.preconditioner = preconditioner
-        self.weight = weight
+        self.pulls = {pull.term.name: pull for pull in pulls}
         self.memory = memory
+        self.interval = interval
+        self.absolute = absolute
         self.state: dict[str, float] = {}
         self.logged: dict[str, float] = {}
+        self._batch = 0
 
-    def __call__(self, images: Tensor, gan_gradient: Tensor) -> Tensor:
-        """images (N, C, H, W) in [0, 1]; the GAN loss's gradient with respect to them."""
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (N, C, H, W) in [0, 1] -> a gradient of that shape for each term."""
+        self._batch = len(images)
         x = images.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = self.target(x)
-            value = self.objective(logits, None).mean()
-            (gradient,) = torch.autograd.grad(value, x)
-        lengths = dot(gradient, gradient).sqrt()
-        step = gradient
-        if not isinstance(self.preconditioner, Identity):
-            natural = self.preconditioner(images.detach(), gradient)
-            # The metric sets the direction; the length stays the objective's own (METHOD section 3).
-            stretch = lengths / dot(natural, natural).sqrt().clamp_min(1e-20)
-            step = natural * stretch.view(-1, 1, 1, 1)
-        gan = self._running("gan", float(gan_gradient.norm()))
-        own = self._running("guidance", float(gradient.norm()))
-        mean_prediction = logits.detach().softmax(1).mean(0)
+            seen = observe(
+                self.target, x, statistics=any(p.term.statistics for p in self.pulls.values())
+            )
+            values = {
+                name: pull.term(seen.first(pull.part or len(x)))
+                for name, pull in self.pulls.items()
+            }
+        mean_prediction = seen.logits.detach().softmax(1).mean(0)
         self.logged = {
-            "objective": float(value.detach()),
             # High when the images spread over the classes, low when they collapse onto few.
             "class_entropy": float(
                 -(mean_prediction * mean_prediction.clamp_min(1e-12).log()).sum()
             ),
-            "cosine": _mean_cosine(step, gradient),
         }
-        return step * (self.weight * gan / max(own, 1e-20))
+        gradients = {}
+        for name, value in values.items():
+            (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+            part = self.pulls[name].part or len(x)
+            step = gradient.clone()
+            step[:part] = self._turned(name, images[:part].detach(), gradient[:part])
+            gradients[name] = step
+            self.logged[name] = float(value.detach())
+        return gradients
 
-    def _running(self, name: str, value: float) -> float:
-        """Bias-corrected running root mean square of ``value``."""
+    def due(self, step: int) -> bool:
+        """Whether lengths on the generator's parameters are wanted at this step."""
+        return not self.absolute and step % self.interval == 0
+
+    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+        """Take note of the lengths of the GAN loss's and the terms' gradients on the parameters."""
+        self._run("gan", gan)
+        for name, length in pulls.items():
+            self._run(name, length)
+
+    def factor(self, name: str) -> float:
+        """What a term's gradient on the images is multiplied by."""
+        weight = self.pulls[name].weight
+        if self.absolute:
+            return weight * self._batch
+        return weight * self._length("gan") / max(self._length(name), 1e-20)
+
+    def _turned(self, name: str, images: Tensor, gradient: Tensor) -> Tensor:
+        preconditioner = self.pulls[name].preconditioner
+        if isinstance(preconditioner, Identity):
+            return gradient
+        natural = preconditioner(images, gradient)
+        self.logged["cosine"] = _mean_cosine(natural, gradient)
+        self.logged |= getattr(preconditioner, "logged", {})
+        if self.absolute:
+            return natural
+        stretch = dot(gradient, gradient).sqrt() / dot(natural, natural).sqrt().clamp_min(1e-20)
+        return natural * stretch.view(-1, 1, 1, 1)
+
+    def _run(self, name: str, value: float) -> None:
+        """Running mean of the square of ``value``, and of the mass it has."""
         mean, mass = self.state.get(name, 0.0), self.state.get(f"{name}_mass", 0.0)
-        mean = self.memory * mean + (1.0 - self.memory) * value**2
-        mass = self.memory * mass + (1.0 - self.memory)
-        self.state[name], self.state[f"{name}_mass"] = mean, mass
-        return math.sqrt(mean / mass)
+        self.state[name] = self.memory * mean + (1.0 - self.memory) * value**2
+        self.state[f"{name}_mass"] = self.memory * mass + (1.0 - self.memory)
+
+    def _length(self, name: str) -> float:
+        return math.sqrt(self.state[name] / self.state[f"{name}_mass"])
 
 
 def _mean_cosine(a: Tensor, b: Tensor) -> float:

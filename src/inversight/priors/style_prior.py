@@ -10,18 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
-from inversight.config import from_mapping
+from inversight.config import from_mapping, to_mapping
 from inversight.errors import DataError, InversightError
-from inversight.priors.style import Discriminator, Generator, NoiseMode
-from inversight.priors.training import (
-    Game,
-    ImageGuidance,
-    PriorTraining,
-    build_networks,
-    describe,
-    run_game,
-)
+from inversight.priors.architecture import Architecture
+from inversight.priors.layers import NoiseMode
+from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.priors.training import Game, ImageGuidance, PriorTraining, run_game
 from inversight.progress import Progress, silent
 
 _KEY = "inversight.prior"
@@ -31,9 +27,10 @@ _KEY = "inversight.prior"
 class StylePrior:
     """A trained style-based GAN. Its latents are points of W, one w (N, w_dim) for all layers.
 
-    With one w for all layers, a truncation cutoff (METHOD section 4) has nothing to cut off. ``raw``
-    is the generator that training goes on with, ``average`` its moving average, which makes the
-    images; ``critic`` the discriminator.
+    It also takes a w for each layer, (N, num_ws, w_dim), which truncation with a cutoff gives.
+    ``raw`` is the generator that training goes on with, ``average`` its moving average, which makes
+    the images; ``critic`` the discriminator. All three are of one architecture, wherever that came
+    from; ``training`` says how the game goes on.
     """
 
     average: Generator
@@ -43,15 +40,25 @@ class StylePrior:
     image_shape: tuple[int, int, int]
     augmentation: float = 0.0
     psi: float = 1.0
+    cutoff: int | None = None
     log: tuple[dict[str, float], ...] = field(default=(), repr=False)
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        """n latents w = mean + psi (mapping(z) - mean), z ~ N(0, I); (n, w_dim)."""
-        mean = self.average.mapping.w_mean
-        z = torch.randn(n, self.training.z_dim, generator=rng).to(mean.device)
+        """n latents w = mean + psi (mapping(z) - mean), z ~ N(0, I): (n, w_dim), for all layers.
+
+        With a cutoff below the number of layers, (n, num_ws, w_dim). A network conditioned on
+        classes is given one of them at random for each latent.
+        """
+        device = self.average.mapping.w_avg.device
+        architecture = self.average.architecture
+        z = torch.randn(n, architecture.z_dim, generator=rng).to(device)
+        c: Tensor | None = None
+        if architecture.c_dim > 0:
+            chosen = torch.randint(architecture.c_dim, (n,), generator=rng)
+            c = F.one_hot(chosen, architecture.c_dim).float().to(device)
         with torch.no_grad():
-            w: Tensor = self.average.mapping(z)
-        return mean + self.psi * (w - mean)
+            w: Tensor = self.average.mapping(z, c)
+        return self.average.truncated(w, self.psi, self.cutoff)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1]; noise is constant, so a latent is an image."""
@@ -59,9 +66,12 @@ class StylePrior:
         images: Tensor = self.average(latents, noise=noise)
         return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
 
-    def truncated(self, psi: float) -> StylePrior:
-        """This prior with truncation ``psi`` in [0, 1] (1: none, 0: the mean latent alone)."""
-        return replace(self, psi=psi)
+    def truncated(self, psi: float, cutoff: int | None = None) -> StylePrior:
+        """This prior with truncation ``psi`` in [0, 1] (1: none, 0: the mean latent alone).
+
+        ``cutoff``: only so many layers are truncated, those of low resolution; None: all.
+        """
+        return replace(self, psi=psi, cutoff=cutoff)
 
     def to(self, device: torch.device | str) -> StylePrior:
         """This prior with its networks on ``device``."""
@@ -76,7 +86,8 @@ class StylePrior:
             state = getattr(self, name).state_dict()
             tensors |= {f"{name}/{k}": v.detach().cpu().contiguous() for k, v in state.items()}
         facts = {
-            **describe(self.training, self.image_shape),
+            "architecture": to_mapping(self.average.architecture),
+            "training": to_mapping(self.training),
             "augmentation": self.augmentation,
             "log": list(self.log),
         }
@@ -94,10 +105,9 @@ class StylePrior:
                 facts = json.loads((handle.metadata() or {})[_KEY])
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             training = from_mapping(PriorTraining, facts["training"])
-            channels, size, _ = facts["image_shape"]
-            shape = (int(channels), int(size), int(size))
-            raw, critic = build_networks(shape, training)
-            average, _ = build_networks(shape, training)
+            architecture = from_mapping(Architecture, facts["architecture"])
+            raw, average = Generator(architecture), Generator(architecture)
+            critic = Discriminator(architecture)
             for name, module in (("raw", raw), ("average", average), ("critic", critic)):
                 prefix = f"{name}/"
                 module.load_state_dict(
@@ -119,7 +129,7 @@ class StylePrior:
             raw=raw,
             critic=critic,
             training=training,
-            image_shape=shape,
+            image_shape=architecture.image_shape,
             augmentation=float(facts["augmentation"]),
             log=tuple(facts["log"]),
         )
@@ -134,9 +144,10 @@ def train_prior(
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> StylePrior:
-    """Train a prior on public images, uint8 (N, C, S, S), S a power of two in 8..256.
+    """Train a prior on public images, uint8 (N, C, S, S), S a power of two in 8..1024.
 
     Raises:
+        ConfigError: another S.
         StageError: the game diverged.
     """
     shape = (int(public.shape[1]), int(public.shape[2]), int(public.shape[3]))
@@ -176,6 +187,7 @@ def play(
         training=training,
         learning_rate_factor=learning_rate_factor,
         device=device,
+        architecture=start.raw.architecture,
     )
     game.start_from(start.raw, start.average, start.critic, start.augmentation)
     log = run_game(

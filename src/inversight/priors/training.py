@@ -11,9 +11,9 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -22,15 +22,37 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.config import Fraction, settings, to_mapping
+from inversight.config import Fraction, from_mapping, settings
 from inversight.errors import StageError
+from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
-from inversight.priors.style import Discriminator, Generator, NoiseMode, initialise
+from inversight.priors.layers import NoiseMode
+from inversight.priors.published import published_architecture
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
 
-ImageGuidance = Callable[[Tensor, Tensor], Tensor]
-"""Images in [0, 1] and the GAN loss's gradient on them -> a gradient to add (both (N, C, S, S))."""
+
+class ImageGuidance(Protocol):
+    """What pulls at generated images beside the discriminator.
+
+    ``state`` is saved and restored with the game; ``logged`` goes into its log.
+    """
+
+    state: dict[str, float]
+    logged: dict[str, float]
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (N, C, S, S) in [0, 1] -> gradients of that shape, by name."""
+
+    def due(self, step: int) -> bool:
+        """Whether :meth:`measure` is to be called at this step."""
+
+    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+        """Lengths on the generator's parameters of the GAN loss's gradient and of one's own."""
+
+    def factor(self, name: str) -> float:
+        """What one's own gradient is multiplied by; called after ``measure`` where that is due."""
 
 
 @settings
@@ -41,14 +63,19 @@ class PriorTraining:
     """Steps of the adversarial game (one step of discriminator and generator each)."""
     batch_size: PositiveInt = 32
     """Images a step."""
+    config: Literal["small", "auto", "stylegan2", "paper256", "paper512", "paper1024", "cifar"] = (
+        "small"
+    )
+    """Networks: small, for small images on a CPU, or those of a published configuration, which sets
+    width, z_dim, w_dim and mapping_depth itself."""
     width: PositiveInt = 16
-    """Feature channels at full size; doubled at each halving, at most eightfold."""
+    """Feature channels of small at full size; doubled at each halving, at most eightfold."""
     z_dim: PositiveInt = 64
-    """Dimensions of the normal latent z."""
+    """Dimensions of small's normal latent z (published: 512)."""
     w_dim: PositiveInt = 64
-    """Dimensions of the intermediate latent w, in which attacks search."""
+    """Dimensions of small's intermediate latent w, in which attacks search (published: 512)."""
     mapping_depth: PositiveInt = 2
-    """Layers of the mapping network."""
+    """Layers of small's mapping network."""
     learning_rate: PositiveFloat = 2e-3
     """Adam's step size (paper: 2e-3)."""
     r1: NonNegativeFloat = 2.0
@@ -79,11 +106,12 @@ class Game:
         training: PriorTraining,
         learning_rate_factor: float = 1.0,
         device: torch.device | str = "cpu",
+        architecture: Architecture | None = None,
     ) -> None:
         self.training = training
-        self.generator, self.discriminator = build_networks(image_shape, training)
-        for network in (self.generator, self.discriminator):
-            network.to(device)
+        architecture = architecture or architecture_of(image_shape, training)
+        self.generator = Generator(architecture).to(device)
+        self.discriminator = Discriminator(architecture).to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate = training.learning_rate * learning_rate_factor
         self.optimise_g = torch.optim.Adam(self.generator.parameters(), lr=rate, betas=(0.0, 0.99))
@@ -119,7 +147,7 @@ class Game:
         return {"generator": g_loss, "discriminator": d_loss, "p": self.control.p}
 
     def _fakes(self, n: int, rng: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.training.z_dim, generator=rng).to(self.device)
+        z = torch.randn(n, self.generator.architecture.z_dim, generator=rng).to(self.device)
         w = self.generator.mapping(z)
         if torch.is_grad_enabled():
             self.generator.mapping.track(w)
@@ -165,12 +193,30 @@ class Game:
             images = fake.detach().requires_grad_(True)
             loss = F.softplus(-self.discriminator(self._augmented(images, rng))).mean()
             (gradient,) = torch.autograd.grad(loss, images)
-            # The guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
-            shown = ((images.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
-            pull = guidance(shown, 2.0 * gradient)
-            fake.backward(gradient + pull / 2.0)
+            fake.backward(gradient + self._pull(guidance, fake, gradient))
         self.optimise_g.step()
         return float(loss.detach())
+
+    def _pull(self, guidance: ImageGuidance, fake: Tensor, gradient: Tensor) -> Tensor:
+        """What guidance adds to the GAN loss's gradient on the generated images."""
+        # Guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
+        shown = ((fake.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
+        pulls = {name: pull / 2.0 for name, pull in guidance(shown).items()}
+        if guidance.due(self.done):
+            parameters = list(self.generator.parameters())
+
+            def length(g: Tensor) -> float:
+                grads = torch.autograd.grad(
+                    fake, parameters, g, retain_graph=True, allow_unused=True
+                )
+                norms = torch._foreach_norm([g for g in grads if g is not None])
+                return float(torch.stack(norms).norm())
+
+            guidance.measure(length(gradient), {n: length(pull) for n, pull in pulls.items()})
+        added = torch.zeros_like(gradient)
+        for name, pull in pulls.items():
+            added += guidance.factor(name) * pull
+        return added
 
     @torch.no_grad()
     def _update_average(self, batch: int) -> None:
@@ -240,27 +286,38 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
+def architecture_of(image_shape: tuple[int, int, int], training: PriorTraining) -> Architecture:
+    """The architecture that the settings name for images (C, S, S).
+
+    Raises:
+        ConfigError: S is no power of two in 8..1024.
+    """
+    channels, size, _ = image_shape
+    if training.config != "small":
+        return published_architecture(training.config, size=size, channels=channels)
+    values = {
+        "size": size,
+        "channels": channels,
+        "z_dim": training.z_dim,
+        "w_dim": training.w_dim,
+        "mapping_depth": training.mapping_depth,
+        "channel_base": training.width * size,
+        "channel_max": 8 * training.width,
+        "resampling": "fast",
+    }
+    return from_mapping(Architecture, values, where="prior: ")
+
+
 def build_networks(
     image_shape: tuple[int, int, int], training: PriorTraining
 ) -> tuple[Generator, Discriminator]:
-    """Untrained networks of the settings' shape, in channels-last layout.
+    """Untrained networks of the settings' architecture for images (C, S, S).
 
-    The layout is a sixth faster on a CPU and what tensor cores want; sums come out in another order,
-    so a prior from a file must have it too if it is to give the same images bit by bit.
+    Raises:
+        ConfigError: S is no power of two in 8..1024.
     """
-    channels, size, _ = image_shape
-    generate = Generator(
-        size=size,
-        channels=channels,
-        width=training.width,
-        z_dim=training.z_dim,
-        w_dim=training.w_dim,
-        mapping_depth=training.mapping_depth,
-    )
-    judge = Discriminator(size=size, channels=channels, width=training.width)
-    for network in (generate, judge):
-        network.to(memory_format=torch.channels_last)
-    return generate, judge
+    architecture = architecture_of(image_shape, training)
+    return Generator(architecture), Discriminator(architecture)
 
 
 def run_game(
@@ -276,8 +333,7 @@ def run_game(
 ) -> list[dict[str, float]]:
     """Play until ``steps`` steps are done; the log has a row for about every hundredth of them.
 
-    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S). A guidance with a ``state``
-    mapping has it saved and restored with the game.
+    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S).
 
     Raises:
         StageError: the loss stopped being a number; the last good checkpoint stays.
@@ -288,7 +344,7 @@ def run_game(
         initialise(game.discriminator, generator(seed, "discriminator"))
         game.average.load_state_dict(game.generator.state_dict())
     log: list[dict[str, float]] = []
-    state: dict[str, float] = getattr(guidance, "state", {})
+    state = guidance.state if guidance is not None else {}
     if checkpoint is not None and checkpoint.is_file():
         extra = game.load(checkpoint)
         log = extra["log"]
@@ -308,7 +364,7 @@ def run_game(
                 f"prior.learning_rate or raise prior.r1{kept}"
             )
         if game.done % every == 0 or game.done == steps:
-            log.append({"step": game.done, **row, **getattr(guidance, "logged", {})})
+            log.append({"step": game.done, **row, **(guidance.logged if guidance else {})})
         progress(game.done, steps, f"G {row['generator']:.2f} D {row['discriminator']:.2f}")
         if (
             checkpoint is not None
@@ -318,8 +374,3 @@ def run_game(
             game.save(checkpoint, {"log": log, "guidance": state})
             saved = time.monotonic()
     return log
-
-
-def describe(training: PriorTraining, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What a prior's file must say so that its networks can be built again."""
-    return {"training": to_mapping(training), "image_shape": list(image_shape)}

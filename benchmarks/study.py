@@ -1,0 +1,288 @@
+"""Does guiding the prior help? Arms of the adaptation on several data sets, over seeds.
+
+uv run python benchmarks/study.py                                   what is missing of the study
+uv run python benchmarks/study.py --datasets digits --seeds 5-9     a part of it
+uv run python benchmarks/study.py --table                           table and figure of what is there
+
+For each data set and seed one audit trains target, evaluator, public network and prior; each arm goes
+on from there: adaptation, attack, scores. An arm's result is a small JSON file under --evidence, from
+which the study goes on where it stopped; run folders under --work make a stopped audit go on too.
+Seeds 0-4 are for choosing settings; what is reported are seeds 5-9, which nothing was chosen by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t
+
+from common import finish, machine, parser
+from inversight.adaptation import ARMS
+from inversight.audit import Plan
+from inversight.config import to_mapping
+from inversight.console import Terminal
+from inversight.run import Run
+from inversight.settings import AuditSettings, resolve
+from study_data import DATASETS, DataSet
+
+MEASURES = (
+    "ddcs_best",
+    "ddcs_average",
+    "covered",
+    "coverage",
+    "density",
+    "precision",
+    "recall",
+    "frechet",
+    "knn_distance",
+    "accuracy_top1",
+)
+LOWER_IS_BETTER = ("frechet", "knn_distance")
+SHARED = ("target", "evaluator", "public-network", "prior")
+BASE = "vanilla"
+SMALL: dict[str, Any] = {
+    "prior": {"steps": 80},
+    "adaptation": {"steps": 16},
+    "target_training": {"epochs": 20},
+    "evaluator_training": {"epochs": 20},
+    "public_training": {"epochs": 4},
+    "attack": [
+        {"class": "plug-and-play", "pool": 300, "candidates": 8, "keep": 5, "steps": 8, "crops": 4}
+    ],
+}
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.small:
+            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+        if not options.table:
+            for seed in options.seeds:
+                for name in options.datasets:
+                    _seed(DATASETS[name], seed, options)
+        found = read(options.evidence)
+        rows = table(found, options.seeds)
+        if not rows:
+            raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+        if not options.small:
+            figure(rows, options.figure)
+        figures = {
+            f"{row['data']}_{row['arm']}_{measure}_gain": row[f"{measure}_gain"]
+            for row in rows
+            for measure in ("ddcs_best", "coverage", "frechet")
+            if row["arm"] != BASE
+        }
+        finish(f"arms of the adaptation, seeds {options.seeds}", figures, _shown(rows), options)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.add_argument("--datasets", default=",".join(DATASETS), type=lambda text: text.split(","))
+    made.add_argument("--arms", default=",".join(ARMS), type=lambda text: text.split(","))
+    made.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
+    made.add_argument("--work", type=Path, default=Path("study"), help="run folders, large")
+    made.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
+    made.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
+    made.add_argument("--table", action="store_true", help="run nothing")
+    made.add_argument("--set", action="append", default=[], help="a setting to try: not evidence")
+    options = made.parse_args()
+    options.seeds = _numbers(options.seeds or ("0-1" if options.small else "5-9"))
+    if options.small:
+        options.datasets = ["digits"]
+    unknown = [n for n in options.datasets if n not in DATASETS]
+    if unknown:
+        raise SystemExit(f"--datasets: expected some of {', '.join(DATASETS)}, found {unknown}")
+    if BASE not in options.arms:
+        options.arms = [BASE, *options.arms]
+    return options
+
+
+def _numbers(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if last else [int(n) for n in text.split(",")]
+
+
+def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
+    """All arms of one seed, those that are there already left out."""
+    given = {**data.given(seed, options.data, options.work), "seed": seed}
+    if options.small:
+        given |= SMALL
+    settings = {arm: resolve({**given, "arm": arm}) for arm in options.arms}
+    missing = [
+        arm for arm in options.arms if not _file(options, data, arm, seed, settings[arm]).is_file()
+    ]
+    if not missing:
+        return
+    home = options.work / f"{data.name}-{seed}"
+    base = home / BASE
+    for arm in [BASE, *(a for a in missing if a != BASE)]:
+        if (
+            arm == BASE
+            and BASE not in missing
+            and all((base / "stages" / s).exists() for s in SHARED)
+        ):
+            continue
+        started = time.perf_counter()
+        result = _audit(settings[arm], home / arm, base)
+        row = {name: result[name]["value"] for name in MEASURES}
+        file = _file(options, data, arm, seed, settings[arm])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        facts = {
+            "data": data.name,
+            "arm": arm,
+            "seed": seed,
+            "minutes": round((time.perf_counter() - started) / 60, 2),
+            "settings": _digest(settings[arm]),
+            "adaptation": to_mapping(settings[arm].adaptation),
+            "machine": machine(seed),
+            "measures": row,
+        }
+        partial.write_text(json.dumps(facts, indent=1) + "\n")
+        partial.replace(file)
+    if not options.small:
+        for arm in options.arms:  # the tables and pictures stay, the checkpoints are large
+            if arm != BASE:
+                shutil.rmtree(home / arm / "stages", ignore_errors=True)
+
+
+def _audit(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
+    reporter = Terminal()
+    plan = Plan.prepare(settings, reporter)
+    run = Run.open(folder) if folder.exists() else Run.create(folder, plan.manifest())
+    try:
+        if folder != base:
+            for stage in SHARED:
+                # What comes before the adaptation is the same in every arm, from the same seed.
+                if not (folder / "stages" / stage).exists():
+                    shutil.copytree(base / "stages" / stage, folder / "stages" / stage)
+        with reporter.live():
+            return plan.execute(run, reporter).metrics
+    finally:
+        run.close()
+
+
+def _digest(settings: AuditSettings) -> str:
+    """A hash of all settings that results depend on: not of where the folders are."""
+    values = to_mapping(settings)
+    for name in ("private", "holdout", "public"):
+        values[name] = values[name] is not None
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _file(
+    options: argparse.Namespace, data: DataSet, arm: str, seed: int, settings: AuditSettings
+) -> Path:
+    """A result's file, or one that is not there if the settings have changed since."""
+    file: Path = options.evidence / data.name / f"{arm}-{seed}.json"
+    if file.is_file() and json.loads(file.read_text())["settings"] != _digest(settings):
+        file.unlink()
+    return file
+
+
+def read(evidence: Path) -> list[dict[str, Any]]:
+    """All results under a folder."""
+    return [json.loads(f.read_text()) for f in sorted(evidence.glob("*/*.json"))]
+
+
+def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
+    """A row for each data set and arm: means over seeds, and gains over vanilla with intervals.
+
+    A gain is the mean of paired differences to vanilla, positive where it is better.
+    """
+    by = {(f["data"], f["arm"], f["seed"]): f["measures"] for f in found if f["seed"] in seeds}
+    rows = []
+    for data in DATASETS:
+        for arm in dict.fromkeys(a for d, a, _ in by if d == data):
+            own = [s for s in seeds if (data, arm, s) in by]
+            paired = [s for s in own if (data, BASE, s) in by]
+            row: dict[str, Any] = {"data": data, "arm": arm, "seeds": len(own)}
+            for name in MEASURES:
+                row[name] = statistics.mean(by[data, arm, s][name] for s in own)
+                if arm == BASE:
+                    continue
+                sign = -1.0 if name in LOWER_IS_BETTER else 1.0
+                gains = [sign * (by[data, arm, s][name] - by[data, BASE, s][name]) for s in paired]
+                row[f"{name}_gain"], row[f"{name}_half"] = interval(gains)
+            rows.append(row)
+    order = {arm: i for i, arm in enumerate(ARMS)}
+    return sorted(rows, key=lambda r: (list(DATASETS).index(r["data"]), order.get(r["arm"], 99)))
+
+
+def interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95 % interval by Student's t; None for one value."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), None
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown = []
+    for row in rows:
+        cells = {"data": row["data"], "arm": row["arm"], "seeds": row["seeds"]}
+        for name in MEASURES:
+            gain, half = row.get(f"{name}_gain"), row.get(f"{name}_half")
+            text = f"{row[name]:.3g}"
+            if gain is not None:
+                text += f" ({gain:+.2g}" + ("" if half is None else f" ± {half:.2g}") + ")"
+            cells[name] = text
+        shown.append(cells)
+    return shown
+
+
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Gains over vanilla in per cent of vanilla's value, with intervals: a panel for each measure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    measures = ("ddcs_best", "coverage", "frechet")
+    titles = {"ddcs_best": "DDCS, best", "coverage": "coverage", "frechet": "Fréchet distance"}
+    guided = [row for row in rows if row["arm"] != BASE]
+    base = {row["data"]: row for row in rows if row["arm"] == BASE}
+    arms = list(dict.fromkeys(row["arm"] for row in guided))
+    data = list(dict.fromkeys(row["data"] for row in guided))
+    fig, axes = plt.subplots(
+        1, len(measures), figsize=(11, 0.8 + 0.24 * len(arms) * len(data)), sharey=True
+    )
+    for axis, measure in zip(axes, measures, strict=True):
+        for row in guided:
+            y = data.index(row["data"]) * (len(arms) + 1) + arms.index(row["arm"])
+            scale = 100.0 / max(1e-12, abs(base[row["data"]][measure]))
+            half = row[f"{measure}_half"] or 0.0
+            axis.errorbar(
+                row[f"{measure}_gain"] * scale,
+                y,
+                xerr=half * scale,
+                fmt="o",
+                color=f"C{arms.index(row['arm'])}",
+                capsize=3,
+            )
+        axis.axvline(0.0, color="0.4", linewidth=0.8)
+        axis.set_title(titles[measure])
+        axis.set_xlabel("gain over vanilla, %")
+        axis.grid(axis="x", alpha=0.3)
+    places = [d * (len(arms) + 1) + a for d in range(len(data)) for a in range(len(arms))]
+    axes[0].set_yticks(places, [f"{d}  {a}" for d in data for a in arms], fontsize=8)
+    axes[0].invert_yaxis()
+    fig.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The data sets of benchmarks/study.py: folders and the settings that go with them."""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inversight.seeding import generator
+
+PUBLIC_FEATURES = {"embedding": "public", "features": "public", "guidance_embedding": "public"}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set of the study; ``same_domain``: the public images are of the private ones' kind."""
+
+    name: str
+    what: str
+    same_domain: bool
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def given(self, seed: int, data: Path, work: Path) -> dict[str, Any]:
+        """Settings of an audit: folders, made under ``work`` where they must be drawn first."""
+        if self.name == "digits":
+            return dict(self.settings)
+        if self.name.startswith("faces"):
+            folder = data / "olivetti"
+        else:
+            folder = _vehicles(self.name, seed, data / "cifar10-vehicles.tar.gz", work)
+        folders = {name: folder / name for name in ("private", "holdout", "public")}
+        return {**folders, **PUBLIC_FEATURES, **self.settings}
+
+
+_VEHICLES = {
+    # private classes, images of each in private and as many in holdout; public classes, images of each
+    "vehicles-other": (("airplane", "automobile"), 100, ("ship", "truck"), 1500),
+    "vehicles-same": (("airplane", "automobile", "ship", "truck"), 50, None, 750),
+}
+
+DATASETS = {
+    one.name: one
+    for one in (
+        DataSet("digits", "digits 8x8; public: other handwriting of the same digits", True),
+        DataSet(
+            "faces-32",
+            "Olivetti faces at 32x32, 20 private people x 5; public: 20 other people x 10",
+            True,
+            {"prior": {"steps": 3000}, "adaptation": {"steps": 500}},
+        ),
+        DataSet(
+            "faces-64",
+            "Olivetti faces at 64x64, the same people",
+            True,
+            {"working_size": 64, "prior": {"steps": 3000}, "adaptation": {"steps": 500}},
+        ),
+        DataSet(
+            "vehicles-same",
+            "CIFAR-10 airplane, automobile, ship, truck x 50; public: 750 others of each",
+            True,
+            {
+                "prior": {"steps": 3000},
+                "adaptation": {"steps": 500},
+                "attack": [{"class": "plug-and-play", "candidates": 75, "keep": 50}],
+            },
+        ),
+        DataSet(
+            "vehicles-other",
+            "CIFAR-10 airplane, automobile x 100; public: 1,500 ships and 1,500 trucks",
+            False,
+            {
+                "prior": {"steps": 3000},
+                "adaptation": {"steps": 500},
+                "attack": [{"class": "plug-and-play", "candidates": 150, "keep": 100}],
+            },
+        ),
+    )
+}
+
+
+def _vehicles(name: str, seed: int, archive: Path, work: Path) -> Path:
+    """Draw private, holdout and public images from the archive; each image is in one of them."""
+    folder = work / "data" / f"{name}-{seed}"
+    if (folder / "complete").is_file():
+        return folder
+    private_classes, each, public_classes, public_each = _VEHICLES[name]
+    with tarfile.open(archive) as tar:
+        members = {m.name: m for m in tar.getmembers() if m.isfile()}
+        names = sorted(n for n in members if n.startswith("train/"))
+        for label in sorted({n.split("/")[1] for n in names}):
+            files = [n for n in names if n.split("/")[1] == label]
+            order = torch.randperm(len(files), generator=generator(seed, name, label)).tolist()
+            files = [files[i] for i in order]
+            parts: dict[str, list[str]] = {}
+            if label in private_classes:
+                parts["private"], parts["holdout"] = files[:each], files[each : 2 * each]
+                files = files[2 * each :]
+            if label in (public_classes or private_classes):
+                parts["public"] = files[:public_each]
+            for part, chosen in parts.items():
+                for file in chosen:
+                    source = tar.extractfile(members[file])
+                    if source is None:
+                        raise SystemExit(f"{archive}: {file} is not a file")
+                    path = folder / part / label / Path(file).name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(source.read())
+    (folder / "complete").touch()
+    return folder

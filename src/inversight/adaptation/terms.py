@@ -1,0 +1,131 @@
+"""What the target is asked for in the adaptation: each term is a value to lower, over a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from inversight.objectives import entropy
+from inversight.target import Target
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A batch normalisation's input (N, C, ...) and the mean and variance (C,) that training left."""
+
+    values: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the target makes of a batch: logits (N, K), and its normalised layers where asked for."""
+
+    logits: Tensor
+    layers: tuple[Layer, ...] = ()
+
+    def first(self, n: int) -> Observation:
+        """The observation of the first n images alone."""
+        return Observation(
+            self.logits[:n],
+            tuple(Layer(one.values[:n], one.mean, one.variance) for one in self.layers),
+        )
+
+
+def observe(target: Target, images: Tensor, *, statistics: bool) -> Observation:
+    """Send images (N, C, H, W) in [0, 1] through the target; ``statistics`` asks for its layers."""
+    layers: list[Layer] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, variance = module.running_mean, module.running_var
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+            layers.append(Layer(inputs[0], mean, variance))
+
+    hooks = []
+    if statistics:
+        hooks = [m.register_forward_pre_hook(note) for m in batch_norms(target)]
+    try:
+        logits = target(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Observation(logits, tuple(layers))
+
+
+def batch_norms(target: Target) -> list[nn.Module]:
+    """The target's batch normalisations that keep running statistics."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return [m for m in target.module.modules() if isinstance(m, kinds) and m.track_running_stats]
+
+
+class Term(Protocol):
+    """Observation -> scalar, differentiable; ``statistics``: it needs the target's layers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def statistics(self) -> bool: ...
+
+    def __call__(self, seen: Observation) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Mean entropy of the target's predictions, in [0, log K]: it is sure about every image.
+
+    Li et al. 2025 (METHOD section 3).
+    """
+
+    name: str = "entropy"
+    statistics: bool = False
+
+    def __call__(self, seen: Observation) -> Tensor:
+        return entropy(seen.logits).mean()
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Minus the entropy of the mean prediction, in [-log K, 0]: the images spread over the classes.
+
+    With :class:`Entropy` it is minus the mutual information of image and prediction (Krause et al.
+    2010, "Discriminative clustering by regularized information maximization", eq. 3).
+    """
+
+    name: str = "balance"
+    statistics: bool = False
+
+    def __call__(self, seen: Observation) -> Tensor:
+        mean = seen.logits.softmax(1).mean(0)
+        return (mean * mean.clamp_min(1e-12).log()).sum()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How far the batch's statistics are from those that training left in the target, >= 0.
+
+    Kullback-Leibler divergence of normal distributions, KL(batch || training), mean over channels
+    and layers. The running statistics of batch normalisations are the one thing about all private
+    images together that a target keeps in the open; Yin et al. 2020 ("Dreaming to distill",
+    DeepInversion, eq. 4) regularise single images by them, here they move the prior.
+    """
+
+    name: str = "statistics"
+    statistics: bool = True
+
+    def __call__(self, seen: Observation) -> Tensor:
+        return torch.stack([_divergence(layer) for layer in seen.layers]).mean()
+
+
+def _divergence(layer: Layer) -> Tensor:
+    dims = [0, *range(2, layer.values.dim())]
+    mean = layer.values.mean(dims)
+    variance = layer.values.var(dims, unbiased=False) + 1e-5
+    reference = layer.variance + 1e-5
+    ratio = variance / reference
+    off = (mean - layer.mean).square() / reference
+    return 0.5 * (ratio - 1.0 - ratio.log() + off).mean()

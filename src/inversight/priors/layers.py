@@ -1,0 +1,267 @@
+"""Layers of StyleGAN2 (Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN").
+
+Weights have an equalised learning rate: they are drawn from N(0, 1) and scaled when used (Karras et
+al. 2018, section 4.1). Parameters and buffers are named and shaped as in the published networks.
+A layer works in the precision of its input; parameters are kept in their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inversight.errors import InputError
+from inversight.priors.architecture import STANDARD_TAPS, Architecture
+from inversight.priors.resampling import (
+    convolve,
+    convolve_doubled,
+    convolve_halved,
+    double,
+    make_filter,
+)
+
+NoiseMode = Literal["random", "const", "none"]
+"""Noise drawn for each image, the generator's constant noise, or none at all."""
+
+_GAIN = math.sqrt(2.0)
+
+
+def activate(x: Tensor, clamp: float | None = None) -> Tensor:
+    """Leaky ReLU of slope 0.2 times sqrt(2), which keeps the variance, within [-clamp, clamp]."""
+    y = F.leaky_relu(x, 0.2) * _GAIN
+    return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+def modulated(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    *,
+    demodulate: bool = True,
+    convolution: Callable[[Tensor, Tensor], Tensor] = convolve,
+) -> Tensor:
+    """Convolve x (N, C, H, W) with ``weight`` (O, C, K, K) modulated by styles (N, C) (eq. 1-3).
+
+    Scaling input and output is the same function as a weight for each image (their section 2.2)
+    without grouped convolutions, which are slow on a CPU.
+    """
+    scale = 1.0 / math.sqrt(weight[0].numel())
+    weight = weight * scale
+    if demodulate and x.dtype == torch.float16:
+        # Demodulation undoes any scale of styles and weights; this one keeps float16 from overflowing.
+        weight = weight * (scale / weight.detach().abs().amax((1, 2, 3), keepdim=True))
+        styles = styles / styles.detach().abs().amax(1, keepdim=True)
+    y = convolution(x * styles[:, :, None, None].to(x.dtype), weight.to(x.dtype))
+    if demodulate:
+        power = weight.square().sum(dim=(2, 3))
+        y = y * (styles.square() @ power.T + 1e-8).rsqrt()[:, :, None, None].to(x.dtype)
+    return y
+
+
+class FullyConnected(nn.Module):
+    """Fully connected layer; ``rate`` multiplies its learning rate."""
+
+    def __init__(self, fan_in: int, fan_out: int, *, bias: float = 0.0, rate: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(fan_out, fan_in))
+        self.bias = nn.Parameter(torch.full((fan_out,), bias))
+        self.scale = rate / math.sqrt(fan_in)
+        self.rate = rate
+
+    def draw(self, rng: torch.Generator) -> None:
+        """Draw the initial weights."""
+        self.weight.copy_(torch.randn(self.weight.shape, generator=rng) * (1.0 / self.rate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.scale, self.bias * self.rate)
+
+
+class Convolution(nn.Module):
+    """Convolution, with bias and activation unless ``linear``, that keeps, doubles or halves the size."""
+
+    resample_filter: Tensor | None
+
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        kernel: int,
+        architecture: Architecture,
+        *,
+        resample: Literal["up", "down"] | None = None,
+        linear: bool = False,
+        clamped: bool = True,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(fan_out, fan_in, kernel, kernel))
+        self.bias = None if linear else nn.Parameter(torch.zeros(fan_out))
+        self.register_buffer("resample_filter", resample_filter(architecture, resample is not None))
+        self.resample = resample
+        self.linear = linear
+        self.clamp = architecture.conv_clamp if clamped and not linear else None
+        self.scale = 1.0 / math.sqrt(fan_in * kernel * kernel)
+
+    def draw(self, rng: torch.Generator) -> None:
+        """Draw the initial weights."""
+        self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight * self.scale).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.resample == "up":
+            y = convolve_doubled(x, weight, self.resample_filter)
+        elif self.resample == "down":
+            y = convolve_halved(x, weight, self.resample_filter, bias)
+        else:
+            y = convolve(x, weight, bias)
+        return y if self.linear else activate(y, self.clamp)
+
+
+class Mapping(nn.Module):
+    """z (N, z_dim) and class weights c (N, c_dim) -> w (N, w_dim), z and embedded c at unit length.
+
+    Length is the root mean square. ``z_dim`` or ``c_dim`` is 0 where there is no such input; ``beta``
+    is the memory of the running mean ``w_avg``, None where none is kept.
+    """
+
+    w_avg: Tensor
+
+    def __init__(
+        self, *, z_dim: int, c_dim: int, w_dim: int, depth: int, rate: float, beta: float | None
+    ) -> None:
+        super().__init__()
+        self.z_dim, self.c_dim, self.depth = z_dim, c_dim, depth
+        self.beta = beta
+        if c_dim > 0:
+            self.embed = FullyConnected(c_dim, w_dim)
+        fan_in = z_dim + (w_dim if c_dim > 0 else 0)
+        for i in range(depth):
+            layer = FullyConnected(fan_in if i == 0 else w_dim, w_dim, rate=rate)
+            self.add_module(f"fc{i}", layer)
+        if beta is not None:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(self, z: Tensor | None, c: Tensor | None = None) -> Tensor:
+        parts = []
+        if z is not None:
+            parts.append(_unit(z))
+        if self.c_dim > 0:
+            if c is None or c.shape[1] != self.c_dim:
+                found = "none" if c is None else f"{c.shape[1]}"
+                raise InputError(
+                    f"the network is conditioned on {self.c_dim} classes: expected a weight for each, "
+                    f"found {found}"
+                )
+            parts.append(_unit(self.embed(c)))
+        w = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        for i in range(self.depth):
+            w = activate(self.get_submodule(f"fc{i}")(w))
+        return w
+
+    @torch.no_grad()
+    def track(self, w: Tensor) -> None:
+        """Running mean of w, towards which truncation pulls."""
+        if self.beta is not None:
+            self.w_avg.lerp_(w.detach().mean(0), 1.0 - self.beta)
+
+
+class StyledConvolution(nn.Module):
+    """Modulated 3x3 convolution with noise and activation; ``up`` doubles the size."""
+
+    noise_const: Tensor
+    resample_filter: Tensor | None
+
+    def __init__(
+        self, fan_in: int, fan_out: int, resolution: int, architecture: Architecture, *, up: bool
+    ) -> None:
+        super().__init__()
+        self.affine = FullyConnected(architecture.w_dim, fan_in, bias=1.0)
+        self.weight = nn.Parameter(torch.zeros(fan_out, fan_in, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(fan_out))
+        self.register_buffer("resample_filter", resample_filter(architecture, up))
+        self.up = up
+        self.clamp = architecture.conv_clamp
+        # The cheap kind works before doubling: StyleGAN2's transposed convolution costs as much.
+        self.size = resolution // 2 if up and self.resample_filter is None else resolution
+        self.noisy = architecture.noise
+        if self.noisy:
+            self.noise_strength = nn.Parameter(torch.zeros(()))
+            self.register_buffer("noise_const", torch.zeros(self.size, self.size))
+
+    def draw(self, rng: torch.Generator) -> None:
+        """Draw the constant noise and the initial weights."""
+        if self.noisy:
+            self.noise_const.copy_(torch.randn(self.noise_const.shape, generator=rng))
+        self.affine.draw(rng)
+        self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
+
+    def forward(
+        self, x: Tensor, w: Tensor, noise: NoiseMode, rng: torch.Generator | None
+    ) -> Tensor:
+        taps = self.resample_filter
+        filtered = self.up and taps is not None
+        convolution = partial(convolve_doubled, taps=taps) if filtered else convolve
+        y = modulated(x, self.weight, self.affine(w), convolution=convolution)
+        if self.noisy and noise == "random":
+            shape = (len(w), 1, self.size, self.size)
+            drawn = torch.randn(shape, generator=rng, device=y.device)
+            y = y + (drawn * self.noise_strength).to(y.dtype)
+        elif self.noisy and noise == "const":
+            y = y + (self.noise_const * self.noise_strength).to(y.dtype)
+        y = activate(y + self.bias[:, None, None].to(y.dtype), self.clamp)
+        return double(y, None) if self.up and not filtered else y
+
+
+class ToImage(nn.Module):
+    """Features -> image by a 1x1 convolution, modulated but not demodulated."""
+
+    def __init__(self, fan_in: int, architecture: Architecture) -> None:
+        super().__init__()
+        channels = architecture.channels
+        self.affine = FullyConnected(architecture.w_dim, fan_in, bias=1.0)
+        self.weight = nn.Parameter(torch.zeros(channels, fan_in, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.clamp = architecture.conv_clamp
+
+    def draw(self, rng: torch.Generator) -> None:
+        """Draw the initial weights."""
+        self.affine.draw(rng)
+        self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        y = modulated(x, self.weight, self.affine(w), demodulate=False)
+        y = y + self.bias[:, None, None].to(y.dtype)
+        return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
+
+
+def minibatch_spread(x: Tensor, group: int | None, channels: int) -> Tensor:
+    """Standard deviation over groups of images, (N, channels, H, W) (Karras et al. 2018, section 3).
+
+    x (N, C, H, W); image i is in a group with i + N/G, i + 2 N/G, ...; each of ``channels`` is the
+    mean over its share of the features and all positions. G is ``group``, or N if that is smaller or
+    ``group`` is None; where it does not divide N, their greatest common divisor.
+    """
+    n, features, height, width = x.shape
+    size = min(group or n, n)
+    if n % size:
+        size = math.gcd(size, n)
+    y = x.reshape(size, n // size, channels, features // channels, height, width)
+    y = ((y - y.mean(0)).square().mean(0) + 1e-8).sqrt().mean(dim=(2, 3, 4))
+    return y.repeat(size, 1)[:, :, None, None].expand(-1, -1, height, width)
+
+
+def resample_filter(architecture: Architecture, used: bool = True) -> Tensor | None:
+    """A layer's filter; published networks also carry the standard one in layers that use none."""
+    if architecture.resampling == "fast":
+        return None
+    return make_filter(architecture.filter_taps if used else STANDARD_TAPS)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()

@@ -1,0 +1,101 @@
+"""Doubling and halving of images and features, alone and together with a convolution.
+
+StyleGAN2 resamples by inserting zeros, filtering and throwing samples away (Karras et al. 2020,
+"Analyzing and Improving", appendix B). Here this is a few ordinary convolutions, which every device
+runs and differentiates as often as asked. ``taps`` None stands for the cheap kind: bilinear doubling,
+which is the filter [1, 3, 3, 1] but for the border, and 2x2 means. Tensors are (N, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_SEPARABLE = 8
+"""From so many taps on, two filters along one axis each replace one over both axes."""
+
+
+def make_filter(taps: Sequence[float]) -> Tensor:
+    """Taps along one axis -> filter of sum 1: (T, T), or (T,) for both axes in turn if T is 8 or more."""
+    line = torch.tensor(taps, dtype=torch.float32)
+    line = line / line.sum()
+    return line if len(line) >= _SEPARABLE else torch.outer(line, line)
+
+
+def upfirdn(
+    x: Tensor,
+    taps: Tensor,
+    *,
+    up: int = 1,
+    down: int = 1,
+    pad: tuple[int, int] = (0, 0),
+    gain: float = 1.0,
+) -> Tensor:
+    """Insert up - 1 zeros after each sample, pad, convolve with ``taps``, keep every down-th sample.
+
+    ``pad`` is what is added before and after, on both axes and after the insertion; a negative value
+    crops. H becomes (H up + sum(pad) - T) // down + 1.
+    """
+    if up > 1:
+        spread = x.new_zeros((*x.shape[:2], x.shape[2] * up, x.shape[3] * up))
+        spread[..., ::up, ::up] = x
+        x = spread
+    x = F.pad(x, (*pad, *pad))
+    channels = x.shape[1]
+    # Flipped, since conv2d correlates; the gain is shared by both passes of a separable filter.
+    kernel = (taps * gain ** (taps.dim() / 2)).flip(*range(taps.dim())).to(x.dtype)
+    if kernel.dim() == 2:
+        return F.conv2d(x, kernel.expand(channels, 1, -1, -1), stride=down, groups=channels)
+    line = kernel.expand(channels, 1, 1, -1)
+    x = F.conv2d(x, line, stride=(1, down), groups=channels)
+    return F.conv2d(x, line.transpose(2, 3), stride=(down, 1), groups=channels)
+
+
+def double(x: Tensor, taps: Tensor | None) -> Tensor:
+    """Twice the height and width."""
+    if taps is None:
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+    t = len(taps)
+    return upfirdn(x, taps, up=2, pad=((t + 1) // 2, (t - 2) // 2), gain=4.0)
+
+
+def halve(x: Tensor, taps: Tensor | None) -> Tensor:
+    """Half the height and width."""
+    if taps is None:
+        return F.avg_pool2d(x, 2)
+    t = len(taps)
+    return upfirdn(x, taps, down=2, pad=((t - 1) // 2, (t - 2) // 2))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Correlation with ``weight`` (O, C, K, K), K odd, at the same height and width."""
+    return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+
+
+def convolve_doubled(x: Tensor, weight: Tensor, taps: Tensor | None) -> Tensor:
+    """Double, then convolve with ``weight`` (O, C, K, K): flipped, as published networks have it.
+
+    Zeros are inserted by the transposed convolution, so only the filter works at full size.
+    """
+    k = weight.shape[2]
+    if taps is None or k == 1:
+        return double(convolve(x, weight), taps)
+    t = len(taps)
+    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    pad = ((t + 1) // 2 - k // 2, (t - 2) // 2 - k // 2 + 1)
+    return upfirdn(y, taps, pad=pad, gain=4.0)
+
+
+def convolve_halved(
+    x: Tensor, weight: Tensor, taps: Tensor | None, bias: Tensor | None = None
+) -> Tensor:
+    """Convolve with ``weight`` (O, C, K, K), then halve; computed at half size only."""
+    k = weight.shape[2]
+    if taps is None or k == 1:
+        return convolve(halve(x, taps), weight, bias)
+    t = len(taps)
+    y = upfirdn(x, taps, pad=(k // 2 + (t - 1) // 2, k // 2 + (t - 2) // 2))
+    return F.conv2d(y, weight, bias, stride=2)

@@ -1,0 +1,70 @@
+"""The terms of the adaptation against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from inversight.adaptation.terms import Balance, Entropy, Observation, Statistics, observe
+from inversight.target import Target
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_certain_and_uncertain_predictions() -> None:
+    certain = Observation(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))
+    assert float(Entropy()(certain)) == pytest.approx(0.0, abs=1e-6)
+    assert float(Balance()(certain)) == pytest.approx(-math.log(2), rel=1e-6)
+    uncertain = Observation(torch.zeros(3, 4))
+    assert float(Entropy()(uncertain)) == pytest.approx(math.log(4), rel=1e-6)
+    one_sided = Observation(torch.tensor([[50.0, 0.0], [50.0, 0.0]]))
+    assert float(Balance()(one_sided)) == pytest.approx(0.0, abs=1e-6)
+
+
+def normalised(module: nn.Module) -> Target:
+    return Target(module.eval(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "test")
+
+
+def test_statistics_are_the_divergence_of_normals() -> None:
+    """Against torch.distributions, on a batch normalisation that sees the image itself."""
+    norm = nn.BatchNorm2d(1)
+    norm.running_mean = torch.tensor([0.2])
+    norm.running_var = torch.tensor([0.5])
+    target = normalised(nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 2)))
+    images = torch.rand(6, 1, 8, 8, generator=rng(0))
+    found = Statistics()(observe(target, images, statistics=True))
+    normal = torch.distributions.Normal
+    here = normal(images.mean(), (images.var(unbiased=False) + 1e-5).sqrt())
+    there = normal(torch.tensor(0.2), torch.tensor(0.5 + 1e-5).sqrt())
+    expected = torch.distributions.kl_divergence(here, there)
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_statistics_vanish_on_the_images_they_are_of() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 2),
+    )
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=rng(3))
+    images = torch.rand(512, 1, 8, 8, generator=rng(1))
+    module.train()(images)
+    same = Statistics()(observe(normalised(module), images, statistics=True))
+    other = Statistics()(observe(normalised(module), images * 0.5, statistics=True))
+    assert float(same) == pytest.approx(0.0, abs=1e-5)
+    assert float(other) > 0.1
+
+
+def test_looking_leaves_no_hooks_behind() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))
+    observe(normalised(module), torch.rand(2, 1, 8, 8, generator=rng(2)), statistics=True)
+    assert not module[0]._forward_pre_hooks
+    assert observe(normalised(module), torch.rand(2, 1, 8, 8), statistics=False).layers == ()
