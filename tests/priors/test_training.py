@@ -157,7 +157,9 @@ def test_guidance_is_told_lengths_on_the_generators_parameters() -> None:
     def length(times: float, *, gan: bool) -> tuple[float, tuple[float, float]]:
         game, puller = fresh_game(tiny()), Puller(torch.ones_like, times)
         if not gan:
-            nn.init.zeros_(game.discriminator.b4.out.weight)  # the GAN's gradient on images vanishes
+            nn.init.zeros_(
+                game.discriminator.b4.out.weight
+            )  # the GAN's gradient on images vanishes
         kept: list[float] = []
         game.optimise_g.step = lambda: kept.append(  # type: ignore[method-assign,assignment]
             float(

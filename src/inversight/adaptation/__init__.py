@@ -1,23 +1,21 @@
 """Fine-tuning the prior against the target."""
 
 from inversight.adaptation.adapt import ARMS, Adaptation, adapt, pulls_of
+from inversight.adaptation.eigen import Eigenspace, PaperEigen, top_eigenspace
 from inversight.adaptation.guidance import Guidance, Pull
-from inversight.adaptation.preconditioners import (
-    Damped,
-    Identity,
-    Preconditioner,
-    conjugate_gradients,
-)
+from inversight.adaptation.preconditioners import Damped, Identity, Preconditioner
 
 __all__ = [
     "ARMS",
     "Adaptation",
     "Damped",
+    "Eigenspace",
     "Guidance",
     "Identity",
+    "PaperEigen",
     "Preconditioner",
     "Pull",
     "adapt",
-    "conjugate_gradients",
     "pulls_of",
+    "top_eigenspace",
 ]

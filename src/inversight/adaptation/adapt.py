@@ -14,6 +14,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.terms import Balance, Entropy, Statistics, Term, batch_norms
@@ -49,16 +50,22 @@ class Adaptation:
     """What weight is relative to: the GAN's gradient, or nothing, as published."""
     learning_rate_factor: PositiveFloat = 0.5
     """Learning rate relative to the prior's own training."""
+    preconditioner: Literal["damped", "eigen"] = "damped"
+    """Natural gradient: damped inverse of the whole metric, or of its top eigenspace, as published."""
     damping: PositiveFloat = 0.1
     """Damped: damping of the metric's inverse, relative to its largest eigenvalue."""
     iterations: PositiveInt = 6
     """Damped: products with the metric for each natural gradient."""
+    rank: PositiveInt = 20
+    """Eigen: dimensions of the eigenspace (paper: 20)."""
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
 
 
 def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Preconditioner:
     """What turns the entropy's gradient into its natural gradient under ``metric``."""
+    if adaptation.preconditioner == "eigen":
+        return PaperEigen(metric, rank=adaptation.rank)
     return Damped(metric, damping=adaptation.damping, iterations=adaptation.iterations)
 
 
