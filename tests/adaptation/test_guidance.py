@@ -75,13 +75,13 @@ def test_a_preconditioner_turns_and_does_not_stretch(target: Target) -> None:
 
 
 def test_the_published_scale_keeps_what_the_preconditioner_gives_and_sums(target: Target) -> None:
-    guide = Guidance(target, [Pull(Entropy(), 2.0, lambda x, g: 7.0 * g)], absolute=True)
+    guide = Guidance(target, [Pull(Entropy(), 2.0, lambda x, g: 7.0 * g)], summed=8)
     found = guide(images())["entropy"]
     torch.testing.assert_close(
         found.double(), 7.0 * entropy_gradient(target, images()), rtol=1e-3, atol=1e-5
     )
-    # lambda_h times the sum over four images.
-    assert guide.factor("entropy") == 8.0
+    # lambda_h times the sum over a batch of 8, of which these images are a share.
+    assert guide.factor("entropy") == 16.0
     assert not guide.due(0)
 
 

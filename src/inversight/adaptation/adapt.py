@@ -131,10 +131,12 @@ def adapt(
             f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
             f"{target.spec} has none: use another --arm"
         )
-    guidance = Guidance(target, pulls, absolute=adaptation.scale == "absolute") if pulls else None
+    training = adaptation.training_of(training)
+    summed = training.batch_size if adaptation.scale == "absolute" else None
+    guidance = Guidance(target, pulls, summed=summed) if pulls else None
     return play(
         public,
-        training=adaptation.training_of(training),
+        training=training,
         start=prior,
         steps=adaptation.steps,
         learning_rate_factor=adaptation.learning_rate_factor,

@@ -42,8 +42,8 @@ class Guidance:
     ``weight`` times as long as the GAN loss's, by running lengths that :meth:`measure` is told every
     ``interval`` steps. ``state`` holds them, so that a resumed adaptation goes on exactly.
 
-    ``absolute`` is the published scale instead: ``weight`` times the gradient of the sum over the
-    batch, as long as the preconditioner leaves it.
+    ``summed`` asks for the published scale instead: ``weight`` times the gradient of the sum over a
+    batch of so many images, as long as the preconditioner leaves it.
     """
 
     def __init__(
@@ -53,20 +53,18 @@ class Guidance:
         *,
         memory: float = 0.9,
         interval: int = 8,
-        absolute: bool = False,
+        summed: int | None = None,
     ) -> None:
         self.target = target
         self.pulls = {pull.term.name: pull for pull in pulls}
         self.memory = memory
         self.interval = interval
-        self.absolute = absolute
+        self.summed = summed
         self.state: dict[str, float] = {}
         self.logged: dict[str, float] = {}
-        self._batch = 0
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W) in [0, 1] -> a gradient of that shape for each term."""
-        self._batch = len(images)
         x = images.detach().requires_grad_(True)
         with torch.enable_grad():
             seen = observe(
@@ -95,7 +93,7 @@ class Guidance:
 
     def due(self, step: int) -> bool:
         """Whether lengths on the generator's parameters are wanted at this step."""
-        return not self.absolute and step % self.interval == 0
+        return self.summed is None and step % self.interval == 0
 
     def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
         """Take note of the lengths of the GAN loss's and the terms' gradients on the parameters."""
@@ -106,8 +104,8 @@ class Guidance:
     def factor(self, name: str) -> float:
         """What a term's gradient on the images is multiplied by."""
         weight = self.pulls[name].weight
-        if self.absolute:
-            return weight * self._batch
+        if self.summed is not None:
+            return weight * self.summed
         return weight * self._length("gan") / max(self._length(name), 1e-20)
 
     def _turned(self, name: str, images: Tensor, gradient: Tensor) -> Tensor:
@@ -117,7 +115,7 @@ class Guidance:
         natural = preconditioner(images, gradient)
         self.logged["cosine"] = _mean_cosine(natural, gradient)
         self.logged |= getattr(preconditioner, "logged", {})
-        if self.absolute:
+        if self.summed is not None:
             return natural
         stretch = dot(gradient, gradient).sqrt() / dot(natural, natural).sqrt().clamp_min(1e-20)
         return natural * stretch.view(-1, 1, 1, 1)
