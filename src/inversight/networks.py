@@ -26,7 +26,9 @@ FILE_NAME = "target.safetensors"
 _KEY = "inversight.classifier"
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block (He et al. 2016b), (N, C, H, W) -> (N, C', H / s, W / s)."""
+
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(channels_in)
@@ -72,7 +74,7 @@ class Classifier(nn.Module):
         size: int,
     ) -> None:
         super().__init__()
-        block = {"resnet": _ResidualBlock, "vgg": _PlainBlock}[architecture]
+        block = {"resnet": ResidualBlock, "vgg": _PlainBlock}[architecture]
         # Halve until the map is 4x4 (at most four times), so that 8x8 and 256x256 both fit.
         halvings = max(1, min(4, size.bit_length() - 3))
         self.stem = nn.Conv2d(in_channels, width, 3, 2 if size > 64 else 1, 1, bias=False)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.squeezenet import Fire
 
 from inversight.embeddings.linearised import Map, linearised, recorded, unit_gram
+from inversight.networks import ResidualBlock
 
 
 def rng(seed: int) -> torch.Generator:
@@ -21,8 +22,10 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
 def drawn(layer: nn.Module) -> nn.Module:
     """The layer in float64 with weights of a known seed."""
     layer.double().requires_grad_(False)
-    for i, parameter in enumerate(layer.parameters()):
-        parameter.copy_(draw(*parameter.shape, seed=10 + i))
+    for i, (name, value) in enumerate(layer.eval().state_dict().items()):
+        if value.dim():  # all but the counters of normalisation
+            drawn_value = draw(*value.shape, seed=10 + i)
+            value.copy_(drawn_value.abs() + 0.1 if name.endswith("running_var") else drawn_value)
     return layer
 
 
@@ -35,7 +38,11 @@ ROWS: dict[str, list[nn.Module]] = {
     "halving": [nn.MaxPool2d(2)],
     "overlapping windows": [nn.MaxPool2d(3, 2)],
     "rounded up": [nn.MaxPool2d(3, 2, ceil_mode=True)],
+    "normalisation": [nn.BatchNorm2d(3)],
+    "normalisation without weights": [nn.BatchNorm2d(3, affine=False)],
     "fire": [Fire(3, 2, 4, 3)],
+    "residual block": [ResidualBlock(3, 5, 2)],
+    "rows": [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Identity()))],
     "all": [
         nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 5, 3), nn.ReLU(),
         nn.MaxPool2d(3, 2), Fire(5, 2, 3, 3),

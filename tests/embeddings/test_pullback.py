@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inversight.embeddings.lpips import Lpips, Net, random_backbone
 from inversight.embeddings.network import StageEmbedding
 from inversight.embeddings.pullback import PullbackMetric, dot, recorded_gram
-from inversight.networks import build_classifier
+from inversight.networks import Architecture, build_classifier
 
 SHAPE = (1, 4, 4)
 N = 16
@@ -76,22 +76,44 @@ def test_a_batch_gives_what_each_image_gives_alone() -> None:
         torch.testing.assert_close(found[i : i + 1], alone)
 
 
+def stages_of(architecture: Architecture, size: int) -> StageEmbedding:
+    """A public network's distance, in float64, with statistics that are no identity."""
+    rng = torch.Generator().manual_seed(0)
+    saved = build_classifier(
+        architecture,
+        classes=("a", "b"),
+        image_shape=(1, size, size),
+        width=4,
+        mean=(0.5,),
+        std=(0.4,),
+        rng=rng,
+    )
+    for module in saved.module.double().eval().requires_grad_(False).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5, generator=rng)
+            module.running_var.uniform_(0.5, 2.0, generator=rng)
+    return StageEmbedding("public", saved)
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("size", [8, 24])
+def test_products_of_a_public_network_equal_the_recorded_ones(
+    architecture: Architecture, size: int
+) -> None:
+    """Images of another size and of colour, which the embedding brings to its own."""
+    embedding, x, v = stages_of(architecture, size), pictures(3), pictures(3, 2) - 0.5
+    expected = 2.0 * recorded_gram(embedding, x)(v)
+    torch.testing.assert_close(PullbackMetric(embedding, x).product(v), expected)
+    half = PullbackMetric(embedding, x, dtype=torch.bfloat16).product(v)
+    assert float((half - expected).norm() / expected.norm()) < 0.02
+
+
 @pytest.mark.parametrize("kind", ["tiny", "stages"])
 def test_the_quadratic_form_is_the_distances_second_order(kind: str) -> None:
     """d(x, x + h v) = h^2 / 2 * v^T M v + O(h^3)."""
     embedding: object = Tiny()
     if kind == "stages":
-        saved = build_classifier(
-            "vgg",
-            classes=("a", "b"),
-            image_shape=(1, 8, 8),
-            width=4,
-            mean=(0.5,),
-            std=(0.5,),
-            rng=torch.Generator().manual_seed(0),
-        )
-        saved.module.double().eval().requires_grad_(False)
-        embedding = StageEmbedding("public", saved)
+        embedding = stages_of("vgg", 8)
     rng = torch.Generator().manual_seed(4)
     shape = SHAPE if kind == "tiny" else (1, 8, 8)
     x = torch.rand(2, *shape, generator=rng, dtype=torch.float64)

@@ -1,8 +1,8 @@
 """Layers as the linear maps that they are near given images: J v and J^T u without a graph.
 
-Convolution, ReLU and max pooling are linear once the masks at an image are known. Kept as such, a
-product costs the bare convolutions, in any precision; through PyTorch's graph of a graph it takes
-more than twice as long (``benchmarks/natural_gradient.py``).
+Convolution, normalisation by known statistics, ReLU and max pooling are linear once the masks at an
+image are known. Kept as such, a product costs the bare convolutions, in any precision; through
+PyTorch's graph of a graph it takes more than twice as long (``benchmarks/natural_gradient.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 from torchvision.models.squeezenet import Fire
+
+from inversight.networks import ResidualBlock
 
 Map = Callable[[Tensor], Tensor]
 
@@ -61,12 +63,15 @@ def linearised(
     """What ``layers`` one after another give at ``x`` (N, C, H, W), and the Jacobian there.
 
     The Jacobian is that at ``x``, but takes and gives ``dtype``: masks found in bfloat16 would be
-    those of another image (measured: products a third off instead of 0.6 %). Layers: ``Conv2d``,
-    ``ReLU``, ``MaxPool2d`` and SqueezeNet's ``Fire``.
+    those of another image (measured: products a third off instead of 0.6 %). Layers: those that
+    ``_LAYERS`` names, and rows of them; batch normalisation as it is in evaluation.
     """
     parts = []
     for layer in layers:
-        x, part = _LAYERS[type(layer)](layer, x, dtype)
+        if isinstance(layer, nn.Sequential):
+            x, part = linearised(list(layer), x, dtype)
+        else:
+            x, part = _LAYERS[type(layer)](layer, x, dtype)
         parts.append(part)
 
     def push(v: Tensor) -> Tensor:
@@ -98,6 +103,30 @@ def unit_gram(f: Tensor, length: Tensor, scale: Tensor, dtype: torch.dtype) -> M
     return lambda v: across(across(v).mul_(weight)).mul_(inverse)
 
 
+def staged_gram(
+    entrance: Jacobian, stages: Sequence[tuple[Jacobian, Map]], dtype: torch.dtype
+) -> Map:
+    """v -> J^T J v of stages one after the other, each with features of its own.
+
+    ``entrance`` leads from images to the first stage; with each stage comes the map J^T J of the
+    features made of what it gives. Both take and give ``dtype``; v does not.
+    """
+
+    @torch.no_grad()
+    def product(v: Tensor) -> Tensor:
+        pushed = entrance.push(v).to(dtype, memory_format=torch.channels_last)
+        features = []
+        for through, gram in stages:
+            pushed = through.push(pushed)
+            features.append(gram(pushed))
+        pulled = torch.zeros_like(features[-1])
+        for (through, _), back in zip(reversed(stages), reversed(features), strict=True):
+            pulled = through.pull(back.add_(pulled))
+        return entrance.pull(pulled.to(v.dtype))
+
+    return product
+
+
 def _convolution(layer: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
     shape, weight = x.shape, layer.weight.to(dtype)
     given: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -110,6 +139,20 @@ def _convolution(layer: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> tuple[Tenso
         return pulled
 
     return layer(x), Jacobian(push, pull)
+
+
+def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
+    zero = x.new_zeros(1, x.shape[1], 1, 1)
+    slope: Tensor = (layer(zero + 1.0) - layer(zero)).to(dtype)
+
+    def scale(v: Tensor) -> Tensor:
+        return v * slope
+
+    return layer(x), Jacobian(scale, scale)
+
+
+def _identity(layer: nn.Identity, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
+    return x, Jacobian(lambda v: v, lambda u: u)
 
 
 def _relu(layer: nn.ReLU, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
@@ -170,6 +213,22 @@ def _fire(layer: Fire, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]
     return torch.cat([one, three], 1), Jacobian(push, pull)
 
 
+def _residual(layer: ResidualBlock, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
+    x, into = linearised([layer.norm1, nn.ReLU()], x, dtype)
+    left, short = linearised([layer.shortcut], x, dtype)
+    right, long = linearised([layer.conv1, layer.norm2, nn.ReLU(), layer.conv2], x, dtype)
+
+    def push(v: Tensor) -> Tensor:
+        v = into.push(v)
+        return short.push(v) + long.push(v)
+
+    def pull(u: Tensor) -> Tensor:
+        return into.pull(short.pull(u) + long.pull(u))
+
+    return left + right, Jacobian(push, pull)
+
+
 _LAYERS: dict[type[nn.Module], Callable[..., tuple[Tensor, Jacobian]]] = {
-    nn.Conv2d: _convolution, nn.ReLU: _relu, nn.MaxPool2d: _max_pool, Fire: _fire,
+    nn.Conv2d: _convolution, nn.BatchNorm2d: _batch_norm, nn.ReLU: _relu, nn.Identity: _identity,
+    nn.MaxPool2d: _max_pool, Fire: _fire, ResidualBlock: _residual,
 }  # fmt: skip

@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from inversight.embeddings.fused import Row
-from inversight.embeddings.linearised import Map, linearised, recorded, unit_gram
+from inversight.embeddings.linearised import (
+    Map,
+    linearised,
+    recorded,
+    staged_gram,
+    unit_gram,
+)
 from inversight.imaging import fit
 from inversight.weights import load_weights
 
@@ -127,19 +133,7 @@ class Lpips:
                 scale = self._scale(stage, state)
                 stages.append((through, unit_gram(state, self._length(state), scale, dtype)))
 
-        @torch.no_grad()
-        def product(v: Tensor) -> Tensor:
-            v = entrance.push(v).to(dtype, memory_format=torch.channels_last)
-            features = []
-            for through, here in stages:
-                v = through.push(v)
-                features.append(here(v))
-            u = torch.zeros_like(features[-1])
-            for (through, _), back in zip(reversed(stages), reversed(features), strict=True):
-                u = through.pull(back.add_(u))
-            return entrance.pull(u.to(images))
-
-        return product
+        return staged_gram(entrance, stages, dtype)
 
     def _resized(self, images: Tensor) -> Tensor:
         x = fit(images, size=(images.shape[2], images.shape[3]), channels=3)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inversight.embeddings.linearised import Map, linearised, recorded, staged_gram, unit_gram
 from inversight.errors import TargetError
 from inversight.imaging import fit
 from inversight.networks import SavedClassifier
@@ -35,17 +36,40 @@ class StageEmbedding:
     network: SavedClassifier
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.network.module.stage_maps(self._normalised(images))
+        blocks = []
+        for f in maps:
+            unit = f * (f.square().sum(1, keepdim=True) + _NORM_FLOOR).rsqrt()
+            blocks.append(unit.flatten(1) / _root(f, len(maps)))
+        return tuple(blocks)
+
+    def gram(self, images: Tensor, dtype: torch.dtype) -> Map:
+        """v -> J^T J v at ``images``, all (N, C, H, W), J the Jacobian of this embedding.
+
+        Products run in ``dtype``, J itself is exact. The network must be in evaluation mode.
+        """
+        f, entrance = recorded(self._normalised, images)
+        module, stages = self.network.module, []
+        with torch.no_grad():
+            first, *others = module.stages
+            for layers in ([module.stem, first], *([stage] for stage in others)):
+                f, through = linearised(layers, f, dtype)
+                length = (f.square().sum(1, keepdim=True) + _NORM_FLOOR).sqrt()
+                scale = torch.full_like(f[:1, :, :1, :1], 1.0 / _root(f, len(module.stages)))
+                stages.append((through, unit_gram(f, length, scale, dtype)))
+        return staged_gram(entrance, stages, dtype)
+
+    def _normalised(self, images: Tensor) -> Tensor:
         channels, size, _ = self.network.image_shape
         x = fit(images, size=size, channels=channels)
         mean = torch.tensor(self.network.mean, device=x.device, dtype=x.dtype)[None, :, None, None]
         std = torch.tensor(self.network.std, device=x.device, dtype=x.dtype)[None, :, None, None]
-        maps = self.network.module.stage_maps((x - mean) / std)
-        blocks = []
-        for f in maps:
-            unit = f * (f.square().sum(1, keepdim=True) + _NORM_FLOOR).rsqrt()
-            positions = f.shape[2] * f.shape[3]
-            blocks.append(unit.flatten(1) / math.sqrt(positions * len(maps)))
-        return tuple(blocks)
+        return (x - mean) / std
+
+
+def _root(f: Tensor, stages: int) -> float:
+    """What makes a sum over positions of f (N, C, H, W) and stages a mean, under the square."""
+    return math.sqrt(f.shape[2] * f.shape[3] * stages)
 
 
 @dataclass(frozen=True)
