@@ -375,7 +375,7 @@ def main() -> None:
 
     size, n, timed = (256, 16, 2) if device.type == "cuda" else (64, 8, 3)
     if small:
-        size, n, timed = 32, 2, 1
+        size, n, timed = 32, 4, 1
     images = photographs(n, size, options.seed).to(device)
     gradients = entropy_gradient(classifier(size, options.seed, device), images)
     case = Case(images, gradients, embedding_of(name, size, options.seed, device), options.seed)
