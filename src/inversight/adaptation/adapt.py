@@ -65,7 +65,7 @@ class Adaptation:
     """Natural gradient: damped inverse of the whole metric, or of its top eigenspace, as published."""
     damping: PositiveFloat = 0.1
     """Damped: damping of the metric's inverse, relative to its largest eigenvalue."""
-    iterations: PositiveInt = 6
+    iterations: PositiveInt = 3
     """Damped: products with the metric for each natural gradient."""
     rank: PositiveInt = 20
     """Eigen: dimensions of the eigenspace (paper: 20)."""
