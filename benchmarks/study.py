@@ -28,7 +28,7 @@ from scipy.stats import t
 from common import finish, machine, parser
 from inversight.adaptation import ARMS
 from inversight.audit import Plan
-from inversight.config import to_mapping
+from inversight.config import merge, parse_assignment, to_mapping
 from inversight.console import Terminal
 from inversight.run import Run
 from inversight.settings import AuditSettings, resolve
@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
     made.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
     made.add_argument("--table", action="store_true", help="run nothing")
-    made.add_argument("--set", action="append", default=[], help="a setting to try: not evidence")
+    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting to try")
     options = made.parse_args()
     options.seeds = _numbers(options.seeds or ("0-1" if options.small else "5-9"))
     if options.small:
@@ -118,6 +118,8 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
     given = {**data.given(seed, options.data, options.work), "seed": seed}
     if options.small:
         given |= SMALL
+    for text in options.set:
+        given = merge(given, parse_assignment(text))
     settings = {arm: resolve({**given, "arm": arm}) for arm in options.arms}
     missing = [
         arm for arm in options.arms if not _file(options, data, arm, seed, settings[arm]).is_file()

@@ -49,7 +49,6 @@ DATASETS = {
             "faces-32",
             "Olivetti faces at 32x32, 20 private people x 5; public: 20 other people x 10",
             True,
-            {"prior": {"steps": 3000}, "adaptation": {"steps": 500}},
         ),
         DataSet(
             "faces-64",
