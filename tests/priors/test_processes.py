@@ -18,6 +18,8 @@ from inversight.errors import ConfigError
 from inversight.priors.game import Game
 from inversight.priors.processes import ALONE, Processes, launched
 from inversight.priors.settings import PriorTraining
+from inversight.priors.training import run_game
+from inversight.seeding import generator
 from tests.priors import one_of_two
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +117,27 @@ def test_half_precision_that_needs_scaled_losses_is_refused(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(ConfigError, match="expected no or bf16"):
         launched()
+
+
+class Bfloat16:
+    """What accelerate gives one process that was launched with --mixed_precision bf16."""
+
+    num_processes, process_index = 1, 0
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def test_bfloat16_trains_as_float32_does_but_for_rounding() -> None:
+    rows = []
+    for processes in (ALONE, Processes(Bfloat16())):
+        game = Game(image_shape=one_of_two.SHAPE, training=one_of_two.TRAINING, processes=processes)
+        rows.append(run_game(game, one_of_two.PUBLIC, steps=3, rng=generator(3), fresh=True))
+        assert all(p.dtype == torch.float32 for p in game.generator.parameters())
+    for exact, rounded in zip(*rows, strict=True):
+        assert exact["generator"] != rounded["generator"]
+        assert rounded["generator"] == pytest.approx(exact["generator"], rel=0.05)
+        assert rounded["discriminator"] == pytest.approx(exact["discriminator"], rel=0.05)
 
 
 class Three:

@@ -85,7 +85,7 @@ def grid_of(images: Tensor, side: int) -> Tensor:
     Plain here, since torchvision's takes seconds to import.
     """
     framed = F.pad(images, (1, 1, 1, 1), value=1.0)
-    rows = framed.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4)
+    rows: Tensor = framed.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4)
     return rows.flatten(3, 4).flatten(1, 2)
 
 
