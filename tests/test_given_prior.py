@@ -32,9 +32,15 @@ SMALL = Architecture(
     channel_max=4,
     group=2,
 )
-GIVEN: dict[str, Any] = {k: v for k, v in TINY.items() if k != "prior"}
-GIVEN["adaptation"] = {**TINY["adaptation"], "batch_size": 4}
-FAST = {**GIVEN, "embedding": "pixel", "features": "pixel", "arm": "vanilla"}
+FAST: dict[str, Any] = {
+    **{k: v for k, v in TINY.items() if k != "prior"},
+    "embedding": "pixel",
+    "features": "pixel",
+    "arm": "vanilla",
+    "adaptation": {"steps": 2, "batch_size": 4},
+    "target_training": {"epochs": 1, "width": 2},
+    "evaluator_training": {"epochs": 1, "width": 2},
+}
 MODULE = sys.modules["inversight.audit"]
 PIXEL = ("--embedding", "pixel", "--features", "pixel", "--guidance-embedding", "pixel")
 
@@ -70,13 +76,14 @@ def test_from_a_published_file_to_scores(
     assert run(capsys, "train", "--private", "private", "--out", "target", *train)[0] == 0
     code, _, err = run(
         capsys, "adapt", "--prior", "ffhq", "--target", "target", "--public", "public",
-        "--guidance-embedding", "pixel", "--set", "steps=2", "--set", "batch_size=4", "--out",
-        "adapted",
+        "--guidance-embedding", "pixel", "--features", "none", "--set", "steps=2", "--set",
+        "batch_size=4", "--set", "images_at_once=2", "--out", "adapted",
     )  # fmt: skip
     assert code == 0, err
     assert "--public holds 24 images" in err and "a few thousand" in err
     adapted = StylePrior.load(Path("adapted/prior.safetensors"))
     assert adapted.average.architecture == SMALL and adapted.training.batch_size == 4
+    assert adapted.training.images_at_once == 2
     assert not torch.equal(adapted(w), kept(w))
     code, _, err = run(
         capsys, "attack", "--prior", "adapted", "--target", "target", "--out", "attacked", *ATTACK
@@ -107,7 +114,7 @@ def test_an_audit_with_a_given_prior(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = imported(capsys)
-    result = audit(out="run", prior=str(given), **folders, **GIVEN)
+    result = audit(out="run", prior=str(given), **folders, **FAST)
     manifest = json.loads((result.run / "run.json").read_text())
     stages = [s["name"] for s in manifest["stages"]]
     assert "prior" in stages and "adaptation" in stages
@@ -136,7 +143,7 @@ def test_a_stopped_audit_goes_on_with_the_same_prior(
     given = {name: path.name for name, path in folders.items()}
     expected = hashes(audit(out="whole", prior="ffhq", **given, **FAST).run)
     with pytest.raises(Stop):
-        audit(out="run", prior="ffhq", reporter=StopAt("adaptation", 3), **given, **FAST)
+        audit(out="run", prior="ffhq", reporter=StopAt("adaptation", 1), **given, **FAST)
     before = Path("ffhq/prior.safetensors").read_bytes()
     random_prior(SMALL, seed=1).save(Path("ffhq/prior.safetensors"))
     with pytest.raises(RunError, match="the prior has changed since the run began"):
@@ -170,7 +177,8 @@ def test_the_announcement_and_the_printed_settings(
     code, _, err = run(
         capsys, "audit", "--private", "private", "--public", "public", "--prior", "ffhq", *PIXEL,
         "--set", attack, "--set", "adaptation.steps=1", "--set", "adaptation.batch_size=2", "--set",
-        "evaluator_training.epochs=1", "--set", "target_training.epochs=1", "--out", "run",
+        "evaluator_training={epochs: 1, width: 2}", "--set", "target_training={epochs: 1, width: 2}",
+        "--out", "run",
     )  # fmt: skip
     assert code == 0, err
     assert "prior      ffhq, 16x16, arm natural-gradient" in err
@@ -277,7 +285,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
          ("train: out of memory", "--set batch_size=")),
         ("inversight.stages.adapt",
          ("adapt", "--prior", "ffhq", "--target", "target", "--public", "public",
-          "--guidance-embedding", "pixel", "--set", "batch_size=6"),
+          "--guidance-embedding", "pixel", "--features", "none", "--set", "batch_size=6"),
          ("adapt: out of memory", "--set images_at_once=3", "goes on from its checkpoint")),
         ("inversight.attacks.PlugAndPlay.run", ("attack", "--prior", "ffhq", "--target", "target"),
          ("attack: out of memory", "--set batch_size=100")),
