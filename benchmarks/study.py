@@ -49,6 +49,11 @@ MEASURES = (
 LOWER_IS_BETTER = ("frechet", "knn_distance")
 SHARED = ("target", "evaluator", "public-network", "prior")
 BASE = "vanilla"
+DEPENDS = (
+    "seed", "size", "working_size", "arm", "attack", "prior", "adaptation", "embedding", "features",
+    "guidance_embedding", "target_training", "evaluator_training", "public_training",
+)  # fmt: skip
+"""Settings that a result depends on."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 80},
     "adaptation": {"steps": 16},
@@ -95,7 +100,9 @@ def _options() -> argparse.Namespace:
     made.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
     made.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
     made.add_argument("--table", action="store_true", help="run nothing")
-    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting to try")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting to try"
+    )
     options = made.parse_args()
     options.seeds = _numbers(options.seeds or ("0-1" if options.small else "5-9"))
     if options.small:
@@ -122,7 +129,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
         given = merge(given, parse_assignment(text))
     settings = {arm: resolve({**given, "arm": arm}) for arm in options.arms}
     missing = [
-        arm for arm in options.arms if not _file(options, data, arm, seed, settings[arm]).is_file()
+        arm for arm in options.arms if not _known(_file(options, data, arm, seed), settings[arm])
     ]
     if not missing:
         return
@@ -138,7 +145,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
         started = time.perf_counter()
         result = _audit(settings[arm], home / arm, base)
         row = {name: result[name]["value"] for name in MEASURES}
-        file = _file(options, data, arm, seed, settings[arm])
+        file = _file(options, data, arm, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         facts = {
@@ -176,21 +183,19 @@ def _audit(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
 
 
 def _digest(settings: AuditSettings) -> str:
-    """A hash of all settings that results depend on: not of where the folders are."""
-    values = to_mapping(settings)
-    for name in ("private", "holdout", "public"):
-        values[name] = values[name] is not None
+    """A hash of the settings that results depend on: not of where the folders are."""
+    values = {name: to_mapping(settings)[name] for name in DEPENDS}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _file(
-    options: argparse.Namespace, data: DataSet, arm: str, seed: int, settings: AuditSettings
-) -> Path:
-    """A result's file, or one that is not there if the settings have changed since."""
+def _file(options: argparse.Namespace, data: DataSet, arm: str, seed: int) -> Path:
     file: Path = options.evidence / data.name / f"{arm}-{seed}.json"
-    if file.is_file() and json.loads(file.read_text())["settings"] != _digest(settings):
-        file.unlink()
     return file
+
+
+def _known(file: Path, settings: AuditSettings) -> bool:
+    """Whether a result is there, of these settings."""
+    return file.is_file() and json.loads(file.read_text())["settings"] == _digest(settings)
 
 
 def read(evidence: Path) -> list[dict[str, Any]]:
