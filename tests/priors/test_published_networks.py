@@ -202,6 +202,7 @@ def attribute(prior: StylePrior, path: str, value: Any) -> dict[str, Any]:
         (lambda p: attribute(p, "mapping.num_layers", 10**9), "more layers than parameters"),
         (lambda p: attribute(p, "mapping.w_avg_beta", None), "does not say its mapping.w_avg_beta"),
         (lambda p: attribute(p, "synthesis.b16.conv1.conv_clamp", 64), "G_ema clamps at 64"),
+        (lambda p: attribute(p, "mapping.fc0.bias_gain", float("inf")), "not say its mapping.fc0"),
         (lambda p: attribute(p, "synthesis.b16.architecture", "dense"), "generator"),
     ],
 )  # fmt: skip

@@ -287,6 +287,14 @@ def test_modules_within_themselves_are_refused(path: Path) -> None:
     refused(pickled(file(G=Persistent("Generator", {"_modules": wide}))), path, "more modules")
 
 
+@pytest.mark.parametrize("kind", ["_modules", "_parameters", "_buffers", "attributes"])
+def test_modules_wider_than_any_are_refused(path: Path, kind: str) -> None:
+    """Such a module within itself would be as many entries as its width to the power of its depth."""
+    many: dict[str, Any] = {f"x{i}": None for i in range(1000)}
+    own = many if kind == "attributes" else {kind: many}
+    refused(pickled(file(G=Persistent("Generator", own))), path, "more", "any published module")
+
+
 def test_deep_and_wide_arguments_are_refused(path: Path) -> None:
     wide: Any = 1
     for _ in range(40):
@@ -385,6 +393,16 @@ def test_one_storage_for_many_large_tensors_is_refused(path: Path) -> None:
         for i in range(20)
     }
     refused(pickled(file(G=Persistent("Generator", {"_buffers": views}))), path, "twice its size")
+
+
+def test_bytes_are_loaded_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
+    views = {f"x{i}": tensor(SIX, i, (1,), (1,)) for i in range(5)}
+    found = read(pickled(file(G=Persistent("Generator", {"_buffers": views}))), path)
+    assert [float(found.generator.state[f"x{i}"]) for i in range(5)] == [0, 1, 2, 3, 4]
+    assert len(loads) == 1 + 2 * len(network().state_dict())
 
 
 def storage_file(storage: Any, keys: Any = ("0",), data: bytes = b"\0" * 4) -> bytes:

@@ -60,10 +60,12 @@ _STORAGE_BEGINS = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """How a file of torch's older format begins."""
 
 _PERSISTENCE_VERSION = 6
-_MOST_MODULES = 5000
+_MOST_MODULES = 500
+_WIDEST = 200
 _DEEPEST = 8
 _LONGEST = 64
-"""Published networks have some 150 modules, five deep, with a dozen arguments each."""
+"""Published networks have some 80 modules, five deep, with 40 attributes and a dozen arguments each.
+A record may hold itself, or one thing many times over, so that what is walked must be bounded."""
 _OTHER_FILES = {
     b"\x89PNG": "a PNG image",
     b"PK": "a zip archive, as torch.save writes it",
@@ -168,9 +170,8 @@ class _Collector:
         state: dict[str, Tensor] = {}
         settings: dict[str, Scalar] = {}
         waiting = [("", found, 0)]
-        for count, (prefix, module, depth) in enumerate(waiting):
-            # A record may hold itself, or the same module many times over.
-            if count > _MOST_MODULES or depth > _DEEPEST:
+        for prefix, module, depth in waiting:
+            if len(waiting) > _MOST_MODULES or depth > _DEEPEST:
                 raise self._refusal(f"{name} has more modules than any published network")
             _, own = self._persistent(module, f"{name}.{prefix}".rstrip("."))
             for kind in ("_parameters", "_buffers"):
@@ -180,7 +181,9 @@ class _Collector:
             settings |= {
                 f"{prefix}{key}": value
                 for key, value in own.items()
-                if isinstance(value, (int, float, str, bool, type(None)))
+                if value is None
+                or isinstance(value, (int, str))
+                or (isinstance(value, float) and math.isfinite(value))
             }
             waiting += [
                 (f"{prefix}{key}.", value, depth + 1)
@@ -210,6 +213,8 @@ class _Collector:
             )
         if not isinstance(name, str) or not isinstance(state, dict):
             raise self._refusal(f"{what} has no class name or no state")
+        if len(state) > _WIDEST:
+            raise self._refusal(f"{what} has more attributes than any published module")
         return name, state
 
     def _mapping(self, found: Any, what: str) -> list[tuple[str, Any]]:
@@ -217,6 +222,8 @@ class _Collector:
             found = found.items
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
             raise self._refusal(f"{what} is not a mapping of names")
+        if len(found) > _WIDEST:
+            raise self._refusal(f"{what} has more entries than any published module's")
         return list(found.items())
 
     def _plain(self, found: Any, depth: int) -> Any:
@@ -266,19 +273,20 @@ class _Collector:
         """The values of a storage, in one dimension."""
         if not isinstance(found, Call) or found.maker != _STORAGE_BYTES:
             raise self._refusal(f"{what} has no storage")
-        if id(found) not in self.storages:
-            self.storages[id(found)] = self._load(found, what)
-        return self.storages[id(found)]
+        data = found.arguments[0] if len(found.arguments) == 1 else None
+        if not isinstance(data, bytes) or not data.startswith(_STORAGE_BEGINS):
+            raise self._refusal(f"{what}: its values are not in torch's older file format")
+        # By the bytes, which the record keeps: what is loaded is then no larger than the file.
+        if id(data) not in self.storages:
+            self.storages[id(data)] = self._load(data, what)
+        return self.storages[id(data)]
 
-    def _load(self, found: Call, what: str) -> Tensor:
+    def _load(self, data: bytes, what: str) -> Tensor:
         """``torch.load(weights_only=True)``, once the bytes are known to be one plain storage.
 
         Read as a record first: torch takes whatever size the bytes declare, leaves unset what they do
         not fill, and unpacks archives; and its refusal names no file.
         """
-        data = found.arguments[0] if len(found.arguments) == 1 else None
-        if not isinstance(data, bytes) or not data.startswith(_STORAGE_BEGINS):
-            raise self._refusal(f"{what}: its values are not in torch's older file format")
         stream = io.BytesIO(data)
         where = f"{self.where}: {shown(what)}: its values"
         names = frozenset(_STORAGES)
