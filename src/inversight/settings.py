@@ -12,6 +12,7 @@ from inversight.config import from_mapping, merge, nearest, settings
 from inversight.errors import ConfigError
 from inversight.evaluation import PairMeasure
 from inversight.priors import PriorTraining
+from inversight.risk import DEFAULT_RATE
 from inversight.training import Training
 
 Preset = Literal["quick", "standard", "thorough"]
@@ -88,6 +89,8 @@ class AuditSettings:
     """Bytes that features and distances may take at once, beside the networks."""
     pairs: tuple[PairMeasure, ...] = ("psnr",)
     """Measures of each private image and its nearest reconstruction: psnr, ssim, dists (slower)."""
+    fdr: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_RATE
+    """Accepted share of false alarms among the images that are flagged; needs a holdout."""
     fail_on: str | None = None
     """Exit with 3 if this holds of metrics.json, as in "coverage>0.2"."""
 
