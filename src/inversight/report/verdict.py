@@ -255,4 +255,4 @@ def _risk(data: ReportData) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{number(100.0 * share)} %"
+    return f"{number(float(f'{100.0 * share:.2g}'))} %"
