@@ -255,4 +255,4 @@ def _risk(data: ReportData) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{number(float(f'{100.0 * share:.2g}'))} %"
+    return f"{round(100.0 * share, 2) or 100.0 * share:g} %"
