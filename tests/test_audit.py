@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from inversight.errors import RunError
 from inversight.evaluation import METRICS
 from inversight.progress import Progress
 from tests.examples import OwnNetwork
-from tests.test_evaluation import COLUMNS
+from tests.test_evaluation import COLUMNS, RISK_COLUMNS
 
 OLIVETTI = Path(__file__).parents[2] / "shared" / "data" / "olivetti"
 TINY: dict[str, Any] = {
@@ -46,6 +48,7 @@ TINY: dict[str, Any] = {
         }
     ],
 }
+WITH_RISK = [*COLUMNS[:-1], *RISK_COLUMNS, COLUMNS[-1]]
 TABLES = ("metrics.json", "samples.parquet", "holdout.parquet")
 
 
@@ -89,7 +92,9 @@ def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
     assert tuple(result.metrics) == METRICS
     for key in ("ddcs_best", "covered", "coverage", "frechet", "accuracy_top1", "knn_distance"):
         assert result.metrics[key]["value"] is not None, key
-    assert list(result.samples) == COLUMNS and len(result.samples) == 12
+    assert list(result.samples) == WITH_RISK and len(result.samples) == 12
+    assert result.metrics["flagged"]["holdout_images"] == 10
+    assert result.metrics["leakage_gap"]["value"] is not None
     assert set(result.samples["label"]) == {"ann", "bob"}
     run = result.run
     pd.testing.assert_frame_equal(pd.read_parquet(run / "samples.parquet"), result.samples)
@@ -317,6 +322,20 @@ def foreign_holdout(folders: dict[str, Path]) -> dict[str, Any]:
     return dict(folders)
 
 
+def missing_holdout(folders: dict[str, Path]) -> dict[str, Any]:
+    shutil.rmtree(folders["holdout"] / "bob")
+    return dict(folders)
+
+
+def shared_holdout(folders: dict[str, Path]) -> dict[str, Any]:
+    shutil.copy(folders["private"] / "ann" / "3.png", folders["holdout"] / "ann" / "copy.png")
+    return dict(folders)
+
+
+def fail_without_holdout(folders: dict[str, Path]) -> dict[str, Any]:
+    return {"private": folders["private"], "public": folders["public"], "fail_on": "flagged>0.05"}
+
+
 def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
     weights = own_weights(folders["private"].parent / "w.safetensors", classes=3)
     return {**folders, "target": f"tests.examples:own_network?weights={weights}"}
@@ -329,6 +348,14 @@ def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
         (one_class, "a classifier needs at least two"),
         (shared_file, "ann/3.png = x/copy.bmp"),
         (foreign_holdout, "class eve is not in --private"),
+        (missing_holdout, "has no images of class bob"),
+        (
+            shared_holdout,
+            "--private and --holdout share 1 image(s), first ann/3.png = ann/copy.png",
+        ),
+        (fail_without_holdout, "flagged needs a holdout"),
+        (lambda folders: {**folders, "fdr": 1.0}, "fdr: expected less than 1"),
+        (lambda folders: {**folders, "fdr": 0.0}, "fdr: expected greater than 0"),
         (target_of_three, "3 outputs, --private has 2 classes"),
     ],
 )
@@ -338,7 +365,7 @@ def test_wrong_input_writes_nothing(
     prepare: Callable[[dict[str, Path]], dict[str, Any]],
     message: str,
 ) -> None:
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+    with pytest.raises(InputError, match=re.escape(message)):
         audit(out=tmp_path / "run", **prepare(grey), **TINY)
     assert not (tmp_path / "run").exists()
 
@@ -353,6 +380,14 @@ def test_a_threshold_exceeded(grey: dict[str, Path], tmp_path: Path) -> None:
     result = audit(out=tmp_path / "run", fail_on="ddcs_best>0", **grey, **TINY)
     assert result.exceeded
     assert not audit(out=tmp_path / "run2", fail_on="covered>1", **grey, **TINY).exceeded
+
+
+def test_thresholds_on_flags(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", fail_on="flagged>0.05", **grey, **TINY)
+    assert result.exceeded == (result.metrics["flagged"]["value"] > 0.05)
+    again = audit(out=tmp_path / "run2", fail_on="flagged>=0", fdr=0.3, **grey, **TINY)
+    assert again.exceeded and again.metrics["flagged"]["fdr"] == 0.3
+    assert "false-discovery rate of 30 %" in again.report.read_text()
 
 
 def test_the_plan_is_told_before_anything_is_written(

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,11 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[object], *parts:
         (["audit", "--embedding", "lpips-vg"], ("lpips-vg", "did you mean lpips-vgg?")),
         (["audit", "--attack", "plug-and-pray"], ("plug-and-pray", "did you mean plug-and-play?")),
         (["audit", "--fail-on", "coverge>1"], ("coverge", "did you mean coverage?")),
+        (["audit", "--fdr", "1.5"], ("fdr", "less than 1")),
+        (
+            ["audit", "--embedding", "evaluator", "--fail-on", "flagged>0"],
+            ("give --embedding pixel",),
+        ),
         (["audit", "--device", "gpu9"], ("gpu9",)),
         (["audit", "--config", "none.yaml"], ("--config none.yaml", "cannot be read")),
         (["audit", "--private", "nowhere"], ("--public is missing",)),
@@ -291,6 +297,39 @@ def test_score_refuses_reconstructions_of_another_class(
         "z/0.png is of class z", "--private does not have", "rename its folder",
     )  # fmt: skip
     assert not out.exists()
+
+
+def test_score_judges_against_the_holdout(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    private, holdout = folder(tmp_path / "private", 0), folder(tmp_path / "holdout", 9000, each=6)
+    made = folder(tmp_path / "made", 5000)
+    score: list[object] = [
+        "score", "--private", private, "--reconstructions", made, "--holdout", holdout,
+        "--embedding", "pixel",
+    ]  # fmt: skip
+    code, out, err = run(capsys, *score, "--out", tmp_path / "run", "--fdr", "0.2")
+    assert code == 0, err
+    assert "of 6 images flagged at a false-discovery rate of 20 %" in out
+    # 6 / (0.2 (12 + 1)), rounded up.
+    assert "With 12 holdout images none is flagged unless 3 or more stand out together" in out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["flagged"]["fdr"] == 0.2 and metrics["leakage_gap"]["private_images"] == 6
+    samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
+    assert samples["p_value"].between(0, 1).all() and samples["flagged"].notna().all()
+
+    refused(capsys, [*score, "--out", tmp_path / "x", "--fdr", "0"], "fdr", "between 0 and 1")
+    copy = holdout / "a" / "copy.png"
+    copy.write_bytes((private / "a" / "2.png").read_bytes())
+    refused(capsys, [*score, "--out", tmp_path / "x"], "share 1 image(s)", "a/2.png = a/copy.png")
+    assert run(capsys, *score, "--out", tmp_path / "shared", "--allow-overlap")[0] == 0
+    copy.unlink()
+    shutil.rmtree(holdout / "b")
+    refused(capsys, [*score, "--out", tmp_path / "x"], "has no images of class b")
+    # A class that was not attacked needs none.
+    shutil.rmtree(made / "b")
+    assert run(capsys, *score, "--out", tmp_path / "half")[0] == 0
+    assert not (tmp_path / "x").exists()
 
 
 def test_score_refusals_name_the_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

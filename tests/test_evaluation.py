@@ -11,9 +11,11 @@ import torch
 
 from inversight import evaluation
 from inversight.data import ImageSet
+from inversight.embeddings.network import PooledEmbedding
 from inversight.embeddings.pixel import Pixel
 from inversight.errors import DataError
 from inversight.evaluation import METRICS, Evaluation, evaluate
+from inversight.risk import calibrate, leakage_gap
 from inversight.scored import by_set, read_scored, write_evaluation
 from inversight.seeding import generator
 from inversight.target import Target
@@ -112,7 +114,7 @@ def test_distances_are_mean_squared_errors() -> None:
 
 
 def test_rows_may_come_in_any_order(judge: Target) -> None:
-    holdout = images([3, 3, 3], 5, "h")
+    holdout = images([9, 9, 9], 5, "h")
 
     def shuffled(s: ImageSet, seed: int) -> ImageSet:
         return s.select(torch.randperm(len(s), generator=generator(seed)))
@@ -130,6 +132,67 @@ def test_rows_may_come_in_any_order(judge: Target) -> None:
     pd.testing.assert_frame_equal(one.samples, other.samples, rtol=1e-5)
     assert one.holdout is not None and other.holdout is not None
     pd.testing.assert_frame_equal(one.holdout, other.holdout, rtol=1e-5)
+
+
+RISK_COLUMNS = ["p_value", "q_value", "flagged"]
+
+
+def test_a_holdout_gives_flags_and_a_gap() -> None:
+    """The pieces put together by hand, from the tables."""
+    private, holdout, made = images([8, 6], 0), images([20, 20], 5, "h"), images([8, 6], 1, "r")
+    for i in range(4):
+        made.images[i] = private.images[i] ^ 1  # nearly the private image
+    found = score(private, made, holdout=holdout)
+    assert found.holdout is not None
+    assert list(found.samples) == [*COLUMNS[:-1], *RISK_COLUMNS, COLUMNS[-1]]
+    near = [(t["nearest_distance"].to_numpy(), t["label"].map({"a": 0, "b": 1}).to_numpy())
+            for t in (found.samples, found.holdout)]  # fmt: skip
+    expected = calibrate(near[0], near[1])
+    for key in RISK_COLUMNS:
+        assert found.samples[key].tolist() == expected.per_sample[key].tolist()
+    assert found.metrics["flagged"] == expected.summary["flagged"].as_json()
+    assert found.metrics["flagged"]["count"] == 4
+    assert set(found.samples["id"][found.samples["flagged"]]) == set(private.ids[:4])
+
+    def pixels(s: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+        return s.images.flatten(1).double() / 255 / 8, s.labels
+
+    gap = leakage_gap(*map(pixels, (private, holdout, made)))
+    assert found.metrics["leakage_gap"]["value"] == pytest.approx(gap.value, rel=1e-5)
+    assert found.metrics["leakage_gap"]["private_images"] == 14
+
+
+def test_the_rate_decides_what_is_flagged() -> None:
+    counts = []
+    for fdr in (0.05, 0.9):
+        found = evaluate(
+            PRIVATE, {"made": MADE}, distance=Pixel((8, 8)), features=HalfMeans(), evaluator=None,
+            holdout=images([12, 12, 12], 5, "h"), memory=2**30, seed=0, fdr=fdr,
+        )  # fmt: skip
+        assert found.metrics["flagged"]["fdr"] == fdr
+        counts.append(found.samples["flagged"].sum())
+        # Class b has no reconstruction, so that its images are unknown and not unflagged.
+        assert set(found.samples["label"][found.samples["flagged"].isna()]) == {"b"}
+        assert found.metrics["flagged"]["not_judged"] == 6
+    assert counts[0] < counts[1]
+
+
+def test_distances_that_have_seen_the_private_images_are_not_calibrated(judge: Target) -> None:
+    found = evaluate(
+        PRIVATE, {"made": MADE}, distance=PooledEmbedding("evaluator", judge), features=HalfMeans(),
+        evaluator=judge, holdout=images([9, 9, 9], 5, "h"), memory=2**30, seed=0,
+    )  # fmt: skip
+    for key in ("flagged", "leakage_gap"):
+        assert found.metrics[key]["value"] is None
+        assert "give --embedding pixel, public, lpips-vgg" in str(found.metrics[key]["reason"])
+    assert found.samples[RISK_COLUMNS].isna().all().all()
+    assert found.metrics["ddcs_best"]["value"] is not None
+
+
+def test_a_small_holdout_is_not_calibrated() -> None:
+    found = score(PRIVATE, MADE, holdout=HOLDOUT)
+    assert "at least 9 holdout images" in str(found.metrics["flagged"]["reason"])
+    assert found.metrics["leakage_gap"]["value"] is not None
 
 
 def test_an_exact_hit_is_marked_and_finite() -> None:
@@ -167,6 +230,7 @@ def assert_same(
 
 SETS = {"one": images([4, 3, 1], 7, "one"), "two": images([5, 0, 3], 8, "two")}
 HOLDOUT = images([3, 3, 3], 5, "h")
+LARGER = images([9, 9, 9], 5, "h")
 
 
 def at_once(sets: dict[str, ImageSet]) -> ImageSet:
@@ -183,8 +247,9 @@ def at_once(sets: dict[str, ImageSet]) -> ImageSet:
 
 
 def test_the_union_of_sets_scores_as_if_scored_at_once(judge: Target) -> None:
-    parts = score(PRIVATE, SETS, evaluator=judge, holdout=HOLDOUT)
-    whole = score(PRIVATE, at_once(SETS), evaluator=judge, holdout=HOLDOUT)
+    parts = score(PRIVATE, SETS, evaluator=judge, holdout=LARGER)
+    whole = score(PRIVATE, at_once(SETS), evaluator=judge, holdout=LARGER)
+    assert parts.metrics["flagged"]["value"] is not None
     assert_same(parts.metrics, whole.metrics)
     pd.testing.assert_frame_equal(
         parts.samples.drop(columns="nearest_set"), whole.samples.drop(columns="nearest_set")
@@ -196,18 +261,18 @@ def test_the_union_of_sets_scores_as_if_scored_at_once(judge: Target) -> None:
 
 
 def test_each_set_has_its_own_scores(judge: Target) -> None:
-    parts = score(PRIVATE, SETS, evaluator=judge)
+    parts = score(PRIVATE, SETS, evaluator=judge, holdout=LARGER)
     for name, made in SETS.items():
-        alone = score(PRIVATE, made, evaluator=judge)
+        alone = score(PRIVATE, made, evaluator=judge, holdout=LARGER)
         assert_same(parts.by_set[name], alone.metrics)
 
 
 def test_sets_added_to_what_was_kept_score_as_at_once(judge: Target, tmp_path: Path) -> None:
-    whole = score(PRIVATE, SETS, evaluator=judge, holdout=HOLDOUT)
-    first = score(PRIVATE, {"one": SETS["one"]}, evaluator=judge, holdout=HOLDOUT)
+    whole = score(PRIVATE, SETS, evaluator=judge, holdout=LARGER)
+    first = score(PRIVATE, {"one": SETS["one"]}, evaluator=judge, holdout=LARGER)
     write_evaluation(tmp_path, first)
     kept = replace(first, subjects=read_scored(tmp_path)[0], sets=read_scored(tmp_path)[1])
-    both = score(PRIVATE, {"two": SETS["two"]}, evaluator=judge, holdout=HOLDOUT, earlier=kept)
+    both = score(PRIVATE, {"two": SETS["two"]}, evaluator=judge, holdout=LARGER, earlier=kept)
     assert both.metrics == whole.metrics and both.by_set == whole.by_set
     pd.testing.assert_frame_equal(both.samples, whole.samples)
     pd.testing.assert_frame_equal(both.holdout, whole.holdout)

@@ -55,6 +55,16 @@ def test_unknown_metrics_get_the_nearest_name() -> None:
         Gate.parse("coverag>0.2")
 
 
+def test_what_a_run_will_end_without_is_refused_before_it() -> None:
+    gate = Gate.parse("flagged>0.05")
+    gate.check(holdout=True, embedding="pixel")
+    with pytest.raises(ConfigError, match="flagged needs a holdout: give --holdout"):
+        gate.check(holdout=False, embedding="pixel")
+    with pytest.raises(ConfigError, match="has seen the private images"):
+        Gate.parse("leakage_gap>1").check(holdout=True, embedding="evaluator")
+    Gate.parse("coverage>0.2").check(holdout=False, embedding="evaluator")
+
+
 def test_a_metric_without_a_value_never_passes_silently() -> None:
     with pytest.raises(ConfigError, match=r"coverage has no value.*too few images"):
         Gate.parse("coverage>0.2").exceeded(

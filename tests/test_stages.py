@@ -157,7 +157,12 @@ def test_a_scoring_goes_on(made: dict[str, Path], capsys: pytest.CaptureFixture[
         "holdout",
         "--embedding",
         "pixel",
+        "--holdout",
+        "more",
+        "--fdr",
+        "0.3",
     ]
+    shutil.copytree("holdout", "more")
     assert run(capsys, *score, "--out", "scored")[0] == 0
     tables = {f: (Path("scored") / f).read_bytes() for f in ("metrics.json", "samples.parquet")}
     # As a kill in the middle would have left it.

@@ -30,6 +30,7 @@ from inversight.console import Quiet, Reporter
 from inversight.data import (
     ImageSet,
     check_known_classes,
+    check_no_class_missing,
     check_overlap,
     check_size,
     digits,
@@ -274,6 +275,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
         if settings.limit:
             holdout = _matching(holdout, private.classes)
         check_known_classes(holdout, private.classes, f"--holdout {settings.holdout}")
+        check_no_class_missing(holdout, private.classes, f"--holdout {settings.holdout}")
     channels = max(private.channels, public.channels)
     private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
     if holdout is not None:
@@ -377,7 +379,8 @@ class Plan:
         for name, role in roles:
             check_name(name, role=role)
         if settings.fail_on is not None:
-            Gate.parse(settings.fail_on)
+            without = settings.private is not None and settings.holdout is None
+            Gate.parse(settings.fail_on).check(holdout=not without, embedding=settings.embedding)
         check_pairs(settings.pairs)
         for name, role in roles:
             unused = role == "--guidance-embedding" and settings.arm != "natural-gradient"
@@ -858,6 +861,7 @@ class _Execution:
                 memory=self.settings.memory,
                 seed=self.settings.seed,
                 pairs=self.settings.pairs,
+                fdr=self.settings.fdr,
                 checkpoint=folder,
                 device=self.plan.device,
                 progress=self.reporter.stage("scores"),

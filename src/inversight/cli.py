@@ -111,6 +111,13 @@ Pairs = Annotated[
 ]
 
 
+Overlap = Annotated[bool, typer.Option("--allow-overlap", help="Go on although sets share images.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Accepted share of false alarms among flagged images, as 0.1."),
+]
+
+
 def _given(
     options: dict[str, Any], config: Path | None, assignments: list[str] | None
 ) -> dict[str, Any]:
@@ -189,9 +196,7 @@ def audit(
     std: Mean = None,
     size: Size = None,
     trust_target: Trust = False,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Go on although sets share images.")
-    ] = False,
+    allow_overlap: Overlap = False,
     prior: PriorChoice = None,
     preset: Preset = None,
     seed: Seed = None,
@@ -208,6 +213,7 @@ def audit(
     ] = False,
     memory: Memory = None,
     pairs: Pairs = None,
+    fdr: Rate = None,
     limit: Limit = None,
     device: Device = None,
     fail_on: Annotated[
@@ -228,7 +234,7 @@ def audit(
         features=features, guidance_embedding=guidance_embedding,
         attack=list(attack) if attack else None, arm=arm, images=images,
         hash_ids=hash_ids or None, memory=memory,
-        pairs=_pairs(pairs) if pairs else None, limit=limit, device=device, fail_on=fail_on,
+        pairs=_pairs(pairs) if pairs else None, fdr=fdr, limit=limit, device=device, fail_on=fail_on,
     )  # fmt: skip
     given = _given(options, config, set_)
     from inversight.audit import audit as run_audit
@@ -422,15 +428,18 @@ def score(
     evaluator: Evaluator = None,
     classes: Classes = None,
     trust_target: Trust = False,
+    allow_overlap: Overlap = False,
     network: Network = None,
     size: Size = None,
     pairs: Pairs = None,
+    fdr: Rate = None,
     memory: Annotated[int, typer.Option(help="Bytes that features may take.")] = 2 << 30,
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     resume: Annotated[Path | None, typer.Option(help="Go on with this stopped scoring.")] = None,
 ) -> None:
     """Score any folders of reconstructions, whoever made them."""
+    from inversight.risk import DEFAULT_RATE
     from inversight.score_folders import Against, resume_scoring, score_folders
 
     if resume is not None:
@@ -468,13 +477,13 @@ def score(
             private=private, holdout=holdout, embedding=distance,
             features=features or ("inception" if distance.startswith("lpips") else distance),
             public=public, network=network, evaluator=evaluator, classes=classes, size=size,
-            trust=trust_target, pairs=_pairs(pairs),
+            trust=trust_target, pairs=_pairs(pairs), allow_overlap=allow_overlap,
         )  # fmt: skip
     terminal = Terminal()
     with _Interruptible(out, f"inversight score --resume {out}"), terminal.live():
         result = score_folders(
             against, reconstructions, out=out, reuse=reuse, memory=memory, seed=seed,
-            device=device, reporter=terminal,
+            fdr=DEFAULT_RATE if fdr is None else fdr, device=device, reporter=terminal,
         )  # fmt: skip
     _print_result(result)
 
@@ -582,7 +591,10 @@ def _print_result(result: Any) -> None:
         name = key if not found.get("features") else f"{key} ({found['features']})"
         table.add_row(name, f"{found['value']:.4g}", interval)
     console.print(table)
+    from inversight.report import flags
     from inversight.run import read_manifest
+
+    console.print(f"\n{flags(result.metrics['flagged'])}", markup=False, soft_wrap=True)
 
     _print_sets(console, result)
     stages = read_manifest(result.run).get("stages", [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -211,6 +211,21 @@ def check_known_classes(holdout: ImageSet, classes: Sequence[str], role: str) ->
         raise DataError(
             f"{role}: class {foreign} is not in --private; the holdout holds other images of the "
             "same classes"
+        )
+
+
+def check_no_class_missing(holdout: ImageSet, classes: Iterable[str], role: str) -> None:
+    """Refuse a holdout without images of some of ``classes``, which it could say nothing about.
+
+    Raises:
+        DataError: naming the first few such classes.
+    """
+    missing = sorted(set(classes) - set(holdout.classes))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DataError(
+            f"{role}: has no images of class {', '.join(missing[:3])}{more}; add some that the target "
+            "never saw, or go on without a holdout and without flags"
         )
 
 

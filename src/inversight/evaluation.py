@@ -20,8 +20,9 @@ from torch import Tensor
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, PooledEmbedding, Workspace, embed, image_pairs
 from inversight.embeddings.base import Features
-from inversight.errors import DataError
+from inversight.errors import ConfigError, DataError
 from inversight.progress import Progress, silent
+from inversight.risk import DEFAULT_RATE, calibrate, check_embedding, leakage_gap_of
 from inversight.scores import (
     Assigner,
     Assignment,
@@ -44,6 +45,7 @@ from inversight.target import Target
 from inversight.weights import load_weights
 
 _CHECKPOINT_SECONDS = 30.0
+_UNSEEN = "holdout/"
 
 PairMeasure = Literal["psnr", "ssim", "dists"]
 PAIR_MEASURES: tuple[PairMeasure, ...] = ("psnr", "ssim", "dists")
@@ -51,7 +53,6 @@ PAIR_MEASURES: tuple[PairMeasure, ...] = ("psnr", "ssim", "dists")
 _NO_EVALUATOR = "needs an evaluator: give --evaluator"
 _NO_INCEPTION = "defined on Inception features only: give --features inception"
 _NO_HOLDOUT = "needs a holdout: give --holdout"
-_NO_CALIBRATION = "calibration against the holdout is not part of this version"
 METRICS = (
     "ddcs_best",
     "ddcs_average",
@@ -73,6 +74,9 @@ METRICS = (
     "leakage_gap",
 )
 """Keys of metrics.json, in its order."""
+
+RISKS = ("flagged", "leakage_gap")
+"""Those that need a holdout."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,16 @@ class Subjects:
 class ScoredSet:
     """What is kept of one set of reconstructions.
 
-    holdout_nearest: (H,) float64, each holdout image's distance to the nearest reconstruction of its
-    class, NaN without one. features, evaluator: (M, D). logits: (M, K), the evaluator's. pairs: for
-    each pair measure (N,) float64, of each private image and its nearest reconstruction in this set.
+    assignment: to the private images; holdout: to the holdout images, None without any. features,
+    evaluator: (M, D). logits: (M, K), the evaluator's. pairs: for each pair measure (N,) float64, of
+    each private image and its nearest reconstruction in this set.
     """
 
     name: str
     ids: tuple[str, ...]
     labels: Tensor
     assignment: Assignment
-    holdout_nearest: Tensor
+    holdout: Assignment | None
     features: Tensor | None
     evaluator: Tensor | None
     logits: Tensor | None
@@ -138,6 +142,7 @@ def evaluate(
     memory: int,
     seed: int,
     pairs: Sequence[PairMeasure] = ("psnr",),
+    fdr: float = DEFAULT_RATE,
     earlier: tuple[Subjects, tuple[ScoredSet, ...]] | None = None,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
@@ -178,26 +183,32 @@ def evaluate(
     for file in files:
         if file is not None:
             file.unlink(missing_ok=True)
-    return summarise(subjects, tuple(scored), features_name=features.name, memory=memory, seed=seed)
+    return summarise(
+        subjects, tuple(scored), distance_name=distance.name, features_name=features.name,
+        memory=memory, seed=seed, fdr=fdr,
+    )  # fmt: skip
 
 
 def summarise(
     subjects: Subjects,
     sets: tuple[ScoredSet, ...],
     *,
+    distance_name: str,
     features_name: str,
     memory: int,
     seed: int,
+    fdr: float,
 ) -> Evaluation:
     """Metrics and tables from what was kept of each set."""
+
+    def measures(made: ScoredSet) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
+        metrics, columns = _measures(subjects, made, features_name, memory, seed)
+        found, more = _risk(subjects, made, distance_name, fdr, seed)
+        return {**metrics, **found}, {**columns, **more}
+
     everything = join(sets)
-    metrics, columns = _measures(subjects, everything, features_name, memory, seed)
-    by_set = {
-        one.name: _measures(subjects, one, features_name, memory, seed)[0]
-        if len(sets) > 1
-        else metrics
-        for one in sets
-    }
+    metrics, columns = measures(everything)
+    by_set = {one.name: measures(one)[0] if len(sets) > 1 else metrics for one in sets}
     owner = [one.name for one in sets for _ in one.ids]
     nearest = everything.assignment.nearest_row.tolist()
     frame = pd.DataFrame(
@@ -211,12 +222,12 @@ def summarise(
         }
     ).sort_values(["nearest_distance", "id"], na_position="last", ignore_index=True)
     unseen: pd.DataFrame | None = None
-    if subjects.holdout_labels is not None:
+    if subjects.holdout_labels is not None and everything.holdout is not None:
         unseen = pd.DataFrame(
             {
                 "id": subjects.holdout_ids,
                 "label": [subjects.classes[i] for i in subjects.holdout_labels.tolist()],
-                "nearest_distance": everything.holdout_nearest.numpy(),
+                "nearest_distance": _nearest(everything.holdout).numpy(),
             }
         ).sort_values("id", ignore_index=True)
     return Evaluation(metrics, frame, unseen, by_set, subjects, sets)
@@ -226,8 +237,9 @@ def join(sets: Sequence[ScoredSet]) -> ScoredSet:
     """Several sets against the same private images as one."""
     if len(sets) == 1:
         return sets[0]
-    assignment = union([s.assignment for s in sets], [s.ids for s in sets])
-    held = torch.stack([s.holdout_nearest.nan_to_num(nan=float("inf")) for s in sets]).amin(0)
+    names = [s.ids for s in sets]
+    assignment = union([s.assignment for s in sets], names)
+    held = [s.holdout for s in sets if s.holdout is not None]
     start = torch.tensor([0, *(len(s.ids) for s in sets)]).cumsum(0)
     # Which set the nearest one is of; any of them where there is none.
     which = torch.bucketize(assignment.nearest_row, start[1:-1], right=True)
@@ -242,7 +254,7 @@ def join(sets: Sequence[ScoredSet]) -> ScoredSet:
         ids=tuple(i for s in sets for i in s.ids),
         labels=torch.cat([s.labels for s in sets]),
         assignment=assignment,
-        holdout_nearest=held.where(held.isfinite(), torch.tensor(float("nan"), dtype=held.dtype)),
+        holdout=union(held, names) if held else None,
         features=together("features"),
         evaluator=together("evaluator"),
         logits=together("logits"),
@@ -347,14 +359,15 @@ def _score_set(
 ) -> ScoredSet:
     private = len(subjects.ids)
     assigner = Assigner(subjects.ids, made.ids)
-    held = torch.full((len(ours.names) - private,), float("inf"), dtype=torch.float64)
+    unseen = Assigner(subjects.holdout_ids, made.ids)
     classes = made.labels.unique().tolist()
     total = len(made) + int(torch.isin(ours.labels, made.labels).sum())
     done, compared = 0, torch.empty(0, dtype=torch.int64)
     if checkpoint is not None and checkpoint.is_file():
         state = load_file(checkpoint)
         assigner.restore(state)
-        held, compared = state["held"], state["compared"]
+        unseen.restore({k.removeprefix(_UNSEEN): v for k, v in state.items() if _UNSEEN in k})
+        compared = state["compared"]
         done = int(
             torch.isin(ours.labels, compared).sum() + torch.isin(made.labels, compared).sum()
         )
@@ -381,12 +394,13 @@ def _score_set(
             mine = at < private
             if bool(mine.any()):
                 assigner.see(at[mine], columns[tile.right], tile.distances[mine])
-            theirs = at[~mine] - private
-            held[theirs] = torch.minimum(held[theirs], tile.distances[~mine].amin(1))
+            if not bool(mine.all()):
+                unseen.see(at[~mine] - private, columns[tile.right], tile.distances[~mine])
         compared = torch.cat([compared, torch.tensor([label])])
         if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             # Whole classes only, so that what goes on is what would have been.
-            state = {**assigner.state(), "held": held, "compared": compared}
+            state = {**assigner.state(), "compared": compared}
+            state |= {f"{_UNSEEN}{k}": v for k, v in unseen.state().items()}
             partial = checkpoint.with_name(f".{checkpoint.name}.partial")
             save_file({k: v.contiguous() for k, v in state.items()}, partial)
             partial.replace(checkpoint)
@@ -398,7 +412,7 @@ def _score_set(
         ids=made.ids,
         labels=made.labels,
         assignment=assignment,
-        holdout_nearest=held.where(held.isfinite(), torch.tensor(float("nan"), dtype=held.dtype)),
+        holdout=None if subjects.holdout_labels is None else unseen.result(),
         features=None
         if subjects.features is None
         else embed(features, made, device=device, progress=progress).flat(),
@@ -451,8 +465,6 @@ def _measures(
     }
     for measure in PAIR_MEASURES:
         missing[measure] = f"was not asked for: give --pairs {measure}"
-    for key in ("flagged", "leakage_gap"):
-        missing[key] = _NO_HOLDOUT if subjects.holdout_labels is None else _NO_CALIBRATION
     if subjects.features is not None and made.features is not None:
         a = Features((subjects.features,), subjects.labels, subjects.ids)
         b = Features((made.features,), made.labels, made.ids)
@@ -485,6 +497,7 @@ def _measures(
         if key in found
         else {"value": None, "low": None, "high": None, "reason": missing[key]}
         for key in METRICS
+        if key not in RISKS
     }
     columns: dict[str, object] = {
         "ddcs_best": scored.per_sample["ddcs_best"].numpy(),
@@ -496,6 +509,53 @@ def _measures(
         **{measure: values.numpy() for measure, values in made.pairs.items()},
     }
     return metrics, columns
+
+
+def _risk(
+    subjects: Subjects, made: ScoredSet, distance_name: str, fdr: float, seed: int
+) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
+    """What the holdout says: keys of metrics.json and, where there is a holdout, columns."""
+    labels, unseen = subjects.holdout_labels, made.holdout
+    if labels is None or unseen is None:
+        none = Summary(None, reason=_NO_HOLDOUT)
+        return {key: dict(none.as_json()) for key in RISKS}, {}
+    images = len(subjects.ids)
+    columns: dict[str, Tensor] = {
+        "p_value": torch.full((images,), float("nan"), dtype=torch.float64),
+        "q_value": torch.full((images,), float("nan"), dtype=torch.float64),
+        "flagged": torch.zeros(images, dtype=torch.bool),
+    }
+    try:
+        check_embedding(distance_name)
+    except ConfigError as error:
+        found = dict.fromkeys(RISKS, Summary(None, reason=str(error)))
+    else:
+        ours, theirs = (_nearest(a) for a in (made.assignment, unseen))
+        judged = calibrate((ours, subjects.labels), (theirs, labels), fdr=fdr)
+        columns = dict(judged.per_sample)
+        gap = leakage_gap_of(
+            made.assignment,
+            unseen,
+            labels=subjects.labels,
+            ids=subjects.ids,
+            holdout_labels=labels,
+            holdout_ids=subjects.holdout_ids,
+            reconstruction_ids=made.ids,
+            rng=generator(seed, "risk/gap"),
+        )
+        found = {**judged.summary, "leakage_gap": gap}
+    unknown = columns["q_value"].isnan().numpy()
+    return {key: dict(found[key].as_json()) for key in RISKS}, {
+        "p_value": columns["p_value"].numpy(),
+        "q_value": columns["q_value"].numpy(),
+        "flagged": pd.arrays.BooleanArray(columns["flagged"].numpy(), unknown),
+    }
+
+
+def _nearest(assignment: Assignment) -> Tensor:
+    """Nearest distances, NaN where the class has no reconstruction."""
+    nearest = assignment.nearest
+    return nearest.where(nearest.isfinite(), torch.full_like(nearest, float("nan")))
 
 
 def _mean(values: Tensor, subjects: Subjects, rng: torch.Generator) -> Summary:

@@ -9,7 +9,8 @@ from typing import Any
 
 from inversight.config import nearest
 from inversight.errors import ConfigError
-from inversight.evaluation import METRICS
+from inversight.evaluation import METRICS, RISKS
+from inversight.risk import check_embedding
 
 _FORM = re.compile(r"\s*([a-z_0-9]+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*")
 
@@ -43,6 +44,17 @@ class Gate:
                 f"--fail-on {text}: no metric is called {match[1]}{nearest(match[1], METRICS)}"
             )
         return cls(match[1], match[2], threshold)
+
+    def check(self, *, holdout: bool, embedding: str) -> None:
+        """Refuse before a run what it is known to end without.
+
+        Raises:
+            ConfigError: the metric needs a holdout and there is none, or another embedding.
+        """
+        if self.metric in RISKS:
+            if not holdout:
+                raise ConfigError(f"--fail-on: {self.metric} needs a holdout: give --holdout")
+            check_embedding(embedding)
 
     def exceeded(self, metrics: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether the expression holds; a metric that could not be computed never passes silently.

@@ -9,7 +9,13 @@ from typing import Any
 
 from inversight.audit import AuditResult
 from inversight.console import Reporter
-from inversight.data import ImageSet, check_known_classes, load_folder
+from inversight.data import (
+    ImageSet,
+    check_known_classes,
+    check_no_class_missing,
+    check_overlap,
+    load_folder,
+)
 from inversight.device import pick_device
 from inversight.embeddings import named_embedding
 from inversight.errors import ConfigError, InputError, RunError
@@ -23,6 +29,7 @@ from inversight.evaluation import (
 )
 from inversight.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.report import load_report_data, render
+from inversight.risk import DEFAULT_RATE, check_rate
 from inversight.run import Run, read_manifest, write_text
 from inversight.scored import FILES, read_scored, write_evaluation
 from inversight.stages import public_network
@@ -47,6 +54,7 @@ class Against:
     size: int | None = None
     trust: bool = False
     pairs: tuple[PairMeasure, ...] = ("psnr",)
+    allow_overlap: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, paths absolute."""
@@ -111,6 +119,7 @@ class Against:
             size=given.get("size"),
             trust=bool(given.get("trust", False)),
             pairs=tuple(given.get("pairs", ("psnr",))),
+            allow_overlap=bool(given.get("allow_overlap", False)),
         )
 
 
@@ -124,6 +133,7 @@ def score_folders(
     seed: int,
     device: str,
     reporter: Reporter,
+    fdr: float = DEFAULT_RATE,
     resume: bool = False,
 ) -> AuditResult:
     """Score folders of reconstructions against private images; writes a run folder without an attack.
@@ -138,6 +148,7 @@ def score_folders(
     if memory < LEAST_MEMORY:
         raise ConfigError(f"--memory {memory}: expected bytes, at least {LEAST_MEMORY} (16 MiB)")
     check_pairs(against.pairs)
+    check_rate(fdr)
     if not resume:
         Run.check_new(out, needed_bytes=20_000_000)
     size = against.size
@@ -164,6 +175,9 @@ def score_folders(
             against.holdout, role="--holdout", size=size or own.size, channels=own.channels
         )
         check_known_classes(held, own.classes, f"--holdout {against.holdout}")
+        made_of = {s.classes[y] for s in sets.values() for y in s.labels.unique().tolist()}
+        check_no_class_missing(held, made_of, f"--holdout {against.holdout}")
+        check_overlap(own, held, ("--private", "--holdout"), allow=against.allow_overlap)
     if reuse is not None:
         _check_same(reuse, "holdout", held)
     judge = None
@@ -214,6 +228,7 @@ def score_folders(
         facts = {
             "seed": seed,
             "memory": memory,
+            "fdr": fdr,
             "embedding": against.embedding,
             "features": against.features,
             "images": "none",
@@ -237,6 +252,7 @@ def score_folders(
             memory=memory,
             seed=seed,
             pairs=against.pairs,
+            fdr=fdr,
             earlier=earlier,
             checkpoint=folder,
             device=where,
@@ -283,6 +299,7 @@ def resume_scoring(out: Path, *, device: str, reporter: Reporter) -> AuditResult
         reuse=None if reused is None else Path(reused),
         memory=manifest["memory"],
         seed=manifest["seed"],
+        fdr=manifest["fdr"],
         device=device,
         reporter=reporter,
         resume=True,

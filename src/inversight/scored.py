@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -67,9 +68,9 @@ def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], s
             vector = getattr(owner, field, None)
             if vector is not None and vector.shape[1] <= _WIDEST:
                 tensors[f"{name}/{field}"] = vector.contiguous()
-    if found.subjects.holdout_labels is not None:
-        for i, one in enumerate(found.sets):
-            tensors[f"set{i}/holdout_nearest"] = one.holdout_nearest
+    for i, one in enumerate(found.sets):
+        if one.holdout is not None:
+            tensors |= {f"set{i}/holdout/{k}": v for k, v in vars(one.holdout).items()}
     names = {
         "classes": [hide(n) for n in found.subjects.classes],
         "ids": [hide(n) for n in found.subjects.ids],
@@ -175,8 +176,10 @@ def read_scored(folder: Path) -> tuple[Subjects, tuple[ScoredSet, ...]]:
                             [row.get(n, -1) for n in near["nearest_reconstruction"].fillna("")]
                         ),
                     ),
-                    holdout_nearest=tensors.get(
-                        f"set{i}/holdout_nearest", torch.empty(0, dtype=torch.float64)
+                    holdout=None
+                    if held is None
+                    else Assignment(
+                        **{f.name: tensors[f"set{i}/holdout/{f.name}"] for f in fields(Assignment)}
                     ),
                     features=tensors.get(f"set{i}/features"),
                     evaluator=tensors.get(f"set{i}/evaluator"),

@@ -13,6 +13,7 @@ from inversight.errors import ConfigError
 from inversight.evaluation import PairMeasure
 from inversight.priors import PriorTraining
 from inversight.priors.settings import training_of
+from inversight.risk import DEFAULT_RATE
 from inversight.training import Training
 
 Preset = Literal["quick", "standard", "thorough"]
@@ -91,6 +92,8 @@ class AuditSettings:
     """Bytes that features and distances may take at once, beside the networks."""
     pairs: tuple[PairMeasure, ...] = ("psnr",)
     """Measures of each private image and its nearest reconstruction: psnr, ssim, dists (slower)."""
+    fdr: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_RATE
+    """Accepted share of false alarms among the images that are flagged; needs a holdout."""
     fail_on: str | None = None
     """Exit with 3 if this holds of metrics.json, as in "coverage>0.2"."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inversight.report.verdict import median_interval, verdict
-from tests.report.examples import plain_data, samples
+from tests.report.examples import metrics, plain_data, samples
 
 
 def covering(n: int, k: int) -> float:
@@ -92,8 +92,54 @@ def test_every_verdict_says_that_zero_is_not_safe_and_that_nothing_is_calibrated
         assert "No number here is a calibrated risk" in text
 
 
-def test_flags_of_a_calibrated_run_replace_the_disclaimer():
-    table = samples().assign(flagged=[True] * 4 + [False] * 26)
-    text = " ".join(verdict(plain_data(samples=table)).grounds)
-    assert "4 of 30 images flagged" in text
+def calibrated(count, *, not_judged=0, **gap):
+    judged = 30 - not_judged
+    return {
+        **metrics(),
+        "flagged": {
+            "value": count / judged, "low": None, "high": None, "count": count, "fdr": 0.1,
+            "smallest_possible": 3, "private_images": judged, "holdout_images": 119,
+            "not_judged": not_judged,
+        },
+        "leakage_gap": {
+            "value": 0.4, "low": 0.1, "high": 0.7, "private": 2.4, "holdout": 2.0,
+            "private_images": 30, "holdout_images": 119, "p_value": 0.012, **gap,
+        },
+    }  # fmt: skip
+
+
+def test_flagged_images_are_a_leak_told_with_their_rate_and_power():
+    same = np.linspace(0.1, 0.4, 30)
+    found = judged(same, same.tolist(), metrics=calibrated(4))
+    assert found.level == "leak"
+    assert found.sentence.startswith("4 of 30 private images are flagged")
+    assert "at most 10 % of flags are false alarms" in found.sentence
+    text = " ".join(found.grounds)
+    assert "With 119 holdout images none is flagged unless 3 or more stand out together" in text
+    assert "drawn as the private ones" in text and "not shown to be safe" in text
     assert "No number here" not in text
+
+
+def test_no_flag_is_not_called_safe():
+    same = np.linspace(0.1, 0.4, 30)
+    found = judged(same, same.tolist(), metrics=calibrated(0, not_judged=2))
+    assert found.level == "none-seen"
+    text = " ".join(found.grounds)
+    assert "0 of 28 images flagged" in text and "not shown to be safe" in text
+    assert "2 images were not judged" in text
+
+
+def test_the_gap_is_told_with_its_interval_and_chance():
+    text = " ".join(judged(np.linspace(0.1, 0.4, 30), [0.2] * 40, metrics=calibrated(0)).grounds)
+    assert "Leakage gap: 0.4 [0.1, 0.7]" in text and "(2.4)" in text and "(2)" in text
+    assert "as large in 1.2 % of cases" in text
+    bare = calibrated(0, low=None, high=None, p_value=None)
+    text = " ".join(judged(np.linspace(0.1, 0.4, 30), [0.2] * 40, metrics=bare).grounds)
+    assert "Leakage gap: 0.4, the DDCS" in text and "cases" not in text
+
+
+def test_what_could_not_be_judged_says_why():
+    found = {**metrics(), "flagged": {"value": None, "reason": "needs at least 9 holdout images"}}
+    text = " ".join(judged(np.linspace(0.1, 0.4, 30), [0.2] * 8, metrics=found).grounds)
+    assert "by itself against the holdout: needs at least 9 holdout images." in text
+    assert "No number here is a calibrated risk" in text

@@ -3,12 +3,14 @@
 from inversight.report.compare import Comparison, compare, render_text
 from inversight.report.contents import GalleryItem, ReportData, load_report_data
 from inversight.report.page import render
+from inversight.report.verdict import flags
 
 __all__ = [
     "Comparison",
     "GalleryItem",
     "ReportData",
     "compare",
+    "flags",
     "load_report_data",
     "render",
     "render_text",

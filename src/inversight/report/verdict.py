@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,14 @@ def verdict(data: ReportData) -> Verdict:
     else:
         level, sentence, compared = _against(nearest[finite], holdout)
         grounds += compared
+    flagged = data.metrics.get("flagged") or {}
+    if flagged.get("value"):
+        level = "leak"
+        sentence = (
+            f"{flagged['count']} of {flagged['private_images']} private images are flagged: they lie "
+            "nearer to the reconstructions than images of the same classes that the target never saw "
+            f"would by chance. On average at most {_percent(flagged['fdr'])} of flags are false alarms."
+        )
     if exact:
         level = "leak"
         sentence = (
@@ -109,7 +117,7 @@ def verdict(data: ReportData) -> Verdict:
         "near-identical private images only one gets the reconstruction. DDCS is a summary; judge "
         "an image by its nearest distance."
     )
-    grounds.append(_risk(data))
+    grounds += _risk(data)
     return Verdict(level, sentence, tuple(grounds))
 
 
@@ -198,12 +206,53 @@ def _closest_three(data: ReportData) -> str:
     return f"Most exposed by nearest distance: {named}."
 
 
-def _risk(data: ReportData) -> str:
-    if "flagged" in data.samples:
-        flagged = int(data.samples["flagged"].sum())
-        return f"Calibrated against the holdout: {flagged} of {len(data.samples)} images flagged."
+def flags(flagged: Mapping[str, Any]) -> str:
+    """What ``flagged`` of ``metrics.json`` says, in a sentence or two, with the power it had."""
+    if flagged.get("value") is None:
+        reason = flagged.get("reason") or "this run has not done that"
+        return f"No image was judged by itself against the holdout: {reason}."
     return (
-        "No number here is a calibrated risk of a single image. That would need a holdout of the "
-        "same classes, reconstructions assigned over private and holdout together, and a bound on "
-        "the share of false alarms among the flagged images; this run has not done that."
+        f"{flagged['count']} of {flagged['private_images']} images flagged at a false-discovery rate "
+        f"of {_percent(flagged['fdr'])}. With {flagged['holdout_images']} holdout images none is "
+        f"flagged unless {flagged['smallest_possible']} or more stand out together."
     )
+
+
+def _risk(data: ReportData) -> list[str]:
+    flagged = data.metrics.get("flagged") or {}
+    gap = data.metrics.get("leakage_gap") or {}
+    found = []
+    if gap.get("value") is not None:
+        bounds = ""
+        if gap.get("low") is not None:
+            bounds = f" [{number(gap['low'])}, {number(gap['high'])}]"
+        chance = ""
+        if gap.get("p_value") is not None:
+            chance = (
+                f" Without leakage it would be as large in {_percent(gap['p_value'])} of cases."
+            )
+        found.append(
+            f"Leakage gap: {number(gap['value'])}{bounds}, the DDCS of a private image "
+            f"({number(gap['private'])}) less that of a holdout image of its class "
+            f"({number(gap['holdout'])}), where each reconstruction counts for one image of both "
+            f"sets.{chance}"
+        )
+    if flagged.get("value") is None:
+        return [
+            *found,
+            f"{flags(flagged)} No number here is a calibrated risk of a single image.",
+        ]
+    found.append(
+        f"{flags(flagged)} That holds if the holdout images were drawn as the private ones of their "
+        "class were. An image that is not flagged was not shown to be safe."
+    )
+    if flagged.get("not_judged"):
+        found.append(
+            f"{flagged['not_judged']} images were not judged: their class has no reconstruction or "
+            "too few holdout images."
+        )
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{round(100.0 * share, 2) or 100.0 * share:g} %"

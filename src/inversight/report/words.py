@@ -118,10 +118,15 @@ METRICS: dict[str, Word] = {
     "flagged": Word(
         "Flagged",
         "higher",
-        "Private images that stand out from the holdout at the chosen false-discovery rate.",
+        "Share of the private images that lie nearer to a reconstruction than images of their class "
+        "that the target never saw; fdr: the accepted share of false alarms among them.",
     ),
     "leakage_gap": Word(
-        "Leakage gap", "higher", "How much more is recovered of private images than of the holdout."
+        "Leakage gap",
+        "higher",
+        "DDCS of a private image less that of a holdout image of its class, each reconstruction "
+        "counted once over both sets. About 0 if nothing leaked; p value: how often it would then be "
+        "as large. It says nothing of single images.",
     ),
 }
 

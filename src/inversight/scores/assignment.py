@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inversight.scores.classwise import TIE
+from inversight.embeddings.base import Features, squared_distances
+from inversight.scores.classwise import TIE, bounded, rows_by_class, take
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,24 @@ class _Nearest:
         self.row[rows] = torch.where(nearer, others, self.row[rows])
         self._rank[rows] = torch.where(nearer, ranks, self._rank[rows])
         self.distance[rows] = torch.minimum(found, before)
+
+
+def assign(private: Features, reconstructions: Features, *, memory: int) -> Assignment:
+    """Compare the features of every class that both have, within ``memory`` bytes.
+
+    Raises:
+        ConfigError: ``memory`` is not positive.
+    """
+    assigner = Assigner(private.ids, reconstructions.ids)
+    reconstructed = rows_by_class(reconstructions)
+    for label, rows in rows_by_class(private).items():
+        if label not in reconstructed:
+            continue
+        own = take(private, rows)
+        for part in bounded(reconstructions, reconstructed[label], len(rows), memory):
+            distances = squared_distances(own, take(reconstructions, part))
+            assigner.see(rows, part, distances.cpu())
+    return assigner.result()
 
 
 def rank(ids: Sequence[str]) -> Tensor:

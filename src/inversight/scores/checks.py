@@ -68,7 +68,9 @@ def as_array(value: object, role: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
     try:
-        return torch.from_numpy(np.ascontiguousarray(value))
+        array = np.ascontiguousarray(value)
+        # A pandas column may be read-only, which a tensor cannot be.
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{role}: expected an array of numbers ({reason})") from None
@@ -108,20 +110,24 @@ def check_features(features: Features, role: str) -> None:
             )
 
 
-def check_pair(private: Features, reconstructions: Features, *, by_class: bool = True) -> None:
+def check_pair(
+    private: Features, reconstructions: Features, *, by_class: bool = True, role: str = "private"
+) -> None:
     """Refuse two sets that cannot be compared, class by class if ``by_class``.
+
+    ``role`` is what messages call the first set.
 
     Raises:
         InputError: as :func:`check_features`; blocks that differ in number or width; a
             reconstruction of a class that private does not have.
     """
-    check_features(private, "private")
+    check_features(private, role)
     check_features(reconstructions, "reconstructions")
     expected = [block.shape[1] for block in private.blocks]
     found = [block.shape[1] for block in reconstructions.blocks]
     if expected != found:
         raise InputError(
-            f"reconstructions: expected feature blocks {expected} wide, as private has, "
+            f"reconstructions: expected feature blocks {expected} wide, as {role} has, "
             f"found {found}; embed both with the same embedding"
         )
     if not by_class:

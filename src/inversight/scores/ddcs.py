@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inversight.embeddings.base import squared_distances
 from inversight.errors import ConfigError
-from inversight.scores.assignment import Assigner, Assignment, rank
+from inversight.scores.assignment import Assignment, assign, rank
 from inversight.scores.bootstrap import default_rng, interval_of_means
 from inversight.scores.checks import FeaturesLike, as_pair
-from inversight.scores.classwise import bounded, rows_by_class, take
 from inversight.scores.result import ScoreResult, Summary
 
 
@@ -73,16 +71,8 @@ def ddcs(
         ConfigError: floor, memory or bootstrap out of range.
     """
     ours, theirs = as_pair(private, reconstructions)
-    assigner = Assigner(ours.ids, theirs.ids)
-    reconstructed = rows_by_class(theirs)
-    for label, rows in rows_by_class(ours).items():
-        if label not in reconstructed:
-            continue
-        own = take(ours, rows)
-        for part in bounded(theirs, reconstructed[label], len(rows), memory):
-            assigner.see(rows, part, squared_distances(own, take(theirs, part)).cpu())
     return ddcs_of(
-        assigner.result(),
+        assign(ours, theirs, memory=memory),
         labels=ours.labels,
         ids=ours.ids,
         reconstruction_ids=theirs.ids,

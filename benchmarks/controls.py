@@ -1,0 +1,350 @@
+"""Do flags mean what they say? Harmless audits, planted leaks and trained leaks.
+
+uv run python benchmarks/controls.py                              everything that is missing
+uv run python benchmarks/controls.py --parts null,planted         what trains nothing
+uv run python benchmarks/controls.py --table                      table and figures of what is there
+
+null: simulated nearest distances without leakage; the share of audits with any flag at 10 %. With it:
+what unequal proportions of classes do, and the leakage gap without leakage.
+planted: digits; reconstructions moved towards a known tenth of the private images.
+no-leak: whole attacks on digits; the target is trained on a third set, disjoint from private and
+holdout, so that every flag is a false alarm.
+trained-leak: whole attacks; the target is trained on the private images, a tenth of them repeated.
+
+Each whole attack leaves a small JSON file under --evidence and a run folder under --work, from which
+a stopped benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from common import finish, machine, parser
+from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, planted, unequal_rows
+from inversight.audit import Plan
+from inversight.console import Terminal
+from inversight.data import ImageSet, write_images
+from inversight.run import Run
+from inversight.settings import resolve
+from inversight.stages import train
+
+PARTS = ("null", "planted", "no-leak", "trained-leak")
+PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50
+"""Digits of each class in whole attacks; the rest is public. How often a leaked image is trained on."""
+
+_NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
+_TARGET: dict[str, Any] = {**_NO_FLIP, "epochs": 200, "patience": 60, "batch_size": 32}
+_ATTACK: dict[str, Any] = {
+    "embedding": "public",
+    "features": "public",
+    "guidance_embedding": "public",
+    "public_training": {**_NO_FLIP, "epochs": 30, "batch_size": 64},
+    # Nothing here reads the evaluator.
+    "evaluator_training": {**_NO_FLIP, "epochs": 5},
+    "prior": {"steps": 1500},
+    "adaptation": {"steps": 300},
+    "attack": [
+        {
+            "class": "plug-and-play",
+            "crop_flip": False,
+            "pool": 5000,
+            "candidates": 40,
+            "steps": 50,
+            "keep": 20,
+            "crops": 30,
+        }
+    ],
+    "fdr": RATE,
+}
+"""The digits' own settings of the quick preset."""
+
+_SMALL_TARGET: dict[str, Any] = {"epochs": 40}
+_SMALL: dict[str, Any] = {
+    "public_training": {"epochs": 2},
+    "evaluator_training": {"epochs": 1},
+    "prior": {"steps": 60},
+    "adaptation": {"steps": 10},
+    "attack": [
+        {"class": "plug-and-play", "pool": 300, "candidates": 8, "keep": 5, "steps": 5, "crops": 3}
+    ],
+}
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.small:
+            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+            options.figures = Path(temporary)
+        rows: list[dict[str, Any]] = []
+        figures: dict[str, Any] = {}
+        if "null" in options.parts:
+            null = null_rows(options.simulations)
+            rows += null
+            figures["null_most_flagged"] = max(row["flagged"] for row in null)
+            gaps = gap_rows(options.simulations)
+            rows += unequal_rows(options.simulations) + gaps
+            figures["gap_most_below_0.05"] = max(row["p <= 0.05"] for row in gaps)
+        if "planted" in options.parts:
+            curves, found = _planted(options)
+            rows += curves
+            figures |= found
+            _draw_planted(curves, options.figures / "planted-leak.png")
+        for part, seeds in (("no-leak", options.seeds), ("trained-leak", options.leak_seeds)):
+            if part in options.parts:
+                rows += _attacked(part, seeds, figures, options)
+        _draw_attacked(options)
+    if not rows:
+        raise SystemExit("no results yet")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    shown = [{name: row.get(name, "") for name in columns} for row in rows]
+    finish(f"controls, seeds {options.seeds}", figures, shown, options)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
+    made.add_argument("--seeds", type=int, default=None, help="of planted and no-leak; default 20")
+    made.add_argument("--leak-seeds", type=int, default=None, help="of trained-leak; default 5")
+    made.add_argument("--work", type=Path, default=Path("controls"), help="run folders, large")
+    made.add_argument("--evidence", type=Path, default=Path("docs/controls"))
+    made.add_argument("--figures", type=Path, default=Path("docs/images"))
+    made.add_argument("--table", action="store_true", help="attack nothing")
+    options = made.parse_args()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        raise SystemExit(f"--parts: expected some of {', '.join(PARTS)}, found {unknown}")
+    options.seeds = options.seeds or (2 if options.small else 20)
+    options.leak_seeds = options.leak_seeds or (1 if options.small else 5)
+    options.simulations = 20 if options.small else 1000
+    return options
+
+
+def _planted(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the two curves, and the figures at their last point."""
+    images = everything()
+    levels = np.linspace(0.0, 1.0, 3 if options.small else 11)
+    rows = []
+    for of_class in (False, True):
+        runs = [planted(images, seed, levels, of_class) for seed in range(options.seeds)]
+        for i, level in enumerate(levels):
+            row: dict[str, Any] = {
+                "control": "planted",
+                "setting": "null of each class" if of_class else "null of all classes",
+                "level": float(level),
+            }
+            for name in ("recall", "fdp"):
+                row[name], row[f"{name} ±"] = _interval([run[i][name] for run in runs])
+            rows.append(row)
+    last = {row["setting"]: row for row in rows if row["level"] == 1.0}
+    pooled, own = last["null of all classes"], last["null of each class"]
+    return rows, {
+        "planted_recall": pooled["recall"],
+        "planted_fdp": pooled["fdp"],
+        "planted_recall_of_class": own["recall"],
+        "planted_fdp_of_class": own["fdp"],
+    }
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; NaN for one value."""
+    if len(values) < 2:
+        return values[0], math.nan
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half
+
+
+def _attacked(
+    part: str, seeds: int, figures: dict[str, Any], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Run what is missing; a row for each seed, and the figures over them."""
+    found = []
+    for seed in range(seeds):
+        file = options.evidence / f"{part}-{seed}.json"
+        if not options.table and not _is_current(file, options):
+            _attack(part, seed, file, options)
+        if file.is_file():
+            found.append(json.loads(file.read_text()))
+    if not found:
+        return []
+    rows = []
+    for one in found:
+        flagged = one["flagged"]
+        row = {
+            "control": part,
+            "seed": one["seed"],
+            "flagged": flagged["count"],
+            "gap p": one["leakage_gap"]["p_value"],
+            "minutes": one["minutes"],
+        }
+        if part == "trained-leak":
+            row["auc"] = _auc(one)
+            row["recall"] = float(np.mean([q <= RATE for q in one["q_repeated"]]))
+        rows.append(row)
+    if part == "no-leak":
+        figures["no_leak_seeds_flagged"] = sum(one["flagged"]["count"] > 0 for one in found)
+        figures["no_leak_seeds"] = len(found)
+    else:
+        figures["trained_leak_auc"], half = _interval([row["auc"] for row in rows])
+        figures["trained_leak_auc_half"] = None if math.isnan(half) else half
+    return rows
+
+
+def _auc(one: dict[str, Any]) -> float:
+    """How often a repeated image has a smaller p-value than another private one; ties half."""
+    a, b = np.array(one["p_repeated"])[:, None], np.array(one["p_others"])[None, :]
+    return float(((a < b) + 0.5 * (a == b)).mean())
+
+
+def _is_current(file: Path, options: argparse.Namespace) -> bool:
+    return file.is_file() and json.loads(file.read_text())["settings"] == _digest(options.small)
+
+
+def _digest(small: bool) -> str:
+    values = [_ATTACK, _TARGET, PRIVATE, HOLDOUT, THIRD, REPEATS, small]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> None:
+    """One whole attack and what is kept of it."""
+    home = options.work / f"{part}-{seed}-{_digest(options.small)}"
+    private, holdout, third, public = drawn(everything(), (PRIVATE, HOLDOUT, THIRD), seed)
+    leaked = _firsts(private)
+    seen = third if part == "no-leak" else private
+    copies = REPEATS if part == "trained-leak" else 1
+    for name, images in (("private", private), ("holdout", holdout), ("public", public)):
+        write_images(home / name, images.images, images.ids)
+    write_images(home / "seen", seen.images, seen.ids)
+    for copy in range(1, copies):
+        names = [f"{private.ids[i].removesuffix('.png')}-{copy}.png" for i in leaked]
+        write_images(home / "seen", private.images[leaked], names)
+    reporter = Terminal()
+    if not (home / "target").is_dir():
+        training = {**_TARGET, **(_SMALL_TARGET if options.small else {})}
+        train(
+            home / "seen", home / "target", size=None, seed=seed, device="auto", given=training,
+            reporter=reporter,
+        )  # fmt: skip
+    given = {**_ATTACK, **(_SMALL if options.small else {}), "seed": seed}
+    folders = {name: home / name for name in ("private", "holdout", "public")}
+    plan = Plan.prepare(resolve({**folders, "target": str(home / "target"), **given}), reporter)
+    folder = home / "run"
+    run = Run.open(folder) if folder.exists() else Run.create(folder, plan.manifest())
+    try:
+        with reporter.live():
+            result = plan.execute(run, reporter)
+        minutes = sum(s["seconds"] for s in run.manifest["stages"]) / 60
+    finally:
+        run.close()
+    repeated = result.samples["id"].isin([private.ids[i] for i in leaked])
+    facts = {
+        "control": part,
+        "seed": seed,
+        "settings": _digest(options.small),
+        "minutes": round(minutes, 2),
+        "machine": machine(seed),
+        "flagged": result.metrics["flagged"],
+        "leakage_gap": result.metrics["leakage_gap"],
+        **_values(result.samples, "repeated", repeated),
+        **_values(result.samples, "others", ~repeated),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=1) + "\n")
+    partial.replace(file)
+
+
+def _firsts(images: ImageSet) -> list[int]:
+    """A tenth of each class's rows, which come in random order."""
+    return [
+        int(row)
+        for label in images.labels.unique()
+        for row in (images.labels == label).nonzero().squeeze(1)[: PRIVATE // 10]
+    ]
+
+
+def _values(samples: pd.DataFrame, name: str, rows: pd.Series) -> dict[str, list[float]]:
+    chosen = samples[rows]
+    return {
+        f"p_{name}": chosen["p_value"].round(6).tolist(),
+        f"q_{name}": chosen["q_value"].round(6).tolist(),
+    }
+
+
+def _draw_planted(rows: list[dict[str, Any]], path: Path) -> None:
+    """Recall and false-discovery proportion against how near the leak was planted."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for i, setting in enumerate(dict.fromkeys(row["setting"] for row in rows)):
+        own = [row for row in rows if row["setting"] == setting]
+        x = [row["level"] for row in own]
+        look = {"color": ("#2563a8", "#6b7280")[i], "marker": "os"[i], "capsize": 3}
+        for name, line in (("recall", "-"), ("fdp", ":")):
+            words = "found" if name == "recall" else "false alarms among the flagged"
+            axis.errorbar(
+                x, [r[name] for r in own], yerr=[r[f"{name} ±"] for r in own], linestyle=line,
+                label=f"{words}; {setting}", **look,
+            )  # fmt: skip
+    axis.axhline(RATE, color="#c2570c", linewidth=0.8, label=f"accepted rate, {RATE:g}")
+    axis.set_xlabel("planted distance: from the null's median (0) to 0.9 of its smallest (1)")
+    axis.set_ylabel("share")
+    axis.set_ylim(-0.03, 1.03)
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    _save(figure, path)
+
+
+def _draw_attacked(options: argparse.Namespace) -> None:
+    """Shares of images below each p-value: on the diagonal where nothing leaked."""
+    found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob("*.json"))]
+    none = [o["p_repeated"] + o["p_others"] for o in found if o["control"] == "no-leak"]
+    leak = [o for o in found if o["control"] == "trained-leak"]
+    groups = {
+        "never trained on": none,
+        "trained on once": [o["p_others"] for o in leak],
+        f"trained on {REPEATS} times": [o["p_repeated"] for o in leak],
+    }
+    if not any(groups.values()):
+        return
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="#9ca3af", linewidth=0.8)
+    colours = ("#6b7280", "#2563a8", "#c2570c")
+    for (name, parts), colour in zip(groups.items(), colours, strict=True):
+        values = np.sort([p for part in parts for p in part])
+        if len(values):
+            shares = np.arange(1, len(values) + 1) / len(values)
+            axis.step(values, shares, where="post", color=colour, label=f"{name} ({len(values)})")
+    axis.set_xlabel("p value")
+    axis.set_ylabel("share of private images at or below")
+    axis.legend(frameon=False, loc="upper left")
+    _save(figure, options.figures / "controls.png")
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    _pyplot().close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The controls of benchmarks/controls.py that train nothing: harmless audits, and planted leaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inversight.data import ImageSet, digits
+from inversight.risk import benjamini_hochberg, calibrate, leakage_gap
+from inversight.scores import ddcs
+from inversight.seeding import generator
+
+Floats = NDArray[np.float64]
+
+RATE = 0.1
+SHAPES = ("normal", "skewed", "heavy")
+SETTINGS = ((20, 5, 5), (10, 10, 10), (10, 20, 20), (10, 50, 50), (10, 50, 5), (50, 5, 5))
+"""(classes, holdout images a class, private images a class)"""
+
+PRIVATE, HOLDOUT, MADE = 40, 80, 40
+"""Digits of each class: private, holdout, and third images that stand for reconstructions."""
+
+
+def null_rows(seeds: int) -> list[dict[str, Any]]:
+    """Share of harmless audits with any flag: ours, and with each class's own mean and deviation.
+
+    Classes differ in how near and how widely spread their images are.
+    """
+    rows = []
+    for classes, holdout, private in SETTINGS:
+        for shape in SHAPES:
+            ours = naive = 0
+            for seed in range(seeds):
+                x, y = _null(seed, classes, private, holdout, shape)
+                labels = [np.repeat(np.arange(classes), n) for n in (private, holdout)]
+                found = calibrate((x.ravel(), labels[0]), (y.ravel(), labels[1]), fdr=RATE)
+                ours += bool(found.per_sample["flagged"].any())
+                naive += _naive(np.log(x), np.log(y))
+            rows.append(
+                {
+                    "control": "null",
+                    "classes": classes,
+                    "holdout a class": holdout,
+                    "private a class": private,
+                    "setting": shape,
+                    "flagged": ours / seeds,
+                    "flagged, same images": naive / seeds,
+                }
+            )
+    return rows
+
+
+def _null(seed: int, classes: int, private: int, holdout: int, shape: str) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng([seed, classes, holdout])
+    place = rng.normal(size=(classes, 1))
+    spread = 0.3 * np.exp(0.5 * rng.normal(size=(classes, 1)))
+
+    def draw(n: int) -> Floats:
+        if shape == "normal":
+            noise = rng.normal(size=(classes, n))
+        elif shape == "skewed":
+            noise = np.log(rng.gamma(2.0, size=(classes, n)))
+        else:
+            noise = rng.standard_t(3, size=(classes, n))
+        return np.exp(place + spread * noise)
+
+    return draw(private), draw(holdout)
+
+
+def _naive(private: Floats, holdout: Floats) -> bool:
+    """Holdout images measured by themselves among others, as one would do first."""
+    centre, scale = holdout.mean(1, keepdims=True), holdout.std(1, ddof=1, keepdims=True)
+    pool = np.sort(((holdout - centre) / scale).ravel())
+    nearer = np.searchsorted(pool, ((private - centre) / scale).ravel(), side="right")
+    p = torch.from_numpy((1 + nearer) / (len(pool) + 1))
+    return bool((benjamini_hochberg(p) <= RATE).any())
+
+
+def unequal_rows(seeds: int) -> list[dict[str, Any]]:
+    """What the second assumption is worth: ten times as many private images in the widest classes.
+
+    A tenth of the private images leaked, far nearer than any other; 50 holdout images a class.
+    """
+    rows = []
+    classes, holdout = 10, 50
+    for shape in SHAPES:
+        recall, wrong = [], []
+        for seed in range(seeds):
+            x, y = _null(seed, classes, 20, holdout, shape)
+            spread = np.log(y).std(1)
+            labels = np.repeat(np.arange(classes), 20)
+            narrow = spread < np.median(spread)
+            kept = ~narrow[labels] | (np.arange(len(labels)) % 20 < 2)
+            leaked = np.random.default_rng([seed, 1]).random(len(labels)) < 0.1
+            near = np.where(leaked, 1e-3 * x.ravel(), x.ravel())[kept]
+            found = calibrate(
+                (near, labels[kept]), (y.ravel(), np.repeat(np.arange(classes), holdout)), fdr=RATE
+            )
+            flagged = found.per_sample["flagged"].numpy()
+            recall.append((flagged & leaked[kept]).sum() / max(1, leaked[kept].sum()))
+            wrong.append((flagged & ~leaked[kept]).sum() / max(1, flagged.sum()))
+        rows.append(
+            {
+                "control": "unequal",
+                "classes": classes,
+                "holdout a class": holdout,
+                "private a class": "2 or 20",
+                "setting": shape,
+                "recall": float(np.mean(recall)),
+                "fdp": float(np.mean(wrong)),
+            }
+        )
+    return rows
+
+
+def gap_rows(seeds: int) -> list[dict[str, Any]]:
+    """Leakage gap of normal features without leakage: how often its interval holds 0, and p <= 0.05."""
+    rows = []
+    for private, holdout in ((10, 10), (5, 50), (50, 5), (30, 30)):
+        for width in (4, 16, 64):
+            held = small = 0
+            for seed in range(seeds):
+                rng = generator(seed, "gap", private, holdout, width)
+                sets = [_features(n, width, rng) for n in (private, holdout, 20)]
+                gap = leakage_gap(sets[0], sets[1], sets[2], bootstrap=400, rng=rng)
+                held += gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high
+                small += float(gap.extra["p_value"]) <= 0.05
+            rows.append(
+                {
+                    "control": "gap",
+                    "classes": 10,
+                    "holdout a class": holdout,
+                    "private a class": private,
+                    "setting": f"{width} features",
+                    "interval holds 0": held / seeds,
+                    "p <= 0.05": small / seeds,
+                }
+            )
+    return rows
+
+
+def _features(each: int, width: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``each`` normal features of ten classes, the last spread thrice as widely as the first."""
+    labels = torch.arange(10).repeat_interleave(each)
+    return torch.randn(len(labels), width, generator=rng) * (0.5 + labels[:, None] / 9), labels
+
+
+def everything() -> ImageSet:
+    """All different digits that scikit-learn has."""
+    found = digits(seed=0, per_class=1, public_images=10_000)
+    parts = (found.private, found.holdout, found.public)
+    return ImageSet(
+        images=torch.cat([s.images for s in parts]),
+        labels=torch.cat([s.labels for s in parts]),
+        ids=tuple(i for s in parts for i in s.ids),
+        classes=found.private.classes,
+        hashes=tuple(h for s in parts for h in s.hashes),
+    )
+
+
+def drawn(images: ImageSet, sizes: tuple[int, ...], seed: int) -> list[ImageSet]:
+    """Disjoint random parts with so many images of each class; what is left is one part more."""
+    rng = generator(seed, "controls")
+    parts: list[list[int]] = [[] for _ in range(len(sizes) + 1)]
+    for label in range(len(images.classes)):
+        rows = (images.labels == label).nonzero().squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=rng)]
+        pieces = rows.tensor_split(torch.tensor(sizes).cumsum(0))
+        for part, piece in zip(parts, pieces, strict=True):
+            part += piece.tolist()
+    return [images.select(torch.tensor(part)) for part in parts]
+
+
+def planted(images: ImageSet, seed: int, levels: Floats, of_class: bool) -> list[dict[str, float]]:
+    """Recall and false-discovery proportion for each level of a leak that was put there.
+
+    One reconstruction each is moved towards a tenth of each class's private images, on the straight
+    line between the two in pixel space, to a distance between the null's median (level 0) and 0.9 of
+    its smallest (level 1), logarithmically. The null: nearest distances of the holdout, of all classes
+    together or ``of_class``. Before that, reconstructions are digits that are in neither set.
+    """
+    private, holdout, made, _ = drawn(images, (PRIVATE, HOLDOUT, MADE), seed)
+    ours, theirs, start = (_pixels(s) for s in (private, holdout, made))
+    null = ddcs(theirs, start, bootstrap=0).per_sample["nearest_distance"]
+    leaked = torch.zeros(len(private), dtype=torch.bool)
+    pairs = []
+    for label in private.labels.unique().tolist():
+        # Drawn in random order already.
+        rows = (private.labels == label).nonzero().squeeze(1)[: PRIVATE // 10]
+        leaked[rows] = True
+        known = null[holdout.labels == label] if of_class else null
+        pairs.append((rows, (made.labels == label).nonzero().squeeze(1)[: len(rows)], known))
+    found = []
+    for level in levels:
+        moved = start[0].clone()
+        for rows, columns, known in pairs:
+            distance = known.median() ** (1 - level) * (0.9 * known.min()) ** level
+            away = moved[columns] - ours[0][rows]
+            length = (distance / away.square().sum(1, keepdim=True)).sqrt()
+            moved[columns] = ours[0][rows] + length * away
+        near = [
+            ddcs(s, (moved, start[1]), bootstrap=0).per_sample["nearest_distance"]
+            for s in (ours, theirs)
+        ]
+        result = calibrate((near[0], ours[1]), (near[1], theirs[1]), fdr=RATE)
+        flagged = result.per_sample["flagged"]
+        false = int((flagged & ~leaked).sum())
+        found.append(
+            {
+                "recall": float((flagged & leaked).sum() / leaked.sum()),
+                "fdp": false / max(1, int(flagged.sum())),
+            }
+        )
+    return found
+
+
+def _pixels(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Features whose squared distance is the mean squared error."""
+    values = images.floats().double().flatten(1)
+    return values / values.shape[1] ** 0.5, images.labels

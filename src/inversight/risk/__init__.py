@@ -1,0 +1,26 @@
+"""Risk: scores calibrated against a holdout, images of the same classes that the target never saw.
+
+:func:`calibrate` says of each private image whether it is nearer to the reconstructions than such
+images are by chance; :func:`leakage_gap` says it of the set as a whole.
+"""
+
+from inversight.risk.calibration import (
+    DEFAULT_RATE,
+    benjamini_hochberg,
+    calibrate,
+    check_embedding,
+    check_rate,
+    smallest_possible,
+)
+from inversight.risk.gap import leakage_gap, leakage_gap_of
+
+__all__ = [
+    "DEFAULT_RATE",
+    "benjamini_hochberg",
+    "calibrate",
+    "check_embedding",
+    "check_rate",
+    "leakage_gap",
+    "leakage_gap_of",
+    "smallest_possible",
+]

@@ -1,0 +1,198 @@
+"""Is an image nearer to the reconstructions than images that cannot have leaked? With what rate of
+false alarms?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from inversight.errors import ConfigError, InputError
+from inversight.risk.yardstick import yardsticks
+from inversight.scores.checks import as_array
+from inversight.scores.result import ScoreResult, Summary
+
+DEFAULT_RATE = 0.1
+"""The rate of false discoveries that nobody has to ask for."""
+
+LEAST = 9
+"""Holdout images below which nothing is said."""
+
+_SCRATCH = 1 << 20
+"""Numbers held at once in each temporary."""
+
+DistancesLike = tuple[Tensor | ArrayLike, Tensor | ArrayLike]
+"""(nearest distances (N,), labels (N,)) as tensors, NumPy arrays or lists; NaN where there is none."""
+
+
+def check_embedding(name: str) -> None:
+    """Refuse distances in which private and holdout images are not alike even without an attack.
+
+    Raises:
+        ConfigError: ``evaluator``, which was trained on the private images and not on the holdout.
+    """
+    if name == "evaluator":
+        raise ConfigError(
+            "risk cannot be judged in the features of the evaluator, which has seen the private "
+            "images and not the holdout; give --embedding pixel, public, lpips-vgg, lpips-alex, "
+            "lpips-squeeze or inception"
+        )
+
+
+def calibrate(
+    private: DistancesLike,
+    holdout: DistancesLike,
+    *,
+    fdr: float = DEFAULT_RATE,
+    floor: float = 1e-6,
+) -> ScoreResult:
+    """Flags private images; per_sample, each (N,) in private's row order, NaN where nothing is known:
+
+    - ``p_value``: float64 in (0, 1], lower is more leakage. How often an image that the target never
+      saw would come at least as near to a reconstruction of its class (split conformal p-value, Vovk
+      et al. 2005; Bates et al. 2023).
+    - ``q_value``: float64 in (0, 1], lower is more leakage. The smallest rate of false discoveries at
+      which the image is flagged (Benjamini and Hochberg 1995).
+    - ``flagged``: bool, ``q_value <= fdr``.
+
+    The summary ``flagged`` is the share of private images that are, of those that could be judged.
+
+    Logarithms of the nearest distances are standardised class by class
+    (:mod:`inversight.risk.yardstick`), holdout images of all classes together are what a private
+    image is compared with, and its p-value is the mean over which of its class's holdout images is
+    left out. The rate holds on average over audits if, without leakage, private and holdout images of
+    a class are exchangeable, and if the standardised values of all classes are distributed alike;
+    where private and holdout have the classes in the same proportions the second matters little.
+
+    It cannot see leakage that the holdout shares (images of the class that the target learnt as a
+    class), nor an image that this attack did not find. Few holdout images make it blind: none of N
+    images is flagged unless N / (fdr (n + 1)) stand out together, ``smallest_possible``.
+
+    Args:
+        private, holdout: nearest distances, >= 0, in one embedding that was trained on neither set,
+            with labels. NaN: the class has no reconstruction, and the image is left out.
+        fdr: accepted share of false alarms among the flagged images, in (0, 1).
+        floor: distance below which all distances count as equal, > 0.
+
+    Raises:
+        ConfigError: fdr or floor out of range.
+        InputError: not distances and labels of one length.
+    """
+    check_rate(fdr)
+    if not 0 < floor < float("inf"):
+        raise ConfigError(f"floor: expected a positive distance, found {floor}")
+    ours, labels = _distances(private, "private", floor)
+    theirs, holdout_labels = _distances(holdout, "holdout", floor)
+    known = {
+        int(label): theirs[(holdout_labels == label) & theirs.isfinite()].sort().values
+        for label in holdout_labels[theirs.isfinite()].unique(sorted=True)
+    }
+    measures = yardsticks(known)
+    pool = torch.cat(
+        [m.scores(known[label]) for label, m in measures.items()] or [theirs.new_empty(0)]
+    )
+    pool = pool.sort().values
+    p = torch.full_like(ours, float("nan"))
+    for label, measure in measures.items():
+        rows = ((labels == label) & ours.isfinite()).nonzero().squeeze(1)
+        for part in rows.split(max(1, _SCRATCH // len(measure.centre))):
+            scores = measure.scores(ours[part, None])
+            # Ties count against the flag: an image as near as a holdout image is not nearer.
+            nearer = torch.searchsorted(pool, scores, right=True).double().mean(1)
+            p[part] = (1.0 + nearer) / (len(pool) + 1.0)
+    q = torch.full_like(p, float("nan"))
+    judged = p.isfinite()
+    reason = _refusal(len(pool), int(judged.sum()), fdr)
+    if reason is None:
+        q[judged] = benjamini_hochberg(p[judged])
+    else:
+        p = torch.full_like(p, float("nan"))
+    # The last digit of p N / k must not decide.
+    flagged = q <= fdr * (1.0 + 1e-12)
+    return ScoreResult(
+        name="risk",
+        direction="higher",
+        meaning="higher: more private images are nearer than unseen images of their class",
+        rows="private",
+        summary={"flagged": _summary(flagged, judged, len(pool), fdr, reason)},
+        per_sample={"p_value": p, "q_value": q, "flagged": flagged},
+    )
+
+
+def benjamini_hochberg(p_values: Tensor) -> Tensor:
+    """q-values (N,) float64 of p-values (N,): the smallest over k >= rank of p_(k) N / k, at most 1.
+
+    Flagging q <= alpha keeps the expected share of false discoveries at alpha or below, for
+    independent p-values (Benjamini and Hochberg 1995) and for conformal ones that share a holdout
+    (Bates et al. 2023).
+    """
+    order = p_values.double().argsort(stable=True)
+    ranked = p_values.double()[order]
+    scaled = ranked * len(ranked) / torch.arange(1, len(ranked) + 1, dtype=torch.float64)
+    smallest = scaled.flip(0).cummin(0).values.flip(0).clamp_max(1.0)
+    return torch.empty_like(smallest).scatter_(0, order, smallest)
+
+
+def smallest_possible(private: int, holdout: int, fdr: float) -> int:
+    """The power: how many of ``private`` images must stand out for any to be flagged.
+
+    No p-value is below 1 / (holdout + 1), so that k flags need k >= N / (fdr (n + 1)).
+    """
+    return max(1, math.ceil(private / (fdr * (holdout + 1)) - 1e-9))
+
+
+def check_rate(fdr: float) -> None:
+    """Refuse a rate of false discoveries that is none.
+
+    Raises:
+        ConfigError: not in (0, 1).
+    """
+    if not 0.0 < fdr < 1.0:
+        raise ConfigError(f"fdr: expected a rate between 0 and 1, such as 0.1, found {fdr}")
+
+
+def _refusal(holdout: int, private: int, fdr: float) -> str | None:
+    """Why nothing is said, if so."""
+    least = max(LEAST, math.ceil(1.0 / fdr - 1e-9) - 1)
+    if holdout < least:
+        return (
+            f"needs at least {least} holdout images at a false-discovery rate of {fdr:g}, found "
+            f"{holdout} (of classes with reconstructions, at least two images each); add holdout "
+            "images"
+        )
+    if private == 0:
+        return "no private image is of a class with reconstructions and holdout images"
+    return None
+
+
+def _summary(
+    flagged: Tensor, judged: Tensor, holdout: int, fdr: float, reason: str | None
+) -> Summary:
+    if reason is not None:
+        return Summary(None, reason=reason, extra={"fdr": fdr, "holdout_images": holdout})
+    private, count = int(judged.sum()), int(flagged.sum())
+    extra: dict[str, float | int | str] = {
+        "count": count,
+        "fdr": fdr,
+        "smallest_possible": smallest_possible(private, holdout, fdr),
+        "private_images": private,
+        "holdout_images": holdout,
+        "not_judged": len(flagged) - private,
+    }
+    return Summary(count / private, extra=extra)
+
+
+def _distances(given: DistancesLike, role: str, floor: float) -> tuple[Tensor, Tensor]:
+    """Logarithms (N,) float64 of the distances, NaN kept, and labels (N,) int64."""
+    distances, labels = (as_array(part, role).cpu() for part in given)
+    if distances.ndim != 1 or labels.shape != distances.shape or labels.is_floating_point():
+        raise InputError(
+            f"{role}: expected nearest distances (N,) and as many integer labels, found shapes "
+            f"{tuple(distances.shape)} and {tuple(labels.shape)}"
+        )
+    distances = distances.double()
+    if bool((distances < 0).any()) or bool(distances.isinf().any()):
+        raise InputError(f"{role}: expected finite distances of 0 or more, NaN where there is none")
+    return distances.clamp_min(floor).log(), labels.long()
