@@ -96,7 +96,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--arms", default=",".join(ARMS), type=lambda text: text.split(","))
     made.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    made.add_argument("--work", type=Path, default=Path("study"), help="run folders, large")
+    made.add_argument("--work", type=Path, default=Path("benchmarks/out/study"), help="run folders")
     made.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
     made.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
     made.add_argument("--table", action="store_true", help="run nothing")
