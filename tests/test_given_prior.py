@@ -238,7 +238,7 @@ def test_priors_that_do_not_fit(published: StylePrior, capsys: pytest.CaptureFix
         (
             ("adapt", "--prior", "colour", "--target", "target", "--public", "public", "--out",
              "new"),
-            (*colour, "the target", "package.module:factory"),
+            (*colour, "those that target takes", "package.module:factory"),
         ),
         (
             ("adapt", "--prior", "classes", "--target", "target", "--public", "public", "--out",

@@ -354,7 +354,7 @@ class TargetChoice:
             prior.prior,
             prior.file,
             target.image_shape[0],
-            f"the target's {self.spec}",
+            f"those that {self.spec} takes",
             "give a prior trained on images like the target's, or name the target as "
             "package.module:factory, a function that returns it behind a layer that converts",
         )
