@@ -117,7 +117,9 @@ def _options() -> argparse.Namespace:
     made.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
     made.add_argument("--seeds", type=int, default=None, help="of planted and no-leak; default 20")
     made.add_argument("--leak-seeds", type=int, default=None, help="of trained-leak; default 5")
-    made.add_argument("--work", type=Path, default=Path("benchmarks/out/controls"), help="run folders")
+    made.add_argument(
+        "--work", type=Path, default=Path("benchmarks/out/controls"), help="run folders"
+    )
     made.add_argument("--evidence", type=Path, default=Path("docs/controls"))
     made.add_argument("--figures", type=Path, default=Path("docs/images"))
     made.add_argument("--table", action="store_true", help="attack nothing")
