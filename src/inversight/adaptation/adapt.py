@@ -39,7 +39,7 @@ TERMS: dict[str, tuple[Term, ...]] = {
 ARMS = tuple(TERMS)
 
 WEIGHTS = {"entropy": 0.3, "natural-gradient": 0.3, "balanced": 0.3, "statistics": 1.0}
-"""Each guided arm's weight where none is given, chosen on the study's seeds 0 to 4."""
+"""Each guided arm's weight where none is given, from a few trials: see docs/evidence.md."""
 
 
 @settings
