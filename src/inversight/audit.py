@@ -160,22 +160,35 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
     reporter = reporter or Quiet()
     path = Path(folder)
     manifest = read_manifest(path)
+    if "part_of" in manifest:
+        raise RunError(
+            f"--resume {path}: is part of a comparison of defences; run the same `inversight "
+            "defend` again, which goes on where it stopped"
+        )
     settings = resolve(manifest["given"])
     plan = Plan.prepare(settings, reporter)
-    for name, facts in plan.manifest()["inputs"].items():
-        before = manifest["inputs"].get(name, {}).get("fingerprint")
-        if facts["fingerprint"] != before:
-            what = "prior has" if name == "prior" else f"{name} images have"
-            raise RunError(
-                f"--resume {path}: the {what} changed since the run began ({facts['path']}); start "
-                "a new run"
-            )
+    check_unchanged(plan, manifest, path)
     run = Run.open(path)
     try:
         reporter.say(f"Resuming {path}")
         return plan.execute(run, reporter)
     finally:
         run.close()
+
+
+def check_unchanged(plan: Plan, manifest: dict[str, Any], path: Path) -> None:
+    """See that images and prior are those that the run in ``path`` began with.
+
+    Raises:
+        RunError: naming the first that has changed.
+    """
+    for name, facts in plan.manifest()["inputs"].items():
+        before = manifest["inputs"].get(name, {}).get("fingerprint")
+        if facts["fingerprint"] != before:
+            what = "prior has" if name == "prior" else f"{name} images have"
+            raise RunError(
+                f"{path}: the {what} changed since the run began ({facts['path']}); start a new run"
+            )
 
 
 def default_folder() -> Path:
