@@ -489,6 +489,82 @@ def score(
 
 
 @app.command()
+def defend(
+    run: Annotated[Path, typer.Argument(help="A finished audit with a holdout.")],
+    defence: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or package.module:Class; repeatable. See docs/defences.md."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default RUN/defences.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Trainings of each model; from 2 on there are intervals.")
+    ] = 1,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attack beside the audit's own; repeatable. Without a black-box one, "
+            "mirror-black-box is added."
+        ),
+    ] = None,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the private images that sample-level defences protect, most exposed "
+            "first; default: the flagged ones, or a tenth where none is flagged."
+        ),
+    ] = None,
+    accuracy_loss: Annotated[
+        float, typer.Option(help="Loss of holdout accuracy that a recommended defence may cost.")
+    ] = 0.02,
+    device: Device = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A defence's setting, as in --set mid.weight=0.01; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Train defended models, attack each of them anew, and compare what they cost and what they save.
+
+    Stopped, the same command goes on.
+    """
+    from inversight.defend import defend as run_defend
+    from inversight.report.defences import render_defences_text
+
+    specs = _defences(list(defence or ()), list(set_ or ()))
+    terminal = Terminal()
+    with (
+        _Interruptible(out or run / "defences", "the same command again"),
+        terminal.live(),
+    ):
+        result = run_defend(
+            run, specs, out=out, seeds=seeds, attacks=tuple(attack or ()), protect=protect,
+            tolerance=accuracy_loss, device=device, reporter=terminal,
+        )  # fmt: skip
+    typer.echo(f"{render_defences_text(result.found)}\n\nReport: {result.report}")
+
+
+def _defences(names: list[str], assignments: list[str]) -> list[str | dict[str, Any]]:
+    """Defences with the settings that --set gives them."""
+    settings: dict[str, Any] = {}
+    for text in assignments:
+        settings = merge(settings, parse_assignment(text))
+    known = [name.rpartition(":")[2] for name in names]
+    for name, values in settings.items():
+        if name not in known or not isinstance(values, dict):
+            raise ConfigError(
+                f"--set {name}: expected DEFENCE.SETTING=VALUE of a defence that is given with "
+                f"--defence{nearest(name, known)}"
+            )
+    return [
+        {"class": name, **settings[short]} if short in settings else name
+        for short, name in zip(known, names, strict=True)
+    ]
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Write RUN/report.html again from the run's tables, without pictures."""
     from inversight.stages import report_again
@@ -571,7 +647,9 @@ class _Interruptible:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
         if kind is KeyboardInterrupt:
-            begun = any((self.folder / f).is_file() for f in ("run.json", "training.json"))
+            begun = any(
+                (self.folder / f).exists() for f in ("run.json", "training.json", "runs")
+            )
             _complain(
                 f"stopped; go on with: {self.how}"
                 if begun
