@@ -240,7 +240,10 @@ def build_classifier(
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, generator=rng)
         elif isinstance(child, nn.Linear):
-            nn.init.normal_(child.weight, std=0.01, generator=rng)
+            if child is module.bottleneck:  # small values here as well would hold the start up
+                nn.init.kaiming_normal_(child.weight, nonlinearity="linear", generator=rng)
+            else:
+                nn.init.normal_(child.weight, std=0.01, generator=rng)
             nn.init.zeros_(child.bias)
     return SavedClassifier(
         module, architecture, width, tuple(classes), image_shape, tuple(mean), tuple(std), options

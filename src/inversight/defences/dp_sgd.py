@@ -178,7 +178,9 @@ class PrivateSteps:
 
 def mean_cross_entropy(module: Classifier, batch: Batch) -> Tensor:
     """Mean cross-entropy, 0 for an empty batch; the one loss whose clipping the guarantee covers here."""
-    total = F.cross_entropy(module(batch.inputs), batch.labels, reduction="sum")
+    # Without a gradient to pass on, the first layer's hook would warn at every step.
+    inputs = batch.inputs.detach().requires_grad_(True)
+    total = F.cross_entropy(module(inputs), batch.labels, reduction="sum")
     return total / max(1, len(batch.labels))
 
 
