@@ -24,7 +24,7 @@ from PIL import ImageFilter
 
 from inversight.adaptation import adapt
 from inversight.adaptation.collapse import LOW, class_entropy
-from inversight.attacks import ATTACKS, Attack, write_reconstructions
+from inversight.attacks import ATTACKS, Attack, require_access, run_attack, write_reconstructions
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
@@ -396,6 +396,9 @@ class Plan:
                 )
         size = None if given is None else given.prior.image_shape[1]
         inputs = read_inputs(settings, reporter, size)
+        if inputs.target is not None:
+            for attack in attacks.values():
+                require_access(attack, inputs.target)
         work = working_size(inputs.size, settings.working_size)
         if own is not None and own.image_shape[0] not in (1, 3):
             raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
@@ -445,7 +448,7 @@ class Plan:
         """Says what to lower if ``stage`` runs out of memory, and what is ``kept``."""
         lower = _LOWER.get(stage)
         if stage in self.attacks:
-            lower = "batch_size, as in --set 'attack=[{class: plug-and-play, batch_size: 20}]'"
+            lower = f"batch_size, as in --set 'attack=[{{class: {stage}, batch_size: 20}}]'"
         return memory_remedy(
             stage, f"lower {lower or '--memory'}, or use a smaller --preset; {kept}"
         )
@@ -556,6 +559,7 @@ class _Execution:
         self.reporter = reporter
         self.warnings: list[str] = list(plan.inputs.warnings)
         self.notes: list[str] = []
+        self.queries: dict[str, int] = {}
 
     def all(self) -> AuditResult:
         target = self.target()
@@ -801,7 +805,8 @@ class _Execution:
         labels = self.inputs.private.labels.unique(sorted=True)
 
         def fill(folder: Path) -> None:
-            made = attack.run(
+            made = run_attack(
+                attack,
                 target,
                 prior,
                 labels,
@@ -809,8 +814,12 @@ class _Execution:
                 progress=self.reporter.stage(name),
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
+            write_json(folder / "facts.json", {"queries": made.queries})
 
-        self.stage(f"attack-{name}", fill, name)
+        facts = self.stage(f"attack-{name}", fill, name) / "facts.json"
+        if facts.is_file():  # an earlier version's attack did not count
+            self.queries[name] = json.loads(facts.read_text())["queries"]
+            self.run.record(queries=self.queries)
 
     def collect(self) -> dict[str, ImageSet]:
         """Each attack's reconstructions; all of them together are in RUN/reconstructions."""

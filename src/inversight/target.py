@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -40,7 +41,8 @@ class Target:
 
     ``image_shape`` (C, S, S) is the model's input, which images are brought to; ``classes`` are its
     outputs in order. White-box access gives logits (N, K) with gradients; scores access log
-    probabilities without; label access a one-hot of the predicted class.
+    probabilities without; label access a one-hot of the predicted class. ``before`` is told how many
+    images are about to be sent, and may refuse by raising.
     """
 
     module: nn.Module
@@ -51,12 +53,15 @@ class Target:
     spec: str
     access: Access = Access.WHITE_BOX
     bounds: tuple[float, float] = (0.0, 1.0)
+    before: Callable[[int], None] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def __call__(self, images: Tensor) -> Tensor:
+        if self.before is not None:
+            self.before(len(images))
         channels, height, width = self.image_shape
         x = fit(images, size=(height, width), channels=channels)
         mean = torch.tensor(self.mean, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
