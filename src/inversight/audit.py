@@ -24,7 +24,14 @@ from PIL import ImageFilter
 
 from inversight.adaptation import adapt
 from inversight.adaptation.collapse import LOW, class_entropy
-from inversight.attacks import ATTACKS, Attack, require_access, run_attack, write_reconstructions
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    control,
+    require_access,
+    run_attack,
+    write_reconstructions,
+)
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
@@ -565,11 +572,13 @@ class _Execution:
         target = self.target()
         evaluator = self.evaluator()
         public_network = self.public_network() if self.plan.needs_public_network else None
-        prior = self.adapted(self.prior(public_network), target, public_network)
+        given = self.prior(public_network)
+        prior = self.adapted(given, target, public_network)
         for name, attack in self.plan.attacks.items():
             self.attack(name, attack, target, prior)
         reconstructions = self.collect()
-        metrics, samples = self.scores(reconstructions, evaluator, public_network)
+        unguided = self.control(given, reconstructions) if self.inputs.holdout is None else None
+        metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -845,9 +854,26 @@ class _Execution:
             found[name] = images.relabel(self.inputs.classes, role="reconstructions")
         return found
 
+    def control(self, prior: Prior, reconstructions: dict[str, ImageSet]) -> ImageSet:
+        """As many samples of the unadapted prior of each class as all attacks made, unguided."""
+        labels = torch.cat([one.labels for one in reconstructions.values()])
+
+        def fill(folder: Path) -> None:
+            made = control(
+                prior, labels, rng=self.rng("control"), progress=self.reporter.stage("control")
+            )
+            write_reconstructions(
+                folder, "images", made, classes=self.inputs.classes, name="control"
+            )
+
+        folder = self.stage("control", fill)
+        images = load_folder(folder / "images", role="control", channels=self.inputs.channels)
+        return images.relabel(self.inputs.classes, role="control")
+
     def scores(
         self,
         reconstructions: dict[str, ImageSet],
+        unguided: ImageSet | None,
         evaluator: Target,
         public_network: SavedClassifier | None,
     ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
@@ -867,6 +893,7 @@ class _Execution:
                 features=features,
                 evaluator=evaluator,
                 holdout=self.inputs.holdout,
+                control=unguided,
                 memory=self.settings.memory,
                 seed=self.settings.seed,
                 pairs=self.settings.pairs,

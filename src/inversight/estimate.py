@@ -124,6 +124,8 @@ def estimate(
     known = (PlugAndPlay, MirrorGenetic, CmaEs)
     kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
     embedded = len(private) * 2 + kept
+    if settings.private is not None and settings.holdout is None:
+        embedded += len(private) + kept  # the control's
     with remedy("scores"):
         seconds["scores"] = _embedding_seconds(settings, shape, embedded, device)
     weights = (

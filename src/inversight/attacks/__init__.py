@@ -2,6 +2,7 @@
 
 from inversight.attacks.base import Attack, Reconstructions, require_access
 from inversight.attacks.cma import CmaEs
+from inversight.attacks.control import control
 from inversight.attacks.files import load_latents, write_reconstructions
 from inversight.attacks.mirror_genetic import MirrorGenetic
 from inversight.attacks.plug_and_play import PlugAndPlay
@@ -23,6 +24,7 @@ __all__ = [
     "QueriesSpentError",
     "Reconstructions",
     "black_box",
+    "control",
     "load_latents",
     "require_access",
     "run_attack",
