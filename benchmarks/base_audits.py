@@ -11,11 +11,19 @@ from study import BASE, SMALL, audit_arm, digest
 from study_data import DATASETS
 
 
+BUDGETS: dict[str, dict[str, Any]] = {
+    "faces-32": {"adaptation": {"steps": 0}},
+    "vehicles-same": {"prior": {"steps": 1500}, "adaptation": {"steps": 0}},
+}
+"""Less than the study's: here many models are attacked, and none of them by an adapted prior."""
+
+
 def base_settings(
     name: str, seed: int, *, data: Path, work: Path, small: bool = False
 ) -> AuditSettings:
     """Settings of the audit of data set ``name``."""
     given: dict[str, Any] = {**DATASETS[name].given(seed, data, work), "seed": seed, "arm": BASE}
+    given |= BUDGETS.get(name, {})
     return resolve(given | SMALL if small else given)
 
 

@@ -24,7 +24,8 @@ from inversight.console import Quiet
 from inversight.errors import RunError
 from inversight.evaluation import METRICS
 from inversight.progress import Progress
-from tests.examples import OwnNetwork
+from inversight.target import Target
+from tests.examples import OwnNetwork, SampleAttack
 from tests.test_evaluation import COLUMNS, RISK_COLUMNS
 
 OLIVETTI = Path(__file__).parents[2] / "shared" / "data" / "olivetti"
@@ -287,6 +288,98 @@ def test_ones_own_target_and_its_warnings(grey: dict[str, Path], tmp_path: Path)
     assert result.metrics["flagged"]["reason"].startswith("needs a holdout")
 
 
+def without_holdout(folders: dict[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in folders.items() if name != "holdout"}
+
+
+BLACK_BOX = {
+    "class": "mirror-black-box", "pool": 30, "population": 6, "generations": 2, "candidates": 4,
+    "keep": 3, "crops": 2,
+}  # fmt: skip
+TWO = {**TINY, "attack": [*TINY["attack"], BLACK_BOX]}
+
+
+def test_without_a_holdout_there_is_a_control(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", **without_holdout(grey), **TWO)
+    run = result.run
+    manifest = json.loads((run / "run.json").read_text())
+    assert [s["name"] for s in manifest["stages"]][-3:] == ["reconstructions", "control", "scores"]
+    # Pool, steps and crops of six candidates of two classes; pool, children and crops of four.
+    assert manifest["queries"] == {
+        "plug-and-play": 30 + 12 * 3 + 12 * 2,
+        "mirror-black-box": 30 + 2 * 2 * 5 + 8 * 2,
+    }
+    gap = result.metrics["control_gap"]
+    assert gap["value"] == pytest.approx(gap["attack"] - gap["control"])
+    assert gap["attack"] == pytest.approx(result.metrics["ddcs_best"]["value"])
+    assert gap["reconstructions"] == 14 and gap["low"] is not None
+    control = sorted((run / "stages" / "control" / "images").rglob("*.png"))
+    assert [p.parent.name for p in control] == ["ann"] * 7 + ["bob"] * 7
+    by_set = json.loads((run / "metrics_by_set.json").read_text())
+    assert set(by_set) == {"plug-and-play", "mirror-black-box"}
+    assert by_set["mirror-black-box"]["control_gap"]["reconstructions"] == 6
+    assert not list((run / "reconstructions").rglob("control*"))
+    for table in ("samples", "samples_by_set", "reconstructions"):
+        assert "control" not in pd.read_parquet(run / f"{table}.parquet").to_csv()
+    report = result.report.read_text()
+    assert "Gap to the control" in report and "has no p value" in report
+    assert "plug-and-play 90, mirror-black-box 66" in report
+
+
+def test_with_a_holdout_there_is_none(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", **grey, **TINY)
+    assert not (result.run / "stages" / "control").exists()
+    assert "holdout" in result.metrics["control_gap"]["reason"]
+    assert "Gap to the control:" not in result.report.read_text()
+
+
+def test_the_control_is_of_the_prior_before_the_adaptation(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    """Neither another arm nor another attack's settings change it."""
+    pictures = []
+    more = {**TINY["attack"][0], "steps": 1}
+    for i, given in enumerate(({}, {"arm": "vanilla"}, {"attack": [more]})):
+        run = audit(out=tmp_path / f"run{i}", **without_holdout(grey), **{**TINY, **given}).run
+        files = sorted((run / "stages" / "control").rglob("*.png"))
+        pictures.append([file.read_bytes() for file in files])
+        assert len(files) == 8
+    assert pictures[0] == pictures[1] == pictures[2]
+
+
+@pytest.mark.parametrize("stage", ["control", "mirror-black-box"])
+def test_stopped_there_it_ends_the_same(grey: dict[str, Path], tmp_path: Path, stage: str) -> None:
+    def files(run: Path) -> list[str]:
+        return [(run / f).read_text() for f in ("metrics.json", "metrics_by_set.json")]
+
+    expected = audit(out=tmp_path / "whole", **without_holdout(grey), **TWO).run
+    with pytest.raises(Stop):
+        audit(out=tmp_path / "run", reporter=StopAt(stage, 1), **without_holdout(grey), **TWO)
+    resume(tmp_path / "run")
+    assert files(tmp_path / "run") == files(expected)
+    one, other = (json.loads((r / "run.json").read_text()) for r in (expected, tmp_path / "run"))
+    assert one["queries"] == other["queries"]
+
+
+def test_an_audit_gives_an_attack_no_more_than_it_names(
+    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Looking(SampleAttack):
+        def run(self, target: Target, *args: Any, **named: Any) -> Any:
+            x = torch.rand(1, 1, 8, 8, requires_grad=True)
+            with torch.enable_grad():
+                seen.append((str(target.access), target(x).requires_grad))
+            return super().run(target, *args, **named)
+
+    monkeypatch.setattr("tests.examples.SampleAttack", Looking)
+    given = {**TINY, "attack": ["tests.examples:SampleAttack"]}
+    run = audit(out=tmp_path / "run", **grey, **given).run
+    assert seen == [("scores", False)]
+    assert json.loads((run / "run.json").read_text())["queries"] == {"SampleAttack": 51}
+
+
 def test_a_class_order_of_ones_own(grey: dict[str, Path], tmp_path: Path) -> None:
     """The same network with its outputs in another order is the same target."""
     weights = own_weights(tmp_path / "w.safetensors", classes=3)
@@ -336,6 +429,10 @@ def fail_without_holdout(folders: dict[str, Path]) -> dict[str, Any]:
     return {"private": folders["private"], "public": folders["public"], "fail_on": "flagged>0.05"}
 
 
+def control_with_holdout(folders: dict[str, Path]) -> dict[str, Any]:
+    return {**folders, "fail_on": "control_gap>0"}
+
+
 def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
     weights = own_weights(folders["private"].parent / "w.safetensors", classes=3)
     return {**folders, "target": f"tests.examples:own_network?weights={weights}"}
@@ -354,6 +451,7 @@ def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
             "--private and --holdout share 1 image(s), first ann/3.png = ann/copy.png",
         ),
         (fail_without_holdout, "flagged needs a holdout"),
+        (control_with_holdout, "control_gap is of audits without a holdout"),
         (lambda folders: {**folders, "fdr": 1.0}, "fdr: expected less than 1"),
         (lambda folders: {**folders, "fdr": 0.0}, "fdr: expected greater than 0"),
         (target_of_three, "3 outputs, --private has 2 classes"),

@@ -50,6 +50,16 @@ def test_ones_own_attack_cannot_be_foreseen() -> None:
     assert "SampleAttack unknown" in str(found)
 
 
+@pytest.mark.parametrize("name", ["mirror-black-box", "cma-es"])
+def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
+    small = {"class": name, "pool": 100, "keep": 2, "crops": 2}
+    small |= {"searches": 2} if name == "cma-es" else {"population": 10, "candidates": 2}
+    few, many = (forecast(attack=[{**small, "generations": n}]) for n in (2, 20000))
+    assert few.seconds[name] is not None and many.seconds[name] is not None
+    assert many.seconds[name] > 100 * few.seconds[name]
+    assert few.disk_bytes == many.disk_bytes
+
+
 def test_ones_own_prior_takes_no_training() -> None:
     found = forecast(prior={"class": "tests.examples:NoisePrior"})
     assert found.seconds["prior"] == 0.0 and "adaptation" not in found.seconds

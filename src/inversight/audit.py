@@ -24,7 +24,14 @@ from PIL import ImageFilter
 
 from inversight.adaptation import adapt
 from inversight.adaptation.collapse import LOW, class_entropy
-from inversight.attacks import ATTACKS, Attack, write_reconstructions
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    control,
+    require_access,
+    run_attack,
+    write_reconstructions,
+)
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
@@ -409,6 +416,9 @@ class Plan:
                 )
         size = None if given is None else given.prior.image_shape[1]
         inputs = read_inputs(settings, reporter, size)
+        if inputs.target is not None:
+            for attack in attacks.values():
+                require_access(attack, inputs.target)
         work = working_size(inputs.size, settings.working_size)
         if own is not None and own.image_shape[0] not in (1, 3):
             raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
@@ -458,7 +468,7 @@ class Plan:
         """Says what to lower if ``stage`` runs out of memory, and what is ``kept``."""
         lower = _LOWER.get(stage)
         if stage in self.attacks:
-            lower = "batch_size, as in --set 'attack=[{class: plug-and-play, batch_size: 20}]'"
+            lower = f"batch_size, as in --set 'attack=[{{class: {stage}, batch_size: 20}}]'"
         return memory_remedy(
             stage, f"lower {lower or '--memory'}, or use a smaller --preset; {kept}"
         )
@@ -569,16 +579,19 @@ class _Execution:
         self.reporter = reporter
         self.warnings: list[str] = list(plan.inputs.warnings)
         self.notes: list[str] = []
+        self.queries: dict[str, int] = {}
 
     def all(self) -> AuditResult:
         target = self.target()
         evaluator = self.evaluator()
         public_network = self.public_network() if self.plan.needs_public_network else None
-        prior = self.adapted(self.prior(public_network), target, public_network)
+        given = self.prior(public_network)
+        prior = self.adapted(given, target, public_network)
         for name, attack in self.plan.attacks.items():
             self.attack(name, attack, target, prior)
         reconstructions = self.collect()
-        metrics, samples = self.scores(reconstructions, evaluator, public_network)
+        unguided = self.control(given, reconstructions) if self.inputs.holdout is None else None
+        metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -814,7 +827,8 @@ class _Execution:
         labels = self.inputs.private.labels.unique(sorted=True)
 
         def fill(folder: Path) -> None:
-            made = attack.run(
+            made = run_attack(
+                attack,
                 target,
                 prior,
                 labels,
@@ -822,8 +836,12 @@ class _Execution:
                 progress=self.reporter.stage(name),
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
+            write_json(folder / "facts.json", {"queries": made.queries})
 
-        self.stage(f"attack-{name}", fill, name)
+        facts = self.stage(f"attack-{name}", fill, name) / "facts.json"
+        if facts.is_file():  # an earlier version's attack did not count
+            self.queries[name] = json.loads(facts.read_text())["queries"]
+            self.run.record(queries=self.queries)
 
     def collect(self) -> dict[str, ImageSet]:
         """Each attack's reconstructions; all of them together are in RUN/reconstructions."""
@@ -849,9 +867,26 @@ class _Execution:
             found[name] = images.relabel(self.inputs.classes, role="reconstructions")
         return found
 
+    def control(self, prior: Prior, reconstructions: dict[str, ImageSet]) -> ImageSet:
+        """As many samples of the unadapted prior of each class as all attacks made, unguided."""
+        labels = torch.cat([one.labels for one in reconstructions.values()])
+
+        def fill(folder: Path) -> None:
+            made = control(
+                prior, labels, rng=self.rng("control"), progress=self.reporter.stage("control")
+            )
+            write_reconstructions(
+                folder, "images", made, classes=self.inputs.classes, name="control"
+            )
+
+        folder = self.stage("control", fill)
+        images = load_folder(folder / "images", role="control", channels=self.inputs.channels)
+        return images.relabel(self.inputs.classes, role="control")
+
     def scores(
         self,
         reconstructions: dict[str, ImageSet],
+        unguided: ImageSet | None,
         evaluator: Target,
         public_network: SavedClassifier | None,
     ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
@@ -871,6 +906,7 @@ class _Execution:
                 features=features,
                 evaluator=evaluator,
                 holdout=self.inputs.holdout,
+                control=unguided,
                 memory=self.settings.memory,
                 seed=self.settings.seed,
                 pairs=self.settings.pairs,

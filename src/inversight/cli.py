@@ -675,7 +675,12 @@ def _print_result(result: Any) -> None:
     console.print(f"\n{flags(result.metrics['flagged'])}", markup=False, soft_wrap=True)
 
     _print_sets(console, result)
-    stages = read_manifest(result.run).get("stages", [])
+    manifest = read_manifest(result.run)
+    queries = manifest.get("queries") or {}
+    if queries:
+        sent = ", ".join(f"{name} {count:,}" for name, count in queries.items())
+        console.print(f"\nImages sent to the target: {sent}", markup=False, soft_wrap=True)
+    stages = manifest.get("stages", [])
     if stages:
         took = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in stages)
         console.print(f"\nStages: {took}", markup=False, soft_wrap=True)

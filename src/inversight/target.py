@@ -44,7 +44,8 @@ class Target:
     ``image_shape`` (C, S, S) is the model's input, which images are brought to; ``classes`` are its
     outputs in order. White-box access gives logits (N, K) with gradients; scores access log
     probabilities without; label access a one-hot of the predicted class. ``outputs`` is what the
-    owner does with probabilities (N, K) before giving them out, so it concerns scores access alone.
+    owner does with probabilities (N, K) before giving them out, so it concerns scores access alone. ``before`` is told how many
+    images are about to be sent, and may refuse by raising.
     """
 
     module: nn.Module
@@ -56,12 +57,15 @@ class Target:
     access: Access = Access.WHITE_BOX
     bounds: tuple[float, float] = (0.0, 1.0)
     outputs: Callable[[Tensor], Tensor] | None = None
+    before: Callable[[int], None] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def __call__(self, images: Tensor) -> Tensor:
+        if self.before is not None:
+            self.before(len(images))
         channels, height, width = self.image_shape
         x = fit(images, size=(height, width), channels=channels)
         mean = torch.tensor(self.mean, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)

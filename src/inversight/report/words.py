@@ -128,6 +128,13 @@ METRICS: dict[str, Word] = {
         "counted once over both sets. About 0 if nothing leaked; p value: how often it would then be "
         "as large. It says nothing of single images.",
     ),
+    "control_gap": Word(
+        "Gap to the control",
+        "higher",
+        "Without a holdout: DDCS of the reconstructions less that of as many samples of the prior that "
+        "the target did not guide. What the guidance gained, by what images of a class have in common "
+        "and by what single ones leaked together; it cannot tell the two apart.",
+    ),
 }
 
 COLUMNS: dict[str, Word] = {
