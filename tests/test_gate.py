@@ -76,7 +76,7 @@ def test_a_metric_without_a_value_never_passes_silently() -> None:
 
 @pytest.mark.parametrize("text", ["flagged>5", "covered<1.01", "accuracy_top1>=-0.1"])
 def test_a_threshold_that_no_share_can_cross_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is a share from 0 to 1; write 5 % as 0.05"):
+    with pytest.raises(ConfigError, match=r"is a share from 0 to 1; write 5 % as 0\.05"):
         Gate.parse(text).check(holdout=True, embedding="pixel")
 
 

@@ -142,7 +142,7 @@ def test_the_filter_keeps_matching_rows_and_counts_them(watched):
     box.fill("P2/")
     kept = watched.column("id")
     assert kept and all(name.startswith("p2/") for name in kept)
-    assert watched.page.locator("#filter-count").text_content() == f"{len(kept)} of 30 shown"
+    assert watched.page.locator(".filter output").text_content() == f"{len(kept)} of 30 shown"
     watched.heading("ddcs_best").locator("button").click()
     assert sorted(watched.column("id")) == sorted(kept)
     box.fill("0.1")  # numbers are not names
