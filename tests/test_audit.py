@@ -477,7 +477,10 @@ def test_overlap_by_choice_is_a_warning(grey: dict[str, Path], tmp_path: Path) -
 def test_a_threshold_exceeded(grey: dict[str, Path], tmp_path: Path) -> None:
     result = audit(out=tmp_path / "run", fail_on="ddcs_best>0", **grey, **TINY)
     assert result.exceeded
-    assert not audit(out=tmp_path / "run2", fail_on="covered>1", **grey, **TINY).exceeded
+    two = ("covered>1", "ddcs_best<1e9")
+    result = audit(out=tmp_path / "run2", fail_on=two, **grey, **TINY)
+    assert len(result.crossed) == 1 and result.crossed[0].startswith("ddcs_best<1000000000 (")
+    assert resume(tmp_path / "run2").crossed == result.crossed
 
 
 def test_thresholds_on_flags(grey: dict[str, Path], tmp_path: Path) -> None:

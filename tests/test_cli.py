@@ -88,7 +88,12 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[object], *parts:
         (["audit", "--embedding", "lpips-vg"], ("lpips-vg", "did you mean lpips-vgg?")),
         (["audit", "--attack", "plug-and-pray"], ("plug-and-pray", "did you mean plug-and-play?")),
         (["audit", "--fail-on", "coverge>1"], ("coverge", "did you mean coverage?")),
+        (["audit", "--fail-on", "xyz>1"], ("no metric is called xyz", "flagged")),
+        (["audit", "--fail-on", "covered>1", "--fail-on", "flag>0"], ("flag>0", "flagged?")),
+        (["audit", "--fail-on", "flagged>5"], ("flagged>5", "a share from 0 to 1")),
+        (["audit", "--fail-on", ""], ("--fail-on", "METRIC>NUMBER")),
         (["audit", "--fdr", "1.5"], ("fdr", "less than 1")),
+        (["audit", "--fdr", "-0.1"], ("fdr", "greater than 0")),
         (
             ["audit", "--embedding", "evaluator", "--fail-on", "flagged>0"],
             ("give --embedding pixel",),

@@ -51,7 +51,7 @@ from inversight.embeddings.named import Use
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.estimate import Estimate, estimate
 from inversight.evaluation import check_pairs, evaluate
-from inversight.gate import Gate
+from inversight.gate import exceeded, gates
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.priors.given import (
@@ -96,13 +96,21 @@ _LOWER = {
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit leaves: the run folder, metrics.json and samples.parquet, read."""
+    """What an audit leaves: the run folder, metrics.json and samples.parquet, read.
+
+    crossed: the thresholds of ``fail_on`` that hold, each with the value found.
+    """
 
     run: Path
     metrics: dict[str, dict[str, Any]]
     samples: pd.DataFrame
     warnings: tuple[str, ...]
-    exceeded: bool = False
+    crossed: tuple[str, ...] = ()
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether any threshold of ``fail_on`` holds."""
+        return bool(self.crossed)
 
     @property
     def report(self) -> Path:
@@ -398,9 +406,9 @@ class Plan:
         )
         for name, role in roles:
             check_name(name, role=role)
-        if settings.fail_on is not None:
+        for gate in gates(settings.fail_on):
             without = settings.private is not None and settings.holdout is None
-            Gate.parse(settings.fail_on).check(holdout=not without, embedding=settings.embedding)
+            gate.check(holdout=not without, embedding=settings.embedding)
         check_pairs(settings.pairs)
         for name, role in roles:
             unused = role == "--guidance-embedding" and settings.arm != "natural-gradient"
@@ -595,10 +603,8 @@ class _Execution:
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
-        exceeded = False
-        if self.settings.fail_on is not None:
-            exceeded = Gate.parse(self.settings.fail_on).exceeded(metrics)
-        return AuditResult(self.run.path, metrics, samples, tuple(self.warnings), exceeded)
+        crossed = exceeded(gates(self.settings.fail_on), metrics)
+        return AuditResult(self.run.path, metrics, samples, tuple(self.warnings), crossed)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -217,7 +217,8 @@ def audit(
     limit: Limit = None,
     device: Device = None,
     fail_on: Annotated[
-        str | None, typer.Option(help='Exit with 3 if this holds, as in "coverage>0.2".')
+        list[str] | None,
+        typer.Option(help='Exit with 3 if this holds, as in "coverage>0.2"; repeatable.'),
     ] = None,
     set_: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this stopped run.")] = None,
@@ -234,7 +235,8 @@ def audit(
         features=features, guidance_embedding=guidance_embedding,
         attack=list(attack) if attack else None, arm=arm, images=images,
         hash_ids=hash_ids or None, memory=memory,
-        pairs=_pairs(pairs) if pairs else None, fdr=fdr, limit=limit, device=device, fail_on=fail_on,
+        pairs=_pairs(pairs) if pairs else None, fdr=fdr, limit=limit, device=device,
+        fail_on=tuple(fail_on) if fail_on else None,
     )  # fmt: skip
     given = _given(options, config, set_)
     from inversight.audit import audit as run_audit
@@ -259,6 +261,7 @@ def audit(
             result = run_audit(out=folder, reporter=terminal, **given)
     _print_result(result)
     if result.exceeded:
+        _complain(f"--fail-on: {', '.join(result.crossed)}")
         raise typer.Exit(3)
 
 

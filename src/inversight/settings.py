@@ -94,8 +94,8 @@ class AuditSettings:
     """Measures of each private image and its nearest reconstruction: psnr, ssim, dists (slower)."""
     fdr: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_RATE
     """Accepted share of false alarms among the images that are flagged; needs a holdout."""
-    fail_on: str | None = None
-    """Exit with 3 if this holds of metrics.json, as in "coverage>0.2"."""
+    fail_on: str | tuple[str, ...] | None = None
+    """Exit with 3 if this, or any of several, holds of metrics.json, as in "coverage>0.2"."""
 
 
 _BUDGETS: dict[Preset, dict[str, Any]] = {

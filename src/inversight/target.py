@@ -44,8 +44,8 @@ class Target:
     ``image_shape`` (C, S, S) is the model's input, which images are brought to; ``classes`` are its
     outputs in order. White-box access gives logits (N, K) with gradients; scores access log
     probabilities without; label access a one-hot of the predicted class. ``outputs`` is what the
-    owner does with probabilities (N, K) before giving them out, so it concerns scores access alone. ``before`` is told how many
-    images are about to be sent, and may refuse by raising.
+    owner does with probabilities (N, K) before giving them out, so it concerns scores access alone.
+    ``before`` is told how many images are about to be sent, and may refuse by raising.
     """
 
     module: nn.Module

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from inversight.report import render
+from inversight.report import render, render_defences
 from inversight.report.words import NONE
+from tests.report import defence_examples
 from tests.report.examples import HOSTILE, hostile_data
 
 pytestmark = pytest.mark.browser
@@ -142,7 +143,7 @@ def test_the_filter_keeps_matching_rows_and_counts_them(watched):
     box.fill("P2/")
     kept = watched.column("id")
     assert kept and all(name.startswith("p2/") for name in kept)
-    assert watched.page.locator("#filter-count").text_content() == f"{len(kept)} of 30 shown"
+    assert watched.page.locator(".filter output").text_content() == f"{len(kept)} of 30 shown"
     watched.heading("ddcs_best").locator("button").click()
     assert sorted(watched.column("id")) == sorted(kept)
     box.fill("0.1")  # numbers are not names
@@ -181,4 +182,43 @@ def test_nothing_is_wider_than_the_window(browser, address, width, scheme):
     page.goto(address)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.querySelector('.tall').scrollHeight > 400")
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def defences(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("defences") / "defences.html"
+    page = render_defences(defence_examples.found(), defence_examples.table())
+    file.write_text(page, encoding="utf-8")
+    return file.as_uri()
+
+
+def test_the_tables_of_defences_sort_and_filter_each_by_itself(browser, defences):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    found = Watched(page, defences)
+
+    def texts(table: str, column: int) -> list[str]:
+        return page.locator(
+            f"#{table}-table tbody tr:visible td:nth-child({column})"
+        ).all_inner_texts()
+
+    before = texts("exposed", 3)
+    page.locator('#protected-table th[data-key="ratio"] button').click()
+    ratios = [float(text) for text in texts("protected", 5)]
+    assert len(ratios) == 40 and ratios == sorted(ratios, reverse=True)
+    page.get_by_label("Filter").nth(0).fill("bido")
+    assert texts("protected", 2) == ["bido"] * 8
+    assert texts("exposed", 3) == before
+    assert found.noise == [] and all(
+        url == defences for url in found.requests if url[:5] != "data:"
+    )
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_defences_is_not_wider_than_the_window(browser, defences, width):
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(defences)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()

@@ -151,7 +151,7 @@ def test_every_column_of_the_table_is_in_the_ledger_also_unknown_ones():
 def test_the_ledger_starts_with_the_smallest_distance_and_ends_with_the_unknown_ones():
     table = samples()
     page = render(plain_data(samples=table.sample(frac=1.0, random_state=1)))
-    body = page[page.index('<table id="ledger-table">') :]
+    body = page[page.index('<table class="ledger" id="ledger-table">') :]
     shown = re.findall(r"<tr><td[^>]*>\d+</td><td>([^<]*)</td>", body)
     distances = dict(zip(table["id"], table["nearest_distance"], strict=True))
     expected = sorted(
@@ -163,7 +163,7 @@ def test_the_ledger_starts_with_the_smallest_distance_and_ends_with_the_unknown_
 
 def test_a_long_ledger_shows_the_most_exposed_and_says_where_the_rest_is():
     page = render(plain_data(samples=samples(MOST_ROWS + 100)))
-    body = page[page.index('<table id="ledger-table">') :]
+    body = page[page.index('<table class="ledger" id="ledger-table">') :]
     assert body.count("<tr><td") == MOST_ROWS
     assert f"The {MOST_ROWS} most exposed of {MOST_ROWS + 100}" in page
     assert "samples.parquet" in page

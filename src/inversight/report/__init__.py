@@ -2,6 +2,7 @@
 
 from inversight.report.compare import Comparison, compare, render_text
 from inversight.report.contents import GalleryItem, ReportData, load_report_data
+from inversight.report.defences import render_defences, render_defences_text
 from inversight.report.page import render
 from inversight.report.verdict import flags
 
@@ -13,5 +14,7 @@ __all__ = [
     "flags",
     "load_report_data",
     "render",
+    "render_defences",
+    "render_defences_text",
     "render_text",
 ]

@@ -17,7 +17,7 @@ from inversight.report.words import number
 
 Floats = NDArray[np.float64]
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "inversight",
     "font.size": 10.0,
@@ -43,7 +43,7 @@ def score_histogram(scores: Sequence[float]) -> str | None:
     values = values[values > 0]
     if not len(values):
         return None
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes()
         bins = _bins(values, axes)
         axes.hist(
@@ -57,7 +57,7 @@ def score_histogram(scores: Sequence[float]) -> str | None:
         axes.set_xlabel("DDCS best of an image (right: more exposed)")
         axes.set_ylabel("private images")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        return _svg(figure, "scores", f"Histogram of the scores of {len(values)} images above 0")
+        return to_svg(figure, "scores", f"Histogram of the scores of {len(values)} images above 0")
 
 
 def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None) -> str | None:
@@ -66,7 +66,7 @@ def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None
     theirs = _finite(holdout if holdout is not None else ())
     if not len(ours):
         return None
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure, axes = _axes()
         bins = _bins(np.concatenate([ours, theirs]), axes).tolist()
         floor = bins[0]
@@ -92,7 +92,7 @@ def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None
         axes.set_ylabel("% of images")
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, borderaxespad=0.2)
         names = "private and holdout" if len(theirs) else "private"
-        return _svg(figure, "distances", f"Histogram of the nearest distances of {names} images")
+        return to_svg(figure, "distances", f"Histogram of the nearest distances of {names} images")
 
 
 def _finite(values: Sequence[float]) -> Floats:
@@ -119,8 +119,11 @@ def _bins(values: Floats, axes: Axes) -> Floats:
     return np.linspace(max(low - margin, 0.0), high + margin, _BINS + 1)
 
 
-def _svg(figure: Figure, prefix: str, description: str) -> str:
-    """The bare <svg> element, its ids made the page's only ones of that name."""
+def to_svg(figure: Figure, prefix: str, description: str) -> str:
+    """The bare <svg> element, its ids made the page's only ones of that name.
+
+    ``description`` goes into an attribute as it is: no name that a user chose may be in it.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from inversight.report import words
-from inversight.report.contents import GalleryItem, ReportData, duration, most_exposed_first
+from inversight.report.contents import GalleryItem, ReportData, most_exposed_first
 from inversight.report.figures import distance_histogram, score_histogram
+from inversight.report.ledger import headings, rows
 from inversight.report.reading import flatten
+from inversight.report.templating import environment, own
 from inversight.report.verdict import verdict
 
 MOST_ROWS = 2000
@@ -57,25 +57,6 @@ class SetRow:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the ledger. first: its first direction. filtered: the filter reads it."""
-
-    key: str
-    name: str
-    numeric: bool
-    first: str
-    filtered: bool
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the ledger. sort: the value to sort by, where the text is not it."""
-
-    text: str
-    sort: str | None
-
-
-@dataclass(frozen=True)
 class Trust:
     """How far the evaluator can be trusted. level: ok, doubtful, bad or unknown."""
 
@@ -85,50 +66,42 @@ class Trust:
 
 def render(data: ReportData) -> str:
     """One self-contained HTML page: no file beside it, no network, every name in it inert text."""
-    environment = Environment(
-        loader=PackageLoader("inversight.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=words.number, visible=words.visible, duration=duration)
     samples = most_exposed_first(data.samples)
     shown = samples.head(MOST_ROWS)
+    order = _column_order(shown)
     scores = data.samples["ddcs_best"].astype("float64")
     nearest = data.samples["nearest_distance"].astype("float64")
     total = sum(seconds for _, seconds in data.stages)
-    return environment.get_template("report.html").render(
-        data=data,
-        verdict=verdict(data),
-        metrics=[_metric(key, found) for key, found in _ordered(data.metrics)],
-        set_measures=[words.metric(key).name for key in _SET_MEASURES],
-        sets=_sets(data),
-        columns=_columns(shown),
-        rows=_rows(shown),
-        images=len(samples),
-        uncovered=int((scores == 0).sum()),
-        unreached=int(nearest.isna().sum()),
-        score_figure=_own(score_histogram(scores.tolist())),
-        distance_figure=_own(distance_histogram(nearest.tolist(), data.holdout_nearest)),
-        gallery=[(item, _picture(item), _is_small(item)) for item in data.gallery],
-        trust=_trust(data.evaluator),
-        stages=[
-            (name, seconds, seconds / total if total else 0.0) for name, seconds in data.stages
-        ],
-        tables={
-            "Inputs": _lines(data.inputs),
-            "Target": _lines(data.target),
-            "Evaluator": _lines(data.evaluator),
-            "Settings": _lines(data.settings),
-            "Versions": _lines(data.versions),
-        },
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            data=data,
+            verdict=verdict(data),
+            metrics=[_metric(key, found) for key, found in _ordered(data.metrics)],
+            set_measures=[words.metric(key).name for key in _SET_MEASURES],
+            sets=_sets(data),
+            columns=headings(shown, order, words.column),
+            rows=rows(shown, order),
+            images=len(samples),
+            uncovered=int((scores == 0).sum()),
+            unreached=int(nearest.isna().sum()),
+            score_figure=own(score_histogram(scores.tolist())),
+            distance_figure=own(distance_histogram(nearest.tolist(), data.holdout_nearest)),
+            gallery=[(item, _picture(item), _is_small(item)) for item in data.gallery],
+            trust=_trust(data.evaluator),
+            stages=[
+                (name, seconds, seconds / total if total else 0.0) for name, seconds in data.stages
+            ],
+            tables={
+                "Inputs": _lines(data.inputs),
+                "Target": _lines(data.target),
+                "Evaluator": _lines(data.evaluator),
+                "Settings": _lines(data.settings),
+                "Versions": _lines(data.versions),
+            },
+        )
     )
-
-
-def _own(svg: str | None) -> Markup | None:
-    # Markup of our own making with numbers in it and nothing that a user named.
-    return None if svg is None else Markup(svg)  # noqa: S704
 
 
 def _ordered(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -173,40 +146,12 @@ def _sets(data: ReportData) -> list[SetRow]:
     ]
 
 
-def _columns(samples: pd.DataFrame) -> list[Column]:
-    columns = [Column("", "#", True, "ascending", False)]
-    for key in _column_order(samples):
-        word = words.column(key)
-        numeric = bool(pd.api.types.is_numeric_dtype(samples[key]))
-        first = "descending" if word.worse == "higher" else "ascending"
-        filtered = key == "label" or not numeric
-        columns.append(Column(key, word.name, numeric, first, filtered))
-    return columns
-
-
 def _column_order(samples: pd.DataFrame) -> list[str]:
     known = [key for key in words.COLUMNS if key in samples.columns]
     order = known + [str(key) for key in samples.columns if key not in known]
     # One set of reconstructions needs no column that names it in every row.
     one_set = "nearest_set" in order and samples["nearest_set"].nunique() < 2
     return [key for key in order if not (one_set and key == "nearest_set")]
-
-
-def _rows(samples: pd.DataFrame) -> list[list[Cell]]:
-    order = _column_order(samples)
-    cells = [[_cell(value) for value in samples[key].tolist()] for key in order]
-    numbers = [Cell(str(i), None) for i in range(1, len(samples) + 1)]
-    return [list(row) for row in zip(numbers, *cells, strict=True)]
-
-
-def _cell(value: Any) -> Cell:
-    if words.is_missing(value):
-        return Cell(words.NONE, "")
-    if isinstance(value, bool):
-        return Cell("yes" if value else "no", str(int(value)))
-    if isinstance(value, float):
-        return Cell(words.number(value), words.significant(value))
-    return Cell(words.visible(str(value)), None)
 
 
 def _picture(item: GalleryItem) -> tuple[str, str]:

@@ -1,6 +1,5 @@
-(() => {
-  "use strict";
-  const table = document.getElementById("ledger-table");
+"use strict";
+for (const table of document.querySelectorAll("table.ledger")) {
   const body = table.tBodies[0];
   const rows = Array.from(body.rows);
   const headings = Array.from(table.tHead.rows[0].cells);
@@ -36,8 +35,9 @@
     });
   });
 
-  const count = document.getElementById("filter-count");
-  const input = document.getElementById("filter-text");
+  const box = document.querySelector(`.filter[data-of="${table.id}"]`);
+  const count = box.querySelector("output");
+  const input = box.querySelector("input");
   const texts = new Map(rows.map((row) => {
     const words = Array.from(row.cells).filter((_, i) => headings[i].dataset.filter !== undefined);
     return [row, words.map((cell) => cell.textContent).join("\n").toLowerCase()];
@@ -52,6 +52,6 @@
     count.textContent = `${shown} of ${rows.length} shown`;
   };
   input.addEventListener("input", filter);
-  document.getElementById("filter").hidden = false;
+  box.hidden = false;
   filter();
-})();
+}

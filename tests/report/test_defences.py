@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+
+import pytest
+
+from inversight.report import render_defences, render_defences_text
+from inversight.report.defence_words import MEASURES, RATIOS, UTILITY, good, reading, shown
+from inversight.report.trade_off import dots, trade_off
+from inversight.report.words import NONE
+from tests.report.defence_examples import defence, found, table
+from tests.report.examples import HOSTILE
+from tests.report.test_page import Page
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_defences(found(), table())
+
+
+def hostile():
+    """Every text of defences.json and images.parquet that somebody can choose is hostile."""
+    results, evil = found(), HOSTILE[0]
+    for name in ("run", "embedding", "created", "version"):
+        results[name] = evil
+    results["attacks"] = {evil: evil}
+    results["protected"]["rule"] = evil
+    results["warnings"] = [*HOSTILE]
+    results["recommendation"] = {"defence": evil, "reason": evil}
+    images = table()
+    for i, name in enumerate(HOSTILE, 1):
+        one = results["defences"][i]
+        images.loc[images["defence"] == one["name"], "defence"] = name
+        one |= {"name": name, "title": name, "what": name, "level": name, "masked": name}
+        one["facts"] = {name: {name: name}}
+        one["measures"][name] = {"mean": 1.0, "low": None, "high": None}
+        one["exposure"]["newly_flagged"] = [*HOSTILE]
+    results["defences"][-1]["failed"] = evil
+    images.loc[:4, "id"] = list(HOSTILE)
+    images.loc[40:44, "id"] = list(HOSTILE)
+    return results, images
+
+
+def rows_of(page: str, name: str) -> list[list[str]]:
+    body = page[page.index(f'id="{name}-table"') :]
+    body = body[body.index("<tbody>") : body.index("</tbody>")]
+    return [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in body.split("</tr>")[:-1]]
+
+
+def test_the_same_data_gives_the_same_page(page):
+    assert render_defences(found(), table()) == page
+
+
+def test_what_json_reads_back_gives_the_same_page(page):
+    assert render_defences(json.loads(json.dumps(found())), table()) == page
+
+
+def test_hostile_names_become_text_and_nothing_else():
+    html = render_defences(*hostile())
+    seen = Page(html)
+    assert len(seen.named("script")) == 1
+    assert not seen.named("img") and not seen.named("iframe")
+    handlers = [n for _, attributes in seen.elements for n in attributes if n[:2] == "on"]
+    assert handlers == []
+    for name in HOSTILE:
+        assert name in seen.text()
+    # The SVG names defences too: what is cut short there must not be markup either.
+    pictures = re.findall(r"<svg.*?</svg>", html, re.S)
+    assert len(pictures) == 2
+    for svg in pictures:
+        assert "<img" not in svg and "<script" not in svg and "onerror" in svg
+
+
+def test_signs_of_mathematics_and_control_characters_in_names_are_only_text():
+    results = found()
+    results["defences"][1]["name"] = r"$\frac{1}{$"
+    results["defences"][2]["name"] = "a\u202eb\x1b[31m"
+    html = render_defences(results, table())
+    assert r"$\frac{1}{$" in html
+    assert "\u202e" not in html and "\x1b" not in html
+    assert "a\\u202eb\\x1b[31m" in html
+    assert "\x1b" not in render_defences_text(results)
+
+
+def test_nothing_outside_the_page_is_loaded(page):
+    seen = Page(page)
+    for tag, attributes in seen.elements:
+        for name in ("src", "srcset", "data", "poster", "action"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+        for name in ("href", "xlink:href"):
+            where = attributes.get(name, "#")
+            assert where.startswith("#") or where == "data:,", (tag, where)
+    assert "@import" not in page
+    assert all(first == "#" for first in re.findall(r"url\(['\"]?(.)", page))
+    policy = [m for m in seen.named("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy[0]["content"].startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page):
+    seen = Page(page)
+    ids = [attributes["id"] for _, attributes in seen.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r"url\(#([^)]*)\)", page)
+    for _, attributes in seen.elements:
+        for name in ("href", "xlink:href"):
+            if attributes.get(name, "").startswith("#"):
+                used.append(attributes[name][1:])
+        used += attributes.get("aria-labelledby", "").split()
+    assert used and set(used) <= set(ids)
+
+
+def test_recommendation_and_warnings_come_first(page):
+    text = Page(page).text()
+    assert "Recommended: bilateral dependency (bido)." in text
+    assert "keep 95 % of the accuracy" in text and "The holdout has 20 images." in text
+    assert text.index("Recommended:") < text.index("The holdout has") < text.index("Trade-off", 300)
+
+
+def test_no_recommendation_is_said():
+    for nothing in ({"defence": None, "reason": "None kept the accuracy."}, None):
+        text = Page(render_defences(found(recommendation=nothing), table())).text()
+        assert "No defence is recommended." in text
+    assert "None kept the accuracy." not in text
+    results = found(recommendation={"defence": "none", "reason": "Nothing leaked."})
+    assert (
+        "leave the target as it is. Nothing leaked."
+        in Page(render_defences(results, table())).text()
+    )
+
+
+def test_a_failed_defence_shows_its_reason_and_no_number(page):
+    row = page[page.index("<code>dp-sgd</code>") :]
+    row = row[: row.index("</tr>")]
+    assert "failed: dp-sgd needs opacus: pip install inversight[dp]" in row
+    assert 'class="n"' not in row
+    assert "dp-sgd: failed: dp-sgd needs opacus" in render_defences_text(found())
+
+
+def test_before_after_change_and_interval_are_beside_each_other(page):
+    text = Page(page).text()
+    assert "0.62 → 0.186 -0.434 [-0.564 to -0.304]" in text
+    assert "0.081 → 0.113 \N{MULTIPLICATION SIGN} 1.4 [1.29 to 1.51]" in text
+    assert "Leakage gap leakage_gap 0.62 0.186 -0.434 -0.564 to -0.304 better" in text
+    assert (
+        "Accuracy on holdout holdout_accuracy 0.81 0.778 -0.0324 -0.0421 to -0.0227 worse" in text
+    )
+    assert (
+        "Nearest distance distance 0.081 0.081 \N{MULTIPLICATION SIGN} 1 0.92 to 1.08 not clear"
+        in text
+    )
+    assert "weights: 0.05, 0.5" in text.replace("[", "").replace("]", "")
+    assert "epsilon: 8" in text
+    assert "Masked? Plug &amp; Play came out weaker" in page
+
+
+def test_one_seed_has_no_intervals_and_the_page_says_so():
+    html = render_defences(found(1), table())
+    text = Page(html).text()
+    assert "one seed: there are no intervals" in text
+    assert "No bars: one seed has no interval." in text
+    assert "no interval" in text and "not clear" not in text
+    assert 'class="better"' not in html and 'class="worse"' not in html
+    printed = " ".join(render_defences_text(found(1)).split())
+    assert "one seed: there are no intervals" in printed
+    assert "-0.434" in printed and "-0.564" not in printed
+    assert "one seed" not in Page(render_defences(found(), table())).text()
+    assert "one degree of freedom" in Page(render_defences(found(2), table())).text()
+
+
+def test_missing_values_are_missing_and_never_zero():
+    results = found()
+    for one in results["defences"]:
+        for part in ("measures", "changes"):
+            one[part].pop("flagged", None)
+            one[part]["coverage"] = {"mean": None, "low": None, "high": None, "values": []}
+    results["defences"][2]["measures"]["holdout_accuracy"] = {"mean": float("nan")}
+    results["defences"][2]["changes"].pop("leakage_gap")
+    images = table(results)
+    images.loc[images.index[32:36], ["ratio", "nearest_distance"]] = float("nan")
+    html = render_defences(results, images)
+    assert "<code>flagged</code>" not in html and "<code>coverage</code>" not in html
+    row = html[html.index("<code>bido</code>") :]
+    row = row[: row.index("</tr>")]
+    assert f"0.81 →</span> <b>{NONE}</b>" in row
+    assert "Left out, for want of a value: bido." in Page(html).text()
+    # Rows without a ratio stand last.
+    ratios = [row[4] for row in rows_of(html, "protected")]
+    assert NONE in ratios and NONE not in ratios[: ratios.index(NONE)]
+    assert set(ratios[ratios.index(NONE) :]) == {NONE}
+
+
+def test_the_barest_file_still_gives_a_page():
+    for listed in ([], [{"name": "none"}], [{"name": "x", "failed": "no memory"}]):
+        results = {"defences": listed}
+        html = render_defences(results, table().head(0))
+        assert "there is nothing to draw" in html and "<svg" not in html
+        assert "No defence is recommended." in html
+        assert render_defences_text(results).endswith("\n")
+    assert "No defence was tried." in render_defences({}, table().head(0))
+
+
+def test_without_a_gap_ddcs_stands_in_and_the_page_says_so():
+    results = found()
+    for one in results["defences"]:
+        one["measures"].pop("leakage_gap", None)
+    text = Page(render_defences(results, table())).text()
+    assert "Leakage gap has no value here; DDCS stands in for it." in text
+    assert text.count("accuracy on holdout (right: better)") == 2
+    for one in results["defences"]:
+        one["changes"].pop("distance", None)
+    text = Page(render_defences(results, table())).text()
+    assert text.count("accuracy on holdout (right: better)") == 1
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="images lack the column ratio"):
+        render_defences(found(), table().drop(columns="ratio"))
+    for measure in ("leakage", "holdout_accuracy"):
+        with pytest.raises(ValueError, match=rf"measure {measure}: expected one of leakage_gap"):
+            render_defences(found(), table(), measure=measure)
+
+
+def test_protected_images_of_each_defence_the_nearest_first(page):
+    rows = rows_of(page, "protected")
+    own = table()
+    own = own[own["protected"] & (own["defence"] != "none")]
+    assert len(rows) == len(own) == 8 * 5
+    best = own.loc[own["ratio"].idxmin()]
+    assert rows[0][1:4] == [best["defence"], best["id"], best["label"]]
+    shown_ratios = [float(row[4]) for row in rows]
+    assert shown_ratios == sorted(shown_ratios)
+
+
+def test_images_that_became_more_exposed_are_listed_with_the_reason(page):
+    rows = rows_of(page, "exposed")
+    assert len(rows) == 4 * 5  # two newly flagged, three nearer in every seed, one of them both
+    why = {(row[1], row[2]): row[4] for row in rows}
+    assert why["bido", "b/2.png"] == "newly flagged"
+    assert why["bido", "b/3.png"] == "newly flagged, nearer in every seed"
+    assert why["mixup", "b/5.png"] == "nearer in every seed"
+    harmless = found()
+    for one in harmless["defences"]:
+        one["exposure"] = None
+    assert "No defence brought any image" in render_defences(harmless, table())
+
+
+def test_an_image_that_the_table_lacks_is_listed_without_numbers():
+    results = found()
+    results["defences"][1]["exposure"]["newly_flagged"] = ["gone.png"]
+    rows = rows_of(render_defences(results, table()), "exposed")
+    (row,) = [row for row in rows if row[2] == "gone.png"]
+    assert row[3] == NONE and row[4] == "newly flagged" and row[5] == NONE
+    assert rows[-1] == row
+
+
+# What a change means
+
+
+@pytest.mark.parametrize("key", [k for k in MEASURES if k not in ("private_accuracy",)])
+def test_directions(key):
+    none = 1.0 if key in RATIOS else 0.0
+    up = {"mean": none + 0.2, "low": none + 0.1, "high": none + 0.3}
+    down = {"mean": none - 0.2, "low": none - 0.3, "high": none - 0.1}
+    wanted_up = key in ("holdout_accuracy", *RATIOS)
+    assert good(key) == ("higher is better" if wanted_up else "lower is better")
+    assert reading(key, up) == ("better" if wanted_up else "worse")
+    assert reading(key, down) == ("worse" if wanted_up else "better")
+    assert reading(key, {**up, "low": none - 0.01}) == "not clear"
+    assert reading(key, {**up, "low": None, "high": None}) == "no interval"
+    assert reading(key, {"mean": None}) == reading(key, None) == ""
+
+
+def test_accuracy_on_private_images_is_neither_good_nor_bad():
+    assert good("private_accuracy") == ""
+    assert reading("private_accuracy", {"mean": -0.2, "low": -0.3, "high": -0.1}) == "lower"
+    assert reading("unheard_of", {"mean": 0.2, "low": 0.1, "high": 0.3}) == "higher"
+
+
+def test_every_measure_but_one_has_a_direction_and_all_have_a_meaning():
+    assert all(word.meaning and word.name for word in MEASURES.values())
+    assert [k for k, word in MEASURES.items() if not word.worse] == ["private_accuracy"]
+    assert set(UTILITY) < set(MEASURES)
+
+
+def test_changes_are_signed_differences_or_ratios():
+    assert shown("ddcs_best", {"mean": 0.25}) == "+0.25"
+    assert shown("ddcs_best", {"mean": -0.25}) == "-0.25"
+    assert shown("distance", {"mean": 1.3}) == "\N{MULTIPLICATION SIGN} 1.3"
+    assert shown("distance", None) == NONE
+
+
+# The picture
+
+
+def test_dots_are_those_with_both_values_and_the_undefended_stands_at_no_change():
+    listed = found()["defences"]
+    plain = {dot.name: dot for dot in dots(listed, "leakage_gap", changes=False, chosen="bido")}
+    assert set(plain) == {"none", "withhold", "bido", "label-smoothing", "rounding", "mixup"}
+    assert plain["bido"].chosen and not plain["mixup"].chosen and plain["none"].undefended
+    assert plain["bido"].y == pytest.approx(0.186)
+    assert plain["bido"].x_span == pytest.approx((0.7776 * 0.95, 0.7776 * 1.05))
+    ratios = {dot.name: dot for dot in dots(listed, "distance", changes=True, chosen=None)}
+    assert (ratios["none"].y, ratios["none"].y_span) == (1.0, None)
+    assert ratios["mixup"].y == pytest.approx(0.93)
+
+
+def test_one_dot_is_no_trade_off():
+    only = [copy.deepcopy(defence("none"))]
+    assert (
+        trade_off(
+            dots(only, "leakage_gap", changes=False, chosen=None), "leakage_gap", changes=False
+        )
+        is None
+    )
+
+
+def test_names_are_drawn_apart():
+    """No two names share a pixel, also where all dots lie at nearly one place."""
+    listed = [defence("none")]
+    for i in range(6):
+        one = copy.deepcopy(defence("bido"))
+        one["name"] = f"defence-{i}"
+        one["measures"]["holdout_accuracy"]["mean"] += 0.002 * i
+        one["measures"]["leakage_gap"]["mean"] += 0.002 * (i % 2)
+        listed.append(one)
+    svg = trade_off(
+        dots(listed, "leakage_gap", changes=False, chosen=None), "leakage_gap", changes=False
+    )
+    assert svg is not None
+    texts = re.findall(
+        r'text-anchor: (\w+);[^>]*? x="([\d.]+)" y="([\d.]+)"[^>]*>(?:defence-\d|undefended)<', svg
+    )
+    assert len(texts) == 7
+    # Letters of this size are about 5 wide and 10 high.
+    start = {"start": 0.0, "middle": -0.5, "end": -1.0}
+    spots = [(float(x) + start[anchor] * 45.0, float(y)) for anchor, x, y in texts]
+    for i, (x, y) in enumerate(spots):
+        for u, v in spots[:i]:
+            assert abs(y - v) >= 9.5 or abs(x - u) >= 45.0
+
+
+# The terminal
+
+
+def test_the_text_has_every_defence_and_keeps_to_its_width():
+    printed = render_defences_text(found(), width=100)
+    assert max(map(len, printed.splitlines())) <= 100
+    assert printed.startswith("Recommended: bilateral dependency (bido).")
+    for name in ("none", "withhold", "* bido", "label-smoothing", "rounding", "mixup"):
+        assert re.search(rf"^{re.escape(name)} ", printed, re.M), name
+    assert "rounding: masked: Plug & Play came out weaker" in printed
+    squeezed = " ".join(printed.split())
+    assert "leakage gap 0.62 0.186 -0.434 -0.564 to -0.304 better" in squeezed
+    assert (
+        "nearest distance 0.081 0.113 \N{MULTIPLICATION SIGN} 1.4 1.29 to 1.51 better" in squeezed
+    )
+    assert f"dp-sgd failed {NONE}" in squeezed
