@@ -122,6 +122,8 @@ def estimate(
     embedded = len(private) * 2 + kept
     with remedy("scores"):
         seconds["scores"] = _embedding_seconds(settings, shape, embedded, device)
+    with remedy("signals"):
+        seconds["signals"] = _embedding_seconds(settings, shape, 2 * len(private), device)
     weights = (
         0
         if not isinstance(prior, StylePrior)

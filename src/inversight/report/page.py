@@ -105,6 +105,11 @@ def render(data: ReportData) -> str:
         set_measures=[words.metric(key).name for key in _SET_MEASURES],
         sets=_sets(data),
         columns=_columns(shown),
+        explained=[
+            (word.name, word.meaning)
+            for word in map(words.column, _column_order(shown))
+            if word.meaning
+        ],
         rows=_rows(shown),
         images=len(samples),
         uncovered=int((scores == 0).sum()),
