@@ -10,7 +10,6 @@ from inversight.settings import AuditSettings, resolve
 from study import BASE, SMALL, audit_arm, digest
 from study_data import DATASETS
 
-
 BUDGETS: dict[str, dict[str, Any]] = {
     "faces-32": {"adaptation": {"steps": 0}},
     "vehicles-same": {"prior": {"steps": 1500}, "adaptation": {"steps": 0}},

@@ -219,9 +219,7 @@ def levels(found: list[dict[str, Any]]) -> dict[str, float]:
                 if cost and statistics.fmean(cost) >= -TOLERANCE:
                     fine.append(name)
             for key, best in (("ddcs_best", min), ("distance_protected", max)):
-                values = [
-                    statistics.fmean(c) for n in fine if (c := _changes(found, data, n, key))
-                ]
+                values = [statistics.fmean(c) for n in fine if (c := _changes(found, data, n, key))]
                 if values:
                     figures[f"{data}_best_{level}_level_{key}_change"] = best(values)
     return figures
@@ -234,7 +232,7 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
         change = row.get(f"{key}_change")
         if change is not None and change["mean"] is not None:
             half = "" if change["high"] is None else f" ± {change['high'] - change['mean']:.2g}"
-            sign = "×" if key in RATIOS else ""
+            sign = "x" if key in RATIOS else ""
             text += f" ({sign}{change['mean']:{'' if sign else '+'}.2g}{half})"
         cells[key] = text
     cells["black box stronger"] = row["masked"]

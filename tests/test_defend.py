@@ -124,9 +124,7 @@ def test_a_part_is_not_resumed_alone(run: Path) -> None:
         resume(run / "defences" / "runs" / "Twin-0")
 
 
-def test_hidden_names_stay_hidden_and_the_same(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_hidden_names_stay_hidden_and_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
     run = audit(out=tmp_path / "run", **folders, **BOTH, hash_ids=True).run
     result = defend(run, [TWIN])
     own = set(pd.read_parquet(run / "samples.parquet")["id"])

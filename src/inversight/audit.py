@@ -52,6 +52,7 @@ from inversight.errors import ConfigError, InputError, RunError
 from inversight.estimate import Estimate, estimate
 from inversight.evaluation import check_pairs, evaluate
 from inversight.gate import exceeded, gates
+from inversight.ledger import SIGNALS_FILE, exposure_table, hidden, join
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.priors.given import (
@@ -79,6 +80,7 @@ from inversight.target import (
 from inversight.training import Training, rotation_task, train_classifier
 from inversight.watching import FrechetToPublic, watched_features
 
+LEDGER = "samples.parquet"
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 GALLERY = 24
@@ -90,6 +92,7 @@ _LOWER = {
     "prior": "prior.images_at_once",
     "adaptation": "adaptation.images_at_once",
     "scores": "--memory",
+    "signals": "--memory",
 }
 """What to lower where a stage's memory runs out."""
 
@@ -600,6 +603,7 @@ class _Execution:
         reconstructions = self.collect()
         unguided = self.control(given, reconstructions) if self.inputs.holdout is None else None
         metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
+        samples = self.signals(samples, target, evaluator, public_network)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -929,10 +933,42 @@ class _Execution:
 
         folder = self.stage("scores", fill)
         for file in FILES:
-            if (folder / file).is_file():
+            # The ledger is shown when the signals have joined it.
+            if file != LEDGER and (folder / file).is_file():
                 self.run.publish(folder / file, file)
         metrics = json.loads((folder / "metrics.json").read_text())
-        return metrics, pd.read_parquet(folder / "samples.parquet")
+        return metrics, pd.read_parquet(folder / LEDGER)
+
+    def signals(
+        self,
+        samples: pd.DataFrame,
+        target: Target,
+        evaluator: Target,
+        public_network: SavedClassifier | None,
+    ) -> pd.DataFrame:
+        """What the target says of each private image, and its twins, joined to the ledger."""
+        name = self.settings.embedding
+
+        def fill(folder: Path) -> None:
+            table = exposure_table(
+                target,
+                self.inputs.private,
+                distance=self._scoring(name, "distance", "--embedding", evaluator, public_network),
+                seen=name == "evaluator",
+                memory=self.settings.memory,
+                device=self.plan.device,
+                progress=self.reporter.stage("signals"),
+            )
+            if self.settings.hash_ids:
+                with self._hidden_names() as hide:
+                    table = hidden(table, hide)
+            table.to_parquet(folder / SIGNALS_FILE, index=False)
+            join(samples, table).to_parquet(folder / LEDGER, index=False)
+
+        folder = self.stage("signals", fill)
+        for file in (SIGNALS_FILE, LEDGER):
+            self.run.publish(folder / file, file)
+        return pd.read_parquet(folder / LEDGER)
 
     def _scoring(
         self,

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from inversight.config import documented_yaml, merge, nearest, parse_assignment, read_yaml
@@ -33,6 +34,8 @@ prior_app = typer.Typer(no_args_is_help=True, help="Priors: generators of images
 app.add_typer(weights_app, name="weights")
 app.add_typer(prior_app, name="prior")
 
+_SHOWN = 10
+"""Images that triage prints."""
 _PATHS = ("private", "holdout", "public", "classes")
 
 Private = Annotated[
@@ -524,9 +527,7 @@ def defend(
     device: Device = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="A defence's setting, as in --set mid.weight=0.01; repeatable."
-        ),
+        typer.Option("--set", help="A defence's setting, as in --set mid.weight=0.01; repeatable."),
     ] = None,
 ) -> None:
     """Train defended models, attack each of them anew, and compare what they cost and what they save.
@@ -565,6 +566,71 @@ def _defences(names: list[str], assignments: list[str]) -> list[str | dict[str, 
         {"class": name, **settings[short]} if short in settings else name
         for short, name in zip(known, names, strict=True)
     ]
+
+
+@app.command()
+def triage(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A finished audit: its signals against what it measured."),
+    ] = None,
+    private: Private = None,
+    target: TargetOption = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="Earlier state of the target's training, oldest first; repeatable."),
+    ] = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Mean = None,
+    size: Size = None,
+    trust_target: Trust = False,
+    learn: Annotated[
+        Path | None,
+        typer.Option(help="Audit of some of the classes (audit --limit N) to learn from."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for triage.parquet and triage.json.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Rank private images by how exposed they are likely to be, in seconds, without an attack."""
+    from inversight.run import Run
+    from inversight.triage_stage import Models, triage_private, triage_run, write_triage
+
+    given = dict(
+        private=private, target=target, checkpoint=checkpoint, classes=classes, mean=mean, std=std,
+        size=size, trust_target=trust_target, learn=learn,
+    )  # fmt: skip
+    if run is not None:
+        other = next((name for name, value in given.items() if value), None)
+        if other is not None:
+            option = other.replace("_", "-")
+            raise ConfigError(f"triage RUN takes everything from the run; leave --{option} out")
+    elif private is None or target is None or out is None:
+        missing = "private" if private is None else "target" if target is None else "out"
+        raise ConfigError(
+            f"--{missing} is missing: give RUN, or --private DIR --target SPEC --out DIR"
+        )
+    if out is not None:
+        Run.check_new(out, needed_bytes=10_000_000)
+    if run is not None:
+        found = triage_run(run)
+    elif private is not None and target is not None:
+        models = Models(
+            target, tuple(checkpoint or ()), classes,
+            None if mean is None else _numbers("mean", mean),
+            None if std is None else _numbers("std", std),
+            size, trust_target,
+        )  # fmt: skip
+        terminal = Terminal()
+        with terminal.live():
+            found = triage_private(
+                private, models, learn_from=learn, device=device, reporter=terminal
+            )
+    if out is not None:
+        write_triage(found, out)
+    _print_triage(found, out)
 
 
 @app.command()
@@ -650,9 +716,7 @@ class _Interruptible:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
         if kind is KeyboardInterrupt:
-            begun = any(
-                (self.folder / f).exists() for f in ("run.json", "training.json", "runs")
-            )
+            begun = any((self.folder / f).exists() for f in ("run.json", "training.json", "runs"))
             _complain(
                 f"stopped; go on with: {self.how}"
                 if begun
@@ -695,6 +759,43 @@ def _print_result(result: Any) -> None:
             soft_wrap=True,
         )
     console.print(f"\nReport: {result.report}", markup=False, soft_wrap=True)
+
+
+def _print_triage(found: Any, out: Path | None) -> None:
+    """Most exposed first, and how far signals agree with what was measured."""
+    from inversight.report.words import number, visible
+    from inversight.triage_stage import EXPECTED, LEARNED, TABLE
+
+    console = Console(highlight=False)
+    keys = [k for k in (LEARNED, EXPECTED, "nearest_distance", "twins") if k in found.table]
+    table = Table("image", "class", *keys, box=None, pad_edge=False)
+    for row in found.table.head(_SHOWN).to_dict("records"):
+        cells = [number(None if row[k] is None else row[k]) for k in keys]
+        table.add_row(*(escape(visible(str(c))) for c in (row["id"], row["label"], *cells)))
+    console.print("Most exposed as far as signals tell (higher is more exposed):")
+    console.print(table)
+    for measure, by in found.agreement.items():
+        what = {"nearest_distance": "nearness (-nearest_distance)"}.get(measure, measure)
+        console.print(f"\nSpearman correlation with {what}, {found.measured_in}:", markup=False)
+        table = Table(
+            "signal", "value", "95 % interval", "within classes", box=None, pad_edge=False
+        )
+        for name, one in by.items():
+            interval = "" if one.low is None else f"{one.low:.2f} to {one.high:.2f}"
+            within = one.extra.get("within")
+            table.add_row(
+                name,
+                "-" if one.value is None else f"{one.value:.2f}",
+                interval,
+                "" if within is None else f"{within:.2f}",
+            )
+        console.print(table)
+        if measure in found.best:
+            console.print(f"best single signal, here: {found.best[measure]}", markup=False)
+    for note in found.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"\n{out / TABLE}", markup=False, soft_wrap=True)
 
 
 def _print_sets(console: Console, result: Any) -> None:

@@ -198,9 +198,7 @@ class _Comparison:
         progress(total, total, "")
         return self._write(names, found, failed)
 
-    def _try(
-        self, name: str, seed: int, found: dict[int, Audited], failed: dict[str, str]
-    ) -> None:
+    def _try(self, name: str, seed: int, found: dict[int, Audited], failed: dict[str, str]) -> None:
         """Audit one model; a defence that fails is put down as such, and the others go on."""
         try:
             found[seed] = self._audited(name, seed)
@@ -259,12 +257,13 @@ class _Comparison:
         result = plan.execute(inner, self.reporter)
         if "accuracies" not in inner.manifest:
             target = plan.inputs.target or self._undefended(inner.path)
-            target, unseen = target.to(plan.device), plan.inputs.holdout
-            assert unseen is not None  # checked on entry
+            target = target.to(plan.device)
+            sets = (("holdout", plan.inputs.holdout), ("private", plan.inputs.private))
             inner.record(
                 accuracies={
-                    "holdout_accuracy": accuracy_on(target, unseen),
-                    "private_accuracy": accuracy_on(target, plan.inputs.private),
+                    f"{role}_accuracy": accuracy_on(target, images)
+                    for role, images in sets
+                    if images is not None
                 }
             )
         return audited(
@@ -284,7 +283,7 @@ class _Comparison:
         Of the undefended or given model of the run's own seed all that was found is taken over, and of
         a model that differs in its outputs alone what white box found.
         """
-        sources = {stage: self.run for stage in _SHARED}
+        sources = dict.fromkeys(_SHARED, self.run)
         own = NONE if self.plan.inputs.target is None else GIVEN
         if name == own and seed == self.plan.settings.seed:
             before = read_manifest(self.run)["attacks"]
@@ -414,7 +413,9 @@ class _Comparison:
                 "compared with a small classifier trained on the same images ('none'), not with it."
             )
         if len(self.seeds) == 1:
-            warnings.append("One seed: differences cannot be told from chance. Give --seeds 3 or more.")
+            warnings.append(
+                "One seed: differences cannot be told from chance. Give --seeds 3 or more."
+            )
         return warnings
 
 
@@ -440,7 +441,7 @@ def _built(
             raise ConfigError(f"--defence {name}: is given twice")
         defences[name] = made
         known = hasattr(type(made), "__pydantic_fields__")
-        values = to_mapping(made) if known else {k: v for k, v in _mapping(spec).items()}
+        values = to_mapping(made) if known else _mapping(spec)
         settings[name] = json.loads(json.dumps(values, default=str))
     return defences, settings
 
@@ -454,23 +455,23 @@ def _attacks(
 ) -> list[str | dict[str, Any]]:
     """The run's attacks, those asked for, and a black-box one if none of them is."""
     specs = [*own, *more]
-    if all(
-        build(spec, ATTACKS, role="--attack").access is Access.WHITE_BOX for spec in specs
-    ):
+    if all(build(spec, ATTACKS, role="--attack").access is Access.WHITE_BOX for spec in specs):
         specs.append(BLACK_BOX)
     return specs
 
 
-def _protected(
-    samples: pd.DataFrame, protect: float | None, fdr: float
-) -> tuple[list[str], str]:
+def _protected(samples: pd.DataFrame, protect: float | None, fdr: float) -> tuple[list[str], str]:
     """Ids of the images that sample-level defences protect, and the rule in words."""
     if protect is None and "flagged" in samples:
         flagged = samples.loc[samples["flagged"].fillna(False).astype(bool), "id"].tolist()
         if flagged:
             return flagged, f"flagged at a false-discovery rate of {fdr:g}"
     share = SHARE if protect is None else protect
-    by = ["p_value", "nearest_distance", "id"] if "p_value" in samples else ["nearest_distance", "id"]
+    by = (
+        ["p_value", "nearest_distance", "id"]
+        if "p_value" in samples
+        else ["nearest_distance", "id"]
+    )
     reached = samples[samples["nearest_distance"].notna()].sort_values(by)
     count = max(1, round(share * len(samples)))
     rule = f"the {count} with the smallest {'p value' if 'p_value' in by else 'distance'}"

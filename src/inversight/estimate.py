@@ -128,6 +128,8 @@ def estimate(
         embedded += len(private) + kept  # the control's
     with remedy("scores"):
         seconds["scores"] = _embedding_seconds(settings, shape, embedded, device)
+    with remedy("signals"):
+        seconds["signals"] = _embedding_seconds(settings, shape, 2 * len(private), device)
     weights = (
         0
         if not isinstance(prior, StylePrior)

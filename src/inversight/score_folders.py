@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from inversight.audit import AuditResult
 from inversight.console import Reporter
 from inversight.data import (
@@ -30,6 +32,7 @@ from inversight.evaluation import (
 from inversight.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.report import load_report_data, render
 from inversight.risk import DEFAULT_RATE, check_rate
+from inversight.risk.twins import find_twins
 from inversight.run import Run, read_manifest, write_text
 from inversight.scored import FILES, read_scored, write_evaluation
 from inversight.stages import public_network
@@ -258,6 +261,9 @@ def score_folders(
             device=where,
             progress=reporter.stage("scores"),
         )
+        twins = dict(zip(own.ids, find_twins(own).names(own.ids), strict=True))
+        names = pd.array([twins[name] for name in found.samples["id"]], dtype="string")
+        found = replace(found, samples=found.samples.assign(twins=names))
         write_evaluation(folder, found)
 
     try:

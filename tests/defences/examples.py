@@ -32,9 +32,7 @@ class Twin:
     ) -> Defended:
         return self._trained(material, material.training, rng)
 
-    def _trained(
-        self, material: Material, training: Training, rng: torch.Generator
-    ) -> Defended:
+    def _trained(self, material: Material, training: Training, rng: torch.Generator) -> Defended:
         saved = train_classifier(
             material.private, training=training, image_shape=material.image_shape, rng=rng
         ).classifier
