@@ -16,6 +16,7 @@ from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
 
 QUICK = Training(width=4, epochs=8, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
+LONGER = replace(QUICK, epochs=30, learning_rate=0.01)
 CLASSES = ("left", "right", "middle")
 
 
@@ -54,8 +55,12 @@ def with_other_exposed_pixels(given: Material) -> Material:
     return replace(given, private=replace(given.private, images=pixels))
 
 
-@cache
 def undefended(size: int = 8) -> Target:
+    return _undefended(size)
+
+
+@cache
+def _undefended(size: int) -> Target:
     given = material(size)
     trained = train_classifier(
         given.private, training=QUICK, image_shape=given.image_shape, rng=generator(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,7 +11,7 @@ from inversight.defences import NegativeLabelSmoothing
 from inversight.defences.negative_label_smoothing import ScheduledSmoothing, smoothed_loss
 from inversight.errors import ConfigError, InputError
 from inversight.seeding import generator
-from tests.defences.problem import QUICK, defend, images, material
+from tests.defences.problem import LONGER, defend, images, material
 
 LOGITS = torch.randn(6, 4, generator=generator(0))
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -39,7 +37,7 @@ def test_schedule() -> None:
 
 
 def test_networks_become_surer() -> None:
-    given = material(training=replace(QUICK, epochs=30))
+    given = material(training=LONGER)
     x, spread = images(7).floats(), []
     for alpha in (0.0, -0.5):
         logits = defend(NegativeLabelSmoothing(alpha=alpha), given).target(x)
