@@ -238,7 +238,7 @@ def test_black_box_attacks(
     settings: tuple[str, ...],
     queries: int,
 ) -> None:
-    code, out, err = run(
+    code, _, err = run(
         capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "new",
         *(w for s in ("pool=20", "keep=3", "crops=2", *settings) for w in ("--set", s)),
     )  # fmt: skip
