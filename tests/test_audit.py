@@ -309,6 +309,7 @@ def test_without_a_holdout_there_is_a_control(grey: dict[str, Path], tmp_path: P
         "plug-and-play": 30 + 12 * 3 + 12 * 2,
         "mirror-black-box": 30 + 2 * 2 * 5 + 8 * 2,
     }
+    assert any(n.startswith("mirror-black-box: the attack itself") for n in manifest["notes"])
     gap = result.metrics["control_gap"]
     assert gap["value"] == pytest.approx(gap["attack"] - gap["control"])
     assert gap["attack"] == pytest.approx(result.metrics["ddcs_best"]["value"])

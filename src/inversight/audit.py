@@ -70,6 +70,7 @@ from inversight.scored import FILES, write_evaluation
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_path, prior_training, resolve
 from inversight.target import (
+    Access,
     Target,
     absolute_spec,
     accuracy_on,
@@ -817,6 +818,12 @@ class _Execution:
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
+            blind = [n for n, a in self.plan.attacks.items() if a.access is not Access.WHITE_BOX]
+            if blind:
+                self.notes.append(
+                    f"{', '.join(blind)}: the attack itself had no gradients of the target, but the "
+                    "prior was adapted with them; an attacker without them has --arm vanilla."
+                )
         return adapted
 
     def _check_collapse(self, target: Target, before: Prior, after: Prior) -> None:

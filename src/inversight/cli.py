@@ -73,7 +73,13 @@ Features = Annotated[
     str | None, typer.Option(help="Features of coverage, precision, recall, Frechet.")
 ]
 Guidance = Annotated[str | None, typer.Option(help="Metric of the natural gradient.")]
-Attacks = Annotated[list[str] | None, typer.Option(help="Attack to run; may be repeated.")]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Attack to run: plug-and-play (white box), mirror-black-box, cma-es (scores) or "
+        "package.module:Class; may be repeated."
+    ),
+]
 ArmOption = Annotated[
     str | None, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
 ]
@@ -387,7 +393,10 @@ def attack(
     prior: PriorOption,
     target: ModelOption,
     out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
-    attack: Annotated[str, typer.Option(help="Name or package.module:Class.")] = "plug-and-play",
+    attack: Annotated[
+        str,
+        typer.Option(help="plug-and-play, mirror-black-box, cma-es or package.module:Class."),
+    ] = "plug-and-play",
     classes: Classes = None,
     mean: Mean = None,
     std: Mean = None,

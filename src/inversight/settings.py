@@ -142,7 +142,7 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
             "crops": 50,
         },
         "cma-es": {
-            "pool": 5000, "searches": 35, "population": 20, "generations": 30, "keep": 25,
+            "pool": 5000, "searches": 35, "population": 20, "generations": 35, "keep": 25,
             "crops": 50,
         },
     },
@@ -152,13 +152,13 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
             "crops": 100,
         },
         "cma-es": {
-            "pool": 5000, "searches": 70, "population": 20, "generations": 30, "keep": 50,
+            "pool": 5000, "searches": 70, "population": 20, "generations": 40, "keep": 50,
             "crops": 100,
         },
     },
 }  # fmt: skip
-"""Their searches send about three images a class for each step of each candidate of Plug & Play in
-the same preset, whose step goes forward and back: as much work, and as many reconstructions."""
+"""As much work for a class as Plug & Play in the same preset, whose steps forward and back count as
+three images each, and as many reconstructions."""
 
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
