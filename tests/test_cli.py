@@ -265,9 +265,13 @@ def test_score_equals_a_plain_loop(
     # Once more into the same folder is refused; the report can be written again; runs compare.
     again = ["score", "--private", private, "--reconstructions", made, "--out", out]
     refused(capsys, again, "another run")
-    (out / "report.html").unlink()
+    shown = [out / f for f in ("report.html", "model-card.md", "model-card.json")]
+    before = [file.read_text() for file in shown]
+    assert "a/2.png" not in before[1] + before[2] and str(out) not in before[1] + before[2]
+    for file in shown:
+        file.unlink()
     assert run(capsys, "report", out)[0] == 0
-    assert (out / "report.html").is_file()
+    assert [file.read_text() for file in shown] == before
     code, printed, _ = run(capsys, "compare", out, out)
     assert code == 0 and "ddcs_best" in printed.lower().replace(" ", "_")
 
