@@ -176,6 +176,13 @@ def test_scores_of_given_folders_say_that_the_attack_is_unknown() -> None:
     assert "trained by the audit itself" not in text
 
 
+def test_the_digits_are_named_with_the_images_that_were_used() -> None:
+    digits = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
+    text = render_card(model_card(audited(inputs=digits, split="ten digits"), found()))
+    assert "handwritten digits of scikit-learn; private: 40 images of 4 classes" in text
+    assert "ten digits" not in text
+
+
 def test_a_target_that_the_audit_trained_is_a_limit() -> None:
     text = render_card(model_card(audited(settings={"target": None}), found()))
     assert "trained by the audit itself; of another model this says nothing" in text

@@ -177,7 +177,7 @@ def _described(own: Mapping[str, Any]) -> list[tuple[str, str]]:
             if prior["kind"]
             else "",
         ),
-        ("Data", data["split"]),
+        ("Data", f"{data['source']}; {data['split']}"),
         ("Distance", own["embedding"]),
         ("Features", own["features"]),
         (
@@ -285,11 +285,9 @@ def _data(manifest: Mapping[str, Any]) -> dict[str, Any]:
         count = len(classes) if isinstance(classes, (list, tuple)) else classes
         found[role] = {"images": facts["images"], "classes": count}
     embedded = _mapping(inputs.get("private")).get("path") == "embedded digits"
-    # The run's own words name folders, except of the digits, which are in none.
-    found["source"] = (
-        "handwritten digits of scikit-learn" if embedded else "the model's own training images"
-    )
-    found["split"] = _text(manifest.get("split")) if embedded else _split(found)
+    found["source"] = "handwritten digits of scikit-learn" if embedded else "own images"
+    # Not the run's own words, which name folders.
+    found["split"] = _split(found)
     return found
 
 
@@ -342,7 +340,7 @@ def _limits(
         "An image that was not recovered was not shown to be safe: absence of evidence is all that an "
         "audit without a finding gives.",
         "The figures hold for these attacks, with this access, prior, budget and seed. Another attack "
-        "or a larger budget can recover more, so they are lower bounds of what leaks.",
+        "or a larger budget can recover more, so what was found is a lower bound of what leaks.",
         "Near is near in the distance named here. Membership, attributes and texts are other leaks, "
         "which were not looked for.",
     ]
