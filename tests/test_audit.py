@@ -489,6 +489,9 @@ def test_thresholds_on_flags(grey: dict[str, Path], tmp_path: Path) -> None:
     assert result.exceeded == (result.metrics["flagged"]["value"] > 0.05)
     again = audit(out=tmp_path / "run2", fail_on="flagged>=0", fdr=0.3, **grey, **TINY)
     assert again.exceeded and again.metrics["flagged"]["fdr"] == 0.3
+    card = json.loads((again.run / "model-card.json").read_text())["inversight"]
+    assert [a["access"] for a in card["attacks"]] == ["white-box"]
+    assert "access: white-box" in (again.run / "model-card.md").read_text()
     assert "false-discovery rate of 30 %" in again.report.read_text()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from inversight import AuditResult
 from inversight.cli import main
 from tests.reference.ddcs_loop import ddcs_loop
 
@@ -265,9 +267,13 @@ def test_score_equals_a_plain_loop(
     # Once more into the same folder is refused; the report can be written again; runs compare.
     again = ["score", "--private", private, "--reconstructions", made, "--out", out]
     refused(capsys, again, "another run")
-    (out / "report.html").unlink()
+    shown = [out / f for f in ("report.html", "model-card.md", "model-card.json")]
+    before = [file.read_text() for file in shown]
+    assert "a/2.png" not in before[1] + before[2] and str(out) not in before[1] + before[2]
+    for file in shown:
+        file.unlink()
     assert run(capsys, "report", out)[0] == 0
-    assert (out / "report.html").is_file()
+    assert [file.read_text() for file in shown] == before
     code, printed, _ = run(capsys, "compare", out, out)
     assert code == 0 and "ddcs_best" in printed.lower().replace(" ", "_")
 
@@ -362,3 +368,36 @@ def test_out_without_permission(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     refused(capsys, ["audit", "--out", locked / "run"], "no permission")
+
+
+# The gate
+
+
+@pytest.mark.parametrize("crossed", [(), ("flagged>0.05 (0.12)", "covered>=0.5 (0.75)")])
+def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crossed: tuple[str, ...],
+) -> None:
+    """The command around an audit; the audit itself is tested where it is."""
+    private, made = folder(tmp_path / "private", 0), folder(tmp_path / "made", 5000)
+    out = tmp_path / "run"
+    asked: dict[str, object] = {}
+
+    def audit(**given: object) -> AuditResult:
+        asked.update(given)
+        metrics = json.loads((out / "metrics.json").read_text())
+        samples = pd.read_parquet(out / "samples.parquet")
+        return AuditResult(out, metrics, samples, (), crossed)
+
+    score = ["--private", private, "--reconstructions", made, "--embedding", "pixel", "--out", out]
+    assert run(capsys, "score", *score)[0] == 0
+    # The package gives the function under the name of its module.
+    monkeypatch.setattr(sys.modules["inversight.audit"], "audit", audit)
+    gates = ["--fail-on", "flagged>0.05", "--fail-on", "covered>=0.5"]
+    code, printed, err = run(capsys, "audit", *gates)
+    assert asked["fail_on"] == ("flagged>0.05", "covered>=0.5")
+    assert "Report:" in printed
+    line = "inversight: --fail-on: flagged>0.05 (0.12), covered>=0.5 (0.75)\n"
+    assert (code, err) == ((3, line) if crossed else (0, ""))

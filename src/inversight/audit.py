@@ -54,6 +54,7 @@ from inversight.evaluation import check_pairs, evaluate
 from inversight.gate import exceeded, gates
 from inversight.ledger import SIGNALS_FILE, exposure_table, hidden, join
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
+from inversight.outputs import write_report
 from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.priors.given import (
     COLOURS,
@@ -64,8 +65,8 @@ from inversight.priors.given import (
     few_images,
     read_prior,
 )
-from inversight.report import GalleryItem, load_report_data, render
-from inversight.run import Run, read_manifest, write_json, write_text
+from inversight.report import GalleryItem, load_report_data
+from inversight.run import Run, read_manifest, write_json
 from inversight.scored import FILES, write_evaluation
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_path, prior_training, resolve
@@ -558,6 +559,7 @@ class Plan:
             "guidance_embedding": s.guidance_embedding,
             "arm": s.arm if self.own_prior is None else "none (own prior)",
             "attacks": list(self.attacks),
+            "access": {name: str(one.access) for name, one in self.attacks.items()},
             "versions": {
                 "python": platform.python_version(),
                 **{n: importlib.metadata.version(n) for n in names},
@@ -1010,10 +1012,9 @@ class _Execution:
         write_json(file, known)
 
     def report(self, reconstructions: dict[str, ImageSet]) -> None:
-        """RUN/report.html, written anew each time: it is quick and shows every stage's time."""
+        """The report and the card, written anew each time: it is quick and shows every stage's time."""
         gallery = self._gallery(reconstructions) if self.settings.images != "none" else ()
-        data = load_report_data(self.run.path, gallery=gallery)
-        write_text(self.run.path / "report.html", render(data))
+        write_report(self.run.path, load_report_data(self.run.path, gallery=gallery))
 
     def _gallery(self, reconstructions: dict[str, ImageSet]) -> tuple[GalleryItem, ...]:
         samples = pd.read_parquet(self.run.path / "stages" / "scores" / "samples.parquet")

@@ -36,6 +36,8 @@ Sensitive, treat like the private images themselves:
 Less sensitive:
   metrics.json, metrics_by_set.json
                      figures over the whole set
+  model-card.md, model-card.json
+                     the main figures, for a model card; no name of an image, a class or a file
   run.json           settings, versions, paths of the inputs, times
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +32,11 @@ from inversight.evaluation import (
     evaluate,
 )
 from inversight.networks import FILE_NAME, SavedClassifier, save_classifier
-from inversight.report import load_report_data, render
+from inversight.outputs import write_report
+from inversight.report import load_report_data
 from inversight.risk import DEFAULT_RATE, check_rate
 from inversight.risk.twins import find_twins
-from inversight.run import Run, read_manifest, write_text
+from inversight.run import Run, read_manifest
 from inversight.scored import FILES, read_scored, write_evaluation
 from inversight.stages import public_network
 from inversight.target import absolute_spec, load_target
@@ -229,6 +232,8 @@ def score_folders(
         run = Run.open(out)
     else:
         facts = {
+            "version": importlib.metadata.version("inversight"),
+            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "seed": seed,
             "memory": memory,
             "fdr": fdr,
@@ -274,7 +279,7 @@ def score_folders(
             if (folder / file).is_file():
                 run.publish(folder / file, file)
         data = load_report_data(out)
-        write_text(out / "report.html", render(data))
+        write_report(out, data)
         run.record(finished=True)
     finally:
         run.close()

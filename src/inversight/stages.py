@@ -23,6 +23,7 @@ from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
+from inversight.outputs import write_report
 from inversight.priors import PriorTraining, Watch, train_prior
 from inversight.priors.given import (
     PRIOR_FILE,
@@ -35,8 +36,8 @@ from inversight.priors.given import (
 from inversight.priors.processes import ALONE, Processes
 from inversight.priors.published_networks import import_published
 from inversight.priors.settings import training_of
-from inversight.report import load_report_data, render
-from inversight.run import Run, write_json, write_text
+from inversight.report import load_report_data
+from inversight.run import Run, write_json
 from inversight.seeding import generator
 from inversight.settings import attack_budget, stage_budget
 from inversight.target import Target, load_target
@@ -459,15 +460,13 @@ def _watch(
 
 
 def report_again(run: Path) -> Path:
-    """Write the report of a run again from its tables, without pictures.
+    """Write the report and the model card of a run again from its tables, without pictures.
 
     Raises:
         RunError: not a run, or it has no tables yet.
     """
     data = load_report_data(run)
-    path = run / "report.html"
     try:
-        write_text(path, render(replace(data, gallery=())))
+        return write_report(run, replace(data, gallery=()))
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror})") from None
-    return path
+        raise RunError(f"{run}: cannot be written to ({error.strerror})") from None

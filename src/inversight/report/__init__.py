@@ -1,5 +1,8 @@
-"""The report: a run's results in, one self-contained HTML page out; and two runs side by side."""
+"""The report: a run's results in, one self-contained HTML page out; two runs side by side;
+defences against each other; and the part of a model card that says what was found.
+"""
 
+from inversight.report.card import model_card, render_card
 from inversight.report.compare import Comparison, compare, render_text
 from inversight.report.contents import GalleryItem, ReportData, load_report_data
 from inversight.report.defences import render_defences, render_defences_text
@@ -13,7 +16,9 @@ __all__ = [
     "compare",
     "flags",
     "load_report_data",
+    "model_card",
     "render",
+    "render_card",
     "render_defences",
     "render_defences_text",
     "render_text",
