@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from inversight.errors import InputError
 from inversight.risk.signals import SIGNALS
 from inversight.risk.triage import (
+    _spearman,
+    _within,
     agreement,
     expected_exposure,
     learn,
@@ -202,3 +204,27 @@ def test_signals_are_turned_by_their_sign() -> None:
     values = drawn()
     for name, found in turned(values).items():
         assert torch.equal(found, SIGNALS[name].sign * values[name])
+
+
+def test_resampled_ranks_are_those_of_the_drawn_values() -> None:
+    """Counting how often each image was drawn gives what ranking the draws gives."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, 12).astype(float), rng.normal(size=12)
+    sizes = np.array([5, 1, 6])
+    start = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    for _ in range(50):
+        index = np.sort(start + (rng.random(12) * np.repeat(sizes, sizes)).astype(int))
+        times = np.bincount(index, minlength=12)[None].astype(float)
+        assert _spearman(x, y, times)[0] == pytest.approx(
+            float(spearmanr(x[index], y[index]).statistic)
+        )
+        scaled = [
+            np.concatenate(
+                [
+                    (2 * rankdata(v[index][s : s + n]) - n - 1) / max(1, n - 1)
+                    for s, n in zip(np.cumsum(sizes) - sizes, sizes, strict=True)
+                ]
+            )
+            for v in (x, y)
+        ]
+        assert _within(x, y, sizes, times)[0] == pytest.approx(np.corrcoef(*scaled)[0, 1])
