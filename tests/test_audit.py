@@ -21,10 +21,13 @@ from safetensors.torch import save_file
 from inversight import AuditResult, InputError, audit, resume
 from inversight.attacks import load_latents
 from inversight.console import Quiet
+from inversight.data import load_folder
 from inversight.errors import RunError
 from inversight.evaluation import METRICS
+from inversight.networks import load_classifier
 from inversight.progress import Progress
-from inversight.target import Target
+from inversight.report import load_report_data, render
+from inversight.target import Target, target_of
 from tests.examples import OwnNetwork, SampleAttack
 from tests.test_evaluation import COLUMNS, RISK_COLUMNS
 
@@ -50,7 +53,10 @@ TINY: dict[str, Any] = {
     ],
 }
 WITH_RISK = [*COLUMNS[:-1], *RISK_COLUMNS, COLUMNS[-1]]
-TABLES = ("metrics.json", "samples.parquet", "holdout.parquet")
+JOINED = [
+    "loss", "margin", "entropy", "gradient_norm", "centre_distance", "local_density", "kind", "twins",
+]  # fmt: skip
+TABLES = ("metrics.json", "samples.parquet", "signals.parquet", "holdout.parquet")
 
 
 def folder(path: Path, seed: int, classes: tuple[str, ...], each: int, colour: bool) -> Path:
@@ -93,7 +99,7 @@ def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
     assert tuple(result.metrics) == METRICS
     for key in ("ddcs_best", "covered", "coverage", "frechet", "accuracy_top1", "knn_distance"):
         assert result.metrics[key]["value"] is not None, key
-    assert list(result.samples) == WITH_RISK and len(result.samples) == 12
+    assert list(result.samples) == WITH_RISK + JOINED and len(result.samples) == 12
     assert result.metrics["flagged"]["holdout_images"] == 10
     assert result.metrics["leakage_gap"]["value"] is not None
     assert set(result.samples["label"]) == {"ann", "bob"}
@@ -107,7 +113,7 @@ def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
     assert 0.0 <= manifest["evaluator"]["holdout_accuracy"] <= 1.0
     assert [s["name"] for s in manifest["stages"]] == [
         "target", "evaluator", "public-network", "prior", "adaptation",
-        "attack-plug-and-play", "reconstructions", "scores",
+        "attack-plug-and-play", "reconstructions", "scores", "signals",
     ]  # fmt: skip
     assert not list(run.rglob("*.partial")) and not list(run.rglob("checkpoint*"))
     latents = load_latents(run / "stages" / "attack-plug-and-play")
@@ -174,6 +180,59 @@ def test_stopped_anywhere_it_ends_with_the_same_tables(
         assert hashes(run) == expected, (name, after)
 
 
+def test_stopped_in_the_signals_it_ends_with_the_same_tables(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    expected = hashes(audit(out=tmp_path / "whole", **grey, **TINY).run)
+    run = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        audit(out=run, reporter=StopAt("signals", 1), **grey, **TINY)
+    assert not (run / "samples.parquet").exists()
+    resume(run)
+    assert hashes(run) == expected
+
+
+def test_signals_join_the_ledger_and_change_nothing_in_it(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copy(grey["private"] / "ann" / "2.png", grey["private"] / "ann" / "twin.png")
+    result = audit(out=tmp_path / "run", **grey, **TINY)
+    scored = pd.read_parquet(result.run / "stages" / "scores" / "samples.parquet")
+    pd.testing.assert_frame_equal(result.samples[list(scored)], scored)
+    samples = result.samples.set_index("id")
+    assert samples["twins"].dropna().to_dict() == {
+        "ann/2.png": "ann/2.png", "ann/twin.png": "ann/2.png",
+    }  # fmt: skip
+    assert set(samples["kind"][samples["twins"].notna()]) == {"duplicate"}
+    signals = pd.read_parquet(result.run / "signals.parquet").set_index("id").loc[samples.index]
+    for name in JOINED:
+        assert samples[name].equals(signals[name]), name
+    assert signals["neighbour_distance"].gt(0).all()
+    target = target_of(load_classifier(result.run / "stages" / "target"), "trained")
+    private = load_folder(grey["private"], role="--private")
+    loss = torch.nn.functional.cross_entropy(
+        target(private.floats()), private.labels, reduction="none"
+    )
+    assert samples.loc[list(private.ids), "loss"].to_numpy() == pytest.approx(
+        loss.numpy(), rel=1e-4
+    )
+    page = result.report.read_text()
+    assert "Kind" in page and "of twins DDCS credits one" in page
+
+
+def test_a_run_of_before_gains_signals_when_it_is_resumed(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    run = audit(out=tmp_path / "run", **grey, **TINY).run
+    expected = hashes(run)
+    shutil.rmtree(run / "stages" / "signals")
+    (run / "signals.parquet").unlink()
+    shutil.copy(run / "stages" / "scores" / "samples.parquet", run / "samples.parquet")
+    assert "Kind" not in render(load_report_data(run))
+    resume(run)
+    assert hashes(run) == expected
+
+
 def test_resuming_a_finished_run_changes_nothing(grey: dict[str, Path], tmp_path: Path) -> None:
     run = audit(out=tmp_path / "run", **grey, **TINY).run
     before = hashes(run)
@@ -205,6 +264,7 @@ def test_resume_refuses_changed_images(grey: dict[str, Path], tmp_path: Path) ->
 
 
 def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(grey["private"] / "ann" / "2.png", grey["private"] / "ann" / "twin.png")
     plain = audit(out=tmp_path / "plain", **grey, **TINY)
     assert "data:image/png" not in plain.report.read_text()
     assert "ann/" in plain.report.read_text()
@@ -214,6 +274,11 @@ def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path)
     assert not set(hidden.samples["id"]) & set(plain.samples["id"])
     names = json.loads((hidden.run / "private-ids.json").read_text())
     assert {names[i] for i in hidden.samples["id"]} == set(plain.samples["id"])
+    twins = hidden.samples["twins"].dropna()
+    assert [names[i] for i in twins] == ["ann/2.png", "ann/2.png"]
+    for file in hidden.run.rglob("*.parquet"):
+        table = pd.read_parquet(file)
+        assert not table.map(lambda v: isinstance(v, str) and "ann" in v).any(axis=None), file
     assert hidden.samples["nearest_distance"].tolist() == plain.samples["nearest_distance"].tolist()
 
 

@@ -30,7 +30,7 @@ def forecast(**given: Any) -> Estimate:
 def test_every_stage_is_in_it() -> None:
     found = forecast()
     stages = ["target", "evaluator", "public-network", "prior", "adaptation", "plug-and-play"]
-    assert list(found.seconds) == [*stages, "scores"]
+    assert list(found.seconds) == [*stages, "scores", "signals"]
     assert all(s is not None and math.isfinite(s) and s > 0 for s in found.seconds.values())
     assert found.total == pytest.approx(sum(s for s in found.seconds.values() if s is not None))
     assert found.memory_bytes > 50e6 and found.disk_bytes > 1e6

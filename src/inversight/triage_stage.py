@@ -43,7 +43,7 @@ EXPECTED, LEARNED = "expected", "learned"
 MEASURED = ("nearest_distance", "ddcs_best")
 """What predictors are compared with."""
 
-_SAME_LOSS = 0.01
+_SAME_LOSS = 1e-3
 """Nats by which the loss of an image may differ between machines and remain the same target's."""
 
 

@@ -198,8 +198,9 @@ def _agreement(
     order = np.argsort(groups, kind="stable")
     x, y, groups = x[order], y[order], groups[order]
     sizes = np.bincount(groups)
-    value = float(_correlation(rankdata(x)[None], rankdata(y)[None])[0])
-    within = float(_within(x[None], y[None], sizes)[0])
+    once = np.ones((1, len(x)))
+    value = float(_spearman(x, y, once)[0])
+    within = float(_within(x, y, sizes, once)[0])
     extra: dict[str, float | int | str] = {"images": len(x)}
     if np.isnan(value):
         return Summary(None, reason="all images have the same value", extra=extra)
@@ -208,13 +209,14 @@ def _agreement(
     start = np.repeat(np.cumsum(sizes) - sizes, sizes)
     size = np.repeat(sizes, sizes)
     draws: list[tuple[Floats, Floats]] = []
-    at_once = max(1, _SCRATCH // (4 * len(x)))
+    at_once = max(1, _SCRATCH // (8 * len(x)))
     for done in range(0, resamples, at_once):
         shape = min(at_once, resamples - done), len(x)
         uniform = torch.rand(shape, generator=rng, dtype=torch.float64).numpy()
         index = (uniform * size).astype(np.int64) + start
-        a, b = x[index], y[index]
-        draws.append((_correlation(rankdata(a, axis=1), rankdata(b, axis=1)), _within(a, b, sizes)))
+        index += len(x) * np.arange(len(index))[:, None]
+        times = np.bincount(index.ravel(), minlength=index.size).reshape(shape).astype(np.float64)
+        draws.append((_spearman(x, y, times), _within(x, y, sizes, times)))
     low = high = None
     if draws:
         low, high = _bounds(np.concatenate([d[0] for d in draws]))
@@ -232,27 +234,46 @@ def _bounds(values: Floats) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def _correlation(a: Floats, b: Floats) -> Floats:
-    """Pearson's correlation of each pair of rows (R, N) -> (R,), NaN without variation."""
-    a = a - a.mean(1, keepdims=True)
-    b = b - b.mean(1, keepdims=True)
-    scale = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = np.where(scale > 0, (a * b).sum(1) / scale, np.nan)
+def _spearman(x: Floats, y: Floats, times: Floats) -> Floats:
+    """Spearman's correlation (R,) of (N,) values, each taken so many ``times`` (R, N)."""
+    return _correlation(_ranks(x, times), _ranks(y, times), times)
+
+
+def _within(x: Floats, y: Floats, sizes: NDArray[np.int64], times: Floats) -> Floats:
+    """The same (R,) of ranks within classes, rows of one class side by side."""
+    ends = np.cumsum(sizes).tolist()
+    ranked = []
+    for values in (x, y):
+        parts = [
+            (2.0 * _ranks(values[end - n : end], times[:, end - n : end]) - n - 1.0) / max(1, n - 1)
+            for end, n in zip(ends, sizes.tolist(), strict=True)
+        ]
+        ranked.append(np.concatenate(parts, axis=1))
+    return _correlation(ranked[0], ranked[1], times)
+
+
+def _ranks(values: Floats, times: Floats) -> Floats:
+    """Ranks (R, N), from 1, of (N,) values among themselves, each taken so many ``times`` (R, N).
+
+    Ties have their mean rank. Sorted once, however many resamples there are.
+    """
+    _, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    count = np.add.reduceat(times[:, order], starts, axis=1)
+    found: Floats = (np.cumsum(count, axis=1) - (count - 1.0) / 2.0)[:, group]
     return found
 
 
-def _within(a: Floats, b: Floats, sizes: NDArray[np.int64]) -> Floats:
-    """Correlation (R,) of ranks within classes, rows (R, N) with one class's images side by side."""
-    ends = np.cumsum(sizes)
-    ranked = []
-    for values in (a, b):
-        parts = [
-            (2.0 * rankdata(values[:, end - n : end], axis=1) - n - 1.0) / max(1, n - 1)
-            for end, n in zip(ends.tolist(), sizes.tolist(), strict=True)
-        ]
-        ranked.append(np.concatenate(parts, axis=1))
-    return _correlation(ranked[0], ranked[1])
+def _correlation(a: Floats, b: Floats, times: Floats) -> Floats:
+    """Pearson's correlation of each pair of rows (R, N), weighted; (R,), NaN without variation."""
+    total = times.sum(1, keepdims=True)
+    a = a - (a * times).sum(1, keepdims=True) / total
+    b = b - (b * times).sum(1, keepdims=True) / total
+    scale = np.sqrt((a * a * times).sum(1) * (b * b * times).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Floats = np.where(scale > 0, (a * b * times).sum(1) / scale, np.nan)
+    return found
 
 
 def _normal_scores(values: Tensor) -> Floats:
