@@ -178,9 +178,9 @@ def test_scores_of_given_folders_say_that_the_attack_is_unknown() -> None:
 
 def test_the_digits_are_named_with_the_images_that_were_used() -> None:
     digits = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
-    text = render_card(model_card(audited(inputs=digits, split="ten digits"), found()))
+    text = render_card(model_card(audited(inputs=digits, split="all ten /home/me"), found()))
     assert "handwritten digits of scikit-learn; private: 40 images of 4 classes" in text
-    assert "ten digits" not in text
+    assert "all ten" not in text
 
 
 def test_a_target_that_the_audit_trained_is_a_limit() -> None:
