@@ -143,7 +143,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
         ):
             continue
         started = time.perf_counter()
-        result = _audit(settings[arm], home / arm, base)
+        result = audit_arm(settings[arm], home / arm, base)
         row = {name: result[name]["value"] for name in MEASURES}
         file = _file(options, data, arm, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
             "arm": arm,
             "seed": seed,
             "minutes": round((time.perf_counter() - started) / 60, 2),
-            "settings": _digest(settings[arm]),
+            "settings": digest(settings[arm]),
             "adaptation": to_mapping(settings[arm].adaptation),
             "machine": machine(seed),
             "measures": row,
@@ -166,7 +166,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
                 shutil.rmtree(home / arm / "stages", ignore_errors=True)
 
 
-def _audit(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
+def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
     reporter = Terminal()
     plan = Plan.prepare(settings, reporter)
     run = Run.open(folder) if folder.exists() else Run.create(folder, plan.manifest())
@@ -182,7 +182,7 @@ def _audit(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
         run.close()
 
 
-def _digest(settings: AuditSettings) -> str:
+def digest(settings: AuditSettings) -> str:
     """A hash of the settings that results depend on: not of where the folders are."""
     values = {name: to_mapping(settings)[name] for name in DEPENDS}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -195,7 +195,7 @@ def _file(options: argparse.Namespace, data: DataSet, arm: str, seed: int) -> Pa
 
 def _known(file: Path, settings: AuditSettings) -> bool:
     """Whether a result is there, of these settings."""
-    return file.is_file() and json.loads(file.read_text())["settings"] == _digest(settings)
+    return file.is_file() and json.loads(file.read_text())["settings"] == digest(settings)
 
 
 def read(evidence: Path) -> list[dict[str, Any]]:

@@ -21,10 +21,14 @@ from safetensors.torch import save_file
 from inversight import AuditResult, InputError, audit, resume
 from inversight.attacks import load_latents
 from inversight.console import Quiet
+from inversight.data import load_folder
 from inversight.errors import RunError
 from inversight.evaluation import METRICS
+from inversight.networks import load_classifier
 from inversight.progress import Progress
-from tests.examples import OwnNetwork
+from inversight.report import load_report_data, render
+from inversight.target import Target, target_of
+from tests.examples import OwnNetwork, SampleAttack
 from tests.test_evaluation import COLUMNS, RISK_COLUMNS
 
 OLIVETTI = Path(__file__).parents[2] / "shared" / "data" / "olivetti"
@@ -49,7 +53,10 @@ TINY: dict[str, Any] = {
     ],
 }
 WITH_RISK = [*COLUMNS[:-1], *RISK_COLUMNS, COLUMNS[-1]]
-TABLES = ("metrics.json", "samples.parquet", "holdout.parquet")
+JOINED = [
+    "loss", "margin", "entropy", "gradient_norm", "centre_distance", "local_density", "kind", "twins",
+]  # fmt: skip
+TABLES = ("metrics.json", "samples.parquet", "signals.parquet", "holdout.parquet")
 
 
 def folder(path: Path, seed: int, classes: tuple[str, ...], each: int, colour: bool) -> Path:
@@ -92,7 +99,7 @@ def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
     assert tuple(result.metrics) == METRICS
     for key in ("ddcs_best", "covered", "coverage", "frechet", "accuracy_top1", "knn_distance"):
         assert result.metrics[key]["value"] is not None, key
-    assert list(result.samples) == WITH_RISK and len(result.samples) == 12
+    assert list(result.samples) == WITH_RISK + JOINED and len(result.samples) == 12
     assert result.metrics["flagged"]["holdout_images"] == 10
     assert result.metrics["leakage_gap"]["value"] is not None
     assert set(result.samples["label"]) == {"ann", "bob"}
@@ -106,7 +113,7 @@ def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
     assert 0.0 <= manifest["evaluator"]["holdout_accuracy"] <= 1.0
     assert [s["name"] for s in manifest["stages"]] == [
         "target", "evaluator", "public-network", "prior", "adaptation",
-        "attack-plug-and-play", "reconstructions", "scores",
+        "attack-plug-and-play", "reconstructions", "scores", "signals",
     ]  # fmt: skip
     assert not list(run.rglob("*.partial")) and not list(run.rglob("checkpoint*"))
     latents = load_latents(run / "stages" / "attack-plug-and-play")
@@ -173,6 +180,59 @@ def test_stopped_anywhere_it_ends_with_the_same_tables(
         assert hashes(run) == expected, (name, after)
 
 
+def test_stopped_in_the_signals_it_ends_with_the_same_tables(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    expected = hashes(audit(out=tmp_path / "whole", **grey, **TINY).run)
+    run = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        audit(out=run, reporter=StopAt("signals", 1), **grey, **TINY)
+    assert not (run / "samples.parquet").exists()
+    resume(run)
+    assert hashes(run) == expected
+
+
+def test_signals_join_the_ledger_and_change_nothing_in_it(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copy(grey["private"] / "ann" / "2.png", grey["private"] / "ann" / "twin.png")
+    result = audit(out=tmp_path / "run", **grey, **TINY)
+    scored = pd.read_parquet(result.run / "stages" / "scores" / "samples.parquet")
+    pd.testing.assert_frame_equal(result.samples[list(scored)], scored)
+    samples = result.samples.set_index("id")
+    assert samples["twins"].dropna().to_dict() == {
+        "ann/2.png": "ann/2.png", "ann/twin.png": "ann/2.png",
+    }  # fmt: skip
+    assert set(samples["kind"][samples["twins"].notna()]) == {"duplicate"}
+    signals = pd.read_parquet(result.run / "signals.parquet").set_index("id").loc[samples.index]
+    for name in JOINED:
+        assert samples[name].equals(signals[name]), name
+    assert signals["neighbour_distance"].gt(0).all()
+    target = target_of(load_classifier(result.run / "stages" / "target"), "trained")
+    private = load_folder(grey["private"], role="--private")
+    loss = torch.nn.functional.cross_entropy(
+        target(private.floats()), private.labels, reduction="none"
+    )
+    assert samples.loc[list(private.ids), "loss"].to_numpy() == pytest.approx(
+        loss.numpy(), rel=1e-4
+    )
+    page = result.report.read_text()
+    assert "Kind" in page and "of twins DDCS credits one" in page
+
+
+def test_a_run_of_before_gains_signals_when_it_is_resumed(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    run = audit(out=tmp_path / "run", **grey, **TINY).run
+    expected = hashes(run)
+    shutil.rmtree(run / "stages" / "signals")
+    (run / "signals.parquet").unlink()
+    shutil.copy(run / "stages" / "scores" / "samples.parquet", run / "samples.parquet")
+    assert "Kind" not in render(load_report_data(run))
+    resume(run)
+    assert hashes(run) == expected
+
+
 def test_resuming_a_finished_run_changes_nothing(grey: dict[str, Path], tmp_path: Path) -> None:
     run = audit(out=tmp_path / "run", **grey, **TINY).run
     before = hashes(run)
@@ -204,6 +264,7 @@ def test_resume_refuses_changed_images(grey: dict[str, Path], tmp_path: Path) ->
 
 
 def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(grey["private"] / "ann" / "2.png", grey["private"] / "ann" / "twin.png")
     plain = audit(out=tmp_path / "plain", **grey, **TINY)
     assert "data:image/png" not in plain.report.read_text()
     assert "ann/" in plain.report.read_text()
@@ -213,6 +274,11 @@ def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path)
     assert not set(hidden.samples["id"]) & set(plain.samples["id"])
     names = json.loads((hidden.run / "private-ids.json").read_text())
     assert {names[i] for i in hidden.samples["id"]} == set(plain.samples["id"])
+    twins = hidden.samples["twins"].dropna()
+    assert [names[i] for i in twins] == ["ann/2.png", "ann/2.png"]
+    for file in hidden.run.rglob("*.parquet"):
+        table = pd.read_parquet(file)
+        assert not table.map(lambda v: isinstance(v, str) and "ann" in v).any(axis=None), file
     assert hidden.samples["nearest_distance"].tolist() == plain.samples["nearest_distance"].tolist()
 
 
@@ -287,6 +353,99 @@ def test_ones_own_target_and_its_warnings(grey: dict[str, Path], tmp_path: Path)
     assert result.metrics["flagged"]["reason"].startswith("needs a holdout")
 
 
+def without_holdout(folders: dict[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in folders.items() if name != "holdout"}
+
+
+BLACK_BOX = {
+    "class": "mirror-black-box", "pool": 30, "population": 6, "generations": 2, "candidates": 4,
+    "keep": 3, "crops": 2,
+}  # fmt: skip
+TWO = {**TINY, "attack": [*TINY["attack"], BLACK_BOX]}
+
+
+def test_without_a_holdout_there_is_a_control(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", **without_holdout(grey), **TWO)
+    run = result.run
+    manifest = json.loads((run / "run.json").read_text())
+    assert [s["name"] for s in manifest["stages"]][-3:] == ["reconstructions", "control", "scores"]
+    # Pool, steps and crops of six candidates of two classes; pool, children and crops of four.
+    assert manifest["queries"] == {
+        "plug-and-play": 30 + 12 * 3 + 12 * 2,
+        "mirror-black-box": 30 + 2 * 2 * 5 + 8 * 2,
+    }
+    assert any(n.startswith("mirror-black-box: the attack itself") for n in manifest["notes"])
+    gap = result.metrics["control_gap"]
+    assert gap["value"] == pytest.approx(gap["attack"] - gap["control"])
+    assert gap["attack"] == pytest.approx(result.metrics["ddcs_best"]["value"])
+    assert gap["reconstructions"] == 14 and gap["low"] is not None
+    control = sorted((run / "stages" / "control" / "images").rglob("*.png"))
+    assert [p.parent.name for p in control] == ["ann"] * 7 + ["bob"] * 7
+    by_set = json.loads((run / "metrics_by_set.json").read_text())
+    assert set(by_set) == {"plug-and-play", "mirror-black-box"}
+    assert by_set["mirror-black-box"]["control_gap"]["reconstructions"] == 6
+    assert not list((run / "reconstructions").rglob("control*"))
+    for table in ("samples", "samples_by_set", "reconstructions"):
+        assert "control" not in pd.read_parquet(run / f"{table}.parquet").to_csv()
+    report = result.report.read_text()
+    assert "Gap to the control" in report and "has no p value" in report
+    assert "plug-and-play 90, mirror-black-box 66" in report
+
+
+def test_with_a_holdout_there_is_none(grey: dict[str, Path], tmp_path: Path) -> None:
+    result = audit(out=tmp_path / "run", **grey, **TINY)
+    assert not (result.run / "stages" / "control").exists()
+    assert "holdout" in result.metrics["control_gap"]["reason"]
+    assert "Gap to the control:" not in result.report.read_text()
+
+
+def test_the_control_is_of_the_prior_before_the_adaptation(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    """Neither another arm nor another attack's settings change it."""
+    pictures = []
+    more = {**TINY["attack"][0], "steps": 1}
+    for i, given in enumerate(({}, {"arm": "vanilla"}, {"attack": [more]})):
+        run = audit(out=tmp_path / f"run{i}", **without_holdout(grey), **{**TINY, **given}).run
+        files = sorted((run / "stages" / "control").rglob("*.png"))
+        pictures.append([file.read_bytes() for file in files])
+        assert len(files) == 8
+    assert pictures[0] == pictures[1] == pictures[2]
+
+
+@pytest.mark.parametrize("stage", ["control", "mirror-black-box"])
+def test_stopped_there_it_ends_the_same(grey: dict[str, Path], tmp_path: Path, stage: str) -> None:
+    def files(run: Path) -> list[str]:
+        return [(run / f).read_text() for f in ("metrics.json", "metrics_by_set.json")]
+
+    expected = audit(out=tmp_path / "whole", **without_holdout(grey), **TWO).run
+    with pytest.raises(Stop):
+        audit(out=tmp_path / "run", reporter=StopAt(stage, 1), **without_holdout(grey), **TWO)
+    resume(tmp_path / "run")
+    assert files(tmp_path / "run") == files(expected)
+    one, other = (json.loads((r / "run.json").read_text()) for r in (expected, tmp_path / "run"))
+    assert one["queries"] == other["queries"]
+
+
+def test_an_audit_gives_an_attack_no_more_than_it_names(
+    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Looking(SampleAttack):
+        def run(self, target: Target, *args: Any, **named: Any) -> Any:
+            x = torch.rand(1, 1, 8, 8, requires_grad=True)
+            with torch.enable_grad():
+                seen.append((str(target.access), target(x).requires_grad))
+            return super().run(target, *args, **named)
+
+    monkeypatch.setattr("tests.examples.SampleAttack", Looking)
+    given = {**TINY, "attack": ["tests.examples:SampleAttack"]}
+    run = audit(out=tmp_path / "run", **grey, **given).run
+    assert seen == [("scores", False)]
+    assert json.loads((run / "run.json").read_text())["queries"] == {"SampleAttack": 51}
+
+
 def test_a_class_order_of_ones_own(grey: dict[str, Path], tmp_path: Path) -> None:
     """The same network with its outputs in another order is the same target."""
     weights = own_weights(tmp_path / "w.safetensors", classes=3)
@@ -336,6 +495,10 @@ def fail_without_holdout(folders: dict[str, Path]) -> dict[str, Any]:
     return {"private": folders["private"], "public": folders["public"], "fail_on": "flagged>0.05"}
 
 
+def control_with_holdout(folders: dict[str, Path]) -> dict[str, Any]:
+    return {**folders, "fail_on": "control_gap>0"}
+
+
 def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
     weights = own_weights(folders["private"].parent / "w.safetensors", classes=3)
     return {**folders, "target": f"tests.examples:own_network?weights={weights}"}
@@ -354,6 +517,7 @@ def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
             "--private and --holdout share 1 image(s), first ann/3.png = ann/copy.png",
         ),
         (fail_without_holdout, "flagged needs a holdout"),
+        (control_with_holdout, "control_gap is of audits without a holdout"),
         (lambda folders: {**folders, "fdr": 1.0}, "fdr: expected less than 1"),
         (lambda folders: {**folders, "fdr": 0.0}, "fdr: expected greater than 0"),
         (target_of_three, "3 outputs, --private has 2 classes"),

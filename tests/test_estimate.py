@@ -30,7 +30,7 @@ def forecast(**given: Any) -> Estimate:
 def test_every_stage_is_in_it() -> None:
     found = forecast()
     stages = ["target", "evaluator", "public-network", "prior", "adaptation", "plug-and-play"]
-    assert list(found.seconds) == [*stages, "scores"]
+    assert list(found.seconds) == [*stages, "scores", "signals"]
     assert all(s is not None and math.isfinite(s) and s > 0 for s in found.seconds.values())
     assert found.total == pytest.approx(sum(s for s in found.seconds.values() if s is not None))
     assert found.memory_bytes > 50e6 and found.disk_bytes > 1e6
@@ -48,6 +48,16 @@ def test_ones_own_attack_cannot_be_foreseen() -> None:
     found = forecast(attack=["tests.examples:SampleAttack"])
     assert found.seconds["SampleAttack"] is None
     assert "SampleAttack unknown" in str(found)
+
+
+@pytest.mark.parametrize("name", ["mirror-black-box", "cma-es"])
+def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
+    small = {"class": name, "pool": 100, "keep": 2, "crops": 2}
+    small |= {"searches": 2} if name == "cma-es" else {"population": 10, "candidates": 2}
+    few, many = (forecast(attack=[{**small, "generations": n}]) for n in (2, 20000))
+    assert few.seconds[name] is not None and many.seconds[name] is not None
+    assert many.seconds[name] > 100 * few.seconds[name]
+    assert few.disk_bytes == many.disk_bytes
 
 
 def test_ones_own_prior_takes_no_training() -> None:

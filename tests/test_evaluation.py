@@ -62,6 +62,7 @@ def score(
     evaluator: Target | None = None,
     holdout: ImageSet | None = None,
     earlier: Evaluation | None = None,
+    control: ImageSet | None = None,
 ) -> Evaluation:
     return evaluate(
         private,
@@ -72,6 +73,7 @@ def score(
         holdout=holdout,
         memory=2**30,
         seed=0,
+        control=control,
         earlier=None if earlier is None else (earlier.subjects, earlier.sets),
     )
 
@@ -85,7 +87,7 @@ def test_all_keys_in_order_with_reasons_for_what_is_missing() -> None:
     for key, value in found.metrics.items():
         assert {"value", "low", "high"} <= value.keys(), key
         assert (value["value"] is None) == ("reason" in value), key
-    for key in ("fid", "knn_distance", "accuracy_top1", "flagged", "leakage_gap"):
+    for key in ("fid", "knn_distance", "accuracy_top1", "flagged", "leakage_gap", "control_gap"):
         assert found.metrics[key]["value"] is None
     for key in ("coverage", "density", "precision", "recall", "frechet", "kid"):
         assert found.metrics[key]["features"] == "half-means"
@@ -193,6 +195,43 @@ def test_a_small_holdout_is_not_calibrated() -> None:
     found = score(PRIVATE, MADE, holdout=HOLDOUT)
     assert "at least 9 holdout images" in str(found.metrics["flagged"]["reason"])
     assert found.metrics["leakage_gap"]["value"] is not None
+
+
+CONTROL = images([9, 0, 4], 7, "r")
+
+
+def test_the_control_is_in_its_gap_and_nowhere_else() -> None:
+    without, found = score(PRIVATE, MADE), score(PRIVATE, MADE, control=CONTROL)
+    reason = without.metrics.pop("control_gap")["reason"]
+    assert "which only an audit makes" in str(reason)
+    gap = found.metrics.pop("control_gap")
+    assert found.metrics == without.metrics
+    pd.testing.assert_frame_equal(found.samples, without.samples)
+    assert [one.name for one in found.sets] == ["made"]
+    alone = score(PRIVATE, CONTROL).metrics["ddcs_best"]["value"]
+    assert gap["attack"] == pytest.approx(found.metrics["ddcs_best"]["value"])
+    assert gap["control"] == pytest.approx(alone)
+    assert gap["value"] == pytest.approx(gap["attack"] - alone)  # type: ignore[operator]
+    assert gap["reconstructions"] == 13 and "p_value" not in gap
+
+
+def test_each_set_is_compared_with_as_many_of_the_control() -> None:
+    more = images([4, 2, 0], 8, "s")
+    control = images([13, 2, 4], 7, "r")
+    found = score(PRIVATE, {"made": MADE, "more": more}, control=control)
+    everything = score(PRIVATE, control)
+    gap = found.metrics["control_gap"]
+    assert gap["control"] == pytest.approx(everything.metrics["ddcs_best"]["value"])
+    assert gap["reconstructions"] == 19
+    few = control.select(torch.tensor([0, 1, 2, 3, 13, 14]))
+    gap = found.by_set["more"]["control_gap"]
+    assert gap["control"] == pytest.approx(score(PRIVATE, few).metrics["ddcs_best"]["value"])
+    assert gap["reconstructions"] == 6
+
+
+def test_with_a_holdout_there_is_no_gap_to_a_control() -> None:
+    found = score(PRIVATE, MADE, holdout=HOLDOUT, control=CONTROL).metrics["control_gap"]
+    assert found["value"] is None and "see flagged and leakage_gap" in str(found["reason"])
 
 
 def test_an_exact_hit_is_marked_and_finite() -> None:

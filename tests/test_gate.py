@@ -64,6 +64,10 @@ def test_what_a_run_will_end_without_is_refused_before_it() -> None:
         gate.check(holdout=False, embedding="pixel")
     with pytest.raises(ConfigError, match="has seen the private images"):
         Gate.parse("leakage_gap>1").check(holdout=True, embedding="evaluator")
+    control = Gate.parse("control_gap>1")
+    control.check(holdout=False, embedding="pixel")
+    with pytest.raises(ConfigError, match="without a holdout; with one, use leakage_gap"):
+        control.check(holdout=True, embedding="pixel")
     Gate.parse("coverage>0.2").check(holdout=False, embedding="evaluator")
 
 

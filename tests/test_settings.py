@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from inversight.config import documented_yaml, to_mapping
+from inversight.attacks import ATTACKS
+from inversight.config import build, documented_yaml, to_mapping
 from inversight.errors import ConfigError
-from inversight.settings import AuditSettings, prior_training, resolve
+from inversight.settings import AuditSettings, attack_budget, prior_training, resolve
+from tests.examples import NoisePrior
 
 REAL: dict[str, Any] = {"private": "p", "public": "q"}
 
@@ -36,6 +38,32 @@ def test_budgets_grow_with_the_preset() -> None:
     for name in ("pool", "candidates", "keep"):
         values = [s.attack[0][name] for s in (quick, standard, thorough)]  # type: ignore[index]
         assert values == sorted(values)
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+@pytest.mark.parametrize("given", [{}, REAL])
+def test_black_box_attacks_cost_about_as_much_as_plug_and_play(
+    preset: str, given: dict[str, Any]
+) -> None:
+    """A step forward and back counts as three images."""
+    names = ("plug-and-play", "mirror-black-box", "cma-es")
+    found = resolve({**given, "preset": preset, "attack": list(names)})
+    white, genetic, evolved = (build(spec, ATTACKS, role="attack") for spec in found.attack)
+    work = white.candidates * (3 * white.steps + white.crops)
+    for attack in (genetic, evolved):
+        images = attack.planned_queries(NoisePrior(), 1) - attack.pool
+        assert 0.8 * work < images < 1.25 * work
+        assert (attack.pool, attack.keep, attack.crops) == (white.pool, white.keep, white.crops)
+        assert attack.crop_flip == (given != {})
+
+
+def test_a_stage_has_the_same_budget_as_an_audit() -> None:
+    for name in ("plug-and-play", "cma-es"):
+        (spec,) = resolve({**REAL, "preset": "standard", "attack": [name]}).attack
+        assert spec == {"class": name, **attack_budget("standard", name)}
+    assert attack_budget("quick", "my.module:Attack") == {}
+    with pytest.raises(ConfigError, match="did you mean quick"):
+        attack_budget("quik", "cma-es")
 
 
 def test_given_values_go_before_the_preset() -> None:

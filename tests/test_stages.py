@@ -65,6 +65,8 @@ def test_from_training_to_scores(made: dict[str, Path], capsys: pytest.CaptureFi
     )
     assert code == 0 and "inversight score --reconstructions attacked/reconstructions" in out
     assert load_latents(Path("attacked"))["labels"].tolist() == [0, 0, 0, 1, 1, 1]
+    facts = json.loads(Path("attacked/facts.json").read_text())
+    assert facts["queries"] > 0
     names = sorted(p.relative_to("attacked").as_posix() for p in Path("attacked").rglob("*.png"))
     assert names == [
         f"reconstructions/{c}/plug-and-play-000{i}.png" for c in ("ann", "bob") for i in (1, 2, 3)
@@ -104,11 +106,13 @@ def test_scoring_a_runs_folders_gives_the_runs_tables(
     assert code == 0, err
     one, other = (json.loads((Path(f) / "metrics.json").read_text()) for f in ("audited", "scored"))
     assert one == other
-    tables = [
+    audited, scored = (
         pd.read_parquet(f"{name}/samples.parquet").drop(columns="nearest_set")
         for name in ("audited", "scored")
-    ]
-    pd.testing.assert_frame_equal(*tables)
+    )
+    # Without a target there are no signals of it.
+    pd.testing.assert_frame_equal(audited[list(scored)], scored)
+    assert "twins" in scored and "loss" in audited and "loss" not in scored
 
     # More reconstructions added to the audit score as all of them at once.
     shutil.copytree("holdout", "more")
@@ -216,6 +220,40 @@ def test_runs_that_cannot_be_added_to(
     code, _, err = run(capsys, *score, "second", "--reuse", "held")
     assert code == 2 and "holdout images are not the ones" in err
     assert not Path("second").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "queries"),
+    [
+        (
+            "mirror-black-box",
+            ("population=5", "generations=3", "candidates=4"),
+            20 + 2 * 3 * 4 + 16,
+        ),
+        ("cma-es", ("searches=4", "population=4", "generations=3"), 20 + 2 * 4 * 3 * 4 + 16),
+    ],
+)
+def test_black_box_attacks(
+    made: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    settings: tuple[str, ...],
+    queries: int,
+) -> None:
+    code, _, err = run(
+        capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "new",
+        *(w for s in ("pool=20", "keep=3", "crops=2", *settings) for w in ("--set", s)),
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"{name}: {queries} images sent to the target, scores access" in err
+    assert json.loads(Path("new/facts.json").read_text()) == {"queries": queries}
+    assert len(list(Path("new/reconstructions").rglob(f"{name}-*.png"))) == 6
+    code, _, err = run(
+        capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "low",
+        "--set", "most_queries=30",
+    )  # fmt: skip
+    assert code == 1 and "limit of 30 queries is spent" in err
+    assert not Path("low").exists()
 
 
 def test_set_names_never_meet() -> None:

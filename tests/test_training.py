@@ -7,18 +7,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.data import ImageSet, digits
 from inversight.errors import StageError
+from inversight.networks import Classifier
 from inversight.seeding import generator
 from inversight.target import accuracy_on, target_of
 from inversight.training import (
+    Batch,
+    Shuffled,
+    TrainedClassifier,
     Training,
+    Variation,
     _optimiser,
     augment,
     focal_loss,
+    recipe_loss,
     rotation_task,
     train_classifier,
 )
@@ -193,3 +199,111 @@ def test_rotation_task_has_four_turns_of_each_image() -> None:
     for k in range(4):
         assert torch.equal(task.images[k * n + 3], torch.rot90(images.images[3], k, dims=(1, 2)))
         assert task.labels[k * n : (k + 1) * n].unique().tolist() == [k]
+
+
+def varied(variation: Variation | None = None, images: ImageSet | None = None) -> TrainedClassifier:
+    return train_classifier(
+        images or two_classes(noise=1.0),
+        training=QUICK,
+        image_shape=(1, 8, 8),
+        rng=generator(5),
+        variation=variation or Variation(),
+    )
+
+
+def same(a: TrainedClassifier, b: TrainedClassifier) -> bool:
+    one, other = (m.classifier.module.state_dict() for m in (a, b))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def drawing_loss(module: Classifier, batch: Batch) -> Tensor:
+    torch.rand(3, generator=batch.rng)
+    return recipe_loss(module(batch.inputs), batch.labels, QUICK)
+
+
+def drawing_change(images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
+    torch.rand(3, generator=rng)
+    return images
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        Variation(loss=drawing_loss, change=drawing_change),
+        Variation(held_loss=lambda logits, labels: recipe_loss(logits, labels, QUICK)),
+        Variation(stepping=Shuffled(), frozen=("nothing",)),
+    ],
+)
+def test_variations_that_change_nothing_train_the_same_network(neutral: Variation) -> None:
+    """Also where they draw: the other draws stay what they are."""
+    assert same(varied(neutral), varied())
+
+
+def test_rows_follow_the_split() -> None:
+    """Each image carries its row as its grey level; what is changed are the rows that are named."""
+    n = 40
+    images = replace(
+        two_classes(),
+        images=torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 1, 8, 8),
+        labels=torch.arange(n) % 2,
+    )
+    seen: list[Tensor] = []
+
+    def check(pixels: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
+        torch.testing.assert_close((pixels[:, 0, 0, 0] * 255).round().long(), rows)
+        seen.append(rows)
+        return pixels
+
+    varied(Variation(change=check), images)
+    assert len(torch.cat(seen).unique()) == 32  # a fifth of each class is validation
+
+
+def test_validation_is_weighted_too() -> None:
+    """Noise: the validation loss of a class that counts for nothing is not looked at."""
+    images = two_classes(noise=1.0)
+    notes: list[list[str]] = []
+    for weights in (None, torch.zeros(40)):
+        told: list[str] = []
+        train_classifier(
+            images, training=replace(QUICK, epochs=2), image_shape=(1, 8, 8), rng=generator(5),
+            variation=Variation(weights=weights),
+            progress=lambda done, total, note="", told=told: told.append(note),  # type: ignore[misc]
+        )  # fmt: skip
+        notes.append(told)
+    assert "validation 0.000" not in notes[0][0] and "validation 0.000" in notes[1][0]
+
+
+def test_no_epoch_is_kept_before_the_loss_settles() -> None:
+    """A held loss that only rises makes the first epoch the best one that may be kept."""
+    calls: list[float] = []
+
+    def rising(logits: Tensor, labels: Tensor) -> Tensor:
+        calls.append(float(len(calls)))
+        return torch.tensor(calls[-1])
+
+    states: list[dict[str, Tensor]] = []
+
+    def note(module: Classifier, batch: Batch) -> Tensor:
+        if not states or batch.done * QUICK.epochs >= len(states):
+            states.append({k: v.clone() for k, v in module.state_dict().items()})
+        return drawing_loss(module, batch)
+
+    made = varied(Variation(loss=note, held_loss=rising, settles=0.5))
+    assert made.epochs == len(states) == QUICK.epochs
+    kept = made.classifier.module.state_dict()
+    after_7 = states[7]  # the first of 12 epochs that begins with half behind it is the seventh
+    assert all(torch.equal(kept[name], after_7[name]) for name in kept if "num" not in name)
+
+
+def test_start_frozen_and_normalisation() -> None:
+    first = varied().classifier
+    start = first.module.state_dict()
+    made = varied(
+        Variation(start=start, frozen=("stem", "stages"), normalisation=([0.25], [0.5]))
+    ).classifier
+    after = made.module.state_dict()
+    for name in start:
+        moves = not name.startswith(("stem", "stages"))
+        assert torch.equal(start[name], after[name]) != moves, name
+    assert made.mean == (0.25,) and made.std == (0.5,)
+    assert isinstance(made.module.norm, nn.BatchNorm2d)

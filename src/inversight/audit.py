@@ -24,7 +24,14 @@ from PIL import ImageFilter
 
 from inversight.adaptation import adapt
 from inversight.adaptation.collapse import LOW, class_entropy
-from inversight.attacks import ATTACKS, Attack, write_reconstructions
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    control,
+    require_access,
+    run_attack,
+    write_reconstructions,
+)
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
@@ -45,6 +52,7 @@ from inversight.errors import ConfigError, InputError, RunError
 from inversight.estimate import Estimate, estimate
 from inversight.evaluation import check_pairs, evaluate
 from inversight.gate import exceeded, gates
+from inversight.ledger import SIGNALS_FILE, exposure_table, hidden, join
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.outputs import write_report
 from inversight.priors import Prior, StylePrior, Watch, train_prior
@@ -63,6 +71,7 @@ from inversight.scored import FILES, write_evaluation
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_path, prior_training, resolve
 from inversight.target import (
+    Access,
     Target,
     absolute_spec,
     accuracy_on,
@@ -73,6 +82,7 @@ from inversight.target import (
 from inversight.training import Training, rotation_task, train_classifier
 from inversight.watching import FrechetToPublic, watched_features
 
+LEDGER = "samples.parquet"
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 GALLERY = 24
@@ -84,6 +94,7 @@ _LOWER = {
     "prior": "prior.images_at_once",
     "adaptation": "adaptation.images_at_once",
     "scores": "--memory",
+    "signals": "--memory",
 }
 """What to lower where a stage's memory runs out."""
 
@@ -169,22 +180,35 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
     reporter = reporter or Quiet()
     path = Path(folder)
     manifest = read_manifest(path)
+    if "part_of" in manifest:
+        raise RunError(
+            f"--resume {path}: is part of a comparison of defences; run the same `inversight "
+            "defend` again, which goes on where it stopped"
+        )
     settings = resolve(manifest["given"])
     plan = Plan.prepare(settings, reporter)
-    for name, facts in plan.manifest()["inputs"].items():
-        before = manifest["inputs"].get(name, {}).get("fingerprint")
-        if facts["fingerprint"] != before:
-            what = "prior has" if name == "prior" else f"{name} images have"
-            raise RunError(
-                f"--resume {path}: the {what} changed since the run began ({facts['path']}); start "
-                "a new run"
-            )
+    check_unchanged(plan, manifest, path)
     run = Run.open(path)
     try:
         reporter.say(f"Resuming {path}")
         return plan.execute(run, reporter)
     finally:
         run.close()
+
+
+def check_unchanged(plan: Plan, manifest: dict[str, Any], path: Path) -> None:
+    """See that images and prior are those that the run in ``path`` began with.
+
+    Raises:
+        RunError: naming the first that has changed.
+    """
+    for name, facts in plan.manifest()["inputs"].items():
+        before = manifest["inputs"].get(name, {}).get("fingerprint")
+        if facts["fingerprint"] != before:
+            what = "prior has" if name == "prior" else f"{name} images have"
+            raise RunError(
+                f"{path}: the {what} changed since the run began ({facts['path']}); start a new run"
+            )
 
 
 def default_folder() -> Path:
@@ -405,6 +429,9 @@ class Plan:
                 )
         size = None if given is None else given.prior.image_shape[1]
         inputs = read_inputs(settings, reporter, size)
+        if inputs.target is not None:
+            for attack in attacks.values():
+                require_access(attack, inputs.target)
         work = working_size(inputs.size, settings.working_size)
         if own is not None and own.image_shape[0] not in (1, 3):
             raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
@@ -454,7 +481,7 @@ class Plan:
         """Says what to lower if ``stage`` runs out of memory, and what is ``kept``."""
         lower = _LOWER.get(stage)
         if stage in self.attacks:
-            lower = "batch_size, as in --set 'attack=[{class: plug-and-play, batch_size: 20}]'"
+            lower = f"batch_size, as in --set 'attack=[{{class: {stage}, batch_size: 20}}]'"
         return memory_remedy(
             stage, f"lower {lower or '--memory'}, or use a smaller --preset; {kept}"
         )
@@ -566,16 +593,20 @@ class _Execution:
         self.reporter = reporter
         self.warnings: list[str] = list(plan.inputs.warnings)
         self.notes: list[str] = []
+        self.queries: dict[str, int] = {}
 
     def all(self) -> AuditResult:
         target = self.target()
         evaluator = self.evaluator()
         public_network = self.public_network() if self.plan.needs_public_network else None
-        prior = self.adapted(self.prior(public_network), target, public_network)
+        given = self.prior(public_network)
+        prior = self.adapted(given, target, public_network)
         for name, attack in self.plan.attacks.items():
             self.attack(name, attack, target, prior)
         reconstructions = self.collect()
-        metrics, samples = self.scores(reconstructions, evaluator, public_network)
+        unguided = self.control(given, reconstructions) if self.inputs.holdout is None else None
+        metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
+        samples = self.signals(samples, target, evaluator, public_network)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -789,6 +820,12 @@ class _Execution:
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
+            blind = [n for n, a in self.plan.attacks.items() if a.access is not Access.WHITE_BOX]
+            if blind:
+                self.notes.append(
+                    f"{', '.join(blind)}: the attack itself had no gradients of the target, but the "
+                    "prior was adapted with them; an attacker without them has --arm vanilla."
+                )
         return adapted
 
     def _check_collapse(self, target: Target, before: Prior, after: Prior) -> None:
@@ -809,7 +846,8 @@ class _Execution:
         labels = self.inputs.private.labels.unique(sorted=True)
 
         def fill(folder: Path) -> None:
-            made = attack.run(
+            made = run_attack(
+                attack,
                 target,
                 prior,
                 labels,
@@ -817,8 +855,12 @@ class _Execution:
                 progress=self.reporter.stage(name),
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
+            write_json(folder / "facts.json", {"queries": made.queries})
 
-        self.stage(f"attack-{name}", fill, name)
+        facts = self.stage(f"attack-{name}", fill, name) / "facts.json"
+        if facts.is_file():  # an earlier version's attack did not count
+            self.queries[name] = json.loads(facts.read_text())["queries"]
+            self.run.record(queries=self.queries)
 
     def collect(self) -> dict[str, ImageSet]:
         """Each attack's reconstructions; all of them together are in RUN/reconstructions."""
@@ -844,9 +886,26 @@ class _Execution:
             found[name] = images.relabel(self.inputs.classes, role="reconstructions")
         return found
 
+    def control(self, prior: Prior, reconstructions: dict[str, ImageSet]) -> ImageSet:
+        """As many samples of the unadapted prior of each class as all attacks made, unguided."""
+        labels = torch.cat([one.labels for one in reconstructions.values()])
+
+        def fill(folder: Path) -> None:
+            made = control(
+                prior, labels, rng=self.rng("control"), progress=self.reporter.stage("control")
+            )
+            write_reconstructions(
+                folder, "images", made, classes=self.inputs.classes, name="control"
+            )
+
+        folder = self.stage("control", fill)
+        images = load_folder(folder / "images", role="control", channels=self.inputs.channels)
+        return images.relabel(self.inputs.classes, role="control")
+
     def scores(
         self,
         reconstructions: dict[str, ImageSet],
+        unguided: ImageSet | None,
         evaluator: Target,
         public_network: SavedClassifier | None,
     ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
@@ -866,6 +925,7 @@ class _Execution:
                 features=features,
                 evaluator=evaluator,
                 holdout=self.inputs.holdout,
+                control=unguided,
                 memory=self.settings.memory,
                 seed=self.settings.seed,
                 pairs=self.settings.pairs,
@@ -882,10 +942,42 @@ class _Execution:
 
         folder = self.stage("scores", fill)
         for file in FILES:
-            if (folder / file).is_file():
+            # The ledger is shown when the signals have joined it.
+            if file != LEDGER and (folder / file).is_file():
                 self.run.publish(folder / file, file)
         metrics = json.loads((folder / "metrics.json").read_text())
-        return metrics, pd.read_parquet(folder / "samples.parquet")
+        return metrics, pd.read_parquet(folder / LEDGER)
+
+    def signals(
+        self,
+        samples: pd.DataFrame,
+        target: Target,
+        evaluator: Target,
+        public_network: SavedClassifier | None,
+    ) -> pd.DataFrame:
+        """What the target says of each private image, and its twins, joined to the ledger."""
+        name = self.settings.embedding
+
+        def fill(folder: Path) -> None:
+            table = exposure_table(
+                target,
+                self.inputs.private,
+                distance=self._scoring(name, "distance", "--embedding", evaluator, public_network),
+                seen=name == "evaluator",
+                memory=self.settings.memory,
+                device=self.plan.device,
+                progress=self.reporter.stage("signals"),
+            )
+            if self.settings.hash_ids:
+                with self._hidden_names() as hide:
+                    table = hidden(table, hide)
+            table.to_parquet(folder / SIGNALS_FILE, index=False)
+            join(samples, table).to_parquet(folder / LEDGER, index=False)
+
+        folder = self.stage("signals", fill)
+        for file in (SIGNALS_FILE, LEDGER):
+            self.run.publish(folder / file, file)
+        return pd.read_parquet(folder / LEDGER)
 
     def _scoring(
         self,

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from inversight.config import documented_yaml, merge, nearest, parse_assignment, read_yaml
@@ -33,6 +34,8 @@ prior_app = typer.Typer(no_args_is_help=True, help="Priors: generators of images
 app.add_typer(weights_app, name="weights")
 app.add_typer(prior_app, name="prior")
 
+_SHOWN = 10
+"""Images that triage prints."""
 _PATHS = ("private", "holdout", "public", "classes")
 
 Private = Annotated[
@@ -70,7 +73,13 @@ Features = Annotated[
     str | None, typer.Option(help="Features of coverage, precision, recall, Frechet.")
 ]
 Guidance = Annotated[str | None, typer.Option(help="Metric of the natural gradient.")]
-Attacks = Annotated[list[str] | None, typer.Option(help="Attack to run; may be repeated.")]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Attack to run: plug-and-play (white box), mirror-black-box, cma-es (scores) or "
+        "package.module:Class; may be repeated."
+    ),
+]
 ArmOption = Annotated[
     str | None, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
 ]
@@ -384,7 +393,10 @@ def attack(
     prior: PriorOption,
     target: ModelOption,
     out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
-    attack: Annotated[str, typer.Option(help="Name or package.module:Class.")] = "plug-and-play",
+    attack: Annotated[
+        str,
+        typer.Option(help="plug-and-play, mirror-black-box, cma-es or package.module:Class."),
+    ] = "plug-and-play",
     classes: Classes = None,
     mean: Mean = None,
     std: Mean = None,
@@ -492,6 +504,145 @@ def score(
 
 
 @app.command()
+def defend(
+    run: Annotated[Path, typer.Argument(help="A finished audit with a holdout.")],
+    defence: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or package.module:Class; repeatable. See docs/defences.md."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default RUN/defences.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Trainings of each model; from 2 on there are intervals.")
+    ] = 1,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attack beside the audit's own; repeatable. Without a black-box one, "
+            "mirror-black-box is added."
+        ),
+    ] = None,
+    protect: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the private images that sample-level defences protect, most exposed "
+            "first; default: the flagged ones, or a tenth where none is flagged."
+        ),
+    ] = None,
+    accuracy_loss: Annotated[
+        float, typer.Option(help="Loss of holdout accuracy that a recommended defence may cost.")
+    ] = 0.02,
+    device: Device = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A defence's setting, as in --set mid.weight=0.01; repeatable."),
+    ] = None,
+) -> None:
+    """Train defended models, attack each of them anew, and compare what they cost and what they save.
+
+    Stopped, the same command goes on.
+    """
+    from inversight.defend import defend as run_defend
+    from inversight.report.defences import render_defences_text
+
+    specs = _defences(list(defence or ()), list(set_ or ()))
+    terminal = Terminal()
+    with (
+        _Interruptible(out or run / "defences", "the same command again"),
+        terminal.live(),
+    ):
+        result = run_defend(
+            run, specs, out=out, seeds=seeds, attacks=tuple(attack or ()), protect=protect,
+            tolerance=accuracy_loss, device=device, reporter=terminal,
+        )  # fmt: skip
+    typer.echo(f"{render_defences_text(result.found)}\n\nReport: {result.report}")
+
+
+def _defences(names: list[str], assignments: list[str]) -> list[str | dict[str, Any]]:
+    """Defences with the settings that --set gives them."""
+    settings: dict[str, Any] = {}
+    for text in assignments:
+        settings = merge(settings, parse_assignment(text))
+    known = [name.rpartition(":")[2] for name in names]
+    for name, values in settings.items():
+        if name not in known or not isinstance(values, dict):
+            raise ConfigError(
+                f"--set {name}: expected DEFENCE.SETTING=VALUE of a defence that is given with "
+                f"--defence{nearest(name, known)}"
+            )
+    return [
+        {"class": name, **settings[short]} if short in settings else name
+        for short, name in zip(known, names, strict=True)
+    ]
+
+
+@app.command()
+def triage(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A finished audit: its signals against what it measured."),
+    ] = None,
+    private: Private = None,
+    target: TargetOption = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="Earlier state of the target's training, oldest first; repeatable."),
+    ] = None,
+    classes: Classes = None,
+    mean: Mean = None,
+    std: Mean = None,
+    size: Size = None,
+    trust_target: Trust = False,
+    learn: Annotated[
+        Path | None,
+        typer.Option(help="Audit of some of the classes (audit --limit N) to learn from."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for triage.parquet and triage.json.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Rank private images by how exposed they are likely to be, in seconds, without an attack."""
+    from inversight.run import Run
+    from inversight.triage_stage import Models, triage_private, triage_run, write_triage
+
+    given = dict(
+        private=private, target=target, checkpoint=checkpoint, classes=classes, mean=mean, std=std,
+        size=size, trust_target=trust_target, learn=learn,
+    )  # fmt: skip
+    if run is not None:
+        other = next((name for name, value in given.items() if value), None)
+        if other is not None:
+            option = other.replace("_", "-")
+            raise ConfigError(f"triage RUN takes everything from the run; leave --{option} out")
+    elif private is None or target is None or out is None:
+        missing = "private" if private is None else "target" if target is None else "out"
+        raise ConfigError(
+            f"--{missing} is missing: give RUN, or --private DIR --target SPEC --out DIR"
+        )
+    if out is not None:
+        Run.check_new(out, needed_bytes=10_000_000)
+    if run is not None:
+        found = triage_run(run)
+    elif private is not None and target is not None:
+        models = Models(
+            target, tuple(checkpoint or ()), classes,
+            None if mean is None else _numbers("mean", mean),
+            None if std is None else _numbers("std", std),
+            size, trust_target,
+        )  # fmt: skip
+        terminal = Terminal()
+        with terminal.live():
+            found = triage_private(
+                private, models, learn_from=learn, device=device, reporter=terminal
+            )
+    if out is not None:
+        write_triage(found, out)
+    _print_triage(found, out)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Write RUN/report.html again from the run's tables, without pictures."""
     from inversight.stages import report_again
@@ -574,7 +725,7 @@ class _Interruptible:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
         if kind is KeyboardInterrupt:
-            begun = any((self.folder / f).is_file() for f in ("run.json", "training.json"))
+            begun = any((self.folder / f).exists() for f in ("run.json", "training.json", "runs"))
             _complain(
                 f"stopped; go on with: {self.how}"
                 if begun
@@ -600,7 +751,12 @@ def _print_result(result: Any) -> None:
     console.print(f"\n{flags(result.metrics['flagged'])}", markup=False, soft_wrap=True)
 
     _print_sets(console, result)
-    stages = read_manifest(result.run).get("stages", [])
+    manifest = read_manifest(result.run)
+    queries = manifest.get("queries") or {}
+    if queries:
+        sent = ", ".join(f"{name} {count:,}" for name, count in queries.items())
+        console.print(f"\nImages sent to the target: {sent}", markup=False, soft_wrap=True)
+    stages = manifest.get("stages", [])
     if stages:
         took = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in stages)
         console.print(f"\nStages: {took}", markup=False, soft_wrap=True)
@@ -612,6 +768,43 @@ def _print_result(result: Any) -> None:
             soft_wrap=True,
         )
     console.print(f"\nReport: {result.report}", markup=False, soft_wrap=True)
+
+
+def _print_triage(found: Any, out: Path | None) -> None:
+    """Most exposed first, and how far signals agree with what was measured."""
+    from inversight.report.words import number, visible
+    from inversight.triage_stage import EXPECTED, LEARNED, TABLE
+
+    console = Console(highlight=False)
+    keys = [k for k in (LEARNED, EXPECTED, "nearest_distance", "twins") if k in found.table]
+    table = Table("image", "class", *keys, box=None, pad_edge=False)
+    for row in found.table.head(_SHOWN).to_dict("records"):
+        cells = [number(None if row[k] is None else row[k]) for k in keys]
+        table.add_row(*(escape(visible(str(c))) for c in (row["id"], row["label"], *cells)))
+    console.print("Most exposed as far as signals tell (higher is more exposed):")
+    console.print(table)
+    for measure, by in found.agreement.items():
+        what = {"nearest_distance": "nearness (-nearest_distance)"}.get(measure, measure)
+        console.print(f"\nSpearman correlation with {what}, {found.measured_in}:", markup=False)
+        table = Table(
+            "signal", "value", "95 % interval", "within classes", box=None, pad_edge=False
+        )
+        for name, one in by.items():
+            interval = "" if one.low is None else f"{one.low:.2f} to {one.high:.2f}"
+            within = one.extra.get("within")
+            table.add_row(
+                name,
+                "-" if one.value is None else f"{one.value:.2f}",
+                interval,
+                "" if within is None else f"{within:.2f}",
+            )
+        console.print(table)
+        if measure in found.best:
+            console.print(f"best single signal, here: {found.best[measure]}", markup=False)
+    for note in found.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"\n{out / TABLE}", markup=False, soft_wrap=True)
 
 
 def _print_sets(console: Console, result: Any) -> None:

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from inversight.adaptation import Adaptation, adapt
-from inversight.attacks import Attack, PlugAndPlay
+from inversight.attacks import Attack, CmaEs, MirrorGenetic, PlugAndPlay
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
 from inversight.networks import build_classifier
@@ -118,10 +118,18 @@ def estimate(
         if isinstance(attack, PlugAndPlay) and prior is not None:
             with remedy(name):
                 seconds[name] = _plug_and_play_seconds(attack, stand_in, prior, classes)
-    kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, PlugAndPlay))
+        elif isinstance(attack, (MirrorGenetic, CmaEs)) and prior is not None:
+            with remedy(name):
+                seconds[name] = _search_seconds(attack, stand_in, prior, classes)
+    known = (PlugAndPlay, MirrorGenetic, CmaEs)
+    kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
     embedded = len(private) * 2 + kept
+    if settings.private is not None and settings.holdout is None:
+        embedded += len(private) + kept  # the control's
     with remedy("scores"):
         seconds["scores"] = _embedding_seconds(settings, shape, embedded, device)
+    with remedy("signals"):
+        seconds["signals"] = _embedding_seconds(settings, shape, 2 * len(private), device)
     weights = (
         0
         if not isinstance(prior, StylePrior)
@@ -258,6 +266,22 @@ def _plug_and_play_seconds(
     return forward * (attack.pool + candidates * (1 + attack.crops)) + (
         backward * candidates * attack.steps
     )
+
+
+def _search_seconds(
+    attack: MirrorGenetic | CmaEs, target: Target, prior: Prior, classes: int
+) -> float:
+    """All queries that the attack plans, each an image of the prior seen by the target once."""
+    queries = attack.planned_queries(prior, classes)
+    n = min(attack.batch_size, queries)
+    times = []
+    with torch.no_grad():
+        for _ in range(3):  # the first is not used, as in _step
+            latents = prior.sample(n, rng=generator(0))
+            started = time.perf_counter()
+            target(prior(latents)).cpu()
+            times.append(time.perf_counter() - started)
+    return min(times[1:]) / n * queries
 
 
 def _embedding_seconds(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,9 @@ from inversight.scores import (
     ddcs_of,
     dists,
     dists_network,
+    first_of_each,
     frechet_distance,
+    gap_to_control,
     kernel_distance,
     knn_distance,
     prdc,
@@ -53,6 +55,8 @@ PAIR_MEASURES: tuple[PairMeasure, ...] = ("psnr", "ssim", "dists")
 _NO_EVALUATOR = "needs an evaluator: give --evaluator"
 _NO_INCEPTION = "defined on Inception features only: give --features inception"
 _NO_HOLDOUT = "needs a holdout: give --holdout"
+_HOLDOUT = "there is a holdout, which says more: see flagged and leakage_gap"
+_NO_CONTROL = "needs samples of the prior that no target guided, which only an audit makes"
 METRICS = (
     "ddcs_best",
     "ddcs_average",
@@ -72,11 +76,15 @@ METRICS = (
     "dists",
     "flagged",
     "leakage_gap",
+    "control_gap",
 )
 """Keys of metrics.json, in its order."""
 
 RISKS = ("flagged", "leakage_gap")
 """Those that need a holdout."""
+
+CONTROL_GAP = "control_gap"
+"""The one that needs to have none."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ def evaluate(
     seed: int,
     pairs: Sequence[PairMeasure] = ("psnr",),
     fdr: float = DEFAULT_RATE,
+    control: ImageSet | None = None,
     earlier: tuple[Subjects, tuple[ScoredSet, ...]] | None = None,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
@@ -150,7 +159,9 @@ def evaluate(
 ) -> Evaluation:
     """Score sets of reconstructions, each alone and all together. Independent of row order.
 
-    All sets share the private images' class order. ``earlier`` are the subjects and sets of another
+    All sets share the private images' class order. ``control`` are samples of the prior that no
+    target guided, at least as many of each class as reconstructions, and enter ``control_gap`` alone.
+    ``earlier`` are the subjects and sets of another
     evaluation against the same private images with the same embeddings, which count as well.
     ``checkpoint`` is a folder in which distances are kept from time to time and found again.
 
@@ -180,12 +191,21 @@ def evaluate(
         )  # fmt: skip
         scored.append(one)
         files.append(file)
+    unguided: ScoredSet | None = None
+    if control is not None:
+        file = None if checkpoint is None else checkpoint / "distances-control.safetensors"
+        unguided = _score_set(
+            "control", _by_id(control), ours, replace(subjects, features=None), distance, features,
+            None, memory=memory, pairs=(), checkpoint=file, device=device, work=work,
+            progress=progress,
+        )  # fmt: skip
+        files.append(file)
     for file in files:
         if file is not None:
             file.unlink(missing_ok=True)
     return summarise(
         subjects, tuple(scored), distance_name=distance.name, features_name=features.name,
-        memory=memory, seed=seed, fdr=fdr,
+        memory=memory, seed=seed, fdr=fdr, control=unguided,
     )  # fmt: skip
 
 
@@ -198,13 +218,15 @@ def summarise(
     memory: int,
     seed: int,
     fdr: float,
+    control: ScoredSet | None = None,
 ) -> Evaluation:
-    """Metrics and tables from what was kept of each set."""
+    """Metrics and tables from what was kept of each set, and of the control's."""
 
     def measures(made: ScoredSet) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
         metrics, columns = _measures(subjects, made, features_name, memory, seed)
         found, more = _risk(subjects, made, distance_name, fdr, seed)
-        return {**metrics, **found}, {**columns, **more}
+        gap = _control_gap(subjects, made, control, seed)
+        return {**metrics, **found, CONTROL_GAP: dict(gap.as_json())}, {**columns, **more}
 
     everything = join(sets)
     metrics, columns = measures(everything)
@@ -497,7 +519,7 @@ def _measures(
         if key in found
         else {"value": None, "low": None, "high": None, "reason": missing[key]}
         for key in METRICS
-        if key not in RISKS
+        if key not in (*RISKS, CONTROL_GAP)
     }
     columns: dict[str, object] = {
         "ddcs_best": scored.per_sample["ddcs_best"].numpy(),
@@ -550,6 +572,33 @@ def _risk(
         "q_value": columns["q_value"].numpy(),
         "flagged": pd.arrays.BooleanArray(columns["flagged"].numpy(), unknown),
     }
+
+
+def _control_gap(
+    subjects: Subjects, made: ScoredSet, control: ScoredSet | None, seed: int
+) -> Summary:
+    """DDCS best by ``made`` less that by as many of the control's images of each class."""
+    if subjects.holdout_labels is not None:
+        return Summary(None, reason=_HOLDOUT)
+    if control is None:
+        return Summary(None, reason=_NO_CONTROL)
+    counts = made.labels.bincount(minlength=len(subjects.classes))
+    kept = first_of_each(control.labels, counts)
+    as_many = replace(
+        control.assignment,
+        owner=control.assignment.owner[kept],
+        distance=control.assignment.distance[kept],
+    )
+    ids = tuple(control.ids[i] for i in kept.tolist())
+    return gap_to_control(
+        made.assignment,
+        as_many,
+        labels=subjects.labels,
+        ids=subjects.ids,
+        reconstruction_ids=made.ids,
+        control_ids=ids,
+        rng=generator(seed, "scores/control"),
+    )
 
 
 def _nearest(assignment: Assignment) -> Tensor:

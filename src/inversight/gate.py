@@ -9,7 +9,7 @@ from typing import Any
 
 from inversight.config import nearest
 from inversight.errors import ConfigError
-from inversight.evaluation import METRICS, RISKS
+from inversight.evaluation import CONTROL_GAP, METRICS, RISKS
 from inversight.risk import check_embedding
 
 _FORM = re.compile(r"\s*([a-z_0-9]+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*")
@@ -62,12 +62,17 @@ class Gate:
         """Refuse before a run what it is known to end without.
 
         Raises:
-            ConfigError: the metric needs a holdout and there is none, or another embedding; or the
-                metric is a share and the threshold is none, so that it would hold always or never.
+            ConfigError: the metric needs a holdout and there is none, or the other way round, or it
+                needs another embedding; or the metric is a share and the threshold is none, so that
+                it would hold always or never.
         """
         if self.metric in _SHARES and not 0 <= self.threshold <= 1:
             raise ConfigError(
                 f"--fail-on {self}: {self.metric} is a share from 0 to 1; write 5 % as 0.05"
+            )
+        if self.metric == CONTROL_GAP and holdout:
+            raise ConfigError(
+                f"--fail-on: {self.metric} is of audits without a holdout; with one, use leakage_gap"
             )
         if self.metric in RISKS:
             if not holdout:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from inversight.audit import AuditResult
 from inversight.console import Reporter
 from inversight.data import (
@@ -33,6 +35,7 @@ from inversight.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.outputs import write_report
 from inversight.report import load_report_data
 from inversight.risk import DEFAULT_RATE, check_rate
+from inversight.risk.twins import find_twins
 from inversight.run import Run, read_manifest
 from inversight.scored import FILES, read_scored, write_evaluation
 from inversight.stages import public_network
@@ -263,6 +266,9 @@ def score_folders(
             device=where,
             progress=reporter.stage("scores"),
         )
+        twins = dict(zip(own.ids, find_twins(own).names(own.ids), strict=True))
+        names = pd.array([twins[name] for name in found.samples["id"]], dtype="string")
+        found = replace(found, samples=found.samples.assign(twins=names))
         write_evaluation(folder, found)
 
     try:

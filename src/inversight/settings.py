@@ -125,6 +125,41 @@ _BUDGETS: dict[Preset, dict[str, Any]] = {
     },
 }
 
+_BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
+    "quick": {
+        "mirror-black-box": {
+            "pool": 2000, "population": 90, "generations": 40, "candidates": 30, "keep": 10,
+            "crops": 25,
+        },
+        "cma-es": {
+            "pool": 2000, "searches": 15, "population": 12, "generations": 20, "keep": 10,
+            "crops": 25,
+        },
+    },
+    "standard": {
+        "mirror-black-box": {
+            "pool": 5000, "population": 210, "generations": 100, "candidates": 100, "keep": 25,
+            "crops": 50,
+        },
+        "cma-es": {
+            "pool": 5000, "searches": 35, "population": 20, "generations": 35, "keep": 25,
+            "crops": 50,
+        },
+    },
+    "thorough": {
+        "mirror-black-box": {
+            "pool": 5000, "population": 420, "generations": 100, "candidates": 200, "keep": 50,
+            "crops": 100,
+        },
+        "cma-es": {
+            "pool": 5000, "searches": 70, "population": 20, "generations": 40, "keep": 50,
+            "crops": 100,
+        },
+    },
+}  # fmt: skip
+"""As much work for a class as Plug & Play in the same preset, whose steps forward and back count as
+three images each, and as many reconstructions."""
+
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
 _DIGITS: dict[str, Any] = {
@@ -145,6 +180,14 @@ _DIGITS_QUICK: dict[str, Any] = {
     "adaptation": {"steps": 300},
     "attack": {"pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30},
 }
+_DIGITS_BLACK_BOX: dict[str, dict[str, Any]] = {
+    "mirror-black-box": {
+        "pool": 5000, "population": 120, "generations": 50, "candidates": 40, "keep": 20, "crops": 30,
+    },
+    "cma-es": {
+        "pool": 5000, "searches": 25, "population": 12, "generations": 20, "keep": 20, "crops": 30,
+    },
+}  # fmt: skip
 """At 8x8 every step is cheap; these budgets keep the whole demonstration within two minutes."""
 
 
@@ -160,9 +203,13 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
         budget = merge(budget, _DIGITS)
         if preset == "quick":
             budget = merge(budget, _DIGITS_QUICK)
-    attack_budget = budget.pop("attack")
+    budgets = {"plug-and-play": budget.pop("attack"), **_black_box(preset)}
+    if given.get("private") is None:
+        if preset == "quick":
+            budgets |= _DIGITS_BLACK_BOX
+        budgets = {name: {**values, **_DIGITS["attack"]} for name, values in budgets.items()}
     values = merge(_with_classes(budget), given)
-    values["attack"] = _attacks(values.get("attack"), attack_budget)
+    values["attack"] = _attacks(values.get("attack"), budgets)
     if isinstance(values["prior"], dict) and values["prior"].get("class", "style") != "style":
         # One's own prior has its own settings; the preset's are the style-based prior's.
         values["prior"] = given["prior"]
@@ -171,13 +218,23 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     return settings_
 
 
-def stage_budget(preset: str, stage: Literal["adaptation", "attack"]) -> dict[str, Any]:
+def stage_budget(preset: str, stage: Literal["adaptation"]) -> dict[str, Any]:
     """A preset's settings of one stage.
 
     Raises:
         ConfigError: no such preset.
     """
     return dict(_budget(preset)[stage])
+
+
+def attack_budget(preset: str, name: str) -> dict[str, Any]:
+    """A preset's settings of the attack called ``name``; empty for one's own.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    budget = _budget(preset)["attack"]
+    return dict(budget if name == "plug-and-play" else _black_box(preset).get(name, {}))
 
 
 def _budget(preset: Any) -> dict[str, Any]:
@@ -187,6 +244,10 @@ def _budget(preset: Any) -> dict[str, Any]:
             f"{nearest(str(preset), _BUDGETS)}"
         )
     return dict(_BUDGETS[preset])
+
+
+def _black_box(preset: Any) -> dict[str, dict[str, Any]]:
+    return dict(_BLACK_BOX[preset])
 
 
 def prior_path(settings_: AuditSettings) -> Path | None:
@@ -216,15 +277,14 @@ def _with_classes(budget: dict[str, Any]) -> dict[str, Any]:
     return merge(base, budget)
 
 
-def _attacks(given: Any, budget: dict[str, Any]) -> list[dict[str, Any]]:
-    """The preset's budget laid below each Plug & Play attack; others keep their own defaults."""
+def _attacks(given: Any, budgets: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The preset's budget laid below each attack that has one; others keep their own defaults."""
     specs = [given] if isinstance(given, (str, dict)) else list(given or ["plug-and-play"])
     result = []
     for spec in specs:
         values = {"class": spec} if isinstance(spec, str) else dict(spec)
-        if values.setdefault("class", "plug-and-play") == "plug-and-play":
-            values = {"class": "plug-and-play", **budget, **values}
-        result.append(values)
+        name = values.setdefault("class", "plug-and-play")
+        result.append({"class": name, **budgets.get(str(name), {}), **values})
     return result
 
 

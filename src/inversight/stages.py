@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from inversight.adaptation import ARMS, Adaptation, adapt
-from inversight.attacks import ATTACKS, Attack, write_reconstructions
+from inversight.attacks import ATTACKS, Attack, require_access, run_attack, write_reconstructions
 from inversight.config import build, from_mapping, nearest
 from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
@@ -39,7 +39,7 @@ from inversight.priors.settings import training_of
 from inversight.report import load_report_data
 from inversight.run import Run, write_json
 from inversight.seeding import generator
-from inversight.settings import stage_budget
+from inversight.settings import attack_budget, stage_budget
 from inversight.target import Target, load_target
 from inversight.training import Training, rotation_task, train_classifier
 from inversight.watching import FrechetToPublic, check_watched, watched_features
@@ -293,17 +293,20 @@ def attack_stage(
         InputError: wrong input; nothing has been written.
     """
     where = pick_device(device)
-    budget = stage_budget(preset, "attack") if attack == "plug-and-play" else {}
-    made = build({"class": attack, **budget, **given}, ATTACKS, role="--attack")
+    made = build(
+        {"class": attack, **attack_budget(preset, attack), **given}, ATTACKS, role="--attack"
+    )
     if not isinstance(made, Attack):
         raise ConfigError(f"--attack {attack}: has no `access` and `run`")
     given_prior = read_prior(prior)
     target = model.load(given_prior).to(where)
+    require_access(made, target)
     Run.check_new(out, needed_bytes=50_000_000)
     name = attack.rpartition(":")[2]
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
     with _remedy("attack", getattr(made, "batch_size", None)):
-        found = made.run(
+        found = run_attack(
+            made,
             target,
             given_prior.prior.to(where),
             labels,
@@ -315,6 +318,8 @@ def attack_stage(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write_reconstructions(partial, "reconstructions", found, classes=target.classes, name=name)
+    write_json(partial / "facts.json", {"queries": found.queries})
+    reporter.say(f"{name}: {found.queries:,} images sent to the target, {made.access} access")
     if out.is_dir():
         out.rmdir()  # check_new has seen that it is empty
     partial.replace(out)

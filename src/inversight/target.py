@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,8 @@ _CONVERT = (
     "convert it once where you trust it: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
+_LEAST_SCORE = 1e-12
+"""What a probability of 0 is taken for, so that its logarithm is a number."""
 
 
 class Access(StrEnum):
@@ -40,7 +43,9 @@ class Target:
 
     ``image_shape`` (C, S, S) is the model's input, which images are brought to; ``classes`` are its
     outputs in order. White-box access gives logits (N, K) with gradients; scores access log
-    probabilities without; label access a one-hot of the predicted class.
+    probabilities without; label access a one-hot of the predicted class. ``outputs`` is what the
+    owner does with probabilities (N, K) before giving them out, so it concerns scores access alone.
+    ``before`` is told how many images are about to be sent, and may refuse by raising.
     """
 
     module: nn.Module
@@ -51,12 +56,16 @@ class Target:
     spec: str
     access: Access = Access.WHITE_BOX
     bounds: tuple[float, float] = (0.0, 1.0)
+    outputs: Callable[[Tensor], Tensor] | None = None
+    before: Callable[[int], None] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     def __call__(self, images: Tensor) -> Tensor:
+        if self.before is not None:
+            self.before(len(images))
         channels, height, width = self.image_shape
         x = fit(images, size=(height, width), channels=channels)
         mean = torch.tensor(self.mean, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
@@ -67,7 +76,9 @@ class Target:
         with torch.no_grad():
             logits = self.module((x - mean) / std)
         if self.access is Access.SCORES:
-            return F.log_softmax(logits, dim=1)
+            if self.outputs is None:
+                return F.log_softmax(logits, dim=1)
+            return self.outputs(logits.softmax(1)).clamp_min(_LEAST_SCORE).log()
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
 
     def restricted(self, access: Access) -> Target:

@@ -1,11 +1,15 @@
-"""Trains a target, an evaluator or a public feature network: one loop for all three."""
+"""Trains a target, an evaluator or a public feature network: one loop for all three.
+
+A :class:`Variation` is how a training differs from the plain one; defences are made of it.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -15,7 +19,14 @@ from torch.nn import functional as F
 from inversight.config import Fraction, settings
 from inversight.data import ImageSet, split
 from inversight.errors import StageError
-from inversight.networks import Architecture, SavedClassifier, build_classifier
+from inversight.networks import (
+    PLAIN_NETWORK,
+    Architecture,
+    Classifier,
+    NetworkOptions,
+    SavedClassifier,
+    build_classifier,
+)
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
 
@@ -75,10 +86,94 @@ class TrainedClassifier:
     validation_accuracy: float | None
 
 
-def focal_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Mean of -(1 - p_y)^gamma log p_y (Lin et al. 2017, eq. 4 without alpha); gamma 0 is cross-entropy."""
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees.
+
+    inputs (B, C, S, S), augmented and normalised as the network takes them; labels (B,) int64;
+    done in [0, 1), the share of the training that lies behind; rng for what the loss draws.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    done: float
+    rng: torch.Generator
+
+
+Change = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""Images (B, C, S, S) in [0, 1] and their rows (B,) in the image set -> images of that shape."""
+Loss = Callable[[Classifier, Batch], Tensor]
+"""Network and batch -> what the step lowers, a scalar."""
+HeldLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (N, K) and labels (N,) of the validation split -> what early stopping looks at, a scalar."""
+
+
+class Stepping(Protocol):
+    """Which images a step sees, and what is done with their gradients."""
+
+    def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
+        """Positions in [0, images) for each step of one epoch, int64."""
+
+    def prepare(
+        self, module: Classifier, optimiser: torch.optim.Optimizer, seed: int
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        """What steps instead of the optimiser, and what takes off the module what this put on it."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Each image once an epoch in random order; plain gradients."""
+
+    def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
+        parts = torch.randperm(images, generator=rng).split(batch_size)
+        # Batch normalisation needs two images.
+        return [part for part in parts if len(part) > 1 or images == 1]
+
+    def prepare(
+        self, module: Classifier, optimiser: torch.optim.Optimizer, seed: int
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        return optimiser, lambda: None
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How a training differs from the plain one; the default is the plain one.
+
+    weights: (N,) at least 0, what each image of the set counts for in the recipe's loss, in steps
+    and in validation; a batch's loss stays divided by its images, so weight w is w times the
+    gradient. change: done to images before the recipe's augmentation. loss: instead of the
+    recipe's; weights do not reach it. held_loss: instead of the recipe's in early stopping. settles:
+    the share of the training before which no epoch can be the best one, for losses that change.
+    network: options of the network. normalisation: mean and standard deviation of each channel,
+    instead of the training images' own. start: initial values by name, instead of random ones.
+    frozen: modules by name that stay as they are, running statistics too. stepping: see there.
+    """
+
+    weights: Tensor | None = None
+    change: Change | None = None
+    loss: Loss | None = None
+    held_loss: HeldLoss | None = None
+    settles: float = 0.0
+    network: NetworkOptions = PLAIN_NETWORK
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    stepping: Stepping = field(default_factory=Shuffled)
+
+
+PLAIN = Variation()
+
+
+def focal_loss(
+    logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None = None
+) -> Tensor:
+    """Mean of -(1 - p_y)^gamma log p_y (Lin et al. 2017, eq. 4 without alpha); gamma 0 is cross-entropy.
+
+    With ``weights`` (N,) each image's term is multiplied by its own; the mean stays over N.
+    """
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-    return -((1.0 - log_p.exp()).pow(gamma) * log_p).mean()
+    each = (1.0 - log_p.exp()).pow(gamma) * log_p
+    return -(each if weights is None else each * weights).mean()
 
 
 def augment(images: Tensor, training: Training, rng: torch.Generator) -> Tensor:
@@ -107,11 +202,13 @@ def train_classifier(
     rng: torch.Generator,
     progress: Progress = silent,
     device: torch.device | str = "cpu",
+    variation: Variation = PLAIN,
 ) -> TrainedClassifier:
     """Train a small classifier on ``images`` at ``image_shape`` (C, S, S), best epoch kept.
 
     The best epoch is the one with the lowest validation loss, or the last one where no class has
-    images to spare for validation.
+    images to spare for validation. Whatever the ``variation``, recipe and budget are those of
+    ``training``, and what a variation draws takes nothing from the other draws.
 
     Raises:
         StageError: the loss stopped being a number.
@@ -123,8 +220,10 @@ def train_classifier(
     if held is not None and len(held) == 0:
         held = None
     x = fit_set.floats(size=size, channels=channels)
-    mean = x.mean(dim=(0, 2, 3))
-    std = x.std(dim=(0, 2, 3)).clamp_min(1e-3)
+    if variation.normalisation is None:
+        mean, std = channel_statistics(x)
+    else:
+        mean, std = (torch.tensor(values) for values in variation.normalisation)
     built = build_classifier(
         training.architecture,
         classes=images.classes,
@@ -133,9 +232,23 @@ def train_classifier(
         mean=[float(m) for m in mean],
         std=[float(s) for s in std],
         rng=rng,
+        options=variation.network,
     )
     normalise = Normalise(mean, std).to(device)
     module = built.module.to(device)
+    module.load_state_dict({**module.state_dict(), **variation.start})
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not _within(name, variation.frozen))
+    row_of = {name: row for row, name in enumerate(images.ids)}
+    rows = torch.tensor([row_of[name] for name in fit_set.ids])
+
+    def weights_of(part: ImageSet) -> Tensor | None:
+        if variation.weights is None:
+            return None
+        return variation.weights[[row_of[name] for name in part.ids]].to(device)
+
+    weight = weights_of(fit_set)
+    weight_held = weights_of(held) if held is not None else None
     x, y = x.to(device), fit_set.labels.to(device)
     x_held = held.floats(size=size, channels=channels).to(device) if held is not None else None
     y_held = held.labels.to(device) if held is not None else None
@@ -145,18 +258,31 @@ def train_classifier(
         module, training, epochs, math.ceil(len(x) / training.batch_size)
     )
     seed = draw_seed(rng)
+    optimiser, release = variation.stepping.prepare(module, optimiser, seed)
     best_loss, best_epoch = math.inf, 0
     best_state = copy.deepcopy(module.state_dict())
     epoch = 0
     for epoch in range(1, epochs + 1):
         step_rng = generator(seed, epoch)
+        # Generators of their own, so that the draws of the plain training stay what they are.
+        change_rng, loss_rng = generator(seed, epoch, "change"), generator(seed, epoch, "loss")
         module.train()
-        for index in torch.randperm(len(x), generator=step_rng).split(training.batch_size):
-            if len(index) < 2 and len(x) > 1:
-                continue  # batch normalisation needs two images
-            batch = normalise(augment(x[index.to(device)], training, step_rng))
-            logits = module(batch)
-            loss = _loss(logits, y[index.to(device)], training)
+        for name, child in module.named_modules():
+            if _within(name, variation.frozen):
+                child.eval()
+        batches = variation.stepping.batches(len(x), training.batch_size, step_rng)
+        for step, index in enumerate(batches):
+            there = index.to(device)
+            chosen = x[there]
+            if variation.change is not None:
+                chosen = variation.change(chosen, rows[index], change_rng)
+            inputs = normalise(augment(chosen, training, step_rng))
+            if variation.loss is not None:
+                done = (epoch - 1 + step / len(batches)) / epochs
+                loss = variation.loss(module, Batch(inputs, y[there], done, loss_rng))
+            else:
+                some = weight[there] if weight is not None else None
+                loss = recipe_loss(module(inputs), y[there], training, some)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -170,14 +296,21 @@ def train_classifier(
         if x_held is not None and y_held is not None:
             module.eval()
             with torch.inference_mode():
-                held_loss = float(_loss(module(normalise(x_held)), y_held, training))
+                answers = module(normalise(x_held))
+                held_loss = float(
+                    recipe_loss(answers, y_held, training, weight_held)
+                    if variation.held_loss is None
+                    else variation.held_loss(answers, y_held)
+                )
             note += f", validation {held_loss:.3f}"
-            if held_loss < best_loss:
+            settled = epoch == epochs or epoch - 1 >= variation.settles * epochs
+            if settled and held_loss < best_loss:
                 best_loss, best_epoch = held_loss, epoch
                 best_state = copy.deepcopy(module.state_dict())
-            elif epoch - best_epoch >= training.patience:
+            elif settled and epoch - best_epoch >= training.patience:
                 break
         progress(epoch, epochs, note)
+    release()
     if x_held is not None:
         module.load_state_dict(best_state)
     progress(epochs, epochs, "stopped early" if epoch < epochs else "")
@@ -226,10 +359,25 @@ def rotation_task(images: ImageSet) -> ImageSet:
     )
 
 
-def _loss(logits: Tensor, labels: Tensor, training: Training) -> Tensor:
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of images (N, C, H, W), each (C,)."""
+    return images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)).clamp_min(1e-3)
+
+
+def recipe_loss(
+    logits: Tensor, labels: Tensor, training: Training, weights: Tensor | None = None
+) -> Tensor:
+    """The recipe's loss, a mean over images, each multiplied by its weight if there are weights (N,)."""
     if training.loss == "focal":
-        return focal_loss(logits, labels, training.gamma)
-    return F.cross_entropy(logits, labels)
+        return focal_loss(logits, labels, training.gamma, weights)
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
+
+
+def _within(name: str, modules: Sequence[str]) -> bool:
+    """Whether ``name`` is one of ``modules`` or something inside one."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def _accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:

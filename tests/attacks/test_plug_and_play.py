@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.functional import resized_crop
 
 from inversight.attacks import Attack, PlugAndPlay, Reconstructions
-from inversight.attacks.plug_and_play import _crop_box
+from inversight.attacks.selection import Crops, classified_pool, crop_box, robust_confidence
 from inversight.errors import InputError
 from inversight.objectives import poincare
 from inversight.seeding import generator
 from inversight.target import Access, Target
-
-SIZE = 8
-LABELS = torch.tensor([0, 1, 2])
-CENTRES = torch.tensor([[-1.5, 0.0], [1.5, 0.5], [0.0, -1.5]])
-
-
-@dataclass(frozen=True)
-class FlatPrior:
-    """Two latents: the grey level of the left and of the right half, through a sigmoid."""
-
-    image_shape: tuple[int, int, int] = (1, SIZE, SIZE)
-
-    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        return torch.randn(n, 2, generator=rng)
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        left, right = torch.sigmoid(latents).unbind(1)
-        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
-        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
-
-
-class Nearest(nn.Module):
-    """Logits: closeness of the halves' grey levels to each class's centre, and a constant for none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.images = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        self.images += len(x)
-        halves = x[..., : SIZE // 2], x[..., SIZE // 2 :]
-        levels = torch.stack([half.mean((1, 2, 3)) for half in halves], dim=1)
-        gaps = (levels[:, None] - torch.sigmoid(CENTRES)[None]).square().sum(2)
-        return torch.cat([8.0 * (-10.0 * gaps).exp(), torch.full((len(x), 1), 0.5)], dim=1)
+from tests.attacks.toy import LABELS, SIZE, FlatPrior, Nearest, toy_target
 
 
 @pytest.fixture
@@ -61,7 +26,7 @@ def module() -> Nearest:
 
 @pytest.fixture
 def target(module: Nearest) -> Target:
-    return Target(module, ("a", "b", "c", "none"), (1, SIZE, SIZE), (0.0,), (1.0,), "toy")
+    return toy_target(module)
 
 
 SMALL = PlugAndPlay(
@@ -116,9 +81,9 @@ def test_the_seed_decides(target: Target) -> None:
 
 
 def test_candidates_are_unique_within_a_class_and_the_best_of_the_pool(target: Target) -> None:
-    how = replace(SMALL, pool=20, candidates=8)
     prior = FlatPrior()
-    found = how._initial(target, prior, LABELS, generator(4))
+    made = classified_pool(target, prior, 20, truncation=0.5, batch_size=16, rng=generator(4))
+    found = made.latents[made.best(LABELS, 8)]
     pool = prior.sample(20, rng=generator(4))
     confidence = target(prior(pool)).softmax(1)
     for label in range(3):
@@ -139,12 +104,20 @@ def test_one_class_of_many(target: Target) -> None:
     assert found.labels.tolist() == [2, 2, 2]
 
 
+def robust(
+    target: Target, w: Tensor, labels: Tensor, rng: torch.Generator, count: int = 4,
+    flip: bool = True,
+) -> Tensor:  # fmt: skip
+    crops = Crops(count, (0.5, 0.9), (0.8, 1.2), flip)
+    return robust_confidence(target, FlatPrior(), w, labels, crops, batch_size=16, rng=rng)
+
+
 def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
     w = torch.randn(5, 2, generator=generator(0))
     labels = torch.tensor([0, 1, 2, 0, 1])
-    found = SMALL._robust_confidence(target, FlatPrior(), w, labels, generator(3))
+    found = robust(target, w, labels, generator(3))
     rng = generator(3)
-    boxes = [_crop_box(SIZE, SIZE, (0.5, 0.9), (0.8, 1.2), rng) for _ in range(4)]
+    boxes = [crop_box(SIZE, SIZE, (0.5, 0.9), (0.8, 1.2), rng) for _ in range(4)]
     flips = torch.rand(4, generator=rng) < 0.5
     total = torch.zeros(5)
     for (top, left, h, w_), flip in zip(boxes, flips, strict=True):
@@ -155,16 +128,15 @@ def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
 
 
 def test_without_flips_left_stays_left(target: Target) -> None:
-    sided = replace(SMALL, crops=30, crop_flip=False)
-    w = torch.tensor([[3.0, -3.0]])
-    high = sided._robust_confidence(target, FlatPrior(), w, torch.tensor([1]), generator(0))
-    low = sided._robust_confidence(target, FlatPrior(), w.flip(1), torch.tensor([1]), generator(0))
+    w, one = torch.tensor([[3.0, -3.0]]), torch.tensor([1])
+    high = robust(target, w, one, generator(0), count=30, flip=False)
+    low = robust(target, w.flip(1), one, generator(0), count=30, flip=False)
     assert not math.isclose(float(high), float(low), abs_tol=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_crops_stay_inside_with_their_share_of_the_area(seed: int) -> None:
-    top, left, h, w = _crop_box(64, 64, (0.5, 0.9), (0.8, 1.2), generator(seed))
+    top, left, h, w = crop_box(64, 64, (0.5, 0.9), (0.8, 1.2), generator(seed))
     assert 0 <= top <= 64 - h and 0 <= left <= 64 - w
     assert 0.5 - 0.03 <= h * w / 64**2 <= 0.9 + 0.03
     assert 0.75 <= w / h <= 1.27

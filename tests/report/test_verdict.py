@@ -57,6 +57,20 @@ def test_without_a_holdout_the_run_cannot_tell():
     assert any("--holdout" in ground for ground in found.grounds)
 
 
+def test_the_gap_to_the_control_is_told_with_what_it_cannot_say():
+    gap = {"value": 2.5, "low": 1.5, "high": 3.5, "attack": 4.0, "control": 1.5}
+    near = np.linspace(0.1, 0.2, 40)
+    found = judged(near, None, metrics={**metrics(), "control_gap": gap})
+    assert found.level == "unclear"
+    [ground] = [g for g in found.grounds if g.startswith("Gap to the control")]
+    assert "2.5 [1.5, 3.5]" in ground and "(4)" in ground and "(1.5)" in ground
+    assert "no evidence that any image leaked, and has no p value" in ground
+    none = {"value": None, "reason": "there is a holdout"}
+    for holdout in (None, [0.5] * 40):
+        text = " ".join(judged(near, holdout, metrics={**metrics(), "control_gap": none}).grounds)
+        assert "control" not in text
+
+
 def test_too_few_images_are_not_compared():
     assert judged(np.array([0.1, 0.2, 0.3]), [0.9, 0.8, 0.9]).level == "unclear"
 

@@ -13,19 +13,24 @@ from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.target import Access, Target
 
+ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
+"""From the least access to the most."""
+
 
 @dataclass(frozen=True)
 class Reconstructions:
     """What an attack made: M images, best first within each class.
 
     images (M, C, H, W) float in [0, 1]; labels (M,) int64, the class each was made for; latents
-    (M, ...); losses (M,), the attack's own selection criterion, lower is better.
+    (M, ...); losses (M,), the attack's own selection criterion, lower is better; queries, how many
+    images were sent to the target for them, where it was counted.
     """
 
     images: Tensor
     labels: Tensor
     latents: Tensor
     losses: Tensor
+    queries: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -33,7 +38,10 @@ class Reconstructions:
 
 @runtime_checkable
 class Attack(Protocol):
-    """Target and prior -> reconstructions of the classes in ``labels`` (distinct, int64)."""
+    """Target and prior -> reconstructions of the classes in ``labels`` (distinct, int64).
+
+    An audit gives it the target with ``access`` and no more (:func:`inversight.attacks.run_attack`).
+    """
 
     @property
     def access(self) -> Access:
@@ -56,8 +64,7 @@ def require_access(attack: Attack, target: Target) -> None:
     Raises:
         InputError: naming both.
     """
-    order = [Access.LABEL, Access.SCORES, Access.WHITE_BOX]
-    if order.index(target.access) < order.index(attack.access):
+    if ACCESS_ORDER.index(target.access) < ACCESS_ORDER.index(attack.access):
         raise InputError(
             f"{type(attack).__name__} needs {attack.access} access, but the target "
             f"{target.spec} gives {target.access} only; choose another --attack"

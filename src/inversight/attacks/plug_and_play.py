@@ -10,13 +10,19 @@ import math
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
 from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.selection import (
+    Crops,
+    classified_pool,
+    pictures,
+    robust_confidence,
+    surest,
+)
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
 from inversight.objectives import poincare
-from inversight.priors.base import Prior, Truncatable
+from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
 from inversight.target import Access, Target
@@ -78,10 +84,13 @@ class PlugAndPlay:
         seed = draw_seed(rng)
         per_class = math.ceil(self.candidates / self.batch_size)
         total = len(labels) * per_class + 2
-        latents = self._initial(target, prior, labels, generator(seed, "pool"))
+        pool = classified_pool(
+            target, prior, self.pool, truncation=self.truncation,
+            batch_size=self.batch_size, rng=generator(seed, "pool"),
+        )  # fmt: skip
         progress(1, total, "pool classified")
 
-        flat = latents.flatten(0, 1)
+        flat = pool.latents[pool.best(labels, self.candidates)].flatten(0, 1)
         wanted = labels.repeat_interleave(self.candidates)
         batches = list(zip(flat.split(self.batch_size), wanted.split(self.batch_size), strict=True))
         optimised = []
@@ -91,14 +100,13 @@ class PlugAndPlay:
             progress(done, total, "latents optimised")
         flat = torch.cat(optimised)
 
-        confidence = self._robust_confidence(target, prior, flat, wanted, generator(seed, "crops"))
-        # Stable, so that equal confidences keep the pool's order.
-        order = confidence.view(len(labels), self.candidates).argsort(
-            dim=1, descending=True, stable=True
-        )[:, : self.keep]
-        offset = torch.arange(len(labels))[:, None] * self.candidates
-        index = (order + offset).flatten()
-        images = torch.cat([prior(w).detach().cpu() for w in flat[index].split(self.batch_size)])
+        crops = Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip)
+        confidence = robust_confidence(
+            target, prior, flat, wanted, crops,
+            batch_size=self.batch_size, rng=generator(seed, "crops"),
+        )  # fmt: skip
+        index = surest(confidence, len(labels), self.keep)
+        images = pictures(prior, flat[index], batch_size=self.batch_size)
         progress(total, total, "reconstructions selected")
         return Reconstructions(
             images=images,
@@ -106,19 +114,6 @@ class PlugAndPlay:
             latents=flat[index].cpu(),
             losses=1.0 - confidence[index],
         )
-
-    @torch.no_grad()
-    def _initial(
-        self, target: Target, prior: Prior, labels: Tensor, rng: torch.Generator
-    ) -> Tensor:
-        """Initial selection: one pool for all classes, (len(labels), candidates, *latent)."""
-        source = prior.truncated(self.truncation) if isinstance(prior, Truncatable) else prior
-        pool = source.sample(self.pool, rng=rng)
-        confidence = torch.cat(
-            [target(prior(w)).softmax(1).cpu() for w in pool.split(self.batch_size)]
-        )
-        index = confidence[:, labels].topk(self.candidates, dim=0).indices.T
-        return pool[index]
 
     def _optimise(self, target: Target, prior: Prior, start: Tensor, labels: Tensor) -> Tensor:
         latents = start.detach().clone().requires_grad_(True)
@@ -130,49 +125,3 @@ class PlugAndPlay:
             (latents.grad,) = torch.autograd.grad(loss, latents)
             optimiser.step()
         return latents.detach()
-
-    @torch.no_grad()
-    def _robust_confidence(
-        self, target: Target, prior: Prior, latents: Tensor, labels: Tensor, rng: torch.Generator
-    ) -> Tensor:
-        """Final selection: mean confidence in the wanted class over random crops, (M,)."""
-        height, width = prior.image_shape[1:]
-        boxes = [
-            _crop_box(height, width, self.crop_scale, self.crop_ratio, rng)
-            for _ in range(self.crops)
-        ]
-        mirrored = torch.rand(self.crops, generator=rng) < (0.5 if self.crop_flip else 0.0)
-        results = []
-        for w, label in zip(
-            latents.split(self.batch_size), labels.split(self.batch_size), strict=True
-        ):
-            images = prior(w)
-            confidence = torch.zeros(len(w))
-            for (top, left, h, w_), mirror in zip(boxes, mirrored, strict=True):
-                crop = F.interpolate(
-                    images[..., top : top + h, left : left + w_],
-                    (height, width),
-                    mode="bilinear",
-                    antialias=True,
-                )
-                crop = crop.flip(3) if mirror else crop
-                probability = target(crop).softmax(1).cpu()
-                confidence += probability.gather(1, label[:, None]).squeeze(1)
-            results.append(confidence / self.crops)
-        return torch.cat(results)
-
-
-def _crop_box(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: torch.Generator,
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop, drawn as torchvision's RandomResizedCrop does."""
-    u = torch.rand(4, generator=rng).tolist()
-    area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))
-    aspect = math.exp(math.log(ratio[0]) + u[1] * (math.log(ratio[1]) - math.log(ratio[0])))
-    w = max(1, min(width, round(math.sqrt(area * aspect))))
-    h = max(1, min(height, round(math.sqrt(area / aspect))))
-    return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w

@@ -83,9 +83,14 @@ class PooledEmbedding:
     network: Target
 
     def __post_init__(self) -> None:
-        self._last_linear()
+        self.last_linear()
 
-    def _last_linear(self) -> nn.Linear:
+    def last_linear(self) -> nn.Linear:
+        """The layer whose input the features are.
+
+        Raises:
+            TargetError: the network has no torch.nn.Linear.
+        """
         layers = [m for m in self.network.module.modules() if isinstance(m, nn.Linear)]
         if not layers:
             raise TargetError(
@@ -105,7 +110,7 @@ class PooledEmbedding:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen.append(inputs[0])
 
-        handle = self._last_linear().register_forward_pre_hook(keep)
+        handle = self.last_linear().register_forward_pre_hook(keep)
         try:
             logits = self.network(images)
         finally:

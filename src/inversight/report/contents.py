@@ -154,6 +154,10 @@ def _facts(manifest: Mapping[str, Any], stages: Sequence[tuple[str, float]]) -> 
         "embedding": manifest.get("embedding"),
         "features": manifest.get("features"),
         "guidance embedding": manifest.get("guidance_embedding"),
+        "images sent to the target": ", ".join(
+            f"{name} {count:,}" for name, count in _mapping(manifest.get("queries")).items()
+        )
+        or None,
         "stages took": duration(sum(s for _, s in stages)) if stages else None,
     }
     return {name: str(value) for name, value in named.items() if value is not None}

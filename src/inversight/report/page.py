@@ -82,6 +82,9 @@ def render(data: ReportData) -> str:
             set_measures=[words.metric(key).name for key in _SET_MEASURES],
             sets=_sets(data),
             columns=headings(shown, order, words.column),
+            explained=[
+                (word.name, word.meaning) for word in map(words.column, order) if word.meaning
+            ],
             rows=rows(shown, order),
             images=len(samples),
             uncovered=int((scores == 0).sum()),

@@ -94,6 +94,7 @@ def verdict(data: ReportData) -> Verdict:
             "tell whether training made these images more exposed than others of their class."
         )
         grounds.append(_why_no_holdout(data))
+        grounds += _control(data)
     else:
         level, sentence, compared = _against(nearest[finite], holdout)
         grounds += compared
@@ -140,6 +141,22 @@ def _why_no_holdout(data: ReportData) -> str:
         "There is no holdout to compare with: images of the same classes that the target never saw "
         "(--holdout) would show how near reconstructions come without any leakage."
     )
+
+
+def _control(data: ReportData) -> list[str]:
+    gap = data.metrics.get("control_gap") or {}
+    if gap.get("value") is None:
+        return []
+    bounds = ""
+    if gap.get("low") is not None:
+        bounds = f" [{number(gap['low'])}, {number(gap['high'])}]"
+    return [
+        f"Gap to the control: {number(gap['value'])}{bounds}, the DDCS of the reconstructions "
+        f"({number(gap['attack'])}) less that of as many samples of the prior that the target did not "
+        f"guide ({number(gap['control'])}). It shows what the guidance gained: what images of a class "
+        "have in common and what single images leaked, together. It is no evidence that any image "
+        "leaked, and has no p value."
+    ]
 
 
 def _against(

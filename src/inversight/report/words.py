@@ -128,6 +128,13 @@ METRICS: dict[str, Word] = {
         "counted once over both sets. About 0 if nothing leaked; p value: how often it would then be "
         "as large. It says nothing of single images.",
     ),
+    "control_gap": Word(
+        "Gap to the control",
+        "higher",
+        "Without a holdout: DDCS of the reconstructions less that of as many samples of the prior that "
+        "the target did not guide. What the guidance gained, by what images of a class have in common "
+        "and by what single ones leaked together; it cannot tell the two apart.",
+    ),
 }
 
 COLUMNS: dict[str, Word] = {
@@ -146,6 +153,37 @@ COLUMNS: dict[str, Word] = {
     "psnr": Word("PSNR (dB)", "higher"),
     "ssim": Word("SSIM", "higher"),
     "dists": Word("DISTS", "lower"),
+    "kind": Word(
+        "Kind",
+        "",
+        "what is particular about the image, a description and no proof: duplicate (one of a group of "
+        "near-duplicates), memorised (far from its class in the scoring distance, yet the target is "
+        "sure of it), outlier (far from its class there or in the target's features), typical (none "
+        "of these)",
+    ),
+    "twins": Word(
+        "Twins",
+        "",
+        "the first image of the group of near-duplicates it belongs to; of twins DDCS credits one, so "
+        "that the others may score 0 and be exposed all the same",
+    ),
+    "loss": Word("Loss", "lower", "the target's cross-entropy on the image, in nats"),
+    "margin": Word("Margin", "higher", "logit of the image's class less the largest other one"),
+    "entropy": Word("Entropy", "lower", "of the target's prediction, in nats"),
+    "gradient_norm": Word(
+        "Gradient norm", "lower", "length of the loss's gradient in the target's last layer"
+    ),
+    "centre_distance": Word(
+        "Centre distance", "lower", "to the mean of the class in the target's features"
+    ),
+    "local_density": Word(
+        "Local density",
+        "higher",
+        "1 / mean distance to the nearest images of the class in the target's features",
+    ),
+    "forgetting": Word(
+        "Forgetting", "lower", "times the target went from right to wrong about it in training"
+    ),
 }
 """Columns of the ledger in the order they are shown; others of the table follow."""
 

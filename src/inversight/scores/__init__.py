@@ -6,6 +6,7 @@ They stand alone: tensors or NumPy arrays in, as ``ddcs((values, labels), (value
 
 from inversight.scores.accuracy import accuracy
 from inversight.scores.assignment import Assigner, Assignment, union
+from inversight.scores.control_gap import first_of_each, gap_to_control
 from inversight.scores.coverage import prdc
 from inversight.scores.ddcs import DDCSResult, ddcs, ddcs_of
 from inversight.scores.frechet import frechet_distance
@@ -27,7 +28,9 @@ __all__ = [
     "ddcs_of",
     "dists",
     "dists_network",
+    "first_of_each",
     "frechet_distance",
+    "gap_to_control",
     "kernel_distance",
     "knn_distance",
     "prdc",

@@ -1,0 +1,284 @@
+"""Which defences help, and what do they cost? Every defence on several data sets, over seeds.
+
+uv run python benchmarks/defences.py                                 what is missing of the study
+uv run python benchmarks/defences.py --datasets digits --seeds 0-4   a part of it
+uv run python benchmarks/defences.py --table                         table and figure of what is there
+
+For each data set and seed one audit (the same as benchmarks/study.py's, not guided) trains target,
+evaluator, public network and prior; `inversight defend` then trains each defended model and attacks it
+anew, white box and black box. Everything, the undefended training too, differs between seeds. What is
+kept of each is a small JSON file under --evidence, from which a stopped study goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from base_audits import base_audit, base_settings, digest
+from common import finish, machine, parser
+from inversight.config import build, merge, parse_assignment, to_mapping
+from inversight.console import Terminal
+from inversight.defences import DEFENCES
+from inversight.defences.outcomes import NONE, RATIOS, TOLERANCE, interval
+from inversight.defend import BLACK_BOX, defend
+from study_data import DATASETS
+
+SHOWN = (
+    "holdout_accuracy",
+    "ddcs_best",
+    "leakage_gap",
+    "flagged",
+    "accuracy_top1",
+    "distance",
+    "distance_protected",
+)
+SMALL_DEFENCES = ("removal", "negative-label-smoothing", "purification")
+SMALL_BLACK_BOX: dict[str, Any] = {"class": "tests.examples:SampleAttack", "keep": 5}
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.small:
+            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+            options.figure = Path(temporary) / "defences.png"
+        if not options.table:
+            for seed in options.seeds:
+                for name in options.datasets:
+                    _seed(name, seed, options)
+        found = _read(options)
+        if not found:
+            raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+        rows = table(found)
+        figure(rows, options.figure)
+        figures = {
+            f"{row['data']}_{row['defence']}_{measure}_change": row[f"{measure}_change"]["mean"]
+            for row in rows
+            for measure in ("ddcs_best", "holdout_accuracy")
+            if f"{measure}_change" in row
+        }
+        figures |= levels(found)
+        finish(f"defences, seeds {options.seeds}", figures, [_cells(r) for r in rows], options)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.add_argument(
+        "--datasets", default="faces-32,vehicles-same,digits", type=lambda text: text.split(",")
+    )
+    made.add_argument("--defences", default=",".join(DEFENCES), type=lambda text: text.split(","))
+    made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
+    made.add_argument("--work", type=Path, default=Path("benchmarks/out/study"), help="run folders")
+    made.add_argument("--evidence", type=Path, default=Path("docs/defences"))
+    made.add_argument("--figure", type=Path, default=Path("docs/images/defences.png"))
+    made.add_argument("--table", action="store_true", help="run nothing")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="DEFENCE.SETTING=VALUE", help="to try one"
+    )
+    options = made.parse_args()
+    first, _, last = (options.seeds or ("0-1" if options.small else "0-2")).partition("-")
+    options.seeds = list(range(int(first), int(last or first) + 1))
+    if options.small:
+        options.datasets, options.defences = ["digits"], list(SMALL_DEFENCES)
+    unknown = [n for n in options.datasets if n not in DATASETS]
+    if unknown:
+        raise SystemExit(f"--datasets: expected some of {', '.join(DATASETS)}, found {unknown}")
+    return options
+
+
+def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
+    """All defences of one data set and seed; those that are there already are left out."""
+    settings: dict[str, Any] = {}
+    for text in options.set:
+        settings = merge(settings, parse_assignment(text))
+    base = base_settings(name, seed, data=options.data, work=options.work, small=options.small)
+    missing, stamps = [], {}
+    for defence in [NONE, *options.defences]:
+        spec = {"class": defence, **settings.get(defence, {})}
+        stamps[defence] = _stamp(base, spec, options.small)
+        if not _is_current(_file(options, name, defence, seed), stamps[defence]):
+            missing.append(spec)
+    wanted = [spec for spec in missing if spec["class"] != NONE]
+    if not missing:
+        return
+    run = base_audit(name, seed, data=options.data, work=options.work, small=options.small)
+    result = defend(
+        run, wanted or [{"class": options.defences[0]}], out=run.parent / "defences",
+        attacks=[SMALL_BLACK_BOX] if options.small else [], reporter=Terminal(),
+    )  # fmt: skip
+    for row in result.found["defences"]:
+        file = _file(options, name, row["name"], seed)
+        facts = {
+            "data": name,
+            "defence": row["name"],
+            "level": row["level"],
+            "seed": seed,
+            "settings": stamps[row["name"]],
+            "failed": row["failed"],
+            "minutes": row["minutes"],
+            "protected": result.found["protected"],
+            "attacks": result.found["attacks"],
+            "measures": {k: v["mean"] for k, v in row["measures"].items()},
+            "exposure": row["exposure"] and {k: _count(v) for k, v in row["exposure"].items()},
+            "masked": row["masked"],
+            "facts": row["facts"],
+            "machine": machine(seed),
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(facts, indent=1) + "\n")
+        partial.replace(file)
+
+
+def _count(value: int | list[str]) -> int:
+    return len(value) if isinstance(value, list) else value
+
+
+def _stamp(base: Any, spec: dict[str, Any], small: bool) -> str:
+    """A hash of what a result depends on."""
+    own = {} if spec["class"] == NONE else to_mapping(build(spec, DEFENCES, role="--defence"))
+    values = [digest(base), own, BLACK_BOX, small]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _file(options: argparse.Namespace, data: str, defence: str, seed: int) -> Path:
+    file: Path = options.evidence / data / f"{defence}-{seed}.json"
+    return file
+
+
+def _is_current(file: Path, stamp: str) -> bool:
+    return file.is_file() and json.loads(file.read_text())["settings"] == stamp
+
+
+def _read(options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob("*/*.json"))]
+    return [
+        one for one in found if one["seed"] in options.seeds and one["data"] in options.datasets
+    ]
+
+
+def _changes(found: list[dict[str, Any]], data: str, defence: str, key: str) -> list[float]:
+    """Paired over seeds: differences to the undefended model, ratios of distances."""
+    by = {(o["defence"], o["seed"]): o["measures"] for o in found if o["data"] == data}
+    changes = []
+    for (name, seed), own in by.items():
+        base = by.get((NONE, seed))
+        if name == defence and base is not None and key in own and key in base:
+            changes.append(own[key] / base[key] if key in RATIOS else own[key] - base[key])
+    return changes
+
+
+def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each data set and defence: means over seeds and changes with 95 % intervals."""
+    rows = []
+    order = {name: i for i, name in enumerate([NONE, *DEFENCES])}
+    for data in dict.fromkeys(o["data"] for o in found):
+        names = sorted(
+            {o["defence"] for o in found if o["data"] == data}, key=lambda n: order.get(n, 99)
+        )
+        for name in names:
+            own = [o for o in found if o["data"] == data and o["defence"] == name]
+            done = [o for o in own if o["failed"] is None]
+            row: dict[str, Any] = {
+                "data": data,
+                "defence": name,
+                "level": own[0]["level"],
+                "seeds": len(done),
+                "failed": next((o["failed"] for o in own if o["failed"]), ""),
+                "masked": sum(1 for o in done if o["masked"]),
+                "minutes": round(statistics.fmean(o["minutes"] for o in own), 2),
+            }
+            for key in SHOWN:
+                values = [o["measures"][key] for o in done if key in o["measures"]]
+                if values:
+                    row[key] = statistics.fmean(values)
+                if name != NONE and values:
+                    row[f"{key}_change"] = interval(_changes(found, data, name, key))
+            rows.append(row)
+    return rows
+
+
+def levels(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Sample level against model level at equal accuracy: of each level's defences that cost at most
+    the tolerance of holdout accuracy (mean over seeds), the largest fall of DDCS and the largest
+    growth of the protected images' distance, mean over seeds."""
+    figures = {}
+    for data in dict.fromkeys(o["data"] for o in found):
+        for level in ("sample", "model"):
+            names = {o["defence"] for o in found if o["data"] == data and o["level"] == level}
+            fine = []
+            for name in sorted(names):
+                cost = _changes(found, data, name, "holdout_accuracy")
+                if cost and statistics.fmean(cost) >= -TOLERANCE:
+                    fine.append(name)
+            for key, best in (("ddcs_best", min), ("distance_protected", max)):
+                values = [statistics.fmean(c) for n in fine if (c := _changes(found, data, n, key))]
+                if values:
+                    figures[f"{data}_best_{level}_level_{key}_change"] = best(values)
+    return figures
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    cells = {k: row[k] for k in ("data", "defence", "level", "seeds")}
+    for key in SHOWN:
+        text = "" if key not in row else f"{row[key]:.3g}"
+        change = row.get(f"{key}_change")
+        if change is not None and change["mean"] is not None:
+            half = "" if change["high"] is None else f" ± {change['high'] - change['mean']:.2g}"
+            sign = "x" if key in RATIOS else ""
+            text += f" ({sign}{change['mean']:{'' if sign else '+'}.2g}{half})"
+        cells[key] = text
+    cells["black box stronger"] = row["masked"]
+    cells["failed"] = row["failed"]
+    return cells
+
+
+def figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Change of DDCS against change of holdout accuracy, a panel for each data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    names = [n for n in DEFENCES if any(r["defence"] == n for r in rows)]
+    fig, axes = plt.subplots(
+        1, len(data), figsize=(4.6 * len(data), 4.6), squeeze=False, layout="constrained"
+    )
+    colours = plt.get_cmap("tab20")
+    marks = {"sample": "o", "model": "s", "output": "^"}
+    for axis, one in zip(axes[0], data, strict=True):
+        axis.axhline(0.0, color="0.6", linewidth=0.8)
+        axis.axvline(0.0, color="0.6", linewidth=0.8)
+        for row in rows:
+            if row["data"] != one or row["defence"] == NONE or "ddcs_best_change" not in row:
+                continue
+            x, y = row["holdout_accuracy_change"], row["ddcs_best_change"]
+            bars = {
+                k: None if c["high"] is None else [[c["high"] - c["mean"]]] * 2
+                for k, c in (("xerr", x), ("yerr", y))
+            }
+            axis.errorbar(
+                x["mean"], y["mean"], **bars, fmt=marks.get(row["level"], "o"), capsize=2,
+                elinewidth=0.7, color=colours(names.index(row["defence"]) % 20),
+                label=row["defence"],
+            )  # fmt: skip
+        axis.set_title(one)
+        axis.set_xlabel("change of holdout accuracy")
+    axes[0][0].set_ylabel("change of DDCS, best (lower is better)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+if __name__ == "__main__":
+    main()

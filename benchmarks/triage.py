@@ -1,0 +1,209 @@
+"""How well do signals of the target tell exposed images without an attack? On several data sets.
+
+uv run python benchmarks/triage.py                                  what is missing, then the table
+uv run python benchmarks/triage.py --runs RUN RUN ...               finished audits, wherever they are
+uv run python benchmarks/triage.py --table                          table of what is there
+
+For each data set and seed one audit (benchmarks/study.py's vanilla arm, in the same folders) measures
+nearest distances and DDCS; Spearman's correlation of each signal and predictor with them is kept in a
+small JSON file under --evidence. "learned" is judged on classes left out of the learning, a fifth of them at
+a time; "learned-few" learns from three classes drawn at random and is judged on all others, mean over
+ten draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import finish, machine, parser
+from inversight.ledger import signals_of
+from inversight.report.reading import read_table
+from inversight.risk.signals import SIGNALS
+from inversight.risk.triage import agreement, learn
+from inversight.run import read_manifest, write_json
+from inversight.seeding import generator
+from inversight.settings import resolve
+from inversight.triage_stage import EXPECTED, LEARNED, MEASURED, triage_run
+from study import BASE, SMALL, _audit, _digest, _numbers, interval
+from study_data import DATASETS
+
+FEW, DRAWS = 3, 10
+"""Classes that "learned-few" learns from, and how often they are drawn."""
+FEWER = "learned-few"
+ORDER = (*SIGNALS, EXPECTED, LEARNED, FEWER)
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.small:
+            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+        if options.runs:
+            found = [_measure(run, *_name(run), settings="given") for run in options.runs]
+        else:
+            if not options.table:
+                for seed in options.seeds:
+                    for name in options.datasets:
+                        _seed(name, seed, options)
+            found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob("*.json"))]
+            found = [
+                f for f in found if f["seed"] in options.seeds and f["data"] in options.datasets
+            ]
+        if not found:
+            raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+        rows = table(found)
+        figures = {
+            f"{row['data']}_{row['predictor']}_{measure}": row[measure]
+            for row in rows
+            for measure in MEASURED
+        }
+        for data in dict.fromkeys(row["data"] for row in rows):
+            for measure in MEASURED:
+                single = [r for r in rows if r["data"] == data and r["predictor"] in SIGNALS]
+                best = max(single, key=lambda r: r[measure])["predictor"]
+                figures[f"{data}_best_single_signal_{measure}"] = best
+        finish("Spearman correlation with what was measured", figures, _shown(rows), options)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.add_argument(
+        "--datasets",
+        default="digits,faces-32,vehicles-same",
+        type=lambda text: text.split(","),
+    )
+    made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
+    made.add_argument("--runs", nargs="+", type=Path, help="finished audits, read as they are")
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
+    made.add_argument("--work", type=Path, default=Path("benchmarks/out/study"), help="run folders")
+    made.add_argument("--evidence", type=Path, default=Path("docs/triage"))
+    made.add_argument("--table", action="store_true", help="run nothing")
+    options = made.parse_args()
+    options.seeds = _numbers(options.seeds or ("0-1" if options.small else "0-2"))
+    if options.small:
+        options.datasets = ["digits"]
+    unknown = [n for n in options.datasets if n not in DATASETS]
+    if unknown:
+        raise SystemExit(f"--datasets: expected some of {', '.join(DATASETS)}, found {unknown}")
+    return options
+
+
+def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
+    """The evidence of one data set and seed, unless it is there, of these settings."""
+    given = {**DATASETS[name].given(seed, options.data, options.work), "seed": seed, "arm": BASE}
+    if options.small:
+        given |= SMALL
+    settings = resolve(given)
+    file = options.evidence / f"{name}-{seed}.json"
+    if file.is_file() and json.loads(file.read_text())["settings"] == _digest(settings):
+        return
+    folder = options.work / f"{name}-{seed}" / BASE
+    _audit(settings, folder, folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, _measure(folder, name, seed, settings=_digest(settings)))
+
+
+def _name(run: Path) -> tuple[str, int]:
+    """Data set and seed of a run folder: DATA-SEED/ARM as study.py names them, or the folder's name."""
+    seed = int(read_manifest(run)["seed"])
+    above = run.absolute().parent.name
+    return above.removesuffix(f"-{seed}") if above.endswith(f"-{seed}") else run.name, seed
+
+
+def _measure(run: Path, name: str, seed: int, *, settings: str) -> dict[str, Any]:
+    """Correlations in one finished audit, by measure and predictor."""
+    found = triage_run(run, seed=seed)
+    measures = {
+        measure: {predictor: one.as_json() for predictor, one in by.items()}
+        for measure, by in found.agreement.items()
+    }
+    for measure, value in _few(run, seed).items():
+        measures[measure][FEWER] = value
+    return {
+        "data": name,
+        "seed": seed,
+        "settings": settings,
+        "measures": measures,
+        "notes": list(found.notes),
+        "machine": machine(seed),
+    }
+
+
+def _few(run: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Learned from a few classes drawn at random, judged on the others: means over draws."""
+    samples = read_table(run, "samples.parquet", ("id", "label", *MEASURED)).sort_values("id")
+    values, labels = signals_of(samples), samples["label"].astype(str).tolist()
+    columns = {m: torch.tensor(samples[m].to_numpy(dtype="float64")) for m in MEASURED}
+    nearest = columns["nearest_distance"]
+    known = nearest.isfinite().tolist()
+    classes = sorted({name for name, k in zip(labels, known, strict=True) if k})
+    few = min(FEW, len(classes) - 1)
+    rng = generator(seed, "learned-few")
+    drawn: dict[str, list[tuple[float, float]]] = {measure: [] for measure in MEASURED}
+    for _ in range(DRAWS):
+        chosen = {classes[i] for i in torch.randperm(len(classes), generator=rng)[:few].tolist()}
+        inside = torch.tensor([name in chosen for name in labels])
+        made = learn(values, nearest.masked_fill(~inside, float("nan")), labels)
+        for measure in MEASURED:
+            sign = -1.0 if measure == "nearest_distance" else 1.0
+            measured = (sign * columns[measure]).masked_fill(
+                inside | ~nearest.isfinite(), float("nan")
+            )
+            one = agreement({FEWER: made.exposure}, measured, labels, resamples=0)[FEWER]
+            if one.value is not None:
+                drawn[measure].append((one.value, float(one.extra.get("within", one.value))))
+    return {
+        measure: {
+            "value": statistics.mean(v for v, _ in values_),
+            "within": statistics.mean(w for _, w in values_),
+            "classes": few,
+            "draws": len(values_),
+        }
+        for measure, values_ in drawn.items()
+        if values_
+    }
+
+
+def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each data set and predictor: means over seeds and half their 95 % interval."""
+    rows = []
+    for data in dict.fromkeys(f["data"] for f in found):
+        own = sorted((f for f in found if f["data"] == data), key=lambda f: f["seed"])
+        for predictor in ORDER:
+            row: dict[str, Any] = {"data": data, "predictor": predictor}
+            for measure in MEASURED:
+                for key in ("value", "within"):
+                    got = [f["measures"][measure].get(predictor, {}).get(key) for f in own]
+                    got = [v for v in got if v is not None]
+                    if not got:
+                        continue
+                    name = measure if key == "value" else f"{measure}_within"
+                    row[name], row[f"{name}_half"] = interval(got)
+                    row["seeds"] = len(got)
+            if all(measure in row for measure in MEASURED):
+                rows.append(row)
+    return rows
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown = []
+    for row in rows:
+        cells = {"data": row["data"], "predictor": row["predictor"], "seeds": row["seeds"]}
+        for measure in MEASURED:
+            for name in (measure, f"{measure}_within"):
+                half = row.get(f"{name}_half")
+                text = "-" if name not in row else f"{row[name]:.2f}"
+                cells[name] = text + ("" if half is None else f" ± {half:.2f}")
+        shown.append(cells)
+    return shown
+
+
+if __name__ == "__main__":
+    main()

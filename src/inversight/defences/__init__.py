@@ -1,0 +1,48 @@
+"""Defences: private images and an undefended target -> a defended target."""
+
+from inversight.defences.augmentation import Augmentation
+from inversight.defences.base import Defence, Defended, Level, Material
+from inversight.defences.bido import BiDO
+from inversight.defences.down_weighting import DownWeighting
+from inversight.defences.dp_sgd import DPSGD
+from inversight.defences.mid import MID
+from inversight.defences.negative_label_smoothing import NegativeLabelSmoothing
+from inversight.defences.purification import Purification
+from inversight.defences.removal import Removal
+from inversight.defences.replacement import Replacement
+from inversight.defences.rolss import RoLSS
+from inversight.defences.tl_dmi import TLDMI
+
+DEFENCES: dict[str, type[Defence]] = {
+    "removal": Removal,
+    "down-weighting": DownWeighting,
+    "augmentation": Augmentation,
+    "replacement": Replacement,
+    "dp-sgd": DPSGD,
+    "mid": MID,
+    "bido": BiDO,
+    "negative-label-smoothing": NegativeLabelSmoothing,
+    "tl-dmi": TLDMI,
+    "rolss": RoLSS,
+    "purification": Purification,
+}
+"""The defences that have a name of their own."""
+
+__all__ = [
+    "DEFENCES",
+    "DPSGD",
+    "MID",
+    "TLDMI",
+    "Augmentation",
+    "BiDO",
+    "Defence",
+    "Defended",
+    "DownWeighting",
+    "Level",
+    "Material",
+    "NegativeLabelSmoothing",
+    "Purification",
+    "Removal",
+    "Replacement",
+    "RoLSS",
+]

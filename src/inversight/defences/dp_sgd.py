@@ -1,0 +1,201 @@
+"""DP-SGD: a bound on what the model can tell of any one training image.
+
+Paper: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, by opacus (Yousefpour et al.
+2021; the extra ``dp``). Each step draws its images independently (Poisson sampling), clips each image's
+gradient to ``clip`` and adds normal noise; opacus's accountant finds the noise for which all steps
+together are (epsilon, delta)-differentially private, for neighbours that differ by one image added or
+removed.
+Protects: all private images alike, against any attack with any access. It is trained on all of them:
+noise and clipping for chosen images only, the exposed ones say, would give no guarantee for anyone,
+since the steps on the others depend on the model that the chosen ones made. So nothing here reads
+``exposed``, and there is no early stopping on private images and no statistic of them: normalisation is
+by public images' mean and standard deviation, groups of channels replace batches in the network.
+Does not protect: what many images share, a class's face where a class has many images of it: the bound
+is for one image. The number of images counts as known. Choosing among several such models by their
+accuracy on private images costs privacy that is not counted here. The noise comes from a seeded
+generator so that runs repeat (opacus's ``secure_mode`` is off): the guarantee holds for who does not
+know the seed and neglects floating-point attacks; keep the seed of a model that is given out.
+Costs: much accuracy where images are few, since the noise grows with the share of images in a step;
+per-image gradients take memory in proportion to the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversight.config import settings
+from inversight.defences.base import Defended, Level, Material
+from inversight.defences.retraining import retrained
+from inversight.errors import InputError
+from inversight.networks import Classifier, NetworkOptions
+from inversight.progress import Progress, silent
+from inversight.seeding import follow, generator
+from inversight.target import Target
+from inversight.training import Batch, Variation, channel_statistics
+
+Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+@settings
+class DPSGD:
+    """Differentially private training on all private images."""
+
+    epsilon: PositiveFloat = 8.0
+    """The guarantee's epsilon; 8 is a common choice for images, below 1 a strong guarantee."""
+    delta: Probability | None = None
+    """The guarantee's delta, below 1 / images; by default images^-1.1."""
+    clip: PositiveFloat = 1.0
+    """Largest Euclidean norm of an image's gradient (opacus's examples: 1)."""
+    batch_size: PositiveInt | None = None
+    """Mean images a step; by default the recipe's. Larger ones give less noise but fewer steps."""
+    accountant: Literal["rdp", "prv"] = "rdp"
+    """How the privacy is counted: Renyi (Mironov 2017), or prv (Gopi et al. 2021), tighter and slower."""
+
+    @property
+    def level(self) -> Level:
+        return "model"
+
+    def fit(
+        self,
+        material: Material,
+        undefended: Target,
+        *,
+        rng: torch.Generator,
+        progress: Progress = silent,
+        device: torch.device | str = "cpu",
+    ) -> Defended:
+        """Train privately on all private images for the recipe's epochs, by its optimiser.
+
+        Raises:
+            InputError: opacus is missing, there are no public images, or delta is too large.
+        """
+        opacus = import_opacus()
+        images = len(material.private)
+        delta = images**-1.1 if self.delta is None else self.delta
+        if delta >= 1.0 / images:
+            raise InputError(
+                f"dp-sgd: expected delta below 1 / {images} images, found {delta:g}; a larger one "
+                "allows giving whole images away"
+            )
+        if len(material.public) == 0:
+            raise InputError(
+                "dp-sgd: needs public images for the normalisation, since private images' mean and "
+                "standard deviation would leak; give --public DIR"
+            )
+        training = replace(
+            material.training,
+            validation=0.0,
+            batch_size=min(images, self.batch_size or material.training.batch_size),
+        )
+        steps = training.epochs_for(images) * math.ceil(images / training.batch_size)
+        rate = training.batch_size / images
+        noise = float(
+            opacus.accountants.utils.get_noise_multiplier(
+                target_epsilon=self.epsilon,
+                target_delta=delta,
+                sample_rate=rate,
+                steps=steps,
+                accountant=self.accountant,
+            )
+        )
+        accountant = opacus.accountants.create_accountant(self.accountant)
+        channels, size, _ = material.image_shape
+        mean, std = channel_statistics(material.public.floats(size=size, channels=channels))
+        defended = retrained(
+            "dp-sgd",
+            material,
+            undefended,
+            training=training,
+            variation=Variation(
+                loss=mean_cross_entropy,
+                network=NetworkOptions(norm="group"),
+                normalisation=(mean.tolist(), std.tolist()),
+                stepping=PrivateSteps(
+                    noise=noise,
+                    clip=self.clip,
+                    images=training.batch_size,
+                    taken=lambda: accountant.step(noise_multiplier=noise, sample_rate=rate),
+                ),
+            ),
+            rng=rng,
+            progress=progress,
+            device=device,
+        )
+        facts = {
+            "epsilon": round(float(accountant.get_epsilon(delta=delta)), 4),
+            "delta": delta,
+            "noise_multiplier": noise,
+            "clip": self.clip,
+            "sample_rate": rate,
+            "steps": steps,
+        }
+        return replace(defended, facts={**defended.facts, **facts})
+
+
+@dataclass(frozen=True)
+class PrivateSteps:
+    """Poisson-sampled steps with clipped and noised per-image gradients.
+
+    noise: standard deviation of the noise as a multiple of ``clip``. images: mean images a step.
+    taken: called after each step.
+    """
+
+    noise: float
+    clip: float
+    images: int
+    taken: Callable[[], None]
+
+    def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
+        """Each image is in each step with probability ``batch_size / images``; a step may be empty."""
+        steps = math.ceil(images / batch_size)
+        drawn = torch.rand(steps, images, generator=rng) < batch_size / images
+        return [row.nonzero().squeeze(1) for row in drawn]
+
+    def prepare(
+        self, module: Classifier, optimiser: torch.optim.Optimizer, seed: int
+    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        opacus = import_opacus()
+        device = next(module.parameters()).device
+        hooked = opacus.GradSampleModule(module)
+        private = opacus.optimizers.DPOptimizer(
+            optimiser,
+            noise_multiplier=self.noise,
+            max_grad_norm=self.clip,
+            expected_batch_size=self.images,
+            generator=follow(generator(seed, "noise"), device),
+        )
+        private.attach_step_hook(lambda _: self.taken())
+        return private, hooked.to_standard_module
+
+
+def mean_cross_entropy(module: Classifier, batch: Batch) -> Tensor:
+    """Mean cross-entropy, 0 for an empty batch; the one loss whose clipping the guarantee covers here."""
+    # Without a gradient to pass on, the first layer's hook would warn at every step.
+    inputs = batch.inputs.detach().requires_grad_(True)
+    total = F.cross_entropy(module(inputs), batch.labels, reduction="sum")
+    return total / max(1, len(batch.labels))
+
+
+def import_opacus() -> Any:
+    """The opacus package with the parts used here.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import opacus
+        import opacus.accountants.utils
+        import opacus.optimizers
+    except ImportError:
+        raise InputError(
+            "dp-sgd needs opacus, which is not installed: pip install 'inversight[dp]'"
+        ) from None
+    return opacus

@@ -1,0 +1,127 @@
+"""One word for what is particular about a private image: a description, not a proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inversight.data import ImageSet
+from inversight.embeddings import Embedding, Workspace, image_pairs
+from inversight.risk.signals import NEIGHBOURS
+from inversight.risk.twins import Twins
+
+KINDS: dict[str, str] = {
+    "duplicate": "in a group of near-duplicates (twins)",
+    "memorised": "far from its class in the scoring distance, which has not seen the private images, "
+    "yet the target is right about it and at least as sure as of the median image of the class",
+    "outlier": "far from its class in the scoring distance or in the target's own features",
+    "typical": "none of these",
+}
+"""Every kind and its rule; the first that holds is the image's."""
+
+
+def kinds(
+    labels: Tensor,
+    values: Mapping[str, Tensor],
+    twins: Twins,
+    neighbour_distance: Tensor | None,
+    *,
+    seen: bool = False,
+) -> tuple[str, ...]:
+    """The kind of each of N images, by the rules in ``KINDS``.
+
+    labels: (N,). values: signals, each (N,) (:func:`inversight.risk.signals.signals`); rules whose
+    signals are missing do not apply. neighbour_distance: (N,), as :func:`neighbour_distances` gives
+    it, or None. seen: the distance's network was trained on the private images: then nothing is called
+    memorised, because the distance may have learnt the images too. "Far" is beyond the fence of
+    :func:`is_far`.
+    """
+    nothing = torch.zeros(len(labels), dtype=torch.bool)
+    apart = nothing if neighbour_distance is None else is_far(neighbour_distance, labels)
+    inside = nothing
+    if "centre_distance" in values:
+        inside = is_far(values["centre_distance"], labels)
+    sure = nothing
+    if "loss" in values and "margin" in values and not seen:
+        centred = _less_class_median(values["loss"], labels)
+        sure = (values["margin"] > 0) & (centred <= 0)
+    rules = {
+        "duplicate": twins.group >= 0,
+        "memorised": apart & sure,
+        "outlier": apart | inside,
+    }
+    found = np.select([rule.numpy() for rule in rules.values()], list(rules), "typical")
+    return tuple(map(str, found))
+
+
+def is_far(distances: Tensor, labels: Tensor) -> Tensor:
+    """(N,) bool: whether an image lies beyond the upper fence of all images (Tukey 1977).
+
+    The logarithm of each distance less its class's median, beyond the third quartile of all images by
+    more than 1.5 times the range between the quartiles. Classes are pooled because a few images of one
+    have no quartiles to speak of; of normal values 0.35 % lie there. distances: (N,) >= 0, NaN is not far.
+    """
+    centred = _less_class_median(distances.double().clamp_min(1e-12).log(), labels)
+    known = centred[centred.isfinite()]
+    if len(known) < 4:
+        return torch.zeros(len(labels), dtype=torch.bool)
+    low, high = np.quantile(known.numpy(), (0.25, 0.75))
+    far: Tensor = centred > high + 1.5 * (high - low)
+    return far
+
+
+def neighbour_distances(
+    embedding: Embedding,
+    images: ImageSet,
+    *,
+    memory: int,
+    device: torch.device | str = "cpu",
+    neighbours: int = NEIGHBOURS,
+) -> Tensor:
+    """(N,) float64 >= 0: mean distance d to the nearest other images of the class in ``embedding``.
+
+    To all others in classes with fewer; NaN for the only image of a class. Each image goes twice
+    through the embedding's network; ``memory`` as in :func:`inversight.embeddings.image_pairs`.
+    Independent of row order.
+    """
+    order = torch.tensor(sorted(range(len(images)), key=images.ids.__getitem__))
+    images = images.select(order)
+    found = torch.full((len(images),), float("nan"), dtype=torch.float64)
+    work = Workspace(device)
+    for label in images.labels.unique().tolist():
+        at = (images.labels == label).nonzero().squeeze(1)
+        if len(at) < 2:
+            continue
+        k = min(neighbours, len(at) - 1)
+        nearest = torch.full((len(at), k), float("inf"), dtype=torch.float64)
+        own = images.images[at]
+
+        def named(_: bool, row: int, at: Tensor = at) -> str:
+            return images.ids[int(at[row])]
+
+        for tile in image_pairs(
+            embedding, own, own, memory=memory, device=device, workspace=work,
+            names=named,
+        ):  # fmt: skip
+            itself = tile.left[:, None] == tile.right[None, :]
+            seen = tile.distances.masked_fill(itself, float("inf"))
+            both = torch.cat([nearest[tile.left], seen], dim=1)
+            nearest[tile.left] = both.topk(k, dim=1, largest=False).values
+        found[at] = nearest.mean(1)
+    return found[order.argsort()]
+
+
+def _less_class_median(values: Tensor, labels: Tensor) -> Tensor:
+    """(N,) float64: values less the median of their class's, NaN left out."""
+    found = values.double().clone()
+    for label in labels.unique().tolist():
+        own = labels == label
+        found[own] -= (
+            float(np.nanmedian(found[own].numpy()))
+            if bool(found[own].isfinite().any())
+            else float("nan")
+        )
+    return found

@@ -1,0 +1,153 @@
+"""Near-duplicates among the private images: the same picture but for what saving it again changes.
+
+Of two twins DDCS credits one with a reconstruction, and a picture that was trained on twice leaks more
+readily. Twins are looked for in pixels, after a small shift and a change of brightness and contrast
+have been undone: a picture shifted by one pixel lies, in pixel and perceptual distances alike, about
+as far from itself as two ordinary shots of one person do, so that no threshold on such a distance
+finds the one and leaves the other (docs/triage.md has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from inversight.data import ImageSet
+from inversight.embeddings.pairs import exact_products
+from inversight.progress import Progress, silent
+
+SIDE = 64
+"""Pixels of a side to which larger images are shrunk before they are compared."""
+
+NEAR = 0.05
+"""Twins: pairs below this share of what unrelated images of a class have."""
+
+_BLOCK = 512
+"""Images of either side that are compared at once: some 0.1 GB of colour images."""
+
+_MEASURED = 512
+"""Images of a class, the first by id, from whose pairs its ordinary value is taken."""
+
+_FLAT = 1e-3
+"""Standard deviation of pixels in [0, 1] below which an image has nothing to be compared by."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Groups among N images, in the order they came.
+
+    group: (N,) int64, the row of the group's first image by id, -1 for an image in no group.
+    ordinary: the median of unrelated images' pairs, in [0, 1]; None without any pair. threshold: below
+    it two images are twins.
+    """
+
+    group: Tensor
+    ordinary: float | None
+    threshold: float
+
+    def names(self, ids: tuple[str, ...]) -> list[str | None]:
+        """The id of the first image of each image's group; None for an image in no group."""
+        return [None if row < 0 else ids[row] for row in self.group.tolist()]
+
+
+def unexplained(left: Tensor, right: Tensor, reach: int = 1) -> Tensor:
+    """In [0, 1], (N, M) float32, lower is more alike: how much of one image the other does not explain.
+
+    ``1 - max(0, r)^2`` with r the largest correlation of the two images' pixels over shifts by up to
+    ``reach`` pixels either way, on what then overlaps: what a shift, brightness and contrast leave
+    (zero-mean normalised cross-correlation). left (N, C, H, W), right (M, C, H, W): floats in [0, 1].
+    Symmetric; 1 for an image of one colour.
+    """
+    height, width = left.shape[2:]
+    best = left.new_zeros(len(left), len(right))
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            a = left[..., max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
+            b = right[..., max(0, -dy) : height + min(0, -dy), max(0, -dx) : width + min(0, -dx)]
+            best = torch.maximum(best, _standard(a) @ _standard(b).T)
+    return 1.0 - best.clamp(0.0, 1.0).square()
+
+
+def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
+    """Near-duplicates within classes, and exact copies also across them; independent of row order.
+
+    Twins are pairs whose :func:`unexplained` share is below ``NEAR`` of the ordinary one: the median
+    over classes of the median of a class's pairs, which stands as long as most classes are not mostly
+    copies. Groups are what such pairs connect. Not found: mirrored, turned or strongly cropped copies,
+    shifts by parts of a pixel in small images, and near-copies across classes.
+
+    Needs about 0.1 GB beside the images of one class as floats at 64x64.
+    """
+    order = torch.tensor(sorted(range(len(images)), key=images.ids.__getitem__))
+    rows = images.select(order)
+    classes = rows.labels.unique().tolist()
+    side = min(SIDE, rows.size)
+    medians: list[float] = []
+    close: list[tuple[Tensor, Tensor, Tensor]] = []
+    done = 0
+    for label in classes:
+        at = (rows.labels == label).nonzero().squeeze(1)
+        pixels = rows.select(at).floats(size=side)
+        for first, second, found in _blocks(pixels):
+            i, j = (found < NEAR).nonzero().unbind(1)
+            kept = first + i < second + j
+            i, j = i[kept], j[kept]
+            close.append((at[first + i], at[second + j], found[i, j]))
+        few = pixels[:_MEASURED]
+        if len(few) > 1:
+            with exact_products():
+                found = unexplained(few, few)
+            above = torch.triu_indices(len(few), len(few), 1)
+            medians.append(float(found[above[0], above[1]].median()))
+        done += len(at)
+        progress(done, len(rows), "twins")
+    ordinary = float(torch.tensor(medians).median()) if medians else None
+    threshold = NEAR * (ordinary or 0.0)
+    edges = [torch.stack([i, j])[:, value < threshold] for i, j, value in close]
+    edges.append(_copies(rows.hashes))
+    group = _connected(torch.cat(edges, dim=1), len(rows))
+    group = torch.where(group >= 0, order[group], group)
+    return Twins(group[order.argsort()], ordinary, threshold)
+
+
+def _standard(pixels: Tensor) -> Tensor:
+    """(N, P): each image less its mean, of length 1; 0 for an image of one colour."""
+    flat = pixels.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    length = flat.square().sum(1, keepdim=True).sqrt()
+    plain = length < _FLAT * flat.shape[1] ** 0.5
+    return (flat / length).masked_fill(plain, 0.0)
+
+
+def _blocks(pixels: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Shares of all pairs on and above the diagonal, block by block, with each block's corner."""
+    for a in range(0, len(pixels), _BLOCK):
+        for b in range(a, len(pixels), _BLOCK):
+            with exact_products():
+                found = unexplained(pixels[a : a + _BLOCK], pixels[b : b + _BLOCK])
+            yield a, b, found
+
+
+def _copies(hashes: tuple[str, ...]) -> Tensor:
+    """(2, E) int64: each image with the first one of the same pixels."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(key, i), i) for i, key in enumerate(hashes)]
+    return torch.tensor([p for p in pairs if p[0] != p[1]], dtype=torch.int64).reshape(-1, 2).T
+
+
+def _connected(edges: Tensor, n: int) -> Tensor:
+    """(n,) int64: the smallest row of each row's component, -1 for a row alone."""
+    i, j = edges.numpy()
+    graph = coo_array((np.ones(len(i), dtype=bool), (i, j)), shape=(n, n))
+    count, component = connected_components(graph, directed=False)
+    component = torch.from_numpy(component.astype(np.int64))
+    rows = torch.arange(n)
+    first = torch.full((count,), n).scatter_reduce(0, component, rows, "amin")
+    alone = component.bincount(minlength=count)[component] == 1
+    return first[component].masked_fill(alone, -1)

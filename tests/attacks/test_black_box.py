@@ -1,0 +1,316 @@
+"""The black-box attacks: they find the known answer with scores alone, within their queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    CmaEs,
+    MirrorGenetic,
+    PlugAndPlay,
+    QueriesSpentError,
+    Reconstructions,
+    run_attack,
+)
+from inversight.attacks.mirror_genetic import _Individuals, _Space
+from inversight.errors import InputError
+from inversight.priors import Prior
+from inversight.seeding import generator
+from inversight.target import Access, Target
+from tests.attacks.toy import (
+    LABELS,
+    SIZE,
+    FlatPrior,
+    Nearest,
+    WithoutGradients,
+    surest_on_a_grid,
+    toy_target,
+)
+from tests.examples import NoisePrior
+
+GENETIC = MirrorGenetic(
+    pool=300, population=40, generations=40, candidates=10, keep=3, crops=4, bound=2.0, slope=1.0
+)
+EVOLVED = CmaEs(pool=300, searches=6, population=6, generations=30, keep=3, crops=4)
+BOTH = pytest.mark.parametrize("how", [GENETIC, EVOLVED], ids=["mirror", "cma"])
+
+
+@pytest.fixture
+def module() -> WithoutGradients:
+    return WithoutGradients()
+
+
+@pytest.fixture
+def target(module: WithoutGradients) -> Target:
+    return toy_target(module)
+
+
+def attack(
+    target: Target, how: Attack, seed: int = 0, prior: Prior | None = None
+) -> Reconstructions:
+    return run_attack(how, target, prior or FlatPrior(), LABELS, rng=generator(seed))
+
+
+def same(one: Reconstructions, other: Reconstructions) -> bool:
+    return torch.equal(one.latents, other.latents) and torch.equal(one.losses, other.losses)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", [0, 1])
+def test_reaches_the_best_reconstruction(target: Target, how: Attack, seed: int) -> None:
+    found = attack(target, how, seed)
+    blind = target.restricted(Access.SCORES)
+    for label in range(3):
+        best, most = surest_on_a_grid(blind, label)
+        mine = found.latents[found.labels == label]
+        torch.testing.assert_close(mine, best.expand(3, -1), atol=0.15, rtol=0)
+        confidence = blind(FlatPrior()(mine)).softmax(1)[:, label]
+        assert float(confidence.min()) > most - 1e-4
+
+
+@BOTH
+def test_the_search_finds_what_the_pool_has_not(target: Target, how: CmaEs | MirrorGenetic) -> None:
+    """The best of the attack's own pool, which is all that no generation leaves, is less sure."""
+    blind = target.restricted(Access.SCORES)
+
+    def missing(generations: int) -> Tensor:
+        one = replace(how, pool=60, truncation=1.0, generations=generations)
+        if isinstance(one, MirrorGenetic):
+            one = replace(one, bound=30.0, mutation_scale=1.0)
+        found = attack(target, one)
+        confidence = blind(FlatPrior()(found.latents)).softmax(1)
+        return (1 - confidence.gather(1, found.labels[:, None])).view(3, 3).amax(1)
+
+    least = torch.tensor([1 - surest_on_a_grid(blind, label)[1] for label in range(3)])
+    start, end = (missing(n) - least for n in (1, 40))
+    assert bool((end < 0.2 * start).all())
+
+
+def test_wide_latents_are_searched_too() -> None:
+    """Sixty-four coordinates, a diagonal covariance: most of the way to the template of the class."""
+    templates = torch.rand(3, 64, generator=generator(0))
+
+    class Templates(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            gaps = (x.flatten(1)[:, None] - templates[None]).square().sum(2)
+            # A constant class above all others, so that being nearer is all that is rewarded.
+            return torch.cat([-gaps, torch.full((len(x), 1), 9.0)], dim=1)
+
+    target = Target(Templates(), ("a", "b", "c", "none"), (1, 8, 8), (0.0,), (1.0,), "templates")
+    prior = NoisePrior()
+    how = replace(EVOLVED, searches=3, population=None, generations=100)
+    assert how._population(64) == 16 and how.planned_queries(prior, 3) == 300 + 9 * (100 * 16 + 4)
+    pool = prior(prior.sample(300, rng=generator(1))).flatten(1)
+    start = (pool[:, None] - templates[None]).square().sum(2).amin(0)
+    found = attack(target, how, prior=prior)
+    gaps = (found.images.flatten(1) - templates[found.labels]).square().sum(1)
+    assert bool((gaps.view(3, 3).amax(1) < 0.2 * start).all())
+
+
+@BOTH
+def test_the_seed_decides(target: Target, how: Attack) -> None:
+    assert same(attack(target, how), attack(target, how))
+    assert not same(attack(target, how), attack(target, how, seed=1))
+
+
+@BOTH
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_any_batch_size_gives_the_same(
+    target: Target, how: CmaEs | MirrorGenetic, batch_size: int
+) -> None:
+    one = replace(how, generations=8)
+    other = attack(target, replace(one, batch_size=batch_size))
+    torch.testing.assert_close(attack(target, one).latents, other.latents)
+
+
+@BOTH
+def test_classes_do_not_depend_on_each_other(target: Target, how: Attack) -> None:
+    alone = run_attack(how, target, FlatPrior(), torch.tensor([1]), rng=generator(0))
+    among = attack(target, how)
+    torch.testing.assert_close(alone.latents, among.latents[among.labels == 1])
+
+
+@BOTH
+def test_the_shape_of_what_it_returns(target: Target, how: Attack) -> None:
+    found = attack(target, how)
+    assert found.images.shape == (9, 1, SIZE, SIZE)
+    assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert not found.latents.requires_grad and not found.images.requires_grad
+    for label in range(3):
+        mine = found.labels == label
+        assert len(found.latents[mine].unique(dim=0)) == 3  # distinct
+        losses = found.losses[mine]
+        assert bool((losses[1:] >= losses[:-1]).all()) and bool((losses >= 0).all())
+    torch.testing.assert_close(found.images, FlatPrior()(found.latents))
+
+
+@BOTH
+def test_queries_are_counted_to_the_image(
+    target: Target, module: WithoutGradients, how: CmaEs | MirrorGenetic
+) -> None:
+    found = attack(target, how)
+    assert found.queries == module.images <= how.planned_queries(FlatPrior(), 3)
+    module.images = 0
+    alone = how.run(target, FlatPrior(), LABELS, rng=generator(0))
+    assert alone.queries == module.images == found.queries
+
+
+def test_the_plan_of_a_genetic_search_is_exact(target: Target) -> None:
+    assert attack(target, GENETIC).queries == 300 + 3 * (40 * 39 + 10 * 4)
+
+
+@BOTH
+@pytest.mark.parametrize("limit", [300, 301, 900, 2000])
+def test_a_limit_ends_the_search_with_the_best_so_far(
+    target: Target, module: WithoutGradients, how: CmaEs | MirrorGenetic, limit: int
+) -> None:
+    limited = replace(how, most_queries=limit)
+    found = attack(target, limited)
+    assert found.queries == module.images <= limit
+    assert len(found) == 9
+    for batch_size in (3, 1000):
+        other = attack(target, replace(limited, batch_size=batch_size))
+        assert other.queries == found.queries
+        torch.testing.assert_close(other.latents, found.latents)
+    blind = target.restricted(Access.SCORES)
+    one, none = (
+        blind(FlatPrior()(made.latents)).softmax(1).gather(1, made.labels[:, None]).view(3, 3)
+        for made in (found, attack(target, replace(how, most_queries=300)))
+    )
+    assert bool((one.amax(1) >= none.amax(1) - 1e-6).all())
+    assert limit < 900 or bool((one.amax(1) > none.amax(1)).all())
+
+
+@BOTH
+def test_a_limit_from_outside_holds_too(
+    target: Target, module: WithoutGradients, how: Attack
+) -> None:
+    found = run_attack(how, target, FlatPrior(), LABELS, rng=generator(0), limit=1000)
+    assert found.queries == module.images <= 1000 and len(found) == 9
+
+
+@BOTH
+def test_a_limit_below_the_pool_is_one_line(
+    target: Target, module: WithoutGradients, how: CmaEs | MirrorGenetic
+) -> None:
+    with pytest.raises(QueriesSpentError, match="limit of 250 queries is spent: 0 images were"):
+        attack(target, replace(how, most_queries=250))
+    assert module.images == 0
+
+
+@BOTH
+def test_label_access_is_not_enough(target: Target, module: WithoutGradients, how: Attack) -> None:
+    with pytest.raises(InputError, match="needs scores access, but the target toy gives label"):
+        how.run(target.restricted(Access.LABEL), FlatPrior(), LABELS, rng=generator(0))
+    assert module.images == 0
+
+
+@BOTH
+def test_scores_are_enough_and_more_changes_nothing(how: Attack) -> None:
+    """With a white-box target that gives gradients the attack does the same."""
+    white = toy_target(Nearest())
+    assert same(attack(white, how), attack(white.restricted(Access.SCORES), how))
+
+
+@BOTH
+def test_follows_the_protocol_and_tells_progress(target: Target, how: Attack) -> None:
+    assert isinstance(how, Attack) and type(how) in ATTACKS.values()
+    told: list[tuple[int, int]] = []
+    run_attack(
+        how, target, FlatPrior(), LABELS, rng=generator(0),
+        progress=lambda done, total, note="": told.append((done, total)),
+    )  # fmt: skip
+    assert told[-1][0] == told[-1][1]
+    assert [d for d, _ in told] == sorted(d for d, _ in told)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (replace(GENETIC, keep=11), "keep <= candidates <= population <= pool"),
+        (replace(GENETIC, pool=39), "population=40, pool=39"),
+        (replace(EVOLVED, keep=7), "keep <= searches <= pool"),
+    ],
+)
+def test_contradicting_settings(target: Target, how: Attack, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        attack(target, how)
+
+
+def test_one_coordinate_is_refused(target: Target) -> None:
+    @dataclass(frozen=True)
+    class Grey:
+        image_shape: tuple[int, int, int] = (1, SIZE, SIZE)
+
+        def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+            return torch.randn(n, 1, generator=rng)
+
+        def __call__(self, latents: Tensor) -> Tensor:
+            return torch.sigmoid(latents)[:, :, None, None].expand(-1, 1, SIZE, SIZE)
+
+    with pytest.raises(InputError, match="one coordinate"):
+        attack(target, EVOLVED, prior=Grey())
+    assert len(attack(target, GENETIC, prior=Grey())) == 9
+
+
+def test_the_published_constants() -> None:
+    published = MirrorGenetic()
+    assert (published.population, published.generations) == (100, 100)
+    assert (published.mutation_probability, published.mutation_scale) == (0.1, 0.1)
+    assert (published.truncation, published.bound, published.slope) == (0.7, 1.0, 0.2)
+
+
+# MIRROR's parts
+
+
+def test_clipping_is_in_p() -> None:
+    """W = leaky rectifier of P: bounds are the mean and deviation there, by hand."""
+    p = torch.randn(500, 3, generator=generator(0))
+    w = torch.where(p > 0, p, 0.2 * p)
+    space = _Space.of(w, slope=0.2, bound=1.0)
+    torch.testing.assert_close(space.mean, p.mean(0))
+    torch.testing.assert_close(space.deviation, p.std(0, correction=0))
+    found = space.moved(torch.tensor([[9.0, -9.0, 0.0]]), torch.zeros(1, 3))
+    high, low = space.mean + space.deviation, space.mean - space.deviation
+    expected = torch.stack([high[0], 0.2 * low[1], torch.tensor(0.0)])
+    torch.testing.assert_close(found[0], expected)
+    moved = space.moved(torch.zeros(1, 3), torch.tensor([[0.5, -0.5, 0.0]]))
+    by = 0.5 * space.deviation
+    torch.testing.assert_close(moved[0], torch.stack([by[0], -0.2 * by[1], torch.tensor(0.0)]))
+
+
+def test_children_take_after_the_surer_parent() -> None:
+    parents = _Individuals(
+        torch.tensor([[0.0], [1.0]]).expand(2, 400), torch.tensor([0.8, 0.2]).log()
+    )
+    how = replace(GENETIC, mutation_probability=0.0)
+    space = _Space(1.0, 1e9, torch.zeros(400), torch.ones(400))
+    shares = torch.stack([how._children(parents, space, generator(s)).mean() for s in range(400)])
+    # A child is of the same parent twice with 0.64 or 0.04, of both with 0.32: then 0.2 is second's.
+    assert float(shares.mean()) == pytest.approx(0.04 + 0.32 * 0.2, abs=0.03)
+    mixed = shares[(shares > 0) & (shares < 1)]
+    assert float(mixed.mean()) == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_surest_parent_lives_on_and_copies_are_left_out() -> None:
+    one = _Individuals(
+        torch.tensor([[1.0], [2.0], [1.0], [3.0]]), torch.tensor([-1.0, -3.0, -1.0, -2.0])
+    )
+    found = one.best(3)
+    assert found.latents.flatten().tolist() == [1.0, 3.0, 2.0]
+    assert found.scores.tolist() == [-1.0, -2.0, -3.0]
+
+
+def test_plug_and_play_goes_on_with_gradients() -> None:
+    module = Nearest()
+    how = PlugAndPlay(pool=60, candidates=8, steps=5, keep=3, crops=4, batch_size=16)
+    found = attack(toy_target(module), how)
+    assert found.queries == module.images == 60 + 24 * 5 + 24 * 4
+    direct = how.run(toy_target(Nearest()), FlatPrior(), LABELS, rng=generator(0))
+    assert same(found, direct) and direct.queries is None

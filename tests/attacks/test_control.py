@@ -1,0 +1,64 @@
+"""The control: samples of the prior, as many of each class as asked for, and no target anywhere."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from inversight.attacks import control
+from inversight.seeding import generator
+from tests.attacks.toy import SIZE, FlatPrior
+
+
+def test_as_many_of_each_class_all_samples_of_the_prior() -> None:
+    labels = torch.tensor([2, 0, 2, 0, 2])
+    made = control(FlatPrior(), labels, rng=generator(0))
+    assert made.labels.tolist() == [0, 0, 2, 2, 2] and made.queries == 0
+    assert made.images.shape == (5, 1, SIZE, SIZE)
+    torch.testing.assert_close(made.images, FlatPrior()(made.latents))
+    drawn = FlatPrior().sample(5, rng=generator(0))
+    assert {tuple(w) for w in made.latents.tolist()} == {tuple(w) for w in drawn.tolist()}
+    assert "target" not in inspect.signature(control).parameters
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_seed_decides_and_the_batch_does_not(batch_size: int) -> None:
+    labels = torch.arange(3).repeat(4)
+    one = control(FlatPrior(), labels, rng=generator(0))
+    assert torch.equal(
+        one.images, control(FlatPrior(), labels, rng=generator(0), batch_size=batch_size).images
+    )
+    assert not torch.equal(one.images, control(FlatPrior(), labels, rng=generator(1)).images)
+
+
+def test_classes_are_given_out_at_random() -> None:
+    """A prior whose samples come in a row: no class gets the first ones."""
+
+    @dataclass(frozen=True)
+    class Counting(FlatPrior):
+        def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+            return torch.arange(n).float()[:, None].expand(n, 2)
+
+    made = control(Counting(), torch.arange(4).repeat_interleave(100), rng=generator(0))
+    means = made.latents[:, 0].view(4, 100).mean(1)
+    assert bool(((means - 199.5).abs() < 45).all())
+
+
+def test_truncated_like_the_pool_of_the_attacks() -> None:
+    asked = []
+
+    @dataclass(frozen=True)
+    class Truncatable(FlatPrior):
+        def truncated(self, psi: float) -> FlatPrior:
+            asked.append(psi)
+            return FlatPrior(scale=psi)
+
+    made = control(Truncatable(), torch.zeros(4).long(), rng=generator(0))
+    assert asked == [0.5]
+    assert float(made.latents.abs().max()) == pytest.approx(
+        0.5 * float(FlatPrior().sample(4, rng=generator(0)).abs().max())
+    )

@@ -1,0 +1,68 @@
+"""A toy problem whose best reconstruction is known: two latents, three classes, each with a centre."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inversight.target import Target
+
+SIZE = 8
+LABELS = torch.tensor([0, 1, 2])
+CENTRES = torch.tensor([[-1.5, 0.0], [1.5, 0.5], [0.0, -1.5]])
+
+
+@dataclass(frozen=True)
+class FlatPrior:
+    """Two latents: the grey level of the left and of the right half, through a sigmoid."""
+
+    image_shape: tuple[int, int, int] = (1, SIZE, SIZE)
+    scale: float = 1.0
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        return self.scale * torch.randn(n, 2, generator=rng)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        left, right = torch.sigmoid(latents).unbind(1)
+        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
+        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
+
+
+class Nearest(nn.Module):
+    """Logits: closeness of the halves' grey levels to each class's centre, and a constant for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.images += len(x)
+        halves = x[..., : SIZE // 2], x[..., SIZE // 2 :]
+        levels = torch.stack([half.mean((1, 2, 3)) for half in halves], dim=1)
+        gaps = (levels[:, None] - torch.sigmoid(CENTRES)[None]).square().sum(2)
+        return torch.cat([8.0 * (-10.0 * gaps).exp(), torch.full((len(x), 1), 0.5)], dim=1)
+
+
+class WithoutGradients(Nearest):
+    """Refuses to be called where gradients are on: a service that answers and no more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.requires_grad:
+            raise AssertionError("asked for gradients")
+        return super().forward(x)
+
+
+def toy_target(module: nn.Module) -> Target:
+    return Target(module, ("a", "b", "c", "none"), (1, SIZE, SIZE), (0.0,), (1.0,), "toy")
+
+
+def surest_on_a_grid(target: Target, label: int) -> tuple[Tensor, float]:
+    """The latent of greatest confidence among 161 x 161 in [-4, 4], and its confidence."""
+    axis = torch.linspace(-4.0, 4.0, 161)
+    grid = torch.cartesian_prod(axis, axis)
+    confidence = target(FlatPrior()(grid)).softmax(1)[:, label]
+    return grid[confidence.argmax()], float(confidence.max())

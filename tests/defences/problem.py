@@ -1,0 +1,92 @@
+"""A small problem that a small network learns in a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inversight.data import ImageSet
+from inversight.defences import DEFENCES, Defence, Defended, Material
+from inversight.seeding import generator
+from inversight.target import Target, target_of
+from inversight.training import Training, train_classifier
+
+QUICK = Training(width=4, epochs=8, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
+LONGER = replace(QUICK, epochs=30, learning_rate=0.01)
+CLASSES = ("left", "right", "middle")
+
+
+def images(seed: int, per_class: int = 12, size: int = 8) -> ImageSet:
+    """Bright on the left, on the right or in the middle, rows in random order."""
+    rng = generator(seed)
+    n = 3 * per_class
+    pixels = 0.2 * torch.rand(n, 1, size, size, generator=rng)
+    labels = torch.arange(3).repeat_interleave(per_class)
+    third = size // 3
+    for label, start in enumerate((0, size - third, third)):
+        pixels[labels == label, :, :, start : start + third] += 0.7
+    order = torch.randperm(n, generator=rng)
+    return ImageSet(
+        images=(pixels * 255).to(torch.uint8)[order],
+        labels=labels[order],
+        ids=tuple(f"{seed}-{i:03d}" for i in range(n)),
+        classes=CLASSES,
+        hashes=tuple(f"{seed}-{i}" for i in range(n)),
+    )
+
+
+def material(size: int = 8, training: Training = QUICK, exposed: int = 2) -> Material:
+    """The first ``exposed`` rows of each class are exposed."""
+    private = images(1, size=size)
+    rows = torch.zeros(len(private), dtype=torch.bool)
+    for label in range(3):
+        rows[(private.labels == label).nonzero().squeeze(1)[:exposed]] = True
+    return Material(private, rows, images(2, size=size), (1, size, size), training)
+
+
+def with_other_exposed_pixels(given: Material) -> Material:
+    """The same material but for the pixels of the exposed images."""
+    pixels = given.private.images.clone()
+    pixels[given.exposed] = 255 - pixels[given.exposed]
+    return replace(given, private=replace(given.private, images=pixels))
+
+
+def undefended(size: int = 8) -> Target:
+    return _undefended(size)
+
+
+@cache
+def _undefended(size: int) -> Target:
+    given = material(size)
+    trained = train_classifier(
+        given.private, training=QUICK, image_shape=given.image_shape, rng=generator(0)
+    )
+    return target_of(trained.classifier, "undefended")
+
+
+def defend(defence: Defence, given: Material | None = None, seed: int = 3) -> Defended:
+    given = given or material()
+    return defence.fit(given, undefended(given.image_shape[1]), rng=generator(seed))
+
+
+def weights(made: Defended) -> dict[str, Tensor]:
+    return dict(made.target.module.state_dict())
+
+
+def equal(a: Defended, b: Defended) -> bool:
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def kinds(module: nn.Module) -> set[type[nn.Module]]:
+    return {type(child) for child in module.modules()}
+
+
+def named(name: str, **values: Any) -> Defence:
+    made = DEFENCES[name](**values)
+    assert isinstance(made, Defence)
+    return made

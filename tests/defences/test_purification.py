@@ -1,0 +1,63 @@
+"""Coarser scores with the same best class; nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inversight.defences import Purification
+from inversight.defences.purification import Purified
+from inversight.errors import InputError
+from inversight.seeding import generator
+from inversight.target import Access
+from tests.defences.problem import defend, images, undefended
+
+P = (3.0 * torch.randn(200, 20, generator=generator(0))).softmax(1)
+FLAT = (0.01 * torch.randn(200, 20, generator=generator(1))).softmax(1)  # all round to 0.1 or less
+
+
+@pytest.mark.parametrize("p", [P, FLAT], ids=["peaked", "flat"])
+@pytest.mark.parametrize("decimals", [None, 0, 1, 2])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 50])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_probabilities_with_the_same_best_class(
+    p: torch.Tensor, decimals: int | None, top_k: int | None, temperature: float
+) -> None:
+    q = Purified(decimals, top_k, temperature)(p)
+    torch.testing.assert_close(q.sum(1), torch.ones(len(p)))
+    assert bool((q >= 0).all()) and torch.equal(q.argmax(1), p.argmax(1))
+    if top_k is not None:
+        assert int((q > 0).sum(1).max()) <= top_k
+    if decimals is not None:
+        # But for the best class, scores are whole multiples of one step.
+        rest = q.scatter(1, q.argmax(1, keepdim=True), 0.0)
+        assert len({round(float(v), 4) for v in rest[0]}) <= 10**decimals + 1
+
+
+def test_temperature() -> None:
+    logits = P.log()
+    expected = (logits / 4.0).softmax(1)
+    torch.testing.assert_close(Purified(None, None, 4.0)(P), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_rounding_by_hand() -> None:
+    p = torch.tensor([[0.57, 0.31, 0.12]])
+    expected = torch.tensor([[0.6, 0.3, 0.1]])
+    torch.testing.assert_close(Purified(1, None, 1.0)(p), expected, atol=1e-5, rtol=0.0)
+
+
+def test_only_scores_access_changes() -> None:
+    x, plain = images(7).floats(), undefended()
+    made = defend(Purification())
+    assert torch.equal(made.target(x), plain(x))
+    assert torch.equal(made.target.restricted(Access.LABEL)(x), plain.restricted(Access.LABEL)(x))
+    scores, before = (t.restricted(Access.SCORES)(x) for t in (made.target, plain))
+    assert bool(scores.isfinite().all()) and not torch.equal(scores, before)
+    assert torch.equal(scores.argmax(1), before.argmax(1))
+    assert not scores.requires_grad
+    assert made.classifier is None and made.target.module is plain.module
+
+
+def test_settings_that_change_nothing() -> None:
+    with pytest.raises(InputError, match="change nothing"):
+        defend(Purification(decimals=None))

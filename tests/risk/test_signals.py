@@ -1,0 +1,261 @@
+"""Signals against closed forms, autograd and slow loops; independent of row order and batch size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inversight.data import ImageSet
+from inversight.errors import ConfigError, StageError
+from inversight.networks import build_classifier
+from inversight.risk.signals import (
+    SIGNALS,
+    centre_distance,
+    confidence,
+    forgetting_events,
+    last_layer_gradient_norm,
+    local_density,
+    signals,
+)
+from inversight.target import Access, Target, target_of
+
+CLASSES = ("a", "b", "c")
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n: int = 30, seed: int = 0) -> ImageSet:
+    pixels = torch.randint(0, 256, (n, 1, 8, 8), generator=rng(seed), dtype=torch.uint8)
+    ids = tuple(f"{(7 * i) % n:03d}.png" for i in range(n))
+    return ImageSet(pixels, torch.arange(n) % 3, ids, CLASSES, tuple(map(str, range(n))))
+
+
+def network(seed: int = 0) -> Target:
+    saved = build_classifier(
+        "resnet", classes=CLASSES, image_shape=(1, 8, 8), width=4, mean=[0.5], std=[0.2],
+        rng=rng(seed),
+    )  # fmt: skip
+    nn.init.normal_(saved.module.classifier.weight, generator=rng(seed))
+    return target_of(saved, "test")
+
+
+def wrapped(module: nn.Module) -> Target:
+    return Target(module.eval(), CLASSES, (1, 8, 8), (0.0,), (1.0,), "test")
+
+
+def test_confidence_of_two_classes_in_closed_form() -> None:
+    a = torch.tensor([-3.0, 0.0, 0.5, 40.0])
+    found = confidence(torch.stack([a, torch.zeros(4)], 1), torch.zeros(4, dtype=torch.int64))
+    for i, value in enumerate(a.double().tolist()):
+        p = 1.0 / (1.0 + math.exp(-value))
+        assert found["loss"][i] == pytest.approx(math.log1p(math.exp(-value)), rel=1e-12)
+        assert found["margin"][i] == value
+        q = math.exp(-value) * p
+        entropy = -p * math.log(p) - q * math.log(q)
+        assert found["entropy"][i] == pytest.approx(entropy, rel=1e-6)
+
+
+def test_confidence_of_log_probabilities_is_that_of_logits() -> None:
+    logits, labels = 5 * torch.randn(50, 4, generator=rng()), torch.arange(50) % 4
+    a, b = confidence(logits, labels), confidence(logits.log_softmax(1), labels)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5)
+    certain = confidence(torch.tensor([[0.0, -math.inf]]), torch.tensor([0]))
+    assert certain["loss"] == 0 and certain["entropy"] == 0 and certain["margin"] == math.inf
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradient_norm_is_that_of_autograd(bias: bool) -> None:
+    layer = nn.Linear(7, 4, bias=bias).double()
+    x = torch.randn(20, 7, generator=rng(), dtype=torch.float64)
+    y = torch.arange(20) % 4
+    expected = []
+    for i in range(20):
+        loss = F.cross_entropy(layer(x[i : i + 1]), y[i : i + 1])
+        parts = torch.autograd.grad(loss, list(layer.parameters()))
+        expected.append(sum(p.square().sum() for p in parts).sqrt())
+    found = last_layer_gradient_norm(x, layer(x).detach(), y, bias=bias)
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_gradient_norm_of_a_sure_prediction_does_not_vanish_early() -> None:
+    logits = torch.tensor([[60.0, 0.0]])
+    found = last_layer_gradient_norm(torch.zeros(1, 3), logits, torch.tensor([0]))
+    assert found.item() == pytest.approx(math.sqrt(2) * math.exp(-60), rel=1e-9)
+
+
+def test_gradient_norm_of_a_whole_network_is_that_of_autograd() -> None:
+    target, private = network(), images()
+    target.module.requires_grad_(True)
+    last = target.module.classifier
+    found = signals(target, private).values["gradient_norm"]
+    for i in range(len(private)):
+        one = private.select(torch.tensor([i]))
+        loss = F.cross_entropy(target(one.floats()), one.labels)
+        parts = torch.autograd.grad(loss, [last.weight, last.bias])
+        expected = sum(p.double().square().sum() for p in parts) ** 0.5
+        assert found[i].item() == pytest.approx(float(expected), rel=1e-4)
+
+
+def slow_places(x: np.ndarray, labels: np.ndarray, k: int) -> tuple[list[float], list[float]]:
+    centre, density = [], []
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i and labels[j] == labels[i]]
+        if not others:
+            centre.append(math.nan)
+            density.append(math.nan)
+            continue
+        centre.append(float(np.linalg.norm(x[i] - x[others].mean(0))))
+        near = sorted(float(np.linalg.norm(x[i] - x[j])) for j in others)[:k]
+        density.append(1.0 / max(1e-6, float(np.mean(near))))
+    return centre, density
+
+
+features = hnp.arrays(
+    np.float32, st.tuples(st.integers(1, 12), st.integers(1, 4)),
+    elements=st.floats(-100, 100, width=32),
+)  # fmt: skip
+
+
+@given(features, st.integers(1, 4), st.integers(1, 6))
+def test_places_are_those_of_a_slow_loop(x: np.ndarray, classes: int, k: int) -> None:
+    labels = np.arange(len(x)) % classes
+    centre, density = slow_places(x.astype(np.float64), labels, k)
+    t, y = torch.from_numpy(x), torch.from_numpy(labels)
+    np.testing.assert_allclose(centre_distance(t, y).numpy(), centre, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(local_density(t, y, k).numpy(), density, rtol=1e-6)
+
+
+@given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 6), st.integers(1, 8))))
+def test_forgetting_is_counted_as_by_hand(right: np.ndarray) -> None:
+    found = forgetting_events(torch.from_numpy(right)).tolist()
+    for column, events in zip(right.T.tolist(), found, strict=True):
+        text = "".join("r" if r else "w" for r in column)
+        assert events == (math.inf if "r" not in text else text.count("rw"))
+
+
+def test_directions_of_a_separated_class() -> None:
+    """An image on its class's side, far from all others, is as the table of signals says."""
+    x = torch.tensor([[0.0], [0.1], [-0.1], [9.0]])
+    y = torch.zeros(4, dtype=torch.int64)
+    far = {"centre_distance": centre_distance(x, y), "local_density": local_density(x, y)}
+    for name, values in far.items():
+        assert (SIGNALS[name].sign * values).argmin() == 3
+
+
+def test_every_signal_and_its_row() -> None:
+    target, private = network(), images()
+    found = signals(target, private, checkpoints=[network(1), network(2)])
+    assert tuple(found.values) == tuple(SIGNALS) and not found.missing
+    right = []
+    with torch.no_grad():
+        for model in (network(1), network(2), target):
+            right.append(model(private.floats()).argmax(1) == private.labels)
+        logits = target(private.floats())
+    assert torch.equal(found.values["forgetting"], forgetting_events(torch.stack(right)))
+    loss = F.cross_entropy(logits, private.labels, reduction="none")
+    torch.testing.assert_close(found.values["loss"].float(), loss)
+    assert torch.equal(found.values["margin"] > 0, right[-1])
+    assert found.ids == private.ids
+
+
+def test_row_order_changes_nothing() -> None:
+    target, private = network(), images()
+    order = torch.randperm(len(private), generator=rng(3))
+    one = signals(target, private, checkpoints=[network(1)], batch_size=7)
+    other = signals(target, private.select(order), checkpoints=[network(1)], batch_size=7)
+    for name in SIGNALS:
+        assert torch.equal(one.values[name][order], other.values[name]), name
+
+
+def test_batch_size_changes_nothing() -> None:
+    target, private = network(), images()
+    one, other = (signals(target, private, batch_size=n).values for n in (1, 64))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_less_access_gives_fewer_signals() -> None:
+    target, private = network(), images()
+    whole = signals(target, private).values
+    scores = signals(target.restricted(Access.SCORES), private)
+    assert set(scores.values) == {"loss", "margin", "entropy"}
+    for name, values in scores.values.items():
+        torch.testing.assert_close(values, whole[name], rtol=1e-4, atol=1e-5)
+    assert "needs more than scores access" in scores.missing["gradient_norm"]
+    label = target.restricted(Access.LABEL)
+    assert set(signals(label, private, checkpoints=[label]).values) == {"forgetting"}
+    with pytest.raises(ConfigError, match="labels alone"):
+        signals(label, private)
+
+
+class Bent(nn.Module):
+    """Something comes after the last linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)).tanh()
+
+
+class Twice(nn.Module):
+    """The last linear layer sees each row of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, 0, 0]) + self.layer(x[:, 0, 1])
+
+
+class Bare(nn.Module):
+    """No linear layer at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0, 0, :3]
+
+
+@pytest.mark.parametrize(
+    ("module", "names", "reason"),
+    [
+        (Bent(), {"loss", "margin", "entropy", "centre_distance", "local_density"}, "not the logits"),
+        (Twice(), {"loss", "margin", "entropy"}, "more than once"),
+        (Bare(), {"loss", "margin", "entropy"}, "has no torch.nn.Linear layer"),
+    ],
+    ids=["bent", "twice", "bare"],
+)  # fmt: skip
+def test_networks_of_another_form(module: nn.Module, names: set[str], reason: str) -> None:
+    found = signals(wrapped(module), images())
+    assert set(found.values) == names
+    assert reason in found.missing["gradient_norm"]
+
+
+def test_a_class_of_one_image_has_no_place() -> None:
+    private = images(7).select(torch.tensor([0, 1, 3]))  # of classes a, b, a
+    found = signals(network(), private).values
+    for name in ("centre_distance", "local_density"):
+        assert found[name].isnan().tolist() == [False, True, False]
+
+
+def test_other_classes_and_broken_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="other classes"):
+        signals(network(), replace(images(), classes=("a", "c", "b")))
+    broken: Any = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    broken[1].weight.data[0, 0] = math.nan
+    with pytest.raises(StageError, match=r"not a finite number for image \d+\.png"):
+        signals(wrapped(broken), images())
