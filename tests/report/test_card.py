@@ -167,6 +167,15 @@ def test_what_was_not_computed_has_its_reason_and_no_value() -> None:
     assert "There was no holdout" in text and "no holdout" in card["inversight"]["data"]["split"]
 
 
+def test_the_gap_to_the_control_is_told_where_it_is_and_not_missed_elsewhere() -> None:
+    gap = {"value": 1.5, "low": 0.5, "high": 2.5, "attack": 3.0, "control": 1.5}
+    text = render_card(model_card(audited(inputs={}), found(control_gap=gap)))
+    assert "| Gap to the control | 1.5 | 0.5 to 2.5 | higher |" in text
+    none = {"value": None, "reason": "there is a holdout"}
+    card = model_card(audited(), found(control_gap=none))
+    assert card["inversight"]["not_computed"] == {} and "control" not in render_card(card)
+
+
 def test_scores_of_given_folders_say_that_the_attack_is_unknown() -> None:
     values = manifest(against={"private": "/home/me"}, reconstructions=["/home/me/a", "/home/me/b"])
     values.pop("settings")
@@ -178,9 +187,9 @@ def test_scores_of_given_folders_say_that_the_attack_is_unknown() -> None:
 
 def test_the_digits_are_named_with_the_images_that_were_used() -> None:
     digits = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
-    text = render_card(model_card(audited(inputs=digits, split="ten digits"), found()))
+    text = render_card(model_card(audited(inputs=digits, split="all ten /home/me"), found()))
     assert "handwritten digits of scikit-learn; private: 40 images of 4 classes" in text
-    assert "ten digits" not in text
+    assert "all ten" not in text
 
 
 def test_a_target_that_the_audit_trained_is_a_limit() -> None:

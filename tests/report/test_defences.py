@@ -306,6 +306,23 @@ def test_dots_are_those_with_both_values_and_the_undefended_stands_at_no_change(
     assert ratios["mixup"].y == pytest.approx(0.93)
 
 
+def test_the_accuracy_in_the_picture_stays_a_share():
+    wide = copy.deepcopy(defence("bido"))
+    wide["measures"]["holdout_accuracy"] |= {"low": -1.1, "high": 2.8}
+    (dot,) = dots([wide], "leakage_gap", changes=False, chosen=None)
+    assert dot.x_span == (0.0, 1.0)
+
+
+def test_titles_are_not_told_twice_and_the_undefended_has_one():
+    results = found()
+    for one in results["defences"]:
+        one["title"] = one["name"]
+    results["defences"][1].pop("title")
+    html = render_defences(results, table())
+    assert "<summary>undefended</summary>" in html and "<summary>withhold</summary>" in html
+    assert "<code>bido</code>" not in html and "Recommended: bido." in html
+
+
 def test_one_dot_is_no_trade_off():
     only = [copy.deepcopy(defence("none"))]
     assert (

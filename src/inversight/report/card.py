@@ -11,8 +11,11 @@ from typing import Any
 
 from inversight.report import words
 
-METRICS = ("flagged", "leakage_gap", "ddcs_best", "covered", "coverage")
+METRICS = ("flagged", "leakage_gap", "control_gap", "ddcs_best", "covered", "coverage")
 """Measures that a card states, in this order."""
+
+_INSTEAD = ("control_gap",)
+"""Those that stand in where there is no holdout, and are not missed where there is one."""
 
 _FACTS = (
     "low",
@@ -317,6 +320,8 @@ def _results(
     for key in METRICS:
         found = metrics.get(key)
         if found is None or words.is_missing(found.get("value")):
+            if key in _INSTEAD:
+                continue
             reason = None if found is None else found.get("reason")
             missing[key] = _text(reason or "not part of this run")
             continue

@@ -176,8 +176,7 @@ def _recommendation(
             "sentence": "Recommended: leave the target as it is.",
             "reason": reason,
         }
-    titles = {d["name"]: d.get("title") or d["name"] for d in defences}
-    title = words.visible(str(titles.get(name, name)))
+    title = next((_title(d) for d in defences if d["name"] == name), words.visible(str(name)))
     shown = words.visible(str(name))
     both = shown if title == shown else f"{title} ({shown})"
     return {"level": "chosen", "sentence": f"Recommended: {both}.", "reason": reason}
@@ -254,7 +253,7 @@ def _shown(
     had = [k for k in (*MEASURES, *_mapping(defence.get("measures"))) if _has(defence, k)]
     return Shown(
         name=words.visible(name),
-        title=words.visible(str(defence.get("title") or name)),
+        title=_title(defence),
         level=defence_words.LEVELS.get(str(defence.get("level")), str(defence.get("level") or "")),
         what=words.visible(str(defence.get("what") or "")),
         undefended=name == UNDEFENDED,
@@ -272,6 +271,13 @@ def _shown(
             if k
         ),
     )
+
+
+def _title(defence: Mapping[str, Any]) -> str:
+    name, title = defence["name"], defence.get("title")
+    if name == UNDEFENDED and title in (None, "", name):
+        return "undefended"
+    return words.visible(str(title or name))
 
 
 def _line(key: str, defence: Mapping[str, Any], base: Mapping[str, Any]) -> Line:

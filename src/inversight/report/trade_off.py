@@ -66,10 +66,12 @@ def dots(
         x_value, y_value = defence_words.value(x), defence_words.value(y)
         if x_value is None or y_value is None:
             continue
-        spans = defence_words.interval(x), defence_words.interval(y)
-        found.append(
-            Dot(defence["name"], x_value, y_value, *spans, undefended, defence["name"] == chosen)
-        )
+        x_span, y_span = defence_words.interval(x), defence_words.interval(y)
+        if x_span is not None:
+            # Student's t knows no bounds; where an accuracy cannot be, the picture need not go.
+            x_span = max(0.0, x_span[0]), min(1.0, x_span[1])
+        is_chosen = defence["name"] == chosen
+        found.append(Dot(defence["name"], x_value, y_value, x_span, y_span, undefended, is_chosen))
     return found
 
 
