@@ -20,13 +20,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from base_audits import base_audit, base_settings, digest
+from base_audits import base_audit, base_settings
 from common import finish, machine, parser
 from inversight.config import build, merge, parse_assignment, to_mapping
 from inversight.console import Terminal
 from inversight.defences import DEFENCES
 from inversight.defences.outcomes import NONE, RATIOS, TOLERANCE, interval
 from inversight.defend import BLACK_BOX, defend
+from study import digest, numbers
 from study_data import DATASETS
 
 SHOWN = (
@@ -39,7 +40,10 @@ SHOWN = (
     "distance_protected",
 )
 SMALL_DEFENCES = ("removal", "negative-label-smoothing", "purification")
-SMALL_BLACK_BOX: dict[str, Any] = {"class": "tests.examples:SampleAttack", "keep": 5}
+SMALL_BLACK_BOX: dict[str, Any] = {
+    "class": BLACK_BOX, "pool": 300, "searches": 4, "population": 4, "generations": 3, "keep": 4,
+    "crops": 4,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -83,8 +87,7 @@ def _options() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="DEFENCE.SETTING=VALUE", help="to try one"
     )
     options = made.parse_args()
-    first, _, last = (options.seeds or ("0-1" if options.small else "0-2")).partition("-")
-    options.seeds = list(range(int(first), int(last or first) + 1))
+    options.seeds = numbers(options.seeds or ("0-1" if options.small else "0-2"))
     if options.small:
         options.datasets, options.defences = ["digits"], list(SMALL_DEFENCES)
     unknown = [n for n in options.datasets if n not in DATASETS]

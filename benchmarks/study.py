@@ -104,7 +104,7 @@ def _options() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting to try"
     )
     options = made.parse_args()
-    options.seeds = _numbers(options.seeds or ("0-1" if options.small else "5-9"))
+    options.seeds = numbers(options.seeds or ("0-1" if options.small else "5-9"))
     if options.small:
         options.datasets = ["digits"]
     unknown = [n for n in options.datasets if n not in DATASETS]
@@ -115,7 +115,8 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Seeds: "5-9" or "0,3"."""
     first, _, last = text.partition("-")
     return list(range(int(first), int(last) + 1)) if last else [int(n) for n in text.split(",")]
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from base_audits import base_audit, base_settings
 from common import finish, machine, parser
 from inversight.ledger import signals_of
 from inversight.report.reading import read_table
@@ -29,9 +30,8 @@ from inversight.risk.signals import SIGNALS
 from inversight.risk.triage import agreement, learn
 from inversight.run import read_manifest, write_json
 from inversight.seeding import generator
-from inversight.settings import resolve
 from inversight.triage_stage import EXPECTED, LEARNED, MEASURED, triage_run
-from study import BASE, SMALL, _audit, _digest, _numbers, interval
+from study import digest, interval, numbers
 from study_data import DATASETS
 
 FEW, DRAWS = 3, 10
@@ -86,7 +86,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--evidence", type=Path, default=Path("docs/triage"))
     made.add_argument("--table", action="store_true", help="run nothing")
     options = made.parse_args()
-    options.seeds = _numbers(options.seeds or ("0-1" if options.small else "0-2"))
+    options.seeds = numbers(options.seeds or ("0-1" if options.small else "0-2"))
     if options.small:
         options.datasets = ["digits"]
     unknown = [n for n in options.datasets if n not in DATASETS]
@@ -97,17 +97,14 @@ def _options() -> argparse.Namespace:
 
 def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
     """The evidence of one data set and seed, unless it is there, of these settings."""
-    given = {**DATASETS[name].given(seed, options.data, options.work), "seed": seed, "arm": BASE}
-    if options.small:
-        given |= SMALL
-    settings = resolve(given)
+    where: dict[str, Any] = {"data": options.data, "work": options.work, "small": options.small}
+    settings = digest(base_settings(name, seed, **where))
     file = options.evidence / f"{name}-{seed}.json"
-    if file.is_file() and json.loads(file.read_text())["settings"] == _digest(settings):
+    if file.is_file() and json.loads(file.read_text())["settings"] == settings:
         return
-    folder = options.work / f"{name}-{seed}" / BASE
-    _audit(settings, folder, folder)
+    folder = base_audit(name, seed, **where)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, _measure(folder, name, seed, settings=_digest(settings)))
+    write_json(file, _measure(folder, name, seed, settings=settings))
 
 
 def _name(run: Path) -> tuple[str, int]:

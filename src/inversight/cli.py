@@ -520,7 +520,7 @@ def defend(
         list[str] | None,
         typer.Option(
             help="Attack beside the audit's own; repeatable. Without a black-box one, "
-            "mirror-black-box is added."
+            "cma-es is added."
         ),
     ] = None,
     protect: Annotated[

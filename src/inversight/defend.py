@@ -44,7 +44,7 @@ GIVEN = "given"
 SHARE = 0.1
 """Share of the private images that is protected where the run flags none."""
 
-BLACK_BOX = "mirror-black-box"
+BLACK_BOX = "cma-es"
 """The attack that is added to a run's where none of them is black box."""
 
 _SHARED = ("evaluator", "public-network", "prior")
