@@ -89,7 +89,8 @@ def defend(
         run: a finished audit with a holdout.
         defences: names or ``{"class": name or package.module:Class, setting: value}``.
         out: folder of the results; default ``run/defences``.
-        seeds: trainings of each model, >= 1. From 2 on there are intervals.
+        seeds: trainings of each model, >= 1, the undefended one too, which is trained anew because
+            the run's own was used to choose what to protect. From 2 on there are intervals.
         attacks: attacks to run beside the audit's own.
         protect: share in (0, 1) of the private images that sample-level defences protect, the most
             exposed first; None: those that the run flags, or a tenth where it flags none.
@@ -174,7 +175,9 @@ class _Comparison:
         folder = out or run / "defences"
         if not (folder / "runs").is_dir():
             Run.check_new(folder, needed_bytes=20_000_000 * (1 + len(defences)) * seeds)
-        first = plan.settings.seed
+        # The run's own seed takes no part: images that were chosen because they came out most exposed
+        # come out less so whenever anything is repeated, with or without a defence.
+        first = plan.settings.seed + 1
         return cls(
             run, folder, plan, defences, settings, samples, tuple(names), rule, exposed,
             tuple(range(first, first + seeds)), tolerance, reporter,
@@ -278,17 +281,10 @@ class _Comparison:
         )
 
     def _copy_stages(self, inner: Run, name: str, seed: int) -> None:
-        """Take over what is the same: the run's evaluator, public network and prior, and more.
-
-        Of the undefended or given model of the run's own seed all that was found is taken over, and of
-        a model that differs in its outputs alone what white box found.
+        """Take over what is the same: the run's evaluator, public network and prior; of a model that
+        differs in its answers alone what white box found.
         """
         sources = dict.fromkeys(_SHARED, self.run)
-        own = NONE if self.plan.inputs.target is None else GIVEN
-        if name == own and seed == self.plan.settings.seed:
-            before = read_manifest(self.run)["attacks"]
-            sources |= dict.fromkeys(("target", "adaptation"), self.run)
-            sources |= {f"attack-{attack}": self.run for attack in before}
         if self.plan.settings.arm == "vanilla" and name != NONE:
             # An adaptation that is not guided is the same whatever the target is.
             sources["adaptation"] = self.folder / "runs" / f"{NONE}-{seed}"
