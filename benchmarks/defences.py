@@ -40,9 +40,12 @@ SHOWN = (
     "distance_protected",
 )
 SMALL_DEFENCES = ("removal", "negative-label-smoothing", "purification")
+BLACK_BOX_BUDGETS: dict[str, dict[str, Any]] = {
+    "faces-32": {"searches": 12, "generations": 12, "keep": 10, "crops": 10},
+}
+"""Budgets of the black box, where they differ from the preset's."""
 SMALL_BLACK_BOX: dict[str, Any] = {
-    "class": BLACK_BOX, "pool": 300, "searches": 4, "population": 4, "generations": 3, "keep": 4,
-    "crops": 4,
+    "pool": 300, "searches": 4, "population": 4, "generations": 3, "keep": 4, "crops": 4,
 }  # fmt: skip
 
 
@@ -105,7 +108,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
     missing, stamps = [], {}
     for defence in [NONE, *options.defences]:
         spec = {"class": defence, **settings.get(defence, {})}
-        stamps[defence] = _stamp(base, spec, options.small)
+        stamps[defence] = _stamp(base, spec, _black_box(name, options.small))
         if not _is_current(_file(options, name, defence, seed), stamps[defence]):
             missing.append(spec)
     wanted = [spec for spec in missing if spec["class"] != NONE]
@@ -114,7 +117,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
     run = base_audit(name, seed, data=options.data, work=options.work, small=options.small)
     result = defend(
         run, wanted or [{"class": options.defences[0]}], out=run.parent / "defences",
-        attacks=[SMALL_BLACK_BOX] if options.small else [], reporter=Terminal(),
+        attacks=[_black_box(name, options.small)], reporter=Terminal(),
     )  # fmt: skip
     for row in result.found["defences"]:
         file = _file(options, name, row["name"], seed)
@@ -144,10 +147,14 @@ def _count(value: int | list[str]) -> int:
     return len(value) if isinstance(value, list) else value
 
 
-def _stamp(base: Any, spec: dict[str, Any], small: bool) -> str:
+def _black_box(name: str, small: bool) -> dict[str, Any]:
+    return {"class": BLACK_BOX, **(SMALL_BLACK_BOX if small else BLACK_BOX_BUDGETS.get(name, {}))}
+
+
+def _stamp(base: Any, spec: dict[str, Any], black_box: dict[str, Any]) -> str:
     """A hash of what a result depends on."""
     own = {} if spec["class"] == NONE else to_mapping(build(spec, DEFENCES, role="--defence"))
-    values = [digest(base), own, BLACK_BOX, small]
+    values = [digest(base), own, black_box]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
