@@ -276,7 +276,8 @@ class _Comparison:
             protected=self.protected,
             access={n: str(a.access) for n, a in plan.attacks.items()},
             accuracies=inner.manifest["accuracies"],
-            minutes=sum(s["seconds"] for s in inner.manifest["stages"]) / 60,
+            minutes=sum(s["seconds"] for s in inner.manifest["stages"] if s["name"] not in _SHARED)
+            / 60,
             facts=told,
         )
 
