@@ -49,7 +49,7 @@ def descend(
     for step in range(steps):
         optimise.zero_grad(set_to_none=True)
         for part in losses(variables):
-            gradients = torch.autograd.grad(part.sum(), variables)
+            gradients = torch.autograd.grad(part.sum(), variables, materialize_grads=True)
             for one, gradient in zip(variables, gradients, strict=True):
                 one.grad = gradient if one.grad is None else one.grad + gradient
         if rate is not None:
