@@ -263,13 +263,14 @@ def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "lomma": plain,
         "if-gmi": {
             **plain,
+            "learning_rate": 0.02,
             "steps": round(0.4 * plain["steps"]),
             "layers": 4,
             "layer_steps": round(0.15 * plain["steps"]),
         },
         "ked-mi": {**sampled, "learning_rate": 0.1},
         "vmi": {**sampled, "learning_rate": 0.05},
-        "mi-face": {**ends, "steps": 2 * plain["steps"], "group": plain["candidates"]},
+        "mi-face": {**ends, "steps": 2 * plain["steps"], "learning_rate": 0.1},
     }
 
 

@@ -3,10 +3,12 @@
 Threat model: white box. The attacker has the target's weights and nothing else: no prior, no public
 images. Pixels alone find adversarial examples; what is known of images without any are total variation
 and the means and variances that the target's batch norms keep of its training (Yin et al., CVPR 2020,
-"Dreaming to Distill", DeepInversion; constants of its published code for CIFAR-10). What differs, and why:
+"Dreaming to Distill", DeepInversion; constants as its published code names the
+paper's for CIFAR-10). What differs, and why:
 
-- Batch-norm statistics are those of ``group`` candidates of one class (published: of a batch of all
-  classes), so that results do not depend on other classes. Without batch norms the term is 0.
+- A batch has every class attacked in turn (published: every class of the target, or random ones). Its
+  statistics and its variation are joint, so that what a class gives depends on which others are attacked.
+  Without batch norms the first of these terms is 0.
 - Pixels are kept within [0, 1] (published: not bounded). There is no competition with a student.
 """
 
@@ -40,16 +42,16 @@ class MiFace(FinalSelection):
     """What is descended (DeepInversion: cross-entropy; MI-Face: 1 - confidence)."""
     steps: PositiveInt = 2000
     """Steps of each candidate (DeepInversion: 2,000)."""
-    learning_rate: PositiveFloat = 0.1
-    """Adam's step size, in pixels as the target has them normalised (DeepInversion: 0.1)."""
+    learning_rate: PositiveFloat = 0.05
+    """Adam's step size, in pixels as the target has them normalised (DeepInversion: 0.05)."""
     variation_weight: NonNegativeFloat = 2.5e-5
     """Weight of the total variation (DeepInversion: 2.5e-5)."""
-    statistics_weight: NonNegativeFloat = 100.0
-    """Weight of the distance to the batch norms' statistics (DeepInversion: 100)."""
+    statistics_weight: NonNegativeFloat = 10.0
+    """Weight of the distance to the batch norms' statistics (DeepInversion: 10)."""
     jitter: NonNegativeInt = 2
     """Pixels by which images are shifted around at most, anew in each step (DeepInversion: 2)."""
-    group: PositiveInt = 50
-    """Candidates of a class whose statistics are taken together; they are in memory at once
+    group: PositiveInt = 256
+    """Images whose statistics are taken together, of all classes in turn; they are in memory at once
     (DeepInversion: 256)."""
 
     @property
@@ -86,28 +88,36 @@ class MiFace(FinalSelection):
         seed = draw_seed(rng)
         device = prior.sample(1, rng=generator(0)).device
         shape = (self.candidates, *target.image_shape)
-        groups = [
-            (label, noise.to(device))
+        drawn = [
+            torch.randn(shape, generator=generator(seed, "start", label))
             for label in labels.tolist()
-            for noise in torch.randn(shape, generator=generator(seed, "start", label)).split(
-                self.group
-            )
         ]
+        # The classes' first candidates, then their second ones, and so on.
+        noise = torch.stack(drawn, dim=1).flatten(0, 1)
+        groups = list(
+            zip(
+                noise.split(self.group),
+                labels.repeat(self.candidates).split(self.group),
+                strict=True,
+            )
+        )
         found = []
-        for done, (label, noise) in enumerate(groups, start=1):
-            found.append(self._images(target, noise, label, seed))
+        for done, (start, label) in enumerate(groups, start=1):
+            found.append(self._images(target, start.to(device), label.to(device), seed))
             progress(done, len(groups) + 1, "pixels optimised")
+        by_class = (
+            torch.cat(found).unflatten(0, (self.candidates, -1)).transpose(0, 1).flatten(0, 1)
+        )
         made = self.select(
-            target, Pixels(target.image_shape), torch.cat(found),
+            target, Pixels(target.image_shape, device), by_class,
             labels.repeat_interleave(self.candidates), rng=generator(seed, "crops"),
         ).reconstructions  # fmt: skip
         progress(len(groups) + 1, len(groups) + 1, "reconstructions selected")
         return made
 
-    def _images(self, target: Target, noise: Tensor, label: int, seed: int) -> Tensor:
-        """Images (N, C, S, S) in [0, 1] of one class, from standard normal noise."""
+    def _images(self, target: Target, noise: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Images (N, C, S, S) in [0, 1] of the labels (N,), on the CPU, from standard normal noise."""
         objective = OBJECTIVES[self.objective]
-        labels = torch.full((len(noise),), label, device=noise.device)
         mean = noise.new_tensor(target.mean).view(1, -1, 1, 1)
         std = noise.new_tensor(target.std).view(1, -1, 1, 1)
         low, high = (0.0 - mean) / std, (1.0 - mean) / std
@@ -128,7 +138,7 @@ class MiFace(FinalSelection):
             clip([noise]), losses, steps=self.steps, constrain=clip,
             optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate),
         )  # fmt: skip
-        return (pixels * std + mean).clamp(0.0, 1.0)
+        return (pixels * std + mean).clamp(0.0, 1.0).cpu()
 
 
 def total_variation(images: Tensor) -> Tensor:

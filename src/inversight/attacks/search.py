@@ -96,15 +96,16 @@ Improve = Callable[[Tensor, Tensor], Candidates]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images as their own latents: the prior of who has none."""
+    """Images as their own latents, wherever they are kept: the prior of who has none."""
 
     image_shape: tuple[int, int, int]
+    device: torch.device
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        return torch.rand(n, *self.image_shape, generator=rng)
+        return torch.rand(n, *self.image_shape, generator=rng).to(self.device)
 
     def __call__(self, latents: Tensor) -> Tensor:
-        return latents.clamp(0.0, 1.0)
+        return latents.to(self.device).clamp(0.0, 1.0)
 
 
 @settings
@@ -178,9 +179,11 @@ class LatentSearch(FinalSelection, ABC):
         latents = torch.cat([one.latents for one in improved])
         images = [one.images for one in improved if one.images is not None]
         made = self.select(
-            target, Pixels(prior.image_shape) if images else prior,
-            torch.cat(images).to(latents.device) if images else latents,
-            wanted, rng=generator(seed, "crops"),
-        )  # fmt: skip
+            target,
+            Pixels(prior.image_shape, latents.device) if images else prior,
+            torch.cat(images) if images else latents,
+            wanted,
+            rng=generator(seed, "crops"),
+        )
         progress(total, total, "reconstructions selected")
         return replace(made.reconstructions, latents=latents[made.rows.to(latents.device)].cpu())
