@@ -101,6 +101,7 @@ TABLE = {
         identity,
         400 + 3 * 6 * (60 + 4),
         reach=1.2,
+        tolerance=0.04,  # the clip is at the pool's deviations, which are about 1
     ),
     "lomma": Row(
         Lomma(**SEARCH, learning_rate=2e-4, bound=2.0),

@@ -117,7 +117,7 @@ class LatentSearch(FinalSelection, ABC):
     truncation: Fraction = 0.5
     """Truncation of the pool towards the mean latent (Plug & Play: 0.5)."""
     steps: PositiveInt = 70
-    """Steps of each candidate."""
+    """Steps of each candidate (Plug & Play: 70)."""
 
     @property
     def access(self) -> Access:
