@@ -12,7 +12,15 @@ import psutil
 import torch
 
 from inversight.adaptation import Adaptation, adapt
-from inversight.attacks import Attack, CmaEs, MirrorGenetic, PlugAndPlay
+from inversight.attacks import (
+    Attack,
+    CmaEs,
+    DistributionSearch,
+    IfGmi,
+    LatentSearch,
+    MiFace,
+    MirrorGenetic,
+)
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
 from inversight.networks import build_classifier
@@ -21,6 +29,8 @@ from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
+
+_WhiteBox = LatentSearch | DistributionSearch | MiFace
 
 
 @dataclass(frozen=True)
@@ -115,13 +125,13 @@ def estimate(
     prior: Prior | None = style or own_prior
     for name, attack in attacks.items():
         seconds[name] = None
-        if isinstance(attack, PlugAndPlay) and prior is not None:
+        if isinstance(attack, _WhiteBox) and prior is not None:
             with remedy(name):
-                seconds[name] = _plug_and_play_seconds(attack, stand_in, prior, classes)
+                seconds[name] = _white_box_seconds(attack, stand_in, prior, classes)
         elif isinstance(attack, (MirrorGenetic, CmaEs)) and prior is not None:
             with remedy(name):
                 seconds[name] = _search_seconds(attack, stand_in, prior, classes)
-    known = (PlugAndPlay, MirrorGenetic, CmaEs)
+    known = _WhiteBox | MirrorGenetic | CmaEs
     kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
     embedded = len(private) * 2 + kept
     if settings.private is not None and settings.holdout is None:
@@ -249,11 +259,10 @@ def _metric(
     )
 
 
-def _plug_and_play_seconds(
-    attack: PlugAndPlay, target: Target, prior: Prior, classes: int
-) -> float:
+def _white_box_seconds(attack: _WhiteBox, target: Target, prior: Prior, classes: int) -> float:
+    """Steps forward and back, and images that are only looked at, from runs of 1 and of 3 steps."""
     n = min(attack.batch_size, attack.candidates * classes)
-    small = replace(attack, pool=n, candidates=n, keep=1, steps=1, crops=1)
+    small = replace(_small(attack, n), candidates=n, keep=1, crops=1)
     labels = torch.tensor([0])
     times = []
     for steps in (1, 1, 3):  # the first is not used, as in _step
@@ -262,10 +271,20 @@ def _plug_and_play_seconds(
         times.append(time.perf_counter() - started)
     backward = max(1e-6, (times[2] - times[1]) / 2 / n)
     forward = max(1e-6, (times[1] - backward * n) / 3 / n)
-    candidates = attack.candidates * classes
-    return forward * (attack.pool + candidates * (1 + attack.crops)) + (
-        backward * candidates * attack.steps
-    )
+    pool = attack.pool if isinstance(attack, LatentSearch) else 0
+    seen = pool + attack.candidates * classes * (1 + attack.crops)
+    return forward * seen + backward * attack.image_steps * classes
+
+
+def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
+    """The attack with n images in a step, all steps alike."""
+    if isinstance(attack, IfGmi):
+        return replace(attack, pool=n, layers=0)
+    if isinstance(attack, LatentSearch):
+        return replace(attack, pool=n)
+    if isinstance(attack, DistributionSearch):
+        return replace(attack, samples=n)
+    return replace(attack, group=n)
 
 
 def _search_seconds(

@@ -203,7 +203,7 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
         budget = merge(budget, _DIGITS)
         if preset == "quick":
             budget = merge(budget, _DIGITS_QUICK)
-    budgets = {"plug-and-play": budget.pop("attack"), **_black_box(preset)}
+    budgets = {**_white_box(budget.pop("attack")), **_black_box(preset)}
     if given.get("private") is None:
         if preset == "quick":
             budgets |= _DIGITS_BLACK_BOX
@@ -233,8 +233,8 @@ def attack_budget(preset: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such preset.
     """
-    budget = _budget(preset)["attack"]
-    return dict(budget if name == "plug-and-play" else _black_box(preset).get(name, {}))
+    budgets = {**_white_box(_budget(preset)["attack"]), **_black_box(preset)}
+    return dict(budgets.get(name, {}))
 
 
 def _budget(preset: Any) -> dict[str, Any]:
@@ -244,6 +244,34 @@ def _budget(preset: Any) -> dict[str, Any]:
             f"{nearest(str(preset), _BUDGETS)}"
         )
     return dict(_BUDGETS[preset])
+
+
+def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Budgets of the white-box attacks, with as many images forward and back as Plug & Play's ``plain``.
+
+    Where a paper takes far more steps, its step size is raised with them. Pixels need no prior, whose
+    share of a step goes into more steps.
+    """
+    ends = {name: plain[name] for name in ("candidates", "keep", "crops")}
+    sampled = {
+        **ends, "pool": plain["pool"], "samples": plain["candidates"], "steps": plain["steps"],
+    }  # fmt: skip
+    return {
+        "plug-and-play": plain,
+        "gmi": plain,
+        "mirror": plain,
+        "lomma": plain,
+        "if-gmi": {
+            **plain,
+            "learning_rate": 0.02,
+            "steps": round(0.4 * plain["steps"]),
+            "layers": 4,
+            "layer_steps": round(0.15 * plain["steps"]),
+        },
+        "ked-mi": {**sampled, "learning_rate": 0.1},
+        "vmi": {**sampled, "learning_rate": 0.05},
+        "mi-face": {**ends, "steps": 2 * plain["steps"], "learning_rate": 0.1},
+    }
 
 
 def _black_box(preset: Any) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ from inversight.attacks import (
     Reconstructions,
     run_attack,
 )
-from inversight.attacks.mirror_genetic import _Individuals, _Space
+from inversight.attacks.constraints import PSpace
+from inversight.attacks.mirror_genetic import _Individuals
 from inversight.errors import InputError
 from inversight.priors import Prior
 from inversight.seeding import generator
@@ -273,7 +274,7 @@ def test_clipping_is_in_p() -> None:
     """W = leaky rectifier of P: bounds are the mean and deviation there, by hand."""
     p = torch.randn(500, 3, generator=generator(0))
     w = torch.where(p > 0, p, 0.2 * p)
-    space = _Space.of(w, slope=0.2, bound=1.0)
+    space = PSpace.of(w, slope=0.2, bound=1.0)
     torch.testing.assert_close(space.mean, p.mean(0))
     torch.testing.assert_close(space.deviation, p.std(0, correction=0))
     found = space.moved(torch.tensor([[9.0, -9.0, 0.0]]), torch.zeros(1, 3))
@@ -290,7 +291,7 @@ def test_children_take_after_the_surer_parent() -> None:
         torch.tensor([[0.0], [1.0]]).expand(2, 400), torch.tensor([0.8, 0.2]).log()
     )
     how = replace(GENETIC, mutation_probability=0.0)
-    space = _Space(1.0, 1e9, torch.zeros(400), torch.ones(400))
+    space = PSpace(1.0, 1e9, torch.zeros(400), torch.ones(400))
     shares = torch.stack([how._children(parents, space, generator(s)).mean() for s in range(400)])
     # A child is of the same parent twice with 0.64 or 0.04, of both with 0.32: then 0.2 is second's.
     assert float(shares.mean()) == pytest.approx(0.04 + 0.32 * 0.2, abs=0.03)

@@ -21,6 +21,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.constraints import Coordinates
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
@@ -165,13 +166,11 @@ class _Space:
 
     def __init__(self, pool: Tensor) -> None:
         self._kind = pool[:0]
-        # On the CPU, where the strategy is; some accelerators know no float64.
+        # On the CPU, where the strategy is; some accelerators know no float64. A coordinate that
+        # does not vary stays where it is: its range is one point.
         wide = pool.cpu().double()
-        self._mean = wide.mean(0)
-        deviation = wide.std(0, correction=0)
-        # A coordinate that does not vary stays where it is: its range is one point.
-        self._deviation = torch.where(deviation > 0, deviation, 1.0)
-        self._points = (wide - self._mean) / self._deviation
+        self._coordinates = Coordinates.of(wide)
+        self._points = self._coordinates.points(wide)
         self._low, self._high = self._points.aminmax(dim=0)
 
     def point(self, row: int) -> NDArray[np.float64]:
@@ -182,7 +181,7 @@ class _Space:
     def latents(self, points: NDArray[np.float64]) -> Tensor:
         """Points (n, D) as flat latents (n, D), clipped."""
         x = torch.from_numpy(points).clamp(self._low, self._high)
-        return (self._mean + x * self._deviation).to(self._kind)
+        return self._coordinates.latents(x).to(self._kind)
 
 
 class _Search:
