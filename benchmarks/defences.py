@@ -78,7 +78,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument(
-        "--datasets", default="faces-32,vehicles-same,digits", type=lambda text: text.split(",")
+        "--datasets", default="faces-32,vehicles-same", type=lambda text: text.split(",")
     )
     made.add_argument("--defences", default=",".join(DEFENCES), type=lambda text: text.split(","))
     made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
@@ -261,7 +261,7 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
         if change is not None and change["mean"] is not None:
             half = "" if change["high"] is None else f" ± {change['high'] - change['mean']:.2g}"
             sign = "x" if key in RATIOS else ""
-            text += f" ({sign}{change['mean']:{'' if sign else '+'}.2g}{half})"
+            text += f" ({sign}{change['mean']:{'.3g' if sign else '+.2g'}}{half})"
         cells[name] = text
     cells["masked"] = row["masked"]
     cells["failed"] = row["failed"]
@@ -300,6 +300,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
             )  # fmt: skip
         axis.set_title(one)
         axis.set_xlabel("change of holdout accuracy")
+        axis.locator_params(axis="x", nbins=5)
     axes[0][0].set_ylabel("change of DDCS, best (lower is better)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
