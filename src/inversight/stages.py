@@ -16,7 +16,7 @@ import torch
 
 from inversight.adaptation import ARMS, Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, require_access, run_attack, write_reconstructions
-from inversight.config import build, from_mapping, nearest
+from inversight.config import build, from_mapping, merge, nearest
 from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
 from inversight.device import memory_remedy, pick_device
@@ -294,7 +294,7 @@ def attack_stage(
     """
     where = pick_device(device)
     made = build(
-        {"class": attack, **attack_budget(preset, attack), **given}, ATTACKS, role="--attack"
+        {"class": attack, **merge(attack_budget(preset, attack), given)}, ATTACKS, role="--attack"
     )
     if not isinstance(made, Attack):
         raise ConfigError(f"--attack {attack}: has no `access` and `run`")

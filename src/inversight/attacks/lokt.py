@@ -121,7 +121,7 @@ class Lokt:
             )
             surrogates.append(target_of(trained.classifier, "surrogate").to(latents.device))
             progress(number + 2, total, "surrogates trained")
-        committee = replace(surrogates[0], module=_Committee(surrogates), mean=(0.0,), std=(1.0,))
+        committee = replace(surrogates[0], module=Committee(surrogates), mean=(0.0,), std=(1.0,))
         made = self.white_box.run(committee, prior, known, rng=generator(seed, "white-box"))
         progress(total, total, f"surrogates attacked, {meter.used:,} queries")
         return replace(made, queries=meter.used)
@@ -139,7 +139,7 @@ class Lokt:
         return ImageSet(torch.cat(images), torch.cat(labels), names, target.classes, names)
 
 
-class _Committee(nn.Module):
+class Committee(nn.Module):
     """Mean of the surrogates' logits for images in [0, 1]."""
 
     def __init__(self, members: list[Target]) -> None:

@@ -124,7 +124,7 @@ class RlbMi:
         pool = truncated(prior, self.truncation).sample(self.pool, rng=generator(seed, "pool"))
         space = Coordinates(pool)
         rngs = [generator(seed, "agent", label) for label in labels.tolist()]
-        agents = _Agents(space.width, self, rngs)
+        agents = Agents(space.width, self, rngs)
         memory = _Memory.empty(len(labels), self.episodes, space.width)
         try:
             for episode in range(self.episodes):
@@ -243,7 +243,7 @@ class _Perceptrons(nn.Module):
         return x
 
 
-class _Agents:
+class Agents:
     """One soft actor-critic a class, for episodes of one step. Losses are summed over classes, so
     that each agent's gradient is its own."""
 
