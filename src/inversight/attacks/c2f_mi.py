@@ -142,6 +142,7 @@ class C2fMi:
 
         def surer(children: Tensor) -> tuple[Tensor, Tensor]:
             """The children that the target is surer of than of their parents, in their places."""
+            children = space.clipped(children)  # beyond the range a step would change nothing
             latents = space.latents(children)
             found = log_confidence(target, prior, latents, wanted, batch_size=self.batch_size)
             found = found.view(scores.shape)

@@ -36,12 +36,16 @@ class Coordinates:
         """Latents (n, ...) in these coordinates, (n, D) float64 on the CPU."""
         return (latents.flatten(1).cpu().double() - self._mean) / self._deviation
 
+    def clipped(self, points: Tensor) -> Tensor:
+        """Points (..., D) brought into the range that each coordinate has in the pool."""
+        return points.clamp(self._low, self._high)
+
     def latents(self, points: Tensor, *, clip: bool = True) -> Tensor:
         """Points (..., D) as latents of the pool's shape, one row each.
 
         clip: to the range that each coordinate has in the pool.
         """
         x = points.reshape(-1, self.width).double()
-        x = x.clamp(self._low, self._high) if clip else torch.where(self._fixed, 0.0, x)
+        x = self.clipped(x) if clip else torch.where(self._fixed, 0.0, x)
         found = (self._mean + x * self._deviation).to(self._kind)
         return found.view(-1, *self._kind.shape[1:])
