@@ -32,6 +32,7 @@ from inversight.attacks import (
     run_attack,
     write_reconstructions,
 )
+from inversight.attacks.base import left_out
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
@@ -855,12 +856,16 @@ class _Execution:
                 progress=self.reporter.stage(name),
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
-            write_json(folder / "facts.json", {"queries": made.queries})
+            missing = left_out(made, labels, self.inputs.classes)
+            write_json(folder / "facts.json", {"queries": made.queries, "left_out": missing})
 
-        facts = self.stage(f"attack-{name}", fill, name) / "facts.json"
-        if facts.is_file():  # an earlier version's attack did not count
-            self.queries[name] = json.loads(facts.read_text())["queries"]
+        file = self.stage(f"attack-{name}", fill, name) / "facts.json"
+        if file.is_file():  # an earlier version's attack did not count
+            facts = json.loads(file.read_text())
+            self.queries[name] = facts["queries"]
             self.run.record(queries=self.queries)
+            if facts.get("left_out"):
+                self.warn(f"{name}: {facts['left_out']}")
 
     def collect(self) -> dict[str, ImageSet]:
         """Each attack's reconstructions; all of them together are in RUN/reconstructions."""

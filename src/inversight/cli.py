@@ -76,8 +76,8 @@ Guidance = Annotated[str | None, typer.Option(help="Metric of the natural gradie
 Attacks = Annotated[
     list[str] | None,
     typer.Option(
-        help="Attack to run: plug-and-play (white box), mirror-black-box, cma-es (scores) or "
-        "package.module:Class; may be repeated."
+        help="Attack to run: plug-and-play (white box), mirror-black-box, cma-es, c2f-mi, rlb-mi "
+        "(scores), brep-mi, lokt (label) or package.module:Class; may be repeated."
     ),
 ]
 ArmOption = Annotated[
@@ -391,11 +391,19 @@ def adapt(
 @app.command()
 def attack(
     prior: PriorOption,
-    target: ModelOption,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="The target, named as for audit, or a service: endpoint:URL[?access=label]."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
     attack: Annotated[
         str,
-        typer.Option(help="plug-and-play, mirror-black-box, cma-es or package.module:Class."),
+        typer.Option(
+            help="plug-and-play, mirror-black-box, cma-es, c2f-mi, rlb-mi, brep-mi, lokt or "
+            "package.module:Class."
+        ),
     ] = "plug-and-play",
     classes: Classes = None,
     mean: Mean = None,

@@ -81,13 +81,18 @@ def same(one: Reconstructions, other: Reconstructions) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("how", "near"),
-    [(GENETIC, 0.15), (EVOLVED, 0.15), (COARSE, 0.15), (AGENT, 0.3)],
+    ("how", "near", "less"),
+    [
+        (GENETIC, 0.15, 1e-4),
+        (EVOLVED, 0.15, 1e-4),
+        (COARSE, 0.15, 1e-3),
+        (AGENT, 0.3, 1e-3),
+    ],
     ids=["mirror", "cma", "c2f", "rlb"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_reaches_the_best_reconstruction(
-    target: Target, how: Attack, near: float, seed: int
+    target: Target, how: Attack, near: float, less: float, seed: int
 ) -> None:
     found = attack(target, how, seed)
     blind = target.restricted(Access.SCORES)
@@ -96,7 +101,7 @@ def test_reaches_the_best_reconstruction(
         mine = found.latents[found.labels == label]
         torch.testing.assert_close(mine, best.expand(3, -1), atol=near, rtol=0)
         confidence = blind(FlatPrior()(mine)).softmax(1)[:, label]
-        assert float(confidence.min()) > most - (1e-4 if near < 0.2 else 1e-3)
+        assert float(confidence.min()) > most - less
 
 
 @BOTH
