@@ -141,6 +141,8 @@ def estimate(
                 if isinstance(attack, RlbMi):
                     trained = _agents_seconds(attack, prior, classes)
                 seconds[name] = trained + _search_seconds(attack, stand_in, prior, classes)
+    if settings.budget:
+        seconds["budget"] = None  # how much of an attack fits in is known when it has been run
     known = (PlugAndPlay, Lokt, *_SEARCHES)
     kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
     embedded = len(private) * 2 + kept

@@ -71,6 +71,9 @@ class AuditSettings:
     paper's), balanced, statistics (ours)."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
+    budget: tuple[PositiveInt, ...] = ()
+    """Numbers of queries: each attack is run again with no more than so many images sent to the target
+    for all classes together, and budget.parquet says what that covers; white-box steps count too."""
     prior: str | dict[str, Any] = Field(default_factory=lambda: {"class": "style"})
     """The prior: {class: style, setting: value}; a folder or file that `inversight prior train`,
     `prior import` or `adapt` wrote; or one's own {class: package.module:Class, ...}."""
