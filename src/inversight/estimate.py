@@ -319,7 +319,7 @@ def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
         for _ in range(steps):
             agents.learn(x, x, x[:, :, 0])
 
-    return attack.episodes * _step(run)
+    return attack.episodes / attack.at_once * _step(run)
 
 
 def _lokt_seconds(

@@ -143,7 +143,7 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
             "pool": 2000, "population": 30, "generations": 119, "keep": 10, "crops": 25,
         },
         "rlb-mi": {
-            "episodes": 3600, "hidden": 64, "training_batch": 64, "candidates": 30, "keep": 10,
+            "episodes": 3600, "at_once": 6, "hidden": 64, "training_batch": 64, "candidates": 30, "keep": 10,
             "crops": 25,
         },
         "brep-mi": {
@@ -164,8 +164,8 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
             "pool": 5000, "population": 100, "generations": 209, "keep": 25, "crops": 50,
         },
         "rlb-mi": {
-            "episodes": 21000, "hidden": 128, "training_batch": 128, "candidates": 100, "keep": 25,
-            "crops": 50,
+            "episodes": 21000, "at_once": 4, "hidden": 128, "training_batch": 128,
+            "candidates": 100, "keep": 25, "crops": 50,
         },
         "brep-mi": {
             "pool": 5000, "searches": 25, "points": 32, "iterations": 32, "keep": 25,
@@ -229,7 +229,8 @@ _DIGITS_BLACK_BOX: dict[str, dict[str, Any]] = {
         "pool": 5000, "population": 40, "generations": 149, "keep": 20, "crops": 30,
     },
     "rlb-mi": {
-        "episodes": 6000, "hidden": 64, "training_batch": 64, "candidates": 40, "keep": 20, "crops": 30,
+        "episodes": 6000, "at_once": 6, "hidden": 64, "training_batch": 64, "candidates": 40,
+        "keep": 20, "crops": 30,
     },
     "brep-mi": {
         "pool": 5000, "searches": 20, "points": 12, "iterations": 28, "keep": 20,

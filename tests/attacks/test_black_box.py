@@ -228,7 +228,7 @@ def test_the_agent_learns(target: Target) -> None:
 def test_a_share_of_the_state_is_asked_about_by_itself(
     target: Target, module: WithoutGradients
 ) -> None:
-    how = replace(AGENT, episodes=20, diversity=0.2, training_batch=8)
+    how = replace(AGENT, episodes=20, diversity=0.2, training_batch=8, at_once=3)
     found = attack(target, how)
     assert found.queries == module.images == how.planned_queries(FlatPrior(), 3)
     assert how.planned_queries(FlatPrior(), 3) == 3 * (2 * 20 + 4 * 4)

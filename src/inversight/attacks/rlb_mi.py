@@ -70,6 +70,8 @@ class RlbMi:
     """Adam's step size for actors, critics and entropy weight (published: 5e-4)."""
     training_batch: PositiveInt = 256
     """Episodes remembered in a training step; training begins when there are so many (published: 256)."""
+    at_once: PositiveInt = 1
+    """Episodes between two training steps (published: 1)."""
     candidates: PositiveInt = 100
     """Best episodes of a class that the final selection tries with crops."""
     keep: PositiveInt = 50
@@ -127,17 +129,18 @@ class RlbMi:
         agents = Agents(space.width, self, rngs)
         memory = _Memory.empty(len(labels), self.episodes, space.width)
         try:
-            for episode in range(self.episodes):
-                states = torch.stack([torch.randn(space.width, generator=own) for own in rngs])
+            while memory.filled < self.episodes:
+                count = min(self.at_once, self.episodes - memory.filled)
+                shape = (count, space.width)
+                states = torch.stack([torch.randn(shape, generator=own) for own in rngs])
                 actions = agents.act(states)
-                mixed = self._mixed(states, actions)
                 rewards, scores = self._rewards(
-                    target, prior, labels, space, mixed, self.reach * actions
+                    target, prior, labels, space, self._mixed(states, actions), self.reach * actions
                 )
                 memory.add(states, actions, rewards, scores)
-                if episode + 1 >= self.training_batch:
+                if memory.filled >= self.training_batch:
                     agents.learn(*memory.drawn(self.training_batch, rngs))
-                progress(episode + 1, self.episodes + 1, f"episodes, {meter.used:,} queries")
+                progress(memory.filled, self.episodes + 1, f"episodes, {meter.used:,} queries")
         except QueriesSpentError:
             if memory.filled < self.candidates:
                 raise
@@ -168,24 +171,25 @@ class RlbMi:
         self, target: Target, prior: Prior, labels: Tensor, space: Coordinates, mixed: Tensor,
         actions: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Rewards (L,) and the mixtures' log confidences (L,); mixed and actions are points (L, D)."""
+        """Rewards (L, n) and the mixtures' log confidences (L, n), of points (L, n, D)."""
         # Without a share of the state in it, the mixture is the action.
         points = mixed if self.diversity == 0 else torch.cat([mixed, actions])
-        check_queries(target, len(points))
         latents = space.latents(points, clip=False)
+        check_queries(target, len(latents))
         answers = torch.cat(
             [target(prior(w)).log_softmax(1).cpu() for w in latents.split(self.batch_size)]
         )
-        mixture, action = answers[: len(labels)], answers[-len(labels) :]
-        column = labels[:, None]
-        own = mixture.gather(1, column).squeeze(1)
-        others = mixture.scatter(1, column, -math.inf).amax(1)
+        each = mixed.shape[1]
+        wanted = labels.repeat_interleave(each)[:, None]
+        mixture, action = answers[: len(wanted)], answers[-len(wanted) :]
+        own = mixture.gather(1, wanted).squeeze(1)
+        others = mixture.scatter(1, wanted, -math.inf).amax(1)
         margin = (own.exp() - others.exp()).clamp_min(self.least).log()
-        by_itself = action.gather(1, column).squeeze(1)
+        by_itself = action.gather(1, wanted).squeeze(1)
         reward = (
             self.state_weight * own + self.action_weight * by_itself + self.margin_weight * margin
         )
-        return reward, own
+        return reward.view(-1, each), own.view(-1, each)
 
 
 @dataclass
@@ -205,11 +209,11 @@ class _Memory:
         return cls(zeros(wide), zeros(wide), zeros(flat), zeros(flat))
 
     def add(self, states: Tensor, actions: Tensor, rewards: Tensor, scores: Tensor) -> None:
-        """One more episode of each class: (L, D), (L, D), (L,), (L,)."""
+        """n more episodes of each class: (L, n, D), (L, n, D), (L, n), (L, n)."""
         kept = (self.states, self.actions, self.rewards, self.scores)
         for where, what in zip(kept, (states, actions, rewards, scores), strict=True):
-            where[:, self.filled] = what
-        self.filled += 1
+            where[:, self.filled : self.filled + what.shape[1]] = what
+        self.filled += states.shape[1]
 
     def drawn(self, count: int, rngs: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
         """States and actions (L, count, D) and rewards (L, count) of random episodes of each class."""
@@ -273,8 +277,8 @@ class Agents:
 
     @torch.no_grad()
     def act(self, states: Tensor) -> Tensor:
-        """Actions (L, D) for states (L, D)."""
-        return self._sampled(states[:, None])[0].squeeze(1)
+        """Actions (L, n, D) for states (L, n, D)."""
+        return self._sampled(states)[0]
 
     def learn(self, states: Tensor, actions: Tensor, rewards: Tensor) -> None:
         """One step of critics, actors and entropy weights."""
