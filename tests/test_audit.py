@@ -123,7 +123,9 @@ def test_a_whole_audit(folders: dict[str, Path], tmp_path: Path) -> None:
 def test_nothing_in_a_run_is_a_pickle(grey: dict[str, Path], tmp_path: Path) -> None:
     run = audit(out=tmp_path / "run", **grey, **TINY).run
     suffixes = {p.suffix for p in run.rglob("*") if p.is_file()}
-    assert suffixes == {".json", ".txt", ".png", ".parquet", ".html", ".safetensors", ""}
+    assert suffixes == {
+        ".json", ".txt", ".md", ".png", ".parquet", ".html", ".safetensors", "",
+    }  # fmt: skip
     assert [p.name for p in run.rglob("*") if p.is_file() and not p.suffix] == [".lock"]
 
 
@@ -368,7 +370,9 @@ def test_without_a_holdout_there_is_a_control(grey: dict[str, Path], tmp_path: P
     result = audit(out=tmp_path / "run", **without_holdout(grey), **TWO)
     run = result.run
     manifest = json.loads((run / "run.json").read_text())
-    assert [s["name"] for s in manifest["stages"]][-3:] == ["reconstructions", "control", "scores"]
+    assert [s["name"] for s in manifest["stages"]][-4:] == [
+        "reconstructions", "control", "scores", "signals",
+    ]  # fmt: skip
     # Pool, steps and crops of six candidates of two classes; pool, children and crops of four.
     assert manifest["queries"] == {
         "plug-and-play": 30 + 12 * 3 + 12 * 2,

@@ -414,3 +414,22 @@ def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
     assert "Report:" in printed
     line = "inversight: --fail-on: flagged>0.05 (0.12), covered>=0.5 (0.75)\n"
     assert (code, err) == ((3, line) if crossed else (0, ""))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("defend", "nowhere", "--defence", "removal"), "not a run folder"),
+        (("defend", "nowhere"), "--defence is missing"),
+        (("defend", "nowhere", "--defence", "remval"), "did you mean removal?"),
+        (("defend", "nowhere", "--defence", "mid", "--set", "mib.weight=1"), "did you mean mid?"),
+        (("defend", "nowhere", "--defence", "mid", "--set", "mid.wieght=1"), "mean weight?"),
+        (("defend", "nowhere", "--defence", "mid", "--protect", "1.5"), "--protect"),
+        (("defend", "nowhere", "--defence", "mid", "--seeds", "0"), "--seeds"),
+        (("defend", "nowhere", "--defense", "mid"), "did you mean --defence?"),
+    ],
+)
+def test_defend_refuses_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    refused(capsys, list(arguments), message)

@@ -165,3 +165,22 @@ def test_build_known_parts() -> None:
         build({"steps": 3}, known, role="--part")
     with pytest.raises(ConfigError, match="could not be built"):
         build({"class": "fractions:Fraction", "nonsense": 1}, known, role="--part")
+
+
+def test_inherited_settings_keep_their_meaning() -> None:
+    @settings
+    class Further(Inner):
+        """Further inside."""
+
+        share: Fraction = 0.25
+        """Another share."""
+        more: int = 1
+        """More."""
+
+    text = documented_yaml(Further())
+    assert text.splitlines() == [
+        "# How many steps.", "steps: 10", "# Another share.", "share: 0.25", "# More.", "more: 1",
+    ]  # fmt: skip
+    assert "# A share." in documented_yaml(Inner())
+    with pytest.raises(ConfigError, match="did you mean steps"):
+        from_mapping(Further, {"stps": 1})

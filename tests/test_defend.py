@@ -62,6 +62,11 @@ def test_the_same_training_changes_nothing_and_another_does(run: Path) -> None:
     assert found["none"]["measures"]["ddcs_best"]["mean"] != metrics["ddcs_best"]["value"]
     assert result.found == json.loads((run / "defences" / "defences.json").read_text())
     assert result.report.read_text().startswith("<!doctype html>")
+    stages = json.loads((run / "defences" / "runs" / "Twin-1" / "run.json").read_text())["stages"]
+    own = sum(
+        s["seconds"] for s in stages if s["name"] not in ("evaluator", "public-network", "prior")
+    )
+    assert found["Twin"]["minutes"] == pytest.approx(own / 60, abs=0.01)
     images = pd.read_parquet(run / "defences" / "images.parquet")
     assert len(images) == 2 * 12
     assert (images.loc[images["defence"] == "Twin", "ratio"] == 1.0).all()

@@ -84,6 +84,16 @@ def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> No
     assert few.disk_bytes == lots.disk_bytes
 
 
+@pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face"])
+def test_white_box_attacks_are_foreseen_by_their_steps(name: str) -> None:
+    small = {"class": name, "candidates": 2, "keep": 2, "crops": 2}
+    if name != "mi-face":
+        small["pool"] = 20
+    few, many = (forecast(attack=[{**small, "steps": n}]) for n in (50, 50000))
+    assert few.seconds[name] is not None and many.seconds[name] is not None
+    assert many.seconds[name] > 20 * few.seconds[name]
+
+
 def test_ones_own_prior_takes_no_training() -> None:
     found = forecast(prior={"class": "tests.examples:NoisePrior"})
     assert found.seconds["prior"] == 0.0 and "adaptation" not in found.seconds

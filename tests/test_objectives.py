@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.objectives import cross_entropy, entropy, poincare
+from inversight.objectives import (
+    OBJECTIVES,
+    cross_entropy,
+    entropy,
+    logit,
+    max_margin,
+    poincare,
+)
 
 
 @pytest.fixture
@@ -28,6 +35,25 @@ def test_cross_entropy_by_hand(logits: Tensor) -> None:
     for row, label, found in zip(logits, labels, cross_entropy(logits, labels), strict=True):
         powers = [math.exp(float(v)) for v in row]
         assert float(found) == pytest.approx(-math.log(powers[int(label)] / sum(powers)))
+
+
+def test_margin_and_logit_by_hand(logits: Tensor) -> None:
+    labels = torch.tensor([3, 2, 1, 0, 3, 2])
+    margins, negative = max_margin(logits, labels), logit(logits, labels)
+    for i, (row, label) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True)):
+        others = [v for k, v in enumerate(row) if k != label]
+        assert float(margins[i]) == pytest.approx(max(others) - row[label])
+        assert float(negative[i]) == pytest.approx(-row[label])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_falls_with_the_labels_logit(name: str, logits: Tensor) -> None:
+    x = logits.clone().requires_grad_(True)
+    labels = torch.arange(6) % 4
+    (gradient,) = torch.autograd.grad(OBJECTIVES[name](x, labels).sum(), x)  # type: ignore[index]
+    assert bool(gradient.isfinite().all())
+    if name != "poincare":  # its logits are normalised, so that this one also scales the others
+        assert bool((gradient.gather(1, labels[:, None]) < 0).all())
 
 
 def poincare_by_hand(row: list[float], label: int, xi: float) -> float:
@@ -54,7 +80,7 @@ def test_poincare_falls_towards_the_label_and_stays_finite_at_it() -> None:
     assert bool(gradient.isfinite().all())
 
 
-@pytest.mark.parametrize("objective", [cross_entropy, poincare])
+@pytest.mark.parametrize("objective", OBJECTIVES.values())
 def test_labels_are_needed(objective: object, logits: Tensor) -> None:
     with pytest.raises(ValueError, match="labels"):
         objective(logits, None)  # type: ignore[operator]

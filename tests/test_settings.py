@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from inversight.attacks import ATTACKS
+from inversight.attacks import ATTACKS, MiFace, PlugAndPlay
 from inversight.config import build, documented_yaml, to_mapping
 from inversight.errors import ConfigError
 from inversight.settings import AuditSettings, attack_budget, prior_training, resolve
+from inversight.target import Access
 from tests.examples import NoisePrior
 
 REAL: dict[str, Any] = {"private": "p", "public": "q"}
@@ -82,8 +83,26 @@ def test_a_part_of_an_attack_can_be_set_alone() -> None:
     assert (lokt.training.epochs, lokt.training.batch_size) == (10, 64)
 
 
+@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+@pytest.mark.parametrize("given", [{}, REAL])
+def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
+    preset: str, given: dict[str, Any]
+) -> None:
+    """Images forward and back; pixels alone take twice as many, without a prior."""
+    names = [n for n, kind in ATTACKS.items() if kind().access is Access.WHITE_BOX]
+    found = resolve({**given, "preset": preset, "attack": names})
+    plain, *others = (build(spec, ATTACKS, role="attack") for spec in found.attack)
+    assert isinstance(plain, PlugAndPlay) and len(others) == 7
+    for attack in others:
+        share = 2 if isinstance(attack, MiFace) else 1
+        assert 0.9 * share < attack.image_steps / plain.image_steps < 1.1 * share
+        assert (attack.candidates, attack.keep) == (plain.candidates, plain.keep)
+        assert attack.crop_flip == (given != {})
+        assert getattr(attack, "pool", plain.pool) == plain.pool
+
+
 def test_a_stage_has_the_same_budget_as_an_audit() -> None:
-    for name in ("plug-and-play", "cma-es", "lokt"):
+    for name in ("plug-and-play", "vmi", "cma-es", "lokt"):
         (spec,) = resolve({**REAL, "preset": "standard", "attack": [name]}).attack
         assert spec == {"class": name, **attack_budget("standard", name)}
     assert attack_budget("quick", "my.module:Attack") == {}

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from inversight.attack_names import ATTACK_NAMES
 from inversight.config import documented_yaml, merge, nearest, parse_assignment, read_yaml
 from inversight.console import Terminal
 from inversight.errors import ConfigError, InversightError
@@ -76,8 +77,7 @@ Guidance = Annotated[str | None, typer.Option(help="Metric of the natural gradie
 Attacks = Annotated[
     list[str] | None,
     typer.Option(
-        help="Attack to run: plug-and-play (white box), mirror-black-box, cma-es, c2f-mi, rlb-mi "
-        "(scores), brep-mi, lokt (label) or package.module:Class; may be repeated."
+        help=f"Attack to run: {', '.join(ATTACK_NAMES)} or package.module:Class; repeatable."
     ),
 ]
 ArmOption = Annotated[
@@ -412,10 +412,7 @@ def attack(
     out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
     attack: Annotated[
         str,
-        typer.Option(
-            help="plug-and-play, mirror-black-box, cma-es, c2f-mi, rlb-mi, brep-mi, lokt or "
-            "package.module:Class."
-        ),
+        typer.Option(help=f"{', '.join(ATTACK_NAMES)} or package.module:Class."),
     ] = "plug-and-play",
     classes: Classes = None,
     mean: Mean = None,

@@ -41,6 +41,11 @@ _CONFIG = ConfigDict(
 def settings(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen, keyword-only, validated dataclass with documented fields."""
     wrapped: Any = pydantic_dataclass(config=_CONFIG, frozen=True, kw_only=True)(cls)
+    for base in wrapped.__mro__[1:]:
+        for name, field in getattr(base, "__pydantic_fields__", {}).items():
+            # pydantic reads docstrings below the class's own fields alone, not the inherited ones.
+            own = wrapped.__pydantic_fields__[name]
+            own.description = own.description or field.description
     return wrapped  # type: ignore[no-any-return]
 
 

@@ -17,9 +17,12 @@ from inversight.attacks import (
     BrepMi,
     C2fMi,
     CmaEs,
+    DistributionSearch,
+    IfGmi,
+    LatentSearch,
     Lokt,
+    MiFace,
     MirrorGenetic,
-    PlugAndPlay,
     RlbMi,
 )
 from inversight.attacks.lokt import Committee
@@ -33,7 +36,8 @@ from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
 
-_SEARCHES = (MirrorGenetic, CmaEs, C2fMi, RlbMi, BrepMi)
+_WhiteBox = LatentSearch | DistributionSearch | MiFace
+_Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
 """Attacks whose time is that of their queries, beside what is counted by itself."""
 
 
@@ -129,13 +133,13 @@ def estimate(
     prior: Prior | None = style or own_prior
     for name, attack in attacks.items():
         seconds[name] = None
-        if isinstance(attack, PlugAndPlay) and prior is not None:
+        if isinstance(attack, _WhiteBox) and prior is not None:
             with remedy(name):
-                seconds[name] = _plug_and_play_seconds(attack, stand_in, prior, classes)
+                seconds[name] = _white_box_seconds(attack, stand_in, prior, classes)
         elif isinstance(attack, Lokt) and prior is not None:
             with remedy(name):
                 seconds[name] = _lokt_seconds(attack, stand_in, prior, classes, device)
-        elif isinstance(attack, _SEARCHES) and prior is not None:
+        elif isinstance(attack, _Search) and prior is not None:
             with remedy(name):
                 trained = 0.0
                 if isinstance(attack, RlbMi):
@@ -143,7 +147,7 @@ def estimate(
                 seconds[name] = trained + _search_seconds(attack, stand_in, prior, classes)
     if settings.budget:
         seconds["budget"] = None  # how much of an attack fits in is known when it has been run
-    known = (PlugAndPlay, Lokt, *_SEARCHES)
+    known = _WhiteBox | _Search | Lokt
     kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
     embedded = len(private) * 2 + kept
     if settings.private is not None and settings.holdout is None:
@@ -271,11 +275,10 @@ def _metric(
     )
 
 
-def _plug_and_play_seconds(
-    attack: PlugAndPlay, target: Target, prior: Prior, classes: int
-) -> float:
+def _white_box_seconds(attack: _WhiteBox, target: Target, prior: Prior, classes: int) -> float:
+    """Steps forward and back, and images that are only looked at, from runs of 1 and of 3 steps."""
     n = min(attack.batch_size, attack.candidates * classes)
-    small = replace(attack, pool=n, candidates=n, keep=1, steps=1, crops=1)
+    small = replace(_small(attack, n), candidates=n, keep=1, crops=1)
     labels = torch.tensor([0])
     times = []
     for steps in (1, 1, 3):  # the first is not used, as in _step
@@ -284,14 +287,24 @@ def _plug_and_play_seconds(
         times.append(time.perf_counter() - started)
     backward = max(1e-6, (times[2] - times[1]) / 2 / n)
     forward = max(1e-6, (times[1] - backward * n) / 3 / n)
-    candidates = attack.candidates * classes
-    return forward * (attack.pool + candidates * (1 + attack.crops)) + (
-        backward * candidates * attack.steps
-    )
+    pool = attack.pool if isinstance(attack, LatentSearch) else 0
+    seen = pool + attack.candidates * classes * (1 + attack.crops)
+    return forward * seen + backward * attack.image_steps * classes
+
+
+def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
+    """The attack with n images in a step, all steps alike."""
+    if isinstance(attack, IfGmi):
+        return replace(attack, pool=n, layers=0)
+    if isinstance(attack, LatentSearch):
+        return replace(attack, pool=n)
+    if isinstance(attack, DistributionSearch):
+        return replace(attack, samples=n)
+    return replace(attack, group=n)
 
 
 def _search_seconds(
-    attack: MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi | Lokt,
+    attack: _Search | Lokt,
     target: Target,
     prior: Prior,
     classes: int,
@@ -336,7 +349,7 @@ def _lokt_seconds(
     return (
         _search_seconds(attack, target, prior, classes)
         + attack.surrogates * epochs * epoch * attack.images / len(few)
-        + _plug_and_play_seconds(attack.white_box, committee, prior, classes)
+        + _white_box_seconds(attack.white_box, committee, prior, classes)
     )
 
 

@@ -5,7 +5,8 @@ logits (N, K), labels (N,) int64, result (N,); lower is closer to what the attac
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +43,32 @@ def poincare(logits: Tensor, labels: Tensor | None, *, xi: float = 1e-4) -> Tens
     ratio = 2.0 * (u - v).square().sum(1) / ((1.0 - u_norm).clamp_min(1e-7) * (1.0 - v_norm))
     # The derivative of arccosh is infinite at 1; the floor keeps a perfect match finite.
     return torch.acosh(1.0 + ratio.clamp_min(1e-7))
+
+
+def max_margin(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """Largest other logit less the label's, in (-inf, inf); below 0 where the label is predicted.
+
+    Yuan et al. 2023 (PLG-MI), eq. 5. Unlike cross-entropy's its gradient does not vanish.
+    """
+    own = _required(labels)[:, None]
+    others = logits.scatter(1, own, float("-inf"))
+    return others.amax(1) - logits.gather(1, own).squeeze(1)
+
+
+def logit(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """-logits[label], in (-inf, inf): the first term of the logit loss of Nguyen et al. 2023, eq. 3."""
+    return -logits.gather(1, _required(labels)[:, None]).squeeze(1)
+
+
+ObjectiveName = Literal["cross-entropy", "poincare", "max-margin", "logit"]
+
+OBJECTIVES: Mapping[ObjectiveName, Objective] = {
+    "cross-entropy": cross_entropy,
+    "poincare": poincare,
+    "max-margin": max_margin,
+    "logit": logit,
+}
+"""The objectives that know a label, which an attack on a class needs."""
 
 
 def _required(labels: Tensor | None) -> Tensor:

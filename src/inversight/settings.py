@@ -296,6 +296,34 @@ def _budget(preset: Any) -> dict[str, Any]:
     return dict(_BUDGETS[preset])
 
 
+def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Budgets of the white-box attacks, with as many images forward and back as Plug & Play's ``plain``.
+
+    Where a paper takes far more steps, its step size is raised with them. Pixels need no prior, whose
+    share of a step goes into more steps.
+    """
+    ends = {name: plain[name] for name in ("candidates", "keep", "crops")}
+    sampled = {
+        **ends, "pool": plain["pool"], "samples": plain["candidates"], "steps": plain["steps"],
+    }  # fmt: skip
+    return {
+        "plug-and-play": plain,
+        "gmi": plain,
+        "mirror": plain,
+        "lomma": plain,
+        "if-gmi": {
+            **plain,
+            "learning_rate": 0.02,
+            "steps": round(0.4 * plain["steps"]),
+            "layers": 4,
+            "layer_steps": round(0.15 * plain["steps"]),
+        },
+        "ked-mi": {**sampled, "learning_rate": 0.1},
+        "vmi": {**sampled, "learning_rate": 0.05},
+        "mi-face": {**ends, "steps": 2 * plain["steps"], "learning_rate": 0.1},
+    }
+
+
 def _black_box(preset: Any) -> dict[str, dict[str, Any]]:
     return dict(_BLACK_BOX[preset])
 
@@ -307,7 +335,7 @@ def _attack_budgets(
     # A part that is given replaces the attack's own default of it as a whole.
     training = {**to_mapping(Lokt().training), **black_box["lokt"]["training"]}
     lokt = {**black_box["lokt"], "training": training, "white_box": white_box}
-    return {"plug-and-play": white_box, **black_box, "lokt": lokt}
+    return {**_white_box(white_box), **black_box, "lokt": lokt}
 
 
 def _unmirrored(budget: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from inversight.attacks import (
     RlbMi,
     run_attack,
 )
-from inversight.attacks.coordinates import Coordinates
-from inversight.attacks.mirror_genetic import _Individuals, _Space
+from inversight.attacks.constraints import PSpace
+from inversight.attacks.mirror_genetic import _Individuals
+from inversight.attacks.pool_space import PoolSpace
 from inversight.errors import InputError
 from inversight.priors import Prior
 from inversight.seeding import generator
@@ -43,7 +44,7 @@ GENETIC = MirrorGenetic(
 )
 EVOLVED = CmaEs(pool=300, searches=6, population=6, generations=30, keep=3, crops=4)
 COARSE = C2fMi(
-    pool=300, population=20, generations=120, settling=30, keep=3, crops=4, hidden=32, epochs=10
+    pool=300, population=20, generations=200, settling=30, keep=3, crops=4, hidden=32, epochs=10
 )
 AGENT = RlbMi(
     pool=300, episodes=900, candidates=4, keep=3, crops=4, reach=2.0, hidden=32, training_batch=32,
@@ -238,7 +239,7 @@ def test_the_inverse_network_says_where_a_sure_answer_lies(target: Target) -> No
     """Nearer to the middle of each class than the mean of the pool is."""
     blind = target.restricted(Access.SCORES)
     pool = FlatPrior().sample(500, rng=generator(0))
-    space = Coordinates(pool)
+    space = PoolSpace(pool)
     with torch.no_grad():
         scores = blind(FlatPrior()(pool)).log_softmax(1)
     inverted, sure = replace(COARSE, epochs=30)._inverted(space, scores, LABELS, generator(1))
@@ -374,7 +375,7 @@ def test_clipping_is_in_p() -> None:
     """W = leaky rectifier of P: bounds are the mean and deviation there, by hand."""
     p = torch.randn(500, 3, generator=generator(0))
     w = torch.where(p > 0, p, 0.2 * p)
-    space = _Space.of(w, slope=0.2, bound=1.0)
+    space = PSpace.of(w, slope=0.2, bound=1.0)
     torch.testing.assert_close(space.mean, p.mean(0))
     torch.testing.assert_close(space.deviation, p.std(0, correction=0))
     found = space.moved(torch.tensor([[9.0, -9.0, 0.0]]), torch.zeros(1, 3))
@@ -391,7 +392,7 @@ def test_children_take_after_the_surer_parent() -> None:
         torch.tensor([[0.0], [1.0]]).expand(2, 400), torch.tensor([0.8, 0.2]).log()
     )
     how = replace(GENETIC, mutation_probability=0.0)
-    space = _Space(1.0, 1e9, torch.zeros(400), torch.ones(400))
+    space = PSpace(1.0, 1e9, torch.zeros(400), torch.ones(400))
     shares = torch.stack([how._children(parents, space, generator(s)).mean() for s in range(400)])
     # A child is of the same parent twice with 0.64 or 0.04, of both with 0.32: then 0.2 is second's.
     assert float(shares.mean()) == pytest.approx(0.04 + 0.32 * 0.2, abs=0.03)

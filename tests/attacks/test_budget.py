@@ -12,6 +12,7 @@ from inversight.attacks import (
     C2fMi,
     CmaEs,
     Lokt,
+    MiFace,
     MirrorGenetic,
     PlugAndPlay,
     QueriesSpentError,
@@ -27,6 +28,7 @@ from tests.examples import SampleAttack
 
 EACH: dict[str, Attack] = {
     "plug-and-play": PlugAndPlay(pool=200, candidates=20, steps=20, keep=5, crops=5),
+    "mi-face": MiFace(candidates=20, steps=20, keep=5, crops=5),
     "mirror-black-box": MirrorGenetic(
         pool=200, population=30, generations=30, candidates=10, keep=5, crops=5
     ),

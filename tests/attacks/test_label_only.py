@@ -19,7 +19,7 @@ from inversight.attacks import (
     run_attack,
 )
 from inversight.attacks.brep_mi import _Searches
-from inversight.attacks.coordinates import Coordinates
+from inversight.attacks.pool_space import PoolSpace
 from inversight.errors import InputError, StageError
 from inversight.seeding import generator
 from inversight.target import Access, Target
@@ -206,7 +206,7 @@ def test_a_limit_below_the_pool_is_one_line(target: Target, module: Discs) -> No
 def test_one_iteration_by_hand(target: Target) -> None:
     """Equation 5: minus the mean direction of the points outside, times a third of the radius."""
     how = BrepMi(pool=100, searches=1, points=4, keep=1)
-    space = Coordinates(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))  # itself
+    space = PoolSpace(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))  # itself
     # A third of the disc's radius inside its border, to the right of the middle.
     start = torch.tensor([[-1.2 + 0.7 * 2 / 3, 0.2]], dtype=torch.float64)
     search = _Searches(start, torch.tensor([0]), how)

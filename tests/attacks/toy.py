@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from inversight.priors import Halfway
 from inversight.target import Target
 
 SIZE = 8
@@ -66,6 +68,56 @@ def surest_on_a_grid(target: Target, label: int) -> tuple[Tensor, float]:
     grid = torch.cartesian_prod(axis, axis)
     confidence = target(FlatPrior()(grid)).softmax(1)[:, label]
     return grid[confidence.argmax()], float(confidence.max())
+
+
+@dataclass(frozen=True)
+class OpenPrior(FlatPrior):
+    """The same with a critic, and with the grey levels themselves between its two blocks."""
+
+    blocks = 2
+
+    def realness(self, images: Tensor) -> Tensor:
+        """Higher for brighter images."""
+        return images.mean((1, 2, 3))
+
+    def until(self, block: int, latents: Tensor, start: Halfway | None = None) -> Halfway:
+        assert block == 1 and start is None
+        return Halfway(1, torch.sigmoid(latents), None)
+
+    def finish(self, start: Halfway, latents: Tensor) -> Tensor:
+        left, right = start.features.clamp(0.0, 1.0).unbind(1)
+        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
+        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
+
+
+class NearestByLayer(Nearest):
+    """The same logits, or others of a class's ``height``, from a last linear layer, whose input is the
+    closeness to each centre."""
+
+    def __init__(self, height: float = 8.0) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 4)
+        with torch.no_grad():
+            self.last.weight.copy_(height * torch.eye(4, 3))
+            self.last.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(super().forward(x)[:, :3] / 8.0)
+        return logits
+
+
+def levels(images: Tensor) -> Tensor:
+    """Grey levels (N, 2) of the left and of the right half."""
+    halves = images[..., : SIZE // 2], images[..., SIZE // 2 :]
+    return torch.stack([half.mean((1, 2, 3)) for half in halves], dim=1)
+
+
+def least_on_a_grid(loss: Callable[[Tensor], Tensor], reach: float = 4.0) -> Tensor:
+    """Grey levels (2,) of least loss, a function of images, for latents within ``reach``."""
+    axis = torch.linspace(-reach, reach, 161)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        return torch.sigmoid(grid[loss(FlatPrior()(grid)).argmin()])
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from inversight.errors import DataError
+from inversight.errors import DataError, InputError
 from inversight.priors import (
     Architecture,
+    Critic,
+    Intermediate,
     Prior,
     PriorTraining,
     StylePrior,
@@ -45,6 +48,55 @@ def test_a_latent_is_an_image(prior: StylePrior) -> None:
     assert float(images.min()) >= 0.0 and float(images.max()) <= 1.0
     assert torch.equal(images, prior(w))
     torch.testing.assert_close(images[1:2], prior(w[1:2]))
+
+
+def test_the_critic_judges_each_image_by_itself(prior: StylePrior) -> None:
+    assert isinstance(prior, Critic)
+    images = prior(prior.sample(6, rng=generator(2)))
+    found = prior.realness(images)
+    assert found.shape == (6,) and len(found.unique()) == 6
+    for i in range(6):
+        torch.testing.assert_close(prior.realness(images[i : i + 1]), found[i : i + 1])
+        # As the critic sees a group of copies, which has no spread.
+        copies = images[i : i + 1].expand(4, -1, -1, -1) * 2 - 1
+        torch.testing.assert_close(prior.critic(copies)[:1], found[i : i + 1])
+    x = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(prior.realness(x).sum(), x)
+    assert bool((gradient.flatten(1).abs().sum(1) > 0).all())
+
+
+@pytest.mark.parametrize("kind", ["skip", "resnet", "orig"])
+def test_stops_between_blocks_and_goes_on(kind: str) -> None:
+    architecture = Architecture(
+        size=32, channels=3, z_dim=6, w_dim=5, mapping_depth=2, channel_base=64, generator=kind
+    )
+    network = Generator(architecture)
+    initialise(network, generator(1))
+    made = StylePrior(
+        average=network.requires_grad_(False),
+        raw=network,
+        critic=Discriminator(architecture),
+        training=PriorTraining(),
+        image_shape=architecture.image_shape,
+    )
+    assert isinstance(made, Intermediate) and made.blocks == 4
+    for w in (made.sample(3, rng=generator(2)), made.truncated(0.5, 2).sample(3, rng=generator(2))):
+        whole = made(w)
+        once = [made.until(block, w) for block in (1, 2, 3)]
+        for block, halfway in enumerate(once, start=1):
+            size = 2 * 2**block
+            assert halfway.block == block and halfway.features.shape[-2:] == (size, size)
+            assert torch.equal(made.finish(halfway, w), whole)
+        further = made.until(3, w, once[0])
+        assert torch.equal(further.features, once[2].features)
+        changed = replace(once[1], features=(2.0 * once[1].features).requires_grad_(True))
+        images = made.finish(changed, w)
+        assert not torch.equal(images, whole)
+        (gradient,) = torch.autograd.grad(images.sum(), changed.features)
+        assert bool(gradient.abs().sum() > 0)
+        for block in (0, 2, 5):
+            with pytest.raises(ValueError, match=r"expected a block in 3\.\.4"):
+                made.until(block, w, once[1])
 
 
 def test_samples_belong_to_the_generator(prior: StylePrior) -> None:
@@ -101,6 +153,8 @@ def test_networks_from_elsewhere(tmp_path: Path) -> None:
     w = made.sample(64, rng=generator(2))
     assert torch.equal(w, again.sample(64, rng=generator(2)))
     assert torch.equal(made(w[:3]), again(w[:3]))
+    with pytest.raises(InputError, match="judges images with their classes"):
+        made.realness(made(w[:3]))
     # Classes are drawn as well: latents are those of z and one of the three classes.
     z = torch.randn(64, 6, generator=generator(2))
     choices = torch.stack([generate.mapping(z, c.expand(64, -1)) for c in torch.eye(3)])

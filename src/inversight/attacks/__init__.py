@@ -5,15 +5,31 @@ from inversight.attacks.brep_mi import BrepMi
 from inversight.attacks.c2f_mi import C2fMi
 from inversight.attacks.cma import CmaEs
 from inversight.attacks.control import control
+from inversight.attacks.distribution import DistributionSearch
 from inversight.attacks.files import load_latents, write_reconstructions
+from inversight.attacks.gmi import Gmi
+from inversight.attacks.if_gmi import IfGmi
+from inversight.attacks.ked_mi import KedMi
 from inversight.attacks.lokt import Lokt
+from inversight.attacks.lomma import Lomma
+from inversight.attacks.mi_face import MiFace
+from inversight.attacks.mirror import Mirror
 from inversight.attacks.mirror_genetic import MirrorGenetic
 from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
+from inversight.attacks.search import LatentSearch
+from inversight.attacks.vmi import Vmi
 
 ATTACKS = {
     "plug-and-play": PlugAndPlay,
+    "gmi": Gmi,
+    "ked-mi": KedMi,
+    "vmi": Vmi,
+    "mirror": Mirror,
+    "lomma": Lomma,
+    "if-gmi": IfGmi,
+    "mi-face": MiFace,
     "mirror-black-box": MirrorGenetic,
     "cma-es": CmaEs,
     "c2f-mi": C2fMi,
@@ -29,12 +45,21 @@ __all__ = [
     "BrepMi",
     "C2fMi",
     "CmaEs",
+    "DistributionSearch",
+    "Gmi",
+    "IfGmi",
+    "KedMi",
+    "LatentSearch",
     "Lokt",
+    "Lomma",
+    "MiFace",
+    "Mirror",
     "MirrorGenetic",
     "PlugAndPlay",
     "QueriesSpentError",
     "Reconstructions",
     "RlbMi",
+    "Vmi",
     "black_box",
     "control",
     "load_latents",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inversight.errors import InputError
-from inversight.priors.base import Prior
+from inversight.priors.base import Critic, Intermediate, Prior
 from inversight.progress import Progress, silent
 from inversight.target import Access, Target
 
@@ -82,4 +82,33 @@ def left_out(made: Reconstructions, labels: Tensor, classes: Sequence[str]) -> s
     return (
         f"found no sample of the prior in class {', '.join(missing[:3])}{more}, and has made no "
         "reconstruction of it: that says nothing about its images"
+    )
+
+
+def critic_of(attack: Attack, prior: Prior) -> Critic:
+    """``prior`` as one that has a critic.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not isinstance(prior, Critic):
+        raise _lacking(attack, prior, "a critic (`realness`)")
+    return prior
+
+
+def intermediate_of(attack: Attack, prior: Prior) -> Intermediate:
+    """``prior`` as one that can be stopped between its blocks.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not isinstance(prior, Intermediate):
+        raise _lacking(attack, prior, "intermediate features (`blocks`, `until`, `finish`)")
+    return prior
+
+
+def _lacking(attack: Attack, prior: Prior, what: str) -> InputError:
+    return InputError(
+        f"{type(attack).__name__} needs a prior with {what}, which {type(prior).__name__} has not; "
+        "use a style-based prior or choose another --attack"
     )

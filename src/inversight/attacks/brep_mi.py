@@ -22,7 +22,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, require_access
-from inversight.attacks.coordinates import Coordinates
+from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import pictures, predicted_classes, truncated
 from inversight.config import Fraction, settings
@@ -33,7 +33,7 @@ from inversight.seeding import draw_seed, generator
 from inversight.target import Access, Target
 
 _PUBLISHED_WIDTH = 100
-"""Coordinates of the paper's latents, which its radius and step belong to."""
+"""PoolSpace of the paper's latents, which its radius and step belong to."""
 
 
 @settings
@@ -142,7 +142,7 @@ class BrepMi:
         """Points of each class out of as many pools as it takes, clipped before they are labelled."""
         source = truncated(prior, self.truncation)
         first = source.sample(self.pool, rng=generator(seed, "pool", 0))
-        space = Coordinates(first)
+        space = PoolSpace(first)
         found: dict[int, Tensor] = {}
         number = 0
         for number in range(self.pools):
@@ -193,7 +193,7 @@ class BrepMi:
 class _Starts:
     """points (classes x searches, D), class by class; labels: the classes that have any."""
 
-    space: Coordinates
+    space: PoolSpace
     points: Tensor
     labels: Tensor
 
@@ -219,7 +219,7 @@ class _Searches:
         """(S,): which searches have not ended."""
         return self._idle < self.how.patience
 
-    def iterate(self, target: Target, prior: Prior, space: Coordinates, directions: Tensor) -> None:
+    def iterate(self, target: Target, prior: Prior, space: PoolSpace, directions: Tensor) -> None:
         """One sphere around each point that is still going: it grows, or the point moves."""
         rows = self.going.nonzero().squeeze(1)
         directions = directions[rows]
@@ -241,6 +241,6 @@ class _Searches:
         self.radius[rows] = torch.where(grows, self.how.growth * radius, radius)
         self._idle[rows] = torch.where(grows, 0, self._idle[rows] + 1)
 
-    def _classes(self, target: Target, prior: Prior, space: Coordinates, points: Tensor) -> Tensor:
+    def _classes(self, target: Target, prior: Prior, space: PoolSpace, points: Tensor) -> Tensor:
         latents = space.latents(points, clip=False)
         return predicted_classes(target, prior, latents, batch_size=self.how.batch_size)

@@ -35,9 +35,9 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
     if "most_queries" in has:
         cut["most_queries"] = queries
         most = cut["pool"] if sends_pool else left // classes
-    elif sends_pool and "candidates" in has:
-        each = (used - has["pool"]) / has["candidates"]
-        most = min(int(left / each), cut["pool"])
+    elif "candidates" in has:
+        each = (used - has.get("pool", 0)) / has["candidates"]
+        most = min(int(left / each), cut.get("pool", queries))
     else:
         return None
     if most < 1:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.attacks.base import Reconstructions, require_access
-from inversight.attacks.coordinates import Coordinates
+from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
@@ -130,7 +130,7 @@ class C2fMi:
             batch_size=self.batch_size, rng=generator(seed, "pool"),
         )  # fmt: skip
         progress(1, total, "pool classified")
-        space = Coordinates(pool.latents)
+        space = PoolSpace(pool.latents)
         inverted, sure = self._inverted(space, pool.scores, labels, generator(seed, "inverse"))
         progress(2, total, "inverse network trained")
 
@@ -171,7 +171,7 @@ class C2fMi:
         return replace(made, queries=meter.used)
 
     def _inverted(
-        self, space: Coordinates, scores: Tensor, labels: Tensor, rng: torch.Generator
+        self, space: PoolSpace, scores: Tensor, labels: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Points (P, D) that the inverse network gives for the pool's answers (P, K), on which it is
         trained, and those (L, D) that it gives for a sure answer of each class."""

@@ -21,7 +21,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, require_access
-from inversight.attacks.coordinates import Coordinates
+from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
@@ -112,7 +112,7 @@ class CmaEs:
             batch_size=self.batch_size, rng=generator(seed, "pool"),
         )  # fmt: skip
         progress(1, total, "pool classified")
-        space = Coordinates(pool.latents)
+        space = PoolSpace(pool.latents)
         if space.width < 2:
             raise InputError(
                 "CmaEs: the prior's latents have one coordinate, and a search needs two or more; "

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
 from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.constraints import PSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
@@ -112,7 +112,7 @@ class MirrorGenetic:
             batch_size=self.batch_size, rng=generator(seed, "pool"),
         )  # fmt: skip
         progress(1, total, "pool classified")
-        space = _Space.of(pool.latents, slope=self.slope, bound=self.bound)
+        space = PSpace.of(pool.latents, slope=self.slope, bound=self.bound)
         populations = []
         for rows, label in zip(pool.best(labels, self.population), labels.tolist(), strict=True):
             first = _Individuals(pool.latents[rows], pool.scores[rows, label])
@@ -147,7 +147,7 @@ class MirrorGenetic:
         progress(total, total, f"reconstructions selected, {meter.used:,} queries")
         return replace(made, queries=meter.used)
 
-    def _children(self, parents: _Individuals, space: _Space, rng: torch.Generator) -> Tensor:
+    def _children(self, parents: _Individuals, space: PSpace, rng: torch.Generator) -> Tensor:
         """One child less than there are parents: drawn by confidence, crossed, mutated, clipped."""
         count = len(parents.scores) - 1
         weights = (parents.scores - parents.scores.max()).exp()
@@ -202,27 +202,3 @@ class _Population:
         first = self.living.scores.argmax()
         elite = _Individuals(self.living.latents[first][None], self.living.scores[first][None])
         self.living = elite.joined(children)
-
-
-@dataclass(frozen=True)
-class _Space:
-    """P, where W's coordinates are nearly normal (Zhu et al. 2020): W before its leaky rectifier.
-
-    mean, deviation: of the pool's coordinates in P, without the samples' axis.
-    """
-
-    slope: float
-    bound: float
-    mean: Tensor
-    deviation: Tensor
-
-    @classmethod
-    def of(cls, latents: Tensor, *, slope: float, bound: float) -> _Space:
-        p = F.leaky_relu(latents, 1.0 / slope)
-        return cls(slope, bound, p.mean(0), p.std(0, correction=0))
-
-    def moved(self, latents: Tensor, by: Tensor) -> Tensor:
-        """Latents moved ``by`` standard deviations in P, and clipped there."""
-        p = F.leaky_relu(latents, 1.0 / self.slope) + by * self.deviation
-        reach = self.bound * self.deviation
-        return F.leaky_relu(p.clamp(self.mean - reach, self.mean + reach), self.slope)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.attacks.base import Reconstructions, require_access
-from inversight.attacks.coordinates import Coordinates
+from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, check_queries, metered
 from inversight.attacks.selection import Crops, end_search, truncated
 from inversight.config import Fraction, settings
@@ -124,7 +124,7 @@ class RlbMi:
         target = metered(target, self.access, meter)
         seed = draw_seed(rng)
         pool = truncated(prior, self.truncation).sample(self.pool, rng=generator(seed, "pool"))
-        space = Coordinates(pool)
+        space = PoolSpace(pool)
         rngs = [generator(seed, "agent", label) for label in labels.tolist()]
         agents = Agents(space.width, self, rngs)
         memory = _Memory.empty(len(labels), self.episodes, space.width)
@@ -168,7 +168,7 @@ class RlbMi:
 
     @torch.no_grad()
     def _rewards(
-        self, target: Target, prior: Prior, labels: Tensor, space: Coordinates, mixed: Tensor,
+        self, target: Target, prior: Prior, labels: Tensor, space: PoolSpace, mixed: Tensor,
         actions: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Rewards (L, n) and the mixtures' log confidences (L, n), of points (L, n, D)."""

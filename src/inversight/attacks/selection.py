@@ -10,11 +10,13 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from inversight.attacks.base import Reconstructions
 from inversight.attacks.queries import QueriesSpentError, check_queries
+from inversight.config import settings
 from inversight.priors.base import Prior, Truncatable
 from inversight.target import Target
 
@@ -154,10 +156,62 @@ def end_search(
     except QueriesSpentError:
         ranked, confidence = scores.flatten(), scores.exp().flatten()
     index = surest(ranked, len(labels), keep)
+    return _chosen(prior, flat, wanted, confidence, index, batch_size)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Reconstructions, and the rows of the candidates (M,) that they were."""
+
+    reconstructions: Reconstructions
+    rows: Tensor
+
+
+@settings
+class FinalSelection:
+    """The candidates whose confidence survives random crops are kept (Plug & Play, section 3.4)."""
+
+    candidates: PositiveInt = 200
+    """Candidates of each class (Plug & Play: 200)."""
+    keep: PositiveInt = 50
+    """Reconstructions kept for each class (Plug & Play: 50)."""
+    crops: PositiveInt = 100
+    """Random crops a candidate's confidence is averaged over (Plug & Play: 100)."""
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
+    """Smallest and largest share of the area in a crop (Plug & Play: 0.5, 0.9)."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
+    """Smallest and largest aspect ratio of a crop (Plug & Play: 0.8, 1.2)."""
+    crop_flip: bool = True
+    """Mirror half of the crops; switch off where left and right matter, as for digits."""
+    batch_size: PositiveInt = 200
+    """Images that go through prior and target at once; changes memory, not results."""
+
+    def select(
+        self, target: Target, prior: Prior, latents: Tensor, wanted: Tensor, *, rng: torch.Generator
+    ) -> Selected:
+        """The best of ``candidates`` latents of each class, class by class; wanted (M,): their labels."""
+        crops = Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip)
+        confidence = robust_confidence(
+            target, prior, latents, wanted, crops, batch_size=self.batch_size, rng=rng
+        )
+        index = surest(confidence, len(wanted) // self.candidates, self.keep)
+        made = _chosen(prior, latents, wanted, confidence, index, self.batch_size)
+        return Selected(made, index)
+
+
+def _chosen(
+    prior: Prior,
+    latents: Tensor,
+    wanted: Tensor,
+    confidence: Tensor,
+    index: Tensor,
+    batch_size: int,
+) -> Reconstructions:
+    chosen = latents[index.to(latents.device)]
     return Reconstructions(
-        images=pictures(prior, flat[index], batch_size=batch_size),
-        labels=wanted[index],
-        latents=flat[index].cpu(),
+        images=pictures(prior, chosen, batch_size=batch_size),
+        labels=wanted[index].clone(),
+        latents=chosen.cpu(),
         losses=1.0 - confidence[index],
     )
 

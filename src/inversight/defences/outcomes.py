@@ -176,8 +176,8 @@ def recommend(rows: Sequence[Mapping[str, Any]], *, tolerance: float) -> dict[st
         }
     return {
         "defence": None,
-        "reason": f"None of the {len(tried)} is shown to lower leakage: no change of DDCS or of the "
-        f"leakage gap is larger than chance over {tried[0]['seeds']} seeds.",
+        "reason": f"None of the {len(tried)} tried is shown to lower leakage: no change of DDCS or of "
+        f"the leakage gap is larger than chance over {tried[0]['seeds']} seeds.",
     }
 
 
@@ -283,7 +283,10 @@ def _exposure(one: Outcome, base: Outcome, seeds: Sequence[int]) -> dict[str, An
         "farther": int((mean[known] > 0).sum()),
         "newly_flagged": ids[after & ~before].tolist(),
         "no_longer_flagged": ids[before & ~after].tolist(),
-        "nearer_in_every_seed": ids[known & (changes < 0).all(0)].tolist(),
+        # Of one seed that would be half of all images by chance.
+        "nearer_in_every_seed": ids[known & (changes < 0).all(0)].tolist()
+        if len(seeds) > 1
+        else [],
     }
 
 

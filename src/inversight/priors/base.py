@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -28,3 +29,42 @@ class Truncatable(Protocol):
 
     def truncated(self, psi: float) -> Prior:
         """The prior whose samples lie ``psi`` of the way from the mean latent, psi in [0, 1]."""
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """A prior that can tell how real an image looks."""
+
+    def realness(self, images: Tensor) -> Tensor:
+        """Logits (N,) of images (N, C, H, W) in [0, 1], higher for what looks more real.
+
+        Differentiable in the images; each depends on its own image alone.
+        """
+
+
+@dataclass(frozen=True)
+class Halfway:
+    """Images in the making. block: how many of the generator's blocks are done, 1 or more.
+
+    features (N, ...): what the next block starts from; shown (N, C, h, w): what the blocks so far add
+    to the image, None if nothing.
+    """
+
+    block: int
+    features: Tensor
+    shown: Tensor | None
+
+
+@runtime_checkable
+class Intermediate(Protocol):
+    """A prior whose generator can be stopped between its blocks and go on from changed features."""
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are from latents to images."""
+
+    def until(self, block: int, latents: Tensor, start: Halfway | None = None) -> Halfway:
+        """Go on to the end of ``block`` (1..blocks), from ``start`` or else from the latents alone."""
+
+    def finish(self, start: Halfway, latents: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] from ``start``, differentiable in its features and latents."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inversight.config import from_mapping, to_mapping
-from inversight.errors import DataError, InversightError
+from inversight.errors import DataError, InputError, InversightError
 from inversight.priors.architecture import Architecture
+from inversight.priors.base import Halfway
 from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
 from inversight.priors.processes import ALONE, Processes
@@ -66,9 +68,63 @@ class StylePrior:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1]; noise is constant, so a latent is an image."""
-        noise: NoiseMode = "const" if self.training.noise else "none"
-        images: Tensor = self.average(latents, noise=noise)
+        images: Tensor = self.average(latents, noise=self._noise)
         return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    def realness(self, images: Tensor) -> Tensor:
+        """The critic's logits (N,) of images (N, C, S, S) in [0, 1], each judged by itself.
+
+        In training the critic also sees how far the images of a group differ from each other.
+
+        Raises:
+            InputError: the critic judges images together with their classes.
+        """
+        classes = self.critic.architecture.c_dim
+        if classes > 0:
+            raise InputError(
+                f"the prior's critic judges images with their classes ({classes}), so that it cannot "
+                "judge an image alone; use a prior that is not conditioned, or another --attack"
+            )
+        logits: Tensor = self.critic(images * 2.0 - 1.0, alone=True)
+        return logits
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the generator: one for each resolution from 4x4 up."""
+        return len(self.average.synthesis.resolutions)
+
+    def until(self, block: int, latents: Tensor, start: Halfway | None = None) -> Halfway:
+        """Features (N, channels, r, r) after ``block`` blocks, r = 2 x 2^block, and the image so far.
+
+        Raises:
+            ValueError: ``block`` is not beyond ``start`` or not in 1..blocks.
+        """
+        done = 0 if start is None else start.block
+        if not done < block <= self.blocks:
+            raise ValueError(f"expected a block in {done + 1}..{self.blocks}, found {block}")
+        features, shown = self._part(latents, start, block)
+        return Halfway(block, features, shown)
+
+    def finish(self, start: Halfway, latents: Tensor) -> Tensor:
+        """Images (N, C, S, S), clamped to [0, 1], of the blocks after ``start``."""
+        _, images = self._part(latents, start, self.blocks)
+        return ((cast(Tensor, images) + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    def _part(
+        self, latents: Tensor, start: Halfway | None, last: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """From ``start`` or the latents to the end of block ``last``, in the parameters' precision."""
+        ws = self.average.rows(latents)
+        if start is None:
+            return self.average.synthesis.part(ws, self._noise, None, False, last=last)
+        return self.average.synthesis.part(
+            ws, self._noise, None, False,
+            x=start.features, image=start.shown, first=start.block, last=last,
+        )  # fmt: skip
+
+    @property
+    def _noise(self) -> NoiseMode:
+        return "const" if self.training.noise else "none"
 
     def truncated(self, psi: float, cutoff: int | None = None) -> StylePrior:
         """This prior with truncation ``psi`` in [0, 1] (1: none, 0: the mean latent alone).

@@ -112,14 +112,32 @@ class Synthesis(nn.Module):
         self, ws: Sequence[Tensor], noise: NoiseMode, rng: torch.Generator | None, half: bool
     ) -> Tensor:
         """ws: one w (N, w_dim) for each convolution, and one for the last image layer."""
-        x: Tensor | None = None
-        image: Tensor | None = None
-        done = 0
-        for block in self.blocks:
-            # An image layer shares its w with the next block's first convolution.
-            x, image = block(x, image, ws[done : done + 3], noise, rng, half)
-            done += 1 if block.first else 2
+        _, image = self.part(ws, noise, rng, half)
         return cast(Tensor, image)  # the last block has an image layer always
+
+    def part(
+        self,
+        ws: Sequence[Tensor],
+        noise: NoiseMode,
+        rng: torch.Generator | None,
+        half: bool,
+        *,
+        x: Tensor | None = None,
+        image: Tensor | None = None,
+        first: int = 0,
+        last: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features and image after the blocks ``first`` to ``last`` (exclusive; None: all).
+
+        x and image are those of the block before ``first``; ws as for all blocks.
+        """
+        done = 0
+        for number, block in enumerate(self.blocks):
+            if first <= number and (last is None or number < last):
+                # An image layer shares its w with the next block's first convolution.
+                x, image = block(x, image, ws[done : done + 3], noise, rng, half)
+            done += 1 if block.first else 2
+        return cast(Tensor, x), image  # of one block at least
 
 
 class Generator(nn.Module):
@@ -153,10 +171,14 @@ class Generator(nn.Module):
         ``rng`` draws random noise. ``half`` allows float16 where the architecture has it; by default
         on a GPU alone. Images are in the parameters' precision.
         """
-        rows = w.unbind(1) if w.dim() == 3 else (w,) * self.num_ws
+        rows = self.rows(w)
         drawing = follow(rng, w.device) if rng is not None and noise == "random" else None
         images: Tensor = self.synthesis(rows, noise, drawing, w.is_cuda if half is None else half)
         return images
+
+    def rows(self, w: Tensor) -> tuple[Tensor, ...]:
+        """A w (N, w_dim) for each layer, of one for all, (N, w_dim), or of (N, num_ws, w_dim)."""
+        return w.unbind(1) if w.dim() == 3 else (w,) * self.num_ws
 
     def mixed(self, w: Tensor, other: Tensor, *, rng: torch.Generator) -> Tensor:
         """(N, num_ws, w_dim): ``w`` up to a random layer, ``other`` from it on, both (N, w_dim).
@@ -243,12 +265,12 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = FullyConnected(width * 16, width)
         self.out = FullyConnected(width, out)
 
-    def forward(self, x: Tensor, image: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, image: Tensor | None, alone: bool = False) -> Tensor:
         x = x.to(self.conv.weight.dtype)
         if self.looks and image is not None:
             x = x + self.fromrgb(image.to(x.dtype))
         if self.spread_channels > 0:
-            spread = minibatch_spread(x, self.group, self.spread_channels)
+            spread = minibatch_spread(x, 1 if alone else self.group, self.spread_channels)
             x = torch.cat([x, spread], dim=1)
         x = activate(self.fc(self.conv(x).flatten(1)))
         logits: Tensor = self.out(x)
@@ -279,18 +301,20 @@ class Discriminator(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self, images: Tensor, c: Tensor | None = None, *, half: bool | None = None
-    ) -> Tensor:
+        self, images: Tensor, c: Tensor | None = None, *, half: bool | None = None,
+        alone: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Logits; c (N, c_dim) are class weights where the network is conditioned on classes.
 
-        ``half`` allows float16 where the architecture has it; by default on a GPU alone.
+        ``alone`` judges each image by itself, as a group without spread, so that its logit does not
+        depend on the others'. ``half`` allows float16 where the architecture has it; by default on a GPU alone.
         """
         half = images.is_cuda if half is None else half
         x: Tensor | None = None
         image: Tensor | None = images
         for resolution in self.resolutions:
             x, image = self.get_submodule(f"b{resolution}")(x, image, half)
-        logits: Tensor = self.b4(x, image)
+        logits: Tensor = self.b4(x, image, alone)
         if self.architecture.c_dim == 0:
             return logits.squeeze(1)
         # Projection discriminator (Miyato and Koyama 2018), as ADA has it.

@@ -32,7 +32,9 @@ _IMAGE_COLUMNS = (
     "defence", "id", "label", "protected", "nearest_distance_before", "nearest_distance", "ratio",
     "flagged_before", "flagged_after",
 )  # fmt: skip
-_OVERVIEW = ("holdout_accuracy", "leakage_gap", "distance", "distance_protected", "flagged")
+_OVERVIEW = (
+    "holdout_accuracy", "leakage_gap", "ddcs_best", "distance", "distance_protected", "flagged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -307,9 +309,10 @@ def _exposure(found: Any) -> str:
         value = found.get(key) or 0
         return int(value) if isinstance(value, (int, float)) else len(value)
 
+    always = count("nearer_in_every_seed")
     parts = [
         f"{count('farther')} farther",
-        f"{count('nearer')} nearer, {count('nearer_in_every_seed')} of them in every seed",
+        f"{count('nearer')} nearer" + (f", {always} of them in every seed" if always else ""),
         f"{count('newly_flagged')} newly flagged",
         f"{count('no_longer_flagged')} no longer",
     ]

@@ -1,0 +1,80 @@
+"""GMI, generative model inversion (Zhang et al., CVPR 2020): latents, with the critic's opinion.
+
+Threat model: white box. The attacker has the target's weights, a prior trained on public images and
+the critic that it was trained against. What differs from the paper, and why:
+
+- Its latents are normal. Here they are measured in standard deviations (:class:`Coordinates`).
+- It begins with the surest samples of a pool and ends with crops, as Plug & Play (paper: five random
+  starts, of which the surest is kept).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from inversight.attacks.base import critic_of
+from inversight.attacks.constraints import Coordinates
+from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem, descend
+from inversight.config import Fraction, settings
+from inversight.objectives import OBJECTIVES, ObjectiveName
+from inversight.priors.base import Prior
+from inversight.target import Target
+
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""Images (N, C, H, W) and labels (N,) -> losses (N,)."""
+
+
+@settings
+class Gmi(LatentSearch):
+    """GMI: descend identity loss and the critic's prior loss together, by momentum."""
+
+    truncation: Fraction = 1.0
+    """Truncation of the pool towards the mean latent (paper: none, 1)."""
+    objective: ObjectiveName = "cross-entropy"
+    """The identity loss (paper: cross-entropy)."""
+    identity_weight: PositiveFloat = 100.0
+    """Weight of the identity loss beside the prior loss (paper: 100)."""
+    steps: PositiveInt = 1500
+    """Steps of each candidate (paper: 1,500)."""
+    learning_rate: PositiveFloat = 2e-2
+    """Step size (paper: 0.02)."""
+    momentum: Fraction = Field(default=0.9, gt=0.0)
+    """Nesterov's momentum (paper: 0.9)."""
+    bound: PositiveFloat = 1.0
+    """Standard deviations from the mean beyond which latents are clipped (published code: 1)."""
+
+    def check(self, target: Target, prior: Prior) -> None:
+        critic_of(self, prior)
+
+    def identity_loss(self, problem: Problem) -> ImageLoss:
+        """What draws images to their class."""
+        objective = OBJECTIVES[self.objective]
+        return lambda images, labels: objective(problem.target(images), labels)
+
+    def begin(self, problem: Problem) -> Improve:
+        critic = critic_of(self, problem.prior)
+        space = Coordinates.of(problem.pool.latents)
+        identity = self.identity_loss(problem)
+
+        def clip(variables: Sequence[Tensor]) -> list[Tensor]:
+            return [one.clamp(-self.bound, self.bound) for one in variables]
+
+        def improve(start: Tensor, labels: Tensor) -> Candidates:
+            def losses(variables: Sequence[Tensor]) -> list[Tensor]:
+                images = problem.prior(space.latents(variables[0]))
+                # Wasserstein's prior loss: the critic's output itself (eq. 4).
+                return [self.identity_weight * identity(images, labels) - critic.realness(images)]
+
+            (points,) = descend(
+                clip([space.points(start)]), losses, steps=self.steps, constrain=clip,
+                optimiser=lambda v: torch.optim.SGD(
+                    v, lr=self.learning_rate, momentum=self.momentum, nesterov=True
+                ),
+            )  # fmt: skip
+            return Candidates(space.latents(points))
+
+        return improve

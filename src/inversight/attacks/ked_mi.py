@@ -1,0 +1,64 @@
+"""KED-MI's distributional recovery (Chen et al., ICCV 2021): a diagonal Gaussian for each class.
+
+Threat model: white box. The attacker has the target's weights, a prior trained on public images and
+the critic that it was trained against. The constants are those of the published code. What differs
+from the paper, and why:
+
+- Its prior is a GAN whose critic was trained to know the target's classes. Here it is whatever prior
+  the attack is given, and its critic says real or not, which is what the prior loss asks.
+- Its latents are normal. Here they are measured in standard deviations (:class:`Coordinates`).
+- It ends with crops, as Plug & Play (paper: a few samples of each distribution, unchosen).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversight.attacks.base import critic_of
+from inversight.attacks.distribution import DistributionSearch
+from inversight.config import settings
+from inversight.priors.base import Prior
+from inversight.target import Target
+
+
+@settings
+class KedMi(DistributionSearch):
+    """KED-MI's recovery: mean and deviations of a Gaussian, one sample a step (paper: 1,500 steps)."""
+
+    identity_weight: PositiveFloat = 100.0
+    """Weight of the identity loss beside the prior loss (published: 100)."""
+    learning_rate: PositiveFloat = 2e-2
+    """Adam's step size (published: 0.02)."""
+    start_log_variance: float = 1.0
+    """Logarithm of the variances at the start, where means are 0 (published: 1)."""
+
+    def start(self, classes: int, width: int) -> list[Tensor]:
+        """Means and logarithms of variances, both (K, D)."""
+        return [
+            torch.zeros(classes, width),
+            torch.full((classes, width), self.start_log_variance),
+        ]
+
+    def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
+        mean, log_variance = variables
+        return mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
+
+    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(variables, lr=self.learning_rate)
+
+    def image_loss(self, target: Target, prior: Prior) -> Callable[[Tensor, Tensor], Tensor]:
+        critic = critic_of(self, prior)
+        identity = super().image_loss(target, prior)
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            # -log sigmoid of the critic's logit, which the published code writes as
+            # softplus(l) - l with l the log-sum-exp over its critic's classes.
+            unreal = F.softplus(-critic.realness(images))
+            return self.identity_weight * identity(images, labels) + unreal
+
+        return loss

@@ -1,0 +1,59 @@
+"""MIRROR's white-box attack (An et al., NDSS 2022): descent in W, clipped in P.
+
+Threat model: white box. The attacker has the target's weights and a prior trained on public images.
+The constants are those of the published code. What differs from it, and why:
+
+- It keeps what it has when the step size has come down to 0 (published: the step at which the loss of
+  the whole batch was lowest, which depends on what else is in the batch).
+- It ends with crops, as Plug & Play.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from inversight.attacks.constraints import PSpace
+from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem, descend, ramp
+from inversight.config import Fraction, settings
+from inversight.objectives import OBJECTIVES, ObjectiveName
+
+
+@settings
+class Mirror(LatentSearch):
+    """MIRROR, white box: large steps in W that are clipped to the prior's usual range in P."""
+
+    truncation: Fraction = 0.7
+    """Truncation of the pool towards the mean latent (published: 0.7); also W's statistics are its."""
+    objective: ObjectiveName = "cross-entropy"
+    """What is descended (paper: cross-entropy)."""
+    steps: PositiveInt = 20000
+    """Steps of each candidate (published: 20,000)."""
+    learning_rate: PositiveFloat = 0.2
+    """Adam's largest step size; it rises over the first 5 % of the steps and falls to 0 over the last
+    quarter (published: 0.2)."""
+    bound: PositiveFloat = 1.0
+    """Standard deviations from the mean beyond which coordinates are clipped in P (published: 1)."""
+    slope: PositiveFloat = 0.2
+    """Negative slope of the leaky rectifier that made W out of P (StyleGAN: 0.2); 1 for latents
+    that are no W, which are then clipped as they are."""
+
+    def begin(self, problem: Problem) -> Improve:
+        objective = OBJECTIVES[self.objective]
+        space = PSpace.of(problem.pool.latents, slope=self.slope, bound=self.bound)
+
+        def improve(start: Tensor, labels: Tensor) -> Candidates:
+            def losses(variables: Sequence[Tensor]) -> list[Tensor]:
+                return [objective(problem.target(problem.prior(variables[0])), labels)]
+
+            (latents,) = descend(
+                [start], losses, steps=self.steps, rate=ramp,
+                optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate),
+                constrain=lambda v: [space.clipped(v[0])],
+            )  # fmt: skip
+            return Candidates(latents)
+
+        return improve

@@ -1,0 +1,189 @@
+"""What white-box attacks share: descent along gradients, and the search from a pool to the best.
+
+An attack says how candidates of a class are improved (:meth:`LatentSearch.begin`); which samples of
+the prior they begin as, and which of them are kept, is the same for all, Plug & Play's.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.selection import FinalSelection, Pool, classified_pool
+from inversight.config import Fraction, settings
+from inversight.errors import InputError
+from inversight.priors.base import Prior
+from inversight.progress import Progress, silent
+from inversight.seeding import draw_seed, generator
+from inversight.target import Access, Target
+
+Losses = Callable[[Sequence[Tensor]], Iterable[Tensor]]
+"""Variables -> losses, of any shape. Their sum is descended; each part is freed before the next."""
+
+
+def descend(
+    start: Sequence[Tensor],
+    losses: Losses,
+    *,
+    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer],
+    steps: int,
+    constrain: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+    rate: Callable[[float], float] | None = None,
+) -> list[Tensor]:
+    """What ``start`` becomes in ``steps`` steps down the sum of ``losses``.
+
+    A loss of one row adds nothing to another row's gradient, so that with losses of single rows what
+    else is in a batch does not matter. ``constrain`` brings variables back to where they may be, after
+    each step. ``rate`` scales the step size: share of the steps done, (0, 1] -> factor.
+    """
+    variables = [one.detach().clone().requires_grad_(True) for one in start]
+    optimise = optimiser(variables)
+    rates = [group["lr"] for group in optimise.param_groups]
+    for step in range(steps):
+        optimise.zero_grad(set_to_none=True)
+        for part in losses(variables):
+            gradients = torch.autograd.grad(part.sum(), variables, materialize_grads=True)
+            for one, gradient in zip(variables, gradients, strict=True):
+                one.grad = gradient if one.grad is None else one.grad + gradient
+        if rate is not None:
+            for group, full in zip(optimise.param_groups, rates, strict=True):
+                group["lr"] = full * rate((step + 1) / steps)
+        optimise.step()
+        if constrain is not None:
+            with torch.no_grad():
+                for one, new in zip(variables, constrain(variables), strict=True):
+                    one.copy_(new)
+    return [one.detach() for one in variables]
+
+
+def ramp(done: float, *, up: float = 0.05, down: float = 0.25) -> float:
+    """Factor of the step size: linear over the first 5 %, half a cosine over the last quarter.
+
+    As projection into W has it (Karras et al. 2020, StyleGAN2, appendix D).
+    """
+    fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1.0 - done) / down))
+    return fall * min(1.0, done / up)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search is given: the pool is the prior's samples and what the target makes of them."""
+
+    target: Target
+    prior: Prior
+    pool: Pool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """latents (N, ...) and, where they are not what the prior makes of them, images on the CPU."""
+
+    latents: Tensor
+    images: Tensor | None = None
+
+
+Improve = Callable[[Tensor, Tensor], Candidates]
+"""Latents (N, ...) and their labels (N,) -> what they are improved to."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images as their own latents, wherever they are kept: the prior of who has none."""
+
+    image_shape: tuple[int, int, int]
+    device: torch.device
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        return torch.rand(n, *self.image_shape, generator=rng).to(self.device)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return latents.to(self.device).clamp(0.0, 1.0)
+
+
+@settings
+class LatentSearch(FinalSelection, ABC):
+    """A search that improves the surest samples of a pool by gradients, each for itself."""
+
+    pool: PositiveInt = 5000
+    """Latents sampled and classified once, for all classes together (Plug & Play: 5,000)."""
+    truncation: Fraction = 0.5
+    """Truncation of the pool towards the mean latent (Plug & Play: 0.5)."""
+    steps: PositiveInt = 70
+    """Steps of each candidate (Plug & Play: 70)."""
+
+    @property
+    def access(self) -> Access:
+        return Access.WHITE_BOX
+
+    @property
+    def image_steps(self) -> int:
+        """Images that go forward and back for a class, over all steps."""
+        return self.candidates * self.steps
+
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse a target or a prior that lacks what the attack needs, before the first query.
+
+        Raises:
+            InputError: it does.
+        """
+
+    @abstractmethod
+    def begin(self, problem: Problem) -> Improve:
+        """What the attack does with candidates."""
+
+    def run(
+        self,
+        target: Target,
+        prior: Prior,
+        labels: Tensor,
+        *,
+        rng: torch.Generator,
+        progress: Progress = silent,
+    ) -> Reconstructions:
+        """Reconstruct each class in ``labels`` (distinct class indices).
+
+        Raises:
+            InputError: the target gives no gradients, target or prior lack what the attack needs, or
+                the settings contradict each other.
+        """
+        require_access(self, target)
+        if not self.keep <= self.candidates <= self.pool:
+            raise InputError(
+                f"{type(self).__name__}: expected keep <= candidates <= pool, found "
+                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
+            )
+        self.check(target, prior)
+        seed = draw_seed(rng)
+        total = math.ceil(len(labels) * self.candidates / self.batch_size) + 2
+        pool = classified_pool(
+            target, prior, self.pool, truncation=self.truncation,
+            batch_size=self.batch_size, rng=generator(seed, "pool"),
+        )  # fmt: skip
+        progress(1, total, "pool classified")
+        flat = pool.latents[pool.best(labels, self.candidates)].flatten(0, 1)
+        wanted = labels.repeat_interleave(self.candidates)
+        improve = self.begin(Problem(target, prior, pool, seed))
+        improved = []
+        batches = zip(flat.split(self.batch_size), wanted.split(self.batch_size), strict=True)
+        for done, (start, label) in enumerate(batches, start=2):
+            improved.append(improve(start, label.to(start.device)))
+            progress(done, total, "latents optimised")
+        latents = torch.cat([one.latents for one in improved])
+        images = [one.images for one in improved if one.images is not None]
+        made = self.select(
+            target,
+            Pixels(prior.image_shape, latents.device) if images else prior,
+            torch.cat(images) if images else latents,
+            wanted,
+            rng=generator(seed, "crops"),
+        )
+        progress(total, total, "reconstructions selected")
+        return replace(made.reconstructions, latents=latents[made.rows.to(latents.device)].cpu())

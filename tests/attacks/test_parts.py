@@ -1,0 +1,265 @@
+"""What white-box attacks are made of: descent, constraints, and each paper's own terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inversight.attacks import Gmi, IfGmi, Lomma, Vmi
+from inversight.attacks.constraints import Coordinates, within_l1_ball
+from inversight.attacks.mi_face import MiFace, statistics_gaps, total_variation
+from inversight.attacks.search import descend, ramp
+from inversight.seeding import generator
+from inversight.target import Target
+from tests.attacks.toy import LABELS, FlatPrior, Nearest, OpenPrior, toy_target
+from tests.examples import NoisePrior
+
+
+def sgd(rate: float, momentum: float = 0.0) -> object:
+    return lambda v: torch.optim.SGD(v, lr=rate, momentum=momentum)
+
+
+def test_descent_goes_down_the_sum_of_all_parts() -> None:
+    def losses(v: Sequence[Tensor]) -> Iterator[Tensor]:
+        yield (v[0] - 1.0).square()
+        yield v[1].square()
+        yield (v[0] + v[1]).square()
+
+    start = [torch.tensor([[3.0]]), torch.tensor([[-2.0]])]
+    one, two = descend(start, losses, optimiser=sgd(0.1), steps=1)  # type: ignore[arg-type]
+    torch.testing.assert_close(one, torch.tensor([[3.0 - 0.1 * (4.0 + 2.0)]]))
+    torch.testing.assert_close(two, torch.tensor([[-2.0 - 0.1 * (-4.0 + 2.0)]]))
+    assert start[0].item() == 3.0 and not one.requires_grad
+
+
+def test_descent_keeps_constraints_and_scales_its_steps() -> None:
+    def losses(v: Sequence[Tensor]) -> list[Tensor]:
+        return [v[0].sum(1)]
+
+    (bounded,) = descend(
+        [torch.zeros(2, 3)], losses, optimiser=sgd(1.0), steps=9,  # type: ignore[arg-type]
+        constrain=lambda v: [v[0].clamp_min(-2.5)],
+    )  # fmt: skip
+    assert torch.equal(bounded, torch.full((2, 3), -2.5))
+    (scaled,) = descend(
+        [torch.zeros(1, 1)], losses, optimiser=sgd(1.0), steps=4,  # type: ignore[arg-type]
+        rate=lambda done: done,
+    )  # fmt: skip
+    assert float(scaled) == pytest.approx(-(0.25 + 0.5 + 0.75 + 1.0))
+
+
+def test_the_ramp_rises_and_falls() -> None:
+    assert ramp(0.025) == pytest.approx(0.5) and ramp(0.05) == ramp(0.75) == 1.0
+    assert ramp(0.875) == pytest.approx(0.5) and ramp(1.0) == 0.0
+
+
+def test_coordinates_have_mean_0_and_deviation_1_and_lead_back() -> None:
+    latents = 3.0 + 2.0 * torch.randn(50, 2, 3, generator=generator(0))
+    latents[:, 0, 0] = 7.0
+    space = Coordinates.of(latents)
+    points = space.points(latents)
+    assert points.shape == (50, 6) and space.width == 6
+    torch.testing.assert_close(points.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+    expected = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    torch.testing.assert_close(points.std(0, correction=0), expected)
+    torch.testing.assert_close(space.latents(points), latents)
+
+
+def test_the_l1_ball_by_bisection() -> None:
+    """The nearest point of the ball is a soft threshold, found here by bisection."""
+    away = torch.randn(20, 3, 4, generator=generator(0), dtype=torch.float64)
+    centres = torch.randn(20, 3, 4, generator=generator(1), dtype=torch.float64)
+    found = within_l1_ball(centres + away, centres, 4.0)
+    for row, centre, mine in zip(away, centres, found, strict=True):
+        low, high = 0.0, float(row.abs().max())
+        for _ in range(80):
+            middle = (low + high) / 2.0
+            outside = float((row.abs() - middle).clamp_min(0.0).sum()) > 4.0
+            low, high = (middle, high) if outside else (low, middle)
+        inside = float(row.abs().sum()) <= 4.0
+        expected = row if inside else row.sign() * (row.abs() - high).clamp_min(0.0)
+        torch.testing.assert_close(mine, centre + expected)
+    assert float((found - centres).flatten(1).abs().sum(1).max()) < 4.0 + 1e-9
+
+
+def test_inside_the_l1_ball_nothing_moves() -> None:
+    centres = torch.rand(4, 5, generator=generator(0))
+    points = centres + 0.1 * torch.rand(4, 5, generator=generator(1))
+    assert torch.equal(within_l1_ball(points, centres, 1.0), points)
+    assert torch.equal(within_l1_ball(centres, centres, 1.0), centres)
+
+
+# The papers' own terms
+
+SMALL = {"pool": 200, "candidates": 5, "keep": 2, "crops": 2, "steps": 40}
+
+
+def test_the_critic_draws_gmi_to_what_it_takes_for_real() -> None:
+    """Its images are the brighter, the less identity weighs."""
+    target = toy_target(Nearest())
+    weak, strong = (
+        Gmi(**SMALL, identity_weight=weight, learning_rate=0.05 / weight, bound=2.0)
+        .run(target, OpenPrior(), LABELS, rng=generator(0))
+        .images.mean()
+        for weight in (0.1, 100.0)
+    )
+    assert float(weak) > float(strong) + 0.1
+
+
+def test_lomma_keeps_features_near_the_usual() -> None:
+    """Two classes on one axis: the logit grows without end, the features hold it back where
+    weight x d(feature distance) = d(logit), in closed form."""
+
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(1, 2)
+            with torch.no_grad():
+                self.last.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+                self.last.bias.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(torch.logit(x.flatten(1).mean(1, keepdim=True)))
+            return out
+
+    class Grey(OpenPrior):
+        def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+            return torch.randn(n, 1, generator=rng)
+
+        def __call__(self, latents: Tensor) -> Tensor:
+            return torch.sigmoid(latents)[:, :, None, None].expand(-1, 1, 8, 8)
+
+        def realness(self, images: Tensor) -> Tensor:
+            return images.sum((1, 2, 3)) * 0.0
+
+    target = Target(Line(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "line")
+    for weight in (0.5, 2.0):
+        how = Lomma(**SMALL, feature_weight=weight, bound=9.0, learning_rate=5e-4)
+        found = how.run(target, Grey(), torch.tensor([0, 1]), rng=generator(0))
+        # d/df (-f + weight (f - usual)^2) = 0 at f = usual + 1 / (2 weight); usual is about 0.
+        expected = torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None] / (2.0 * weight)
+        torch.testing.assert_close(found.latents, expected, atol=0.2, rtol=0)
+
+
+def test_vmi_finds_the_gaussian_of_the_closed_form() -> None:
+    """-log p = a/2 |z - c|^2 + a constant: q has mean a c / (a + g) and variance g / (a + g)."""
+    a, g, c = 0.2, 0.1, torch.tensor([1.5, -1.0])
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.logit(x[:, 0, :2, 0].clamp(1e-6, 1 - 1e-6))
+            loss = 0.5 * a * (z - c).square().sum(1) + 0.01
+            return torch.stack([-loss, torch.log(-torch.expm1(-loss))], dim=1)
+
+    class Plane(NoisePrior):
+        def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+            return torch.randn(n, 2, generator=rng)
+
+        def __call__(self, latents: Tensor) -> Tensor:
+            return torch.sigmoid(latents)[:, None, :, None].expand(-1, 1, 2, 2)
+
+        @property
+        def image_shape(self) -> tuple[int, int, int]:
+            return (1, 2, 2)
+
+    target = Target(Square(), ("a", "b"), (1, 2, 2), (0.0,), (1.0,), "square")
+    how = Vmi(
+        pool=20000, samples=64, steps=400, learning_rate=0.02, divergence_weight=g,
+        candidates=2000, keep=2000, crops=1, batch_size=2000,
+    )  # fmt: skip
+    z = how.run(target, Plane(), torch.tensor([0]), rng=generator(0)).latents
+    torch.testing.assert_close(z.mean(0), a * c / (a + g), atol=0.06, rtol=0)
+    spread = torch.eye(2) * g / (a + g)
+    torch.testing.assert_close(torch.cov(z.T), spread, atol=0.05, rtol=0)
+
+
+def test_if_gmi_stays_within_its_balls() -> None:
+    """W of two coordinates: with radius 256 an L1 ball of 1 for W, and of 2 for W and levels then."""
+    target, label = toy_target(Nearest()), torch.tensor([0])
+    how = IfGmi(**{**SMALL, "candidates": 1, "keep": 1}, layer_steps=5, learning_rate=1.0)
+
+    def latents(radius: float, layers: int) -> Tensor:
+        one = replace(how, radius=radius, layers=layers)
+        found = one.run(target, OpenPrior(), label, rng=generator(0))
+        if radius < 1.0:  # nothing moves, so that images are those of the latents
+            torch.testing.assert_close(found.images, FlatPrior()(found.latents))
+        return found.latents
+
+    def moved(found: Tensor) -> float:
+        return float((found - start).abs().sum())
+
+    start = latents(1e-6, 0)
+    torch.testing.assert_close(latents(1e-6, 1), start)
+    assert 0.9 < moved(latents(256.0, 0)) <= 1.0 + 1e-5
+    assert moved(latents(256.0, 1)) <= 3.0 + 1e-5
+    assert moved(latents(1000.0, 0)) > 1.1
+
+
+def test_features_go_where_latents_cannot() -> None:
+    """The first block squashes to the middle; only features beyond it reach the class's levels."""
+
+    class Squashed(OpenPrior):
+        def __call__(self, latents: Tensor) -> Tensor:
+            return self.finish(self.until(1, latents), latents)
+
+        def until(self, block: int, latents: Tensor, start: object = None) -> object:  # type: ignore[override]
+            made = super().until(block, latents)
+            return replace(made, features=0.4 + 0.2 * made.features)
+
+    target = toy_target(Nearest())
+    how = IfGmi(**SMALL, layer_steps=60, learning_rate=0.02)
+    with_layer, without = (
+        target(replace(how, layers=n).run(target, Squashed(), LABELS, rng=generator(0)).images)
+        for n in (1, 0)
+    )
+    own = LABELS.repeat_interleave(2)[:, None]
+    assert bool((with_layer.gather(1, own) > without.gather(1, own) + 0.5).all())
+
+
+def test_total_variation_by_hand() -> None:
+    x = torch.tensor([[[[1.0, 3.0], [0.0, 7.0]]]])
+    # Across, down, and both diagonals.
+    expected = math.hypot(2, 7) + math.hypot(1, 4) + 3.0 + 6.0
+    assert float(total_variation(x)) == pytest.approx(expected)
+    assert float(total_variation(torch.ones(3, 1, 4, 4))) == 0.0
+
+
+def test_statistics_gaps_by_hand() -> None:
+    norm = nn.BatchNorm2d(2).eval()
+    norm.running_mean = torch.tensor([1.0, 0.0])
+    norm.running_var = torch.tensor([1.0, 4.0])
+    x = torch.randn(5, 2, 3, 3, generator=generator(0))
+    network = nn.Sequential(norm, nn.BatchNorm2d(2, track_running_stats=False))
+    with statistics_gaps(network) as gaps:
+        network(x)
+    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    expected = (mean - norm.running_mean).norm() + (variance - norm.running_var).norm()
+    assert len(gaps) == 1
+    torch.testing.assert_close(gaps[0], expected)
+    network(x)
+    assert len(gaps) == 1  # it looks no longer
+
+
+def test_pixels_are_drawn_to_the_statistics_of_training() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1).eval()
+            self.norm.running_mean = torch.tensor([0.3])
+            self.norm.running_var = torch.tensor([0.01])
+
+        def forward(self, x: Tensor) -> Tensor:
+            level = self.norm(x).mean((1, 2, 3))
+            return torch.stack([level, -level], dim=1) * 0.01
+
+    target = Target(Normed().eval(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "normed")
+    how = MiFace(candidates=4, keep=4, crops=1, group=4, steps=150, learning_rate=0.02)
+    found = how.run(target, FlatPrior(), torch.tensor([0]), rng=generator(0)).images
+    assert float(found.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(found.var()) == pytest.approx(0.01, abs=0.004)
+    assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0

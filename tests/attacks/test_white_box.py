@@ -1,0 +1,291 @@
+"""The white-box attacks: a table of attack and known answer, and the promises that all of them make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversight.attack_names import ATTACK_NAMES
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    Gmi,
+    IfGmi,
+    KedMi,
+    LatentSearch,
+    Lomma,
+    MiFace,
+    Mirror,
+    PlugAndPlay,
+    Reconstructions,
+    Vmi,
+    run_attack,
+)
+from inversight.errors import InputError
+from inversight.networks import build_classifier
+from inversight.objectives import cross_entropy, logit, poincare
+from inversight.priors import PriorTraining, StylePrior, train_prior
+from inversight.priors.base import Prior
+from inversight.seeding import generator
+from inversight.target import Access, Target, target_of
+from tests.attacks.toy import (
+    LABELS,
+    SIZE,
+    FlatPrior,
+    Nearest,
+    NearestByLayer,
+    OpenPrior,
+    least_on_a_grid,
+    levels,
+    toy_target,
+)
+
+ENDS: dict[str, Any] = {"candidates": 6, "keep": 3, "crops": 4, "batch_size": 16}
+SEARCH = {**ENDS, "pool": 400, "steps": 60}
+TARGET = toy_target(NearestByLayer())
+LESS_SURE = toy_target(NearestByLayer(height=3.0))
+"""Its cross-entropy is curved enough around the best for a search by noisy samples."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Images and labels -> losses: what an attack's paper descends."""
+
+
+def identity(images: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(TARGET(images), labels)
+
+
+def real(images: Tensor) -> Tensor:
+    return OpenPrior().realness(images)
+
+
+def lomma_loss(images: Tensor, labels: Tensor) -> Tensor:
+    prior = FlatPrior()
+    usual = TARGET(prior(prior.sample(4000, rng=generator(9))))[:, :3].mean(0) / 8.0
+    logits = TARGET(images)
+    away = (logits[:, :3] / 8.0 - usual).square().mean(1)
+    return 100.0 * (logit(logits, labels) + away) - real(images)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An attack, what it descends, how far its latents may go, and the images that it may send."""
+
+    attack: Any
+    loss: Loss
+    queries: int
+    reach: float = 4.0
+    tolerance: float = 0.03
+    target: Target = TARGET
+
+
+TABLE = {
+    "plug-and-play": Row(
+        PlugAndPlay(**SEARCH, learning_rate=0.05),
+        lambda x, y: poincare(TARGET(x), y),
+        400 + 3 * 6 * (60 + 4),
+    ),
+    "gmi": Row(
+        Gmi(**SEARCH, learning_rate=0.03, identity_weight=30.0, bound=2.0),
+        lambda x, y: 30.0 * identity(x, y) - real(x),
+        400 + 3 * 6 * (60 + 4),
+        reach=2.0,
+    ),
+    "mirror": Row(
+        Mirror(**SEARCH, learning_rate=0.1, slope=1.0, bound=1.2),
+        identity,
+        400 + 3 * 6 * (60 + 4),
+        reach=1.2,
+        tolerance=0.04,  # the clip is at the pool's deviations, which are about 1
+    ),
+    "lomma": Row(
+        Lomma(**SEARCH, learning_rate=2e-4, bound=2.0),
+        lomma_loss,
+        2 * 400 + 3 * 6 * (60 + 4),
+        reach=2.0,
+    ),
+    "if-gmi": Row(
+        IfGmi(**SEARCH, layer_steps=20, learning_rate=0.02),
+        lambda x, y: poincare(TARGET(x), y),
+        400 + 3 * 6 * (60 + 20 + 4),
+    ),
+    "ked-mi": Row(
+        KedMi(**{**SEARCH, "steps": 200}, samples=4, learning_rate=0.2, start_log_variance=-2.0),
+        lambda x, y: 100.0 * cross_entropy(LESS_SURE(x), y) + F.softplus(-real(x)),
+        3 * (200 * 4 + 6 * 4),
+        target=LESS_SURE,
+    ),
+    "vmi": Row(
+        Vmi(**{**SEARCH, "steps": 200}, samples=8, learning_rate=0.1),
+        lambda x, y: cross_entropy(LESS_SURE(x), y),
+        3 * (200 * 8 + 6 * 4),
+        tolerance=0.06,
+        target=LESS_SURE,
+    ),
+    "mi-face": Row(
+        MiFace(**ENDS, steps=100, jitter=0, learning_rate=0.1),
+        lambda x, y: cross_entropy(LESS_SURE(x), y),
+        3 * 6 * (100 + 4),
+        target=LESS_SURE,
+    ),
+}
+EACH = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
+
+
+def attack(how: Attack, target: Target = TARGET, seed: int = 0) -> Reconstructions:
+    return run_attack(how, target, OpenPrior(), LABELS, rng=generator(seed))
+
+
+def short(row: Row, **changes: Any) -> Any:
+    """The row's attack with few steps, from a small pool."""
+    fewer = {"steps": 5, "pool": 40, "layer_steps": 3}
+    fewer = {name: value for name, value in fewer.items() if hasattr(row.attack, name)}
+    return replace(row.attack, **fewer, **changes)
+
+
+def test_every_attack_with_gradients_is_in_the_table() -> None:
+    assert set(TABLE) == {n for n, kind in ATTACKS.items() if kind().access is Access.WHITE_BOX}
+    assert all(isinstance(row.attack, ATTACKS[name]) for name, row in TABLE.items())
+    assert tuple(ATTACKS) == ATTACK_NAMES
+
+
+@EACH
+@pytest.mark.parametrize("seed", [0, 1])
+def test_reaches_the_known_answer_within_its_budget(row: Row, seed: int) -> None:
+    found = attack(row.attack, row.target, seed=seed)
+    assert found.queries == row.queries
+    for label in range(3):
+        best = least_on_a_grid(
+            lambda x, label=label: row.loss(x, torch.full((len(x),), label)), row.reach
+        )
+        mine = levels(found.images[found.labels == label])
+        torch.testing.assert_close(mine, best.expand(3, -1), atol=row.tolerance, rtol=0)
+
+
+@EACH
+def test_the_seed_decides(row: Row) -> None:
+    how = short(row)
+    one, again, other = attack(how), attack(how), attack(how, seed=1)
+    assert torch.equal(one.images, again.images) and torch.equal(one.losses, again.losses)
+    assert not torch.equal(one.images, other.images)
+
+
+@EACH
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_any_batch_size_gives_the_same(row: Row, batch_size: int) -> None:
+    one, other = attack(short(row)), attack(short(row, batch_size=batch_size))
+    torch.testing.assert_close(one.images, other.images, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - {"mi-face"}))
+def test_classes_do_not_depend_on_each_other(name: str) -> None:
+    row = TABLE[name]
+    among = attack(short(row))
+    alone = run_attack(short(row), TARGET, OpenPrior(), torch.tensor([1]), rng=generator(0))
+    torch.testing.assert_close(alone.images, among.images[among.labels == 1], rtol=1e-4, atol=1e-5)
+
+
+@EACH
+def test_the_shape_of_what_it_returns(row: Row) -> None:
+    told: list[tuple[int, int]] = []
+    found = short(row).run(
+        TARGET, OpenPrior(), LABELS, rng=generator(0),
+        progress=lambda done, total, note="": told.append((done, total)),
+    )  # fmt: skip
+    assert isinstance(row.attack, Attack)
+    assert found.images.shape == (9, 1, SIZE, SIZE)
+    assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert not found.latents.requires_grad and not found.images.requires_grad
+    for label in range(3):
+        losses = found.losses[found.labels == label]
+        assert bool((losses[1:] >= losses[:-1]).all() and (losses >= 0).all())
+    assert told[-1][0] == told[-1][1]
+    assert [d for d, _ in told] == sorted(d for d, _ in told)
+
+
+@EACH
+@pytest.mark.parametrize("access", [Access.SCORES, Access.LABEL])
+def test_needs_white_box_access(row: Row, access: Access) -> None:
+    module = Nearest()
+    with pytest.raises(InputError, match="needs white-box access"):
+        row.attack.run(toy_target(module).restricted(access), OpenPrior(), LABELS, rng=generator(0))
+    assert module.images == 0
+
+
+@EACH
+def test_contradicting_settings(row: Row) -> None:
+    with pytest.raises(InputError, match="keep <= candidates"):
+        attack(replace(row.attack, keep=7))
+
+
+@pytest.mark.parametrize(
+    ("name", "prior", "module", "message"),
+    [
+        ("gmi", FlatPrior(), Nearest, "Gmi needs a prior with a critic (`realness`), which FlatPrior"),
+        ("ked-mi", FlatPrior(), Nearest, "KedMi needs a prior with a critic"),
+        ("lomma", FlatPrior(), NearestByLayer, "Lomma needs a prior with a critic"),
+        ("lomma", OpenPrior(), Nearest, "penultimate features, but toy: has no torch.nn.Linear"),
+        ("if-gmi", FlatPrior(), Nearest, "IfGmi needs a prior with intermediate features"),
+    ],
+)  # fmt: skip
+def test_a_missing_capability_is_one_line(
+    name: str, prior: Prior, module: type[Nearest], message: str
+) -> None:
+    network = module()
+    with pytest.raises(InputError) as caught:
+        TABLE[name].attack.run(toy_target(network), prior, LABELS, rng=generator(0))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert "--attack" in str(caught.value)
+    assert network.images == 0  # said before anything is sent
+
+
+def test_the_defaults_are_the_published_ones() -> None:
+    gmi, lomma, ked, vmi = Gmi(), Lomma(), KedMi(), Vmi()
+    assert (gmi.learning_rate, gmi.momentum, gmi.steps) == (2e-2, 0.9, 1500)
+    assert (gmi.identity_weight, gmi.bound, gmi.objective) == (100.0, 1.0, "cross-entropy")
+    assert (lomma.objective, lomma.feature_weight, lomma.steps) == ("logit", 1.0, 1500)
+    assert (ked.learning_rate, ked.identity_weight, ked.steps) == (2e-2, 100.0, 1500)
+    assert (vmi.learning_rate, vmi.momentum, vmi.divergence_weight) == (1e-4, 0.9, 1e-3)
+    mirror, halves, face = Mirror(), IfGmi(), MiFace()
+    assert (mirror.learning_rate, mirror.bound, mirror.truncation) == (0.2, 1.0, 0.7)
+    assert (halves.layers, halves.layer_steps, halves.radius) == (4, 25, 1000.0)
+    assert (halves.steps, halves.objective, halves.betas) == (70, "poincare", (0.1, 0.1))
+    assert (face.statistics_weight, face.jitter, face.group) == (10.0, 2, 256)
+    assert (face.steps, face.learning_rate, face.variation_weight) == (2000, 0.05, 2.5e-5)
+
+
+# With networks
+
+
+@pytest.fixture(scope="module")
+def style() -> StylePrior:
+    public = torch.randint(0, 256, (12, 1, 16, 16), generator=generator(0)).to(torch.uint8)
+    training = PriorTraining(steps=2, batch_size=4, width=2, z_dim=6, w_dim=5)
+    return train_prior(public, training=training, rng=generator(1))
+
+
+@pytest.fixture(scope="module")
+def network() -> Target:
+    saved = build_classifier(
+        "resnet", classes=("a", "b"), image_shape=(1, 16, 16), width=4, mean=[0.5], std=[0.25],
+        rng=generator(3),
+    )  # fmt: skip
+    return target_of(saved, "resnet")
+
+
+@EACH
+def test_works_with_a_style_based_prior(row: Row, style: StylePrior, network: Target) -> None:
+    how = replace(short(row), crops=2)
+    labels = torch.tensor([0, 1])
+    found = how.run(network, style, labels, rng=generator(0))
+    assert found.images.shape == (6, 1, 16, 16) and bool(found.images.isfinite().all())
+    if isinstance(how, LatentSearch):
+        assert found.latents.shape == (6, 5)
+    other = replace(how, batch_size=3).run(network, style, labels, rng=generator(0))
+    torch.testing.assert_close(found.images, other.images, rtol=1e-3, atol=2e-3)
