@@ -601,3 +601,28 @@ def test_olivetti_faces(tmp_path: Path) -> None:
     assert len(result.samples) == 20 and len(set(result.samples["label"])) == 4
     shape = json.loads((result.run / "run.json").read_text())["target"]["image_shape"]
     assert shape == [1, 32, 32]
+
+
+def test_risk_against_queries(grey: dict[str, Path], tmp_path: Path) -> None:
+    first = {"class": "cma-es", "pool": 30, "searches": 3, "population": 4, "keep": 3, "crops": 2}
+    attacks = [*TINY["attack"], {**first, "generations": 3}]
+    run = audit(
+        private=grey["private"], public=grey["public"], **{**TINY, "attack": attacks},
+        budget=(4, 60, 10**6), out=tmp_path / "run",
+    ).run  # fmt: skip
+    found = pd.read_parquet(run / "budget.parquet")
+    assert found["attack"].tolist() == ["plug-and-play"] * 4 + ["cma-es"] * 4
+    assert found["budget"].fillna(0).tolist() == [4, 60, 10**6, 0] * 2
+    whole = json.loads((run / "run.json").read_text())["queries"]
+    metrics = json.loads((run / "metrics_by_set.json").read_text())
+    for name, rows in found.groupby("attack"):
+        small, middle, large, all_of_it = rows.to_dict("records")
+        assert large["queries"] == all_of_it["queries"] == whole[name]
+        for key in ("covered", "ddcs_best", "nearest_distance"):
+            assert large[key] == all_of_it[key]
+        assert all_of_it["covered"] == metrics[name]["covered"]["value"]
+        assert all_of_it["ddcs_best"] == pytest.approx(metrics[name]["ddcs_best"]["value"])
+        assert 4 < middle["queries"] <= 60 and middle["reconstructions"] > 0
+        assert pd.isna(middle["reason"]) and middle["covered"] > 0
+        assert not pd.isna(small["reason"]) or small["queries"] <= 4
+    assert "too few queries" in found["reason"][0]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from inversight.audit import Plan
+from inversight.config import merge
 from inversight.console import Quiet
 from inversight.estimate import Estimate, duration
 from inversight.settings import resolve
@@ -58,6 +59,29 @@ def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
     assert few.seconds[name] is not None and many.seconds[name] is not None
     assert many.seconds[name] > 100 * few.seconds[name]
     assert few.disk_bytes == many.disk_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [
+        ("c2f-mi", {"generations": 20000}),
+        ("rlb-mi", {"episodes": 200000}),
+        ("brep-mi", {"iterations": 20000}),
+        ("lokt", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
+    ],
+)
+def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> None:
+    tiny: dict[str, dict[str, Any]] = {
+        "c2f-mi": {"pool": 50, "population": 4, "generations": 2, "keep": 2, "crops": 2},
+        "rlb-mi": {"episodes": 10, "candidates": 2, "keep": 2, "crops": 2},
+        "brep-mi": {"pool": 50, "searches": 2, "iterations": 2, "keep": 2},
+        "lokt": {"images": 100, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
+    }
+    small = {"class": name, **tiny[name]}
+    few, lots = (forecast(attack=[spec]) for spec in (small, merge(small, many)))
+    assert few.seconds[name] is not None and lots.seconds[name] is not None
+    assert lots.seconds[name] > 20 * few.seconds[name] > 0
+    assert few.disk_bytes == lots.disk_bytes
 
 
 @pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face"])

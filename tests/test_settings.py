@@ -60,6 +60,31 @@ def test_black_box_attacks_cost_about_as_much_as_plug_and_play(
 
 @pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
 @pytest.mark.parametrize("given", [{}, REAL])
+def test_so_do_the_others_beside_what_they_train(preset: str, given: dict[str, Any]) -> None:
+    names = ("plug-and-play", "c2f-mi", "rlb-mi", "brep-mi", "lokt")
+    found = resolve({**given, "preset": preset, "attack": list(names)})
+    white, coarse, agent, repelled, lokt = (
+        build(spec, ATTACKS, role="attack") for spec in found.attack
+    )
+    work = white.candidates * (3 * white.steps + white.crops)
+    for attack in (coarse, agent, repelled):
+        images = attack.planned_queries(NoisePrior(), 2) - attack.planned_queries(NoisePrior(), 1)
+        assert 0.8 * work < images < 1.25 * work
+        assert attack.keep == white.keep
+    assert lokt.white_box == white and lokt.training.flip == (given != {})
+    assert coarse.crops == agent.crops == white.crops
+    assert coarse.crop_flip == agent.crop_flip == (given != {})
+
+
+def test_a_part_of_an_attack_can_be_set_alone() -> None:
+    (spec,) = resolve({**REAL, "attack": [{"class": "lokt", "white_box": {"steps": 3}}]}).attack
+    lokt = build(spec, ATTACKS, role="attack")
+    assert (lokt.white_box.steps, lokt.white_box.keep, lokt.images) == (3, 10, 6000)
+    assert (lokt.training.epochs, lokt.training.batch_size) == (10, 64)
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+@pytest.mark.parametrize("given", [{}, REAL])
 def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
     preset: str, given: dict[str, Any]
 ) -> None:
@@ -77,7 +102,7 @@ def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
 
 
 def test_a_stage_has_the_same_budget_as_an_audit() -> None:
-    for name in ("plug-and-play", "vmi", "cma-es"):
+    for name in ("plug-and-play", "vmi", "cma-es", "lokt"):
         (spec,) = resolve({**REAL, "preset": "standard", "attack": [name]}).attack
         assert spec == {"class": name, **attack_budget("standard", name)}
     assert attack_budget("quick", "my.module:Attack") == {}

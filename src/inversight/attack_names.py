@@ -13,5 +13,9 @@ ATTACK_NAMES = (
     "mi-face",
     "mirror-black-box",
     "cma-es",
+    "c2f-mi",
+    "rlb-mi",
+    "brep-mi",
+    "lokt",
 )
 """The keys of `inversight.attacks.ATTACKS`, in their order."""

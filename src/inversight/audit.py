@@ -32,6 +32,8 @@ from inversight.attacks import (
     run_attack,
     write_reconstructions,
 )
+from inversight.attacks.base import left_out
+from inversight.attacks.budget import within
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
@@ -48,9 +50,9 @@ from inversight.data import (
 from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, check_name, named_embedding
 from inversight.embeddings.named import Use
-from inversight.errors import ConfigError, InputError, RunError
+from inversight.errors import ConfigError, InputError, RunError, StageError
 from inversight.estimate import Estimate, estimate
-from inversight.evaluation import check_pairs, evaluate
+from inversight.evaluation import check_pairs, evaluate, nearness
 from inversight.gate import exceeded, gates
 from inversight.ledger import SIGNALS_FILE, exposure_table, hidden, join
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
@@ -83,6 +85,8 @@ from inversight.training import Training, rotation_task, train_classifier
 from inversight.watching import FrechetToPublic, watched_features
 
 LEDGER = "samples.parquet"
+BUDGET = "budget.parquet"
+"""Risk against queries, if --budget asks for it."""
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 GALLERY = 24
@@ -607,6 +611,8 @@ class _Execution:
         unguided = self.control(given, reconstructions) if self.inputs.holdout is None else None
         metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
         samples = self.signals(samples, target, evaluator, public_network)
+        if self.settings.budget:
+            self.budgets(target, prior, evaluator, public_network)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -855,12 +861,82 @@ class _Execution:
                 progress=self.reporter.stage(name),
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
+            missing = left_out(made, labels, self.inputs.classes)
+            write_json(folder / "facts.json", {"queries": made.queries, "left_out": missing})
+
+        file = self.stage(f"attack-{name}", fill, name) / "facts.json"
+        if file.is_file():  # an earlier version's attack did not count
+            facts = json.loads(file.read_text())
+            self.queries[name] = facts["queries"]
+            self.run.record(queries=self.queries)
+            if facts.get("left_out"):
+                self.warn(f"{name}: {facts['left_out']}")
+
+    def budgets(
+        self, target: Target, prior: Prior, evaluator: Target,
+        public_network: SavedClassifier | None,
+    ) -> None:  # fmt: skip
+        """budget.parquet: what each attack covers within so many queries, and as it was run."""
+        labels = self.inputs.private.labels.unique(sorted=True)
+        distance = self._scoring(
+            self.settings.embedding, "distance", "--embedding", evaluator, public_network
+        )
+        points: list[tuple[str, int | None, Path | None]] = []
+        for name, attack in self.plan.attacks.items():
+            used = self.queries[name]
+            for queries in self.settings.budget:
+                less = within(attack, queries, classes=len(labels), used=used)
+                folder = None if less is None else self._cut(name, less, queries, target, prior)
+                points.append((name, queries, folder))
+            points.append((name, None, self.run.path / "stages" / f"attack-{name}"))
+
+        def fill(folder: Path) -> None:
+            rows = [self._point(*point, distance) for point in points]
+            pd.DataFrame(rows).to_parquet(folder / BUDGET, index=False)
+
+        self.run.publish(self.stage("budget", fill) / BUDGET, BUDGET)
+
+    def _cut(self, name: str, attack: Attack, queries: int, target: Target, prior: Prior) -> Path:
+        """The attack again with less of everything, held to ``queries`` in all."""
+        labels = self.inputs.private.labels.unique(sorted=True)
+
+        def fill(folder: Path) -> None:
+            try:
+                made = run_attack(
+                    attack, target, prior, labels, rng=self.rng(f"attack/{name}"), limit=queries,
+                    progress=self.reporter.stage(f"{name}, {queries:,} queries"),
+                )  # fmt: skip
+            except StageError as error:  # too little for a start
+                write_json(folder / "facts.json", {"queries": None, "reason": str(error)})
+                return
+            write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
             write_json(folder / "facts.json", {"queries": made.queries})
 
-        facts = self.stage(f"attack-{name}", fill, name) / "facts.json"
-        if facts.is_file():  # an earlier version's attack did not count
-            self.queries[name] = json.loads(facts.read_text())["queries"]
-            self.run.record(queries=self.queries)
+        return self.stage(f"attack-{name}-within-{queries}", fill, name)
+
+    def _point(
+        self, name: str, queries: int | None, folder: Path | None, distance: Embedding
+    ) -> dict[str, Any]:
+        """One row of budget.parquet."""
+        row: dict[str, Any] = {"attack": name, "budget": queries, "queries": None, "reason": None}
+        row |= {"reconstructions": 0}
+        row |= dict.fromkeys(("covered", "ddcs_best", "ddcs_average", "nearest_distance"))
+        if folder is None:
+            return row | {"reason": "too few queries for one candidate of each class"}
+        facts = json.loads((folder / "facts.json").read_text())
+        if "reason" in facts:
+            return row | {"reason": facts["reason"]}
+        made = load_folder(
+            folder / "images", role="reconstructions", channels=self.inputs.channels
+        ).relabel(self.inputs.classes, role="reconstructions")
+        found = nearness(
+            self.inputs.private, made, distance=distance, memory=self.settings.memory,
+            seed=self.settings.seed, device=self.plan.device,
+            progress=self.reporter.stage(f"budget: {name}"),
+        )  # fmt: skip
+        values = {key: one.value for key, one in found.items()}
+        bounds = {f"covered_{k}": getattr(found["covered"], k) for k in ("low", "high")}
+        return row | values | bounds | {"queries": facts["queries"], "reconstructions": len(made)}
 
     def collect(self) -> dict[str, ImageSet]:
         """Each attack's reconstructions; all of them together are in RUN/reconstructions."""

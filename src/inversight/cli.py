@@ -154,6 +154,13 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
         raise ConfigError(f"--{name} {text}: expected numbers with commas between them") from None
 
 
+def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--{name} {text}: expected whole numbers with commas between them")
+    return tuple(sorted({int(part) for part in parts}))
+
+
 def _pairs(names: list[str] | None) -> tuple[Any, ...]:
     from inversight.evaluation import PAIR_MEASURES
 
@@ -215,6 +222,10 @@ def audit(
     features: Features = None,
     guidance_embedding: Guidance = None,
     attack: Attacks = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Risk against queries: run each attack again with 100,1000,... at most."),
+    ] = None,
     arm: ArmOption = None,
     images: Images = None,
     hash_ids: Annotated[
@@ -243,6 +254,7 @@ def audit(
         embedding=embedding,
         features=features, guidance_embedding=guidance_embedding,
         attack=list(attack) if attack else None, arm=arm, images=images,
+        budget=None if budget is None else _whole_numbers("budget", budget),
         hash_ids=hash_ids or None, memory=memory,
         pairs=_pairs(pairs) if pairs else None, fdr=fdr, limit=limit, device=device,
         fail_on=tuple(fail_on) if fail_on else None,
@@ -391,7 +403,12 @@ def adapt(
 @app.command()
 def attack(
     prior: PriorOption,
-    target: ModelOption,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="The target, named as for audit, or a service: endpoint:URL[?access=label]."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
     attack: Annotated[
         str,

@@ -14,13 +14,19 @@ import torch
 from inversight.adaptation import Adaptation, adapt
 from inversight.attacks import (
     Attack,
+    BrepMi,
+    C2fMi,
     CmaEs,
     DistributionSearch,
     IfGmi,
     LatentSearch,
+    Lokt,
     MiFace,
     MirrorGenetic,
+    RlbMi,
 )
+from inversight.attacks.lokt import Committee
+from inversight.attacks.rlb_mi import Agents
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
 from inversight.networks import build_classifier
@@ -31,6 +37,8 @@ from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
 
 _WhiteBox = LatentSearch | DistributionSearch | MiFace
+_Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
+"""Attacks whose time is that of their queries, beside what is counted by itself."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +136,18 @@ def estimate(
         if isinstance(attack, _WhiteBox) and prior is not None:
             with remedy(name):
                 seconds[name] = _white_box_seconds(attack, stand_in, prior, classes)
-        elif isinstance(attack, (MirrorGenetic, CmaEs)) and prior is not None:
+        elif isinstance(attack, Lokt) and prior is not None:
             with remedy(name):
-                seconds[name] = _search_seconds(attack, stand_in, prior, classes)
-    known = _WhiteBox | MirrorGenetic | CmaEs
+                seconds[name] = _lokt_seconds(attack, stand_in, prior, classes, device)
+        elif isinstance(attack, _Search) and prior is not None:
+            with remedy(name):
+                trained = 0.0
+                if isinstance(attack, RlbMi):
+                    trained = _agents_seconds(attack, prior, classes)
+                seconds[name] = trained + _search_seconds(attack, stand_in, prior, classes)
+    if settings.budget:
+        seconds["budget"] = None  # how much of an attack fits in is known when it has been run
+    known = _WhiteBox | _Search | Lokt
     kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
     embedded = len(private) * 2 + kept
     if settings.private is not None and settings.holdout is None:
@@ -288,7 +304,10 @@ def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
 
 
 def _search_seconds(
-    attack: MirrorGenetic | CmaEs, target: Target, prior: Prior, classes: int
+    attack: _Search | Lokt,
+    target: Target,
+    prior: Prior,
+    classes: int,
 ) -> float:
     """All queries that the attack plans, each an image of the prior seen by the target once."""
     queries = attack.planned_queries(prior, classes)
@@ -301,6 +320,37 @@ def _search_seconds(
             target(prior(latents)).cpu()
             times.append(time.perf_counter() - started)
     return min(times[1:]) / n * queries
+
+
+def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
+    """Training of all classes' agents, a step each episode."""
+    width = prior.sample(1, rng=generator(0)).numel()
+    agents = Agents(width, attack, [generator(0, label) for label in range(classes)])
+    x = torch.zeros(classes, attack.training_batch, width)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            agents.learn(x, x, x[:, :, 0])
+
+    return attack.episodes / attack.at_once * _step(run)
+
+
+def _lokt_seconds(
+    attack: Lokt, target: Target, prior: Prior, classes: int, device: torch.device
+) -> float:
+    """Images labelled, surrogates trained on them, Plug & Play on all surrogates at once."""
+    shape, names = prior.image_shape, tuple(map(str, range(4 * attack.training.batch_size)))
+    blank = torch.zeros(len(names), *shape, dtype=torch.uint8)
+    few = ImageSet(blank, torch.arange(len(names)) % 2, names, ("0", "1"), names)
+    epoch = _classifier_seconds(few, replace(attack.training, epochs=1), shape, device)
+    epochs = attack.training.epochs_for(attack.images)
+    surrogate = _untrained(few, shape).to(device)
+    committee = replace(surrogate, module=Committee([surrogate] * attack.surrogates))
+    return (
+        _search_seconds(attack, target, prior, classes)
+        + attack.surrogates * epochs * epoch * attack.images / len(few)
+        + _white_box_seconds(attack.white_box, committee, prior, classes)
+    )
 
 
 def _embedding_seconds(

@@ -209,6 +209,42 @@ def evaluate(
     )  # fmt: skip
 
 
+def nearness(
+    private: ImageSet,
+    made: ImageSet,
+    *,
+    distance: Embedding,
+    memory: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> dict[str, Summary]:
+    """What distances alone say of one set of reconstructions: ddcs_best, ddcs_average, covered, and
+    nearest_distance, the mean over private images that have a reconstruction in their class.
+
+    Raises:
+        DataError: a reconstruction of a class that private does not have.
+        StageError: an embedding gave a NaN or an infinity.
+    """
+    check_classes(private, made)
+    private, made = _by_id(private), _by_id(made)
+    subjects = Subjects(ids=private.ids, labels=private.labels, classes=private.classes)
+    one = _score_set(
+        "reconstructions", made, _Ours(private, None), subjects, distance, distance, None,
+        memory=memory, pairs=(), checkpoint=None, device=device, work=Workspace(device),
+        progress=progress,
+    )  # fmt: skip
+    found = ddcs_of(
+        one.assignment,
+        labels=subjects.labels,
+        ids=subjects.ids,
+        reconstruction_ids=made.ids,
+        rng=generator(seed, "scores/ddcs"),
+    )
+    mean = _mean(_nearest(one.assignment), subjects, generator(seed, "scores/nearest"))
+    return {**found.summary, "nearest_distance": mean}
+
+
 def summarise(
     subjects: Subjects,
     sets: tuple[ScoredSet, ...],

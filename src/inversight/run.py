@@ -38,6 +38,7 @@ Less sensitive:
                      figures over the whole set
   model-card.md, model-card.json
                      the main figures, for a model card; no name of an image, a class or a file
+  budget.parquet     figures of each attack within a number of queries, with --budget
   run.json           settings, versions, paths of the inputs, times
 """
 

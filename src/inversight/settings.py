@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from inversight.adaptation import Adaptation
-from inversight.config import from_mapping, merge, nearest, settings
+from inversight.attacks import Lokt
+from inversight.config import from_mapping, merge, nearest, settings, to_mapping
 from inversight.errors import ConfigError
 from inversight.evaluation import PairMeasure
 from inversight.priors import PriorTraining
@@ -70,6 +71,9 @@ class AuditSettings:
     paper's), balanced, statistics (ours)."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
+    budget: tuple[PositiveInt, ...] = ()
+    """Numbers of queries: each attack is run again with no more than so many images sent to the target
+    for all classes together, and budget.parquet says what that covers; white-box steps count too."""
     prior: str | dict[str, Any] = Field(default_factory=lambda: {"class": "style"})
     """The prior: {class: style, setting: value}; a folder or file that `inversight prior train`,
     `prior import` or `adapt` wrote; or one's own {class: package.module:Class, ...}."""
@@ -135,6 +139,17 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
             "pool": 2000, "searches": 15, "population": 12, "generations": 20, "keep": 10,
             "crops": 25,
         },
+        "c2f-mi": {
+            "pool": 2000, "population": 30, "generations": 119, "keep": 10, "crops": 25,
+        },
+        "rlb-mi": {
+            "episodes": 3600, "at_once": 6, "hidden": 64, "training_batch": 64, "candidates": 30, "keep": 10,
+            "crops": 25,
+        },
+        "brep-mi": {
+            "pool": 2000, "searches": 10, "points": 12, "iterations": 33, "keep": 10,
+        },
+        "lokt": {"images": 6000, "surrogates": 2, "training": {"epochs": 10}},
     },
     "standard": {
         "mirror-black-box": {
@@ -145,6 +160,17 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
             "pool": 5000, "searches": 35, "population": 20, "generations": 35, "keep": 25,
             "crops": 50,
         },
+        "c2f-mi": {
+            "pool": 5000, "population": 100, "generations": 209, "keep": 25, "crops": 50,
+        },
+        "rlb-mi": {
+            "episodes": 21000, "at_once": 4, "hidden": 128, "training_batch": 128,
+            "candidates": 100, "keep": 25, "crops": 50,
+        },
+        "brep-mi": {
+            "pool": 5000, "searches": 25, "points": 32, "iterations": 32, "keep": 25,
+        },
+        "lokt": {"images": 20000, "surrogates": 3, "training": {"epochs": 20}},
     },
     "thorough": {
         "mirror-black-box": {
@@ -155,10 +181,22 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
             "pool": 5000, "searches": 70, "population": 20, "generations": 40, "keep": 50,
             "crops": 100,
         },
+        "c2f-mi": {
+            "pool": 5000, "population": 200, "generations": 209, "keep": 50, "crops": 100,
+        },
+        "rlb-mi": {
+            "episodes": 42000, "hidden": 256, "training_batch": 256, "candidates": 200, "keep": 50,
+            "crops": 100,
+        },
+        "brep-mi": {
+            "pool": 5000, "searches": 50, "points": 32, "iterations": 38, "keep": 50,
+        },
+        "lokt": {"images": 50000, "surrogates": 3, "training": {"epochs": 30}},
     },
 }  # fmt: skip
 """As much work for a class as Plug & Play in the same preset, whose steps forward and back count as
-three images each, and as many reconstructions."""
+three images each, and as many reconstructions; the agents and surrogates that some attacks train come on top.
+LOKT's attack on its surrogates has Plug & Play's own budget."""
 
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
@@ -187,6 +225,17 @@ _DIGITS_BLACK_BOX: dict[str, dict[str, Any]] = {
     "cma-es": {
         "pool": 5000, "searches": 25, "population": 12, "generations": 20, "keep": 20, "crops": 30,
     },
+    "c2f-mi": {
+        "pool": 5000, "population": 40, "generations": 149, "keep": 20, "crops": 30,
+    },
+    "rlb-mi": {
+        "episodes": 6000, "at_once": 6, "hidden": 64, "training_batch": 64, "candidates": 40,
+        "keep": 20, "crops": 30,
+    },
+    "brep-mi": {
+        "pool": 5000, "searches": 20, "points": 12, "iterations": 28, "keep": 20,
+    },
+    "lokt": {"images": 6000, "surrogates": 2, "training": {"epochs": 10}},
 }  # fmt: skip
 """At 8x8 every step is cheap; these budgets keep the whole demonstration within two minutes."""
 
@@ -203,11 +252,12 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
         budget = merge(budget, _DIGITS)
         if preset == "quick":
             budget = merge(budget, _DIGITS_QUICK)
-    budgets = {**_white_box(budget.pop("attack")), **_black_box(preset)}
+    white_box, black_box = budget.pop("attack"), _black_box(preset)
+    if given.get("private") is None and preset == "quick":
+        black_box |= _DIGITS_BLACK_BOX
+    budgets = _attack_budgets(white_box, black_box)
     if given.get("private") is None:
-        if preset == "quick":
-            budgets |= _DIGITS_BLACK_BOX
-        budgets = {name: {**values, **_DIGITS["attack"]} for name, values in budgets.items()}
+        budgets = {name: _unmirrored(values) for name, values in budgets.items()}
     values = merge(_with_classes(budget), given)
     values["attack"] = _attacks(values.get("attack"), budgets)
     if isinstance(values["prior"], dict) and values["prior"].get("class", "style") != "style":
@@ -233,7 +283,7 @@ def attack_budget(preset: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such preset.
     """
-    budgets = {**_white_box(_budget(preset)["attack"]), **_black_box(preset)}
+    budgets = _attack_budgets(_budget(preset)["attack"], _black_box(preset))
     return dict(budgets.get(name, {}))
 
 
@@ -278,6 +328,26 @@ def _black_box(preset: Any) -> dict[str, dict[str, Any]]:
     return dict(_BLACK_BOX[preset])
 
 
+def _attack_budgets(
+    white_box: dict[str, Any], black_box: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Each attack's budget by its name; what LOKT runs on its surrogates is Plug & Play."""
+    # A part that is given replaces the attack's own default of it as a whole.
+    training = {**to_mapping(Lokt().training), **black_box["lokt"]["training"]}
+    lokt = {**black_box["lokt"], "training": training, "white_box": white_box}
+    return {**_white_box(white_box), **black_box, "lokt": lokt}
+
+
+def _unmirrored(budget: dict[str, Any]) -> dict[str, Any]:
+    """An attack's budget that mirrors nothing, wherever it would mirror something."""
+    parts = {k: _unmirrored(v) if isinstance(v, dict) else v for k, v in budget.items()}
+    if "crops" in parts:
+        parts["crop_flip"] = False
+    if "epochs" in parts:
+        parts["flip"] = False
+    return parts
+
+
 def prior_path(settings_: AuditSettings) -> Path | None:
     """Where a prior made before lies, or None if the audit trains one or the prior is a class."""
     spec = settings_.prior
@@ -312,7 +382,7 @@ def _attacks(given: Any, budgets: dict[str, dict[str, Any]]) -> list[dict[str, A
     for spec in specs:
         values = {"class": spec} if isinstance(spec, str) else dict(spec)
         name = values.setdefault("class", "plug-and-play")
-        result.append({"class": name, **budgets.get(str(name), {}), **values})
+        result.append({"class": name, **merge(budgets.get(str(name), {}), values)})
     return result
 
 

@@ -16,13 +16,16 @@ import torch
 
 from inversight.adaptation import ARMS, Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, require_access, run_attack, write_reconstructions
-from inversight.config import build, from_mapping, nearest
+from inversight.attacks.base import left_out
+from inversight.attacks.endpoint import Endpoint, endpoint_target
+from inversight.config import build, from_mapping, merge, nearest
 from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
 from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, named_embedding
-from inversight.errors import ConfigError, InputError, RunError
+from inversight.errors import ConfigError, InputError, RunError, TargetError
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
+from inversight.one_by_one import OneByOne
 from inversight.outputs import write_report
 from inversight.priors import PriorTraining, Watch, train_prior
 from inversight.priors.given import (
@@ -40,7 +43,7 @@ from inversight.report import load_report_data
 from inversight.run import Run, write_json
 from inversight.seeding import generator
 from inversight.settings import attack_budget, stage_budget
-from inversight.target import Target, load_target
+from inversight.target import SERVICE, Target, load_target, read_classes
 from inversight.training import Training, rotation_task, train_classifier
 from inversight.watching import FrechetToPublic, check_watched, watched_features
 
@@ -294,15 +297,20 @@ def attack_stage(
     """
     where = pick_device(device)
     made = build(
-        {"class": attack, **attack_budget(preset, attack), **given}, ATTACKS, role="--attack"
+        {"class": attack, **merge(attack_budget(preset, attack), given)}, ATTACKS, role="--attack"
     )
     if not isinstance(made, Attack):
         raise ConfigError(f"--attack {attack}: has no `access` and `run`")
     given_prior = read_prior(prior)
+    name = attack.rpartition(":")[2]
+    if model.spec.startswith(SERVICE):
+        return _attack_service(
+            given_prior, model, OneByOne(out, made, name, seed, model.spec, given_prior.fingerprint),
+            limit=limit, device=where, reporter=reporter,
+        )  # fmt: skip
     target = model.load(given_prior).to(where)
     require_access(made, target)
     Run.check_new(out, needed_bytes=50_000_000)
-    name = attack.rpartition(":")[2]
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
     with _remedy("attack", getattr(made, "batch_size", None)):
         found = run_attack(
@@ -313,6 +321,9 @@ def attack_stage(
             rng=generator(seed, f"attack/{name}"),
             progress=reporter.stage(name),
         )
+    missing = left_out(found, labels, target.classes)
+    if missing is not None:
+        reporter.warn(f"{name}: {missing}")
     # Written beside its place and renamed, so that a kill leaves no half a folder.
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -324,6 +335,26 @@ def attack_stage(
         out.rmdir()  # check_new has seen that it is empty
     partial.replace(out)
     return out / "reconstructions"
+
+
+def _attack_service(
+    prior: GivenPrior,
+    model: TargetChoice,
+    plan: OneByOne,
+    *,
+    limit: int | None,
+    device: torch.device,
+    reporter: Reporter,
+) -> Path:
+    """Attack a service class after class; what is finished is kept, and the same call goes on."""
+    plan.check()
+    target, endpoint = model.service(prior, reporter)
+    require_access(plan.attack, target)
+    labels = torch.arange(min(limit or target.num_classes, target.num_classes))
+    with _remedy("attack", getattr(plan.attack, "batch_size", None)):
+        sent = plan.run(target, endpoint, prior.prior.to(device), labels, reporter)
+    reporter.say(f"{plan.name}: {sent:,} images sent to the target, {plan.attack.access} access")
+    return plan.out / "reconstructions"
 
 
 @dataclass(frozen=True)
@@ -365,6 +396,30 @@ class TargetChoice:
             "package.module:factory, a function that returns it behind a layer that converts",
         )
         return target
+
+    def service(self, prior: GivenPrior, reporter: Reporter) -> tuple[Target, Endpoint]:
+        """The service that the spec names, sent images of --size, or as large as the prior's.
+
+        Raises:
+            TargetError: its class names are missing, or it gives no usable answer.
+        """
+        if self.classes is None:
+            raise TargetError(
+                f"--target {self.spec}: give the names of its classes in the order of its "
+                "probabilities with --classes FILE"
+            )
+        if self.mean is not None or self.std is not None:
+            raise TargetError(
+                f"--target {self.spec}: a service normalises images itself; leave --mean and --std out"
+            )
+        channels, size, _ = prior.prior.image_shape
+        side = self.size or size
+        return endpoint_target(
+            self.spec,
+            classes=read_classes(self.classes),
+            image_shape=(channels, side, side),
+            warn=reporter.warn,
+        )
 
 
 def public_network(

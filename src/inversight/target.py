@@ -25,6 +25,8 @@ _CONVERT = (
     "convert it once where you trust it: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
+SERVICE = "endpoint:"
+"""How the spec of a service begins: see inversight.attacks.endpoint."""
 _LEAST_SCORE = 1e-12
 """What a probability of 0 is taken for, so that its logarithm is a number."""
 
@@ -126,8 +128,13 @@ def load_target(
     Raises:
         TargetError: one line on what is wrong and what to do.
     """
+    if spec.startswith(SERVICE):
+        raise TargetError(
+            f"{role} {spec}: is a service, which `inversight attack` takes alone; anything else here "
+            "needs the model itself, its layers or gradients"
+        )
     name, weights = _parse(spec, role)
-    order = _read_classes(class_order) if class_order else None
+    order = read_classes(class_order) if class_order else None
     path = Path(name)
     if name.startswith("timm:"):
         loaded = _load_timm(name.removeprefix("timm:"), weights, size, role)
@@ -212,7 +219,12 @@ def _parse(spec: str, role: str) -> tuple[str, Path | None]:
     return name, weights
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The model's class names in the order of its outputs, one a line of ``--classes FILE``.
+
+    Raises:
+        TargetError: the file cannot be read, is empty, or names a class twice.
+    """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

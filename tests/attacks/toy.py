@@ -118,3 +118,47 @@ def least_on_a_grid(loss: Callable[[Tensor], Tensor], reach: float = 4.0) -> Ten
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         return torch.sigmoid(grid[loss(FlatPrior()(grid)).argmin()])
+
+
+@dataclass(frozen=True)
+class LinearPrior:
+    """Two latents: the grey level of the left and of the right half, straight in both."""
+
+    image_shape: tuple[int, int, int] = (1, SIZE, SIZE)
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        return torch.randn(n, 2, generator=rng)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        left, right = (0.5 + latents / 12.0).clamp(0.0, 1.0).unbind(1)
+        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
+        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
+
+
+MIDDLES = torch.tensor([[-1.2, 0.2], [1.0, 0.9], [0.3, -1.0]])
+RADII = torch.tensor([0.7, 0.6, 0.5])
+
+
+class Discs(nn.Module):
+    """A class is a disc in LinearPrior's latents, farthest from its border at its middle; none outside.
+
+    Scores fall with the distance from the middle; what the labels tell is whether it is a radius.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.requires_grad:
+            raise AssertionError("asked for gradients")
+        self.images += len(x)
+        halves = x[..., : SIZE // 2], x[..., SIZE // 2 :]
+        at = torch.stack([12.0 * (half.mean((1, 2, 3)) - 0.5) for half in halves], dim=1)
+        gaps = (at[:, None] - MIDDLES[None]).norm(dim=2) / RADII
+        return torch.cat([4.0 * (1.0 - gaps), torch.zeros(len(x), 1)], dim=1)
+
+
+def from_middle(latents: Tensor, labels: Tensor) -> Tensor:
+    """Distance (M,) of latents from the middle of their class's disc, in its radii."""
+    return (latents - MIDDLES[labels]).norm(dim=1) / RADII[labels]

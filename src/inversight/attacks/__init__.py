@@ -1,6 +1,8 @@
 """Attacks: target and prior -> reconstructions."""
 
 from inversight.attacks.base import Attack, Reconstructions, require_access
+from inversight.attacks.brep_mi import BrepMi
+from inversight.attacks.c2f_mi import C2fMi
 from inversight.attacks.cma import CmaEs
 from inversight.attacks.control import control
 from inversight.attacks.distribution import DistributionSearch
@@ -8,12 +10,14 @@ from inversight.attacks.files import load_latents, write_reconstructions
 from inversight.attacks.gmi import Gmi
 from inversight.attacks.if_gmi import IfGmi
 from inversight.attacks.ked_mi import KedMi
+from inversight.attacks.lokt import Lokt
 from inversight.attacks.lomma import Lomma
 from inversight.attacks.mi_face import MiFace
 from inversight.attacks.mirror import Mirror
 from inversight.attacks.mirror_genetic import MirrorGenetic
 from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
+from inversight.attacks.rlb_mi import RlbMi
 from inversight.attacks.search import LatentSearch
 from inversight.attacks.vmi import Vmi
 
@@ -28,18 +32,25 @@ ATTACKS = {
     "mi-face": MiFace,
     "mirror-black-box": MirrorGenetic,
     "cma-es": CmaEs,
+    "c2f-mi": C2fMi,
+    "rlb-mi": RlbMi,
+    "brep-mi": BrepMi,
+    "lokt": Lokt,
 }
 """The attacks that have a name of their own."""
 
 __all__ = [
     "ATTACKS",
     "Attack",
+    "BrepMi",
+    "C2fMi",
     "CmaEs",
     "DistributionSearch",
     "Gmi",
     "IfGmi",
     "KedMi",
     "LatentSearch",
+    "Lokt",
     "Lomma",
     "MiFace",
     "Mirror",
@@ -47,6 +58,7 @@ __all__ = [
     "PlugAndPlay",
     "QueriesSpentError",
     "Reconstructions",
+    "RlbMi",
     "Vmi",
     "black_box",
     "control",

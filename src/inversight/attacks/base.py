@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -69,6 +70,19 @@ def require_access(attack: Attack, target: Target) -> None:
             f"{type(attack).__name__} needs {attack.access} access, but the target "
             f"{target.spec} gives {target.access} only; choose another --attack"
         )
+
+
+def left_out(made: Reconstructions, labels: Tensor, classes: Sequence[str]) -> str | None:
+    """A warning that names the classes among ``labels`` that nothing was made for, else None."""
+    there = set(made.labels.tolist())
+    missing = [classes[label] for label in labels.tolist() if label not in there]
+    if not missing:
+        return None
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return (
+        f"found no sample of the prior in class {', '.join(missing[:3])}{more}, and has made no "
+        "reconstruction of it: that says nothing about its images"
+    )
 
 
 def critic_of(attack: Attack, prior: Prior) -> Critic:

@@ -21,7 +21,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, require_access
-from inversight.attacks.constraints import Coordinates
+from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
@@ -112,27 +112,27 @@ class CmaEs:
             batch_size=self.batch_size, rng=generator(seed, "pool"),
         )  # fmt: skip
         progress(1, total, "pool classified")
-        flat = pool.latents.flatten(1)
-        if flat.shape[1] < 2:
+        space = PoolSpace(pool.latents)
+        if space.width < 2:
             raise InputError(
                 "CmaEs: the prior's latents have one coordinate, and a search needs two or more; "
                 "choose another --attack"
             )
-        space = _Space(flat)
-        population = self._population(flat.shape[1])
+        population = self._population(space.width)
         searches = []
         for rows, label in zip(pool.best(labels, self.searches), labels.tolist(), strict=True):
             for number, row in enumerate(rows.tolist()):
                 own = derive_seed(seed, "search", label, number)
                 score = float(pool.scores[row, label])
-                searches.append(_Search(space.point(row), score, label, population, self.step, own))
+                start = space.points[row].numpy().copy()
+                searches.append(_Search(start, score, label, population, self.step, own))
         try:
             for generation in range(self.generations):
                 going = [one for one in searches if not one.ended]
                 if not going:
                     break
                 tried = [one.ask() for one in going]
-                latents = space.latents(np.concatenate(tried)).view(-1, *pool.latents.shape[1:])
+                latents = space.latents(torch.from_numpy(np.concatenate(tried)))
                 wanted = torch.tensor([one.label for one in going]).repeat_interleave(population)
                 scores = log_confidence(
                     target, prior, latents, wanted, batch_size=self.batch_size
@@ -142,7 +142,7 @@ class CmaEs:
                 progress(generation + 2, total, f"generations, {meter.used:,} queries")
         except QueriesSpentError:
             pass  # The best so far is what there is.
-        best = space.latents(np.stack([one.best for one in searches]))
+        best = space.latents(torch.from_numpy(np.stack([one.best for one in searches])))
         made = end_search(
             target,
             prior,
@@ -159,29 +159,6 @@ class CmaEs:
 
     def _population(self, width: int) -> int:
         return self.population or 4 + math.floor(3 * math.log(width))
-
-
-class _Space:
-    """Coordinates of latents in standard deviations from the pool's mean, clipped to its range."""
-
-    def __init__(self, pool: Tensor) -> None:
-        self._kind = pool[:0]
-        # On the CPU, where the strategy is; some accelerators know no float64. A coordinate that
-        # does not vary stays where it is: its range is one point.
-        wide = pool.cpu().double()
-        self._coordinates = Coordinates.of(wide)
-        self._points = self._coordinates.points(wide)
-        self._low, self._high = self._points.aminmax(dim=0)
-
-    def point(self, row: int) -> NDArray[np.float64]:
-        """The pool's sample ``row`` in these coordinates."""
-        found: NDArray[np.float64] = self._points[row].numpy().copy()
-        return found
-
-    def latents(self, points: NDArray[np.float64]) -> Tensor:
-        """Points (n, D) as flat latents (n, D), clipped."""
-        x = torch.from_numpy(points).clamp(self._low, self._high)
-        return self._coordinates.latents(x).to(self._kind)
 
 
 class _Search:

@@ -72,6 +72,13 @@ def log_confidence(
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def predicted_classes(target: Target, prior: Prior, latents: Tensor, *, batch_size: int) -> Tensor:
+    """The class (M,) int64 that the target puts each latent's image in, on the CPU: M queries."""
+    check_queries(target, len(latents))
+    return torch.cat([target(prior(w)).argmax(1).cpu() for w in latents.split(batch_size)])
+
+
 @dataclass(frozen=True)
 class Crops:
     """Random crops that a candidate's confidence is averaged over.

@@ -1,0 +1,97 @@
+"""Attacks cut down to a number of queries run within it, and find less with less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    BrepMi,
+    C2fMi,
+    CmaEs,
+    Lokt,
+    MiFace,
+    MirrorGenetic,
+    PlugAndPlay,
+    QueriesSpentError,
+    RlbMi,
+    run_attack,
+)
+from inversight.attacks.budget import within
+from inversight.seeding import generator
+from inversight.target import Access
+from inversight.training import Training
+from tests.attacks.toy import LABELS, FlatPrior, Nearest, surest_on_a_grid, toy_target
+from tests.examples import SampleAttack
+
+EACH: dict[str, Attack] = {
+    "plug-and-play": PlugAndPlay(pool=200, candidates=20, steps=20, keep=5, crops=5),
+    "mi-face": MiFace(candidates=20, steps=20, keep=5, crops=5),
+    "mirror-black-box": MirrorGenetic(
+        pool=200, population=30, generations=30, candidates=10, keep=5, crops=5
+    ),
+    "cma-es": CmaEs(pool=200, searches=8, population=6, generations=30, keep=5, crops=5),
+    "c2f-mi": C2fMi(pool=200, population=30, generations=30, keep=5, crops=5, hidden=8, epochs=1),
+    "rlb-mi": RlbMi(
+        pool=200, episodes=300, candidates=10, keep=5, crops=5, hidden=8, training_batch=64
+    ),
+    "brep-mi": BrepMi(pool=200, searches=5, points=8, iterations=30, keep=5),
+    "lokt": Lokt(
+        images=2000,
+        surrogates=1,
+        training=Training(epochs=1, width=2, batch_size=64),
+        white_box=PlugAndPlay(pool=20, candidates=5, steps=2, keep=5, crops=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_no_more_is_sent_than_the_budget(name: str) -> None:
+    assert type(EACH[name]) is ATTACKS[name]
+    module = Nearest()
+    used = run_attack(EACH[name], toy_target(module), FlatPrior(), LABELS, rng=generator(0)).queries
+    assert used is not None
+    assert within(EACH[name], used, classes=3, used=used) is EACH[name]
+    sent = []
+    for queries in (used // 8, used // 3, used - 1):
+        less = within(EACH[name], queries, classes=3, used=used)
+        assert less is not None
+        module.images = 0
+        made = run_attack(
+            less, toy_target(module), FlatPrior(), LABELS, rng=generator(0), limit=queries
+        )
+        assert made.queries == module.images <= queries and len(made) > 0
+        sent.append(made.queries)
+    assert sent == sorted(sent) and sent[-1] > used / 2
+
+
+def test_more_queries_find_more() -> None:
+    used = 4640
+    target = toy_target(Nearest())
+    blind = target.restricted(Access.SCORES)
+    best = torch.tensor([surest_on_a_grid(blind, label)[1] for label in range(3)])
+    gaps = []
+    for queries in (150, used // 3, used):
+        less = within(EACH["cma-es"], queries, classes=3, used=used)
+        assert less is not None
+        found = run_attack(less, target, FlatPrior(), LABELS, rng=generator(0), limit=queries)
+        first = torch.stack([found.images[found.labels == label][0] for label in range(3)])
+        gaps.append(float((best - blind(first).softmax(1).diagonal()).mean()))
+    assert gaps[0] > gaps[2] and gaps[1] < 0.5 * gaps[0]
+
+
+def test_what_cannot_be_cut_is_left_out() -> None:
+    assert within(SampleAttack(), 10, classes=3, used=50) is None
+    assert within(SampleAttack(), 50, classes=3, used=50) == SampleAttack()
+    # Two candidates of three classes, at 25 images each, do not fit into 100 beside the pool.
+    assert within(EACH["plug-and-play"], 100, classes=3, used=200 + 3 * 20 * 25) is None
+    assert within(EACH["rlb-mi"], 2, classes=3, used=1000) is None
+
+
+def test_the_limit_holds_whatever_the_attack_does() -> None:
+    less = within(EACH["cma-es"], 100, classes=3, used=5000)
+    assert less is not None
+    with pytest.raises(QueriesSpentError):
+        run_attack(less, toy_target(Nearest()), FlatPrior(), LABELS, rng=generator(0), limit=20)

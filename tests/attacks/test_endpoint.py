@@ -1,0 +1,273 @@
+"""A target over HTTP: asked in batches, again where it fails, and never twice about one image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from inversight.attacks import BrepMi, CmaEs, run_attack
+from inversight.attacks.endpoint import (
+    Calling,
+    Endpoint,
+    EndpointError,
+    endpoint_target,
+    read_spec,
+)
+from inversight.errors import InputError, TargetError
+from inversight.imaging import to_float, to_uint8
+from inversight.seeding import generator
+from inversight.target import Access
+from tests.attacks.service import Answer, Service, good, halves, labels, probabilities, serving
+from tests.attacks.toy import FlatPrior
+
+CLASSES = ("left", "right", "dark")
+IMAGES = to_float(to_uint8(torch.rand(5, 1, 8, 8, generator=generator(0))))
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with serving(Service(probabilities)) as one:
+        yield one
+
+
+@pytest.fixture
+def waited() -> list[float]:
+    return []
+
+
+def calling(service: Service, waited: list[float], **settings: Any) -> Endpoint:
+    return Endpoint(Calling(url=service.url, **settings), CLASSES, sleep=lambda s: waited.append(s))
+
+
+def status(code: int, **headers: str) -> Callable[[Tensor], Answer]:
+    return lambda images: (code, {k.replace("_", "-"): v for k, v in headers.items()}, b"")
+
+
+def test_the_answer_is_the_services_own(service: Service) -> None:
+    found = Endpoint(Calling(url=service.url), CLASSES)(IMAGES)
+    torch.testing.assert_close(found, halves(IMAGES).log())
+    torch.testing.assert_close(service.requests[0], IMAGES)
+
+
+def test_colour_goes_over_the_wire(service: Service) -> None:
+    colour = to_float(to_uint8(torch.rand(2, 3, 8, 8, generator=generator(1))))
+    Endpoint(Calling(url=service.url), CLASSES)(colour)
+    torch.testing.assert_close(service.requests[0], colour)
+
+
+def test_batches(service: Service, waited: list[float]) -> None:
+    endpoint = calling(service, waited, batch=2)
+    torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
+    assert [len(r) for r in service.requests] == [2, 2, 1] and endpoint.sent == 5 and not waited
+
+
+def test_nothing_is_asked_twice(service: Service, waited: list[float]) -> None:
+    endpoint = calling(service, waited)
+    endpoint(IMAGES[:3])
+    torch.testing.assert_close(endpoint(IMAGES.flip(0)), halves(IMAGES.flip(0)).log())
+    endpoint(torch.cat([IMAGES, IMAGES]))
+    assert service.images == endpoint.sent == 5
+    forgetful = calling(service, waited, remembered=2)
+    for _ in range(2):
+        forgetful(IMAGES)
+    assert forgetful.sent == 5 + 3
+
+
+@pytest.mark.parametrize(
+    ("first", "asked"),
+    [
+        (status(503), 1.0),
+        (status(429), 1.0),
+        (status(429, Retry_After="7"), 7.0),
+        (status(429, Retry_After="900"), 120.0),
+        (lambda _: (200, {}, b"<html>"), 1.0),
+        (lambda images: good({"probabilities": halves(images)[:, :2].tolist()}), 1.0),
+        (lambda images: good({"probabilities": halves(images)[:1].tolist()}), 1.0),
+        (lambda images: good({"probabilities": (9 * halves(images)).tolist()}), 1.0),
+        (lambda images: good({"probabilities": [[0.2, 0.8], [1.0]]}), 1.0),
+        (lambda _: good([1, 2]), 1.0),
+    ],
+)
+def test_a_bad_answer_is_asked_for_again(
+    service: Service, waited: list[float], first: Callable[[Tensor], Answer], asked: float
+) -> None:
+    service.answers = [first]
+    endpoint = calling(service, waited)
+    torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
+    assert waited == [asked] and endpoint.sent == 5 and len(service.requests) == 2
+
+
+def test_a_date_to_wait_for(service: Service, waited: list[float]) -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    service.answers = [status(503, Retry_After=soon), status(503, Retry_After="soon")]
+    calling(service, waited)(IMAGES)
+    assert 25 < waited[0] <= 30 and waited[1] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (status(429, Retry_After="1"), "status 429 Too Many Requests"),
+        (status(500), "status 500"),
+        (lambda _: (200, {}, b"nothing"), "something that is not JSON"),
+        (
+            lambda images: good({"probabilities": halves(images)[:, :2].tolist()}),
+            r"expected probabilities of shape \(5, 3\), found \(5, 2\)",
+        ),
+        (lambda images: good({"scores": 1}), 'expected an answer {"probabilities"'),
+    ],
+)
+def test_in_the_end_there_is_one_line(
+    service: Service, waited: list[float], answer: Callable[[Tensor], Answer], message: str
+) -> None:
+    service.usual = answer
+    with pytest.raises(EndpointError, match=message) as caught:
+        calling(service, waited, retries=3)(IMAGES)
+    assert waited == [1.0, 2.0, 4.0] and len(service.requests) == 4
+    assert "in the last of 4 tries; 0 images were answered before" in str(caught.value)
+    assert service.url in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_lost_request(service: Service, waited: list[float]) -> None:
+    def slow(images: Tensor) -> Answer:
+        time.sleep(0.3)
+        return probabilities(images)
+
+    service.answers = [slow]
+    endpoint = calling(service, waited, timeout=0.1)
+    torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
+    assert waited == [1.0]
+    service.usual = slow
+    with pytest.raises(EndpointError, match=r"no answer within 0.1 s, in the last of 1 tries"):
+        calling(service, waited, timeout=0.1, retries=0)(IMAGES)
+
+
+def test_nobody_there(waited: list[float]) -> None:
+    with serving(Service(probabilities)) as gone:
+        pass
+    with pytest.raises(EndpointError, match="Connection refused"):
+        calling(gone, waited, retries=1)(IMAGES)
+
+
+@pytest.mark.parametrize("code", [400, 401, 404, 413])
+def test_what_will_not_change_is_not_asked_again(
+    service: Service, waited: list[float], code: int
+) -> None:
+    service.usual = status(code)
+    with pytest.raises(TargetError, match=f"refuses the request .status {code}"):
+        calling(service, waited)(IMAGES)
+    assert len(service.requests) == 1 and not waited
+
+
+def test_the_rate_is_kept(service: Service, waited: list[float]) -> None:
+    calling(service, waited, batch=1, rate=4.0)(IMAGES)
+    assert len(waited) == 4 and all(0.0 < s <= 0.25 for s in waited) and sum(waited) > 0.6
+
+
+# Labels
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_labels_by_number_or_name(service: Service, named: bool) -> None:
+    def named_labels(images: Tensor) -> Answer:
+        return good({"labels": [CLASSES[i] for i in halves(images).argmax(1)]})
+
+    service.usual = named_labels if named else labels
+    target, _ = endpoint_target(
+        f"endpoint:{service.url}?access=label", classes=CLASSES, image_shape=(1, 8, 8)
+    )
+    assert target.access is Access.LABEL
+    found = target(IMAGES)
+    assert torch.equal(found.argmax(1), halves(IMAGES).argmax(1))
+    assert torch.equal(found.sum(1), torch.ones(5)) and set(found.unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_label_only_service_that_says_more_is_warned_about(service: Service) -> None:
+    told: list[str] = []
+    target, _ = endpoint_target(
+        f"endpoint:{service.url}?access=label", classes=CLASSES, image_shape=(1, 8, 8),
+        warn=told.append,
+    )  # fmt: skip
+    found = target(IMAGES)
+    assert torch.equal(found.argmax(1), halves(IMAGES).argmax(1))
+    assert set(found.unique().tolist()) == {0.0, 1.0}
+    assert len(told) == 1 and "label-only and answers with scores" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, 1], "expected 5 labels, found 2"),
+        ([0, 1, 2, 3, 0], "label 3 is not among the 3 classes"),
+        ([0, 1, [2], 0, 0], r"label \[2\] is not among"),
+        ("left", "expected 5 labels, found str"),
+    ],
+)
+def test_wrong_labels(service: Service, waited: list[float], rows: Any, message: str) -> None:
+    service.usual = lambda _: good({"labels": rows})
+    with pytest.raises(EndpointError, match=message):
+        calling(service, waited, access=Access.LABEL, retries=0)(IMAGES)
+
+
+def test_labels_where_scores_were_hoped_for(service: Service) -> None:
+    service.usual = labels
+    with pytest.raises(TargetError, match=r"answers with labels alone; add .access=label"):
+        endpoint_target(f"endpoint:{service.url}", classes=CLASSES, image_shape=(1, 8, 8))
+
+
+# As a target
+
+
+def test_the_spec() -> None:
+    found = read_spec("endpoint:http://host:8/a/b?key=v&access=label&rate=2.5&batch=3")
+    assert found == Calling(url="http://host:8/a/b?key=v", access=Access.LABEL, rate=2.5, batch=3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("endpoint:file:///etc/passwd", "expected endpoint:http://HOST"),
+        ("endpoint:host/predict", "expected endpoint:http://HOST"),
+        ("endpoint:http://h/p?access=labels", "access"),
+        ("endpoint:http://h/p?access=white-box", "expected scores or label"),
+        ("endpoint:http://h/p?rate=0", "rate: "),
+    ],
+)
+def test_a_wrong_spec_is_one_line(spec: str, message: str) -> None:
+    with pytest.raises(TargetError, match=message) as caught:
+        read_spec(spec)
+    assert spec in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_attacks_take_it_for_a_target(service: Service) -> None:
+    target, endpoint = endpoint_target(
+        f"endpoint:{service.url}", classes=CLASSES, image_shape=(1, 8, 8)
+    )
+    asked = service.images
+    how = CmaEs(pool=100, searches=2, generations=10, keep=2, crops=2, truncation=1.0)
+    found = run_attack(how, target, FlatPrior(), torch.arange(3), rng=generator(0))
+    assert bool((halves(found.images).gather(1, found.labels[:, None]) > 0.7).all())
+    assert service.images - asked == endpoint.sent
+    # Less than what the attack sends, because clipped latents come again.
+    assert found.queries is not None and 100 < endpoint.sent <= found.queries
+    label, _ = endpoint_target(
+        f"endpoint:{service.url}?access=label", classes=CLASSES, image_shape=(1, 8, 8)
+    )
+    with pytest.raises(InputError, match=r"needs scores access, but the target endpoint:.* label"):
+        run_attack(how, label, FlatPrior(), torch.arange(3), rng=generator(0))
+    repelled = BrepMi(pool=60, searches=2, iterations=3, keep=2)
+    made = run_attack(repelled, label, FlatPrior(), torch.arange(3), rng=generator(0))
+    assert len(made) == 6
+
+
+def test_no_service_is_told_before_anything_begins() -> None:
+    with serving(Service(status(503))) as broken, pytest.raises(TargetError, match="status 503"):
+        endpoint_target(f"endpoint:{broken.url}?pause=0.01", classes=CLASSES, image_shape=(1, 8, 8))
+    assert len(broken.requests) == 2
