@@ -160,7 +160,7 @@ class _Comparison:
                 f"{run}: has no holdout, and what a defence costs can be measured only on images "
                 "that no model saw; audit with --holdout first"
             )
-        given = {**manifest["given"], "fail_on": None}
+        given = {**manifest["given"], "fail_on": None, "budget": ()}
         if device is not None:
             given["device"] = device
         given["attack"] = _attacks(given["attack"], attacks)
