@@ -32,9 +32,7 @@ _IMAGE_COLUMNS = (
     "defence", "id", "label", "protected", "nearest_distance_before", "nearest_distance", "ratio",
     "flagged_before", "flagged_after",
 )  # fmt: skip
-_OVERVIEW = (
-    "holdout_accuracy", "leakage_gap", "ddcs_best", "distance", "distance_protected", "flagged",
-)  # fmt: skip
+_OVERVIEW = ("holdout_accuracy", "leakage_gap", "ddcs_best", "distance_protected", "flagged")
 
 
 @dataclass(frozen=True)
@@ -390,7 +388,7 @@ def render_defences_text(found: Mapping[str, Any], *, width: int = 110) -> str:
             name = ("* " if one.recommended else "") + one.name if i == 0 else ""
             before, after = (line.after, "") if one.undefended else (line.before, line.after)
             changed = (line.change, line.interval, line.reading)
-            table.add_row(name, line.name.lower(), before, after, *changed)
+            table.add_row(name, line.name, before, after, *changed)
     console.print(table)
     console.print()
     console.print(
