@@ -20,6 +20,7 @@ from tests.test_audit import TINY, make
 
 PLUG = TINY["attack"][0]
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
+MINE = "tests.defences.examples:MoreSamples"
 BOTH: dict[str, Any] = {**TINY, "arm": "vanilla", "attack": [PLUG, SAMPLES]}
 TWIN = "tests.defences.examples:Twin"
 OTHER = "tests.defences.examples:Other"
@@ -122,6 +123,17 @@ def test_other_settings_need_another_folder(run: Path) -> None:
     defend(run, [{"class": OTHER, "width": 3}])
     with pytest.raises(RunError, match="--out"):
         defend(run, [{"class": OTHER, "width": 4}])
+
+
+@pytest.mark.parametrize("change", [{"protect": 0.5}, {"attacks": [{**SAMPLES, "class": MINE}]}])
+def test_what_is_finished_is_not_mixed_with_another_comparison(
+    run: Path, change: dict[str, Any]
+) -> None:
+    defend(run, [TWIN])
+    before = (run / "defences" / "defences.json").read_bytes()
+    with pytest.raises(RunError, match="--out"):
+        defend(run, [TWIN], **change)
+    assert (run / "defences" / "defences.json").read_bytes() == before
 
 
 def test_a_part_is_not_resumed_alone(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -49,8 +50,6 @@ BLACK_BOX = "cma-es"
 
 _SHARED = ("evaluator", "public-network", "prior")
 """Stages of the run that no defence changes."""
-
-_RESULTS = ("defences.json", "images.parquet", "report.html")
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,11 @@ class _Comparison:
         plan = replace(self.plan, settings=replace(self.plan.settings, seed=seed))
         if name != GIVEN:
             plan = replace(plan, inputs=replace(plan.inputs, target=None))
-        facts = {"part_of": "defend", "defence": {"name": name, **self.settings.get(name, {})}}
+        facts = {
+            "part_of": "defend",
+            "defence": {"name": name, **self.settings.get(name, {})},
+            "compared": self._compared(),
+        }
         if (folder / "run.json").is_file():
             inner = Run.open(folder)
         else:
@@ -246,9 +249,23 @@ class _Comparison:
                 raise RunError(
                     f"{folder}: was made with other settings of {name} ({before}); name another --out"
                 )
+            if inner.manifest.get("compared") != facts["compared"]:
+                raise RunError(
+                    f"{folder}: was made with other attacks, other protected images (--protect) or "
+                    "another run; give the same again to go on, or name another --out"
+                )
             return self._execute(inner, plan, name, seed)
         finally:
             inner.close()
+
+    def _compared(self) -> dict[str, Any]:
+        """What all models of a comparison must have in common."""
+        names = "\n".join(sorted(self.protected))
+        return {
+            "attacks": json.loads(json.dumps(to_mapping(self.plan.settings.attack), default=str)),
+            "protected": hashlib.sha256(names.encode()).hexdigest()[:16],
+            "inputs": {k: v["fingerprint"] for k, v in self.plan.manifest()["inputs"].items()},
+        }
 
     def _execute(self, inner: Run, plan: Plan, name: str, seed: int) -> Audited:
         self._copy_stages(inner, name, seed)

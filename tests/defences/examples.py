@@ -11,6 +11,7 @@ from inversight.defences import Defended, Level, Material
 from inversight.progress import Progress, silent
 from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
+from tests.examples import SampleAttack
 
 
 @dataclass(frozen=True)
@@ -106,3 +107,7 @@ class Answers(Twin):
         device: torch.device | str = "cpu",
     ) -> Defended:
         return Defended(replace(undefended, module=_Shuffled(undefended.module)), None, {})
+
+
+class MoreSamples(SampleAttack):
+    """The same attack under another name."""
