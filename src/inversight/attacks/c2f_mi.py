@@ -29,17 +29,17 @@ from torch.nn import functional as F
 from inversight.attacks.base import Reconstructions, require_access
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
-from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
+from inversight.attacks.selection import ScoreSearch, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target
+from inversight.target import Target
 
 
 @settings
-class C2fMi:
+class C2fMi(ScoreSearch):
     """C2FMI: an inverse network's coarse latents, refined by differential evolution on scores."""
 
     pool: PositiveInt = 5000
@@ -78,23 +78,6 @@ class C2fMi:
     """What the generations left are divided by for that weight, in those last ones (published: 50)."""
     keep: PositiveInt = 32
     """Reconstructions kept for each class."""
-    crops: PositiveInt = 100
-    """Random crops a candidate's confidence is averaged over (as Plug & Play: 100)."""
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
-    """Smallest and largest share of the area in a crop."""
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
-    """Smallest and largest aspect ratio of a crop."""
-    crop_flip: bool = True
-    """Mirror half of the crops; switch off where left and right matter, as for digits."""
-    most_queries: PositiveInt | None = None
-    """Images sent to the target at most, over all classes; the search then ends with the best it has,
-    chosen by crops only if queries are left for them. None: as many as the other settings ask for."""
-    batch_size: PositiveInt = 200
-    """Images that go through prior and target at once; changes memory, not results."""
-
-    @property
-    def access(self) -> Access:
-        return Access.SCORES
 
     def planned_queries(self, prior: Prior, classes: int) -> int:
         """Images that the attack sends for so many classes if nothing limits it."""
@@ -162,7 +145,7 @@ class C2fMi:
             labels,
             space.latents(points).view(len(labels), self.population, *pool.latents.shape[1:]),
             scores,
-            Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip),
+            self.crop_draws,
             keep=self.keep,
             batch_size=self.batch_size,
             rng=generator(seed, "crops"),

@@ -23,13 +23,13 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions, require_access
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
-from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
+from inversight.attacks.selection import ScoreSearch, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import derive_seed, draw_seed, generator
-from inversight.target import Access, Target
+from inversight.target import Target
 
 _WIDE = 64
 """Latents of so many coordinates are searched with a diagonal covariance: a full one would take more
@@ -37,7 +37,7 @@ generations to learn than an attack has, and a decomposition of such a matrix ea
 
 
 @settings
-class CmaEs:
+class CmaEs(ScoreSearch):
     """CMA-ES: independent searches in latent space by the target's scores alone."""
 
     pool: PositiveInt = 5000
@@ -54,25 +54,6 @@ class CmaEs:
     step: PositiveFloat = 0.3
     """First step size, in standard deviations of the pool (Hansen 2016: about 0.3 of the range in
     which the best is expected)."""
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class."""
-    crops: PositiveInt = 100
-    """Random crops a candidate's confidence is averaged over (as Plug & Play: 100)."""
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
-    """Smallest and largest share of the area in a crop."""
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
-    """Smallest and largest aspect ratio of a crop."""
-    crop_flip: bool = True
-    """Mirror half of the crops; switch off where left and right matter, as for digits."""
-    most_queries: PositiveInt | None = None
-    """Images sent to the target at most, over all classes; the searches then end with the best they
-    have, chosen by crops only if queries are left for them. None: as many as the other settings ask for."""
-    batch_size: PositiveInt = 200
-    """Images that go through prior and target at once; changes memory, not results."""
-
-    @property
-    def access(self) -> Access:
-        return Access.SCORES
 
     def planned_queries(self, prior: Prior, classes: int) -> int:
         """Images that the attack sends for so many classes if no search ends early."""
@@ -149,7 +130,7 @@ class CmaEs:
             labels,
             best.view(len(labels), self.searches, *pool.latents.shape[1:]),
             torch.tensor([one.score for one in searches]).view(len(labels), -1),
-            Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip),
+            self.crop_draws,
             keep=self.keep,
             batch_size=self.batch_size,
             rng=generator(seed, "crops"),

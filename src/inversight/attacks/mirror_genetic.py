@@ -22,17 +22,17 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions, require_access
 from inversight.attacks.constraints import PSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
-from inversight.attacks.selection import Crops, classified_pool, end_search, log_confidence
+from inversight.attacks.selection import ScoreSearch, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target
+from inversight.target import Target
 
 
 @settings
-class MirrorGenetic:
+class MirrorGenetic(ScoreSearch):
     """MIRROR, black box: populations of latents, one a class, bred by the target's scores alone."""
 
     pool: PositiveInt = 5000
@@ -55,25 +55,6 @@ class MirrorGenetic:
     that are no W, which are then clipped and mutated as they are."""
     candidates: PositiveInt = 100
     """Best distinct individuals of a class that the final selection tries with crops."""
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class."""
-    crops: PositiveInt = 100
-    """Random crops a candidate's confidence is averaged over (as Plug & Play: 100)."""
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
-    """Smallest and largest share of the area in a crop."""
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
-    """Smallest and largest aspect ratio of a crop."""
-    crop_flip: bool = True
-    """Mirror half of the crops; switch off where left and right matter, as for digits."""
-    most_queries: PositiveInt | None = None
-    """Images sent to the target at most, over all classes; the search then ends with the best it has,
-    chosen by crops only if queries are left for them. None: as many as the other settings ask for."""
-    batch_size: PositiveInt = 200
-    """Images that go through prior and target at once; changes memory, not results."""
-
-    @property
-    def access(self) -> Access:
-        return Access.SCORES
 
     def planned_queries(self, prior: Prior, classes: int) -> int:
         """Images that the attack sends for so many classes if nothing limits it."""
@@ -139,7 +120,7 @@ class MirrorGenetic:
             labels,
             torch.stack([one.best.latents for one in populations]),
             torch.stack([one.best.scores for one in populations]),
-            Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip),
+            self.crop_draws,
             keep=self.keep,
             batch_size=self.batch_size,
             rng=generator(seed, "crops"),

@@ -30,20 +30,20 @@ from torch.nn import functional as F
 from inversight.attacks.base import Reconstructions, require_access
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, check_queries, metered
-from inversight.attacks.selection import Crops, end_search, truncated
+from inversight.attacks.selection import ScoreSearch, end_search, truncated
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target
+from inversight.target import Target
 
 _LOG_DEVIATION = (-20.0, 2.0)
 """Range of an action's log standard deviation before it is squashed (published)."""
 
 
 @settings
-class RlbMi:
+class RlbMi(ScoreSearch):
     """RLB-MI: one soft actor-critic a class, rewarded by the target's scores."""
 
     pool: PositiveInt = 1000
@@ -74,25 +74,6 @@ class RlbMi:
     """Episodes between two training steps (published: 1)."""
     candidates: PositiveInt = 100
     """Best episodes of a class that the final selection tries with crops."""
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class."""
-    crops: PositiveInt = 100
-    """Random crops a candidate's confidence is averaged over (as Plug & Play: 100)."""
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
-    """Smallest and largest share of the area in a crop."""
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
-    """Smallest and largest aspect ratio of a crop."""
-    crop_flip: bool = True
-    """Mirror half of the crops; switch off where left and right matter, as for digits."""
-    most_queries: PositiveInt | None = None
-    """Images sent to the target at most, over all classes; the episodes then end, and the best are
-    chosen by crops only if queries are left for them. None: as many as the other settings ask for."""
-    batch_size: PositiveInt = 200
-    """Images that go through prior and target at once; changes memory, not results."""
-
-    @property
-    def access(self) -> Access:
-        return Access.SCORES
 
     def planned_queries(self, prior: Prior, classes: int) -> int:
         """Images that the attack sends for so many classes if nothing limits it."""
@@ -153,7 +134,7 @@ class RlbMi:
                 len(labels), -1, *pool.shape[1:]
             ),
             scores,
-            Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip),
+            self.crop_draws,
             keep=self.keep,
             batch_size=self.batch_size,
             rng=generator(seed, "crops"),

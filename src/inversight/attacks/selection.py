@@ -18,7 +18,7 @@ from inversight.attacks.base import Reconstructions
 from inversight.attacks.queries import QueriesSpentError, check_queries
 from inversight.config import settings
 from inversight.priors.base import Prior, Truncatable
-from inversight.target import Target
+from inversight.target import Access, Target
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,9 @@ class Selected:
 
 
 @settings
-class FinalSelection:
-    """The candidates whose confidence survives random crops are kept (Plug & Play, section 3.4)."""
+class CropSettings:
+    """How many random crops the final selection averages over, and of what shape."""
 
-    candidates: PositiveInt = 200
-    """Candidates of each class (Plug & Play: 200)."""
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class (Plug & Play: 50)."""
     crops: PositiveInt = 100
     """Random crops a candidate's confidence is averaged over (Plug & Play: 100)."""
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
@@ -186,13 +182,41 @@ class FinalSelection:
     batch_size: PositiveInt = 200
     """Images that go through prior and target at once; changes memory, not results."""
 
+    @property
+    def crop_draws(self) -> Crops:
+        return Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip)
+
+
+@settings
+class ScoreSearch(CropSettings):
+    """A search by scores alone: a limit of queries, and a selection by crops if any are left."""
+
+    keep: PositiveInt = 50
+    """Reconstructions kept for each class."""
+    most_queries: PositiveInt | None = None
+    """Images sent to the target at most, over all classes; the search then ends with the best it has,
+    chosen by crops only if queries are left for them. None: as many as the other settings ask for."""
+
+    @property
+    def access(self) -> Access:
+        return Access.SCORES
+
+
+@settings
+class FinalSelection(CropSettings):
+    """The candidates whose confidence survives random crops are kept (Plug & Play, section 3.4)."""
+
+    candidates: PositiveInt = 200
+    """Candidates of each class (Plug & Play: 200)."""
+    keep: PositiveInt = 50
+    """Reconstructions kept for each class (Plug & Play: 50)."""
+
     def select(
         self, target: Target, prior: Prior, latents: Tensor, wanted: Tensor, *, rng: torch.Generator
     ) -> Selected:
         """The best of ``candidates`` latents of each class, class by class; wanted (M,): their labels."""
-        crops = Crops(self.crops, self.crop_scale, self.crop_ratio, self.crop_flip)
         confidence = robust_confidence(
-            target, prior, latents, wanted, crops, batch_size=self.batch_size, rng=rng
+            target, prior, latents, wanted, self.crop_draws, batch_size=self.batch_size, rng=rng
         )
         index = surest(confidence, len(wanted) // self.candidates, self.keep)
         made = _chosen(prior, latents, wanted, confidence, index, self.batch_size)
