@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -289,3 +290,123 @@ def test_works_with_a_style_based_prior(row: Row, style: StylePrior, network: Ta
         assert found.latents.shape == (6, 5)
     other = replace(how, batch_size=3).run(network, style, labels, rng=generator(0))
     torch.testing.assert_close(found.images, other.images, rtol=1e-3, atol=2e-3)
+
+
+class TestHalvings:
+    """Plug & Play gives up candidates that fall behind, and the rest goes on as if they had not been."""
+
+    def test_rungs_are_quarters_and_halves(self) -> None:
+        attack = PlugAndPlay(candidates=200, keep=50, steps=70, halvings=2)
+        assert attack.rungs == [(18, 100), (17, 50), (35, 50)]
+        assert attack.image_steps == 18 * 200 + 17 * 100 + 35 * 50
+
+    def test_never_fewer_than_are_kept(self) -> None:
+        attack = PlugAndPlay(candidates=30, keep=20, steps=8, halvings=3)
+        assert [left for _, left in attack.rungs] == [20, 20, 20, 20]
+        assert sum(steps for steps, _ in attack.rungs) == 8
+
+    @pytest.mark.parametrize("halvings", [0, 1, 3])
+    def test_counts_the_images_that_are_sent(self, halvings: int) -> None:
+        attack = PlugAndPlay(**SEARCH, halvings=halvings, halving_crops=2)
+        target = toy_target(Nearest())
+        made = run_attack(attack, target, FlatPrior(), LABELS, rng=generator(0))
+        before = [attack.candidates, *(left for _, left in attack.rungs)]
+        looked = sum(2 * b for b, a in pairwise(before) if a < b)
+        crops = before[-1] * attack.crops
+        assert made.queries == attack.pool + len(LABELS) * (attack.image_steps + looked + crops)
+
+    def test_those_who_stay_are_what_they_would_have_been(self) -> None:
+        # Without memory in the optimiser, a search in two parts is the search in one.
+        whole = replace(PlugAndPlay(**SEARCH), betas=(0.0, 0.0), keep=6)
+        target = toy_target(Nearest())
+        alone = run_attack(whole, target, FlatPrior(), LABELS, rng=generator(0))
+        halved = replace(whole, halvings=1, keep=3)
+        fewer = run_attack(halved, target, FlatPrior(), LABELS, rng=generator(0))
+        assert len(fewer) == len(alone) // 2
+        for latent, label in zip(fewer.latents, fewer.labels, strict=True):
+            gaps = (alone.latents[alone.labels == label] - latent).abs().amax(1)
+            assert float(gaps.min()) < 1e-5
+
+    def test_gives_up_the_less_sure_half(self) -> None:
+        uncropped: dict[str, Any] = {
+            "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "crop_flip": False,
+        }  # fmt: skip
+        still = PlugAndPlay(**{**SEARCH, "steps": 4}, **uncropped, learning_rate=1e-9)
+        attack = replace(still, halvings=1)
+        target = toy_target(Nearest())
+        made = run_attack(attack, target, FlatPrior(), LABELS, rng=generator(0))
+        whole = replace(still, keep=6)
+        every = run_attack(whole, target, FlatPrior(), LABELS, rng=generator(0))
+        for label in LABELS:
+            sure = every.latents[every.labels == label][:3]
+            kept = made.latents[made.labels == label]
+            assert torch.allclose(kept.sort(0).values, sure.sort(0).values, atol=1e-6)
+
+    @pytest.mark.parametrize("batch_size", [1, 5, 64])
+    def test_batches_change_nothing(self, batch_size: int) -> None:
+        attack = PlugAndPlay(**SEARCH, halvings=2)
+        made = [
+            run_attack(replace(attack, batch_size=n), TARGET, FlatPrior(), LABELS, rng=generator(1))
+            for n in (16, batch_size)
+        ]
+        assert torch.allclose(made[0].images, made[1].images, atol=1e-5)
+
+
+class TestFaster:
+    """Half precision and compiled steps find what plain ones find."""
+
+    def test_half_moves_on_at_each_step(
+        self, style: StylePrior, network: Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Autocast's cache once held the latents as they were at the first step.
+        monkeypatch.setattr("inversight.device.fast_dtype", lambda device: torch.bfloat16)
+        ends = {"candidates": 8, "keep": 8, "crops": 1, "pool": 20, "truncation": 1.0}
+        plain = PlugAndPlay(**ends, steps=60, learning_rate=0.05)
+        labels = torch.tensor([0, 1])
+
+        def left(attack: PlugAndPlay) -> float:
+            made = run_attack(attack, network, style, labels, rng=generator(0))
+            return float(poincare(network(style(made.latents)), made.labels).mean())
+
+        begun, full = left(replace(plain, steps=1)), left(plain)
+        assert abs(left(replace(plain, half=True)) - full) < 0.05 * (begun - full)
+
+    def test_where_nothing_can_be_compiled_steps_go_on_as_they_are(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fails(*_: object, **__: object) -> Callable[[Tensor], Tensor]:
+            def call(x: Tensor) -> Tensor:
+                raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+            return call
+
+        monkeypatch.setattr(torch, "compile", fails)
+        plain = PlugAndPlay(**SEARCH)
+        target = toy_target(Nearest())
+        made = [
+            run_attack(replace(plain, compiled=on), target, FlatPrior(), LABELS, rng=generator(0))
+            for on in (False, True)
+        ]
+        assert torch.equal(made[0].images, made[1].images)
+        assert made[0].queries == made[1].queries
+
+    def test_compiled_rows_are_filled_up_and_cut_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+
+        def record(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:
+            def call(x: Tensor) -> Tensor:
+                seen.append(len(x))
+                return function(x)
+
+            return call
+
+        monkeypatch.setattr(torch, "compile", record)
+        plain = PlugAndPlay(**{**SEARCH, "steps": 6}, halvings=1)
+        target = toy_target(Nearest())
+        made = [
+            run_attack(replace(plain, compiled=on), target, FlatPrior(), LABELS, rng=generator(0))
+            for on in (False, True)
+        ]
+        assert set(seen) == {plain.batch_size}
+        assert torch.equal(made[0].latents, made[1].latents)
+        assert made[0].queries == made[1].queries

@@ -69,7 +69,7 @@ class StylePrior:
     def __call__(self, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1]; noise is constant, so a latent is an image."""
         images: Tensor = self.average(latents, noise=self._noise)
-        return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
+        return ((images.to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def realness(self, images: Tensor) -> Tensor:
         """The critic's logits (N,) of images (N, C, S, S) in [0, 1], each judged by itself.
@@ -86,7 +86,7 @@ class StylePrior:
                 "judge an image alone; use a prior that is not conditioned, or another --attack"
             )
         logits: Tensor = self.critic(images * 2.0 - 1.0, alone=True)
-        return logits
+        return logits.to(images.dtype)
 
     @property
     def blocks(self) -> int:
@@ -108,7 +108,7 @@ class StylePrior:
     def finish(self, start: Halfway, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1], of the blocks after ``start``."""
         _, images = self._part(latents, start, self.blocks)
-        return ((cast(Tensor, images) + 1.0) / 2.0).clamp(0.0, 1.0)
+        return ((cast(Tensor, images).to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def _part(
         self, latents: Tensor, start: Halfway | None, last: int
