@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inversight.attacks import Attack, Lokt, load_latents, run_attack, write_reconstructions
 from inversight.attacks.base import left_out
+from inversight.attacks.budget import fair_share
 from inversight.attacks.endpoint import Endpoint
 from inversight.attacks.files import LATENTS
 from inversight.config import to_mapping
@@ -118,7 +119,8 @@ class OneByOne:
     ) -> None:  # fmt: skip
         before = endpoint.sent
         made = run_attack(
-            self._share(prior, len(group), classes),
+            # The pool is remembered, and sent once.
+            fair_share(self.attack, prior, len(group), of=classes),
             target,
             prior,
             torch.tensor(group),
@@ -144,19 +146,6 @@ class OneByOne:
         final = self.out / _FINISHED / f"{group[0]:06d}"
         final.parent.mkdir(exist_ok=True)
         partial.replace(final)
-
-    def _share(self, prior: Prior, classes: int, of: int) -> Attack:
-        """The attack with so many classes' share of the queries that all may take.
-
-        What it plans for no class at all is the same for each, is remembered, and sent once.
-        """
-        most = getattr(self.attack, "most_queries", None)
-        if most is None or not is_dataclass(self.attack):
-            return self.attack
-        plan = getattr(self.attack, "planned_queries", None)
-        shared = 0 if plan is None else min(most, plan(prior, 0))
-        fair: Attack = replace(self.attack, most_queries=shared + (most - shared) * classes // of)
-        return fair
 
     def _done(self) -> set[int]:
         found: set[int] = set()

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inversight.priors.game import Game
-from inversight.priors.processes import ALONE, Processes, launched
 from inversight.priors.settings import PriorTraining
 from inversight.priors.training import run_game
+from inversight.processes import ALONE, Processes, launched
 from inversight.seeding import generator
 from tests.priors.pullers import Puller
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from inversight.errors import ConfigError
 from inversight.priors.game import Game
-from inversight.priors.processes import ALONE, Processes, launched
 from inversight.priors.settings import PriorTraining
 from inversight.priors.training import run_game
+from inversight.processes import ALONE, Processes, launched
 from inversight.seeding import generator
 from tests.priors import one_of_two
 

@@ -23,7 +23,7 @@ from inversight.config import settings
 from inversight.embeddings.base import Embedding
 from inversight.errors import ConfigError
 from inversight.priors import PriorTraining, StylePrior, Watch, play
-from inversight.priors.processes import ALONE, Processes
+from inversight.processes import ALONE, Processes
 from inversight.progress import Progress, silent
 from inversight.target import Target
 

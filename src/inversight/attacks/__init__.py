@@ -19,6 +19,7 @@ from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
 from inversight.attacks.search import LatentSearch
+from inversight.attacks.shared_out import gathered, run_share
 from inversight.attacks.vmi import Vmi
 
 ATTACKS = {
@@ -62,8 +63,10 @@ __all__ = [
     "Vmi",
     "black_box",
     "control",
+    "gathered",
     "load_latents",
     "require_access",
     "run_attack",
+    "run_share",
     "write_reconstructions",
 ]

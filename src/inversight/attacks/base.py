@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from inversight.errors import InputError
+from inversight.errors import InputError, StageError
 from inversight.priors.base import Critic, Intermediate, Prior
 from inversight.progress import Progress, silent
 from inversight.target import Access, Target
@@ -42,6 +42,8 @@ class Attack(Protocol):
     """Target and prior -> reconstructions of the classes in ``labels`` (distinct, int64).
 
     An audit gives it the target with ``access`` and no more (:func:`inversight.attacks.run_attack`).
+    What it makes of a class should not depend on which others are attacked. One of which this is not
+    true says so by an attribute ``joint`` that is True, and is not shared out by classes.
     """
 
     @property
@@ -57,6 +59,10 @@ class Attack(Protocol):
         rng: torch.Generator,
         progress: Progress = silent,
     ) -> Reconstructions: ...
+
+
+class NoSampleError(StageError):
+    """No sample of the prior is in any of the classes to reconstruct, by an attack that needs one."""
 
 
 def require_access(attack: Attack, target: Target) -> None:

@@ -21,12 +21,12 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import NoSampleError, Reconstructions, require_access
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import pictures, predicted_classes, truncated
 from inversight.config import Fraction, settings
-from inversight.errors import InputError, StageError
+from inversight.errors import InputError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
@@ -101,7 +101,7 @@ class BrepMi:
         Raises:
             InputError: the settings contradict each other.
             QueriesSpentError: ``most_queries`` does not even cover the pool.
-            StageError: no sample of the prior is in any of the classes.
+            NoSampleError: no sample of the prior is in any of the classes.
         """
         require_access(self, target)
         if self.keep > self.searches:
@@ -166,7 +166,7 @@ class BrepMi:
                 break
         known = [label for label in labels.tolist() if label in found]
         if not known:
-            raise StageError(
+            raise NoSampleError(
                 f"BrepMi: the target puts none of {self.pool * (number + 1):,} samples of the prior "
                 "in the classes to reconstruct; raise pools, or take a prior nearer to them"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from inversight.attacks.base import Attack
 from inversight.attacks.lokt import Lokt
+from inversight.priors.base import Prior
 
 _DRAWN = ("searches", "candidates", "keep")
 """Settings of which no more can be had than there are samples in the pool, or episodes."""
@@ -50,3 +51,24 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
     except ValueError:  # below what the attack's own settings allow
         return None
     return fewer
+
+
+def fair_share(attack: Attack, prior: Prior, classes: int, *, of: int, pools: int = 1) -> Attack:
+    """``attack`` with so many classes' share of the queries that it may send for all ``of`` them.
+
+    What it plans for no class at all, its pool, is the same for each share and is sent ``pools`` times
+    for all shares together; what is left is shared out by classes.
+    """
+    most = getattr(attack, "most_queries", None)
+    if most is None or not is_dataclass(attack):
+        return attack
+    pool = min(most // pools, pool_queries(attack, prior))
+    share = pool + (most - pools * pool) * classes // of
+    fair: Attack = replace(attack, most_queries=max(1, share))
+    return fair
+
+
+def pool_queries(attack: Attack, prior: Prior) -> int:
+    """Images that ``attack`` sends for no class in particular, as far as it says so."""
+    plan = getattr(attack, "planned_queries", None)
+    return 0 if plan is None else int(plan(prior, 0))

@@ -59,6 +59,11 @@ class MiFace(FinalSelection):
         return Access.WHITE_BOX
 
     @property
+    def joint(self) -> bool:
+        """A batch's statistics are those of all its classes together."""
+        return True
+
+    @property
     def image_steps(self) -> int:
         """Images that go forward and back for a class, over all steps."""
         return self.candidates * self.steps

@@ -26,9 +26,9 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
 from inversight.priors.layers import NoiseMode
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
-from inversight.priors.processes import ALONE, Processes
 from inversight.priors.settings import PriorTraining, architecture_of
 from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.processes import ALONE, Processes
 
 
 class ImageGuidance(Protocol):

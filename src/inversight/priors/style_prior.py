@@ -19,11 +19,11 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.base import Halfway
 from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
-from inversight.priors.processes import ALONE, Processes
 from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.priors.training import run_game
 from inversight.priors.watch import Watch
+from inversight.processes import ALONE, Processes
 from inversight.progress import Progress, silent
 
 _KEY = "inversight.prior"
