@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from inversight.adaptation import Adaptation
-from inversight.attacks import Lokt
+from inversight.attacks import Lokt, Lomma
 from inversight.config import from_mapping, merge, nearest, settings, to_mapping
 from inversight.errors import ConfigError
 from inversight.evaluation import PairMeasure
@@ -198,6 +198,13 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
 three images each, and as many reconstructions; the agents and surrogates that some attacks train come on top.
 LOKT's attack on its surrogates has Plug & Play's own budget."""
 
+_LOMMA: dict[Preset, dict[str, Any]] = {
+    "quick": {"images": 2000, "surrogates": 1, "training": {"epochs": 10}},
+    "standard": {"images": 10000, "surrogates": 3, "training": {"epochs": 15}},
+    "thorough": {"images": 30000, "surrogates": 3, "training": {"epochs": 20}},
+}
+"""What LOMMA's surrogates get, on top of Plug & Play's own budget."""
+
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
 _DIGITS: dict[str, Any] = {
@@ -238,6 +245,7 @@ _DIGITS_BLACK_BOX: dict[str, dict[str, Any]] = {
     "lokt": {"images": 6000, "surrogates": 2, "training": {"epochs": 10}},
 }  # fmt: skip
 """At 8x8 every step is cheap; these budgets keep the whole demonstration within two minutes."""
+_DIGITS_LOMMA: dict[str, Any] = {"images": 2000, "surrogates": 1, "training": {"epochs": 8}}
 
 
 def resolve(given: dict[str, Any]) -> AuditSettings:
@@ -252,10 +260,11 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
         budget = merge(budget, _DIGITS)
         if preset == "quick":
             budget = merge(budget, _DIGITS_QUICK)
-    white_box, black_box = budget.pop("attack"), _black_box(preset)
+    white_box, black_box, lomma = budget.pop("attack"), _black_box(preset), _lomma(preset)
     if given.get("private") is None and preset == "quick":
         black_box |= _DIGITS_BLACK_BOX
-    budgets = _attack_budgets(white_box, black_box)
+        lomma = _DIGITS_LOMMA
+    budgets = _attack_budgets(white_box, black_box, lomma)
     if given.get("private") is None:
         budgets = {name: _unmirrored(values) for name, values in budgets.items()}
     values = merge(_with_classes(budget), given)
@@ -283,7 +292,7 @@ def attack_budget(preset: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such preset.
     """
-    budgets = _attack_budgets(_budget(preset)["attack"], _black_box(preset))
+    budgets = _attack_budgets(_budget(preset)["attack"], _black_box(preset), _lomma(preset))
     return dict(budgets.get(name, {}))
 
 
@@ -328,14 +337,26 @@ def _black_box(preset: Any) -> dict[str, dict[str, Any]]:
     return dict(_BLACK_BOX[preset])
 
 
+def _lomma(preset: Any) -> dict[str, Any]:
+    return dict(_LOMMA[preset])
+
+
 def _attack_budgets(
-    white_box: dict[str, Any], black_box: dict[str, dict[str, Any]]
+    white_box: dict[str, Any], black_box: dict[str, dict[str, Any]], lomma: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Each attack's budget by its name; what LOKT runs on its surrogates is Plug & Play."""
-    # A part that is given replaces the attack's own default of it as a whole.
-    training = {**to_mapping(Lokt().training), **black_box["lokt"]["training"]}
-    lokt = {**black_box["lokt"], "training": training, "white_box": white_box}
-    return {**_white_box(white_box), **black_box, "lokt": lokt}
+    budgets = {**_white_box(white_box), **black_box}
+    budgets["lokt"] = {**_taught(Lokt().training, black_box["lokt"]), "white_box": white_box}
+    budgets["lomma"] = {**budgets["lomma"], **_taught(Lomma().training, lomma)}
+    return budgets
+
+
+def _taught(training: Training, budget: dict[str, Any]) -> dict[str, Any]:
+    """``budget``, its training on top of the attack's own ``training``.
+
+    A part that is given replaces the attack's default of it as a whole.
+    """
+    return {**budget, "training": {**to_mapping(training), **budget["training"]}}
 
 
 def _unmirrored(budget: dict[str, Any]) -> dict[str, Any]:
