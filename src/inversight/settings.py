@@ -199,10 +199,12 @@ three images each, and as many reconstructions; the agents and surrogates that s
 LOKT's attack on its surrogates has Plug & Play's own budget."""
 
 _LOMMA: dict[Preset, dict[str, Any]] = {
-    "quick": {"images": 2000, "surrogates": 1, "training": {"epochs": 10}},
+    "quick": {
+        "images": 2000, "surrogates": 1, "training": {"epochs": 16, "batch_size": 32},
+    },
     "standard": {"images": 10000, "surrogates": 3, "training": {"epochs": 15}},
     "thorough": {"images": 30000, "surrogates": 3, "training": {"epochs": 20}},
-}
+}  # fmt: skip
 """What LOMMA's surrogates get, on top of Plug & Play's own budget."""
 
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
@@ -245,7 +247,6 @@ _DIGITS_BLACK_BOX: dict[str, dict[str, Any]] = {
     "lokt": {"images": 6000, "surrogates": 2, "training": {"epochs": 10}},
 }  # fmt: skip
 """At 8x8 every step is cheap; these budgets keep the whole demonstration within two minutes."""
-_DIGITS_LOMMA: dict[str, Any] = {"images": 2000, "surrogates": 1, "training": {"epochs": 8}}
 
 
 def resolve(given: dict[str, Any]) -> AuditSettings:
@@ -260,11 +261,10 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
         budget = merge(budget, _DIGITS)
         if preset == "quick":
             budget = merge(budget, _DIGITS_QUICK)
-    white_box, black_box, lomma = budget.pop("attack"), _black_box(preset), _lomma(preset)
+    white_box, black_box = budget.pop("attack"), _black_box(preset)
     if given.get("private") is None and preset == "quick":
         black_box |= _DIGITS_BLACK_BOX
-        lomma = _DIGITS_LOMMA
-    budgets = _attack_budgets(white_box, black_box, lomma)
+    budgets = _attack_budgets(white_box, black_box, _lomma(preset))
     if given.get("private") is None:
         budgets = {name: _unmirrored(values) for name, values in budgets.items()}
     values = merge(_with_classes(budget), given)

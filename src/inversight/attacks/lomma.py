@@ -49,7 +49,7 @@ class Lomma(Gmi):
     """Temperature at which surrogates learn the target's answers (published code: 1)."""
     training: Training = Field(
         default_factory=lambda: Training(
-            architecture="vgg", epochs=20, batch_size=64, most_steps=20_000,
+            architecture="vgg", epochs=20, batch_size=64, most_steps=20_000, warmup_epochs=1,
             flip=False, shift=0.0, rotation=0.0,
         )
     )  # fmt: skip
