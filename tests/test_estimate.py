@@ -68,6 +68,7 @@ def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
         ("rlb-mi", {"episodes": 200000}),
         ("brep-mi", {"iterations": 20000}),
         ("lokt", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
+        ("lomma", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
     ],
 )
 def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> None:
@@ -76,7 +77,11 @@ def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> No
         "rlb-mi": {"episodes": 10, "candidates": 2, "keep": 2, "crops": 2},
         "brep-mi": {"pool": 50, "searches": 2, "iterations": 2, "keep": 2},
         "lokt": {"images": 100, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
-    }
+        "lomma": {
+            "pool": 20, "candidates": 2, "keep": 2, "crops": 2, "steps": 2,
+            "images": 100, "surrogates": 1, "training": {"epochs": 2, "width": 2},
+        },
+    }  # fmt: skip
     small = {"class": name, **tiny[name]}
     few, lots = (forecast(attack=[spec]) for spec in (small, merge(small, many)))
     assert few.seconds[name] is not None and lots.seconds[name] is not None

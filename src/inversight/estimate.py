@@ -21,12 +21,13 @@ from inversight.attacks import (
     IfGmi,
     LatentSearch,
     Lokt,
+    Lomma,
     MiFace,
     MirrorGenetic,
     RlbMi,
 )
-from inversight.attacks.lokt import Committee
 from inversight.attacks.rlb_mi import Agents
+from inversight.attacks.surrogates import Committee
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
 from inversight.networks import build_classifier
@@ -135,7 +136,10 @@ def estimate(
         seconds[name] = None
         if isinstance(attack, _WhiteBox) and prior is not None:
             with remedy(name):
-                seconds[name] = _white_box_seconds(attack, stand_in, prior, classes)
+                taught = 0.0
+                if isinstance(attack, Lomma) and attack.surrogates:
+                    taught = _lomma_seconds(attack, stand_in, prior, classes, device)
+                seconds[name] = taught + _white_box_seconds(attack, stand_in, prior, classes)
         elif isinstance(attack, Lokt) and prior is not None:
             with remedy(name):
                 seconds[name] = _lokt_seconds(attack, stand_in, prior, classes, device)
@@ -296,6 +300,8 @@ def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
     """The attack with n images in a step, all steps alike."""
     if isinstance(attack, IfGmi):
         return replace(attack, pool=n, layers=0)
+    if isinstance(attack, Lomma):
+        return replace(attack, pool=n, surrogates=0)  # they are counted by themselves
     if isinstance(attack, LatentSearch):
         return replace(attack, pool=n)
     if isinstance(attack, DistributionSearch):
@@ -303,15 +309,15 @@ def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
     return replace(attack, group=n)
 
 
-def _search_seconds(
-    attack: _Search | Lokt,
-    target: Target,
-    prior: Prior,
-    classes: int,
-) -> float:
+def _search_seconds(attack: _Search, target: Target, prior: Prior, classes: int) -> float:
     """All queries that the attack plans, each an image of the prior seen by the target once."""
     queries = attack.planned_queries(prior, classes)
-    n = min(attack.batch_size, queries)
+    return _answers_seconds(target, prior, queries, attack.batch_size)
+
+
+def _answers_seconds(target: Target, prior: Prior, queries: int, batch_size: int) -> float:
+    """So many images of the prior seen by the target once."""
+    n = min(batch_size, queries)
     times = []
     with torch.no_grad():
         for _ in range(3):  # the first is not used, as in _step
@@ -338,7 +344,30 @@ def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
 def _lokt_seconds(
     attack: Lokt, target: Target, prior: Prior, classes: int, device: torch.device
 ) -> float:
-    """Images labelled, surrogates trained on them, Plug & Play on all surrogates at once."""
+    """Surrogates, and Plug & Play on all of them at once."""
+    committee, taught = _taught(attack, target, prior, device)
+    return taught + _white_box_seconds(attack.white_box, committee, prior, classes)
+
+
+def _lomma_seconds(
+    attack: Lomma, target: Target, prior: Prior, classes: int, device: torch.device
+) -> float:
+    """Surrogates, and every step's images through all of them, forward and back."""
+    committee, taught = _taught(attack, target, prior, device)
+    n = min(attack.batch_size, attack.candidates * classes)
+    images = torch.zeros(n, *prior.image_shape, device=device, requires_grad=True)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            torch.autograd.grad(committee(images).sum(), images)
+
+    return taught + _step(run) / n * attack.image_steps * classes
+
+
+def _taught(
+    attack: Lokt | Lomma, target: Target, prior: Prior, device: torch.device
+) -> tuple[Target, float]:
+    """As many untrained surrogates as one, and the seconds to label images and to train on them."""
     shape, names = prior.image_shape, tuple(map(str, range(4 * attack.training.batch_size)))
     blank = torch.zeros(len(names), *shape, dtype=torch.uint8)
     few = ImageSet(blank, torch.arange(len(names)) % 2, names, ("0", "1"), names)
@@ -346,11 +375,8 @@ def _lokt_seconds(
     epochs = attack.training.epochs_for(attack.images)
     surrogate = _untrained(few, shape).to(device)
     committee = replace(surrogate, module=Committee([surrogate] * attack.surrogates))
-    return (
-        _search_seconds(attack, target, prior, classes)
-        + attack.surrogates * epochs * epoch * attack.images / len(few)
-        + _white_box_seconds(attack.white_box, committee, prior, classes)
-    )
+    labelled = _answers_seconds(target, prior, attack.images, attack.batch_size)
+    return committee, labelled + attack.surrogates * epochs * epoch * attack.images / len(few)
 
 
 def _embedding_seconds(

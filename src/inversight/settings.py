@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from inversight.adaptation import Adaptation
-from inversight.attacks import Lokt
+from inversight.attacks import Lokt, Lomma
 from inversight.config import from_mapping, merge, nearest, settings, to_mapping
 from inversight.errors import ConfigError
 from inversight.evaluation import PairMeasure
@@ -201,6 +201,15 @@ LOKT's attack on its surrogates has Plug & Play's own budget."""
 _FASTER: dict[str, Any] = {"halvings": 2, "half": True}
 """What makes Plug & Play faster at the same result (benchmarks/attacks.py)."""
 
+_LOMMA: dict[Preset, dict[str, Any]] = {
+    "quick": {
+        "images": 2000, "surrogates": 1, "training": {"epochs": 16, "batch_size": 32},
+    },
+    "standard": {"images": 10000, "surrogates": 3, "training": {"epochs": 15}},
+    "thorough": {"images": 30000, "surrogates": 3, "training": {"epochs": 20}},
+}  # fmt: skip
+"""What LOMMA's surrogates get, on top of Plug & Play's own budget."""
+
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
 _DIGITS: dict[str, Any] = {
@@ -260,7 +269,7 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
         black_box |= _DIGITS_BLACK_BOX
     # At 8x8 there is nothing to gain.
     faster = preset != "quick" or given.get("private") is not None
-    budgets = _attack_budgets(white_box, black_box, _FASTER if faster else {})
+    budgets = _attack_budgets(white_box, black_box, _lomma(preset), _FASTER if faster else {})
     if given.get("private") is None:
         budgets = {name: _unmirrored(values) for name, values in budgets.items()}
     values = merge(_with_classes(budget), given)
@@ -288,7 +297,9 @@ def attack_budget(preset: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such preset.
     """
-    budgets = _attack_budgets(_budget(preset)["attack"], _black_box(preset), _FASTER)
+    budgets = _attack_budgets(
+        _budget(preset)["attack"], _black_box(preset), _lomma(preset), _FASTER
+    )
     return dict(budgets.get(name, {}))
 
 
@@ -301,7 +312,7 @@ def _budget(preset: Any) -> dict[str, Any]:
     return dict(_BUDGETS[preset])
 
 
-def _white_box(plain: dict[str, Any], faster: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Budgets of the white-box attacks, with as many images forward and back as Plug & Play's ``plain``
     before its halvings.
 
@@ -313,7 +324,7 @@ def _white_box(plain: dict[str, Any], faster: dict[str, Any]) -> dict[str, dict[
         **ends, "pool": plain["pool"], "samples": plain["candidates"], "steps": plain["steps"],
     }  # fmt: skip
     return {
-        "plug-and-play": {**plain, **faster},
+        "plug-and-play": plain,
         "gmi": plain,
         "mirror": plain,
         "lomma": plain,
@@ -334,14 +345,28 @@ def _black_box(preset: Any) -> dict[str, dict[str, Any]]:
     return dict(_BLACK_BOX[preset])
 
 
+def _lomma(preset: Any) -> dict[str, Any]:
+    return dict(_LOMMA[preset])
+
+
 def _attack_budgets(
-    white_box: dict[str, Any], black_box: dict[str, dict[str, Any]], faster: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+    white_box: dict[str, Any], black_box: dict[str, dict[str, Any]], lomma: dict[str, Any],
+    faster: dict[str, Any],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Each attack's budget by its name; what LOKT runs on its surrogates is Plug & Play."""
-    # A part that is given replaces the attack's own default of it as a whole.
-    training = {**to_mapping(Lokt().training), **black_box["lokt"]["training"]}
-    lokt = {**black_box["lokt"], "training": training, "white_box": {**white_box, **faster}}
-    return {**_white_box(white_box, faster), **black_box, "lokt": lokt}
+    plain = {**white_box, **faster}
+    budgets = {**_white_box(white_box), **black_box, "plug-and-play": plain}
+    budgets["lokt"] = {**_taught(Lokt().training, black_box["lokt"]), "white_box": plain}
+    budgets["lomma"] = {**budgets["lomma"], **_taught(Lomma().training, lomma)}
+    return budgets
+
+
+def _taught(training: Training, budget: dict[str, Any]) -> dict[str, Any]:
+    """``budget``, its training on top of the attack's own ``training``.
+
+    A part that is given replaces the attack's default of it as a whole.
+    """
+    return {**budget, "training": {**to_mapping(training), **budget["training"]}}
 
 
 def _unmirrored(budget: dict[str, Any]) -> dict[str, Any]:

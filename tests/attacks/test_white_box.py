@@ -105,7 +105,7 @@ TABLE = {
         tolerance=0.04,  # the clip is at the pool's deviations, which are about 1
     ),
     "lomma": Row(
-        Lomma(**SEARCH, learning_rate=2e-4, bound=2.0),
+        Lomma(**SEARCH, learning_rate=2e-4, bound=2.0, surrogates=0),
         lomma_loss,
         2 * 400 + 3 * 6 * (60 + 4),
         reach=2.0,
@@ -251,6 +251,7 @@ def test_the_defaults_are_the_published_ones() -> None:
     assert (gmi.learning_rate, gmi.momentum, gmi.steps) == (2e-2, 0.9, 1500)
     assert (gmi.identity_weight, gmi.bound, gmi.objective) == (100.0, 1.0, "cross-entropy")
     assert (lomma.objective, lomma.feature_weight, lomma.steps) == ("logit", 1.0, 1500)
+    assert (lomma.surrogates, lomma.temperature, lomma.training.epochs) == (3, 1.0, 20)
     assert (ked.learning_rate, ked.identity_weight, ked.steps) == (2e-2, 100.0, 1500)
     assert (vmi.learning_rate, vmi.momentum, vmi.divergence_weight) == (1e-4, 0.9, 1e-3)
     mirror, halves, face = Mirror(), IfGmi(), MiFace()

@@ -67,8 +67,8 @@ class DistributionSearch(FinalSelection, ABC):
         objective = OBJECTIVES[self.objective]
         return lambda images, labels: objective(target(images), labels)
 
-    def divergence(self, variables: Sequence[Tensor]) -> Tensor | None:
-        """What is added to each class's loss, (K,)."""
+    def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor | None:
+        """What is added to each class's loss, (K,); may be estimated from the step's ``noise``."""
         return None
 
     def run(
@@ -127,7 +127,7 @@ class DistributionSearch(FinalSelection, ABC):
             for rows in torch.arange(len(wanted), device=device).split(self.batch_size):
                 points = self.points(variables, drawn).flatten(0, 1)[rows]
                 yield loss(prior(space.latents(points)), wanted[rows]) / self.samples
-            apart = self.divergence(variables)
+            apart = self.divergence(variables, drawn)
             if apart is not None:
                 yield apart
 
