@@ -23,6 +23,8 @@ from inversight.attacks import (
     Lokt,
     MiFace,
     MirrorGenetic,
+    PlgMi,
+    PlugAndPlay,
     RlbMi,
 )
 from inversight.attacks.lokt import Committee
@@ -36,7 +38,7 @@ from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
 
-_WhiteBox = LatentSearch | DistributionSearch | MiFace
+_WhiteBox = LatentSearch | DistributionSearch | MiFace | PlgMi
 _Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
 """Attacks whose time is that of their queries, beside what is counted by itself."""
 
@@ -298,6 +300,9 @@ def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
         return replace(attack, pool=n, layers=0)
     if isinstance(attack, LatentSearch):
         return replace(attack, pool=n)
+    if isinstance(attack, PlgMi):
+        # As long for an image; the prior may not be conditioned yet.
+        return PlugAndPlay(pool=n, batch_size=attack.batch_size)
     if isinstance(attack, DistributionSearch):
         return replace(attack, samples=n)
     return replace(attack, group=n)

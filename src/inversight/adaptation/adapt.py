@@ -68,6 +68,9 @@ WEIGHTS = {
 """Each guided arm's weight where none is given, from a few trials: see docs/evidence.md; those of the
 last two are like the paper's arms', not tried."""
 
+_REMEMBERED = 0.1
+"""Longest half-life of the moving average of a prior that learns classes, as a share of all images."""
+
 
 @settings
 class Adaptation:
@@ -179,6 +182,10 @@ def adapt(
             f"{target.spec} has none: use another --arm"
         )
     training = adaptation.training_of(training)
+    if arm == "pseudo-labels":
+        # Classes are new: an average that reaches back behind the adaptation would not know them.
+        images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
+        training = replace(training, ema_images=min(training.ema_images, images))
     prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
     summed = None
     if adaptation.scale == "absolute":  # a mean in the papers of the arms that know classes

@@ -27,8 +27,8 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
         return replace(attack, images=queries)
     has = {field.name: getattr(attack, field.name) for field in fields(attack)}
     cut: dict[str, Any] = {}
-    # What an agent measures its steps in is a pool that is not sent.
-    sends_pool = "pool" in has and "episodes" not in has
+    # What an agent measures its steps in is a pool that is not sent, nor are samples of a class.
+    sends_pool = "pool" in has and not {"episodes", "transformations"} & has.keys()
     if sends_pool:
         cut["pool"] = max(1, min(has["pool"], queries // 2))
     left = queries - cut.get("pool", 0)
@@ -36,7 +36,7 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
         cut["most_queries"] = queries
         most = cut["pool"] if sends_pool else left // classes
     elif "candidates" in has:
-        each = (used - has.get("pool", 0)) / has["candidates"]
+        each = (used - (has.get("pool", 0) if sends_pool else 0)) / has["candidates"]
         most = min(int(left / each), cut.get("pool", queries))
     else:
         return None

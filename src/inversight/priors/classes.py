@@ -18,9 +18,10 @@ from inversight.priors.layers import FullyConnected
 from inversight.priors.style_prior import StylePrior
 from inversight.priors.stylegan2 import Discriminator, Generator
 
-MAPPING_RATE = 1.0
+MAPPING_RATE = 3.0
 """Learning-rate multiplier of a mapping that has to learn classes (without: 0.01). At 0.01 weights that
-begin at zero would need as many steps as the prior's training to count."""
+begin at zero stay there: after 300 steps on the digits, the share of a class's samples that the target
+puts in it was 0.12 at 0.1, 0.19 at 1 and 0.34 at 3 (moving average; of 10 classes)."""
 
 
 @torch.no_grad()
