@@ -279,7 +279,7 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     assert "entropy" in logs["entropy"] and "cosine" not in logs["entropy"]
     assert logs["natural-gradient"]["cosine"] < 0.999
     assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
-    attack = ("attack", "--target", "target", "--attack", "plg-mi", *SHORT_ATTACK)
+    attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
     assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0
     code, _, err = run(capsys, *attack, "--prior", "vanilla", "--out", "refused")
     assert code == 2 and "--arm pseudo-labels" in err and not Path("refused").exists()
