@@ -11,6 +11,7 @@ import pytest
 from inversight.audit import Plan
 from inversight.config import merge
 from inversight.console import Quiet
+from inversight.errors import ConfigError
 from inversight.estimate import Estimate, duration
 from inversight.settings import resolve
 
@@ -89,12 +90,13 @@ def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> No
     assert few.disk_bytes == lots.disk_bytes
 
 
-@pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face"])
+@pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face", "plg-mi"])
 def test_white_box_attacks_are_foreseen_by_their_steps(name: str) -> None:
     small = {"class": name, "candidates": 2, "keep": 2, "crops": 2}
     if name != "mi-face":
         small["pool"] = 20
-    few, many = (forecast(attack=[{**small, "steps": n}]) for n in (50, 50000))
+    arm = "pseudo-labels" if name == "plg-mi" else "vanilla"
+    few, many = (forecast(arm=arm, attack=[{**small, "steps": n}]) for n in (50, 50000))
     assert few.seconds[name] is not None and many.seconds[name] is not None
     assert many.seconds[name] > 20 * few.seconds[name]
 
@@ -115,3 +117,21 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attack": ["plg-mi"]}, "--attack plg-mi: needs a prior that is conditioned"),
+        (
+            {"attack": ["plg-mi"], "arm": "pseudo-labels", "adaptation": {"steps": 0}},
+            "with adaptation.steps above 0",
+        ),
+        ({"attack": ["gmi"], "arm": "pseudo-labels"}, "--attack gmi: needs a critic that judges"),
+        ({"attack": ["lomma"], "arm": "pseudo-labels"}, "another --arm, such as target-aware"),
+    ],
+)
+def test_attacks_that_do_not_go_with_the_arm(given: dict[str, Any], message: str) -> None:
+    """Said before anything is trained."""
+    with pytest.raises(ConfigError, match=message):
+        forecast(**given)

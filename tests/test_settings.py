@@ -96,7 +96,7 @@ def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
     names = [n for n, kind in ATTACKS.items() if kind().access is Access.WHITE_BOX]
     found = resolve({**given, "preset": preset, "attack": names})
     plain, *others = (build(spec, ATTACKS, role="attack") for spec in found.attack)
-    assert isinstance(plain, PlugAndPlay) and len(others) == 7
+    assert isinstance(plain, PlugAndPlay) and len(others) == 8
     for attack in others:
         share = 2 if isinstance(attack, MiFace) else 1
         assert 0.9 * share < attack.image_steps / plain.image_steps < 1.1 * share

@@ -271,17 +271,22 @@ def test_set_names_never_meet() -> None:
 
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     logs = {}
-    for arm in ("vanilla", "entropy", "natural-gradient"):
+    for arm in ("vanilla", "entropy", "natural-gradient", "pseudo-labels", "target-aware"):
         code, _, err = run(
             capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
             "--arm", arm, "--guidance-embedding", "public", "--features", "none", "--set", "steps=2",
-            "--out", arm,
+            "--set", "pseudo_labels_top=3", "--out", arm,
         )  # fmt: skip
         assert code == 0, err
         logs[arm] = StylePrior.load(Path(arm) / "prior.safetensors").log[-1]
     assert "entropy" not in logs["vanilla"]
     assert "entropy" in logs["entropy"] and "cosine" not in logs["entropy"]
     assert logs["natural-gradient"]["cosine"] < 0.999
+    assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
+    attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
+    assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0
+    code, _, err = run(capsys, *attack, "--prior", "vanilla", "--out", "refused")
+    assert code == 2 and "--arm pseudo-labels" in err and not Path("refused").exists()
 
 
 def test_training_is_watched(

@@ -27,6 +27,9 @@ from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import (
     ATTACKS,
     Attack,
+    Gmi,
+    KedMi,
+    PlgMi,
     control,
     require_access,
     run_attack,
@@ -354,6 +357,26 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
     )
 
 
+def _check_classes(
+    settings: AuditSettings, attacks: dict[str, Attack], given: StylePrior | None
+) -> None:
+    """Refuse attacks that the style-based prior, once adapted, will have too much or too little for."""
+    adapted = settings.adaptation.steps > 0
+    trained = adapted and settings.arm == "pseudo-labels"
+    kept = not adapted and given is not None and given.num_classes > 0
+    for name, attack in attacks.items():
+        if isinstance(attack, PlgMi) and not (trained or kept):
+            raise ConfigError(
+                f"--attack {name}: needs a prior that is conditioned on the target's classes; use --arm "
+                "pseudo-labels, with adaptation.steps above 0"
+            )
+        if isinstance(attack, (Gmi, KedMi)) and (trained or kept):
+            raise ConfigError(
+                f"--attack {name}: needs a critic that judges an image alone, which a prior that is "
+                "conditioned on classes has not; use another --arm, such as target-aware"
+            )
+
+
 def _matching(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
     """The rows whose class is among ``classes``, relabelled to the classes that remain."""
     keep = [i for i, y in enumerate(images.labels.tolist()) if images.classes[y] in classes]
@@ -450,6 +473,8 @@ class Plan:
             )
             if settings.adaptation.steps > 0:
                 check_adaptable(given.prior, path)
+        if own is None:
+            _check_classes(settings, attacks, None if given is None else given.prior)
         return cls(settings, inputs, attacks, own, given, work, device)
 
     @property

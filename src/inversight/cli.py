@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from inversight.arm_names import ARM_NAMES
 from inversight.attack_names import ATTACK_NAMES
 from inversight.config import documented_yaml, merge, nearest, parse_assignment, read_yaml
 from inversight.console import Terminal
@@ -82,7 +83,7 @@ Attacks = Annotated[
     ),
 ]
 ArmOption = Annotated[
-    str | None, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
+    str | None, typer.Option(help=f"How the prior is adapted: {', '.join(ARM_NAMES)}.")
 ]
 Images = Annotated[str | None, typer.Option(help="Pictures in the report: none, blurred, full.")]
 Set = Annotated[
@@ -381,9 +382,9 @@ def adapt(
     target: ModelOption,
     public: Annotated[Path, typer.Option(help="Folder of public images.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapted prior.")],
-    arm: Annotated[
-        str, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
-    ] = ("natural-gradient"),
+    arm: Annotated[str, typer.Option(help=f"How the prior is adapted: {', '.join(ARM_NAMES)}.")] = (
+        "natural-gradient"
+    ),
     guidance_embedding: Annotated[
         str, typer.Option(help="Metric of the natural gradient.")
     ] = "lpips-vgg",

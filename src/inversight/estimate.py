@@ -24,6 +24,8 @@ from inversight.attacks import (
     Lomma,
     MiFace,
     MirrorGenetic,
+    PlgMi,
+    PlugAndPlay,
     RlbMi,
 )
 from inversight.attacks.rlb_mi import Agents
@@ -37,7 +39,7 @@ from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
 
-_WhiteBox = LatentSearch | DistributionSearch | MiFace
+_WhiteBox = LatentSearch | DistributionSearch | MiFace | PlgMi
 _Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
 """Attacks whose time is that of their queries, beside what is counted by itself."""
 
@@ -304,6 +306,9 @@ def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
         return replace(attack, pool=n, surrogates=0)  # they are counted by themselves
     if isinstance(attack, LatentSearch):
         return replace(attack, pool=n)
+    if isinstance(attack, PlgMi):
+        # As long for an image; the prior may not be conditioned yet.
+        return PlugAndPlay(pool=n, batch_size=attack.batch_size)
     if isinstance(attack, DistributionSearch):
         return replace(attack, samples=n)
     return replace(attack, group=n)

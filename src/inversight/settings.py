@@ -18,7 +18,15 @@ from inversight.risk import DEFAULT_RATE
 from inversight.training import Training
 
 Preset = Literal["quick", "standard", "thorough"]
-Arm = Literal["vanilla", "entropy", "natural-gradient", "balanced", "statistics"]
+Arm = Literal[
+    "vanilla",
+    "entropy",
+    "natural-gradient",
+    "balanced",
+    "statistics",
+    "pseudo-labels",
+    "target-aware",
+]
 Pictures = Literal["none", "blurred", "full"]
 
 MiB = 1024**2
@@ -68,7 +76,7 @@ class AuditSettings:
     """Metric of the natural gradient; same values, except evaluator: an attacker must have it."""
     arm: Arm = "natural-gradient"
     """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient (the
-    paper's), balanced, statistics (ours)."""
+    paper's), balanced, statistics (ours), pseudo-labels (PLG-MI's), target-aware (KED-MI's)."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
     budget: tuple[PositiveInt, ...] = ()
@@ -220,6 +228,7 @@ _DIGITS: dict[str, Any] = {
     "target_training": {**_NO_FLIP, **_LONGER},
     "evaluator_training": {**_NO_FLIP, **_LONGER},
     "public_training": {**_NO_FLIP, "epochs": 30, "batch_size": 64},
+    "adaptation": {"pseudo_labels_mirror": False},
     "attack": {"crop_flip": False},
 }
 """Mirrored digits are no digits; a hundred private images make few steps an epoch; and the images are
@@ -335,6 +344,7 @@ def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "layers": 4,
             "layer_steps": round(0.15 * plain["steps"]),
         },
+        "plg-mi": {**plain, "transformations": 1},
         "ked-mi": {**sampled, "learning_rate": 0.1},
         "vmi": {**sampled, "learning_rate": 0.05},
         "mi-face": {**ends, "steps": 2 * plain["steps"], "learning_rate": 0.1},

@@ -23,18 +23,22 @@ from inversight.attacks import (
     Lomma,
     MiFace,
     Mirror,
+    PlgMi,
     PlugAndPlay,
     Reconstructions,
     Vmi,
     run_attack,
 )
+from inversight.attacks.budget import within
 from inversight.errors import InputError
 from inversight.networks import build_classifier
-from inversight.objectives import cross_entropy, logit, poincare
+from inversight.objectives import cross_entropy, logit, max_margin, poincare
 from inversight.priors import PriorTraining, StylePrior, train_prior
 from inversight.priors.base import Prior
+from inversight.priors.classes import conditioned
 from inversight.seeding import generator
 from inversight.target import Access, Target, target_of
+from inversight.transformations import Transformations
 from tests.attacks.toy import (
     LABELS,
     SIZE,
@@ -52,6 +56,9 @@ SEARCH = {**ENDS, "pool": 400, "steps": 60}
 TARGET = toy_target(NearestByLayer())
 LESS_SURE = toy_target(NearestByLayer(height=3.0))
 """Its cross-entropy is curved enough around the best for a search by noisy samples."""
+
+STILL = Transformations(least_area=1.0, brightness=0.0, contrast=0.0, degrees=0.0)
+"""The toy's answer is known for images as they are."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Images and labels -> losses: what an attack's paper descends."""
@@ -114,6 +121,11 @@ TABLE = {
         IfGmi(**SEARCH, layer_steps=20, learning_rate=0.02),
         lambda x, y: poincare(TARGET(x), y),
         400 + 3 * 6 * (60 + 20 + 4),
+    ),
+    "plg-mi": Row(
+        PlgMi(**SEARCH, learning_rate=0.05, transform=STILL, crop_flip=False),
+        lambda x, y: max_margin(TARGET(x), y),
+        3 * 6 * (2 * 60 + 4),
     ),
     "ked-mi": Row(
         KedMi(**{**SEARCH, "steps": 200}, samples=4, learning_rate=0.2, start_log_variance=-2.0),
@@ -233,6 +245,7 @@ def test_contradicting_settings(row: Row) -> None:
         ("lomma", FlatPrior(), NearestByLayer, "Lomma needs a prior with a critic"),
         ("lomma", OpenPrior(), Nearest, "penultimate features, but toy: has no torch.nn.Linear"),
         ("if-gmi", FlatPrior(), Nearest, "IfGmi needs a prior with intermediate features"),
+        ("plg-mi", FlatPrior(), Nearest, "PlgMi needs a prior that is conditioned on the target's"),
     ],
 )  # fmt: skip
 def test_a_missing_capability_is_one_line(
@@ -259,7 +272,49 @@ def test_the_defaults_are_the_published_ones() -> None:
     assert (halves.layers, halves.layer_steps, halves.radius) == (4, 25, 1000.0)
     assert (halves.steps, halves.objective, halves.betas) == (70, "poincare", (0.1, 0.1))
     assert (face.statistics_weight, face.jitter, face.group) == (10.0, 2, 256)
+    plg = PlgMi()
+    assert (plg.learning_rate, plg.steps, plg.transformations) == (0.1, 600, 2)
+    assert (plg.objective, plg.transform.least_area, plg.transform.degrees) == (
+        "max-margin",
+        0.8,
+        5,
+    )
     assert (face.steps, face.learning_rate, face.variation_weight) == (2000, 0.05, 2.5e-5)
+
+
+def test_a_prior_of_other_classes(style: StylePrior, network: Target) -> None:
+    how = short(TABLE["plg-mi"])
+    labels = torch.tensor([0, 1])
+    with pytest.raises(InputError, match="--arm pseudo-labels") as caught:
+        how.run(network, style, labels, rng=generator(0))
+    assert "\n" not in str(caught.value)
+    three = conditioned(style, 3, rng=generator(4))
+    with pytest.raises(InputError, match="the target's 2 classes, but it is on 3"):
+        how.run(network, three, labels, rng=generator(0))
+    with pytest.raises(InputError, match="judges images with their classes"):
+        short(TABLE["gmi"]).run(network, three, labels, rng=generator(0))
+
+
+def test_random_transformations_are_drawn_in_every_step() -> None:
+    """They change what is found, alike in any batch, and mirror only where the crops do."""
+    row = TABLE["plg-mi"]
+    still = attack(short(row))
+    moving = short(row, transform=Transformations())
+    one, other = attack(moving), attack(replace(moving, batch_size=4))
+    assert not torch.allclose(one.images, still.images, atol=1e-4)
+    torch.testing.assert_close(one.images, other.images, rtol=1e-3, atol=1e-4)
+    # Mirrored, the halves change places and class a (dark, grey) is pulled to both.
+    assert not torch.allclose(attack(short(row, crop_flip=True)).latents, still.latents, atol=1e-3)
+
+
+def test_samples_of_a_class_are_not_sent() -> None:
+    """Cut down to a budget the candidates are fewer, whatever is sampled of a class."""
+    how = short(TABLE["plg-mi"])
+    used = attack(how).queries
+    assert used == 3 * 6 * (2 * 5 + 4)
+    less = within(how, used // 2, classes=3, used=used)
+    assert less is not None and less.candidates == 3 and less.pool == how.pool
+    assert attack(less).queries == used // 2
 
 
 # With networks
@@ -284,6 +339,8 @@ def network() -> Target:
 @EACH
 def test_works_with_a_style_based_prior(row: Row, style: StylePrior, network: Target) -> None:
     how = replace(short(row), crops=2)
+    if isinstance(how, PlgMi):
+        style = conditioned(style, 2, rng=generator(4))
     labels = torch.tensor([0, 1])
     found = how.run(network, style, labels, rng=generator(0))
     assert found.images.shape == (6, 1, 16, 16) and bool(found.images.isfinite().all())

@@ -15,6 +15,7 @@ from inversight.attacks.lomma import Lomma
 from inversight.attacks.mi_face import MiFace
 from inversight.attacks.mirror import Mirror
 from inversight.attacks.mirror_genetic import MirrorGenetic
+from inversight.attacks.plg_mi import PlgMi
 from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
@@ -30,6 +31,7 @@ ATTACKS = {
     "mirror": Mirror,
     "lomma": Lomma,
     "if-gmi": IfGmi,
+    "plg-mi": PlgMi,
     "mi-face": MiFace,
     "mirror-black-box": MirrorGenetic,
     "cma-es": CmaEs,
@@ -56,6 +58,7 @@ __all__ = [
     "MiFace",
     "Mirror",
     "MirrorGenetic",
+    "PlgMi",
     "PlugAndPlay",
     "QueriesSpentError",
     "Reconstructions",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inversight.errors import InputError, StageError
-from inversight.priors.base import Critic, Intermediate, Prior
+from inversight.priors.base import Conditional, Critic, Intermediate, Prior
 from inversight.progress import Progress, silent
 from inversight.target import Access, Target
 
@@ -110,6 +110,27 @@ def intermediate_of(attack: Attack, prior: Prior) -> Intermediate:
     """
     if not isinstance(prior, Intermediate):
         raise _lacking(attack, prior, "intermediate features (`blocks`, `until`, `finish`)")
+    return prior
+
+
+def conditional_of(attack: Attack, prior: Prior, classes: int) -> Conditional:
+    """``prior`` as one that is conditioned on so many classes, the target's.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(prior, Conditional) or prior.num_classes == 0:
+        raise InputError(
+            f"{type(attack).__name__} needs a prior that is conditioned on the target's classes, which "
+            f"{type(prior).__name__} here is not; adapt it with --arm pseudo-labels or choose another "
+            "--attack"
+        )
+    if prior.num_classes != classes:
+        raise InputError(
+            f"{type(attack).__name__} needs a prior that is conditioned on the target's {classes} "
+            f"classes, but it is on {prior.num_classes}; adapt one that is not conditioned with --arm "
+            "pseudo-labels to this target, or choose another --attack"
+        )
     return prior
 
 

@@ -17,8 +17,8 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
 
     used: what it sends when it is not cut. At most half of the queries go into what is sent for all
     classes together (:func:`_common`), or all where an attack sends nothing else. An attack that can
-    stop early is told to; one that cannot is given as many candidates as the rest pays for. None
-    where that is not one candidate a class, or the attack has no setting for it.
+    stop early is told to; one that cannot is given as many candidates, and a search for distributions as
+    many steps, as the rest pays for. None where that is not one candidate a class, or the attack has no setting for it.
     """
     if queries >= used:
         return attack
@@ -35,6 +35,8 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
         cut["most_queries"] = queries
         most = cut.get("pool", left // classes)
     elif "candidates" in has and used > sent:
+        if "samples" in has:  # a distribution is searched whatever number is drawn from it
+            cut["steps"] = max(1, int(left * has["steps"] / (used - sent)))
         most = min(int(left * has["candidates"] / (used - sent)), cut.get("pool", queries))
     elif not each_class and hasattr(attack, "common"):
         return replace(attack, **cut)

@@ -46,6 +46,11 @@ class DistributionSearch(FinalSelection, ABC):
         return Access.WHITE_BOX
 
     @property
+    def common(self) -> dict[str, int]:
+        """Nothing is sent for all classes together: the pool only gives mean and deviations."""
+        return {}
+
+    @property
     def image_steps(self) -> int:
         """Images that go forward and back for a class, over all steps."""
         return self.samples * self.steps

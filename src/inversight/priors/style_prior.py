@@ -55,15 +55,45 @@ class StylePrior:
         With a cutoff below the number of layers, (n, num_ws, w_dim). A network conditioned on
         classes is given one of them at random for each latent.
         """
+        z = torch.randn(n, self.average.architecture.z_dim, generator=rng)
+        labels: Tensor | None = None
+        if self.num_classes > 0:
+            labels = torch.randint(self.num_classes, (n,), generator=rng)
+        return self._latents(z, labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the generator is conditioned on; 0: none."""
+        return self.average.architecture.c_dim
+
+    def sample_of(self, labels: Tensor, *, rng: torch.Generator) -> Tensor:
+        """A latent w of each class in ``labels`` (n,), as :meth:`sample` has them.
+
+        Truncation pulls towards the mean of all classes.
+
+        Raises:
+            InputError: the prior is not conditioned on classes, or not on these.
+        """
+        if self.num_classes == 0:
+            raise InputError(
+                "the prior is not conditioned on classes, so that it has no samples of one; adapt it "
+                "with --arm pseudo-labels"
+            )
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise InputError(
+                f"the prior is conditioned on {self.num_classes} classes: expected labels in "
+                f"0..{self.num_classes - 1}, found {int(labels.min())}..{int(labels.max())}"
+            )
+        z = torch.randn(len(labels), self.average.architecture.z_dim, generator=rng)
+        return self._latents(z, labels)
+
+    @torch.no_grad()
+    def _latents(self, z: Tensor, labels: Tensor | None) -> Tensor:
         device = self.average.mapping.w_avg.device
-        architecture = self.average.architecture
-        z = torch.randn(n, architecture.z_dim, generator=rng).to(device)
         c: Tensor | None = None
-        if architecture.c_dim > 0:
-            chosen = torch.randint(architecture.c_dim, (n,), generator=rng)
-            c = F.one_hot(chosen, architecture.c_dim).float().to(device)
-        with torch.no_grad():
-            w: Tensor = self.average.mapping(z, c)
+        if labels is not None:
+            c = F.one_hot(labels.to(device), self.num_classes).float()
+        w: Tensor = self.average.mapping(z.to(device), c)
         return self.average.truncated(w, self.psi, self.cutoff)
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -73,6 +103,8 @@ class StylePrior:
 
     def realness(self, images: Tensor) -> Tensor:
         """The critic's logits (N,) of images (N, C, S, S) in [0, 1], each judged by itself.
+
+        Of a critic that tells classes apart it is the log-sum-exp of their logits.
 
         In training the critic also sees how far the images of a group differ from each other.
 
@@ -234,6 +266,7 @@ def play(
     *,
     training: PriorTraining,
     start: StylePrior,
+    knowledge: Tensor | None = None,
     steps: int,
     learning_rate_factor: float,
     guidance: ImageGuidance | None,
@@ -244,6 +277,9 @@ def play(
     processes: Processes = ALONE,
 ) -> StylePrior:
     """Go on with the game of a trained prior for ``steps`` steps, guided or not.
+
+    ``knowledge`` (N, K): what is known of the classes of each public image, class weights for a prior
+    that is conditioned on classes, soft labels for one whose critic tells them apart.
 
     Raises:
         StageError: the game diverged.
@@ -262,6 +298,7 @@ def play(
     log = run_game(
         game,
         public,
+        knowledge=knowledge,
         steps=steps,
         rng=rng,
         guidance=guidance,
