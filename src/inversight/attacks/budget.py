@@ -18,7 +18,8 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
     used: what it sends when it is not cut. At most half of the queries go into what is sent for all
     classes together (:func:`_common`), or all where an attack sends nothing else. An attack that can
     stop early is told to; one that cannot is given as many candidates, and a search for distributions as
-    many steps, as the rest pays for. None where that is not one candidate a class, or the attack has no setting for it.
+    many steps, as the rest pays for. None where that is not one candidate a class, or the attack has
+    no setting for it.
     """
     if queries >= used:
         return attack
