@@ -1,0 +1,150 @@
+"""What the benchmark of attacks attacks: targets and priors of base_audits.py, and what is measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base_audits import base_audit, base_settings
+from inversight.adaptation import Adaptation, adapt
+from inversight.attacks import ATTACKS, Attack, Reconstructions, run_attack
+from inversight.audit import Plan
+from inversight.config import build
+from inversight.console import Quiet
+from inversight.data import ImageSet
+from inversight.embeddings import named_embedding
+from inversight.embeddings.base import Embedding
+from inversight.evaluation import Evaluation, evaluate
+from inversight.imaging import to_uint8
+from inversight.networks import load_classifier
+from inversight.priors import StylePrior
+from inversight.seeding import generator
+from inversight.settings import AuditSettings, resolve
+from inversight.target import Target, target_of
+
+MEASURES = (
+    "accuracy_top1", "target_top1", "knn_distance", "ddcs_best", "covered", "coverage", "frechet",
+)  # fmt: skip
+STEPS = {"digits": 300, "faces-32": 500, "vehicles-same": 500}
+"""Steps of the adaptation; arm vanilla goes on for as many without guidance."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A target and its private images, with a prior of each arm."""
+
+    name: str
+    seed: int
+    settings: AuditSettings
+    given: dict[str, Any]
+    folder: Path
+    private: ImageSet
+    holdout: ImageSet | None
+    public: ImageSet
+
+    @classmethod
+    def of(cls, name: str, seed: int, *, data: Path, work: Path, small: bool) -> Attacked:
+        """Trained where it is not there yet."""
+        folder = base_audit(name, seed, data=data, work=work, small=small)
+        settings = base_settings(name, seed, data=data, work=work, small=small)
+        plan = Plan.prepare(settings, Quiet())
+        given = json.loads((folder / "run.json").read_text())["given"]
+        inputs = plan.inputs
+        return cls(
+            name, seed, settings, given, folder, inputs.private, inputs.holdout,
+            plan.public_for_prior,
+        )  # fmt: skip
+
+    @property
+    def labels(self) -> Tensor:
+        return self.private.labels.unique(sorted=True)
+
+    @cached_property
+    def target(self) -> Target:
+        return target_of(load_classifier(self.folder / "stages" / "target"), "the target")
+
+    @cached_property
+    def evaluator(self) -> Target:
+        return target_of(load_classifier(self.folder / "stages" / "evaluator"), "the evaluator")
+
+    @cached_property
+    def distance(self) -> Embedding:
+        return self._embedding("distance")
+
+    @cached_property
+    def features(self) -> Embedding:
+        return self._embedding("features")
+
+    def _embedding(self, use: Any) -> Embedding:
+        return named_embedding(
+            "public", use=use, role="--embedding", size=self.private.size,
+            public_network=load_classifier(self.folder / "stages" / "public-network"),
+            evaluator=None,
+        )  # fmt: skip
+
+    @cached_property
+    def trained(self) -> StylePrior:
+        """The prior that no arm has touched."""
+        return StylePrior.load(self.folder / "stages" / "prior" / "prior.safetensors")
+
+    def prior(self, arm: str, steps: int) -> StylePrior:
+        """The prior after ``steps`` of an arm, made where it is not there yet."""
+        file = self.folder.parent / "priors" / f"{arm}-{steps}.safetensors"
+        if not file.is_file():
+            file.parent.mkdir(exist_ok=True)
+            prior = self.trained
+            size = prior.image_shape[1]
+            adapt(
+                prior,
+                self.target,
+                self.public.images,
+                arm=arm,
+                adaptation=Adaptation(steps=steps, pseudo_labels_mirror=self.name != "digits"),
+                training=prior.training,
+                metric=named_embedding(
+                    "public", use="distance", role="--guidance-embedding", size=size,
+                    public_network=load_classifier(self.folder / "stages" / "public-network"),
+                    evaluator=None, working_size=max(64, size),
+                ),
+                rng=generator(self.seed, "adaptation"),
+            ).save(file.with_suffix(".partial"))  # fmt: skip
+            file.with_suffix(".partial").replace(file)
+        return StylePrior.load(file)
+
+    def attack(self, name: str, **changed: Any) -> Attack:
+        """The attack as `inversight audit --preset quick` would run it here."""
+        spec = {"class": name, **changed}
+        found = resolve({**self.given, "attack": [spec]}).attack[0]
+        attack: Attack = build(found, ATTACKS, role="--attack")
+        return attack
+
+    def run(self, attack: Attack, prior: StylePrior) -> tuple[Reconstructions, float]:
+        """What the attack makes of all classes, and the seconds that it took."""
+        started = time.perf_counter()
+        made = run_attack(
+            attack, self.target, prior, self.labels, rng=generator(self.seed, "attack")
+        )
+        return made, time.perf_counter() - started
+
+    def scored(self, made: Reconstructions) -> tuple[dict[str, float | None], Evaluation]:
+        """The measures, and all that was found."""
+        names = tuple(f"{number:06d}" for number in range(len(made)))
+        images = ImageSet(to_uint8(made.images), made.labels, names, self.private.classes, names)
+        found = evaluate(
+            self.private, {"attack": images}, distance=self.distance, features=self.features,
+            evaluator=self.evaluator, holdout=self.holdout, memory=2**30, seed=self.seed,
+        )  # fmt: skip
+        with torch.no_grad():
+            own = torch.cat([self.target(x).argmax(1) for x in made.images.split(200)])
+        values: dict[str, Any] = {
+            name: found.metrics[name]["value"] for name in MEASURES if name in found.metrics
+        }
+        values["target_top1"] = float((own == made.labels).float().mean())
+        return values, found

@@ -1,0 +1,331 @@
+"""How fast attacks are, and what they reconstruct.
+
+uv run python benchmarks/attacks.py                    Plug & Play, quick against plain: ratios
+uv run python benchmarks/attacks.py --run              what is missing of the table of attacks
+uv run python benchmarks/attacks.py --table            table of what is there
+uv run python benchmarks/attacks.py --sheet FILE       nearest reconstructions by each attack, as a picture
+
+Plain is the paper's: all candidates for all steps, in float32. Both are measured on the same priors and
+targets, those of benchmarks/base_audits.py, and scored alike.
+
+The table: each attack as `inversight audit --preset quick` runs it, on a prior that went on training
+unguided (vanilla) and on one adapted to the target (natural-gradient); PLG-MI and KED-MI also on the
+adaptation that their papers have. A result is a few numbers in a JSON file under --evidence, from which
+--run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file, save_file
+
+from attack_problem import MEASURES, STEPS, Attacked
+from common import finish, machine, parser
+from inversight.attack_names import ATTACK_NAMES
+from inversight.attacks import PlugAndPlay
+from study import interval, numbers
+
+ARMS = ("vanilla", "natural-gradient")
+OWN_ARM = {"plg-mi": ("pseudo-labels",), "mi-face": ("vanilla",)}
+"""Attacks that are run on other arms alone: one needs classes, one needs no prior."""
+MORE_ARMS = {
+    "ked-mi": ("target-aware",),
+    "gmi": ("target-aware",),
+    "plug-and-play": ("pseudo-labels", "target-aware"),
+}
+VARIANTS = {
+    "plain": {"halvings": 0, "half": False},
+    "halvings": {"halvings": 2, "half": False},
+    "halvings, half": {"halvings": 2, "half": True},
+    "halvings, half, compiled": {"halvings": 2, "half": True, "compiled": True},
+}
+OURS = "halvings, half"
+PAPER = {"pool": 5000, "candidates": 200, "steps": 70, "keep": 50, "crops": 100}
+"""The paper's budget."""
+SMALL = {"pool": 500, "candidates": 40, "steps": 24, "keep": 10, "crops": 10}
+
+
+def main() -> None:
+    options = _options()
+    if options.run:
+        for seed in options.seeds:
+            for name in options.datasets:
+                run(name, seed, options)
+    elif options.sheet:
+        sheet(options)
+    elif options.table:
+        rows = table(options)
+        finish(f"attacks, seeds {options.seeds}", {}, rows, options)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            if options.small:
+                options.work = Path(temporary)
+            speed(options)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.add_argument("--datasets", type=lambda text: text.split(","))
+    made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
+    made.add_argument("--attacks", default=ATTACK_NAMES, type=lambda text: text.split(","))
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
+    made.add_argument("--work", type=Path, default=Path("benchmarks/out/defences"))
+    made.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
+    made.add_argument("--classes", type=int, default=4, help="attacked where speed is measured")
+    made.add_argument("--run", action="store_true")
+    made.add_argument("--table", action="store_true")
+    made.add_argument("--sheet", type=Path)
+    options = made.parse_args()
+    options.seeds = numbers(options.seeds or ("0" if options.small else "0-2"))
+    options.datasets = options.datasets or (
+        ["digits"] if options.small else ["faces-32", "vehicles-same"]
+    )
+    unknown = [name for name in options.attacks if name not in ATTACK_NAMES]
+    if unknown:
+        raise SystemExit(f"--attacks: expected some of {', '.join(ATTACK_NAMES)}, found {unknown}")
+    return options
+
+
+# Speed
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Plug & Play's ways to be quick, each against the plain one."""
+    rows: list[dict[str, Any]] = []
+    for name in options.datasets:
+        for seed in options.seeds:
+            problem = _problem(name, seed, options)
+            few = replace(problem, private=_first_classes(problem, options.classes), holdout=None)
+            for variant, changed in VARIANTS.items():
+                if options.small and "compiled" in variant:
+                    continue
+                attack = PlugAndPlay(
+                    **(SMALL if options.small else PAPER), **changed, crop_flip=name != "digits"
+                )
+                rows.append({"data": name, "seed": seed, "variant": variant, **_timed(few, attack)})
+    figures: dict[str, Any] = {}
+    for variant in list(VARIANTS)[1:]:
+        pairs = [
+            (one, other)
+            for one in rows
+            for other in rows
+            if one["variant"] == "plain" and other["variant"] == variant
+            and (one["data"], one["seed"]) == (other["data"], other["seed"])
+        ]  # fmt: skip
+        if not pairs:
+            continue
+        suffix = "" if variant == OURS else f" ({variant})"
+        figures[f"plain_over_ours{suffix}"] = _mean(a["seconds"] / b["seconds"] for a, b in pairs)
+        figures[f"accuracy_difference{suffix}"] = _mean(
+            a["accuracy"] - b["accuracy"] for a, b in pairs
+        )
+        figures[f"ddcs_ratio{suffix}"] = _mean(b["ddcs"] for _, b in pairs) / _mean(
+            a["ddcs"] for a, _ in pairs
+        )
+    finish("Plug & Play, plain and quick", figures, rows, options)
+
+
+def _timed(problem: Attacked, attack: PlugAndPlay) -> dict[str, Any]:
+    with _Peak() as peak:
+        made, seconds = problem.run(attack, problem.trained)
+    found, _ = problem.scored(made)
+    return {
+        "seconds": seconds,
+        "image steps/s": attack.image_steps * len(problem.labels) / seconds,
+        "reconstructions/s": len(made) / seconds,
+        "memory MiB": peak.bytes / 2**20,
+        "accuracy": found["accuracy_top1"],
+        "ddcs": found["ddcs_best"],
+        "coverage": found["coverage"],
+    }
+
+
+class _Peak:
+    """Most memory that this process has beyond what it had before, looked at every 20 ms."""
+
+    def __enter__(self) -> _Peak:
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self.bytes = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            self.bytes = max(self.bytes, self._process.memory_info().rss - self._before)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def _first_classes(problem: Attacked, count: int) -> Any:
+    return problem.private.select((problem.private.labels < count).nonzero().flatten())
+
+
+def _mean(values: Any) -> float:
+    return statistics.mean(values)
+
+
+# Table
+
+
+def run(name: str, seed: int, options: argparse.Namespace) -> None:
+    """All attacks on one target, those that are there already left out."""
+    missing = [(a, arm) for arm, a in _wanted(options) if not _known(name, arm, a, seed, options)]
+    if not missing:
+        return
+    problem = _problem(name, seed, options)
+    for arm in dict.fromkeys(arm for _, arm in missing):
+        prior = problem.prior(arm, 16 if options.small else STEPS[name])
+        for attack_name in (a for a, own in missing if own == arm):
+            attack = problem.attack(attack_name)
+            made, seconds = problem.run(attack, prior)
+            values, _ = problem.scored(made)
+            kept = problem.folder.parent / "made" / arm / f"{attack_name}.safetensors"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"images": made.images.contiguous(), "labels": made.labels}, kept)
+            facts = {"seconds": round(seconds, 2), "queries": made.queries, **values}
+            _note(name, arm, seed, attack_name, facts, options)
+            print(name, seed, arm, attack_name, facts, flush=True)
+
+
+def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Arms and attacks, the arms in order."""
+    pairs = []
+    for attack in options.attacks:
+        arms = OWN_ARM.get(attack, (*ARMS, *MORE_ARMS.get(attack, ())))
+        pairs += [(arm, attack) for arm in arms]
+    return sorted(pairs, key=lambda pair: [*ARMS, "pseudo-labels", "target-aware"].index(pair[0]))
+
+
+def _problem(name: str, seed: int, options: argparse.Namespace) -> Attacked:
+    return Attacked.of(name, seed, data=options.data, work=options.work, small=options.small)
+
+
+def _file(name: str, arm: str, seed: int, options: argparse.Namespace) -> Path:
+    file: Path = options.evidence / name / f"{arm}-{seed}.json"
+    return file
+
+
+def _known(name: str, arm: str, attack: str, seed: int, options: argparse.Namespace) -> bool:
+    file = _file(name, arm, seed, options)
+    return file.is_file() and attack in json.loads(file.read_text())["attacks"]
+
+
+def _note(
+    name: str, arm: str, seed: int, attack: str, facts: dict[str, Any], options: argparse.Namespace
+) -> None:
+    file = _file(name, arm, seed, options)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(file.read_text())["attacks"] if file.is_file() else {}
+    content = {
+        "data": name, "arm": arm, "seed": seed, "machine": machine(seed),
+        "attacks": {**known, attack: facts},
+    }  # fmt: skip
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(file)
+
+
+def table(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each data set, attack and arm: means over seeds with half of their 95 % intervals."""
+    rows = []
+    for name in options.datasets:
+        for attack in options.attacks:
+            for arm in [*ARMS, "pseudo-labels", "target-aware"]:
+                files = [_file(name, arm, seed, options) for seed in options.seeds]
+                found = [json.loads(f.read_text())["attacks"] for f in files if f.is_file()]
+                values = [one[attack] for one in found if attack in one]
+                if not values:
+                    continue
+                row: dict[str, Any] = {"data": name, "attack": attack, "arm": arm}
+                row["seeds"] = len(values)
+                for measure in (*MEASURES, "queries", "seconds"):
+                    row[measure] = _shown([one[measure] for one in values], measure)
+                rows.append(row)
+    if not rows:
+        raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+    return rows
+
+
+def _shown(values: list[float | None], measure: str) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    mean, half = interval(known)
+    digits = {"queries": 0, "seconds": 0, "knn_distance": 1, "frechet": 1}.get(measure, 2)
+    if measure in ("queries", "seconds") or half is None:
+        return f"{mean:,.{digits}f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+# Pictures
+
+
+def sheet(options: argparse.Namespace) -> None:
+    """The same private images in each column, and in each row what came nearest by one attack."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    name, seed = options.datasets[0], options.seeds[0]
+    problem = _problem(name, seed, options)
+    first = [int((problem.private.labels == k).nonzero()[0]) for k in problem.labels[:10]]
+    if len(first) < 10:  # few classes: several of each
+        step = max(1, len(problem.private) // 10)
+        first = list(range(0, len(problem.private), step))[:10]
+    ids = [problem.private.ids[row] for row in first]
+    rows = [("private", problem.private.floats()[first])]
+    for arm, attack in _wanted(options):
+        file = problem.folder.parent / "made" / arm / f"{attack}.safetensors"
+        if not file.is_file():
+            continue
+        tensors = load_file(file)
+        made = _as_made(tensors["images"], tensors["labels"])
+        _, found = problem.scored(made)
+        nearest = found.sets[0].assignment.nearest_row.tolist()
+        order = {one: place for place, one in enumerate(found.subjects.ids)}
+        picked = [nearest[order[one]] for one in ids]
+        blank = torch.ones_like(tensors["images"][0])
+        images = [tensors["images"][row] if row >= 0 else blank for row in picked]
+        rows.append((f"{attack}\n{arm}", torch.stack(images)))
+    height = 0.62 * len(rows)
+    fig, axes = plt.subplots(len(rows), 10, figsize=(8.2, height), squeeze=False)
+    for line, (title, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(line, images, strict=True):
+            shown = image.permute(1, 2, 0).squeeze(-1).numpy()
+            axis.imshow(shown, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for side in axis.spines.values():
+                side.set_visible(False)
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7)
+    fig.subplots_adjust(left=0.2, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.05)
+    options.sheet.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(options.sheet, dpi=120)
+    plt.close(fig)
+
+
+def _as_made(images: torch.Tensor, labels: torch.Tensor) -> Any:
+    from inversight.attacks import Reconstructions
+
+    nothing = torch.zeros(len(images))
+    return Reconstructions(images, labels, nothing[:, None], nothing)
+
+
+if __name__ == "__main__":
+    main()
