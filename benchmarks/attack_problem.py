@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from inversight.target import Target, target_of
 MEASURES = (
     "accuracy_top1", "target_top1", "knn_distance", "ddcs_best", "covered", "coverage", "frechet",
 )  # fmt: skip
-STEPS = {"digits": 300, "faces-32": 500, "vehicles-same": 500}
+STEPS = {"digits": 300, "faces-32": 250, "vehicles-same": 500}
 """Steps of the adaptation; arm vanilla goes on for as many without guidance."""
 
 
@@ -61,6 +61,15 @@ class Attacked:
             name, seed, settings, given, folder, inputs.private, inputs.holdout,
             plan.public_for_prior,
         )  # fmt: skip
+
+    def first(self, classes: int) -> Attacked:
+        """The same with so many classes to attack and to score."""
+
+        def some(images: ImageSet) -> ImageSet:
+            return images.select((images.labels < classes).nonzero().flatten())
+
+        held = None if self.holdout is None else some(self.holdout)
+        return replace(self, private=some(self.private), holdout=held)
 
     @property
     def labels(self) -> Tensor:
