@@ -19,14 +19,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from inversight import AuditResult, InputError, audit, resume
-from inversight.attacks import load_latents
+from inversight.attacks import ATTACKS, load_latents
+from inversight.audit import Plan
 from inversight.console import Quiet
 from inversight.data import load_folder
 from inversight.errors import RunError
 from inversight.evaluation import METRICS
 from inversight.networks import load_classifier
+from inversight.priors import Architecture, PriorTraining, StylePrior, train_prior
+from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.progress import Progress
 from inversight.report import load_report_data, render
+from inversight.seeding import generator
+from inversight.settings import resolve
 from inversight.target import Target, target_of
 from tests.examples import OwnNetwork, SampleAttack
 from tests.test_evaluation import COLUMNS, RISK_COLUMNS
@@ -506,6 +511,68 @@ def control_with_holdout(folders: dict[str, Path]) -> dict[str, Any]:
 def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
     weights = own_weights(folders["private"].parent / "w.safetensors", classes=3)
     return {**folders, "target": f"tests.examples:own_network?weights={weights}"}
+
+
+def one_attack(name: str, **others: Any) -> Callable[[dict[str, Path]], dict[str, Any]]:
+    return lambda folders: {**folders, **others, "attack": [name]}
+
+
+def no_linear_layer(folders: dict[str, Path]) -> dict[str, Any]:
+    return {**folders, "attack": ["lomma"], "target": "tests.examples:own_convolution"}
+
+
+def conditional_prior(folders: dict[str, Path]) -> dict[str, Any]:
+    small = Architecture(size=8, channels=1, z_dim=2, w_dim=2, c_dim=3, channel_max=2)
+    file = folders["private"].parent / "prior.safetensors"
+    networks = Generator(small), Generator(small), Discriminator(small)
+    StylePrior(*networks, PriorTraining(), small.image_shape).save(file)
+    return {**folders, "attack": ["gmi"], "prior": str(file), "adaptation": {"steps": 0}}
+
+
+OWN_PRIOR = {"class": "tests.examples:NoisePrior"}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (one_attack("gmi", prior=OWN_PRIOR), "Gmi needs a prior with a critic"),
+        (one_attack("ked-mi", prior=OWN_PRIOR), "KedMi needs a prior with a critic"),
+        (one_attack("if-gmi", prior=OWN_PRIOR), "IfGmi needs a prior with intermediate features"),
+        (no_linear_layer, "Lomma needs the target's penultimate features"),
+        (conditional_prior, "the prior's critic judges images with their classes (3)"),
+        (one_attack("tests.examples:DemandingAttack"), "DemandingAttack needs a prior that sings"),
+    ],
+)
+def test_what_an_attack_will_lack_is_said_before_anything_is_trained(
+    grey: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[dict[str, Path]], dict[str, Any]],
+    message: str,
+) -> None:
+    monkeypatch.setattr(Plan, "forecast", lambda _: pytest.fail("went on to the timing"))
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        audit(out=tmp_path / "run", **TINY | prepare(grey))
+    assert "--attack" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "vgg"])
+def test_priors_and_targets_trained_here_have_what_every_attack_needs(
+    grey: dict[str, Path], architecture: str
+) -> None:
+    given = {**TINY, "target_training": {"architecture": architecture}, "attack": list(ATTACKS)}
+    plan = Plan.prepare(resolve({**grey, **given}), Quiet())
+    assert list(plan.attacks) == list(ATTACKS)
+    trained = train_prior(
+        plan.public_for_prior.images,
+        training=PriorTraining(steps=1, batch_size=4, width=2),
+        rng=generator(0),
+    )
+    known = plan.likely_prior
+    assert isinstance(known, StylePrior)
+    assert (known.image_shape, known.blocks) == (trained.image_shape, trained.blocks)
+    assert plan.likely_target.classes == plan.inputs.classes
 
 
 @pytest.mark.parametrize(

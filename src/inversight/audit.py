@@ -27,8 +27,8 @@ from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import (
     ATTACKS,
     Attack,
+    check_fits,
     control,
-    require_access,
     run_attack,
     write_reconstructions,
 )
@@ -51,13 +51,13 @@ from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, check_name, named_embedding
 from inversight.embeddings.named import Use
 from inversight.errors import ConfigError, InputError, RunError, StageError
-from inversight.estimate import Estimate, estimate
+from inversight.estimate import Estimate, estimate, untrained_target
 from inversight.evaluation import check_pairs, evaluate, nearness
 from inversight.gate import exceeded, gates
 from inversight.ledger import SIGNALS_FILE, exposure_table, hidden, join
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.outputs import write_report
-from inversight.priors import Prior, StylePrior, Watch, train_prior
+from inversight.priors import Prior, StylePrior, Watch, train_prior, untrained_prior
 from inversight.priors.given import (
     COLOURS,
     PRIOR_FILE,
@@ -433,9 +433,6 @@ class Plan:
                 )
         size = None if given is None else given.prior.image_shape[1]
         inputs = read_inputs(settings, reporter, size)
-        if inputs.target is not None:
-            for attack in attacks.values():
-                require_access(attack, inputs.target)
         work = working_size(inputs.size, settings.working_size)
         if own is not None and own.image_shape[0] not in (1, 3):
             raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
@@ -450,7 +447,39 @@ class Plan:
             )
             if settings.adaptation.steps > 0:
                 check_adaptable(given.prior, path)
-        return cls(settings, inputs, attacks, own, given, work, device)
+        plan = cls(settings, inputs, attacks, own, given, work, device)
+        plan.check_attacks()
+        return plan
+
+    def check_attacks(self) -> None:
+        """Refuse now what would fail when target and prior have been trained for hours.
+
+        Raises:
+            InputError: an attack needs what the one or the other will lack.
+        """
+        target, prior = self.likely_target, self.likely_prior
+        for attack in self.attacks.values():
+            check_fits(attack, target, prior)
+
+    @property
+    def likely_target(self) -> Target:
+        """The target, or an untrained network of the kind that it will be."""
+        if self.inputs.target is not None:
+            return self.inputs.target
+        architecture = self.settings.target_training.architecture
+        return untrained_target(self.inputs.private, self.shape, architecture)
+
+    @property
+    def likely_prior(self) -> Prior:
+        """What attacks will be given as a prior, or something untrained that can do as much.
+
+        An adaptation leaves a prior what it was: an arm after which it can do more belongs here.
+        """
+        if self.own_prior is not None:
+            return self.own_prior
+        if self.given_prior is not None:
+            return self.given_prior.prior
+        return untrained_prior(self.shape)
 
     @property
     def needs_public_network(self) -> bool:

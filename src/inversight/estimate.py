@@ -29,7 +29,7 @@ from inversight.attacks.lokt import Committee
 from inversight.attacks.rlb_mi import Agents
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
-from inversight.networks import build_classifier
+from inversight.networks import Architecture, build_classifier
 from inversight.priors import Prior, StylePrior, train_prior
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training
@@ -107,7 +107,7 @@ def estimate(
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
             with remedy(name):
                 seconds[name] = factor * _classifier_seconds(images, training, shape, device)
-    stand_in = target or _untrained(private, shape)
+    stand_in = target or untrained_target(private, shape)
     stand_in = stand_in.to(device)
     style = None if given_prior is None else given_prior.to(device)
     seconds["prior"] = 0.0
@@ -206,9 +206,12 @@ def _classifier_seconds(
     return per_epoch * len(images) / len(few) * training.epochs_for(len(images))
 
 
-def _untrained(private: ImageSet, shape: tuple[int, int, int]) -> Target:
+def untrained_target(
+    private: ImageSet, shape: tuple[int, int, int], architecture: Architecture = "resnet"
+) -> Target:
+    """A classifier of the images' classes that has learnt nothing, for images of ``shape`` (C, S, S)."""
     saved = build_classifier(
-        "resnet",
+        architecture,
         classes=private.classes,
         image_shape=shape,
         width=16,
@@ -344,7 +347,7 @@ def _lokt_seconds(
     few = ImageSet(blank, torch.arange(len(names)) % 2, names, ("0", "1"), names)
     epoch = _classifier_seconds(few, replace(attack.training, epochs=1), shape, device)
     epochs = attack.training.epochs_for(attack.images)
-    surrogate = _untrained(few, shape).to(device)
+    surrogate = untrained_target(few, shape).to(device)
     committee = replace(surrogate, module=Committee([surrogate] * attack.surrogates))
     return (
         _search_seconds(attack, target, prior, classes)

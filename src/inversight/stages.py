@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from inversight.adaptation import ARMS, Adaptation, adapt
-from inversight.attacks import ATTACKS, Attack, require_access, run_attack, write_reconstructions
+from inversight.attacks import ATTACKS, Attack, check_fits, run_attack, write_reconstructions
 from inversight.attacks.base import left_out
 from inversight.attacks.endpoint import Endpoint, endpoint_target
 from inversight.config import build, from_mapping, merge, nearest
@@ -309,14 +309,15 @@ def attack_stage(
             limit=limit, device=where, reporter=reporter,
         )  # fmt: skip
     target = model.load(given_prior).to(where)
-    require_access(made, target)
+    attacked = given_prior.prior.to(where)
+    check_fits(made, target, attacked)
     Run.check_new(out, needed_bytes=50_000_000)
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
     with _remedy("attack", getattr(made, "batch_size", None)):
         found = run_attack(
             made,
             target,
-            given_prior.prior.to(where),
+            attacked,
             labels,
             rng=generator(seed, f"attack/{name}"),
             progress=reporter.stage(name),
@@ -349,10 +350,11 @@ def _attack_service(
     """Attack a service class after class; what is finished is kept, and the same call goes on."""
     plan.check()
     target, endpoint = model.service(prior, reporter)
-    require_access(plan.attack, target)
+    attacked = prior.prior.to(device)
+    check_fits(plan.attack, target, attacked)
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
     with _remedy("attack", getattr(plan.attack, "batch_size", None)):
-        sent = plan.run(target, endpoint, prior.prior.to(device), labels, reporter)
+        sent = plan.run(target, endpoint, attacked, labels, reporter)
     reporter.say(f"{plan.name}: {sent:,} images sent to the target, {plan.attack.access} access")
     return plan.out / "reconstructions"
 

@@ -4,7 +4,7 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.base import Critic, Halfway, Intermediate, Prior, Truncatable
 from inversight.priors.game import Game
 from inversight.priors.settings import PriorTraining
-from inversight.priors.style_prior import StylePrior, play, train_prior
+from inversight.priors.style_prior import StylePrior, play, train_prior, untrained_prior
 from inversight.priors.watch import Watch
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "Watch",
     "play",
     "train_prior",
+    "untrained_prior",
 ]

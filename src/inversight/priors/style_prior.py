@@ -21,10 +21,11 @@ from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
 from inversight.priors.processes import ALONE, Processes
 from inversight.priors.settings import PriorTraining
-from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
 from inversight.priors.watch import Watch
 from inversight.progress import Progress, silent
+from inversight.seeding import generator
 
 _KEY = "inversight.prior"
 
@@ -193,6 +194,19 @@ class StylePrior:
             augmentation=float(facts["augmentation"]),
             log=tuple(facts["log"]),
         )
+
+
+def untrained_prior(image_shape: tuple[int, int, int]) -> StylePrior:
+    """The smallest prior of its kind for images (C, S, S): all it can do, and none of it learnt.
+
+    Raises:
+        ConfigError: S is no power of two in 8..1024.
+    """
+    training = PriorTraining(width=1, z_dim=1, w_dim=1, mapping_depth=1)
+    game = Game(image_shape=image_shape, training=training)
+    for module in (game.generator, game.discriminator):
+        initialise(module, generator(0))
+    return _finished(game, training, image_shape, [])
 
 
 def train_prior(
