@@ -693,3 +693,15 @@ def test_risk_against_queries(grey: dict[str, Path], tmp_path: Path) -> None:
         assert pd.isna(middle["reason"]) and middle["covered"] > 0
         assert not pd.isna(small["reason"]) or small["queries"] <= 4
     assert "too few queries" in found["reason"][0]
+    page = (run / "report.html").read_text()
+    assert "Risk against queries" in page and "plug-and-play within 4 queries: too few" in page
+    whole = json.loads((run / "metrics.json").read_text())
+    assert "within" not in whole["coverage"]
+    for key in ("covered", "ddcs_best", "ddcs_average"):
+        points = whole[key]["within"]
+        rows = found.astype(object).where(found.notna(), None).to_dict("records")
+        for point, row in zip(points, rows, strict=True):
+            assert point["value"] == row[key] and point["low"] == row[f"{key}_low"]
+            assert all(point[k] == row[k] for k in ("attack", "budget", "queries", "reason"))
+        assert points[0]["value"] is None and points[0]["reason"]
+        assert points[3]["low"] <= points[3]["value"] <= points[3]["high"]

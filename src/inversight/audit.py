@@ -87,6 +87,8 @@ from inversight.watching import FrechetToPublic, watched_features
 LEDGER = "samples.parquet"
 BUDGET = "budget.parquet"
 """Risk against queries, if --budget asks for it."""
+CURVES = ("covered", "ddcs_best", "ddcs_average")
+"""Measures that metrics.json has against queries too, if --budget asks for it."""
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 GALLERY = 24
@@ -641,7 +643,7 @@ class _Execution:
         metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
         samples = self.signals(samples, target, evaluator, public_network)
         if self.settings.budget:
-            self.budgets(target, prior, evaluator, public_network)
+            metrics = self.budgets(metrics, target, prior, evaluator, public_network)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -902,10 +904,13 @@ class _Execution:
                 self.warn(f"{name}: {facts['left_out']}")
 
     def budgets(
-        self, target: Target, prior: Prior, evaluator: Target,
+        self, metrics: dict[str, dict[str, Any]], target: Target, prior: Prior, evaluator: Target,
         public_network: SavedClassifier | None,
-    ) -> None:  # fmt: skip
-        """budget.parquet: what each attack covers within so many queries, and as it was run."""
+    ) -> dict[str, dict[str, Any]]:  # fmt: skip
+        """budget.parquet: what each attack covers within so many queries, and as it was run.
+
+        Returns ``metrics`` with the curves in them, as metrics.json has them then.
+        """
         labels = self.inputs.private.labels.unique(sorted=True)
         distance = self._scoring(
             self.settings.embedding, "distance", "--embedding", evaluator, public_network
@@ -922,8 +927,15 @@ class _Execution:
         def fill(folder: Path) -> None:
             rows = [self._point(*point, distance) for point in points]
             pd.DataFrame(rows).to_parquet(folder / BUDGET, index=False)
+            write_json(folder / "metrics.json", with_curves(metrics, rows))
 
-        self.run.publish(self.stage("budget", fill) / BUDGET, BUDGET)
+        folder = self.stage("budget", fill)
+        self.run.publish(folder / BUDGET, BUDGET)
+        if not (folder / "metrics.json").is_file():  # an earlier version's stage
+            return metrics
+        self.run.publish(folder / "metrics.json", "metrics.json")
+        found: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())
+        return found
 
     def _cut(self, name: str, attack: Attack, queries: int, target: Target, prior: Prior) -> Path:
         """The attack again with less of everything, held to ``queries`` in all."""
@@ -964,7 +976,9 @@ class _Execution:
             progress=self.reporter.stage(f"budget: {name}"),
         )  # fmt: skip
         values = {key: one.value for key, one in found.items()}
-        bounds = {f"covered_{k}": getattr(found["covered"], k) for k in ("low", "high")}
+        bounds = {
+            f"{key}_{end}": getattr(found[key], end) for key in CURVES for end in ("low", "high")
+        }
         return row | values | bounds | {"queries": facts["queries"], "reconstructions": len(made)}
 
     def collect(self) -> dict[str, ImageSet]:
@@ -1157,6 +1171,24 @@ class _Execution:
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def with_curves(
+    metrics: dict[str, dict[str, Any]], rows: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """``metrics`` with what ``rows`` of budget.parquet say of a measure beside it, as ``within``."""
+    found = {key: dict(value) for key, value in metrics.items()}
+    for key in CURVES:
+        found[key]["within"] = [
+            {
+                **{name: row[name] for name in ("attack", "budget", "queries")},
+                "value": row[key],
+                **{end: row.get(f"{key}_{end}") for end in ("low", "high")},
+                "reason": row["reason"],
+            }
+            for row in rows
+        ]
+    return found
 
 
 def _anchored(given: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,11 @@ from inversight.report.reading import read_mapping, read_table
 REQUIRED = ("id", "label", "ddcs_best", "nearest_distance")
 """Columns of ``samples`` without which there is no report."""
 
+BUDGET_COLUMNS = (
+    "attack", "budget", "queries", "reconstructions", "covered", "ddcs_best", "reason",
+)  # fmt: skip
+"""Columns of ``budget`` without which there is no report of it."""
+
 
 @dataclass(frozen=True)
 class GalleryItem:
@@ -44,6 +49,7 @@ class ReportData:
     embedding: name of the embedding whose squared distance is the distance.
     holdout_nearest: distance of each holdout image to the nearest reconstruction of its class,
         NaN where the class has none; None without a holdout.
+    budget: as in ``budget.parquet``, a row for each attack and number of queries; None without.
     gallery: pairs to show, the most exposed first; empty if ``images`` is "none".
     images: whether pictures may be shown: "none", "blurred" (the items are so already), "full".
     evaluator: facts about the evaluator; ``holdout_accuracy`` in [0, 1] or None decides its trust.
@@ -63,6 +69,7 @@ class ReportData:
     facts: Mapping[str, str] = field(default_factory=dict)
     embedding: str = ""
     holdout_nearest: Sequence[float] | None = None
+    budget: pd.DataFrame | None = None
     gallery: Sequence[GalleryItem] = ()
     images: str = "none"
     evaluator: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +93,7 @@ def load_report_data(
     run: Path, *, gallery: Sequence[GalleryItem] = (), title: str | None = None
 ) -> ReportData:
     """Read a run folder: ``run.json``, ``metrics.json``, ``samples.parquet``, and where they are
-    ``metrics_by_set.json`` and ``holdout.parquet``.
+    ``metrics_by_set.json``, ``holdout.parquet`` and ``budget.parquet``.
 
     Only the tables are required to be there, not the end of the run: the report is its last stage.
     Keys of ``run.json`` that are used, all optional: version, created, preset, seed, device,
@@ -103,6 +110,9 @@ def load_report_data(
     if (run / "holdout.parquet").is_file():
         table = read_table(run, "holdout.parquet", ("nearest_distance",))
         holdout = tuple(float(d) for d in table["nearest_distance"].astype("float64"))
+    budget = None
+    if (run / "budget.parquet").is_file():
+        budget = read_table(run, "budget.parquet", BUDGET_COLUMNS)
     inputs = _mapping(manifest.get("inputs"))
     by_set = (
         read_mapping(run, "metrics_by_set.json") if (run / "metrics_by_set.json").is_file() else {}
@@ -117,6 +127,7 @@ def load_report_data(
         facts=_facts(manifest, stages),
         embedding=str(manifest.get("embedding") or ""),
         holdout_nearest=holdout,
+        budget=budget,
         gallery=tuple(gallery),
         images=str(manifest.get("images") or "none"),
         evaluator=_mapping(manifest.get("evaluator")),
