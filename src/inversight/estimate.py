@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -21,16 +21,18 @@ from inversight.attacks import (
     IfGmi,
     LatentSearch,
     Lokt,
+    Lomma,
     MiFace,
     MirrorGenetic,
     RlbMi,
 )
+from inversight.attacks.budget import within
 from inversight.attacks.lokt import Committee
 from inversight.attacks.rlb_mi import Agents
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
 from inversight.networks import Architecture, build_classifier
-from inversight.priors import Prior, StylePrior, train_prior
+from inversight.priors import Intermediate, Prior, StylePrior, train_prior
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
@@ -39,6 +41,11 @@ from inversight.training import Training, train_classifier
 _WhiteBox = LatentSearch | DistributionSearch | MiFace
 _Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
 """Attacks whose time is that of their queries, beside what is counted by itself."""
+_Known = _WhiteBox | _Search | Lokt
+"""Attacks whose time can be foreseen."""
+
+Cost = Callable[[Attack, int], float]
+"""An attack of the kind that was timed and the images that it sends at most -> seconds."""
 
 
 @dataclass(frozen=True)
@@ -131,24 +138,27 @@ def estimate(
                 settings, style, stand_in, public_for_prior, device
             )
     prior: Prior | None = style or own_prior
+    costs: dict[str, Cost] = {}
     for name, attack in attacks.items():
         seconds[name] = None
-        if isinstance(attack, _WhiteBox) and prior is not None:
+        if isinstance(attack, _Known) and prior is not None:
             with remedy(name):
-                seconds[name] = _white_box_seconds(attack, stand_in, prior, classes)
-        elif isinstance(attack, Lokt) and prior is not None:
-            with remedy(name):
-                seconds[name] = _lokt_seconds(attack, stand_in, prior, classes, device)
-        elif isinstance(attack, _Search) and prior is not None:
-            with remedy(name):
-                trained = 0.0
-                if isinstance(attack, RlbMi):
-                    trained = _agents_seconds(attack, prior, classes)
-                seconds[name] = trained + _search_seconds(attack, stand_in, prior, classes)
+                costs[name] = _cost(attack, stand_in, prior, classes, device)
+                seconds[name] = costs[name](attack, _planned(attack, prior, classes))
     if settings.budget:
-        seconds["budget"] = None  # how much of an attack fits in is known when it has been run
-    known = _WhiteBox | _Search | Lokt
-    kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
+        seconds["budget"] = None
+        if prior is not None and len(costs) == len(attacks):
+            cut = _cut(settings.budget, attacks, prior, classes)
+            attacked = sum(costs[name](less, most) for name, less, most in cut)
+            # The whole attacks are looked at once more.
+            scored = [*(less for _, less, _ in cut), *attacks.values()]
+            made = classes * sum(a.keep for a in scored if isinstance(a, _Known))
+            with remedy("scores"):
+                looked = _embedding_seconds(
+                    settings, shape, len(scored) * len(private) + made, device
+                )
+            seconds["budget"] = attacked + looked
+    kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, _Known))
     embedded = len(private) * 2 + kept
     if settings.private is not None and settings.holdout is None:
         embedded += len(private) + kept  # the control's
@@ -278,7 +288,54 @@ def _metric(
     )
 
 
-def _white_box_seconds(attack: _WhiteBox, target: Target, prior: Prior, classes: int) -> float:
+def _planned(attack: _Known, prior: Prior, classes: int) -> int:
+    """Images that an attack sends to the target if nothing limits it, or few more."""
+    if not isinstance(attack, _WhiteBox):
+        return attack.planned_queries(prior, classes)
+    pool = attack.pool if isinstance(attack, LatentSearch) else 0
+    if isinstance(attack, Lomma):
+        pool *= 2  # the pool's usual features are taken in another pass
+    return pool + classes * (_image_steps(attack, prior) + attack.candidates * attack.crops)
+
+
+def _image_steps(attack: _WhiteBox, prior: Prior) -> int:
+    """Images that go forward and back for a class with this prior."""
+    if isinstance(attack, IfGmi) and isinstance(prior, Intermediate):
+        attack = replace(attack, layers=min(attack.layers, prior.blocks - 1))
+    return attack.image_steps
+
+
+def _cut(
+    budget: Sequence[int], attacks: Mapping[str, Attack], prior: Prior, classes: int
+) -> list[tuple[str, _Known, int]]:
+    """Each attack cut down to each number of queries, where it can be, with what it then sends."""
+    found = []
+    for name, attack in attacks.items():
+        if not isinstance(attack, _Known):
+            continue
+        used = _planned(attack, prior, classes)
+        for queries in budget:
+            less = within(attack, queries, classes=classes, used=used)
+            if isinstance(less, _Known):
+                found.append((name, less, min(queries, used)))
+    return found
+
+
+def _cost(attack: _Known, target: Target, prior: Prior, classes: int, device: torch.device) -> Cost:
+    """Times a few steps of ``attack`` and says what it, or less of it, takes."""
+    if isinstance(attack, _WhiteBox):
+        return _white_box_cost(attack, target, prior, classes)
+    query = _query_seconds(attack, target, prior, classes)
+    if isinstance(attack, Lokt):
+        taught = _lokt_cost(attack, target, prior, classes, device)
+        return lambda one, most: query * most + taught(one, most)
+    # Agents are trained as long as there are queries left for episodes.
+    trained = _agents_seconds(attack, prior, classes) if isinstance(attack, RlbMi) else 0.0
+    whole = _planned(attack, prior, classes)
+    return lambda _, most: query * most + trained * most / whole
+
+
+def _white_box_cost(attack: _WhiteBox, target: Target, prior: Prior, classes: int) -> Cost:
     """Steps forward and back, and images that are only looked at, from runs of 1 and of 3 steps."""
     n = min(attack.batch_size, attack.candidates * classes)
     small = replace(_small(attack, n), candidates=n, keep=1, crops=1)
@@ -290,9 +347,15 @@ def _white_box_seconds(attack: _WhiteBox, target: Target, prior: Prior, classes:
         times.append(time.perf_counter() - started)
     backward = max(1e-6, (times[2] - times[1]) / 2 / n)
     forward = max(1e-6, (times[1] - backward * n) / 3 / n)
-    pool = attack.pool if isinstance(attack, LatentSearch) else 0
-    seen = pool + attack.candidates * classes * (1 + attack.crops)
-    return forward * seen + backward * attack.image_steps * classes
+
+    def cost(one: Attack, most: int) -> float:
+        if not isinstance(one, _WhiteBox):
+            raise TypeError(type(one).__name__)
+        pool = one.pool if isinstance(one, LatentSearch) else 0
+        seen = pool + one.candidates * classes * (1 + one.crops)
+        return forward * seen + backward * _image_steps(one, prior) * classes
+
+    return cost
 
 
 def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
@@ -306,15 +369,9 @@ def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
     return replace(attack, group=n)
 
 
-def _search_seconds(
-    attack: _Search | Lokt,
-    target: Target,
-    prior: Prior,
-    classes: int,
-) -> float:
-    """All queries that the attack plans, each an image of the prior seen by the target once."""
-    queries = attack.planned_queries(prior, classes)
-    n = min(attack.batch_size, queries)
+def _query_seconds(attack: _Search | Lokt, target: Target, prior: Prior, classes: int) -> float:
+    """Seconds of a query: an image of the prior seen by the target once."""
+    n = min(attack.batch_size, attack.planned_queries(prior, classes))
     times = []
     with torch.no_grad():
         for _ in range(3):  # the first is not used, as in _step
@@ -322,7 +379,7 @@ def _search_seconds(
             started = time.perf_counter()
             target(prior(latents)).cpu()
             times.append(time.perf_counter() - started)
-    return min(times[1:]) / n * queries
+    return min(times[1:]) / n
 
 
 def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
@@ -338,22 +395,23 @@ def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
     return attack.episodes / attack.at_once * _step(run)
 
 
-def _lokt_seconds(
+def _lokt_cost(
     attack: Lokt, target: Target, prior: Prior, classes: int, device: torch.device
-) -> float:
-    """Images labelled, surrogates trained on them, Plug & Play on all surrogates at once."""
+) -> Cost:
+    """Surrogates trained on the labelled images, and Plug & Play on all of them at once."""
     shape, names = prior.image_shape, tuple(map(str, range(4 * attack.training.batch_size)))
     blank = torch.zeros(len(names), *shape, dtype=torch.uint8)
     few = ImageSet(blank, torch.arange(len(names)) % 2, names, ("0", "1"), names)
     epoch = _classifier_seconds(few, replace(attack.training, epochs=1), shape, device)
-    epochs = attack.training.epochs_for(attack.images)
     surrogate = untrained_target(few, shape).to(device)
     committee = replace(surrogate, module=Committee([surrogate] * attack.surrogates))
-    return (
-        _search_seconds(attack, target, prior, classes)
-        + attack.surrogates * epochs * epoch * attack.images / len(few)
-        + _white_box_seconds(attack.white_box, committee, prior, classes)
-    )
+    attacked = _white_box_cost(attack.white_box, committee, prior, classes)(attack.white_box, 0)
+
+    def cost(_: Attack, most: int) -> float:
+        epochs = attack.training.epochs_for(most)
+        return attack.surrogates * epochs * epoch * most / len(few) + attacked
+
+    return cost
 
 
 def _embedding_seconds(

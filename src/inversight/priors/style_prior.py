@@ -197,12 +197,12 @@ class StylePrior:
 
 
 def untrained_prior(image_shape: tuple[int, int, int]) -> StylePrior:
-    """The smallest prior of its kind for images (C, S, S): all it can do, and none of it learnt.
+    """A very small prior of its kind for images (C, S, S): all it can do, and none of it learnt.
 
     Raises:
         ConfigError: S is no power of two in 8..1024.
     """
-    training = PriorTraining(width=1, z_dim=1, w_dim=1, mapping_depth=1)
+    training = PriorTraining(width=1, z_dim=4, w_dim=4, mapping_depth=1)
     game = Game(image_shape=image_shape, training=training)
     for module in (game.generator, game.discriminator):
         initialise(module, generator(0))
