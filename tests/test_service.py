@@ -120,9 +120,26 @@ def test_labels_alone(service: Service, capsys: pytest.CaptureFixture[str]) -> N
     assert ("found no sample of the prior in class" in err) == (missing > 0)
 
 
+def test_a_secret_is_sent_and_kept_nowhere(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "Bearer s3cret")
+    header = ("--endpoint-header", "Authorization=SERVICE_TOKEN")
+    code, out, err = run(capsys, "attack", "--target", spec(service), *CMA, *COMMON, *header)
+    assert code == 0, err
+    assert {one["Authorization"] for one in service.headers} == {"Bearer s3cret"}
+    assert "s3cret" not in out + err
+    files = [file for file in Path("out").rglob("*") if file.is_file()]
+    assert files and not any(b"s3cret" in file.read_bytes() for file in files)
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (
+            ("--attack", "cma-es", "--endpoint-header", "Authorization=NO_SUCH_VARIABLE"),
+            ("--endpoint-header Authorization", "NO_SUCH_VARIABLE is not set"),
+        ),
         ((), ("PlugAndPlay needs white-box access", "gives scores only", "another --attack")),
         (("--attack", "brep-mi", "--mean", "0.5"), ("normalises images itself",)),
         (("--attack", "cma-es", "--classes", "none.txt"), ("none.txt", "cannot be read")),

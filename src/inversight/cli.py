@@ -419,6 +419,13 @@ def attack(
     std: Mean = None,
     size: Size = None,
     trust_target: Trust = False,
+    endpoint_header: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For a service: NAME=VARIABLE sends what the environment variable holds as header "
+            "NAME, as in Authorization=TOKEN; repeatable."
+        ),
+    ] = None,
     limit: Limit = None,
     preset: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
@@ -431,7 +438,11 @@ def attack(
     terminal = Terminal()
     with terminal.live():
         path = attack_stage(
-            prior, out, model=_model(target, classes, mean, std, size, trust_target),
+            prior, out,
+            model=replace(
+                _model(target, classes, mean, std, size, trust_target),
+                headers=tuple(endpoint_header or ()),
+            ),
             attack=attack, limit=limit, preset=preset, seed=seed, device=device,
             given=_given({}, None, set_), reporter=terminal,
         )  # fmt: skip

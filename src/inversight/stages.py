@@ -17,7 +17,7 @@ import torch
 from inversight.adaptation import ARMS, Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, check_fits, run_attack, write_reconstructions
 from inversight.attacks.base import left_out
-from inversight.attacks.endpoint import Endpoint, endpoint_target
+from inversight.attacks.endpoint import Endpoint, endpoint_target, read_headers
 from inversight.config import build, from_mapping, merge, nearest
 from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
@@ -369,6 +369,8 @@ class TargetChoice:
     std: tuple[float, ...] | None
     size: int | None
     trust: bool
+    headers: tuple[str, ...] = ()
+    """NAME=VARIABLE, for a service: what the environment's VARIABLE holds is sent as header NAME."""
 
     def load(self, prior: GivenPrior) -> Target:
         """The target; a model of any size takes images of the prior's.
@@ -377,6 +379,10 @@ class TargetChoice:
             TargetError: wrong in any way, or its class names are not known.
             DataError: the prior's images are colour and the model's are not, or the other way round.
         """
+        if self.headers:
+            raise ConfigError(
+                f"--endpoint-header: is for a service, and --target {self.spec} is none; leave it out"
+            )
         channels, size, _ = prior.prior.image_shape
         target = load_target(
             self.spec,
@@ -420,6 +426,7 @@ class TargetChoice:
             self.spec,
             classes=read_classes(self.classes),
             image_shape=(channels, side, side),
+            headers=read_headers(self.headers),
             warn=reporter.warn,
         )
 
