@@ -278,6 +278,8 @@ def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path)
     hidden = audit(out=tmp_path / "hidden", hash_ids=True, **grey, **TINY)
     text = hidden.report.read_text()
     assert "ann/" not in text and "bob/" not in text
+    assert str(tmp_path) not in text and str(tmp_path) in plain.report.read_text()
+    assert "(hidden)" in text and "images in 2 classes" in text
     assert not set(hidden.samples["id"]) & set(plain.samples["id"])
     names = json.loads((hidden.run / "private-ids.json").read_text())
     assert {names[i] for i in hidden.samples["id"]} == set(plain.samples["id"])

@@ -892,7 +892,11 @@ class _Execution:
                 progress=self.reporter.stage(name),
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
-            missing = left_out(made, labels, self.inputs.classes)
+            classes = self.inputs.classes
+            if self.settings.hash_ids:  # it is told in the report
+                with self._hidden_names() as hide:
+                    classes = tuple(map(hide, classes))
+            missing = left_out(made, labels, classes)
             write_json(folder / "facts.json", {"queries": made.queries, "left_out": missing})
 
         file = self.stage(f"attack-{name}", fill, name) / "facts.json"

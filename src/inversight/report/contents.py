@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,13 @@ BUDGET_COLUMNS = (
     "attack", "budget", "queries", "reconstructions", "covered", "ddcs_best", "reason",
 )  # fmt: skip
 """Columns of ``budget`` without which there is no report of it."""
+
+HIDDEN = "(hidden)"
+"""Stands where a path was, with --hash-ids."""
+_PATHS = ("private", "holdout", "public", "classes", "target", "evaluator", "prior")
+"""Settings that can be paths."""
+_HARMLESS = ("embedded digits", "style", "trained by this audit")
+"""What stands where a path can, and is none."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ def load_report_data(
     """Read a run folder: ``run.json``, ``metrics.json``, ``samples.parquet``, and where they are
     ``metrics_by_set.json``, ``holdout.parquet`` and ``budget.parquet``.
 
+    Of a run with --hash-ids no path of an input, a model or a prior is taken over.
+
     Only the tables are required to be there, not the end of the run: the report is its last stage.
     Keys of ``run.json`` that are used, all optional: version, created, preset, seed, device,
     threads, embedding, features, guidance_embedding, images, split, title, settings, inputs,
@@ -106,6 +116,8 @@ def load_report_data(
         ValueError: a gallery although the run says images: none.
     """
     manifest = read_mapping(run, "run.json")
+    if _mapping(manifest.get("settings")).get("hash_ids"):
+        manifest = without_paths(manifest)
     holdout = None
     if (run / "holdout.parquet").is_file():
         table = read_table(run, "holdout.parquet", ("nearest_distance",))
@@ -139,6 +151,41 @@ def load_report_data(
         warnings=tuple(map(str, manifest.get("warnings") or ())),
         notes=tuple(map(str, manifest.get("notes") or ())),
     )
+
+
+def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """``manifest`` with every path that a user gave replaced, in sentences too, by ``HIDDEN``."""
+    settings = _mapping(manifest.get("settings"))
+    given = [settings.get(name) for name in _PATHS]
+    given += [_mapping(one).get("path") for one in _mapping(manifest.get("inputs")).values()]
+    given += [_mapping(manifest.get(name)).get("spec") for name in ("target", "evaluator")]
+    paths = set()
+    for one in given:
+        if isinstance(one, str):
+            # Of 'package.module:factory?weights=FILE' the code may be named, the file not.
+            _, mark, query = one.partition("?")
+            path = query.partition("=")[2] if mark else one
+            names_code = ":" in path and not Path(path).is_absolute() and not Path(path).exists()
+            if path and not names_code and path not in _HARMLESS:
+                paths.add(path)
+    # The longest first: one path may be the beginning of another.
+    ordered = sorted(paths, key=lambda path: (-len(path), path))
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            for path in ordered:
+                value = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", HIDDEN, value)
+            return value
+        if isinstance(value, Mapping):
+            return {key: hidden(one) for key, one in value.items()}
+        return [hidden(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+    parts = ("split", "settings", "inputs", "target", "evaluator", "warnings", "notes")
+    found = {**manifest, **{name: hidden(manifest[name]) for name in parts if name in manifest}}
+    for name, value in settings.items():
+        if name not in _PATHS:  # a setting may be called as a folder is
+            found["settings"][name] = value
+    return found
 
 
 def most_exposed_first(samples: pd.DataFrame) -> pd.DataFrame:
