@@ -120,6 +120,10 @@ Pairs = Annotated[
 ]
 
 
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(help='Exit with 3 if this holds, as in "coverage>0.2"; repeatable.'),
+]
 Overlap = Annotated[bool, typer.Option("--allow-overlap", help="Go on although sets share images.")]
 Rate = Annotated[
     float | None,
@@ -236,10 +240,7 @@ def audit(
     fdr: Rate = None,
     limit: Limit = None,
     device: Device = None,
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(help='Exit with 3 if this holds, as in "coverage>0.2"; repeatable.'),
-    ] = None,
+    fail_on: FailOn = None,
     set_: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this stopped run.")] = None,
     print_config: Annotated[
@@ -280,6 +281,11 @@ def audit(
             result = resume_run(resume, reporter=terminal)
         else:
             result = run_audit(out=folder, reporter=terminal, **given)
+    _finish(result)
+
+
+def _finish(result: Any) -> None:
+    """Print what was found; exit with 3 if a threshold of --fail-on holds."""
     _print_result(result)
     if result.exceeded:
         _complain(f"--fail-on: {', '.join(result.crossed)}")
@@ -476,6 +482,7 @@ def score(
     size: Size = None,
     pairs: Pairs = None,
     fdr: Rate = None,
+    fail_on: FailOn = None,
     memory: Annotated[int, typer.Option(help="Bytes that features may take.")] = 2 << 30,
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
@@ -491,8 +498,10 @@ def score(
         terminal = Terminal()
         how = f"inversight score --resume {resume}"
         with _Interruptible(resume, how), terminal.live():
-            result = resume_scoring(resume, device=device, reporter=terminal)
-        _print_result(result)
+            result = resume_scoring(
+                resume, device=device, reporter=terminal, fail_on=tuple(fail_on or ())
+            )
+        _finish(result)
         return
     if not reconstructions or out is None:
         missing = "--out" if reconstructions else "--reconstructions"
@@ -527,8 +536,9 @@ def score(
         result = score_folders(
             against, reconstructions, out=out, reuse=reuse, memory=memory, seed=seed,
             fdr=DEFAULT_RATE if fdr is None else fdr, device=device, reporter=terminal,
+            fail_on=tuple(fail_on or ()),
         )  # fmt: skip
-    _print_result(result)
+    _finish(result)
 
 
 @app.command()
