@@ -8,7 +8,7 @@ from typing import Any
 
 from inversight.settings import AuditSettings, resolve
 from study import BASE, SMALL, audit_arm
-from study_data import DATASETS
+from study_data import DATASETS, PLAIN_DESCENT
 
 _TO_THE_END: dict[str, Any] = {
     "adaptation": {"steps": 0},
@@ -19,7 +19,14 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "faces-32": {
         **_TO_THE_END,
         "attack": [
-            {"class": "plug-and-play", "candidates": 20, "steps": 30, "keep": 10, "crops": 10}
+            {
+                "class": "plug-and-play",
+                "candidates": 20,
+                "steps": 30,
+                "keep": 10,
+                "crops": 10,
+                **PLAIN_DESCENT,
+            }
         ],
     },
     "vehicles-same": {**_TO_THE_END, "prior": {"steps": 1500}},

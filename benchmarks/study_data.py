@@ -13,6 +13,9 @@ from inversight.seeding import generator
 
 PUBLIC_FEATURES = {"embedding": "public", "features": "public", "guidance_embedding": "public"}
 
+PLAIN_DESCENT = {"halvings": 0, "half": False}
+"""Plug & Play as published, with which the results that are kept were measured."""
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -32,7 +35,9 @@ class DataSet:
         else:
             folder = _vehicles(self.name, seed, data / "cifar10-vehicles.tar.gz", work)
         folders = {name: folder / name for name in ("private", "holdout", "public")}
-        return {**folders, **PUBLIC_FEATURES, **self.settings}
+        given = {**folders, **PUBLIC_FEATURES, **self.settings}
+        attacks = given.get("attack", [{"class": "plug-and-play"}])
+        return {**given, "attack": [{**one, **PLAIN_DESCENT} for one in attacks]}
 
 
 _VEHICLES = {

@@ -531,18 +531,26 @@ def conditional_prior(folders: dict[str, Path]) -> dict[str, Any]:
     return {**folders, "attack": ["gmi"], "prior": str(file), "adaptation": {"steps": 0}}
 
 
+def too_many_kept(folders: dict[str, Path]) -> dict[str, Any]:
+    return {**folders, "attack": [{"class": "plug-and-play", "candidates": 4, "keep": 5}]}
+
+
 OWN_PRIOR = {"class": "tests.examples:NoisePrior"}
 
 
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (one_attack("gmi", prior=OWN_PRIOR), "Gmi needs a prior with a critic"),
-        (one_attack("ked-mi", prior=OWN_PRIOR), "KedMi needs a prior with a critic"),
-        (one_attack("if-gmi", prior=OWN_PRIOR), "IfGmi needs a prior with intermediate features"),
-        (no_linear_layer, "Lomma needs the target's penultimate features"),
-        (conditional_prior, "the prior's critic judges images with their classes (3)"),
-        (one_attack("tests.examples:DemandingAttack"), "DemandingAttack needs a prior that sings"),
+        (one_attack("gmi", prior=OWN_PRIOR), "--attack gmi: needs a prior with a critic"),
+        (one_attack("ked-mi", prior=OWN_PRIOR), "--attack ked-mi: needs a prior with a critic"),
+        (one_attack("if-gmi", prior=OWN_PRIOR), "--attack if-gmi: needs a prior with intermediate"),
+        (no_linear_layer, "--attack lomma: needs the target's penultimate features"),
+        (conditional_prior, "--attack gmi: needs a critic that judges an image alone"),
+        (
+            one_attack("tests.examples:DemandingAttack"),
+            "--attack DemandingAttack: needs a prior that sings",
+        ),
+        (too_many_kept, "--attack plug-and-play: expected keep <= candidates <= pool"),
     ],
 )
 def test_what_an_attack_will_lack_is_said_before_anything_is_trained(
@@ -563,9 +571,15 @@ def test_what_an_attack_will_lack_is_said_before_anything_is_trained(
 def test_priors_and_targets_trained_here_have_what_every_attack_needs(
     grey: dict[str, Path], architecture: str
 ) -> None:
-    given = {**TINY, "target_training": {"architecture": architecture}, "attack": list(ATTACKS)}
-    plan = Plan.prepare(resolve({**grey, **given}), Quiet())
-    assert list(plan.attacks) == list(ATTACKS)
+    given: dict[str, Any] = {**grey, **TINY, "target_training": {"architecture": architecture}}
+    usual = [name for name in ATTACKS if name != "plg-mi"]
+    for arm, names in (
+        ("pseudo-labels", [name for name in ATTACKS if name not in ("gmi", "ked-mi", "lomma")]),
+        ("target-aware", usual),
+        ("vanilla", usual),
+    ):
+        plan = Plan.prepare(resolve({**given, "arm": arm, "attack": names}), Quiet())
+        assert list(plan.attacks) == names
     trained = train_prior(
         plan.public_for_prior.images,
         training=PriorTraining(steps=1, batch_size=4, width=2),

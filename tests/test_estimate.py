@@ -13,7 +13,7 @@ from inversight.attacks import ATTACKS, run_attack
 from inversight.audit import Plan
 from inversight.config import merge
 from inversight.console import Quiet
-from inversight.errors import StageError
+from inversight.errors import ConfigError, StageError
 from inversight.estimate import Estimate, _planned, duration
 from inversight.seeding import generator
 from inversight.settings import resolve
@@ -72,6 +72,7 @@ def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
         ("rlb-mi", {"episodes": 200000}),
         ("brep-mi", {"iterations": 20000}),
         ("lokt", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
+        ("lomma", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
     ],
 )
 def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> None:
@@ -80,7 +81,11 @@ def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> No
         "rlb-mi": {"episodes": 10, "candidates": 2, "keep": 2, "crops": 2},
         "brep-mi": {"pool": 50, "searches": 2, "iterations": 2, "keep": 2},
         "lokt": {"images": 100, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
-    }
+        "lomma": {
+            "pool": 20, "candidates": 2, "keep": 2, "crops": 2, "steps": 2,
+            "images": 100, "surrogates": 1, "training": {"epochs": 2, "width": 2},
+        },
+    }  # fmt: skip
     small = {"class": name, **tiny[name]}
     few, lots = (forecast(attack=[spec]) for spec in (small, merge(small, many)))
     assert few.seconds[name] is not None and lots.seconds[name] is not None
@@ -88,12 +93,13 @@ def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> No
     assert few.disk_bytes == lots.disk_bytes
 
 
-@pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face"])
+@pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face", "plg-mi"])
 def test_white_box_attacks_are_foreseen_by_their_steps(name: str) -> None:
     small = {"class": name, "candidates": 2, "keep": 2, "crops": 2}
     if name != "mi-face":
         small["pool"] = 20
-    few, many = (forecast(attack=[{**small, "steps": n}]) for n in (50, 50000))
+    arm = "pseudo-labels" if name == "plg-mi" else "vanilla"
+    few, many = (forecast(arm=arm, attack=[{**small, "steps": n}]) for n in (50, 50000))
     assert few.seconds[name] is not None and many.seconds[name] is not None
     assert many.seconds[name] > 20 * few.seconds[name]
 
@@ -104,7 +110,11 @@ def test_budgets_are_foreseen(name: str) -> None:
         "cma-es": {"pool": 50, "searches": 2, "generations": 500, "keep": 2, "crops": 2},
         "lokt": {"images": 4000, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
         "mi-face": {"candidates": 4, "keep": 2, "steps": 50, "crops": 2},
-    }
+        "lomma": {
+            "pool": 20, "candidates": 4, "keep": 2, "steps": 50, "crops": 2,
+            "images": 500, "surrogates": 1, "training": {"epochs": 2, "width": 2},
+        },
+    }  # fmt: skip
     usual = {"pool": 20, "candidates": 4, "keep": 2, "steps": 50, "crops": 2}
     attack = [{"class": name, **tiny.get(name, usual)}]
     none, once, often = (forecast(attack=attack, budget=b) for b in ((), (10**7,), (10**7,) * 40))
@@ -116,8 +126,16 @@ def test_budgets_are_foreseen(name: str) -> None:
     assert often.total == pytest.approx(sum(s for s in often.seconds.values() if s is not None))
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
-def test_queries_are_planned_as_they_are_sent(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        *((name, {}) for name in ATTACKS),
+        ("plug-and-play", {"candidates": 9, "halvings": 2, "halving_crops": 3, "steps": 8}),
+        ("plug-and-play", {"candidates": 9, "halvings": 2, "halving_crops": 3, "steps": 1}),
+        ("lomma", {"surrogates": 0}),
+    ],
+)
+def test_queries_are_planned_as_they_are_sent(name: str, others: dict[str, Any]) -> None:
     sizes: dict[str, dict[str, Any]] = {
         "mirror-black-box": {"pool": 20, "population": 6, "generations": 3, "candidates": 2},
         "cma-es": {"pool": 20, "searches": 2, "population": 4, "generations": 3},
@@ -126,14 +144,19 @@ def test_queries_are_planned_as_they_are_sent(name: str) -> None:
         "brep-mi": {"pool": 20, "searches": 2, "points": 3, "iterations": 3},
         "lokt": {"images": 60, "surrogates": 1, "training": {"epochs": 1, "width": 2}},
         "mi-face": {"candidates": 2, "steps": 3},
-    }
+        "lomma": {
+            "pool": 20, "candidates": 2, "steps": 3, "images": 60, "surrogates": 1,
+            "training": {"epochs": 1, "width": 2},
+        },
+    }  # fmt: skip
     usual = {"pool": 20, "candidates": 2, "steps": 3}
-    given = {"class": name, "keep": 2, "crops": 2, **sizes.get(name, usual)}
+    given = {"class": name, "keep": 2, "crops": 2, **sizes.get(name, usual), **others}
     for unknown in {"brep-mi": ("crops",), "lokt": ("crops", "keep")}.get(name, ()):
         del given[unknown]
     if name == "lokt":
         given["white_box"] = {**usual, "keep": 2, "crops": 2}
-    plan = Plan.prepare(resolve({**TINY, "attack": [given]}), Quiet())
+    arm = "pseudo-labels" if name == "plg-mi" else "vanilla"
+    plan = Plan.prepare(resolve({**TINY, "arm": arm, "attack": [given]}), Quiet())
     attack, prior, classes = plan.attacks[name], plan.likely_prior, torch.arange(10)
     try:
         sent = run_attack(attack, plan.likely_target, prior, classes, rng=generator(0)).queries
@@ -171,3 +194,21 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attack": ["plg-mi"]}, "--attack plg-mi: needs a prior that is conditioned"),
+        (
+            {"attack": ["plg-mi"], "arm": "pseudo-labels", "adaptation": {"steps": 0}},
+            "with adaptation.steps above 0",
+        ),
+        ({"attack": ["gmi"], "arm": "pseudo-labels"}, "--attack gmi: needs a critic that judges"),
+        ({"attack": ["lomma"], "arm": "pseudo-labels"}, "another --arm, such as target-aware"),
+    ],
+)
+def test_attacks_that_do_not_go_with_the_arm(given: dict[str, Any], message: str) -> None:
+    """Said before anything is trained."""
+    with pytest.raises(ConfigError, match=message):
+        forecast(**given)

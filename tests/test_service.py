@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from inversight.attacks import load_latents
 from inversight.priors import PriorTraining, train_prior
 from inversight.seeding import generator
-from tests.attacks.service import Service, labels, probabilities, serving
+from tests.attacks.service import Answer, Service, good, labels, probabilities, serving
 from tests.attacks.test_endpoint import status
 from tests.test_stages import run
 
@@ -118,6 +119,46 @@ def test_labels_alone(service: Service, capsys: pytest.CaptureFixture[str]) -> N
     assert service.images == 61 and len(names()) in (2, 4, 6)
     missing = 3 - len(names()) // 2
     assert ("found no sample of the prior in class" in err) == (missing > 0)
+
+
+BREP = (
+    "--attack", "brep-mi", "--set", "pool=20", "--set", "pools=1", "--set", "searches=2", "--set",
+    "points=3", "--set", "iterations=2", "--set", "keep=2",
+)  # fmt: skip
+
+
+def all_left(images: Tensor) -> Answer:
+    return good({"labels": [0] * len(images)})
+
+
+def all_dark(images: Tensor) -> Answer:
+    return good({"labels": [2] * len(images)})
+
+
+def test_a_class_without_a_sample_is_left_out(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.usual = all_left
+    target = ("--target", spec(service, "&access=label"))
+    code, _, err = run(capsys, "attack", *target, *BREP, *COMMON)
+    assert code == 0, err
+    assert names() == [f"reconstructions/left/brep-mi-000{i}.png" for i in (1, 2)]
+    assert load_latents(Path("out"))["labels"].tolist() == [0, 0]
+    for other in ("right", "dark"):
+        assert f"found no sample of the prior in class {other}" in err
+
+
+@pytest.mark.parametrize(
+    "attack", [BREP, ("--attack", "lokt", "--set", "images=60", "--set", "surrogates=1")]
+)
+def test_no_class_with_a_sample(
+    service: Service, capsys: pytest.CaptureFixture[str], attack: tuple[str, ...]
+) -> None:
+    service.usual = all_dark
+    target = ("--target", spec(service, "&access=label"), "--limit", "2")
+    for _ in range(2):
+        code, _, err = run(capsys, "attack", *target, *attack, *COMMON)
+        assert code == 1 and "take a prior nearer to the" in err.splitlines()[-1]
 
 
 def test_a_secret_is_sent_and_kept_nowhere(

@@ -81,6 +81,10 @@ def test_a_part_of_an_attack_can_be_set_alone() -> None:
     lokt = build(spec, ATTACKS, role="attack")
     assert (lokt.white_box.steps, lokt.white_box.keep, lokt.images) == (3, 10, 6000)
     assert (lokt.training.epochs, lokt.training.batch_size) == (10, 64)
+    (spec,) = resolve({**REAL, "attack": [{"class": "lomma", "training": {"width": 4}}]}).attack
+    lomma = build(spec, ATTACKS, role="attack")
+    assert (lomma.surrogates, lomma.images, lomma.pool) == (1, 2000, 2000)
+    assert (lomma.training.width, lomma.training.epochs, lomma.training.rotation) == (4, 16, 0.0)
 
 
 @pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
@@ -92,7 +96,7 @@ def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
     names = [n for n, kind in ATTACKS.items() if kind().access is Access.WHITE_BOX]
     found = resolve({**given, "preset": preset, "attack": names})
     plain, *others = (build(spec, ATTACKS, role="attack") for spec in found.attack)
-    assert isinstance(plain, PlugAndPlay) and len(others) == 7
+    assert isinstance(plain, PlugAndPlay) and len(others) == 8
     for attack in others:
         share = 2 if isinstance(attack, MiFace) else 1
         assert 0.9 * share < attack.image_steps / plain.image_steps < 1.1 * share

@@ -14,9 +14,13 @@ from safetensors.torch import save_file
 
 from inversight.attacks import load_latents
 from inversight.cli import main
+from inversight.console import Quiet, Terminal
 from inversight.data import ImageSet
+from inversight.errors import ConfigError
 from inversight.priors import StylePrior
+from inversight.processes import Processes
 from inversight.score_folders import _named_sets
+from inversight.stages import TargetChoice, attack_stage
 from tests.examples import OwnNetwork
 from tests.priors.test_processes import together
 from tests.test_audit import make
@@ -267,17 +271,22 @@ def test_set_names_never_meet() -> None:
 
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     logs = {}
-    for arm in ("vanilla", "entropy", "natural-gradient"):
+    for arm in ("vanilla", "entropy", "natural-gradient", "pseudo-labels", "target-aware"):
         code, _, err = run(
             capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
             "--arm", arm, "--guidance-embedding", "public", "--features", "none", "--set", "steps=2",
-            "--out", arm,
+            "--set", "pseudo_labels_top=3", "--out", arm,
         )  # fmt: skip
         assert code == 0, err
         logs[arm] = StylePrior.load(Path(arm) / "prior.safetensors").log[-1]
     assert "entropy" not in logs["vanilla"]
     assert "entropy" in logs["entropy"] and "cosine" not in logs["entropy"]
     assert logs["natural-gradient"]["cosine"] < 0.999
+    assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
+    attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
+    assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0
+    code, _, err = run(capsys, *attack, "--prior", "vanilla", "--out", "refused")
+    assert code == 2 and "--arm pseudo-labels" in err and not Path("refused").exists()
 
 
 def test_training_is_watched(
@@ -389,6 +398,64 @@ def test_two_processes_write_one_prior(
     w = one.sample(4, rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one(w), other(w), atol=1e-3, rtol=0)
     assert len(json.loads(Path("two/progress.json").read_text())) == 5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
+def test_two_processes_write_one_attack(
+    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("attack", "--prior", "prior", "--target", "target", "--device", "cpu", *ATTACK)
+    two = together("-m", "inversight", *command, "--out", "two", folder=Path.cwd())
+    assert [process.returncode for process in two] == [0, 0], two
+    assert two[0].stdout.startswith("two/reconstructions\n") and two[1].stdout == ""
+    assert run(capsys, *command, "--out", "one")[0] == 0
+    one, other = (load_latents(Path(folder)) for folder in ("one", "two"))
+    assert torch.equal(one["labels"], other["labels"])
+    torch.testing.assert_close(one["latents"], other["latents"], atol=1e-3, rtol=0)
+    pictures = [sorted(p.name for p in Path(f).rglob("*.png")) for f in ("one", "two")]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 6
+    sent = [json.loads((Path(f) / "facts.json").read_text())["queries"] for f in ("one", "two")]
+    assert sent[1] == sent[0] + 20  # the pool, once more
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_all_were_told_is_said_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    index: int,
+) -> None:
+    class OneOfTwo:
+        num_processes, process_index = 2, index
+        device = torch.device("cpu")
+
+    processes = Processes(OneOfTwo())
+    monkeypatch.setattr(processes, "texts", lambda own: [own, own])
+    monkeypatch.setattr("inversight.processes.launched", lambda device: processes)
+    code, out, err = run(
+        capsys, "attack", "--prior", tmp_path / "none", "--target", "t", "--out", tmp_path / "out"
+    )
+    assert (code, out) == (2, "")
+    assert ("none" in err) if index == 0 else (err == "")
+
+
+def test_a_service_and_an_audit_are_the_work_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OneOfTwo:
+        num_processes, process_index = 2, 1
+
+    service = TargetChoice("endpoint:http://127.0.0.1:9", None, None, None, None, False)
+    with pytest.raises(ConfigError, match="attacked by one process"):
+        attack_stage(
+            tmp_path / "prior", tmp_path / "out", model=service, attack="brep-mi", limit=None,
+            preset="quick", seed=0, device="cpu", given={}, reporter=Quiet(),
+            processes=Processes(OneOfTwo()),
+        )  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run(capsys, "audit", "--out", tmp_path / "audit")
+    assert code == 2 and "audit is the work of one process, and was launched as 2" in err
+    assert not list(tmp_path.iterdir())
 
 
 def own(path: Path) -> str:

@@ -232,6 +232,13 @@ def drawing_change(images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor
         Variation(loss=drawing_loss, change=drawing_change),
         Variation(held_loss=lambda logits, labels: recipe_loss(logits, labels, QUICK)),
         Variation(stepping=Shuffled(), frozen=("nothing",)),
+        Variation(
+            soft=F.one_hot(two_classes().labels, 2),
+            loss=lambda module, batch: recipe_loss(
+                module(batch.inputs), batch.labels.argmax(1), QUICK
+            ),
+            held_loss=lambda logits, soft: recipe_loss(logits, soft.argmax(1), QUICK),
+        ),
     ],
 )
 def test_variations_that_change_nothing_train_the_same_network(neutral: Variation) -> None:

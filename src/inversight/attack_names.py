@@ -10,6 +10,7 @@ ATTACK_NAMES = (
     "mirror",
     "lomma",
     "if-gmi",
+    "plg-mi",
     "mi-face",
     "mirror-black-box",
     "cma-es",

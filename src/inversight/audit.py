@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ from inversight.ledger import SIGNALS_FILE, exposure_table, hidden, join
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.outputs import write_report
 from inversight.priors import Prior, StylePrior, Watch, train_prior, untrained_prior
+from inversight.priors.classes import conditioned
 from inversight.priors.given import (
     COLOURS,
     PRIOR_FILE,
@@ -457,11 +459,16 @@ class Plan:
         """Refuse now what would fail when target and prior have been trained for hours.
 
         Raises:
-            InputError: an attack needs what the one or the other will lack.
+            ConfigError: an attack needs what the one or the other will lack, or its settings contradict
+                each other.
         """
         target, prior = self.likely_target, self.likely_prior
-        for attack in self.attacks.values():
-            check_fits(attack, target, prior)
+        for name, attack in self.attacks.items():
+            try:
+                check_fits(attack, target, prior)
+            except InputError as error:
+                reason = re.sub(rf"^{re.escape(type(attack).__name__)}:? ", "", str(error))
+                raise ConfigError(f"--attack {name}: {reason}") from error
 
     @property
     def likely_target(self) -> Target:
@@ -475,10 +482,13 @@ class Plan:
     def likely_prior(self) -> Prior:
         """What attacks will be given as a prior, or something untrained that can do as much.
 
-        An adaptation leaves a prior what it was: an arm after which it can do more belongs here.
+        An adaptation leaves a prior what it was, except that pseudo-labels conditions it on classes.
         """
         if self.own_prior is not None:
             return self.own_prior
+        if self.settings.adaptation.steps > 0 and self.settings.arm == "pseudo-labels":
+            untrained = untrained_prior(self.prior_shape)
+            return conditioned(untrained, len(self.inputs.classes), rng=generator(0))
         if self.given_prior is not None:
             return self.given_prior.prior
         return untrained_prior(self.shape)

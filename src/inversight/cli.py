@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import signal
 import sys
 import warnings
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from inversight.arm_names import ARM_NAMES
 from inversight.attack_names import ATTACK_NAMES
 from inversight.config import documented_yaml, merge, nearest, parse_assignment, read_yaml
 from inversight.console import Terminal
@@ -81,7 +83,7 @@ Attacks = Annotated[
     ),
 ]
 ArmOption = Annotated[
-    str | None, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
+    str | None, typer.Option(help=f"How the prior is adapted: {', '.join(ARM_NAMES)}.")
 ]
 Images = Annotated[str | None, typer.Option(help="Pictures in the report: none, blurred, full.")]
 Set = Annotated[
@@ -196,12 +198,31 @@ def _model(
 @contextmanager
 def _processes(device: str) -> Iterator[Any]:
     """The processes that this one was launched among, parted from in the end."""
-    from inversight.priors.processes import launched
+    from inversight.processes import launched
 
     processes = launched(device)
-    yield processes
+    try:
+        yield processes
+    except InversightError as error:
+        if processes.told and not processes.main:
+            raise typer.Exit(error.exit_code) from error  # the main one says it for all
+        raise
     # Not after an error: the others would wait for this one. Who launched them ends them.
     processes.close()
+
+
+def _alone(command: str) -> None:
+    """Refuse to be one of several processes, which would all write the same.
+
+    Raises:
+        ConfigError: this is one.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1"))
+    if several > 1:
+        raise ConfigError(
+            f"{command} is the work of one process, and was launched as {several}; run it without "
+            "accelerate launch, which prior train, adapt and attack can be given"
+        )
 
 
 @app.command()
@@ -260,6 +281,7 @@ def audit(
         pairs=_pairs(pairs) if pairs else None, fdr=fdr, limit=limit, device=device,
         fail_on=tuple(fail_on) if fail_on else None,
     )  # fmt: skip
+    _alone("audit")
     given = _given(options, config, set_)
     from inversight.audit import audit as run_audit
     from inversight.audit import default_folder
@@ -366,9 +388,9 @@ def adapt(
     target: ModelOption,
     public: Annotated[Path, typer.Option(help="Folder of public images.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapted prior.")],
-    arm: Annotated[
-        str, typer.Option(help="vanilla, entropy, natural-gradient, balanced or statistics.")
-    ] = ("natural-gradient"),
+    arm: Annotated[str, typer.Option(help=f"How the prior is adapted: {', '.join(ARM_NAMES)}.")] = (
+        "natural-gradient"
+    ),
     guidance_embedding: Annotated[
         str, typer.Option(help="Metric of the natural gradient.")
     ] = "lpips-vgg",
@@ -438,11 +460,14 @@ def attack(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     set_: Set = None,
 ) -> None:
-    """Attack a target with a prior; `score` measures what comes out."""
+    """Attack a target with a prior; `score` measures what comes out.
+
+    On several GPUs: accelerate launch -m inversight attack ...
+    """
     from inversight.stages import attack_stage
 
     terminal = Terminal()
-    with terminal.live():
+    with _processes(device) as processes, terminal.live(processes.main):
         path = attack_stage(
             prior, out,
             model=replace(
@@ -450,9 +475,12 @@ def attack(
                 headers=tuple(endpoint_header or ()),
             ),
             attack=attack, limit=limit, preset=preset, seed=seed, device=device,
-            given=_given({}, None, set_), reporter=terminal,
+            given=_given({}, None, set_), reporter=terminal, processes=processes,
         )  # fmt: skip
-    typer.echo(f"{path}\nscore it with: inversight score --reconstructions {path} --private DIR")
+    if processes.main:
+        typer.echo(
+            f"{path}\nscore it with: inversight score --reconstructions {path} --private DIR"
+        )
 
 
 @app.command()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from inversight.errors import ConfigError, StageError
 
@@ -39,6 +41,37 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
         tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
         fast = device.type == "cpu" and tiles is not None and bool(tiles())
     return torch.bfloat16 if fast else None
+
+
+def reduced_precision(device: torch.device, wanted: bool = True) -> AbstractContextManager[Any]:
+    """Convolutions and products in :func:`fast_dtype`, where there is one and it is ``wanted``."""
+    dtype = fast_dtype(device) if wanted else None
+    if dtype is None:
+        return nullcontext()
+    # Its cache would hold what is being optimised as it was at the first step.
+    return torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+def compiled(function: Callable[[Tensor], Tensor], *, rows: int) -> Callable[[Tensor], Tensor]:
+    """``function`` of rows (N, ...), each for itself, compiled for ``rows`` of them at once.
+
+    Fewer are filled up, since every other number would be compiled anew. Where nothing can be compiled,
+    as without a C++ compiler, it is the function itself.
+    """
+    fast = torch.compile(function, dynamic=False)
+    works = True
+
+    def call(x: Tensor) -> Tensor:
+        nonlocal works
+        if works and len(x) <= rows:
+            full = torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])])
+            try:
+                return fast(full)[: len(x)]
+            except torch._dynamo.exc.TorchDynamoException:
+                works = False
+        return function(x)
+
+    return call
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,11 +24,13 @@ from inversight.attacks import (
     Lomma,
     MiFace,
     MirrorGenetic,
+    PlgMi,
+    PlugAndPlay,
     RlbMi,
 )
-from inversight.attacks.budget import within
-from inversight.attacks.lokt import Committee
+from inversight.attacks.budget import common_queries, within
 from inversight.attacks.rlb_mi import Agents
+from inversight.attacks.surrogates import Committee
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
 from inversight.networks import Architecture, build_classifier
@@ -38,7 +40,7 @@ from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
 from inversight.training import Training, train_classifier
 
-_WhiteBox = LatentSearch | DistributionSearch | MiFace
+_WhiteBox = LatentSearch | DistributionSearch | MiFace | PlgMi
 _Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
 """Attacks whose time is that of their queries, beside what is counted by itself."""
 _Known = _WhiteBox | _Search | Lokt
@@ -292,10 +294,8 @@ def _planned(attack: _Known, prior: Prior, classes: int) -> int:
     """Images that an attack sends to the target if nothing limits it, or few more."""
     if not isinstance(attack, _WhiteBox):
         return attack.planned_queries(prior, classes)
-    pool = attack.pool if isinstance(attack, LatentSearch) else 0
-    if isinstance(attack, Lomma):
-        pool *= 2  # the pool's usual features are taken in another pass
-    return pool + classes * (_image_steps(attack, prior) + attack.candidates * attack.crops)
+    common = sum(common_queries(attack).values())
+    return common + classes * (_image_steps(attack, prior) + attack.crop_images)
 
 
 def _image_steps(attack: _WhiteBox, prior: Prior) -> int:
@@ -323,15 +323,16 @@ def _cut(
 
 def _cost(attack: _Known, target: Target, prior: Prior, classes: int, device: torch.device) -> Cost:
     """Times a few steps of ``attack`` and says what it, or less of it, takes."""
+    if isinstance(attack, Lomma) and attack.surrogates:
+        return _lomma_cost(attack, target, prior, classes, device)
     if isinstance(attack, _WhiteBox):
         return _white_box_cost(attack, target, prior, classes)
-    query = _query_seconds(attack, target, prior, classes)
     if isinstance(attack, Lokt):
-        taught = _lokt_cost(attack, target, prior, classes, device)
-        return lambda one, most: query * most + taught(one, most)
+        return _lokt_cost(attack, target, prior, classes, device)
     # Agents are trained as long as there are queries left for episodes.
     trained = _agents_seconds(attack, prior, classes) if isinstance(attack, RlbMi) else 0.0
     whole = _planned(attack, prior, classes)
+    query = _query_seconds(target, prior, whole, attack.batch_size)
     return lambda _, most: query * most + trained * most / whole
 
 
@@ -351,27 +352,34 @@ def _white_box_cost(attack: _WhiteBox, target: Target, prior: Prior, classes: in
     def cost(one: Attack, most: int) -> float:
         if not isinstance(one, _WhiteBox):
             raise TypeError(type(one).__name__)
-        pool = one.pool if isinstance(one, LatentSearch) else 0
-        seen = pool + one.candidates * classes * (1 + one.crops)
+        pool = common_queries(one).get("pool", 0)
+        seen = pool + classes * (one.candidates + one.crop_images)
         return forward * seen + backward * _image_steps(one, prior) * classes
 
     return cost
 
 
 def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
-    """The attack with n images in a step, all steps alike."""
+    """The attack with n images in a step, all steps alike and none compiled, which takes too long here."""
     if isinstance(attack, IfGmi):
         return replace(attack, pool=n, layers=0)
+    if isinstance(attack, Lomma):
+        return replace(attack, pool=n, surrogates=0)  # they are counted by themselves
+    if isinstance(attack, PlugAndPlay):
+        return replace(attack, pool=n, halvings=0, compiled=False)
     if isinstance(attack, LatentSearch):
         return replace(attack, pool=n)
+    if isinstance(attack, PlgMi):
+        # As long for an image; the prior may not be conditioned yet.
+        return PlugAndPlay(pool=n, batch_size=attack.batch_size)
     if isinstance(attack, DistributionSearch):
         return replace(attack, samples=n)
     return replace(attack, group=n)
 
 
-def _query_seconds(attack: _Search | Lokt, target: Target, prior: Prior, classes: int) -> float:
-    """Seconds of a query: an image of the prior seen by the target once."""
-    n = min(attack.batch_size, attack.planned_queries(prior, classes))
+def _query_seconds(target: Target, prior: Prior, queries: int, batch_size: int) -> float:
+    """Seconds of one of so many queries: an image of the prior seen by the target once."""
+    n = min(batch_size, queries)
     times = []
     with torch.no_grad():
         for _ in range(3):  # the first is not used, as in _step
@@ -398,20 +406,58 @@ def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
 def _lokt_cost(
     attack: Lokt, target: Target, prior: Prior, classes: int, device: torch.device
 ) -> Cost:
-    """Surrogates trained on the labelled images, and Plug & Play on all of them at once."""
+    """Surrogates, and Plug & Play on all of them at once."""
+    committee, lesson = _lesson(attack, target, prior, device)
+    attacked = _white_box_cost(attack.white_box, committee, prior, classes)(attack.white_box, 0)
+
+    def cost(one: Attack, most: int) -> float:
+        return lesson(one) + attacked
+
+    return cost
+
+
+def _lomma_cost(
+    attack: Lomma, target: Target, prior: Prior, classes: int, device: torch.device
+) -> Cost:
+    """GMI's search, surrogates, and every step's images through all of them, forward and back."""
+    searched = _white_box_cost(attack, target, prior, classes)
+    committee, lesson = _lesson(attack, target, prior, device)
+    n = min(attack.batch_size, attack.candidates * classes)
+    images = torch.zeros(n, *prior.image_shape, device=device, requires_grad=True)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            torch.autograd.grad(committee(images).sum(), images)
+
+    seen = _step(run) / n
+
+    def cost(one: Attack, most: int) -> float:
+        if not isinstance(one, Lomma):
+            raise TypeError(type(one).__name__)
+        return searched(one, most) + lesson(one) + seen * one.image_steps * classes
+
+    return cost
+
+
+def _lesson(
+    attack: Lokt | Lomma, target: Target, prior: Prior, device: torch.device
+) -> tuple[Target, Callable[[Attack], float]]:
+    """As many untrained surrogates as one, and what it takes to label images and to train on them."""
     shape, names = prior.image_shape, tuple(map(str, range(4 * attack.training.batch_size)))
     blank = torch.zeros(len(names), *shape, dtype=torch.uint8)
     few = ImageSet(blank, torch.arange(len(names)) % 2, names, ("0", "1"), names)
     epoch = _classifier_seconds(few, replace(attack.training, epochs=1), shape, device)
     surrogate = untrained_target(few, shape).to(device)
     committee = replace(surrogate, module=Committee([surrogate] * attack.surrogates))
-    attacked = _white_box_cost(attack.white_box, committee, prior, classes)(attack.white_box, 0)
+    query = _query_seconds(target, prior, attack.images, attack.batch_size)
 
-    def cost(_: Attack, most: int) -> float:
-        epochs = attack.training.epochs_for(most)
-        return attack.surrogates * epochs * epoch * most / len(few) + attacked
+    def seconds(one: Attack) -> float:
+        if not isinstance(one, Lokt | Lomma):
+            raise TypeError(type(one).__name__)
+        epochs = one.training.epochs_for(one.images)
+        return one.images * (query + one.surrogates * epochs * epoch / len(few))
 
-    return cost
+    return committee, seconds
 
 
 def _embedding_seconds(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from inversight.adaptation import Adaptation
-from inversight.attacks import Lokt
+from inversight.attacks import Lokt, Lomma
 from inversight.config import from_mapping, merge, nearest, settings, to_mapping
 from inversight.errors import ConfigError
 from inversight.evaluation import PairMeasure
@@ -18,7 +18,15 @@ from inversight.risk import DEFAULT_RATE
 from inversight.training import Training
 
 Preset = Literal["quick", "standard", "thorough"]
-Arm = Literal["vanilla", "entropy", "natural-gradient", "balanced", "statistics"]
+Arm = Literal[
+    "vanilla",
+    "entropy",
+    "natural-gradient",
+    "balanced",
+    "statistics",
+    "pseudo-labels",
+    "target-aware",
+]
 Pictures = Literal["none", "blurred", "full"]
 
 MiB = 1024**2
@@ -68,7 +76,7 @@ class AuditSettings:
     """Metric of the natural gradient; same values, except evaluator: an attacker must have it."""
     arm: Arm = "natural-gradient"
     """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient (the
-    paper's), balanced, statistics (ours)."""
+    paper's), balanced, statistics (ours), pseudo-labels (PLG-MI's), target-aware (KED-MI's)."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
     budget: tuple[PositiveInt, ...] = ()
@@ -198,6 +206,18 @@ _BLACK_BOX: dict[Preset, dict[str, dict[str, Any]]] = {
 three images each, and as many reconstructions; the agents and surrogates that some attacks train come on top.
 LOKT's attack on its surrogates has Plug & Play's own budget."""
 
+_FASTER: dict[str, Any] = {"halvings": 2, "half": True}
+"""What makes Plug & Play faster at the same result (benchmarks/attacks.py)."""
+
+_LOMMA: dict[Preset, dict[str, Any]] = {
+    "quick": {
+        "images": 2000, "surrogates": 1, "training": {"epochs": 16, "batch_size": 32},
+    },
+    "standard": {"images": 10000, "surrogates": 3, "training": {"epochs": 15}},
+    "thorough": {"images": 30000, "surrogates": 3, "training": {"epochs": 20}},
+}  # fmt: skip
+"""What LOMMA's surrogates get, on top of Plug & Play's own budget."""
+
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
 _DIGITS: dict[str, Any] = {
@@ -208,6 +228,7 @@ _DIGITS: dict[str, Any] = {
     "target_training": {**_NO_FLIP, **_LONGER},
     "evaluator_training": {**_NO_FLIP, **_LONGER},
     "public_training": {**_NO_FLIP, "epochs": 30, "batch_size": 64},
+    "adaptation": {"pseudo_labels_mirror": False},
     "attack": {"crop_flip": False},
 }
 """Mirrored digits are no digits; a hundred private images make few steps an epoch; and the images are
@@ -255,7 +276,9 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     white_box, black_box = budget.pop("attack"), _black_box(preset)
     if given.get("private") is None and preset == "quick":
         black_box |= _DIGITS_BLACK_BOX
-    budgets = _attack_budgets(white_box, black_box)
+    # At 8x8 there is nothing to gain.
+    faster = preset != "quick" or given.get("private") is not None
+    budgets = _attack_budgets(white_box, black_box, _lomma(preset), _FASTER if faster else {})
     if given.get("private") is None:
         budgets = {name: _unmirrored(values) for name, values in budgets.items()}
     values = merge(_with_classes(budget), given)
@@ -283,7 +306,9 @@ def attack_budget(preset: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such preset.
     """
-    budgets = _attack_budgets(_budget(preset)["attack"], _black_box(preset))
+    budgets = _attack_budgets(
+        _budget(preset)["attack"], _black_box(preset), _lomma(preset), _FASTER
+    )
     return dict(budgets.get(name, {}))
 
 
@@ -297,7 +322,8 @@ def _budget(preset: Any) -> dict[str, Any]:
 
 
 def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Budgets of the white-box attacks, with as many images forward and back as Plug & Play's ``plain``.
+    """Budgets of the white-box attacks, with as many images forward and back as Plug & Play's ``plain``
+    before its halvings.
 
     Where a paper takes far more steps, its step size is raised with them. Pixels need no prior, whose
     share of a step goes into more steps.
@@ -318,6 +344,7 @@ def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "layers": 4,
             "layer_steps": round(0.15 * plain["steps"]),
         },
+        "plg-mi": {**plain, "transformations": 1},
         "ked-mi": {**sampled, "learning_rate": 0.1},
         "vmi": {**sampled, "learning_rate": 0.05},
         "mi-face": {**ends, "steps": 2 * plain["steps"], "learning_rate": 0.1},
@@ -328,14 +355,28 @@ def _black_box(preset: Any) -> dict[str, dict[str, Any]]:
     return dict(_BLACK_BOX[preset])
 
 
+def _lomma(preset: Any) -> dict[str, Any]:
+    return dict(_LOMMA[preset])
+
+
 def _attack_budgets(
-    white_box: dict[str, Any], black_box: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
+    white_box: dict[str, Any], black_box: dict[str, dict[str, Any]], lomma: dict[str, Any],
+    faster: dict[str, Any],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Each attack's budget by its name; what LOKT runs on its surrogates is Plug & Play."""
-    # A part that is given replaces the attack's own default of it as a whole.
-    training = {**to_mapping(Lokt().training), **black_box["lokt"]["training"]}
-    lokt = {**black_box["lokt"], "training": training, "white_box": white_box}
-    return {**_white_box(white_box), **black_box, "lokt": lokt}
+    plain = {**white_box, **faster}
+    budgets = {**_white_box(white_box), **black_box, "plug-and-play": plain}
+    budgets["lokt"] = {**_taught(Lokt().training, black_box["lokt"]), "white_box": plain}
+    budgets["lomma"] = {**budgets["lomma"], **_taught(Lomma().training, lomma)}
+    return budgets
+
+
+def _taught(training: Training, budget: dict[str, Any]) -> dict[str, Any]:
+    """``budget``, its training on top of the attack's own ``training``.
+
+    A part that is given replaces the attack's default of it as a whole.
+    """
+    return {**budget, "training": {**to_mapping(training), **budget["training"]}}
 
 
 def _unmirrored(budget: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from inversight.adaptation import ARMS, Adaptation, adapt
-from inversight.attacks import ATTACKS, Attack, check_fits, run_attack, write_reconstructions
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    check_fits,
+    gathered,
+    run_share,
+    write_reconstructions,
+)
 from inversight.attacks.base import left_out
 from inversight.attacks.endpoint import Endpoint, endpoint_target, read_headers
 from inversight.config import build, from_mapping, merge, nearest
@@ -36,9 +43,9 @@ from inversight.priors.given import (
     few_images,
     read_prior,
 )
-from inversight.priors.processes import ALONE, Processes
 from inversight.priors.published_networks import import_published
 from inversight.priors.settings import training_of
+from inversight.processes import ALONE, Processes
 from inversight.report import load_report_data
 from inversight.run import Run, write_json
 from inversight.seeding import generator
@@ -289,39 +296,56 @@ def attack_stage(
     device: str,
     given: dict[str, Any],
     reporter: Reporter,
+    processes: Processes = ALONE,
 ) -> Path:
     """Attack a target with a prior; returns the folder of the reconstructions, by class.
+
+    With several ``processes`` each calls this with the same arguments; the first writes and reports.
 
     Raises:
         InputError: wrong input; nothing has been written.
     """
-    where = pick_device(device)
-    made = build(
-        {"class": attack, **merge(attack_budget(preset, attack), given)}, ATTACKS, role="--attack"
-    )
-    if not isinstance(made, Attack):
-        raise ConfigError(f"--attack {attack}: has no `access` and `run`")
-    given_prior = read_prior(prior)
-    name = attack.rpartition(":")[2]
-    if model.spec.startswith(SERVICE):
-        return _attack_service(
-            given_prior, model, OneByOne(out, made, name, seed, model.spec, given_prior.fingerprint),
-            limit=limit, device=where, reporter=reporter,
-        )  # fmt: skip
-    target = model.load(given_prior).to(where)
-    attacked = given_prior.prior.to(where)
-    check_fits(made, target, attacked)
-    Run.check_new(out, needed_bytes=50_000_000)
-    labels = torch.arange(min(limit or target.num_classes, target.num_classes))
-    with _remedy("attack", getattr(made, "batch_size", None)):
-        found = run_attack(
-            made,
-            target,
-            attacked,
-            labels,
-            rng=generator(seed, f"attack/{name}"),
-            progress=reporter.stage(name),
+    if processes.count > 1 and model.spec.startswith(SERVICE):
+        raise ConfigError(
+            f"--target {model.spec}: a service is attacked by one process, which keeps to its rate and "
+            "goes on where it was stopped; run the command without accelerate launch"
         )
+    reporter = reporter if processes.main else Quiet()
+    name = attack.rpartition(":")[2]
+    # An error of one process alone, such as a file that its machine lacks, is the end for all.
+    with processes.together():
+        where = processes.device(device)
+        made = build(
+            {"class": attack, **merge(attack_budget(preset, attack), given)},
+            ATTACKS,
+            role="--attack",
+        )
+        if not isinstance(made, Attack):
+            raise ConfigError(f"--attack {attack}: has no `access` and `run`")
+        given_prior = read_prior(prior)
+        if model.spec.startswith(SERVICE):
+            plan = OneByOne(out, made, name, seed, model.spec, given_prior.fingerprint)
+            return _attack_service(
+                given_prior, model, plan, limit=limit, device=where, reporter=reporter
+            )
+        target = model.load(given_prior).to(where)
+        attacked = given_prior.prior.to(where)
+        check_fits(made, target, attacked)
+        Run.check_new(out, needed_bytes=50_000_000)
+        labels = torch.arange(min(limit or target.num_classes, target.num_classes))
+        with _remedy("attack", getattr(made, "batch_size", None)):
+            part = run_share(
+                made,
+                target,
+                attacked,
+                labels,
+                processes=processes,
+                rng=generator(seed, f"attack/{name}"),
+                progress=reporter.stage(name),
+            )
+    found = gathered(part, processes)
+    if found is None:
+        return out / "reconstructions"
     missing = left_out(found, labels, target.classes)
     if missing is not None:
         reporter.warn(f"{name}: {missing}")

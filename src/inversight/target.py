@@ -74,9 +74,9 @@ class Target:
         std = torch.tensor(self.std, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
         if self.access is Access.WHITE_BOX:
             logits: Tensor = self.module((x - mean) / std)
-            return logits
+            return logits.to(x.dtype)
         with torch.no_grad():
-            logits = self.module((x - mean) / std)
+            logits = self.module((x - mean) / std).to(x.dtype)
         if self.access is Access.SCORES:
             if self.outputs is None:
                 return F.log_softmax(logits, dim=1)

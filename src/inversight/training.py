@@ -90,8 +90,9 @@ class TrainedClassifier:
 class Batch:
     """What one step sees.
 
-    inputs (B, C, S, S), augmented and normalised as the network takes them; labels (B,) int64;
-    done in [0, 1), the share of the training that lies behind; rng for what the loss draws.
+    inputs (B, C, S, S), augmented and normalised as the network takes them; labels (B,) int64, or
+    (B, K) where the variation has soft ones; done in [0, 1), the share of the training that lies
+    behind; rng for what the loss draws.
     """
 
     inputs: Tensor
@@ -105,7 +106,8 @@ Change = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 Loss = Callable[[Classifier, Batch], Tensor]
 """Network and batch -> what the step lowers, a scalar."""
 HeldLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, K) and labels (N,) of the validation split -> what early stopping looks at, a scalar."""
+"""Logits (N, K) and labels of the validation split, (N,) or soft, -> what early stopping looks at, a
+scalar."""
 
 
 class Stepping(Protocol):
@@ -142,7 +144,8 @@ class Variation:
     weights: (N,) at least 0, what each image of the set counts for in the recipe's loss, in steps
     and in validation; a batch's loss stays divided by its images, so weight w is w times the
     gradient. change: done to images before the recipe's augmentation. loss: instead of the
-    recipe's; weights do not reach it. held_loss: instead of the recipe's in early stopping. settles:
+    recipe's; weights do not reach it. held_loss: instead of the recipe's in early stopping. soft:
+    (N, K), what these two losses are given for each image of the set instead of its label. settles:
     the share of the training before which no epoch can be the best one, for losses that change.
     network: options of the network. normalisation: mean and standard deviation of each channel,
     instead of the training images' own. start: initial values by name, instead of random ones.
@@ -153,6 +156,7 @@ class Variation:
     change: Change | None = None
     loss: Loss | None = None
     held_loss: HeldLoss | None = None
+    soft: Tensor | None = None
     settles: float = 0.0
     network: NetworkOptions = PLAIN_NETWORK
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
@@ -247,11 +251,17 @@ def train_classifier(
             return None
         return variation.weights[[row_of[name] for name in part.ids]].to(device)
 
+    def lesson(part: ImageSet) -> Tensor:
+        if variation.soft is None:
+            return part.labels.to(device)
+        return variation.soft[[row_of[name] for name in part.ids]].to(device)
+
     weight = weights_of(fit_set)
     weight_held = weights_of(held) if held is not None else None
     x, y = x.to(device), fit_set.labels.to(device)
     x_held = held.floats(size=size, channels=channels).to(device) if held is not None else None
     y_held = held.labels.to(device) if held is not None else None
+    taught, taught_held = lesson(fit_set), lesson(held) if held is not None else None
 
     epochs = training.epochs_for(len(x))
     optimiser, schedule = _optimiser(
@@ -279,7 +289,7 @@ def train_classifier(
             inputs = normalise(augment(chosen, training, step_rng))
             if variation.loss is not None:
                 done = (epoch - 1 + step / len(batches)) / epochs
-                loss = variation.loss(module, Batch(inputs, y[there], done, loss_rng))
+                loss = variation.loss(module, Batch(inputs, taught[there], done, loss_rng))
             else:
                 some = weight[there] if weight is not None else None
                 loss = recipe_loss(module(inputs), y[there], training, some)
@@ -293,14 +303,14 @@ def train_classifier(
                     "lower training.learning_rate"
                 )
         note = f"loss {last:.3f}"
-        if x_held is not None and y_held is not None:
+        if x_held is not None and y_held is not None and taught_held is not None:
             module.eval()
             with torch.inference_mode():
                 answers = module(normalise(x_held))
                 held_loss = float(
                     recipe_loss(answers, y_held, training, weight_held)
                     if variation.held_loss is None
-                    else variation.held_loss(answers, y_held)
+                    else variation.held_loss(answers, taught_held)
                 )
             note += f", validation {held_loss:.3f}"
             settled = epoch == epochs or epoch - 1 >= variation.settles * epochs

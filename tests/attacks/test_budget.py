@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from inversight.attacks import (
     C2fMi,
     CmaEs,
     Lokt,
+    Lomma,
     MiFace,
     MirrorGenetic,
     PlugAndPlay,
@@ -23,11 +26,29 @@ from inversight.attacks.budget import within
 from inversight.seeding import generator
 from inversight.target import Access
 from inversight.training import Training
-from tests.attacks.toy import LABELS, FlatPrior, Nearest, surest_on_a_grid, toy_target
+from tests.attacks.toy import (
+    LABELS,
+    FlatPrior,
+    Nearest,
+    NearestByLayer,
+    OpenPrior,
+    surest_on_a_grid,
+    toy_target,
+)
 from tests.examples import SampleAttack
 
 EACH: dict[str, Attack] = {
     "plug-and-play": PlugAndPlay(pool=200, candidates=20, steps=20, keep=5, crops=5),
+    "lomma": Lomma(
+        pool=200,
+        candidates=20,
+        steps=20,
+        keep=5,
+        crops=5,
+        images=300,
+        surrogates=1,
+        training=Training(epochs=1, width=2, batch_size=64),
+    ),
     "mi-face": MiFace(candidates=20, steps=20, keep=5, crops=5),
     "mirror-black-box": MirrorGenetic(
         pool=200, population=30, generations=30, candidates=10, keep=5, crops=5
@@ -50,8 +71,8 @@ EACH: dict[str, Attack] = {
 @pytest.mark.parametrize("name", EACH)
 def test_no_more_is_sent_than_the_budget(name: str) -> None:
     assert type(EACH[name]) is ATTACKS[name]
-    module = Nearest()
-    used = run_attack(EACH[name], toy_target(module), FlatPrior(), LABELS, rng=generator(0)).queries
+    module = NearestByLayer()
+    used = run_attack(EACH[name], toy_target(module), OpenPrior(), LABELS, rng=generator(0)).queries
     assert used is not None
     assert within(EACH[name], used, classes=3, used=used) is EACH[name]
     sent = []
@@ -60,7 +81,7 @@ def test_no_more_is_sent_than_the_budget(name: str) -> None:
         assert less is not None
         module.images = 0
         made = run_attack(
-            less, toy_target(module), FlatPrior(), LABELS, rng=generator(0), limit=queries
+            less, toy_target(module), OpenPrior(), LABELS, rng=generator(0), limit=queries
         )
         assert made.queries == module.images <= queries and len(made) > 0
         sent.append(made.queries)
@@ -85,6 +106,11 @@ def test_more_queries_find_more() -> None:
 def test_what_cannot_be_cut_is_left_out() -> None:
     assert within(SampleAttack(), 10, classes=3, used=50) is None
     assert within(SampleAttack(), 50, classes=3, used=50) == SampleAttack()
+    lomma = EACH["lomma"]
+    assert isinstance(lomma, Lomma)
+    less = within(lomma, 350, classes=3, used=2 * 200 + 300 + 3 * 20 * 25)
+    assert isinstance(less, Lomma) and (less.pool, less.images) == (50, 75)
+    assert replace(lomma, surrogates=0).common == {"pool": 2}
     # Two candidates of three classes, at 25 images each, do not fit into 100 beside the pool.
     assert within(EACH["plug-and-play"], 100, classes=3, used=200 + 3 * 20 * 25) is None
     assert within(EACH["rlb-mi"], 2, classes=3, used=1000) is None

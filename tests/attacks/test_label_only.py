@@ -256,16 +256,16 @@ def test_the_published_constants() -> None:
 
 
 def test_rare_classes_weigh_more(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    import inversight.attacks.lokt as lokt
+    import inversight.attacks.surrogates as surrogates
 
     seen = []
-    train = lokt.train_classifier
+    train = surrogates.train_classifier
 
     def watched(images, *, variation, **given):  # type: ignore[no-untyped-def]
         seen.append((images.labels, variation.weights, given["training"].architecture))
         return train(images, variation=variation, **given)
 
-    monkeypatch.setattr(lokt, "train_classifier", watched)
+    monkeypatch.setattr(surrogates, "train_classifier", watched)
     attack(target, replace(QUICK, surrogates=2, balance=1000.0))
     labels, weights, _ = seen[0]
     assert [s[2] for s in seen] == ["resnet", "vgg"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -139,15 +140,18 @@ def test_lomma_keeps_features_near_the_usual() -> None:
 
     target = Target(Line(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "line")
     for weight in (0.5, 2.0):
-        how = Lomma(**SMALL, feature_weight=weight, bound=9.0, learning_rate=5e-4)
+        how = Lomma(**SMALL, feature_weight=weight, bound=9.0, learning_rate=5e-4, surrogates=0)
         found = how.run(target, Grey(), torch.tensor([0, 1]), rng=generator(0))
         # d/df (-f + weight (f - usual)^2) = 0 at f = usual + 1 / (2 weight); usual is about 0.
         expected = torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None] / (2.0 * weight)
         torch.testing.assert_close(found.latents, expected, atol=0.2, rtol=0)
 
 
-def test_vmi_finds_the_gaussian_of_the_closed_form() -> None:
+@pytest.mark.parametrize("family", ["gaussian", "flow"])
+def test_vmi_finds_the_gaussian_of_the_closed_form(family: Literal["gaussian", "flow"]) -> None:
     """-log p = a/2 |z - c|^2 + a constant: q has mean a c / (a + g) and variance g / (a + g)."""
+    if family == "flow":
+        pytest.importorskip("zuko")
     a, g, c = 0.2, 0.1, torch.tensor([1.5, -1.0])
 
     class Square(nn.Module):
@@ -170,6 +174,7 @@ def test_vmi_finds_the_gaussian_of_the_closed_form() -> None:
     target = Target(Square(), ("a", "b"), (1, 2, 2), (0.0,), (1.0,), "square")
     how = Vmi(
         pool=20000, samples=64, steps=400, learning_rate=0.02, divergence_weight=g,
+        family=family, couplings=2, hidden=8,
         candidates=2000, keep=2000, crops=1, batch_size=2000,
     )  # fmt: skip
     z = how.run(target, Plane(), torch.tensor([0]), rng=generator(0)).latents

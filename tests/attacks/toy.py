@@ -72,9 +72,15 @@ def surest_on_a_grid(target: Target, label: int) -> tuple[Tensor, float]:
 
 @dataclass(frozen=True)
 class OpenPrior(FlatPrior):
-    """The same with a critic, and with the grey levels themselves between its two blocks."""
+    """The same with a critic, with the grey levels themselves between its two blocks, and with samples
+    of each class that are drawn to its centre by a third."""
 
     blocks = 2
+    num_classes = 4
+
+    def sample_of(self, labels: Tensor, *, rng: torch.Generator) -> Tensor:
+        towards = torch.cat([CENTRES, torch.zeros(1, 2)])[labels] / 3.0
+        return self.sample(len(labels), rng=rng) + towards
 
     def realness(self, images: Tensor) -> Tensor:
         """Higher for brighter images."""

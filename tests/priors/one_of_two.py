@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inversight.priors.game import Game
-from inversight.priors.processes import ALONE, Processes, launched
-from inversight.priors.settings import PriorTraining
+from inversight.priors.settings import PriorTraining, architecture_of
 from inversight.priors.training import run_game
+from inversight.processes import ALONE, Processes, launched
 from inversight.seeding import generator
 from tests.priors.pullers import Puller
 
@@ -53,8 +54,10 @@ class Brighten(Puller):
         return self.state["level"]
 
 
-def play(folder: Path, processes: Processes = ALONE, *, stop: int | None = None) -> Game | None:
-    """The game after all steps; None if it was stopped at ``stop``."""
+def play(
+    folder: Path, processes: Processes = ALONE, *, stop: int | None = None, classes: bool = False
+) -> Game | None:
+    """The game after all steps, conditioned on ``classes`` or not; None if it was stopped at ``stop``."""
 
     class Stop(Exception):
         pass
@@ -63,11 +66,17 @@ def play(folder: Path, processes: Processes = ALONE, *, stop: int | None = None)
         if done == stop:
             raise Stop
 
-    game = Game(image_shape=SHAPE, training=TRAINING, processes=processes)
+    architecture = architecture_of(SHAPE, TRAINING)
+    if classes:
+        architecture = replace(architecture, c_dim=3, mapping_rate=3.0, cmap_depth=0)
+    game = Game(
+        image_shape=SHAPE, training=TRAINING, architecture=architecture, processes=processes
+    )
     try:
         run_game(
             game,
             PUBLIC,
+            knowledge=torch.eye(3)[torch.arange(len(PUBLIC)) % 3] if classes else None,
             steps=STEPS,
             rng=generator(3),
             guidance=Brighten(),
@@ -90,7 +99,7 @@ def state(game: Game) -> dict[str, Tensor]:
 
 
 def main(out: Path) -> None:
-    """Play to the end, once without a stop and once with one."""
+    """Play to the end, once without a stop, once with one, and once with classes."""
     processes = launched("cpu")
     for stop in (None, 4):
         folder = out / f"stop-{stop}"
@@ -103,6 +112,9 @@ def main(out: Path) -> None:
             game = play(folder, processes)
         assert game is not None
         save_file(state(game), folder / f"{processes.index}.safetensors")
+    game = play(out, processes, classes=True)
+    assert game is not None
+    save_file(state(game), out / f"classes-{processes.index}.safetensors")
     processes.close()
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from inversight.priors.game import Made
+
 
 class Puller:
     """A guidance of one gradient, ``pull(images)``, times ``times``; notes what it was told."""
@@ -18,7 +20,7 @@ class Puller:
         self.seen: list[Tensor] = []
         self.measured: list[tuple[float, float]] = []
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, made: Made) -> dict[str, Tensor]:
         self.seen.append(images)
         return {"pull": self.pull(images)}
 

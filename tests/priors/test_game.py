@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inversight.errors import ConfigError, DataError
-from inversight.priors.game import Game
+from inversight.priors.game import Game, Share
 from inversight.priors.penalties import r1_penalty
 from inversight.priors.settings import PriorTraining, training_of
 from inversight.seeding import generator
@@ -79,18 +79,18 @@ def test_r1_looks_at_images_before_the_published_augmentation() -> None:
     game = fresh_game(tiny(augment_filter=True))
     game.control.p = 0.8
     v = torch.randn(1, *SHAPE, generator=generator(5))
-    game._judge = lambda images: (v * images).sum((1, 2, 3))  # type: ignore[method-assign]
-    logits, looked_at = game._judge_real(real(), generator(6), follow=True)
-    assert torch.equal(looked_at, real())
-    found = float(r1_penalty(logits, looked_at).detach())
+    game.discriminator.outputs = lambda images: (v * images).sum((1, 2, 3))[:, None]  # type: ignore[method-assign]
+    judged = game._judge_real(Share(real(), generator(6)), follow=True)
+    assert torch.equal(judged.images, real())
+    found = float(r1_penalty(judged.logits, judged.images).detach())
     # The transpose of the augmentation, which is affine in the images: pixel by pixel.
-    zero, _ = game._judge_real(torch.zeros(4, *SHAPE), generator(6), follow=False)
+    zero = game._judge_real(Share(torch.zeros(4, *SHAPE), generator(6)), follow=False).logits
     slopes = []
     for pixel in range(64):
         unit = torch.zeros(4, 64)
         unit[:, pixel] = 1.0
-        moved, _ = game._judge_real(unit.view(4, *SHAPE), generator(6), follow=False)
-        slopes.append(moved - zero)
+        moved = game._judge_real(Share(unit.view(4, *SHAPE), generator(6)), follow=False)
+        slopes.append(moved.logits - zero)
     expected = torch.stack(slopes).square().sum(0).mean()
     assert found == pytest.approx(float(expected), rel=1e-3)
 
@@ -98,9 +98,9 @@ def test_r1_looks_at_images_before_the_published_augmentation() -> None:
 def test_without_the_filter_r1_looks_at_what_the_discriminator_sees() -> None:
     game = fresh_game(tiny())
     game.control.p = 1.0
-    logits, looked_at = game._judge_real(real(), generator(6), follow=True)
-    assert not torch.allclose(looked_at, real(), atol=0.1)
-    torch.testing.assert_close(logits, game.discriminator(looked_at))
+    judged = game._judge_real(Share(real(), generator(6)), follow=True)
+    assert not torch.allclose(judged.images, real(), atol=0.1)
+    torch.testing.assert_close(judged.logits, game.discriminator(judged.images))
 
 
 def test_styles_are_mixed_as_often_as_asked() -> None:
@@ -132,7 +132,7 @@ def test_shares_add_up_to_the_batch() -> None:
     for some in (parts, parts[:1], parts[1:]):
         game = Recording(image_shape=SHAPE, training=tiny())
         game.start_from(begun.generator, begun.average, begun.discriminator, 0.5)
-        game._step_discriminator([(x, generator(seed)) for x, seed in some])
+        game._step_discriminator([Share(x, generator(seed)) for x, seed in some])
     together, *alone = seen
     for whole, one, other in zip(together, *alone, strict=True):
         torch.testing.assert_close(whole, (one + other) / 2)

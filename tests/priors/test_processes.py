@@ -16,9 +16,9 @@ from torch import Tensor
 
 from inversight.errors import ConfigError
 from inversight.priors.game import Game
-from inversight.priors.processes import ALONE, Processes, launched
 from inversight.priors.settings import PriorTraining
 from inversight.priors.training import run_game
+from inversight.processes import ALONE, Processes, launched
 from inversight.seeding import generator
 from tests.priors import one_of_two
 
@@ -80,7 +80,7 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
     """Equal parameters on both, the same as alone but for rounding, also when stopped and resumed."""
     for process in together("-m", "tests.priors.one_of_two", str(tmp_path), folder=tmp_path):
         assert process.returncode == 0, process.stderr
-    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "classes").mkdir(parents=True)
     game = one_of_two.play(tmp_path / "alone")
     assert game is not None
     alone = one_of_two.state(game)
@@ -90,6 +90,11 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
     assert float(alone["memory"][0]) > 0  # path lengths were looked at
     for i in range(2):
         assert_same(load_file(tmp_path / "stop-4" / f"{i}.safetensors"), first)
+    known = one_of_two.play(tmp_path / "alone" / "classes", classes=True)
+    assert known is not None
+    first, second = (load_file(tmp_path / f"classes-{i}.safetensors") for i in range(2))
+    assert_same(first, second)
+    assert_same(first, one_of_two.state(known), rtol=1e-3, atol=1e-4)
 
 
 def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

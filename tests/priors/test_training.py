@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inversight.errors import ConfigError, StageError
 from inversight.priors.architecture import Architecture
-from inversight.priors.game import Game
+from inversight.priors.game import Game, Share
 from inversight.priors.settings import PriorTraining, architecture_of, build_networks
 from inversight.priors.stylegan2 import initialise
 from inversight.priors.training import run_game
@@ -91,11 +91,11 @@ def test_both_players_are_trained_and_neither_trains_the_other() -> None:
     game = fresh_game(tiny())
     before = state(game)
     real = public()[:4].float() / 127.5 - 1.0
-    game._step_discriminator([(real, generator(3))])
+    game._step_discriminator([Share(real, generator(3))])
     middle = state(game)
     moved = {n for n in before if not torch.equal(before[n], middle[n])}
     assert moved and all(n.startswith("d.") for n in moved)
-    game._step_generator([(real, generator(4))], None)
+    game._step_generator([Share(real, generator(4))], None)
     after = state(game)
     moved = {n for n in before if not torch.equal(middle[n], after[n])}
     assert moved and all(n.startswith("g.") for n in moved)
@@ -141,7 +141,7 @@ def test_guidance_is_told_lengths_on_the_generators_parameters() -> None:
             )
         )
         real = public()[:4].float() / 127.5 - 1.0
-        game._step_generator([(real, generator(4))], puller)
+        game._step_generator([Share(real, generator(4))], puller)
         return kept[0], puller.measured[0]
 
     gan_alone, (gan, _) = length(0.0, gan=True)

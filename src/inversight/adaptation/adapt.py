@@ -2,30 +2,47 @@
 
 Li et al. 2025 (METHOD section 3), three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
 entropy of the target's prediction, ``natural-gradient`` replaces that entropy's gradient on the
-generated images by its natural gradient under a perceptual metric.
+generated images by its natural gradient under a perceptual metric. Two more of ours, and two that are
+one half of a published attack each: ``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks
+on the classes that the target puts public images in, ``target-aware`` (Chen et al. 2021, KED-MI) teaches
+them to the discriminator.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
+from inversight.adaptation.knowledge import pseudo_labels, soft_labels
 from inversight.adaptation.preconditioners import Damped, Preconditioner
-from inversight.adaptation.terms import Balance, Entropy, Statistics, Term, batch_norms
+from inversight.adaptation.terms import (
+    Balance,
+    CriticEntropy,
+    Entropy,
+    Margin,
+    Statistics,
+    Term,
+    batch_norms,
+)
 from inversight.config import settings
 from inversight.embeddings.base import Embedding
 from inversight.errors import ConfigError
 from inversight.priors import PriorTraining, StylePrior, Watch, play
-from inversight.priors.processes import ALONE, Processes
+from inversight.priors.classes import conditioned, telling_classes
+from inversight.processes import ALONE, Processes
 from inversight.progress import Progress, silent
+from inversight.seeding import draw_seed, generator
 from inversight.target import Target
+from inversight.transformations import Transformations
 
 TERMS: dict[str, tuple[Term, ...]] = {
     "vanilla": (),
@@ -33,13 +50,26 @@ TERMS: dict[str, tuple[Term, ...]] = {
     "natural-gradient": (Entropy(),),
     "balanced": (Entropy(), Balance()),
     "statistics": (Statistics(),),
+    "pseudo-labels": (Margin(),),
+    "target-aware": (CriticEntropy(),),
 }
-"""What each arm guides by; the first three are the paper's, the others ours."""
+"""What each arm guides by; the first three are the paper's, two ours, the last two other attacks'."""
 
 ARMS = tuple(TERMS)
 
-WEIGHTS = {"entropy": 0.3, "natural-gradient": 0.3, "balanced": 0.3, "statistics": 1.0}
-"""Each guided arm's weight where none is given, from a few trials: see docs/evidence.md."""
+WEIGHTS = {
+    "entropy": 0.3,
+    "natural-gradient": 0.3,
+    "balanced": 0.3,
+    "statistics": 1.0,
+    "pseudo-labels": 0.3,
+    "target-aware": 0.3,
+}
+"""Each guided arm's weight where none is given, from a few trials: see docs/evidence.md; those of the
+last two are like the paper's arms', not tried."""
+
+_REMEMBERED = 0.1
+"""Longest half-life of the moving average of a prior that learns classes, as a share of all images."""
 
 
 @settings
@@ -55,8 +85,8 @@ class Adaptation:
     prior's own training. Lower it if memory runs out."""
     weight: NonNegativeFloat | None = None
     """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
-    scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is vanilla. None: the arm's own,
-    0.3, for statistics 1."""
+    scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is no guidance, which is vanilla
+    where the target has no other part. None: the arm's own, 0.3, for statistics 1."""
     scale: Literal["relative", "absolute"] = "relative"
     """What weight is relative to: the GAN's gradient, or nothing, as published."""
     learning_rate_factor: PositiveFloat = 0.5
@@ -71,6 +101,15 @@ class Adaptation:
     """Eigen: dimensions of the eigenspace (paper: 20)."""
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
+    pseudo_labels_top: PositiveInt = 30
+    """Pseudo-labels: public images of each class, those that the target is surest of (paper: 30)."""
+    pseudo_labels_alpha: NonNegativeFloat = 0.2
+    """Pseudo-labels, scale absolute: weight of the max-margin loss (paper: 0.2); 0: none at any scale."""
+    pseudo_labels_mirror: bool = True
+    """Pseudo-labels: mirror half of what the target is shown; switch off for images like digits."""
+    target_aware_entropy: NonNegativeFloat = 1e-4
+    """Target-aware, scale absolute: weight lambda_h of the entropy of the discriminator's classes
+    (paper: 1e-4); 0: none at any scale."""
 
     def training_of(self, training: PriorTraining) -> PriorTraining:
         """How the game goes on with a prior that ``training`` made."""
@@ -97,8 +136,14 @@ def pulls_of(arm: str, adaptation: Adaptation, metric: Embedding | None) -> list
     if arm not in ARMS:
         raise ConfigError(f"arm: expected one of {', '.join(ARMS)}, found {arm!r}")
     weight = WEIGHTS.get(arm, 0.0) if adaptation.weight is None else adaptation.weight
-    if arm == "vanilla" or weight == 0.0:
+    published = {
+        "pseudo-labels": adaptation.pseudo_labels_alpha,
+        "target-aware": adaptation.target_aware_entropy,
+    }.get(arm)
+    if arm == "vanilla" or weight == 0.0 or published == 0.0:
         return []
+    if published is not None and adaptation.scale == "absolute":
+        weight = published
     if arm == "natural-gradient":
         if metric is None:
             raise ConfigError("arm natural-gradient needs a guidance embedding")
@@ -127,6 +172,7 @@ def adapt(
     ``watch`` looks at it as it changes. With several ``processes`` each calls this alike.
 
     Raises:
+        ConfigError: a setting does not fit, or the prior knows classes and the arm none.
         StageError: the game diverged.
     """
     pulls = pulls_of(arm, adaptation, metric)
@@ -136,12 +182,23 @@ def adapt(
             f"{target.spec} has none: use another --arm"
         )
     training = adaptation.training_of(training)
-    summed = training.batch_size if adaptation.scale == "absolute" else None
-    guidance = Guidance(target, pulls, summed=summed) if pulls else None
+    if arm == "pseudo-labels":
+        # Classes are new: an average that reaches back behind the adaptation would not know them.
+        images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
+        training = replace(training, ema_images=min(training.ema_images, images))
+    prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
+    summed = None
+    if adaptation.scale == "absolute":  # a mean in the papers of the arms that know classes
+        summed = training.batch_size if knowledge is None else 1
+    transform = None
+    if arm == "pseudo-labels":
+        transform = partial(Transformations(), mirror=adaptation.pseudo_labels_mirror)
+    guidance = Guidance(target, pulls, summed=summed, transform=transform) if pulls else None
     return play(
         public,
         training=training,
         start=prior,
+        knowledge=knowledge,
         steps=adaptation.steps,
         learning_rate_factor=adaptation.learning_rate_factor,
         guidance=guidance,
@@ -151,3 +208,25 @@ def adapt(
         watch=watch,
         processes=processes,
     )
+
+
+def _with_knowledge(
+    prior: StylePrior, target: Target, public: Tensor, arm: str, adaptation: Adaptation,
+    rng: torch.Generator,
+) -> tuple[StylePrior, Tensor, Tensor | None]:  # fmt: skip
+    """Where an arm that knows classes begins, its public images, and what the target says of them."""
+    classes = target.num_classes
+    if prior.num_classes > 0 and (arm != "pseudo-labels" or prior.num_classes != classes):
+        raise ConfigError(
+            f"arm {arm}: the prior is conditioned on {prior.num_classes} classes, and can go on with "
+            f"arm pseudo-labels and a target of so many alone, found {classes}; give a prior that is "
+            "not conditioned"
+        )
+    if arm == "pseudo-labels":
+        rows, labels = pseudo_labels(soft_labels(target, public), adaptation.pseudo_labels_top)
+        if prior.num_classes == 0:
+            prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
+        return prior, public[rows], F.one_hot(labels, classes).float()
+    if arm == "target-aware":
+        return telling_classes(prior, classes), public, soft_labels(target, public).exp()
+    return prior, public, None

@@ -8,8 +8,8 @@ means the same at every image size, for every generator and whatever the target'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from inversight.adaptation.preconditioners import Identity, Preconditioner
 from inversight.adaptation.terms import Term, observe
 from inversight.embeddings.pullback import dot
+from inversight.priors.game import Made
 from inversight.target import Target
 
 
@@ -43,7 +44,9 @@ class Guidance:
     ``interval`` steps. ``state`` holds them, so that a resumed adaptation goes on exactly.
 
     ``summed`` asks for the published scale instead: ``weight`` times the gradient of the sum over a
-    batch of so many images, as long as the preconditioner leaves it.
+    batch of so many images, as long as the preconditioner leaves it; 1: of the mean.
+
+    ``transform``: images and randomness -> what the target is shown of them.
     """
 
     def __init__(
@@ -54,22 +57,33 @@ class Guidance:
         memory: float = 0.9,
         interval: int = 8,
         summed: int | None = None,
+        transform: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     ) -> None:
         self.target = target
         self.pulls = {pull.term.name: pull for pull in pulls}
         self.memory = memory
         self.interval = interval
         self.summed = summed
+        self.transform = transform
         self.state: dict[str, float] = {}
         self.logged: dict[str, float] = {}
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (N, C, H, W) in [0, 1] -> a gradient of that shape for each term."""
+    def __call__(self, images: Tensor, made: Made | None = None) -> dict[str, Tensor]:
+        """Images (N, C, H, W) in [0, 1] -> a gradient of that shape for each term.
+
+        ``made``: what the game knows of them; terms and transformations may need it.
+        """
         x = images.detach().requires_grad_(True)
+        terms = [pull.term for pull in self.pulls.values()]
         with torch.enable_grad():
-            seen = observe(
-                self.target, x, statistics=any(p.term.statistics for p in self.pulls.values())
-            )
+            shown = x
+            if self.transform is not None and made is not None:
+                shown = self.transform(x, made.rng)
+            seen = observe(self.target, shown, statistics=any(t.statistics for t in terms))
+            if made is not None:
+                asked = made.critic is not None and any(t.critic for t in terms)
+                critic = made.critic(x) if asked and made.critic is not None else None
+                seen = replace(seen, classes=made.classes, critic=critic)
             values = {
                 name: pull.term(seen.first(pull.part or len(x)))
                 for name, pull in self.pulls.items()

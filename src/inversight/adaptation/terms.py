@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from inversight.objectives import entropy
+from inversight.objectives import entropy, max_margin
 from inversight.target import Target
 
 
@@ -23,16 +23,24 @@ class Layer:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the target makes of a batch: logits (N, K), and its normalised layers where asked for."""
+    """What the target makes of a batch: logits (N, K), and its normalised layers where asked for.
+
+    classes (N,): what the images were generated for, where the generator knows classes; critic (N, K'):
+    the discriminator's class logits, where it has them and they are asked for.
+    """
 
     logits: Tensor
     layers: tuple[Layer, ...] = ()
+    classes: Tensor | None = None
+    critic: Tensor | None = None
 
     def first(self, n: int) -> Observation:
         """The observation of the first n images alone."""
         return Observation(
             self.logits[:n],
             tuple(Layer(one.values[:n], one.mean, one.variance) for one in self.layers),
+            None if self.classes is None else self.classes[:n],
+            None if self.critic is None else self.critic[:n],
         )
 
 
@@ -63,13 +71,19 @@ def batch_norms(target: Target) -> list[nn.Module]:
 
 
 class Term(Protocol):
-    """Observation -> scalar, differentiable; ``statistics``: it needs the target's layers."""
+    """Observation -> scalar, differentiable.
+
+    ``statistics``: it needs the target's layers; ``critic``: the discriminator's class logits.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def statistics(self) -> bool: ...
+
+    @property
+    def critic(self) -> bool: ...
 
     def __call__(self, seen: Observation) -> Tensor: ...
 
@@ -83,6 +97,7 @@ class Entropy:
 
     name: str = "entropy"
     statistics: bool = False
+    critic: bool = False
 
     def __call__(self, seen: Observation) -> Tensor:
         return entropy(seen.logits).mean()
@@ -98,6 +113,7 @@ class Balance:
 
     name: str = "balance"
     statistics: bool = False
+    critic: bool = False
 
     def __call__(self, seen: Observation) -> Tensor:
         mean = seen.logits.softmax(1).mean(0)
@@ -116,9 +132,42 @@ class Statistics:
 
     name: str = "statistics"
     statistics: bool = True
+    critic: bool = False
 
     def __call__(self, seen: Observation) -> Tensor:
         return torch.stack([_divergence(layer) for layer in seen.layers]).mean()
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Mean max-margin loss of the classes that images were generated for, in (-inf, inf).
+
+    Yuan et al. 2023 (PLG-MI), eq. 5: the target puts them there, the further ahead the better.
+    """
+
+    name: str = "margin"
+    statistics: bool = False
+    critic: bool = False
+
+    def __call__(self, seen: Observation) -> Tensor:
+        return max_margin(seen.logits, seen.classes).mean()
+
+
+@dataclass(frozen=True)
+class CriticEntropy:
+    """Mean entropy of the discriminator's class predictions, in [0, log K].
+
+    Chen et al. 2021 (KED-MI), their lambda_h's term.
+    """
+
+    name: str = "critic_entropy"
+    statistics: bool = False
+    critic: bool = True
+
+    def __call__(self, seen: Observation) -> Tensor:
+        if seen.critic is None:
+            raise ValueError("this term needs a discriminator that tells classes apart")
+        return entropy(seen.critic).mean()
 
 
 def _divergence(layer: Layer) -> Tensor:

@@ -15,10 +15,12 @@ from inversight.attacks.lomma import Lomma
 from inversight.attacks.mi_face import MiFace
 from inversight.attacks.mirror import Mirror
 from inversight.attacks.mirror_genetic import MirrorGenetic
+from inversight.attacks.plg_mi import PlgMi
 from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
 from inversight.attacks.search import LatentSearch
+from inversight.attacks.shared_out import gathered, run_share
 from inversight.attacks.vmi import Vmi
 
 ATTACKS = {
@@ -29,6 +31,7 @@ ATTACKS = {
     "mirror": Mirror,
     "lomma": Lomma,
     "if-gmi": IfGmi,
+    "plg-mi": PlgMi,
     "mi-face": MiFace,
     "mirror-black-box": MirrorGenetic,
     "cma-es": CmaEs,
@@ -55,6 +58,7 @@ __all__ = [
     "MiFace",
     "Mirror",
     "MirrorGenetic",
+    "PlgMi",
     "PlugAndPlay",
     "QueriesSpentError",
     "Reconstructions",
@@ -63,8 +67,10 @@ __all__ = [
     "black_box",
     "check_fits",
     "control",
+    "gathered",
     "load_latents",
     "require_access",
     "run_attack",
+    "run_share",
     "write_reconstructions",
 ]

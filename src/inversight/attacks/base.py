@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from inversight.errors import InputError
-from inversight.priors.base import Critic, Intermediate, Prior
+from inversight.errors import InputError, StageError
+from inversight.priors.base import Conditional, Critic, Intermediate, Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import generator
 from inversight.target import Access, Target
@@ -43,6 +43,8 @@ class Attack(Protocol):
     """Target and prior -> reconstructions of the classes in ``labels`` (distinct, int64).
 
     An audit gives it the target with ``access`` and no more (:func:`inversight.attacks.run_attack`).
+    What it makes of a class should not depend on which others are attacked. One of which this is not
+    true says so by an attribute ``joint`` that is True, and is not shared out by classes.
     """
 
     @property
@@ -58,6 +60,10 @@ class Attack(Protocol):
         rng: torch.Generator,
         progress: Progress = silent,
     ) -> Reconstructions: ...
+
+
+class NoSampleError(StageError):
+    """No sample of the prior is in any of the classes to reconstruct, by an attack that needs one."""
 
 
 def require_access(attack: Attack, target: Target) -> None:
@@ -99,9 +105,9 @@ def check_fits(attack: Attack, target: Target, prior: Prior) -> None:
         attack.check(target, prior)
 
 
-def left_out(made: Reconstructions, labels: Tensor, classes: Sequence[str]) -> str | None:
+def left_out(made: Reconstructions | None, labels: Tensor, classes: Sequence[str]) -> str | None:
     """A warning that names the classes among ``labels`` that nothing was made for, else None."""
-    there = set(made.labels.tolist())
+    there = set() if made is None else set(made.labels.tolist())
     missing = [classes[label] for label in labels.tolist() if label not in there]
     if not missing:
         return None
@@ -120,8 +126,13 @@ def critic_of(attack: Attack, prior: Prior) -> Critic:
     """
     if not isinstance(prior, Critic):
         raise _lacking(attack, prior, "a critic (`realness`)")
-    with torch.no_grad():
-        prior.realness(prior(prior.sample(1, rng=generator(0))))
+    try:
+        with torch.no_grad():
+            prior.realness(prior(prior.sample(1, rng=generator(0))))
+    except InputError as error:
+        raise InputError(
+            f"{type(attack).__name__} needs a critic that judges an image alone, but {error}"
+        ) from error
     return prior
 
 
@@ -133,6 +144,27 @@ def intermediate_of(attack: Attack, prior: Prior) -> Intermediate:
     """
     if not isinstance(prior, Intermediate):
         raise _lacking(attack, prior, "intermediate features (`blocks`, `until`, `finish`)")
+    return prior
+
+
+def conditional_of(attack: Attack, prior: Prior, classes: int) -> Conditional:
+    """``prior`` as one that is conditioned on so many classes, the target's.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(prior, Conditional) or prior.num_classes == 0:
+        raise InputError(
+            f"{type(attack).__name__} needs a prior that is conditioned on the target's classes, which "
+            f"{type(prior).__name__} here is not; adapt it with --arm pseudo-labels, in an audit with "
+            "adaptation.steps above 0, or choose another --attack"
+        )
+    if prior.num_classes != classes:
+        raise InputError(
+            f"{type(attack).__name__} needs a prior that is conditioned on the target's {classes} "
+            f"classes, but it is on {prior.num_classes}; adapt one that is not conditioned with --arm "
+            "pseudo-labels to this target, or choose another --attack"
+        )
     return prior
 
 

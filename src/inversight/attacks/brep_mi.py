@@ -21,12 +21,12 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import NoSampleError, Reconstructions, require_access
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
 from inversight.attacks.selection import pictures, predicted_classes, truncated
 from inversight.config import Fraction, settings
-from inversight.errors import InputError, StageError
+from inversight.errors import InputError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
@@ -83,6 +83,18 @@ class BrepMi:
         """Images that the attack sends for so many classes if the first pool has them all."""
         return self.pool + classes * self.searches * self.iterations * (self.points + 1)
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if self.keep > self.searches:
+            raise InputError(
+                f"BrepMi: expected keep <= searches, found keep={self.keep}, "
+                f"searches={self.searches}"
+            )
+
     @torch.no_grad()
     def run(
         self,
@@ -101,14 +113,10 @@ class BrepMi:
         Raises:
             InputError: the settings contradict each other.
             QueriesSpentError: ``most_queries`` does not even cover the pool.
-            StageError: no sample of the prior is in any of the classes.
+            NoSampleError: no sample of the prior is in any of the classes.
         """
         require_access(self, target)
-        if self.keep > self.searches:
-            raise InputError(
-                f"BrepMi: expected keep <= searches, found keep={self.keep}, "
-                f"searches={self.searches}"
-            )
+        self.check(target, prior)
         meter = QueryMeter(self.most_queries)
         target = metered(target, self.access, meter)
         seed = draw_seed(rng)
@@ -166,7 +174,7 @@ class BrepMi:
                 break
         known = [label for label in labels.tolist() if label in found]
         if not known:
-            raise StageError(
+            raise NoSampleError(
                 f"BrepMi: the target puts none of {self.pool * (number + 1):,} samples of the prior "
                 "in the classes to reconstruct; raise pools, or take a prior nearer to them"
             )

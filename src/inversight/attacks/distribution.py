@@ -46,6 +46,11 @@ class DistributionSearch(FinalSelection, ABC):
         return Access.WHITE_BOX
 
     @property
+    def common(self) -> dict[str, int]:
+        """Nothing is sent for all classes together: the pool only gives mean and deviations."""
+        return {}
+
+    @property
     def image_steps(self) -> int:
         """Images that go forward and back for a class, over all steps."""
         return self.samples * self.steps
@@ -54,8 +59,13 @@ class DistributionSearch(FinalSelection, ABC):
         """Refuse a target or a prior that lacks what the attack needs, before the first query.
 
         Raises:
-            InputError: it does.
+            InputError: it does, or the settings contradict each other.
         """
+        if not self.keep <= self.candidates:
+            raise InputError(
+                f"{type(self).__name__}: expected keep <= candidates, found "
+                f"keep={self.keep}, candidates={self.candidates}"
+            )
 
     @abstractmethod
     def start(self, classes: int, width: int) -> list[Tensor]:
@@ -74,8 +84,8 @@ class DistributionSearch(FinalSelection, ABC):
         objective = OBJECTIVES[self.objective]
         return lambda images, labels: objective(target(images), labels)
 
-    def divergence(self, variables: Sequence[Tensor]) -> Tensor | None:
-        """What is added to each class's loss, (K,)."""
+    def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor | None:
+        """What is added to each class's loss, (K,); may be estimated from the step's ``noise``."""
         return None
 
     def run(
@@ -94,11 +104,6 @@ class DistributionSearch(FinalSelection, ABC):
                 settings contradict each other.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates:
-            raise InputError(
-                f"{type(self).__name__}: expected keep <= candidates, found "
-                f"keep={self.keep}, candidates={self.candidates}"
-            )
         self.check(target, prior)
         loss = self.image_loss(target, prior)
         seed = draw_seed(rng)
@@ -135,7 +140,7 @@ class DistributionSearch(FinalSelection, ABC):
             for rows in torch.arange(len(wanted), device=device).split(self.batch_size):
                 points = self.points(variables, drawn).flatten(0, 1)[rows]
                 yield loss(prior(space.latents(points)), wanted[rows]) / self.samples
-            apart = self.divergence(variables)
+            apart = self.divergence(variables, drawn)
             if apart is not None:
                 yield apart
 

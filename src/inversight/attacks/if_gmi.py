@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inversight.attacks.base import intermediate_of
 from inversight.attacks.constraints import within_l1_ball
-from inversight.attacks.plug_and_play import PlugAndPlay
+from inversight.attacks.plug_and_play import DescentInW
 from inversight.attacks.search import Candidates, Improve, Losses, Problem, descend
 from inversight.config import settings
 from inversight.objectives import OBJECTIVES
@@ -34,7 +34,7 @@ _WIDTH = 512
 
 
 @settings
-class IfGmi(PlugAndPlay):
+class IfGmi(DescentInW):
     """IF-GMI: optimise W, then intermediate features layer by layer.
 
     The latents it gives back are the W of each image, which does not make the image alone.
@@ -54,6 +54,7 @@ class IfGmi(PlugAndPlay):
         return self.candidates * (self.steps + self.layers * self.layer_steps)
 
     def check(self, target: Target, prior: Prior) -> None:
+        super().check(target, prior)
         intermediate_of(self, prior)
 
     def begin(self, problem: Problem) -> Improve:
@@ -70,12 +71,12 @@ class IfGmi(PlugAndPlay):
 
             return descend(
                 start, losses, constrain=near, steps=self.layer_steps if layer else self.steps,
-                optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate, betas=self.betas),
+                optimiser=self.optimiser,
             )  # fmt: skip
 
         def improve(start: Tensor, labels: Tensor) -> Candidates:
             def of_latents(variables: Sequence[Tensor]) -> list[Tensor]:
-                return [objective(problem.target(problem.prior(variables[0])), labels)]
+                return [objective(problem.logits(variables[0]), labels)]
 
             (w,) = search([start], of_latents, 0)
             halfway: Halfway | None = None

@@ -4,8 +4,8 @@ Threat model: white box. The attacker has the target's weights, a prior trained 
 the critic that it was trained against. The constants are those of the published code. What differs
 from the paper, and why:
 
-- Its prior is a GAN whose critic was trained to know the target's classes. Here it is whatever prior
-  the attack is given, and its critic says real or not, which is what the prior loss asks.
+- Its prior is a GAN whose critic was trained to know the target's classes, which is the arm target-aware
+  of the adaptation. Any other prior will do too: all that is asked of its critic is real or not.
 - Its latents are normal. Here they are measured in standard deviations (:class:`Coordinates`).
 - It ends with crops, as Plug & Play (paper: a few samples of each distribution, unchosen).
 """
@@ -38,6 +38,7 @@ class KedMi(DistributionSearch):
     """Logarithm of the variances at the start, where means are 0 (published: 1)."""
 
     def check(self, target: Target, prior: Prior) -> None:
+        super().check(target, prior)
         critic_of(self, prior)
 
     def start(self, classes: int, width: int) -> list[Tensor]:

@@ -20,24 +20,20 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import NoSampleError, Reconstructions, require_access
 from inversight.attacks.plug_and_play import PlugAndPlay
-from inversight.attacks.queries import QueryMeter, check_queries, metered
+from inversight.attacks.queries import QueryMeter, metered
 from inversight.attacks.selection import truncated
+from inversight.attacks.surrogates import Committee, answered, taught
 from inversight.config import Fraction, settings
-from inversight.data import ImageSet
 from inversight.errors import StageError
-from inversight.imaging import to_float, to_uint8
-from inversight.networks import Architecture
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target, target_of
-from inversight.training import Training, Variation, train_classifier
-
-_FAMILIES: tuple[Architecture, ...] = ("resnet", "vgg")
+from inversight.target import Access, Target
+from inversight.training import Training, Variation
 
 
 @settings
@@ -71,6 +67,11 @@ class Lokt:
         """Reconstructions kept for each class."""
         return self.white_box.keep
 
+    @property
+    def common(self) -> dict[str, int]:
+        """Settings that are images sent for all classes together, and how often each is sent."""
+        return {"images": 1}
+
     def planned_queries(self, prior: Prior, classes: int) -> int:
         """Images that the attack sends, however many classes there are."""
         return self.images
@@ -89,7 +90,8 @@ class Lokt:
         ``losses`` are the white-box attack's, on the surrogates.
 
         Raises:
-            StageError: no sample of the prior is in any of the classes, or all are in one.
+            NoSampleError: no sample of the prior is in any of the classes.
+            StageError: all are in one.
         """
         require_access(self, target)
         meter = QueryMeter()
@@ -97,54 +99,26 @@ class Lokt:
         seed = draw_seed(rng)
         total = self.surrogates + 2
         latents = truncated(prior, self.truncation).sample(self.images, rng=generator(seed, "pool"))
-        taught = self._labelled(target, latents, prior)
+        shown = answered(target, prior, latents, batch_size=self.batch_size).images
         progress(1, total, f"{meter.used:,} images labelled")
-        counts = torch.bincount(taught.labels, minlength=len(target.classes))
+        counts = torch.bincount(shown.labels, minlength=len(target.classes))
         known = labels[counts[labels] > 0]
         if len(known) == 0 or int((counts > 0).sum()) < 2:
-            raise StageError(
+            raise (StageError if len(known) else NoSampleError)(
                 f"Lokt: the target puts {self.images:,} samples of the prior in "
                 f"{int((counts > 0).sum())} class(es), among them {len(known)} of those to "
                 "reconstruct; raise images, or take a prior nearer to the classes"
             )
-        weights = (counts.max() / counts.clamp_min(1)).clamp(max=self.balance)[taught.labels]
+        weights = (counts.max() / counts.clamp_min(1)).clamp(max=self.balance)[shown.labels]
         surrogates = []
-        for number in range(self.surrogates):
-            own = _FAMILIES.index(self.training.architecture) + number
-            trained = train_classifier(
-                taught,
-                training=replace(self.training, architecture=_FAMILIES[own % len(_FAMILIES)]),
-                image_shape=prior.image_shape,
-                rng=generator(seed, "surrogate", number),
-                device=latents.device,
-                variation=Variation(weights=weights / weights.mean()),
-            )
-            surrogates.append(target_of(trained.classifier, "surrogate").to(latents.device))
-            progress(number + 2, total, "surrogates trained")
+        for surrogate in taught(
+            shown, count=self.surrogates, training=self.training, seed=seed,
+            variation=Variation(weights=weights / weights.mean()),
+            image_shape=prior.image_shape, device=latents.device,
+        ):  # fmt: skip
+            surrogates.append(surrogate)
+            progress(len(surrogates) + 1, total, "surrogates trained")
         committee = replace(surrogates[0], module=Committee(surrogates), mean=(0.0,), std=(1.0,))
         made = self.white_box.run(committee, prior, known, rng=generator(seed, "white-box"))
         progress(total, total, f"surrogates attacked, {meter.used:,} queries")
         return replace(made, queries=meter.used)
-
-    @torch.no_grad()
-    def _labelled(self, target: Target, latents: Tensor, prior: Prior) -> ImageSet:
-        """The latents' images with the target's labels, as classifiers are trained on."""
-        check_queries(target, len(latents))
-        images, labels = [], []
-        for w in latents.split(self.batch_size):
-            shown = to_uint8(prior(w))
-            images.append(shown.cpu())
-            labels.append(target(to_float(shown)).argmax(1).cpu())
-        names = tuple(str(number) for number in range(len(latents)))
-        return ImageSet(torch.cat(images), torch.cat(labels), names, target.classes, names)
-
-
-class Committee(nn.Module):
-    """Mean of the surrogates' logits for images in [0, 1]."""
-
-    def __init__(self, members: list[Target]) -> None:
-        super().__init__()
-        self.members = members
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([member(x) for member in self.members]).mean(0)

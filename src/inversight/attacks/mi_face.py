@@ -59,9 +59,26 @@ class MiFace(FinalSelection):
         return Access.WHITE_BOX
 
     @property
+    def joint(self) -> bool:
+        """A batch's statistics are those of all its classes together."""
+        return True
+
+    @property
     def image_steps(self) -> int:
         """Images that go forward and back for a class, over all steps."""
         return self.candidates * self.steps
+
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if not self.keep <= self.candidates:
+            raise InputError(
+                "MiFace: expected keep <= candidates, found "
+                f"keep={self.keep}, candidates={self.candidates}"
+            )
 
     def run(
         self,
@@ -80,11 +97,7 @@ class MiFace(FinalSelection):
             InputError: the target gives no gradients, or the settings contradict each other.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates:
-            raise InputError(
-                "MiFace: expected keep <= candidates, found "
-                f"keep={self.keep}, candidates={self.candidates}"
-            )
+        self.check(target, prior)
         seed = draw_seed(rng)
         device = prior.sample(1, rng=generator(0)).device
         shape = (self.candidates, *target.image_shape)

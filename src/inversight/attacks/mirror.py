@@ -47,7 +47,7 @@ class Mirror(LatentSearch):
 
         def improve(start: Tensor, labels: Tensor) -> Candidates:
             def losses(variables: Sequence[Tensor]) -> list[Tensor]:
-                return [objective(problem.target(problem.prior(variables[0])), labels)]
+                return [objective(problem.logits(variables[0]), labels)]
 
             (latents,) = descend(
                 [start], losses, steps=self.steps, rate=ramp,

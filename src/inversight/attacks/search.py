@@ -18,6 +18,7 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions, require_access
 from inversight.attacks.selection import FinalSelection, Pool, classified_pool
 from inversight.config import Fraction, settings
+from inversight.device import reduced_precision
 from inversight.errors import InputError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
@@ -74,12 +75,16 @@ def ramp(done: float, *, up: float = 0.05, down: float = 0.25) -> float:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search is given: the pool is the prior's samples and what the target makes of them."""
+    """What a search is given: the pool is the prior's samples and what the target makes of them.
+
+    logits: latents (N, ...) -> the target's logits (N, K) of the prior's images, differentiable.
+    """
 
     target: Target
     prior: Prior
     pool: Pool
     seed: int
+    logits: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ class Candidates:
     latents: Tensor
     images: Tensor | None = None
 
+
+_PARTS = 1000
+"""Of the progress: the first is the pool's, the last the selection's."""
 
 Improve = Callable[[Tensor, Tensor], Candidates]
 """Latents (N, ...) and their labels (N,) -> what they are improved to."""
@@ -118,6 +126,9 @@ class LatentSearch(FinalSelection, ABC):
     """Truncation of the pool towards the mean latent (Plug & Play: 0.5)."""
     steps: PositiveInt = 70
     """Steps of each candidate (Plug & Play: 70)."""
+    half: bool = False
+    """Search and select in bfloat16 where the hardware is faster at it (papers: float32); pictures are
+    made in float32."""
 
     @property
     def access(self) -> Access:
@@ -132,12 +143,40 @@ class LatentSearch(FinalSelection, ABC):
         """Refuse a target or a prior that lacks what the attack needs, before the first query.
 
         Raises:
-            InputError: it does.
+            InputError: it does, or the settings contradict each other.
         """
+        if not self.keep <= self.candidates <= self.pool:
+            raise InputError(
+                f"{type(self).__name__}: expected keep <= candidates <= pool, found "
+                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
+            )
+
+    def logits(self, target: Target, prior: Prior) -> Callable[[Tensor], Tensor]:
+        """Latents (N, ...) -> the target's logits (N, K) of their images."""
+        return lambda latents: target(prior(latents))
 
     @abstractmethod
     def begin(self, problem: Problem) -> Improve:
         """What the attack does with candidates."""
+
+    def improved(
+        self, problem: Problem, start: Tensor, wanted: Tensor, progress: Progress
+    ) -> tuple[Candidates, Tensor]:
+        """What becomes of all candidates, latents ``start`` (N, ...) of the labels ``wanted`` (N,).
+
+        Class by class, as many of each; with their labels, since some may have been given up.
+        """
+        improve = self.begin(problem)
+        batches = list(
+            zip(start.split(self.batch_size), wanted.split(self.batch_size), strict=True)
+        )
+        improved = []
+        for done, (some, labels) in enumerate(batches, start=1):
+            improved.append(improve(some, labels.to(some.device)))
+            progress(done, len(batches), "latents optimised")
+        images = [one.images for one in improved if one.images is not None]
+        latents = torch.cat([one.latents for one in improved])
+        return Candidates(latents, torch.cat(images) if images else None), wanted
 
     def run(
         self,
@@ -155,35 +194,29 @@ class LatentSearch(FinalSelection, ABC):
                 the settings contradict each other.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates <= self.pool:
-            raise InputError(
-                f"{type(self).__name__}: expected keep <= candidates <= pool, found "
-                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
-            )
         self.check(target, prior)
         seed = draw_seed(rng)
-        total = math.ceil(len(labels) * self.candidates / self.batch_size) + 2
         pool = classified_pool(
             target, prior, self.pool, truncation=self.truncation,
             batch_size=self.batch_size, rng=generator(seed, "pool"),
         )  # fmt: skip
-        progress(1, total, "pool classified")
+        progress(1, _PARTS, "pool classified")
         flat = pool.latents[pool.best(labels, self.candidates)].flatten(0, 1)
         wanted = labels.repeat_interleave(self.candidates)
-        improve = self.begin(Problem(target, prior, pool, seed))
-        improved = []
-        batches = zip(flat.split(self.batch_size), wanted.split(self.batch_size), strict=True)
-        for done, (start, label) in enumerate(batches, start=2):
-            improved.append(improve(start, label.to(start.device)))
-            progress(done, total, "latents optimised")
-        latents = torch.cat([one.latents for one in improved])
-        images = [one.images for one in improved if one.images is not None]
-        made = self.select(
-            target,
-            Pixels(prior.image_shape, latents.device) if images else prior,
-            torch.cat(images) if images else latents,
-            wanted,
-            rng=generator(seed, "crops"),
-        )
-        progress(total, total, "reconstructions selected")
-        return replace(made.reconstructions, latents=latents[made.rows.to(latents.device)].cpu())
+
+        def within(done: int, total: int, note: str = "") -> None:
+            progress(1 + round((_PARTS - 2) * done / total), _PARTS, note)
+
+        with reduced_precision(flat.device, self.half):
+            problem = Problem(target, prior, pool, seed, self.logits(target, prior))
+            found, wanted = self.improved(problem, flat, wanted, within)
+            made = self.select(
+                target,
+                prior if found.images is None else Pixels(prior.image_shape, flat.device),
+                found.latents if found.images is None else found.images,
+                wanted,
+                rng=generator(seed, "crops"),
+            )
+        progress(_PARTS, _PARTS, "reconstructions selected")
+        latents = found.latents[made.rows.to(found.latents.device)].cpu()
+        return replace(made.reconstructions, latents=latents)

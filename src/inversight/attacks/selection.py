@@ -133,8 +133,9 @@ def surest(confidence: Tensor, classes: int, keep: int) -> Tensor:
 
 @torch.no_grad()
 def pictures(prior: Prior, latents: Tensor, *, batch_size: int) -> Tensor:
-    """Images of the latents on the CPU."""
-    return torch.cat([prior(w).cpu() for w in latents.split(batch_size)])
+    """Images of the latents on the CPU, in the latents' own precision."""
+    with torch.autocast(latents.device.type, enabled=False):
+        return torch.cat([prior(w).cpu() for w in latents.split(batch_size)])
 
 
 def end_search(
@@ -211,14 +212,19 @@ class FinalSelection(CropSettings):
     keep: PositiveInt = 50
     """Reconstructions kept for each class (Plug & Play: 50)."""
 
+    @property
+    def crop_images(self) -> int:
+        """Crops that are looked at for a class, each sent to the target."""
+        return self.candidates * self.crops
+
     def select(
         self, target: Target, prior: Prior, latents: Tensor, wanted: Tensor, *, rng: torch.Generator
     ) -> Selected:
-        """The best of ``candidates`` latents of each class, class by class; wanted (M,): their labels."""
+        """The best of latents (M, ...), class by class and as many of each; wanted (M,): their labels."""
         confidence = robust_confidence(
             target, prior, latents, wanted, self.crop_draws, batch_size=self.batch_size, rng=rng
         )
-        index = surest(confidence, len(wanted) // self.candidates, self.keep)
+        index = surest(confidence, len(wanted.unique()), self.keep)
         made = _chosen(prior, latents, wanted, confidence, index, self.batch_size)
         return Selected(made, index)
 

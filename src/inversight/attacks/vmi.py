@@ -1,12 +1,14 @@
-"""VMI (Wang et al., NeurIPS 2021): a variational Gaussian of latents for each class.
+"""VMI (Wang et al., NeurIPS 2021): a variational distribution of latents for each class.
 
 Threat model: white box. The attacker has the target's weights and a prior trained on public images.
 What is descended is E[-log p(class | image)] + weight KL(q || prior), the expectation over latents of
-q, a Gaussian with a full covariance (section 4). What differs from the paper, and why:
+q, a Gaussian with a full covariance or a normalising flow (section 4). What differs from the paper,
+and why:
 
-- q is the paper's Gaussian. Its flows, and a distribution for each layer of W, are not built.
 - The covariance is that of a triangular factor with logarithms on its diagonal (published: any square
-  matrix), and the divergence is computed (published: estimated from samples).
+  matrix), and its divergence is computed (published: estimated from samples, as that of flows).
+- Flows are of affine couplings (published: Glow's, with additive couplings, and a flow for each layer
+  of W).
 - The prior's latents are normal there. Here they are measured in standard deviations, one coordinate
   at a time (:class:`Coordinates`), and taken for N(0, I).
 - It ends with crops, as Plug & Play.
@@ -15,19 +17,40 @@ q, a Gaussian with a full covariance (section 4). What differs from the paper, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.distribution import DistributionSearch
+from inversight.attacks.flows import Flow
 from inversight.config import Fraction, settings
+
+
+class Family(Protocol):
+    """Distributions of K classes as functions of variables (K, ...) and noise (K, S, D)."""
+
+    def start(self, classes: int, width: int) -> list[Tensor]:
+        """Variables of N(0, I)."""
+
+    def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """Points (K, S, D) of standard normal noise."""
+
+    def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """KL(q || N(0, I)), (K,), computed or estimated from the noise."""
 
 
 @settings
 class Vmi(DistributionSearch):
-    """VMI: the Gaussian that is sure of the class and stays near the prior."""
+    """VMI: the distribution that is sure of the class and stays near the prior."""
 
+    family: Literal["gaussian", "flow"] = "gaussian"
+    """What q is (paper: either). flow needs zuko: pip install 'inversight[flows]'."""
+    couplings: PositiveInt = 10
+    """Couplings of a flow, each of which moves every second coordinate (published: 10 a level)."""
+    hidden: PositiveInt = 64
+    """Units in each of the two hidden layers of a flow's coupling."""
     divergence_weight: NonNegativeFloat = 1e-3
     """Weight of KL(q || prior) (published: 1e-3)."""
     samples: PositiveInt = 64
@@ -39,23 +62,39 @@ class Vmi(DistributionSearch):
     momentum: Fraction = 0.9
     """Momentum (published: 0.9)."""
 
+    @property
+    def q(self) -> Family:
+        return Gaussian() if self.family == "gaussian" else Flow(self.couplings, self.hidden)
+
     def start(self, classes: int, width: int) -> list[Tensor]:
-        """Means (K, D) and factors (K, D, D), the logarithms of their diagonals in their places: N(0, I)."""
+        return self.q.start(classes, width)
+
+    def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
+        return self.q.points(variables, noise)
+
+    def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
+        return self.divergence_weight * self.q.divergence(variables, noise)
+
+    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(variables, lr=self.learning_rate, momentum=self.momentum)
+
+
+class Gaussian:
+    """Means (K, D) and factors (K, D, D), the logarithms of their diagonals in their places."""
+
+    def start(self, classes: int, width: int) -> list[Tensor]:
         return [torch.zeros(classes, width), torch.zeros(classes, width, width)]
 
     def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
         mean, packed = variables
         return mean[:, None] + noise @ _factor(packed).mT
 
-    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(variables, lr=self.learning_rate, momentum=self.momentum)
-
-    def divergence(self, variables: Sequence[Tensor]) -> Tensor:
-        """KL(N(m, L L^T) || N(0, I)) = (|L|^2 + |m|^2 - D) / 2 - sum of log diag L, weighted, (K,)."""
+    def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """KL(N(m, L L^T) || N(0, I)) = (|L|^2 + |m|^2 - D) / 2 - sum of log diag L, (K,)."""
         mean, packed = variables
         square = _factor(packed).square().sum((1, 2)) + mean.square().sum(1) - mean.shape[1]
         log_diagonal = packed.diagonal(dim1=1, dim2=2).sum(1)
-        return self.divergence_weight * (0.5 * square - log_diagonal)
+        return 0.5 * square - log_diagonal
 
 
 def _factor(packed: Tensor) -> Tensor:

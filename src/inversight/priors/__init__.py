@@ -1,7 +1,14 @@
 """Priors: generators of images like the public ones."""
 
 from inversight.priors.architecture import Architecture
-from inversight.priors.base import Critic, Halfway, Intermediate, Prior, Truncatable
+from inversight.priors.base import (
+    Conditional,
+    Critic,
+    Halfway,
+    Intermediate,
+    Prior,
+    Truncatable,
+)
 from inversight.priors.game import Game
 from inversight.priors.settings import PriorTraining
 from inversight.priors.style_prior import StylePrior, play, train_prior, untrained_prior
@@ -9,6 +16,7 @@ from inversight.priors.watch import Watch
 
 __all__ = [
     "Architecture",
+    "Conditional",
     "Critic",
     "Game",
     "Halfway",

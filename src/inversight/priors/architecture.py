@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from inversight.config import Fraction, settings
 
@@ -77,6 +84,15 @@ class Architecture:
     """Layers of the discriminator's mapping of classes."""
     cmap_rate: PositiveFloat = 0.01
     """Learning-rate multiplier of the discriminator's mapping of classes."""
+    critic_classes: NonNegativeInt = 0
+    """Classes that the discriminator tells apart, whose logits' log-sum-exp is its judgement (Salimans
+    et al. 2016); 0: it has one logit. Not together with c_dim."""
+
+    @model_validator(mode="after")
+    def _one_use_of_classes(self) -> Architecture:
+        if self.c_dim and self.critic_classes:
+            raise ValueError("expected c_dim or critic_classes, found both")
+        return self
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -42,6 +42,18 @@ class Critic(Protocol):
         """
 
 
+@runtime_checkable
+class Conditional(Protocol):
+    """A prior that can be asked for samples of a class."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; 0: this one has none after all."""
+
+    def sample_of(self, labels: Tensor, *, rng: torch.Generator) -> Tensor:
+        """A latent of each class in ``labels`` (n,) int64: (n, ...)."""
+
+
 @dataclass(frozen=True)
 class Halfway:
     """Images in the making. block: how many of the generator's blocks are done, 1 or more.

@@ -3,6 +3,12 @@
 Non-saturating loss (Goodfellow et al. 2014), lazy R1 and path lengths with corrected Adam settings
 (StyleGAN2, appendix B), style mixing, moving average of the generator that carries its buffers,
 adaptive augmentation.
+
+Two games know classes. Conditioned on them (``c_dim``), generator and discriminator are both told an
+image's class: the real images' from what is known of them, the generated ones' are drawn evenly. With a
+discriminator that tells classes apart (``critic_classes``; Salimans et al. 2016, KED-MI) real images
+also teach it their soft labels. There KED-MI's code has the generator match mean features of the
+discriminator; here it has the same non-saturating loss as in every other game.
 """
 
 from __future__ import annotations
@@ -10,8 +16,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +33,27 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
 from inversight.priors.layers import NoiseMode
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
-from inversight.priors.processes import ALONE, Processes
 from inversight.priors.settings import PriorTraining, architecture_of
 from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.processes import ALONE, Processes
+
+SOFT_LABELS = 2.0
+"""Weight of the soft labels' cross-entropy beside the losses on real and on generated images (published
+code of KED-MI: 1 beside a half)."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the game knows of generated images (N, C, S, S) beside what they look like.
+
+    classes (N,) int64 that they were generated for, None where the generator knows none; rng, the
+    randomness of what is done with them; critic: such images in [0, 1] -> the discriminator's class
+    logits (N, K), None where it has none.
+    """
+
+    classes: Tensor | None
+    rng: torch.Generator
+    critic: Callable[[Tensor], Tensor] | None
 
 
 class ImageGuidance(Protocol):
@@ -40,7 +65,7 @@ class ImageGuidance(Protocol):
     state: dict[str, float]
     logged: dict[str, float]
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, made: Made) -> dict[str, Tensor]:
         """Images (N, C, S, S) in [0, 1] -> gradients of that shape, by name."""
 
     def due(self, step: int) -> bool:
@@ -53,8 +78,27 @@ class ImageGuidance(Protocol):
         """What one's own gradient is multiplied by; called after ``measure`` where that is due."""
 
 
-Share = tuple[Tensor, torch.Generator]
-"""Part of a batch: real images (n, C, S, S) in [-1, 1], and the randomness of what is done with it."""
+@dataclass(frozen=True)
+class Share:
+    """Part of a batch: real images (n, C, S, S) in [-1, 1], and the randomness of what is done with it.
+
+    knowledge (n, K): what is known of the classes of each; class weights in a game that is conditioned
+    on classes, soft labels that sum to 1 for a discriminator that tells classes apart.
+    """
+
+    real: Tensor
+    rng: torch.Generator
+    knowledge: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Real images as the discriminator saw them: its logits (n,), its last layer's outputs, and the
+    images that R1 differentiates the logits by."""
+
+    logits: Tensor
+    outputs: Tensor
+    images: Tensor
 
 
 class Game:
@@ -106,7 +150,7 @@ class Game:
         self, real: Tensor, rng: torch.Generator, guidance: ImageGuidance | None = None
     ) -> dict[str, float]:
         """One step of discriminator and generator on real images (N, C, S, S) in [-1, 1]."""
-        return self.step_on([(real, rng)], guidance)
+        return self.step_on([Share(real, rng)], guidance)
 
     def step_on(
         self, shares: Sequence[Share], guidance: ImageGuidance | None = None
@@ -117,7 +161,7 @@ class Game:
         g_loss, d_loss, signs = self.processes.means([g_loss, d_loss, signs])
         signs *= self.processes.count
         self.processes.average([b for b in self.generator.buffers() if b.is_floating_point()])
-        images = sum(len(real) for real, _ in shares) * self.processes.count
+        images = sum(len(share.real) for share in shares) * self.processes.count
         self.control.see(signs, images)
         self.done += 1
         if self.done % 4 == 0:
@@ -130,9 +174,11 @@ class Game:
         """n images of the moving average, (B, C, S, S) in [0, 1], as many at once as in training."""
         noise: NoiseMode = "const" if self.training.noise else "none"
         z = torch.randn(n, self.average.architecture.z_dim, generator=rng)
-        for some in z.split(self.at_once):
-            images = self.average(self.average.mapping(some.to(self.device)), noise=noise)
-            yield ((images + 1.0) / 2.0).clamp(0.0, 1.0)
+        c = self._classes(n, rng)
+        for rows in torch.arange(n).split(self.at_once):
+            classes = None if c is None else c[rows.to(c.device)]
+            w = self.average.mapping(z[rows].to(self.device), classes)
+            yield ((self.average(w, noise=noise) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     @property
     def is_finite(self) -> bool:
@@ -149,23 +195,28 @@ class Game:
         self.discriminator.requires_grad_(True)
         self.optimise_d.zero_grad(set_to_none=True)
         loss_sum, sign_sum = 0.0, 0.0
-        for real, rng in shares:
+        for share in shares:
+            rng = share.rng
+            c = self._classes(len(share.real), rng)
             with torch.no_grad():
-                fake = self._images(self._latents(len(real), rng)[1], rng)
-            on_real, looked_at = self._judge_real(real, rng, follow=joint)
-            on_fake = self._judge(self._augmented(fake, rng))
+                fake = self._images(self._latents(len(share.real), rng, c)[1], rng)
+            judged = self._judge_real(share, follow=joint)
+            on_real = judged.logits
+            on_fake = self._judge(self._augmented(fake, rng), c)
             loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
             loss_sum += float(loss.detach())
             sign_sum += float(on_real.detach().sign().sum())
             if joint:
-                loss = loss + r1_penalty(on_real, looked_at) * weight
+                loss = loss + r1_penalty(on_real, judged.images) * weight
+            if self.tells_classes and share.knowledge is not None:
+                loss = loss + SOFT_LABELS * F.cross_entropy(judged.outputs, share.knowledge)
             (loss / len(shares)).backward()
         self._apply(self.optimise_d)
         if penalised and not joint:
             self.optimise_d.zero_grad(set_to_none=True)
-            for real, rng in shares:
-                on_real, looked_at = self._judge_real(real, rng, follow=True)
-                (r1_penalty(on_real, looked_at) * (weight / len(shares))).backward()
+            for share in shares:
+                judged = self._judge_real(share, follow=True)
+                (r1_penalty(judged.logits, judged.images) * (weight / len(shares))).backward()
             self._apply(self.optimise_d)
         return loss_sum / len(shares), sign_sum
 
@@ -177,19 +228,26 @@ class Game:
         self.optimise_g.zero_grad(set_to_none=True)
         loss_sum, latents = 0.0, []
         memory = _Memory(guidance)
-        for real, rng in shares:
-            w, ws = self._latents(len(real), rng)
+        for share in shares:
+            rng = share.rng
+            c = self._classes(len(share.real), rng)
+            w, ws = self._latents(len(share.real), rng, c)
             latents.append(w.detach())
             fake = self._images(ws, rng)
             if guidance is None:
-                loss = F.softplus(-self._judge(self._augmented(fake, rng))).mean()
+                loss = F.softplus(-self._judge(self._augmented(fake, rng), c)).mean()
                 (loss / len(shares)).backward()
             else:
                 images = fake.detach().requires_grad_(True)
-                loss = F.softplus(-self._judge(self._augmented(images, rng))).mean()
+                loss = F.softplus(-self._judge(self._augmented(images, rng), c)).mean()
                 (gradient,) = torch.autograd.grad(loss, images)
+                made = Made(
+                    None if c is None else c.argmax(1),
+                    rng,
+                    self._class_logits if self.tells_classes else None,
+                )
                 with memory.of_share():
-                    pull = self._pull(guidance, fake, gradient)
+                    pull = self._pull(guidance, fake, gradient, made)
                 fake.backward((gradient + pull) / len(shares))
             loss_sum += float(loss.detach())
         memory.merge(self.processes)
@@ -203,11 +261,11 @@ class Game:
         self.generator.mapping.track(torch.cat(latents))
         return loss_sum / len(shares)
 
-    def _pull(self, guidance: ImageGuidance, fake: Tensor, gradient: Tensor) -> Tensor:
+    def _pull(self, guidance: ImageGuidance, fake: Tensor, gradient: Tensor, made: Made) -> Tensor:
         """What guidance adds to the GAN loss's gradient on the generated images."""
         # Guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
         shown = ((fake.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
-        pulls = {name: pull / 2.0 for name, pull in guidance(shown).items()}
+        pulls = {name: pull / 2.0 for name, pull in guidance(shown, made).items()}
         if guidance.due(self.done):
             parameters = list(self.generator.parameters())
 
@@ -228,8 +286,9 @@ class Game:
         """Add the gradient of the path-length penalty, on half of each share (StyleGAN2, app. B)."""
         weight = self.training.path_length * self.training.path_length_interval
         means = 0.0
-        for real, rng in shares:
-            _, ws = self._latents(max(1, len(real) // 2), rng)
+        for share in shares:
+            rng, half = share.rng, max(1, len(share.real) // 2)
+            _, ws = self._latents(half, rng, self._classes(half, rng))
             if ws.dim() == 2:
                 ws = ws[:, None].expand(-1, self.generator.num_ws, -1)
             penalty, mean = self.path_length.penalty(self._images(ws, rng), ws, rng)
@@ -237,14 +296,32 @@ class Game:
             means += mean / len(shares)
         (self.path_length.mean,) = self.processes.means([means])
 
-    def _latents(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """w (n, w_dim) of random z, and what the images are made of: w, or mixed (n, num_ws, w_dim)."""
+    @property
+    def tells_classes(self) -> bool:
+        """Whether the discriminator tells classes apart."""
+        return self.discriminator.architecture.critic_classes > 0
+
+    def _classes(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """One-hot classes (n, K) drawn evenly; None for a generator that knows none."""
+        classes = self.generator.architecture.c_dim
+        if classes == 0:
+            return None
+        drawn = torch.randint(classes, (n,), generator=rng)
+        return F.one_hot(drawn, classes).float().to(self.device)
+
+    def _latents(
+        self, n: int, rng: torch.Generator, c: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """w (n, w_dim) of random z, and what the images are made of: w, or mixed (n, num_ws, w_dim).
+
+        c (n, K): their classes, where the generator knows any.
+        """
         generate = self.generator
         z_dim = generate.architecture.z_dim
-        w = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device))
+        w = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device), c)
         chance = self.training.mixing
         if chance > 0 and float(torch.rand((), generator=rng)) < chance:
-            other = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device))
+            other = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device), c)
             return w, generate.mixed(w, other, rng=rng)
         return w, w
 
@@ -254,26 +331,34 @@ class Game:
             images: Tensor = self.generator(ws, noise=noise, rng=rng)
         return images.to(ws.dtype)
 
-    def _judge(self, images: Tensor) -> Tensor:
+    def _judge(self, images: Tensor, c: Tensor | None = None) -> Tensor:
+        return self._judgement(images, c)[0]
+
+    def _judgement(self, images: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The discriminator's logits (N,) of images (of classes c), and its last layer's outputs."""
         with self.processes.precision():
-            logits: Tensor = self.discriminator(images)
-        return logits.to(images.dtype)
+            outputs = self.discriminator.outputs(images)
+            logits = self.discriminator.judgement(outputs, c)
+        return logits.to(images.dtype), outputs.to(images.dtype)
 
-    def _judge_real(
-        self, real: Tensor, rng: torch.Generator, *, follow: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of real images once augmented, and the images that R1 differentiates them by.
+    def _class_logits(self, images: Tensor) -> Tensor:
+        """The discriminator's class logits (N, K) of images in [0, 1]."""
+        return self._judgement(images * 2.0 - 1.0)[1]
 
-        As published those are the images before augmentation. Plain bilinear sampling can be
-        differentiated once only, so without the filter they are the images after it.
+    def _judge_real(self, share: Share, *, follow: bool) -> _Judged:
+        """What the discriminator makes of real images once augmented.
+
+        As published R1 looks at the images before augmentation. Plain bilinear sampling can be
+        differentiated once only, so without the filter it looks at those after it.
         """
+        c = None if self.tells_classes else share.knowledge
         if follow and self.training.augment_filter:
-            real = real.detach().requires_grad_(True)
-            return self._judge(self._augmented(real, rng)), real
-        seen = self._augmented(real, rng)
+            real = share.real.detach().requires_grad_(True)
+            return _Judged(*self._judgement(self._augmented(real, share.rng), c), real)
+        seen = self._augmented(share.real, share.rng)
         if follow:
             seen = seen.detach().requires_grad_(True)
-        return self._judge(seen), seen
+        return _Judged(*self._judgement(seen, c), seen)
 
     def _augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
         training = self.training

@@ -19,11 +19,11 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.base import Halfway
 from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
-from inversight.priors.processes import ALONE, Processes
 from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
 from inversight.priors.watch import Watch
+from inversight.processes import ALONE, Processes
 from inversight.progress import Progress, silent
 from inversight.seeding import generator
 
@@ -56,24 +56,56 @@ class StylePrior:
         With a cutoff below the number of layers, (n, num_ws, w_dim). A network conditioned on
         classes is given one of them at random for each latent.
         """
+        z = torch.randn(n, self.average.architecture.z_dim, generator=rng)
+        labels: Tensor | None = None
+        if self.num_classes > 0:
+            labels = torch.randint(self.num_classes, (n,), generator=rng)
+        return self._latents(z, labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the generator is conditioned on; 0: none."""
+        return self.average.architecture.c_dim
+
+    def sample_of(self, labels: Tensor, *, rng: torch.Generator) -> Tensor:
+        """A latent w of each class in ``labels`` (n,), as :meth:`sample` has them.
+
+        Truncation pulls towards the mean of all classes.
+
+        Raises:
+            InputError: the prior is not conditioned on classes, or not on these.
+        """
+        if self.num_classes == 0:
+            raise InputError(
+                "the prior is not conditioned on classes, so that it has no samples of one; adapt it "
+                "with --arm pseudo-labels"
+            )
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise InputError(
+                f"the prior is conditioned on {self.num_classes} classes: expected labels in "
+                f"0..{self.num_classes - 1}, found {int(labels.min())}..{int(labels.max())}"
+            )
+        z = torch.randn(len(labels), self.average.architecture.z_dim, generator=rng)
+        return self._latents(z, labels)
+
+    @torch.no_grad()
+    def _latents(self, z: Tensor, labels: Tensor | None) -> Tensor:
         device = self.average.mapping.w_avg.device
-        architecture = self.average.architecture
-        z = torch.randn(n, architecture.z_dim, generator=rng).to(device)
         c: Tensor | None = None
-        if architecture.c_dim > 0:
-            chosen = torch.randint(architecture.c_dim, (n,), generator=rng)
-            c = F.one_hot(chosen, architecture.c_dim).float().to(device)
-        with torch.no_grad():
-            w: Tensor = self.average.mapping(z, c)
+        if labels is not None:
+            c = F.one_hot(labels.to(device), self.num_classes).float()
+        w: Tensor = self.average.mapping(z.to(device), c)
         return self.average.truncated(w, self.psi, self.cutoff)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1]; noise is constant, so a latent is an image."""
         images: Tensor = self.average(latents, noise=self._noise)
-        return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
+        return ((images.to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def realness(self, images: Tensor) -> Tensor:
         """The critic's logits (N,) of images (N, C, S, S) in [0, 1], each judged by itself.
+
+        Of a critic that tells classes apart it is the log-sum-exp of their logits.
 
         In training the critic also sees how far the images of a group differ from each other.
 
@@ -83,11 +115,12 @@ class StylePrior:
         classes = self.critic.architecture.c_dim
         if classes > 0:
             raise InputError(
-                f"the prior's critic judges images with their classes ({classes}), so that it cannot "
-                "judge an image alone; use a prior that is not conditioned, or another --attack"
+                f"the prior's critic judges images with their classes ({classes}), and none alone; "
+                "use another --arm, such as target-aware, a prior that is not conditioned, or another "
+                "--attack"
             )
         logits: Tensor = self.critic(images * 2.0 - 1.0, alone=True)
-        return logits
+        return logits.to(images.dtype)
 
     @property
     def blocks(self) -> int:
@@ -109,7 +142,7 @@ class StylePrior:
     def finish(self, start: Halfway, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1], of the blocks after ``start``."""
         _, images = self._part(latents, start, self.blocks)
-        return ((cast(Tensor, images) + 1.0) / 2.0).clamp(0.0, 1.0)
+        return ((cast(Tensor, images).to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def _part(
         self, latents: Tensor, start: Halfway | None, last: int
@@ -248,6 +281,7 @@ def play(
     *,
     training: PriorTraining,
     start: StylePrior,
+    knowledge: Tensor | None = None,
     steps: int,
     learning_rate_factor: float,
     guidance: ImageGuidance | None,
@@ -258,6 +292,9 @@ def play(
     processes: Processes = ALONE,
 ) -> StylePrior:
     """Go on with the game of a trained prior for ``steps`` steps, guided or not.
+
+    ``knowledge`` (N, K): what is known of the classes of each public image, class weights for a prior
+    that is conditioned on classes, soft labels for one whose critic tells them apart.
 
     Raises:
         StageError: the game diverged.
@@ -276,6 +313,7 @@ def play(
     log = run_game(
         game,
         public,
+        knowledge=knowledge,
         steps=steps,
         rng=rng,
         guidance=guidance,

@@ -251,7 +251,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """Features at 4x4 -> logits (N, 1), or (N, cmap_dim) to be projected on the classes."""
+    """Features at 4x4 -> logits (N, 1) or (N, critic_classes), or (N, cmap_dim) to be projected."""
 
     def __init__(self, architecture: Architecture, out: int) -> None:
         super().__init__()
@@ -297,7 +297,8 @@ class Discriminator(nn.Module):
                 rate=architecture.cmap_rate,
                 beta=None,
             )
-        self.b4 = DiscriminatorEpilogue(architecture, cmap_dim if conditional else 1)
+        own = architecture.critic_classes or 1
+        self.b4 = DiscriminatorEpilogue(architecture, cmap_dim if conditional else own)
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -309,17 +310,28 @@ class Discriminator(nn.Module):
         ``alone`` judges each image by itself, as a group without spread, so that its logit does not
         depend on the others'. ``half`` allows float16 where the architecture has it; by default on a GPU alone.
         """
+        return self.judgement(self.outputs(images, half=half, alone=alone), c)
+
+    def outputs(self, images: Tensor, *, half: bool | None = None, alone: bool = False) -> Tensor:
+        """The last layer's outputs (N, ...), class logits if the architecture has critic_classes."""
         half = images.is_cuda if half is None else half
         x: Tensor | None = None
         image: Tensor | None = images
         for resolution in self.resolutions:
             x, image = self.get_submodule(f"b{resolution}")(x, image, half)
-        logits: Tensor = self.b4(x, image, alone)
+        outputs: Tensor = self.b4(x, image, alone)
+        return outputs
+
+    def judgement(self, outputs: Tensor, c: Tensor | None = None) -> Tensor:
+        """Logits (N,) from the last layer's outputs."""
+        if self.architecture.critic_classes > 0:
+            # Real with probability Z / (Z + 1), Z the sum of exp(class logits) (Salimans et al. 2016).
+            return outputs.logsumexp(1)
         if self.architecture.c_dim == 0:
-            return logits.squeeze(1)
+            return outputs.squeeze(1)
         # Projection discriminator (Miyato and Koyama 2018), as ADA has it.
         projected: Tensor = self.mapping(None, c)
-        return (logits * projected).sum(1) / math.sqrt(projected.shape[1])
+        return (outputs * projected).sum(1) / math.sqrt(projected.shape[1])
 
     def parts(self) -> Iterator[_Drawn]:
         """What is drawn at the start, in an order that must stay: priors belong to their seeds."""

@@ -26,6 +26,7 @@ def run_game(
     game: Game,
     public: Tensor,
     *,
+    knowledge: Tensor | None = None,
     steps: int,
     rng: torch.Generator,
     guidance: ImageGuidance | None = None,
@@ -36,14 +37,17 @@ def run_game(
 ) -> list[dict[str, float]]:
     """Play until ``steps`` steps are done; the log has a row for about every hundredth of them.
 
-    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S). ``watch``
+    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S), ``knowledge`` (N, K) what is
+    known of the classes of each, as :class:`Share` has it. ``watch``
     looks at the samples as it goes. Of several processes only the first writes.
 
     Raises:
+        ValueError: ``knowledge`` is not one row an image with a number for each class.
         StageError: the loss or the networks stopped being numbers; the last good checkpoint stays.
         DataError: the checkpoint is not one of this game.
     """
     training, main = game.training, game.processes.main
+    _check_knowledge(game, public, knowledge)
     seed = draw_seed(rng)
     if fresh:
         initialise(game.generator, generator(seed, "generator"))
@@ -59,10 +63,11 @@ def run_game(
     looks = _Looks(game, steps, watch if main else None)
     looks.at_start()
     data = public.to(game.device)
+    known = None if knowledge is None else knowledge.to(game.device)
     saved = time.monotonic()
     every = max(1, steps // 100)
     while game.done < steps:
-        row = game.step_on(_shares(game, data, seed), guidance)
+        row = game.step_on(_shares(game, data, known, seed), guidance)
         if not all(math.isfinite(v) for v in row.values()):
             raise _diverged(game, "the loss is not a number", checkpoint)
         if game.done % every == 0 or game.done == steps:
@@ -81,8 +86,21 @@ def run_game(
     return log
 
 
-def _shares(game: Game, data: Tensor, seed: int) -> list[Share]:
-    """This process's shares of the next batch: real images, and the randomness of each share."""
+def _check_knowledge(game: Game, public: Tensor, knowledge: Tensor | None) -> None:
+    architecture = game.discriminator.architecture
+    if knowledge is None:
+        if architecture.c_dim > 0:
+            raise ValueError(
+                f"a game conditioned on {architecture.c_dim} classes needs the public images' classes"
+            )
+        return
+    expected = (len(public), architecture.c_dim or architecture.critic_classes)
+    if tuple(knowledge.shape) != expected:
+        raise ValueError(f"expected knowledge {expected}, found {tuple(knowledge.shape)}")
+
+
+def _shares(game: Game, data: Tensor, known: Tensor | None, seed: int) -> list[Share]:
+    """This process's shares of the next batch: real images, what is known of them, and randomness."""
     count = game.training.batch_size // game.at_once
     own = count // game.processes.count
     first = own * game.processes.index
@@ -90,7 +108,9 @@ def _shares(game: Game, data: Tensor, seed: int) -> list[Share]:
     for number in range(first, first + own):
         rng = generator(seed, game.done, *([number] if count > 1 else []))
         index = torch.randint(len(data), (game.at_once,), generator=rng)
-        shares.append((data[index.to(game.device)].float() / 127.5 - 1.0, rng))
+        index = index.to(game.device)
+        real = data[index].float() / 127.5 - 1.0
+        shares.append(Share(real, rng, None if known is None else known[index]))
     return shares
 
 

@@ -1,0 +1,39 @@
+"""What the target says of the public images, asked for once, before the game goes on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inversight.errors import ConfigError
+from inversight.target import Target
+
+
+@torch.no_grad()
+def soft_labels(target: Target, public: Tensor, *, batch_size: int = 64) -> Tensor:
+    """The target's log-probabilities (N, K) of public images, uint8 (N, C, S, S); on the CPU."""
+    device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
+    parts = [
+        target(images.to(device).float() / 255.0).log_softmax(1).cpu()
+        for images in public.split(batch_size)
+    ]
+    return torch.cat(parts)
+
+
+def pseudo_labels(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Rows (K top,) of the ``top`` images that each class's score is highest of, and their classes.
+
+    scores (N, K), for example log-probabilities. Class by class, the surest first; of equal ones the
+    first. An image may serve several classes. Yuan et al. 2023 (PLG-MI), top-n selection.
+
+    Raises:
+        ConfigError: there are fewer images than ``top``.
+    """
+    images, classes = scores.shape
+    if images < top:
+        raise ConfigError(
+            f"adaptation.pseudo_labels_top: expected at most the {images} public images, found {top}; "
+            "lower it, or give more public images"
+        )
+    order = scores.argsort(dim=0, descending=True, stable=True)[:top]
+    return order.T.flatten(), torch.arange(classes).repeat_interleave(top)

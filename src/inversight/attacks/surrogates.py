@@ -1,0 +1,102 @@
+"""Surrogates: networks taught by what a target answers to images of the prior, as in LOKT and LOMMA.
+
+Both papers teach on other images, LOKT on those of a generator of its own, LOMMA on public ones. An
+attack here has neither: the prior that it is given stands for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inversight.attacks.queries import check_queries
+from inversight.data import ImageSet
+from inversight.imaging import to_float, to_uint8
+from inversight.networks import Architecture
+from inversight.priors.base import Prior
+from inversight.seeding import generator
+from inversight.target import Target, target_of
+from inversight.training import Batch, Training, Variation, train_classifier
+
+FAMILIES: tuple[Architecture, ...] = ("resnet", "vgg")
+"""Families that surrogates are of in turn."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """images, labelled by the class that the target predicts; answers (N, K), its own, on the CPU."""
+
+    images: ImageSet
+    answers: Tensor
+
+
+@torch.no_grad()
+def answered(target: Target, prior: Prior, latents: Tensor, *, batch_size: int) -> Answered:
+    """What the target answers to the latents' images, as classifiers are trained on: N queries."""
+    check_queries(target, len(latents))
+    images, answers = [], []
+    for w in latents.split(batch_size):
+        shown = to_uint8(prior(w))
+        images.append(shown.cpu())
+        answers.append(target(to_float(shown)).cpu())
+    names = tuple(str(number) for number in range(len(latents)))
+    found = torch.cat(answers)
+    return Answered(
+        ImageSet(torch.cat(images), found.argmax(1), names, target.classes, names), found
+    )
+
+
+def taught(
+    images: ImageSet, *, count: int, training: Training, variation: Variation,
+    image_shape: tuple[int, int, int], seed: int, device: torch.device,
+) -> Iterator[Target]:  # fmt: skip
+    """``count`` surrogates, one after another, the first of ``training``'s family of networks."""
+    first = FAMILIES.index(training.architecture)
+    for number in range(count):
+        family = FAMILIES[(first + number) % len(FAMILIES)]
+        trained = train_classifier(
+            images,
+            training=replace(training, architecture=family),
+            image_shape=image_shape,
+            rng=generator(seed, "surrogate", number),
+            device=device,
+            variation=variation,
+        )
+        yield target_of(trained.classifier, "surrogate").to(device)
+
+
+def distillation(answers: Tensor, temperature: float) -> Variation:
+    """A training by a target's ``answers`` (N, K) to the images, logits or log-probabilities."""
+
+    def held_loss(logits: Tensor, answers: Tensor) -> Tensor:
+        return distillation_loss(logits, answers, temperature)
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        return held_loss(module(batch.inputs), batch.labels)
+
+    return Variation(loss=loss, held_loss=held_loss, soft=answers)
+
+
+def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """T^2 times the mean over images of KL(softmax(answers / T) || softmax(logits / T)), in [0, inf).
+
+    Hinton et al. 2015, section 2, without hard labels. logits and answers (N, K); lower is nearer.
+    The square keeps gradients of one size for all T.
+    """
+    taught, told = (F.log_softmax(x / temperature, dim=1) for x in (logits, answers))
+    return temperature**2 * F.kl_div(taught, told, reduction="batchmean", log_target=True)
+
+
+class Committee(nn.Module):
+    """Mean of the members' logits for images in [0, 1]."""
+
+    def __init__(self, members: list[Target]) -> None:
+        super().__init__()
+        self.members = members
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(0)

@@ -1,0 +1,172 @@
+"""Flows: invertible maps of the noise, whose density is that of the change of variables."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inversight.attacks import Reconstructions, Vmi, run_attack
+from inversight.attacks.flows import Flow, _couplings
+from inversight.attacks.vmi import Gaussian
+from inversight.errors import InputError
+from inversight.objectives import cross_entropy
+from inversight.seeding import generator
+from inversight.target import Target
+from tests.attacks.toy import (
+    LABELS,
+    FlatPrior,
+    NearestByLayer,
+    least_on_a_grid,
+    levels,
+    toy_target,
+)
+
+FLOW = Flow(couplings=3, hidden=8)
+ATTACK = Vmi(
+    family="flow", couplings=2, hidden=8, pool=400, candidates=6, keep=3, crops=4, batch_size=64,
+    samples=8, steps=200, learning_rate=0.1,
+)  # fmt: skip
+SHORT = replace(ATTACK, steps=5)
+TARGET = toy_target(NearestByLayer(height=3.0))
+
+
+@pytest.fixture
+def zuko() -> Any:
+    return pytest.importorskip("zuko")
+
+
+def attack(how: Vmi, seed: int = 0, labels: Tensor = LABELS) -> Reconstructions:
+    return run_attack(how, TARGET, FlatPrior(), labels, rng=generator(seed))
+
+
+def bent(width: int, classes: int = 2, seed: int = 0) -> list[Tensor]:
+    """Variables of flows that do change something, and something else for each class."""
+    rng = generator(seed)
+    return [v + 0.3 * torch.randn(v.shape, generator=rng) for v in FLOW.start(classes, width)]
+
+
+def test_begins_as_the_identity(zuko: Any) -> None:
+    noise = torch.randn(2, 5, 4, generator=generator(1))
+    start = FLOW.start(2, 4)
+    torch.testing.assert_close(FLOW.points(start, noise), noise)
+    torch.testing.assert_close(FLOW.divergence(start, noise), torch.zeros(2))
+    assert all(torch.equal(one[0], one[1]) for one in start)
+    assert any(bool(one.abs().max() > 0) for one in start)  # or hidden layers would never learn
+
+
+def test_the_determinant_is_that_of_the_jacobian(zuko: Any) -> None:
+    variables, noise = bent(4), torch.randn(2, 3, 4, generator=generator(1))
+    _, log_volume = FLOW._moved(variables, noise)
+    for k in range(2):
+        for s in range(3):
+
+            def point(z: Tensor, k: int = k, s: int = s) -> Tensor:
+                there = noise.clone()
+                there[k, s] = z
+                return FLOW.points(variables, there)[k, s]
+
+            jacobian = torch.autograd.functional.jacobian(point, noise[k, s])
+            torch.testing.assert_close(log_volume[k, s], torch.linalg.slogdet(jacobian)[1])
+
+
+def test_classes_have_flows_of_their_own(zuko: Any) -> None:
+    variables, noise = bent(4, classes=3), torch.randn(3, 5, 4, generator=generator(1))
+    among = FLOW.points(variables, noise)
+    alone = FLOW.points([v[1:2] for v in variables], noise[1:2])
+    torch.testing.assert_close(alone[0], among[1])
+    assert not torch.allclose(FLOW.points(variables, noise[:1].expand(3, -1, -1))[0], among[1])
+
+
+def test_the_divergence_is_the_gaussians_where_the_flow_is_one(zuko: Any) -> None:
+    """Couplings whose networks are constant shift and scale: N(m, diag(s^2)) in closed form."""
+    flow = Flow(couplings=2, hidden=4)
+    module = _couplings(2, 4, 1, 2)
+    variables = flow.start(1, 2)
+    for (name, _), value in zip(module.named_parameters(), variables, strict=True):
+        if name.endswith("hyper.4.bias"):
+            value.copy_(torch.tensor([[0.7, -0.5]]))  # shift, and the logarithm of scale squashed
+    noise = torch.randn(1, 20000, 2, generator=generator(0))
+    points = flow.points(variables, noise)[0]
+    mean, deviation = points.mean(0), points.std(0)
+    assert float(mean.abs().min()) > 0.1 and float((deviation - 1).abs().min()) > 0.1
+    packed = torch.diag(deviation.log())[None]
+    expected = Gaussian().divergence([mean[None], packed], noise)
+    torch.testing.assert_close(flow.divergence(variables, noise), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_reaches_the_known_answer_within_its_budget(zuko: Any, seed: int) -> None:
+    found = attack(ATTACK, seed)
+    assert found.queries == 3 * (200 * 8 + 6 * 4)
+    for label in range(3):
+        wanted = torch.tensor([label])
+        best = least_on_a_grid(
+            lambda x, y=wanted: cross_entropy(TARGET(x), y.expand(len(x)))  # type: ignore[misc]
+        )
+        mine = levels(found.images[found.labels == label])
+        torch.testing.assert_close(mine, best.expand(3, -1), atol=0.1, rtol=0)
+
+
+def test_the_seed_decides_and_nothing_else_is_drawn(zuko: Any) -> None:
+    before = torch.get_rng_state()
+    one, again, other = attack(SHORT), attack(SHORT), attack(SHORT, seed=1)
+    assert torch.equal(one.latents, again.latents) and not torch.equal(one.latents, other.latents)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_any_batch_size_gives_the_same(zuko: Any, batch_size: int) -> None:
+    one, other = attack(SHORT), attack(replace(SHORT, batch_size=batch_size))
+    torch.testing.assert_close(one.latents, other.latents, rtol=1e-3, atol=1e-4)
+
+
+def test_classes_do_not_depend_on_each_other(zuko: Any) -> None:
+    among, alone = attack(SHORT), attack(SHORT, labels=torch.tensor([1]))
+    torch.testing.assert_close(
+        alone.latents, among.latents[among.labels == 1], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_follows_a_bend_that_no_gaussian_can(zuko: Any) -> None:
+    """-log p is least along the parabola z_1 = z_0^2 - 1: samples are nearer to it, and as wide."""
+
+    class Bend(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.logit(x[:, 0, 0, [0, -1]].clamp(1e-6, 1 - 1e-6))
+            loss = 2.0 * off(z).square() + 0.01
+            return torch.stack([-loss, torch.log(-torch.expm1(-loss))], dim=1)
+
+    def off(z: Tensor) -> Tensor:
+        return z[:, 1] - z[:, 0].square() + 1.0
+
+    target = Target(Bend(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "bend")
+    how = replace(
+        ATTACK, divergence_weight=1.0, samples=64, steps=200, candidates=500, keep=500, crops=1,
+        hidden=16, learning_rate=0.01,
+    )  # fmt: skip
+    flow, gaussian = (
+        one.run(target, FlatPrior(), torch.tensor([0]), rng=generator(0)).latents
+        for one in (how, replace(how, family="gaussian"))
+    )
+    assert float(off(flow).square().mean()) < 0.75 * float(off(gaussian).square().mean())
+    assert float(flow[:, 0].std()) > 1.25 * float(gaussian[:, 0].std())
+
+
+def test_one_coordinate_is_too_few(zuko: Any) -> None:
+    with pytest.raises(InputError, match="2 coordinates or more"):
+        FLOW.start(1, 1)
+
+
+def test_without_zuko_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    _couplings.cache_clear()
+    module = NearestByLayer()
+    with pytest.raises(InputError) as caught:
+        run_attack(ATTACK, toy_target(module), FlatPrior(), LABELS, rng=generator(0))
+    assert "pip install 'inversight[flows]'" in str(caught.value) and "\n" not in str(caught.value)
+    assert module.images == 0

@@ -1,0 +1,179 @@
+"""Several processes make of the classes what one makes, and end together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from inversight.attacks import (
+    ATTACKS,
+    Attack,
+    CmaEs,
+    MiFace,
+    MirrorGenetic,
+    QueriesSpentError,
+    Reconstructions,
+    run_attack,
+    run_share,
+)
+from inversight.attacks.base import NoSampleError
+from inversight.attacks.shared_out import Part, gathered, shares
+from inversight.errors import InputError
+from inversight.processes import ALONE, Processes
+from inversight.seeding import generator
+from inversight.target import Access
+from tests.attacks import one_of_two
+from tests.attacks.test_black_box import SHORT
+from tests.attacks.test_label_only import QUICK, REPELLED
+from tests.attacks.test_white_box import TABLE, short
+from tests.attacks.toy import LABELS, LinearPrior, NearestByLayer, OpenPrior, toy_target
+from tests.priors.test_processes import needs_accelerate, together
+
+EACH: dict[str, Attack] = {
+    **{name: short(row) for name, row in TABLE.items()},
+    **{name: how for how in SHORT for name, kind in ATTACKS.items() if type(how) is kind},
+    "brep-mi": replace(REPELLED, iterations=6),
+    "lokt": QUICK,
+}
+EACH["rlb-mi"] = replace(SHORT[3], episodes=30, training_batch=16)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """What accelerate tells a process that never meets the others."""
+
+    num_processes: int
+    process_index: int
+
+
+def every(attack: Attack, processes: int, module: NearestByLayer) -> list[Part]:
+    prior = LinearPrior() if attack.access is Access.LABEL else OpenPrior()
+    return [
+        run_share(
+            attack, toy_target(module), prior, LABELS, rng=generator(0),
+            processes=Processes(OneOf(processes, index)),
+        )
+        for index in range(processes)
+    ]  # fmt: skip
+
+
+def together_as(parts: list[Part], name: str) -> Tensor:
+    return torch.cat([getattr(part.made, name) for part in parts if part.made is not None])
+
+
+def test_every_attack_is_tried() -> None:
+    assert EACH.keys() == ATTACKS.keys()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_shares_make_what_the_whole_makes(name: str) -> None:
+    """Also in the order of it; each image that was sent is counted where it was."""
+    module, attack = NearestByLayer(), EACH[name]
+    (whole,) = every(attack, 1, module)
+    module.images = 0
+    parts = every(attack, 2, module)
+    assert sum(part.sent for part in parts) == module.images >= whole.sent
+    assert torch.equal(together_as(parts, "labels"), together_as([whole], "labels"))
+    for what in ("images", "latents", "losses"):
+        torch.testing.assert_close(
+            together_as(parts, what), together_as([whole], what), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_classes_are_shared_evenly_and_in_order() -> None:
+    attack, labels = EACH["plug-and-play"], torch.tensor([7, 3, 5, 4, 9])
+    parts = [share.labels.tolist() for share in shares(attack, OpenPrior(), labels, 3)]
+    assert parts == [[7, 3], [5, 4], [9]]
+    parts = [share.labels.tolist() for share in shares(attack, OpenPrior(), labels[:2], 4)]
+    assert parts == [[7], [3], [], []]
+    joint = [share.labels.tolist() for share in shares(MiFace(), OpenPrior(), labels, 3)]
+    assert joint == [labels.tolist(), [], []]
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        # Three pools of 300, and what is left for two, two and one of the five classes.
+        (1900, [300 + 400, 300 + 400, 300 + 200]),
+        # A third pool would be more than all.
+        (800, [300 + 120, 300 + 80]),
+        (500, [500]),
+        # Below one pool nothing can be done, by whomever.
+        (200, [200]),
+    ],
+)
+def test_a_limit_of_queries_holds_for_all_together(most: int, expected: list[int]) -> None:
+    attack = MirrorGenetic(pool=300, most_queries=most)
+    found = [s for s in shares(attack, OpenPrior(), torch.arange(5), 3) if len(s.labels)]
+    limits = [share.attack.most_queries for share in found]  # type: ignore[attr-defined]
+    assert limits == expected and sum(limits) <= most
+    assert sum(len(share.labels) for share in found) == 5
+
+
+@pytest.mark.parametrize("most", [700, 1000])
+def test_no_more_is_sent_than_the_limit(most: int) -> None:
+    how = CmaEs(pool=300, searches=6, population=6, generations=50, keep=3, crops=4)
+    module = NearestByLayer()
+    parts = every(replace(how, most_queries=most), 2, module)
+    assert 600 < module.images <= most
+    assert len(together_as(parts, "labels")) == 9
+    with pytest.raises(QueriesSpentError, match="limit of 200"):
+        every(replace(how, most_queries=200), 2, module)
+
+
+def test_a_target_of_less_access_is_refused() -> None:
+    target = toy_target(NearestByLayer()).restricted(Access.SCORES)
+    with pytest.raises(InputError, match="needs white-box access"):
+        run_share(
+            EACH["gmi"], target, OpenPrior(), LABELS, processes=Processes(OneOf(5, 4)),
+            rng=generator(0),
+        )  # fmt: skip
+
+
+def test_alone_it_is_the_attack() -> None:
+    attack, target = EACH["plug-and-play"], toy_target(NearestByLayer())
+    one = run_attack(attack, target, OpenPrior(), LABELS, rng=generator(0))
+    part = run_share(attack, target, OpenPrior(), LABELS, processes=ALONE, rng=generator(0))
+    other = gathered(part, ALONE)
+    assert other is not None and other.queries == one.queries
+    assert torch.equal(one.images, other.images) and torch.equal(one.latents, other.latents)
+    with pytest.raises(NoSampleError, match="none of 180 samples"):
+        one_of_two.attacked("no-samples-at-all")
+
+
+@needs_accelerate
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
+    """The main one has all, whatever the other made; an error of one ends both, and only then."""
+    for process in together("-m", "tests.attacks.one_of_two", str(tmp_path), folder=tmp_path):
+        assert process.returncode == 0, process.stderr
+    ends = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2)]
+    left_out = {"a-class-without-samples"}
+    for name in {"uneven", "more-processes-than-classes", "joint"} | left_out:
+        assert [end[name][0] for end in ends] == ["made", "gave"]
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert int(found.pop("queries")) == sum(end[name][1] for end in ends)
+        alone = one_of_two.attacked(name)
+        assert isinstance(alone, Reconstructions)
+        assert found["labels"].tolist() == alone.labels.tolist()
+        for what, tensor in found.items():
+            torch.testing.assert_close(tensor, getattr(alone, what), rtol=1e-4, atol=1e-5)
+        assert set(found["labels"].tolist()) == set(one_of_two.CASES[name][2]) - (
+            {2} if name in left_out else set()
+        )
+    for end in ends:
+        assert end["no-samples-at-all"][:1] == ["NoSampleError"]
+        assert "none of 180 samples" in end["no-samples-at-all"][1]
+    assert [end["wrong-input-of-one"][:2] for end in ends] == [
+        ["InputError", "process 1 of 2: a wrong thing"],
+        ["InputError", "a wrong thing"],
+    ]
+    assert [end["error-of-one"][:2] for end in ends] == [
+        ["StageError", "process 1 of 2: KeyError: 'odd'"],
+        ["KeyError", "'odd'"],
+    ]

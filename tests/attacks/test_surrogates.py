@@ -1,0 +1,178 @@
+"""Surrogates learn a target's soft answers; LOMMA descends the mean of the target's loss and theirs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from inversight.attacks import Lomma, QueriesSpentError, Reconstructions, lomma, run_attack
+from inversight.attacks.surrogates import answered, distillation, distillation_loss, taught
+from inversight.networks import ResidualBlock, build_classifier
+from inversight.objectives import logit
+from inversight.seeding import generator
+from inversight.target import Target, target_of
+from inversight.training import Training, Variation
+from tests.attacks.toy import (
+    LABELS,
+    SIZE,
+    NearestByLayer,
+    OpenPrior,
+    least_on_a_grid,
+    levels,
+    toy_target,
+)
+
+TRAINING = Training(
+    architecture="vgg", epochs=12, batch_size=64, width=8, flip=False, shift=0.0, rotation=0.0,
+    validation=0.1,
+)  # fmt: skip
+AUGMENTED = Lomma(
+    pool=400, candidates=6, keep=3, crops=4, batch_size=16, steps=80, learning_rate=2e-4, bound=2.0,
+    images=1500, surrogates=2, training=TRAINING,
+)  # fmt: skip
+SHORT = replace(
+    AUGMENTED, pool=40, steps=5, images=200, surrogates=1, training=replace(TRAINING, epochs=2)
+)
+TARGET = toy_target(NearestByLayer(height=3.0))
+
+
+def attack(how: Lomma, seed: int = 0, target: Target = TARGET) -> Reconstructions:
+    return run_attack(how, target, OpenPrior(), LABELS, rng=generator(seed))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_loss_is_the_divergence_by_hand(temperature: float) -> None:
+    rng = generator(0)
+    logits, answers = (3.0 * torch.randn(5, 4, generator=rng, dtype=torch.float64) for _ in "ab")
+
+    def probabilities(row: list[float]) -> list[float]:
+        powers = [math.exp(value / temperature) for value in row]
+        return [power / sum(powers) for power in powers]
+
+    expected = 0.0
+    for mine, theirs in zip(logits.tolist(), answers.tolist(), strict=True):
+        p, q = probabilities(theirs), probabilities(mine)
+        expected += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)) / 5
+    found = distillation_loss(logits, answers, temperature)
+    assert float(found) == pytest.approx(temperature**2 * expected)
+    assert float(distillation_loss(answers + 7.0, answers, temperature)) == pytest.approx(0.0)
+
+
+def test_its_gradient_is_that_of_soft_cross_entropy() -> None:
+    """Their difference is the entropy of the answers, which the network does not change."""
+    logits, answers = (torch.randn(5, 4, generator=generator(seed)) for seed in (0, 1))
+    logits.requires_grad_(True)
+    soft = torch.nn.functional.cross_entropy(logits, answers.softmax(1))
+    (one,) = torch.autograd.grad(distillation_loss(logits, answers, 1.0), logits)
+    (other,) = torch.autograd.grad(soft, logits)
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_surrogate_reaches_the_soft_answers(temperature: float) -> None:
+    prior = OpenPrior()
+    lesson = answered(TARGET, prior, prior.sample(1500, rng=generator(0)), batch_size=64)
+    assert torch.equal(lesson.images.labels, lesson.answers.argmax(1))
+
+    def made(count: int, variation: Variation) -> list[Target]:
+        return list(
+            taught(
+                lesson.images, count=count, training=TRAINING, variation=variation,
+                image_shape=prior.image_shape, seed=0, device=torch.device("cpu"),
+            )
+        )  # fmt: skip
+
+    one, other = made(2, distillation(lesson.answers, temperature))
+    (hard,) = made(1, Variation())
+    vgg, resnet = (set(map(type, surrogate.module.modules())) for surrogate in (one, other))
+    assert ResidualBlock in resnet - vgg
+    fresh = prior(prior.sample(500, rng=generator(1)))
+    right = TARGET(fresh).log_softmax(1)
+
+    def apart(answers: Tensor) -> float:
+        return float(distillation_loss(answers, right, 1.0).detach())
+
+    usual = right.exp().mean(0).log().expand_as(right)
+    for surrogate in (one, other):
+        assert apart(surrogate(fresh)) < 0.05 * apart(usual)
+        assert apart(surrogate(fresh)) < 0.05 * apart(hard(fresh))  # labels do not tell how sure
+
+
+def test_descends_the_mean_over_the_target_and_its_surrogates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[Target] = []
+
+    def watched(*given, **named):  # type: ignore[no-untyped-def]
+        kept.extend(taught(*given, **named))
+        return kept
+
+    monkeypatch.setattr(lomma, "taught", watched)
+    found = attack(AUGMENTED)
+    assert len(kept) == 2 and found.queries == 2 * 400 + 1500 + 3 * 6 * (80 + 4)
+    prior = OpenPrior()
+    usual = TARGET(prior(prior.sample(4000, rng=generator(9))))[:, :3].mean(0) / 3.0
+
+    def loss(images: Tensor, label: int) -> Tensor:
+        labels = torch.full((len(images),), label)
+        logits = TARGET(images)
+        away = (logits[:, :3] / 3.0 - usual).square().mean(1)
+        identity = logit(logits, labels) + sum(logit(each(images), labels) for each in kept)
+        return 100.0 * (identity / 3.0 + away) - prior.realness(images)
+
+    for label in range(3):
+        best = least_on_a_grid(lambda x, label=label: loss(x, label), 2.0)  # type: ignore[misc]
+        mine = levels(found.images[found.labels == label])
+        torch.testing.assert_close(mine, best.expand(3, -1), atol=0.04, rtol=0)
+
+
+def test_the_seed_decides() -> None:
+    one, again, other = attack(SHORT), attack(SHORT), attack(SHORT, seed=1)
+    assert torch.equal(one.images, again.images) and torch.equal(one.losses, again.losses)
+    assert not torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_any_batch_size_gives_the_same(batch_size: int) -> None:
+    one, other = attack(SHORT), attack(replace(SHORT, batch_size=batch_size))
+    torch.testing.assert_close(one.images, other.images, rtol=1e-3, atol=1e-4)
+
+
+def test_classes_do_not_depend_on_each_other() -> None:
+    among = attack(SHORT)
+    alone = run_attack(SHORT, TARGET, OpenPrior(), torch.tensor([1]), rng=generator(0))
+    torch.testing.assert_close(alone.images, among.images[among.labels == 1], rtol=1e-4, atol=1e-5)
+    assert alone.queries == 2 * 40 + 200 + 6 * (5 + 4)
+
+
+def test_surrogates_change_what_is_found_and_none_cost_nothing() -> None:
+    none = replace(SHORT, surrogates=0)
+    plain, augmented = attack(none), attack(SHORT)
+    assert not torch.equal(plain.images, augmented.images)
+    assert augmented.queries == 200 + plain.queries  # type: ignore[operator]
+    fewer_images = attack(replace(none, images=10, temperature=9.0, training=Training(epochs=1)))
+    assert torch.equal(plain.latents, fewer_images.latents)
+
+
+def test_a_limit_of_queries_is_kept() -> None:
+    module = NearestByLayer()
+    with pytest.raises(QueriesSpentError):
+        run_attack(
+            SHORT, toy_target(module), OpenPrior(), LABELS, rng=generator(0), limit=2 * 40 + 199
+        )
+    assert module.images == 2 * 40
+
+
+def test_a_target_of_another_size_and_a_single_image_to_learn_from() -> None:
+    saved = build_classifier(
+        "resnet", classes=tuple("abcde"), image_shape=(1, 16, 16), width=4, mean=[0.5], std=[0.25],
+        rng=generator(3),
+    )  # fmt: skip
+    for images in (1, 65):
+        how = replace(SHORT, images=images, crops=2)
+        found = attack(how, target=target_of(saved, "resnet"))
+        assert found.images.shape == (9, 1, SIZE, SIZE) and bool(found.images.isfinite().all())
