@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inversight.attacks import Reconstructions
+from inversight.errors import InputError
 from inversight.priors import Prior
 from inversight.progress import Progress, silent
 from inversight.target import Access, Target
@@ -68,6 +69,14 @@ class SampleAttack:
 
 
 @dataclass(frozen=True)
+class DemandingAttack(SampleAttack):
+    """Wants what no prior has."""
+
+    def check(self, target: Target, prior: Prior) -> None:
+        raise InputError("DemandingAttack needs a prior that sings; choose another --attack")
+
+
+@dataclass(frozen=True)
 class HalfMeans:
     """An embedding: mean of the upper and of the lower half."""
 
@@ -88,6 +97,23 @@ class OwnNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear(x.flatten(1))
         return out
+
+
+class OwnConvolution(nn.Module):
+    """A user's classifier of two classes without a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Conv2d(1, 2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.whole(x).flatten(1)
+        return out
+
+
+def own_convolution() -> OwnConvolution:
+    """A factory for ``--target tests.examples:own_convolution``."""
+    return OwnConvolution()
 
 
 def own_network(weights: str | None = None) -> OwnNetwork:

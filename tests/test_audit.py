@@ -19,14 +19,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from inversight import AuditResult, InputError, audit, resume
-from inversight.attacks import load_latents
+from inversight.attacks import ATTACKS, load_latents
+from inversight.audit import Plan
 from inversight.console import Quiet
 from inversight.data import load_folder
 from inversight.errors import RunError
 from inversight.evaluation import METRICS
 from inversight.networks import load_classifier
+from inversight.priors import Architecture, PriorTraining, StylePrior, train_prior
+from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.progress import Progress
 from inversight.report import load_report_data, render
+from inversight.seeding import generator
+from inversight.settings import resolve
 from inversight.target import Target, target_of
 from tests.examples import OwnNetwork, SampleAttack
 from tests.test_evaluation import COLUMNS, RISK_COLUMNS
@@ -273,6 +278,8 @@ def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path)
     hidden = audit(out=tmp_path / "hidden", hash_ids=True, **grey, **TINY)
     text = hidden.report.read_text()
     assert "ann/" not in text and "bob/" not in text
+    assert str(tmp_path) not in text and str(tmp_path) in plain.report.read_text()
+    assert "(hidden)" in text and "images in 2 classes" in text
     assert not set(hidden.samples["id"]) & set(plain.samples["id"])
     names = json.loads((hidden.run / "private-ids.json").read_text())
     assert {names[i] for i in hidden.samples["id"]} == set(plain.samples["id"])
@@ -508,6 +515,82 @@ def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
     return {**folders, "target": f"tests.examples:own_network?weights={weights}"}
 
 
+def one_attack(name: str, **others: Any) -> Callable[[dict[str, Path]], dict[str, Any]]:
+    return lambda folders: {**folders, **others, "attack": [name]}
+
+
+def no_linear_layer(folders: dict[str, Path]) -> dict[str, Any]:
+    return {**folders, "attack": ["lomma"], "target": "tests.examples:own_convolution"}
+
+
+def conditional_prior(folders: dict[str, Path]) -> dict[str, Any]:
+    small = Architecture(size=8, channels=1, z_dim=2, w_dim=2, c_dim=3, channel_max=2)
+    file = folders["private"].parent / "prior.safetensors"
+    networks = Generator(small), Generator(small), Discriminator(small)
+    StylePrior(*networks, PriorTraining(), small.image_shape).save(file)
+    return {**folders, "attack": ["gmi"], "prior": str(file), "adaptation": {"steps": 0}}
+
+
+def too_many_kept(folders: dict[str, Path]) -> dict[str, Any]:
+    return {**folders, "attack": [{"class": "plug-and-play", "candidates": 4, "keep": 5}]}
+
+
+OWN_PRIOR = {"class": "tests.examples:NoisePrior"}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (one_attack("gmi", prior=OWN_PRIOR), "--attack gmi: needs a prior with a critic"),
+        (one_attack("ked-mi", prior=OWN_PRIOR), "--attack ked-mi: needs a prior with a critic"),
+        (one_attack("if-gmi", prior=OWN_PRIOR), "--attack if-gmi: needs a prior with intermediate"),
+        (no_linear_layer, "--attack lomma: needs the target's penultimate features"),
+        (conditional_prior, "--attack gmi: needs a critic that judges an image alone"),
+        (
+            one_attack("tests.examples:DemandingAttack"),
+            "--attack DemandingAttack: needs a prior that sings",
+        ),
+        (too_many_kept, "--attack plug-and-play: expected keep <= candidates <= pool"),
+    ],
+)
+def test_what_an_attack_will_lack_is_said_before_anything_is_trained(
+    grey: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[dict[str, Path]], dict[str, Any]],
+    message: str,
+) -> None:
+    monkeypatch.setattr(Plan, "forecast", lambda _: pytest.fail("went on to the timing"))
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        audit(out=tmp_path / "run", **TINY | prepare(grey))
+    assert "--attack" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "vgg"])
+def test_priors_and_targets_trained_here_have_what_every_attack_needs(
+    grey: dict[str, Path], architecture: str
+) -> None:
+    given: dict[str, Any] = {**grey, **TINY, "target_training": {"architecture": architecture}}
+    usual = [name for name in ATTACKS if name != "plg-mi"]
+    for arm, names in (
+        ("pseudo-labels", [name for name in ATTACKS if name not in ("gmi", "ked-mi", "lomma")]),
+        ("target-aware", usual),
+        ("vanilla", usual),
+    ):
+        plan = Plan.prepare(resolve({**given, "arm": arm, "attack": names}), Quiet())
+        assert list(plan.attacks) == names
+    trained = train_prior(
+        plan.public_for_prior.images,
+        training=PriorTraining(steps=1, batch_size=4, width=2),
+        rng=generator(0),
+    )
+    known = plan.likely_prior
+    assert isinstance(known, StylePrior)
+    assert (known.image_shape, known.blocks) == (trained.image_shape, trained.blocks)
+    assert plan.likely_target.classes == plan.inputs.classes
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -626,3 +709,15 @@ def test_risk_against_queries(grey: dict[str, Path], tmp_path: Path) -> None:
         assert pd.isna(middle["reason"]) and middle["covered"] > 0
         assert not pd.isna(small["reason"]) or small["queries"] <= 4
     assert "too few queries" in found["reason"][0]
+    page = (run / "report.html").read_text()
+    assert "Risk against queries" in page and "plug-and-play within 4 queries: too few" in page
+    whole = json.loads((run / "metrics.json").read_text())
+    assert "within" not in whole["coverage"]
+    for key in ("covered", "ddcs_best", "ddcs_average"):
+        points = whole[key]["within"]
+        rows = found.astype(object).where(found.notna(), None).to_dict("records")
+        for point, row in zip(points, rows, strict=True):
+            assert point["value"] == row[key] and point["low"] == row[f"{key}_low"]
+            assert all(point[k] == row[k] for k in ("attack", "budget", "queries", "reason"))
+        assert points[0]["value"] is None and points[0]["reason"]
+        assert points[3]["low"] <= points[3]["value"] <= points[3]["high"]

@@ -309,6 +309,22 @@ def test_several_folders_are_scored_as_one(
     )
 
 
+def test_a_threshold_on_scores(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    private, made = folder(tmp_path / "private", 0), folder(tmp_path / "made", 5000)
+    given = ["score", "--private", private, "--reconstructions", made, "--embedding", "pixel"]
+    out = tmp_path / "run"
+    for text, why in (("flagged>0", "needs a holdout"), ("control_gap>0", "of audits alone")):
+        refused(capsys, [*given, "--out", out, "--fail-on", text], why)
+    assert not out.exists()
+    code, _, err = run(capsys, *given, "--out", out, "--fail-on", "covered>=0")
+    assert code == 3 and "--fail-on: covered>=0 (" in err
+    assert json.loads((out / "run.json").read_text())["finished"]
+    code, _, err = run(capsys, "score", "--resume", out, "--fail-on", "covered>=0")
+    assert code == 3
+    code, _, err = run(capsys, *given, "--out", tmp_path / "other", "--fail-on", "covered<0.0")
+    assert code == 0, err
+
+
 def test_score_refuses_reconstructions_of_another_class(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

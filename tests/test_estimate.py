@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from inversight.attacks import ATTACKS, run_attack
 from inversight.audit import Plan
 from inversight.config import merge
 from inversight.console import Quiet
-from inversight.errors import ConfigError
-from inversight.estimate import Estimate, duration
+from inversight.errors import ConfigError, StageError
+from inversight.estimate import Estimate, _planned, duration
+from inversight.seeding import generator
 from inversight.settings import resolve
 
 TINY: dict[str, Any] = {
@@ -99,6 +102,80 @@ def test_white_box_attacks_are_foreseen_by_their_steps(name: str) -> None:
     few, many = (forecast(arm=arm, attack=[{**small, "steps": n}]) for n in (50, 50000))
     assert few.seconds[name] is not None and many.seconds[name] is not None
     assert many.seconds[name] > 20 * few.seconds[name]
+
+
+@pytest.mark.parametrize("name", ["plug-and-play", "mi-face", "ked-mi", "lomma", "cma-es", "lokt"])
+def test_budgets_are_foreseen(name: str) -> None:
+    tiny: dict[str, dict[str, Any]] = {
+        "cma-es": {"pool": 50, "searches": 2, "generations": 500, "keep": 2, "crops": 2},
+        "lokt": {"images": 4000, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
+        "mi-face": {"candidates": 4, "keep": 2, "steps": 50, "crops": 2},
+        "lomma": {
+            "pool": 20, "candidates": 4, "keep": 2, "steps": 50, "crops": 2,
+            "images": 500, "surrogates": 1, "training": {"epochs": 2, "width": 2},
+        },
+    }  # fmt: skip
+    usual = {"pool": 20, "candidates": 4, "keep": 2, "steps": 50, "crops": 2}
+    attack = [{"class": name, **tiny.get(name, usual)}]
+    none, once, often = (forecast(attack=attack, budget=b) for b in ((), (10**7,), (10**7,) * 40))
+    assert "budget" not in none.seconds
+    whole = once.seconds[name]
+    one, many = once.seconds["budget"], often.seconds["budget"]
+    assert whole is not None and one is not None and many is not None
+    assert one > whole and many > 5 * one
+    assert often.total == pytest.approx(sum(s for s in often.seconds.values() if s is not None))
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        *((name, {}) for name in ATTACKS),
+        ("plug-and-play", {"candidates": 9, "halvings": 2, "halving_crops": 3, "steps": 8}),
+        ("plug-and-play", {"candidates": 9, "halvings": 2, "halving_crops": 3, "steps": 1}),
+        ("lomma", {"surrogates": 0}),
+    ],
+)
+def test_queries_are_planned_as_they_are_sent(name: str, others: dict[str, Any]) -> None:
+    sizes: dict[str, dict[str, Any]] = {
+        "mirror-black-box": {"pool": 20, "population": 6, "generations": 3, "candidates": 2},
+        "cma-es": {"pool": 20, "searches": 2, "population": 4, "generations": 3},
+        "c2f-mi": {"pool": 20, "population": 4, "generations": 3},
+        "rlb-mi": {"episodes": 10, "candidates": 2},
+        "brep-mi": {"pool": 20, "searches": 2, "points": 3, "iterations": 3},
+        "lokt": {"images": 60, "surrogates": 1, "training": {"epochs": 1, "width": 2}},
+        "mi-face": {"candidates": 2, "steps": 3},
+        "lomma": {
+            "pool": 20, "candidates": 2, "steps": 3, "images": 60, "surrogates": 1,
+            "training": {"epochs": 1, "width": 2},
+        },
+    }  # fmt: skip
+    usual = {"pool": 20, "candidates": 2, "steps": 3}
+    given = {"class": name, "keep": 2, "crops": 2, **sizes.get(name, usual), **others}
+    for unknown in {"brep-mi": ("crops",), "lokt": ("crops", "keep")}.get(name, ()):
+        del given[unknown]
+    if name == "lokt":
+        given["white_box"] = {**usual, "keep": 2, "crops": 2}
+    arm = "pseudo-labels" if name == "plg-mi" else "vanilla"
+    plan = Plan.prepare(resolve({**TINY, "arm": arm, "attack": [given]}), Quiet())
+    attack, prior, classes = plan.attacks[name], plan.likely_prior, torch.arange(10)
+    try:
+        sent = run_attack(attack, plan.likely_target, prior, classes, rng=generator(0)).queries
+    except StageError:  # the untrained target puts all samples in one class
+        return
+    assert sent is not None
+    planned = _planned(attack, prior, 10)
+    early = name in ("brep-mi", "cma-es", "mirror-black-box")  # these may end before they must
+    assert 0.5 * planned < sent <= planned if early else sent == planned
+
+
+def test_points_that_cannot_be_had_take_nothing() -> None:
+    few, none = (forecast(budget=b).seconds["budget"] for b in ((1,) * 40, (1,)))
+    assert few is not None and few == none
+
+
+def test_ones_own_attack_leaves_budgets_unknown() -> None:
+    found = forecast(attack=["tests.examples:SampleAttack"], budget=(10,))
+    assert found.seconds["budget"] is None and "budget unknown" in str(found)
 
 
 def test_ones_own_prior_takes_no_training() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from inversight.attacks import load_latents
 from inversight.priors import PriorTraining, train_prior
 from inversight.seeding import generator
-from tests.attacks.service import Service, labels, probabilities, serving
+from tests.attacks.service import Answer, Service, good, labels, probabilities, serving
 from tests.attacks.test_endpoint import status
 from tests.test_stages import run
 
@@ -120,9 +121,66 @@ def test_labels_alone(service: Service, capsys: pytest.CaptureFixture[str]) -> N
     assert ("found no sample of the prior in class" in err) == (missing > 0)
 
 
+BREP = (
+    "--attack", "brep-mi", "--set", "pool=20", "--set", "pools=1", "--set", "searches=2", "--set",
+    "points=3", "--set", "iterations=2", "--set", "keep=2",
+)  # fmt: skip
+
+
+def all_left(images: Tensor) -> Answer:
+    return good({"labels": [0] * len(images)})
+
+
+def all_dark(images: Tensor) -> Answer:
+    return good({"labels": [2] * len(images)})
+
+
+def test_a_class_without_a_sample_is_left_out(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.usual = all_left
+    target = ("--target", spec(service, "&access=label"))
+    code, _, err = run(capsys, "attack", *target, *BREP, *COMMON)
+    assert code == 0, err
+    assert names() == [f"reconstructions/left/brep-mi-000{i}.png" for i in (1, 2)]
+    assert load_latents(Path("out"))["labels"].tolist() == [0, 0]
+    for other in ("right", "dark"):
+        assert f"found no sample of the prior in class {other}" in err
+
+
+@pytest.mark.parametrize(
+    "attack", [BREP, ("--attack", "lokt", "--set", "images=60", "--set", "surrogates=1")]
+)
+def test_no_class_with_a_sample(
+    service: Service, capsys: pytest.CaptureFixture[str], attack: tuple[str, ...]
+) -> None:
+    service.usual = all_dark
+    target = ("--target", spec(service, "&access=label"), "--limit", "2")
+    for _ in range(2):
+        code, _, err = run(capsys, "attack", *target, *attack, *COMMON)
+        assert code == 1 and "take a prior nearer to the" in err.splitlines()[-1]
+
+
+def test_a_secret_is_sent_and_kept_nowhere(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "Bearer s3cret")
+    header = ("--endpoint-header", "Authorization=SERVICE_TOKEN")
+    code, out, err = run(capsys, "attack", "--target", spec(service), *CMA, *COMMON, *header)
+    assert code == 0, err
+    assert {one["Authorization"] for one in service.headers} == {"Bearer s3cret"}
+    assert "s3cret" not in out + err
+    files = [file for file in Path("out").rglob("*") if file.is_file()]
+    assert files and not any(b"s3cret" in file.read_bytes() for file in files)
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (
+            ("--attack", "cma-es", "--endpoint-header", "Authorization=NO_SUCH_VARIABLE"),
+            ("--endpoint-header Authorization", "NO_SUCH_VARIABLE is not set"),
+        ),
         ((), ("PlugAndPlay needs white-box access", "gives scores only", "another --attack")),
         (("--attack", "brep-mi", "--mean", "0.5"), ("normalises images itself",)),
         (("--attack", "cma-es", "--classes", "none.txt"), ("none.txt", "cannot be read")),

@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,11 +28,8 @@ from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import (
     ATTACKS,
     Attack,
-    Gmi,
-    KedMi,
-    PlgMi,
+    check_fits,
     control,
-    require_access,
     run_attack,
     write_reconstructions,
 )
@@ -54,13 +52,14 @@ from inversight.device import memory_remedy, pick_device
 from inversight.embeddings import Embedding, check_name, named_embedding
 from inversight.embeddings.named import Use
 from inversight.errors import ConfigError, InputError, RunError, StageError
-from inversight.estimate import Estimate, estimate
+from inversight.estimate import Estimate, estimate, untrained_target
 from inversight.evaluation import check_pairs, evaluate, nearness
 from inversight.gate import exceeded, gates
 from inversight.ledger import SIGNALS_FILE, exposure_table, hidden, join
 from inversight.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.outputs import write_report
-from inversight.priors import Prior, StylePrior, Watch, train_prior
+from inversight.priors import Prior, StylePrior, Watch, train_prior, untrained_prior
+from inversight.priors.classes import conditioned
 from inversight.priors.given import (
     COLOURS,
     PRIOR_FILE,
@@ -90,6 +89,8 @@ from inversight.watching import FrechetToPublic, watched_features
 LEDGER = "samples.parquet"
 BUDGET = "budget.parquet"
 """Risk against queries, if --budget asks for it."""
+CURVES = ("covered", "ddcs_best", "ddcs_average")
+"""Measures that metrics.json has against queries too, if --budget asks for it."""
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 GALLERY = 24
@@ -357,26 +358,6 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
     )
 
 
-def _check_classes(
-    settings: AuditSettings, attacks: dict[str, Attack], given: StylePrior | None
-) -> None:
-    """Refuse attacks that the style-based prior, once adapted, will have too much or too little for."""
-    adapted = settings.adaptation.steps > 0
-    trained = adapted and settings.arm == "pseudo-labels"
-    kept = not adapted and given is not None and given.num_classes > 0
-    for name, attack in attacks.items():
-        if isinstance(attack, PlgMi) and not (trained or kept):
-            raise ConfigError(
-                f"--attack {name}: needs a prior that is conditioned on the target's classes; use --arm "
-                "pseudo-labels, with adaptation.steps above 0"
-            )
-        if isinstance(attack, (Gmi, KedMi)) and (trained or kept):
-            raise ConfigError(
-                f"--attack {name}: needs a critic that judges an image alone, which a prior that is "
-                "conditioned on classes has not; use another --arm, such as target-aware"
-            )
-
-
 def _matching(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
     """The rows whose class is among ``classes``, relabelled to the classes that remain."""
     keep = [i for i, y in enumerate(images.labels.tolist()) if images.classes[y] in classes]
@@ -456,9 +437,6 @@ class Plan:
                 )
         size = None if given is None else given.prior.image_shape[1]
         inputs = read_inputs(settings, reporter, size)
-        if inputs.target is not None:
-            for attack in attacks.values():
-                require_access(attack, inputs.target)
         work = working_size(inputs.size, settings.working_size)
         if own is not None and own.image_shape[0] not in (1, 3):
             raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
@@ -473,9 +451,47 @@ class Plan:
             )
             if settings.adaptation.steps > 0:
                 check_adaptable(given.prior, path)
-        if own is None:
-            _check_classes(settings, attacks, None if given is None else given.prior)
-        return cls(settings, inputs, attacks, own, given, work, device)
+        plan = cls(settings, inputs, attacks, own, given, work, device)
+        plan.check_attacks()
+        return plan
+
+    def check_attacks(self) -> None:
+        """Refuse now what would fail when target and prior have been trained for hours.
+
+        Raises:
+            ConfigError: an attack needs what the one or the other will lack, or its settings contradict
+                each other.
+        """
+        target, prior = self.likely_target, self.likely_prior
+        for name, attack in self.attacks.items():
+            try:
+                check_fits(attack, target, prior)
+            except InputError as error:
+                reason = re.sub(rf"^{re.escape(type(attack).__name__)}:? ", "", str(error))
+                raise ConfigError(f"--attack {name}: {reason}") from error
+
+    @property
+    def likely_target(self) -> Target:
+        """The target, or an untrained network of the kind that it will be."""
+        if self.inputs.target is not None:
+            return self.inputs.target
+        architecture = self.settings.target_training.architecture
+        return untrained_target(self.inputs.private, self.shape, architecture)
+
+    @property
+    def likely_prior(self) -> Prior:
+        """What attacks will be given as a prior, or something untrained that can do as much.
+
+        An adaptation leaves a prior what it was, except that pseudo-labels conditions it on classes.
+        """
+        if self.own_prior is not None:
+            return self.own_prior
+        if self.settings.adaptation.steps > 0 and self.settings.arm == "pseudo-labels":
+            untrained = untrained_prior(self.prior_shape)
+            return conditioned(untrained, len(self.inputs.classes), rng=generator(0))
+        if self.given_prior is not None:
+            return self.given_prior.prior
+        return untrained_prior(self.shape)
 
     @property
     def needs_public_network(self) -> bool:
@@ -637,7 +653,7 @@ class _Execution:
         metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
         samples = self.signals(samples, target, evaluator, public_network)
         if self.settings.budget:
-            self.budgets(target, prior, evaluator, public_network)
+            metrics = self.budgets(metrics, target, prior, evaluator, public_network)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -886,7 +902,11 @@ class _Execution:
                 progress=self.reporter.stage(name),
             )
             write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
-            missing = left_out(made, labels, self.inputs.classes)
+            classes = self.inputs.classes
+            if self.settings.hash_ids:  # it is told in the report
+                with self._hidden_names() as hide:
+                    classes = tuple(map(hide, classes))
+            missing = left_out(made, labels, classes)
             write_json(folder / "facts.json", {"queries": made.queries, "left_out": missing})
 
         file = self.stage(f"attack-{name}", fill, name) / "facts.json"
@@ -898,10 +918,13 @@ class _Execution:
                 self.warn(f"{name}: {facts['left_out']}")
 
     def budgets(
-        self, target: Target, prior: Prior, evaluator: Target,
+        self, metrics: dict[str, dict[str, Any]], target: Target, prior: Prior, evaluator: Target,
         public_network: SavedClassifier | None,
-    ) -> None:  # fmt: skip
-        """budget.parquet: what each attack covers within so many queries, and as it was run."""
+    ) -> dict[str, dict[str, Any]]:  # fmt: skip
+        """budget.parquet: what each attack covers within so many queries, and as it was run.
+
+        Returns ``metrics`` with the curves in them, as metrics.json has them then.
+        """
         labels = self.inputs.private.labels.unique(sorted=True)
         distance = self._scoring(
             self.settings.embedding, "distance", "--embedding", evaluator, public_network
@@ -918,8 +941,15 @@ class _Execution:
         def fill(folder: Path) -> None:
             rows = [self._point(*point, distance) for point in points]
             pd.DataFrame(rows).to_parquet(folder / BUDGET, index=False)
+            write_json(folder / "metrics.json", with_curves(metrics, rows))
 
-        self.run.publish(self.stage("budget", fill) / BUDGET, BUDGET)
+        folder = self.stage("budget", fill)
+        self.run.publish(folder / BUDGET, BUDGET)
+        if not (folder / "metrics.json").is_file():  # an earlier version's stage
+            return metrics
+        self.run.publish(folder / "metrics.json", "metrics.json")
+        found: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())
+        return found
 
     def _cut(self, name: str, attack: Attack, queries: int, target: Target, prior: Prior) -> Path:
         """The attack again with less of everything, held to ``queries`` in all."""
@@ -960,7 +990,9 @@ class _Execution:
             progress=self.reporter.stage(f"budget: {name}"),
         )  # fmt: skip
         values = {key: one.value for key, one in found.items()}
-        bounds = {f"covered_{k}": getattr(found["covered"], k) for k in ("low", "high")}
+        bounds = {
+            f"{key}_{end}": getattr(found[key], end) for key in CURVES for end in ("low", "high")
+        }
         return row | values | bounds | {"queries": facts["queries"], "reconstructions": len(made)}
 
     def collect(self) -> dict[str, ImageSet]:
@@ -1153,6 +1185,24 @@ class _Execution:
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def with_curves(
+    metrics: dict[str, dict[str, Any]], rows: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """``metrics`` with what ``rows`` of budget.parquet say of a measure beside it, as ``within``."""
+    found = {key: dict(value) for key, value in metrics.items()}
+    for key in CURVES:
+        found[key]["within"] = [
+            {
+                **{name: row[name] for name in ("attack", "budget", "queries")},
+                "value": row[key],
+                **{end: row.get(f"{key}_{end}") for end in ("low", "high")},
+                "reason": row["reason"],
+            }
+            for row in rows
+        ]
+    return found
 
 
 def _anchored(given: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,10 @@ Pairs = Annotated[
 ]
 
 
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(help='Exit with 3 if this holds, as in "coverage>0.2"; repeatable.'),
+]
 Overlap = Annotated[bool, typer.Option("--allow-overlap", help="Go on although sets share images.")]
 Rate = Annotated[
     float | None,
@@ -257,10 +261,7 @@ def audit(
     fdr: Rate = None,
     limit: Limit = None,
     device: Device = None,
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(help='Exit with 3 if this holds, as in "coverage>0.2"; repeatable.'),
-    ] = None,
+    fail_on: FailOn = None,
     set_: Set = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this stopped run.")] = None,
     print_config: Annotated[
@@ -302,6 +303,11 @@ def audit(
             result = resume_run(resume, reporter=terminal)
         else:
             result = run_audit(out=folder, reporter=terminal, **given)
+    _finish(result)
+
+
+def _finish(result: Any) -> None:
+    """Print what was found; exit with 3 if a threshold of --fail-on holds."""
     _print_result(result)
     if result.exceeded:
         _complain(f"--fail-on: {', '.join(result.crossed)}")
@@ -441,6 +447,13 @@ def attack(
     std: Mean = None,
     size: Size = None,
     trust_target: Trust = False,
+    endpoint_header: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For a service: NAME=VARIABLE sends what the environment variable holds as header "
+            "NAME, as in Authorization=TOKEN; repeatable."
+        ),
+    ] = None,
     limit: Limit = None,
     preset: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "quick",
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
@@ -456,7 +469,11 @@ def attack(
     terminal = Terminal()
     with _processes(device) as processes, terminal.live(processes.main):
         path = attack_stage(
-            prior, out, model=_model(target, classes, mean, std, size, trust_target),
+            prior, out,
+            model=replace(
+                _model(target, classes, mean, std, size, trust_target),
+                headers=tuple(endpoint_header or ()),
+            ),
             attack=attack, limit=limit, preset=preset, seed=seed, device=device,
             given=_given({}, None, set_), reporter=terminal, processes=processes,
         )  # fmt: skip
@@ -493,6 +510,7 @@ def score(
     size: Size = None,
     pairs: Pairs = None,
     fdr: Rate = None,
+    fail_on: FailOn = None,
     memory: Annotated[int, typer.Option(help="Bytes that features may take.")] = 2 << 30,
     seed: Annotated[int, typer.Option(help="All randomness derives from it.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
@@ -508,8 +526,10 @@ def score(
         terminal = Terminal()
         how = f"inversight score --resume {resume}"
         with _Interruptible(resume, how), terminal.live():
-            result = resume_scoring(resume, device=device, reporter=terminal)
-        _print_result(result)
+            result = resume_scoring(
+                resume, device=device, reporter=terminal, fail_on=tuple(fail_on or ())
+            )
+        _finish(result)
         return
     if not reconstructions or out is None:
         missing = "--out" if reconstructions else "--reconstructions"
@@ -544,8 +564,9 @@ def score(
         result = score_folders(
             against, reconstructions, out=out, reuse=reuse, memory=memory, seed=seed,
             fdr=DEFAULT_RATE if fdr is None else fdr, device=device, reporter=terminal,
+            fail_on=tuple(fail_on or ()),
         )  # fmt: skip
-    _print_result(result)
+    _finish(result)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -28,12 +28,13 @@ from inversight.attacks import (
     PlugAndPlay,
     RlbMi,
 )
+from inversight.attacks.budget import common_queries, within
 from inversight.attacks.rlb_mi import Agents
 from inversight.attacks.surrogates import Committee
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
-from inversight.networks import build_classifier
-from inversight.priors import Prior, StylePrior, train_prior
+from inversight.networks import Architecture, build_classifier
+from inversight.priors import Intermediate, Prior, StylePrior, train_prior
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training
 from inversight.target import Target, target_of
@@ -42,6 +43,11 @@ from inversight.training import Training, train_classifier
 _WhiteBox = LatentSearch | DistributionSearch | MiFace | PlgMi
 _Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
 """Attacks whose time is that of their queries, beside what is counted by itself."""
+_Known = _WhiteBox | _Search | Lokt
+"""Attacks whose time can be foreseen."""
+
+Cost = Callable[[Attack, int], float]
+"""An attack of the kind that was timed and the images that it sends at most -> seconds."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def estimate(
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
             with remedy(name):
                 seconds[name] = factor * _classifier_seconds(images, training, shape, device)
-    stand_in = target or _untrained(private, shape)
+    stand_in = target or untrained_target(private, shape)
     stand_in = stand_in.to(device)
     style = None if given_prior is None else given_prior.to(device)
     seconds["prior"] = 0.0
@@ -134,27 +140,27 @@ def estimate(
                 settings, style, stand_in, public_for_prior, device
             )
     prior: Prior | None = style or own_prior
+    costs: dict[str, Cost] = {}
     for name, attack in attacks.items():
         seconds[name] = None
-        if isinstance(attack, _WhiteBox) and prior is not None:
+        if isinstance(attack, _Known) and prior is not None:
             with remedy(name):
-                taught = 0.0
-                if isinstance(attack, Lomma) and attack.surrogates:
-                    taught = _lomma_seconds(attack, stand_in, prior, classes, device)
-                seconds[name] = taught + _white_box_seconds(attack, stand_in, prior, classes)
-        elif isinstance(attack, Lokt) and prior is not None:
-            with remedy(name):
-                seconds[name] = _lokt_seconds(attack, stand_in, prior, classes, device)
-        elif isinstance(attack, _Search) and prior is not None:
-            with remedy(name):
-                trained = 0.0
-                if isinstance(attack, RlbMi):
-                    trained = _agents_seconds(attack, prior, classes)
-                seconds[name] = trained + _search_seconds(attack, stand_in, prior, classes)
+                costs[name] = _cost(attack, stand_in, prior, classes, device)
+                seconds[name] = costs[name](attack, _planned(attack, prior, classes))
     if settings.budget:
-        seconds["budget"] = None  # how much of an attack fits in is known when it has been run
-    known = _WhiteBox | _Search | Lokt
-    kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, known))
+        seconds["budget"] = None
+        if prior is not None and len(costs) == len(attacks):
+            cut = _cut(settings.budget, attacks, prior, classes)
+            attacked = sum(costs[name](less, most) for name, less, most in cut)
+            # The whole attacks are looked at once more.
+            scored = [*(less for _, less, _ in cut), *attacks.values()]
+            made = classes * sum(a.keep for a in scored if isinstance(a, _Known))
+            with remedy("scores"):
+                looked = _embedding_seconds(
+                    settings, shape, len(scored) * len(private) + made, device
+                )
+            seconds["budget"] = attacked + looked
+    kept = sum(a.keep * classes for a in attacks.values() if isinstance(a, _Known))
     embedded = len(private) * 2 + kept
     if settings.private is not None and settings.holdout is None:
         embedded += len(private) + kept  # the control's
@@ -212,9 +218,12 @@ def _classifier_seconds(
     return per_epoch * len(images) / len(few) * training.epochs_for(len(images))
 
 
-def _untrained(private: ImageSet, shape: tuple[int, int, int]) -> Target:
+def untrained_target(
+    private: ImageSet, shape: tuple[int, int, int], architecture: Architecture = "resnet"
+) -> Target:
+    """A classifier of the images' classes that has learnt nothing, for images of ``shape`` (C, S, S)."""
     saved = build_classifier(
-        "resnet",
+        architecture,
         classes=private.classes,
         image_shape=shape,
         width=16,
@@ -281,7 +290,53 @@ def _metric(
     )
 
 
-def _white_box_seconds(attack: _WhiteBox, target: Target, prior: Prior, classes: int) -> float:
+def _planned(attack: _Known, prior: Prior, classes: int) -> int:
+    """Images that an attack sends to the target if nothing limits it, or few more."""
+    if not isinstance(attack, _WhiteBox):
+        return attack.planned_queries(prior, classes)
+    common = sum(common_queries(attack).values())
+    return common + classes * (_image_steps(attack, prior) + attack.crop_images)
+
+
+def _image_steps(attack: _WhiteBox, prior: Prior) -> int:
+    """Images that go forward and back for a class with this prior."""
+    if isinstance(attack, IfGmi) and isinstance(prior, Intermediate):
+        attack = replace(attack, layers=min(attack.layers, prior.blocks - 1))
+    return attack.image_steps
+
+
+def _cut(
+    budget: Sequence[int], attacks: Mapping[str, Attack], prior: Prior, classes: int
+) -> list[tuple[str, _Known, int]]:
+    """Each attack cut down to each number of queries, where it can be, with what it then sends."""
+    found = []
+    for name, attack in attacks.items():
+        if not isinstance(attack, _Known):
+            continue
+        used = _planned(attack, prior, classes)
+        for queries in budget:
+            less = within(attack, queries, classes=classes, used=used)
+            if isinstance(less, _Known):
+                found.append((name, less, min(queries, used)))
+    return found
+
+
+def _cost(attack: _Known, target: Target, prior: Prior, classes: int, device: torch.device) -> Cost:
+    """Times a few steps of ``attack`` and says what it, or less of it, takes."""
+    if isinstance(attack, Lomma) and attack.surrogates:
+        return _lomma_cost(attack, target, prior, classes, device)
+    if isinstance(attack, _WhiteBox):
+        return _white_box_cost(attack, target, prior, classes)
+    if isinstance(attack, Lokt):
+        return _lokt_cost(attack, target, prior, classes, device)
+    # Agents are trained as long as there are queries left for episodes.
+    trained = _agents_seconds(attack, prior, classes) if isinstance(attack, RlbMi) else 0.0
+    whole = _planned(attack, prior, classes)
+    query = _query_seconds(target, prior, whole, attack.batch_size)
+    return lambda _, most: query * most + trained * most / whole
+
+
+def _white_box_cost(attack: _WhiteBox, target: Target, prior: Prior, classes: int) -> Cost:
     """Steps forward and back, and images that are only looked at, from runs of 1 and of 3 steps."""
     n = min(attack.batch_size, attack.candidates * classes)
     small = replace(_small(attack, n), candidates=n, keep=1, crops=1)
@@ -293,17 +348,25 @@ def _white_box_seconds(attack: _WhiteBox, target: Target, prior: Prior, classes:
         times.append(time.perf_counter() - started)
     backward = max(1e-6, (times[2] - times[1]) / 2 / n)
     forward = max(1e-6, (times[1] - backward * n) / 3 / n)
-    pool = attack.pool if isinstance(attack, LatentSearch) else 0
-    seen = pool + attack.candidates * classes * (1 + attack.crops)
-    return forward * seen + backward * attack.image_steps * classes
+
+    def cost(one: Attack, most: int) -> float:
+        if not isinstance(one, _WhiteBox):
+            raise TypeError(type(one).__name__)
+        pool = common_queries(one).get("pool", 0)
+        seen = pool + classes * (one.candidates + one.crop_images)
+        return forward * seen + backward * _image_steps(one, prior) * classes
+
+    return cost
 
 
 def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
-    """The attack with n images in a step, all steps alike."""
+    """The attack with n images in a step, all steps alike and none compiled, which takes too long here."""
     if isinstance(attack, IfGmi):
         return replace(attack, pool=n, layers=0)
     if isinstance(attack, Lomma):
         return replace(attack, pool=n, surrogates=0)  # they are counted by themselves
+    if isinstance(attack, PlugAndPlay):
+        return replace(attack, pool=n, halvings=0, compiled=False)
     if isinstance(attack, LatentSearch):
         return replace(attack, pool=n)
     if isinstance(attack, PlgMi):
@@ -314,14 +377,8 @@ def _small(attack: _WhiteBox, n: int) -> _WhiteBox:
     return replace(attack, group=n)
 
 
-def _search_seconds(attack: _Search, target: Target, prior: Prior, classes: int) -> float:
-    """All queries that the attack plans, each an image of the prior seen by the target once."""
-    queries = attack.planned_queries(prior, classes)
-    return _answers_seconds(target, prior, queries, attack.batch_size)
-
-
-def _answers_seconds(target: Target, prior: Prior, queries: int, batch_size: int) -> float:
-    """So many images of the prior seen by the target once."""
+def _query_seconds(target: Target, prior: Prior, queries: int, batch_size: int) -> float:
+    """Seconds of one of so many queries: an image of the prior seen by the target once."""
     n = min(batch_size, queries)
     times = []
     with torch.no_grad():
@@ -330,7 +387,7 @@ def _answers_seconds(target: Target, prior: Prior, queries: int, batch_size: int
             started = time.perf_counter()
             target(prior(latents)).cpu()
             times.append(time.perf_counter() - started)
-    return min(times[1:]) / n * queries
+    return min(times[1:]) / n
 
 
 def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
@@ -346,19 +403,25 @@ def _agents_seconds(attack: RlbMi, prior: Prior, classes: int) -> float:
     return attack.episodes / attack.at_once * _step(run)
 
 
-def _lokt_seconds(
+def _lokt_cost(
     attack: Lokt, target: Target, prior: Prior, classes: int, device: torch.device
-) -> float:
+) -> Cost:
     """Surrogates, and Plug & Play on all of them at once."""
-    committee, taught = _taught(attack, target, prior, device)
-    return taught + _white_box_seconds(attack.white_box, committee, prior, classes)
+    committee, lesson = _lesson(attack, target, prior, device)
+    attacked = _white_box_cost(attack.white_box, committee, prior, classes)(attack.white_box, 0)
+
+    def cost(one: Attack, most: int) -> float:
+        return lesson(one) + attacked
+
+    return cost
 
 
-def _lomma_seconds(
+def _lomma_cost(
     attack: Lomma, target: Target, prior: Prior, classes: int, device: torch.device
-) -> float:
-    """Surrogates, and every step's images through all of them, forward and back."""
-    committee, taught = _taught(attack, target, prior, device)
+) -> Cost:
+    """GMI's search, surrogates, and every step's images through all of them, forward and back."""
+    searched = _white_box_cost(attack, target, prior, classes)
+    committee, lesson = _lesson(attack, target, prior, device)
     n = min(attack.batch_size, attack.candidates * classes)
     images = torch.zeros(n, *prior.image_shape, device=device, requires_grad=True)
 
@@ -366,22 +429,35 @@ def _lomma_seconds(
         for _ in range(steps):
             torch.autograd.grad(committee(images).sum(), images)
 
-    return taught + _step(run) / n * attack.image_steps * classes
+    seen = _step(run) / n
+
+    def cost(one: Attack, most: int) -> float:
+        if not isinstance(one, Lomma):
+            raise TypeError(type(one).__name__)
+        return searched(one, most) + lesson(one) + seen * one.image_steps * classes
+
+    return cost
 
 
-def _taught(
+def _lesson(
     attack: Lokt | Lomma, target: Target, prior: Prior, device: torch.device
-) -> tuple[Target, float]:
-    """As many untrained surrogates as one, and the seconds to label images and to train on them."""
+) -> tuple[Target, Callable[[Attack], float]]:
+    """As many untrained surrogates as one, and what it takes to label images and to train on them."""
     shape, names = prior.image_shape, tuple(map(str, range(4 * attack.training.batch_size)))
     blank = torch.zeros(len(names), *shape, dtype=torch.uint8)
     few = ImageSet(blank, torch.arange(len(names)) % 2, names, ("0", "1"), names)
     epoch = _classifier_seconds(few, replace(attack.training, epochs=1), shape, device)
-    epochs = attack.training.epochs_for(attack.images)
-    surrogate = _untrained(few, shape).to(device)
+    surrogate = untrained_target(few, shape).to(device)
     committee = replace(surrogate, module=Committee([surrogate] * attack.surrogates))
-    labelled = _answers_seconds(target, prior, attack.images, attack.batch_size)
-    return committee, labelled + attack.surrogates * epochs * epoch * attack.images / len(few)
+    query = _query_seconds(target, prior, attack.images, attack.batch_size)
+
+    def seconds(one: Attack) -> float:
+        if not isinstance(one, Lokt | Lomma):
+            raise TypeError(type(one).__name__)
+        epochs = one.training.epochs_for(one.images)
+        return one.images * (query + one.surrogates * epochs * epoch / len(few))
+
+    return committee, seconds
 
 
 def _embedding_seconds(

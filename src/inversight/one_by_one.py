@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inversight.attacks import Attack, Lokt, load_latents, run_attack, write_reconstructions
-from inversight.attacks.base import left_out
+from inversight.attacks.base import NoSampleError, left_out
 from inversight.attacks.budget import fair_share
 from inversight.attacks.endpoint import Endpoint
 from inversight.attacks.files import LATENTS
@@ -88,7 +88,10 @@ class OneByOne:
     ) -> int:
         """Attack what is left of ``labels``; returns how many images were sent for all of them.
 
+        A class that no sample of the prior falls into is left out with a warning.
+
         Raises:
+            NoSampleError: that is so of all classes.
             InversightError: what the attack or the service raised; says which classes are kept.
         """
         self.out.mkdir(parents=True, exist_ok=True)
@@ -118,23 +121,29 @@ class OneByOne:
         reporter: Reporter, shown: str,
     ) -> None:  # fmt: skip
         before = endpoint.sent
-        made = run_attack(
-            # The pool is remembered, and sent once.
-            fair_share(self.attack, prior, len(group), of=classes),
-            target,
-            prior,
-            torch.tensor(group),
-            rng=generator(self.seed, f"attack/{self.name}"),
-            progress=reporter.stage(f"{self.name} {shown}"),
-        )
+        made, without = None, ""
+        try:
+            made = run_attack(
+                # The pool is remembered, and sent once.
+                fair_share(self.attack, prior, len(group), of=classes),
+                target,
+                prior,
+                torch.tensor(group),
+                rng=generator(self.seed, f"attack/{self.name}"),
+                progress=reporter.stage(f"{self.name} {shown}"),
+            )
+        except NoSampleError as error:  # it would come again, however often the command is run
+            without = str(error)
         missing = left_out(made, torch.tensor(group), target.classes)
         if missing is not None:
             reporter.warn(f"{self.name}: {missing}")
         partial = self.out / ".class.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        write_reconstructions(partial, "pictures", made, classes=target.classes, name=self.name)
-        write_json(partial / "facts.json", {"labels": group, "sent": endpoint.sent - before})
+        if made is not None:
+            write_reconstructions(partial, "pictures", made, classes=target.classes, name=self.name)
+        facts = {"labels": group, "sent": endpoint.sent - before, "without": without}
+        write_json(partial / "facts.json", facts)
         pictures = self.out / "reconstructions"
         pictures.mkdir(exist_ok=True)
         for label in group:
@@ -154,11 +163,18 @@ class OneByOne:
         return found
 
     def _collect(self) -> int:
-        """Latents of all classes in one file; returns how many images were sent."""
+        """Latents of all classes in one file; returns how many images were sent.
+
+        Raises:
+            NoSampleError: there are none.
+        """
         finished = self.out / _FINISHED
         folders = sorted(file.parent for file in finished.glob("*/facts.json"))
-        sent: int = sum(json.loads((f / "facts.json").read_text())["sent"] for f in folders)
-        parts = [load_latents(f) for f in folders]
+        facts = [json.loads((f / "facts.json").read_text()) for f in folders]
+        sent: int = sum(one["sent"] for one in facts)
+        parts = [load_latents(f) for f in folders if (f / LATENTS).is_file()]
+        if not parts:
+            raise NoSampleError(facts[0]["without"])
         write_json(self.out / "facts.json", {"queries": sent})
         partial = self.out / f".{LATENTS}.partial"
         save_file({k: torch.cat([part[k] for part in parts]) for k in parts[0]}, partial)

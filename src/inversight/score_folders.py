@@ -24,6 +24,7 @@ from inversight.device import pick_device
 from inversight.embeddings import named_embedding
 from inversight.errors import ConfigError, InputError, RunError
 from inversight.evaluation import (
+    CONTROL_GAP,
     PairMeasure,
     ScoredSet,
     Subjects,
@@ -31,6 +32,7 @@ from inversight.evaluation import (
     check_pairs,
     evaluate,
 )
+from inversight.gate import exceeded, gates
 from inversight.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.outputs import write_report
 from inversight.report import load_report_data
@@ -140,6 +142,7 @@ def score_folders(
     device: str,
     reporter: Reporter,
     fdr: float = DEFAULT_RATE,
+    fail_on: Sequence[str] = (),
     resume: bool = False,
 ) -> AuditResult:
     """Score folders of reconstructions against private images; writes a run folder without an attack.
@@ -155,6 +158,12 @@ def score_folders(
         raise ConfigError(f"--memory {memory}: expected bytes, at least {LEAST_MEMORY} (16 MiB)")
     check_pairs(against.pairs)
     check_rate(fdr)
+    for gate in (thresholds := gates(fail_on)):
+        if gate.metric == CONTROL_GAP:
+            raise ConfigError(
+                f"--fail-on {gate}: {gate.metric} is of audits alone; a score has none"
+            )
+        gate.check(holdout=against.holdout is not None, embedding=against.embedding)
     if not resume:
         Run.check_new(out, needed_bytes=20_000_000)
     size = against.size
@@ -284,10 +293,12 @@ def score_folders(
     finally:
         run.close()
     metrics = {key: dict(value) for key, value in data.metrics.items()}
-    return AuditResult(out, metrics, data.samples, ())
+    return AuditResult(out, metrics, data.samples, (), exceeded(thresholds, metrics))
 
 
-def resume_scoring(out: Path, *, device: str, reporter: Reporter) -> AuditResult:
+def resume_scoring(
+    out: Path, *, device: str, reporter: Reporter, fail_on: Sequence[str] = ()
+) -> AuditResult:
     """Go on with a scoring that was stopped; it ends with the tables it would have had.
 
     Raises:
@@ -313,6 +324,7 @@ def resume_scoring(out: Path, *, device: str, reporter: Reporter) -> AuditResult
         fdr=manifest["fdr"],
         device=device,
         reporter=reporter,
+        fail_on=fail_on,
         resume=True,
     )
 

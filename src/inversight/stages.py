@@ -18,13 +18,13 @@ from inversight.adaptation import ARMS, Adaptation, adapt
 from inversight.attacks import (
     ATTACKS,
     Attack,
+    check_fits,
     gathered,
-    require_access,
     run_share,
     write_reconstructions,
 )
 from inversight.attacks.base import left_out
-from inversight.attacks.endpoint import Endpoint, endpoint_target
+from inversight.attacks.endpoint import Endpoint, endpoint_target, read_headers
 from inversight.config import build, from_mapping, merge, nearest
 from inversight.console import Quiet, Reporter
 from inversight.data import ImageSet, check_size, load_folder, working_size
@@ -329,14 +329,15 @@ def attack_stage(
                 given_prior, model, plan, limit=limit, device=where, reporter=reporter
             )
         target = model.load(given_prior).to(where)
-        require_access(made, target)
+        attacked = given_prior.prior.to(where)
+        check_fits(made, target, attacked)
         Run.check_new(out, needed_bytes=50_000_000)
         labels = torch.arange(min(limit or target.num_classes, target.num_classes))
         with _remedy("attack", getattr(made, "batch_size", None)):
             part = run_share(
                 made,
                 target,
-                given_prior.prior.to(where),
+                attacked,
                 labels,
                 processes=processes,
                 rng=generator(seed, f"attack/{name}"),
@@ -373,10 +374,11 @@ def _attack_service(
     """Attack a service class after class; what is finished is kept, and the same call goes on."""
     plan.check()
     target, endpoint = model.service(prior, reporter)
-    require_access(plan.attack, target)
+    attacked = prior.prior.to(device)
+    check_fits(plan.attack, target, attacked)
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
     with _remedy("attack", getattr(plan.attack, "batch_size", None)):
-        sent = plan.run(target, endpoint, prior.prior.to(device), labels, reporter)
+        sent = plan.run(target, endpoint, attacked, labels, reporter)
     reporter.say(f"{plan.name}: {sent:,} images sent to the target, {plan.attack.access} access")
     return plan.out / "reconstructions"
 
@@ -391,6 +393,8 @@ class TargetChoice:
     std: tuple[float, ...] | None
     size: int | None
     trust: bool
+    headers: tuple[str, ...] = ()
+    """NAME=VARIABLE, for a service: what the environment's VARIABLE holds is sent as header NAME."""
 
     def load(self, prior: GivenPrior) -> Target:
         """The target; a model of any size takes images of the prior's.
@@ -399,6 +403,10 @@ class TargetChoice:
             TargetError: wrong in any way, or its class names are not known.
             DataError: the prior's images are colour and the model's are not, or the other way round.
         """
+        if self.headers:
+            raise ConfigError(
+                f"--endpoint-header: is for a service, and --target {self.spec} is none; leave it out"
+            )
         channels, size, _ = prior.prior.image_shape
         target = load_target(
             self.spec,
@@ -442,6 +450,7 @@ class TargetChoice:
             self.spec,
             classes=read_classes(self.classes),
             image_shape=(channels, side, side),
+            headers=read_headers(self.headers),
             warn=reporter.warn,
         )
 

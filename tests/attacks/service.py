@@ -47,6 +47,7 @@ class Service:
     usual: Callable[[Tensor], Answer]
     answers: list[Callable[[Tensor], Answer]] = field(default_factory=list)
     requests: list[Tensor] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
 
     @property
@@ -63,6 +64,7 @@ class Service:
 def serving(service: Service) -> Iterator[Service]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            service.headers.append(dict(self.headers))
             size = int(self.headers["Content-Length"])
             given = json.loads(self.rfile.read(size))["images"]
             opened = [Image.open(io.BytesIO(base64.b64decode(one))) for one in given]
@@ -75,6 +77,12 @@ def serving(service: Service) -> Iterator[Service]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_GET(self) -> None:  # what a POST becomes where it is redirected
+            service.headers.append(dict(self.headers))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None: ...
 

@@ -18,9 +18,10 @@ from inversight.attacks.endpoint import (
     Endpoint,
     EndpointError,
     endpoint_target,
+    read_headers,
     read_spec,
 )
-from inversight.errors import InputError, TargetError
+from inversight.errors import ConfigError, InputError, TargetError
 from inversight.imaging import to_float, to_uint8
 from inversight.seeding import generator
 from inversight.target import Access
@@ -220,6 +221,59 @@ def test_labels_where_scores_were_hoped_for(service: Service) -> None:
     service.usual = labels
     with pytest.raises(TargetError, match=r"answers with labels alone; add .access=label"):
         endpoint_target(f"endpoint:{service.url}", classes=CLASSES, image_shape=(1, 8, 8))
+
+
+# Headers
+
+SECRET = {"Authorization": "Bearer s3cret"}
+
+
+def test_headers_are_sent_and_not_shown(service: Service) -> None:
+    endpoint = Endpoint(Calling(url=service.url), CLASSES, headers=SECRET)
+    endpoint(IMAGES)
+    assert service.headers[0]["Authorization"] == "Bearer s3cret"
+    assert service.headers[0]["Content-Type"] == "application/json"
+    assert "s3cret" not in repr(endpoint)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_headers_do_not_go_where_a_service_redirects(
+    service: Service, waited: list[float], code: int
+) -> None:
+    with serving(Service(probabilities)) as other:
+        service.usual = status(code, Location=other.url)
+        endpoint = calling(service, waited, retries=0)
+        endpoint.headers = SECRET
+        with pytest.raises((EndpointError, TargetError)) as caught:
+            endpoint(IMAGES)
+        assert "s3cret" not in str(caught.value)
+        assert service.headers[0]["Authorization"] == "Bearer s3cret"
+        assert len(other.headers) == (1 if code < 307 else 0)
+        assert all("Authorization" not in one for one in other.headers)
+
+
+def test_headers_come_from_the_environment() -> None:
+    known = {"TOKEN": " Bearer s3cret\n", "KEY": "k"}
+    found = read_headers(["Authorization=TOKEN", "X-Api-Key=KEY"], known)
+    assert found == {"Authorization": "Bearer s3cret", "X-Api-Key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Authorization=NONE", "the environment variable NONE is not set"),
+        ("Authorization=EMPTY", "the environment variable EMPTY is not set"),
+        ("Authorization=LINES", "LINES holds line breaks"),
+        ("Authorization: Bearer s3cret", "expected NAME=VARIABLE"),
+        ("Authorization=Bearer s3cret", "expected NAME=VARIABLE"),
+        ("Content-Type=TOKEN", "is set by inversight itself"),
+    ],
+)
+def test_wrong_headers_are_one_line_without_the_secret(text: str, message: str) -> None:
+    known = {"EMPTY": "", "LINES": "s3cret\nX: y", "TOKEN": "s3cret"}
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_headers([text], known)
+    assert "s3cret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 # As a target

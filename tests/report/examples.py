@@ -69,6 +69,21 @@ def metrics() -> dict[str, dict[str, Any]]:
     }
 
 
+def budget() -> pd.DataFrame:
+    """Two attacks, of which one has no point but the whole."""
+    whole = dict(attack="cma-es", budget=None, queries=5000, covered=0.5, ddcs_best=2.0)
+    rows: list[dict[str, Any]] = [
+        dict(whole, budget=100, queries=90, covered=0.2, covered_low=0.1, covered_high=0.3),
+        dict(whole, budget=1000, queries=800, covered=0.4),
+        dict(whole, budget=10_000),
+        whole,
+        dict(attack="gmi", budget=100, reason="too few for a start"),
+        dict(attack="gmi", budget=1000, reason="too few for a start"),
+        dict(attack="gmi", budget=None, queries=7000, covered=0.3, ddcs_best=1.0),
+    ]
+    return pd.DataFrame([{"reason": None, "reconstructions": 4, **row} for row in rows])
+
+
 def png(colour: int, size: int = 8) -> bytes:
     out = io.BytesIO()
     Image.new("L", (size, size), colour).save(out, "PNG")
@@ -89,6 +104,9 @@ def hostile_data(**changes: Any) -> ReportData:
         "facts": {evil: evil},
         "embedding": evil,
         "holdout_nearest": np.linspace(0.05, 0.5, 40).tolist(),
+        "budget": budget()
+        .assign(attack=[evil] * 4 + [HOSTILE[1]] * 3)
+        .replace("too few for a start", evil),
         "gallery": [GalleryItem(name, name, 2.0, 0.5, png(9), png(200)) for name in HOSTILE],
         "images": "full",
         "evaluator": {"holdout_accuracy": 0.9, evil: evil},

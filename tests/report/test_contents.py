@@ -30,6 +30,33 @@ def test_the_holdout_table_is_read_where_it_is(tmp_path):
     assert found[0] == 0.5 and found[1] != found[1]
 
 
+def test_no_path_of_a_run_with_hashed_names_is_shown(tmp_path):
+    changes = {
+        "settings": {
+            "hash_ids": True,
+            "arm": "data",  # called as the folder of the private images is
+            "private": "data",
+            "public": "data-more",
+            "target": "mine.models:net?weights=/secret/w.safetensors",
+            "evaluator": "/secret/judge",
+            "prior": "/secret/prior",
+        },
+        "inputs": {"private": {"path": "data", "images": 30, "fingerprint": "f0"}},
+        "target": {"spec": "mine.models:net?weights=/secret/w.safetensors"},
+        "split": "private: 30 images (data); public: 50 images (data-more)",
+        "notes": ["The prior was made before: /secret/prior."],
+        "warnings": ["/secret/judge is odd"],
+    }
+    data = load_report_data(write_run(tmp_path / "run", **changes))
+    assert data.split == "private: 30 images ((hidden)); public: 50 images ((hidden))"
+    assert data.settings["arm"] == "data" and data.settings["private"] == "(hidden)"
+    assert data.settings["target"] == "mine.models:net?weights=(hidden)"
+    page = render(data)
+    assert "secret" not in page and "data-more" not in page and "mine.models:net" in page
+    changes["settings"]["hash_ids"] = False
+    assert "/secret/judge" in render(load_report_data(write_run(tmp_path / "shown", **changes)))
+
+
 def test_only_the_tables_are_required(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "run.json").write_text("{}")

@@ -1,6 +1,6 @@
 """Attacks: target and prior -> reconstructions."""
 
-from inversight.attacks.base import Attack, Reconstructions, require_access
+from inversight.attacks.base import Attack, Reconstructions, check_fits, require_access
 from inversight.attacks.brep_mi import BrepMi
 from inversight.attacks.c2f_mi import C2fMi
 from inversight.attacks.cma import CmaEs
@@ -65,6 +65,7 @@ __all__ = [
     "RlbMi",
     "Vmi",
     "black_box",
+    "check_fits",
     "control",
     "gathered",
     "load_latents",

@@ -12,6 +12,7 @@ from torch import Tensor
 from inversight.errors import InputError, StageError
 from inversight.priors.base import Conditional, Critic, Intermediate, Prior
 from inversight.progress import Progress, silent
+from inversight.seeding import generator
 from inversight.target import Access, Target
 
 ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
@@ -78,9 +79,35 @@ def require_access(attack: Attack, target: Target) -> None:
         )
 
 
-def left_out(made: Reconstructions, labels: Tensor, classes: Sequence[str]) -> str | None:
+@runtime_checkable
+class Demanding(Protocol):
+    """An attack that not every target or prior is enough for."""
+
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse a target or a prior that lacks what the attack needs, spending no counted query.
+
+        Asked before a run, of networks that may not be trained yet: what they are is to be judged, not
+        what they answer.
+
+        Raises:
+            InputError: it lacks something; says what.
+        """
+
+
+def check_fits(attack: Attack, target: Target, prior: Prior) -> None:
+    """Refuse a target or a prior that lacks what the attack needs, before anything is run.
+
+    Raises:
+        InputError: the target gives too little access, or the attack's own check fails.
+    """
+    require_access(attack, target)
+    if isinstance(attack, Demanding):
+        attack.check(target, prior)
+
+
+def left_out(made: Reconstructions | None, labels: Tensor, classes: Sequence[str]) -> str | None:
     """A warning that names the classes among ``labels`` that nothing was made for, else None."""
-    there = set(made.labels.tolist())
+    there = set() if made is None else set(made.labels.tolist())
     missing = [classes[label] for label in labels.tolist() if label not in there]
     if not missing:
         return None
@@ -92,13 +119,20 @@ def left_out(made: Reconstructions, labels: Tensor, classes: Sequence[str]) -> s
 
 
 def critic_of(attack: Attack, prior: Prior) -> Critic:
-    """``prior`` as one that has a critic.
+    """``prior`` as one that has a critic, which has been asked about one image.
 
     Raises:
-        InputError: it has none.
+        InputError: it has none, or one that cannot judge an image alone.
     """
     if not isinstance(prior, Critic):
         raise _lacking(attack, prior, "a critic (`realness`)")
+    try:
+        with torch.no_grad():
+            prior.realness(prior(prior.sample(1, rng=generator(0))))
+    except InputError as error:
+        raise InputError(
+            f"{type(attack).__name__} needs a critic that judges an image alone, but {error}"
+        ) from error
     return prior
 
 
@@ -122,8 +156,8 @@ def conditional_of(attack: Attack, prior: Prior, classes: int) -> Conditional:
     if not isinstance(prior, Conditional) or prior.num_classes == 0:
         raise InputError(
             f"{type(attack).__name__} needs a prior that is conditioned on the target's classes, which "
-            f"{type(prior).__name__} here is not; adapt it with --arm pseudo-labels or choose another "
-            "--attack"
+            f"{type(prior).__name__} here is not; adapt it with --arm pseudo-labels, in an audit with "
+            "adaptation.steps above 0, or choose another --attack"
         )
     if prior.num_classes != classes:
         raise InputError(

@@ -83,6 +83,18 @@ class BrepMi:
         """Images that the attack sends for so many classes if the first pool has them all."""
         return self.pool + classes * self.searches * self.iterations * (self.points + 1)
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if self.keep > self.searches:
+            raise InputError(
+                f"BrepMi: expected keep <= searches, found keep={self.keep}, "
+                f"searches={self.searches}"
+            )
+
     @torch.no_grad()
     def run(
         self,
@@ -104,11 +116,7 @@ class BrepMi:
             NoSampleError: no sample of the prior is in any of the classes.
         """
         require_access(self, target)
-        if self.keep > self.searches:
-            raise InputError(
-                f"BrepMi: expected keep <= searches, found keep={self.keep}, "
-                f"searches={self.searches}"
-            )
+        self.check(target, prior)
         meter = QueryMeter(self.most_queries)
         target = metered(target, self.access, meter)
         seed = draw_seed(rng)

@@ -28,7 +28,7 @@ def within(attack: Attack, queries: int, *, classes: int, used: int) -> Attack |
     has = {field.name: getattr(attack, field.name) for field in fields(attack)}
     common = _common(attack, has)
     each_class = "most_queries" in has or "candidates" in has
-    sent = sum(has[name] * times for name, times in common.items())
+    sent = sum(common_queries(attack).values())
     share = min(sent, queries // 2 if each_class else queries)
     cut: dict[str, Any] = {name: max(1, has[name] * share // sent) for name in common}
     left = queries - sum(cut[name] * times for name, times in common.items())
@@ -74,6 +74,14 @@ def pool_queries(attack: Attack, prior: Prior) -> int:
     """Images that ``attack`` sends for no class in particular, as far as it says so."""
     plan = getattr(attack, "planned_queries", None)
     return 0 if plan is None else int(plan(prior, 0))
+
+
+def common_queries(attack: Attack) -> dict[str, int]:
+    """Images that ``attack`` sends for all classes together, by the setting that they are."""
+    if not is_dataclass(attack):
+        return {}
+    has = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    return {name: has[name] * times for name, times in _common(attack, has).items()}
 
 
 def _common(attack: Attack, has: dict[str, Any]) -> dict[str, int]:

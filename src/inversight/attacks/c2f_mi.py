@@ -83,6 +83,18 @@ class C2fMi(ScoreSearch):
         """Images that the attack sends for so many classes if nothing limits it."""
         return self.pool + classes * self.population * (1 + self.generations + self.crops)
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if not self.keep <= self.population <= self.pool or self.population < 2:
+            raise InputError(
+                "C2fMi: expected keep <= population <= pool and a population of at least 2, found "
+                f"keep={self.keep}, population={self.population}, pool={self.pool}"
+            )
+
     def run(
         self,
         target: Target,
@@ -99,11 +111,7 @@ class C2fMi(ScoreSearch):
             QueriesSpentError: ``most_queries`` does not even cover the pool.
         """
         require_access(self, target)
-        if not self.keep <= self.population <= self.pool or self.population < 2:
-            raise InputError(
-                "C2fMi: expected keep <= population <= pool and a population of at least 2, found "
-                f"keep={self.keep}, population={self.population}, pool={self.pool}"
-            )
+        self.check(target, prior)
         meter = QueryMeter(self.most_queries)
         target = metered(target, self.access, meter)
         seed = draw_seed(rng)

@@ -61,6 +61,18 @@ class CmaEs(ScoreSearch):
         tried = self.generations * self._population(width)
         return self.pool + classes * self.searches * (tried + self.crops)
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if not self.keep <= self.searches <= self.pool:
+            raise InputError(
+                "CmaEs: expected keep <= searches <= pool, found "
+                f"keep={self.keep}, searches={self.searches}, pool={self.pool}"
+            )
+
     @torch.no_grad()
     def run(
         self,
@@ -79,11 +91,7 @@ class CmaEs(ScoreSearch):
             QueriesSpentError: ``most_queries`` does not even cover the pool.
         """
         require_access(self, target)
-        if not self.keep <= self.searches <= self.pool:
-            raise InputError(
-                "CmaEs: expected keep <= searches <= pool, found "
-                f"keep={self.keep}, searches={self.searches}, pool={self.pool}"
-            )
+        self.check(target, prior)
         meter = QueryMeter(self.most_queries)
         target = metered(target, self.access, meter)
         seed = draw_seed(rng)

@@ -55,6 +55,18 @@ class DistributionSearch(FinalSelection, ABC):
         """Images that go forward and back for a class, over all steps."""
         return self.samples * self.steps
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse a target or a prior that lacks what the attack needs, before the first query.
+
+        Raises:
+            InputError: it does, or the settings contradict each other.
+        """
+        if not self.keep <= self.candidates:
+            raise InputError(
+                f"{type(self).__name__}: expected keep <= candidates, found "
+                f"keep={self.keep}, candidates={self.candidates}"
+            )
+
     @abstractmethod
     def start(self, classes: int, width: int) -> list[Tensor]:
         """Variables of the distributions, each (K, ...)."""
@@ -92,11 +104,7 @@ class DistributionSearch(FinalSelection, ABC):
                 settings contradict each other.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates:
-            raise InputError(
-                f"{type(self).__name__}: expected keep <= candidates, found "
-                f"keep={self.keep}, candidates={self.candidates}"
-            )
+        self.check(target, prior)
         loss = self.image_loss(target, prior)
         seed = draw_seed(rng)
         sample = truncated(prior, self.truncation).sample(self.pool, rng=generator(seed, "pool"))

@@ -13,8 +13,10 @@ import base64
 import hashlib
 import io
 import json
+import os
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -39,6 +41,9 @@ _LEAST = 1e-12
 """What a probability of 0 is taken for, so that its logarithm is a number."""
 _SLACK = 0.01
 """How far from 1 a row of probabilities may sum; services round them."""
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OWN_HEADERS = ("host", "content-type", "content-length", "transfer-encoding", "connection")
 
 
 class EndpointError(StageError):
@@ -74,13 +79,15 @@ class Endpoint:
     """Asks a service about images and checks what it says.
 
     sent: images that were sent, those of tries that failed not counted. warn: told once if it says
-    more than it should.
+    more than it should. headers: sent with every request to the address itself, and nowhere that it
+    redirects to; they may be secrets, and stand in no message and no file.
     """
 
     calling: Calling
     classes: tuple[str, ...]
     warn: Callable[[str], None] = lambda _: None
     sleep: Callable[[float], None] = time.sleep
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     sent: int = 0
     _known: dict[bytes, Tensor] = field(default_factory=dict)
     _last: float = -float("inf")
@@ -153,6 +160,8 @@ class Endpoint:
         request = Request(  # noqa: S310 (http and https alone, see read_spec)
             self.calling.url, data=body, headers={"Content-Type": "application/json"}
         )
+        for name, value in self.headers.items():
+            request.add_unredirected_header(name, value)
         with urlopen(request, timeout=self.calling.timeout) as response:  # noqa: S310
             raw = response.read()
         try:
@@ -238,21 +247,58 @@ def read_spec(spec: str) -> Calling:
     return calling
 
 
+def read_headers(
+    texts: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """``NAME=VARIABLE`` -> NAME and what the environment's VARIABLE holds, which no message repeats.
+
+    Raises:
+        ConfigError: another form, a header of the protocol's own, or a variable that is not set or
+            holds what no header can.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, variable = text.partition("=")
+        if not _TOKEN.fullmatch(name) or not _VARIABLE.fullmatch(variable):
+            # The text itself may be a secret that was put in the wrong place.
+            raise ConfigError(
+                "--endpoint-header: expected NAME=VARIABLE, a header and the environment variable "
+                "that holds its value, as in Authorization=SERVICE_TOKEN"
+            )
+        if name.lower() in _OWN_HEADERS:
+            raise ConfigError(f"--endpoint-header {name}: is set by inversight itself")
+        value = environment.get(variable, "").strip()
+        if not value:
+            raise ConfigError(
+                f"--endpoint-header {name}: the environment variable {variable} is not set; export it "
+                "with the header's whole value, as in 'Bearer ...'"
+            )
+        if not all(" " <= letter <= "~" for letter in value):
+            raise ConfigError(
+                f"--endpoint-header {name}: the environment variable {variable} holds line breaks or "
+                "letters that no header can have"
+            )
+        found[name] = value
+    return found
+
+
 def endpoint_target(
     spec: str,
     *,
     classes: Sequence[str],
     image_shape: tuple[int, int, int],
+    headers: Mapping[str, str] | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[Target, Endpoint]:
     """The service that ``spec`` names as a target, asked about one grey image to see that it answers.
 
-    classes: names in the order of its probabilities. image_shape: (C, H, W) of what it is sent.
+    classes: names in the order of its probabilities. image_shape: (C, H, W) of what it is sent. headers:
+    sent with every request, see :func:`read_headers`.
 
     Raises:
         TargetError: the address is wrong, or the service gives no usable answer.
     """
-    endpoint = Endpoint(read_spec(spec), tuple(classes), warn)
+    endpoint = Endpoint(read_spec(spec), tuple(classes), warn, headers=headers or {})
     target = black_box(endpoint, classes=classes, image_shape=image_shape, spec=spec)
     target = target.restricted(endpoint.calling.access)
     patient = endpoint.calling

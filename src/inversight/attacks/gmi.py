@@ -48,6 +48,7 @@ class Gmi(LatentSearch):
     """Standard deviations from the mean beyond which latents are clipped (published code: 1)."""
 
     def check(self, target: Target, prior: Prior) -> None:
+        super().check(target, prior)
         critic_of(self, prior)
 
     def identity_loss(self, problem: Problem) -> ImageLoss:

@@ -54,6 +54,7 @@ class IfGmi(DescentInW):
         return self.candidates * (self.steps + self.layers * self.layer_steps)
 
     def check(self, target: Target, prior: Prior) -> None:
+        super().check(target, prior)
         intermediate_of(self, prior)
 
     def begin(self, problem: Problem) -> Improve:

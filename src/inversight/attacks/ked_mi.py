@@ -37,6 +37,10 @@ class KedMi(DistributionSearch):
     start_log_variance: float = 1.0
     """Logarithm of the variances at the start, where means are 0 (published: 1)."""
 
+    def check(self, target: Target, prior: Prior) -> None:
+        super().check(target, prior)
+        critic_of(self, prior)
+
     def start(self, classes: int, width: int) -> list[Tensor]:
         """Means and logarithms of variances, both (K, D)."""
         return [

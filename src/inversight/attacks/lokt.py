@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import NoSampleError, Reconstructions, require_access
 from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueryMeter, metered
 from inversight.attacks.selection import truncated
@@ -90,7 +90,8 @@ class Lokt:
         ``losses`` are the white-box attack's, on the surrogates.
 
         Raises:
-            StageError: no sample of the prior is in any of the classes, or all are in one.
+            NoSampleError: no sample of the prior is in any of the classes.
+            StageError: all are in one.
         """
         require_access(self, target)
         meter = QueryMeter()
@@ -103,7 +104,7 @@ class Lokt:
         counts = torch.bincount(shown.labels, minlength=len(target.classes))
         known = labels[counts[labels] > 0]
         if len(known) == 0 or int((counts > 0).sum()) < 2:
-            raise StageError(
+            raise (StageError if len(known) else NoSampleError)(
                 f"Lokt: the target puts {self.images:,} samples of the prior in "
                 f"{int((counts > 0).sum())} class(es), among them {len(known)} of those to "
                 "reconstruct; raise images, or take a prior nearer to the classes"

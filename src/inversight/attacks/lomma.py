@@ -65,7 +65,12 @@ class Lomma(Gmi):
     def check(self, target: Target, prior: Prior) -> None:
         super().check(target, prior)
         try:
-            PooledEmbedding("target", target)
+            pooled = PooledEmbedding("target", target)
+            if target.before is None:  # where queries count, the first of them tells it
+                device = pooled.last_linear().weight.device
+                with torch.no_grad():
+                    image = torch.full((1, *target.image_shape), 0.5, device=device)
+                    self._check_once(target, *pooled.with_logits(image))
         except TargetError as error:
             raise _without_features(self, str(error)) from error
 
@@ -106,12 +111,15 @@ class Lomma(Gmi):
         total: Tensor | float = 0.0
         for w in problem.pool.latents.split(self.batch_size):
             features, logits = pooled.with_logits(problem.prior(w))
-            if len(features) != len(logits):
-                reason = "its last torch.nn.Linear layer is called more than once for an image"
-                raise _without_features(self, f"{problem.target.spec}: {reason}")
+            self._check_once(problem.target, features, logits)
             total = total + features.double().sum(0)
         mean = torch.as_tensor(total) / len(problem.pool.latents)
         return mean.to(features.dtype)
+
+    def _check_once(self, target: Target, features: Tensor, logits: Tensor) -> None:
+        if len(features) != len(logits):
+            reason = "its last torch.nn.Linear layer is called more than once for an image"
+            raise _without_features(self, f"{target.spec}: {reason}")
 
 
 def _without_features(attack: Lomma, reason: str) -> InputError:

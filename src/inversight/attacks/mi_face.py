@@ -68,6 +68,18 @@ class MiFace(FinalSelection):
         """Images that go forward and back for a class, over all steps."""
         return self.candidates * self.steps
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if not self.keep <= self.candidates:
+            raise InputError(
+                "MiFace: expected keep <= candidates, found "
+                f"keep={self.keep}, candidates={self.candidates}"
+            )
+
     def run(
         self,
         target: Target,
@@ -85,11 +97,7 @@ class MiFace(FinalSelection):
             InputError: the target gives no gradients, or the settings contradict each other.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates:
-            raise InputError(
-                "MiFace: expected keep <= candidates, found "
-                f"keep={self.keep}, candidates={self.candidates}"
-            )
+        self.check(target, prior)
         seed = draw_seed(rng)
         device = prior.sample(1, rng=generator(0)).device
         shape = (self.candidates, *target.image_shape)

@@ -61,6 +61,19 @@ class MirrorGenetic(ScoreSearch):
         children = self.generations * (self.population - 1)
         return self.pool + classes * (children + self.candidates * self.crops)
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if not self.keep <= self.candidates <= self.population <= self.pool:
+            raise InputError(
+                "MirrorGenetic: expected keep <= candidates <= population <= pool, found "
+                f"keep={self.keep}, candidates={self.candidates}, population={self.population}, "
+                f"pool={self.pool}"
+            )
+
     @torch.no_grad()
     def run(
         self,
@@ -78,12 +91,7 @@ class MirrorGenetic(ScoreSearch):
             QueriesSpentError: ``most_queries`` does not even cover the pool.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates <= self.population <= self.pool:
-            raise InputError(
-                "MirrorGenetic: expected keep <= candidates <= population <= pool, found "
-                f"keep={self.keep}, candidates={self.candidates}, population={self.population}, "
-                f"pool={self.pool}"
-            )
+        self.check(target, prior)
         meter = QueryMeter(self.most_queries)
         target = metered(target, self.access, meter)
         seed = draw_seed(rng)

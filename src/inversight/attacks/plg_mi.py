@@ -63,6 +63,19 @@ class PlgMi(FinalSelection):
         """Images that go forward and back for a class, over all steps."""
         return self.candidates * self.steps * self.transformations
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse a prior of other classes and settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: it is, or they do.
+        """
+        if not self.keep <= self.candidates <= self.pool:
+            raise InputError(
+                "PlgMi: expected keep <= candidates <= pool, found "
+                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
+            )
+        conditional_of(self, prior, target.num_classes)
+
     def run(
         self,
         target: Target,
@@ -79,11 +92,7 @@ class PlgMi(FinalSelection):
                 as it has, or the settings contradict each other.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates <= self.pool:
-            raise InputError(
-                "PlgMi: expected keep <= candidates <= pool, found "
-                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
-            )
+        self.check(target, prior)
         conditional = conditional_of(self, prior, target.num_classes)
         seed = draw_seed(rng)
         total = len(labels) + 1

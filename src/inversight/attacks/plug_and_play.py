@@ -58,8 +58,17 @@ class PlugAndPlay(DescentInW):
 
     @property
     def image_steps(self) -> int:
-        before = [self.candidates, *(left for _, left in self.rungs)]
-        return sum(steps * n for (steps, _), n in zip(self.rungs, before, strict=False))
+        return sum(steps * n for (steps, _), n in zip(self.rungs, self._numbers, strict=False))
+
+    @property
+    def crop_images(self) -> int:
+        halved = sum(n for n, left in pairwise(self._numbers) if left < n)
+        return self.halving_crops * halved + self.crops * self._numbers[-1]
+
+    @property
+    def _numbers(self) -> list[int]:
+        """Candidates of a class at first, and after each rung."""
+        return [self.candidates, *(left for _, left in self.rungs)]
 
     @property
     def rungs(self) -> list[tuple[int, int]]:

@@ -80,6 +80,18 @@ class RlbMi(ScoreSearch):
         each = 1 if self.diversity == 0 else 2
         return classes * (each * self.episodes + self.candidates * self.crops)
 
+    def check(self, target: Target, prior: Prior) -> None:
+        """Refuse settings that contradict each other, before the first query.
+
+        Raises:
+            InputError: they do.
+        """
+        if not self.keep <= self.candidates <= self.episodes:
+            raise InputError(
+                "RlbMi: expected keep <= candidates <= episodes, found "
+                f"keep={self.keep}, candidates={self.candidates}, episodes={self.episodes}"
+            )
+
     def run(
         self,
         target: Target,
@@ -96,11 +108,7 @@ class RlbMi(ScoreSearch):
             QueriesSpentError: ``most_queries`` does not even cover the candidates' episodes.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates <= self.episodes:
-            raise InputError(
-                "RlbMi: expected keep <= candidates <= episodes, found "
-                f"keep={self.keep}, candidates={self.candidates}, episodes={self.episodes}"
-            )
+        self.check(target, prior)
         meter = QueryMeter(self.most_queries)
         target = metered(target, self.access, meter)
         seed = draw_seed(rng)

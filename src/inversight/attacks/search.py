@@ -143,8 +143,13 @@ class LatentSearch(FinalSelection, ABC):
         """Refuse a target or a prior that lacks what the attack needs, before the first query.
 
         Raises:
-            InputError: it does.
+            InputError: it does, or the settings contradict each other.
         """
+        if not self.keep <= self.candidates <= self.pool:
+            raise InputError(
+                f"{type(self).__name__}: expected keep <= candidates <= pool, found "
+                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
+            )
 
     def logits(self, target: Target, prior: Prior) -> Callable[[Tensor], Tensor]:
         """Latents (N, ...) -> the target's logits (N, K) of their images."""
@@ -189,11 +194,6 @@ class LatentSearch(FinalSelection, ABC):
                 the settings contradict each other.
         """
         require_access(self, target)
-        if not self.keep <= self.candidates <= self.pool:
-            raise InputError(
-                f"{type(self).__name__}: expected keep <= candidates <= pool, found "
-                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
-            )
         self.check(target, prior)
         seed = draw_seed(rng)
         pool = classified_pool(

@@ -212,6 +212,11 @@ class FinalSelection(CropSettings):
     keep: PositiveInt = 50
     """Reconstructions kept for each class (Plug & Play: 50)."""
 
+    @property
+    def crop_images(self) -> int:
+        """Crops that are looked at for a class, each sent to the target."""
+        return self.candidates * self.crops
+
     def select(
         self, target: Target, prior: Prior, latents: Tensor, wanted: Tensor, *, rng: torch.Generator
     ) -> Selected:

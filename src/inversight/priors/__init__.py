@@ -11,7 +11,7 @@ from inversight.priors.base import (
 )
 from inversight.priors.game import Game
 from inversight.priors.settings import PriorTraining
-from inversight.priors.style_prior import StylePrior, play, train_prior
+from inversight.priors.style_prior import StylePrior, play, train_prior, untrained_prior
 from inversight.priors.watch import Watch
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "Watch",
     "play",
     "train_prior",
+    "untrained_prior",
 ]

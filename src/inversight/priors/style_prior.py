@@ -20,11 +20,12 @@ from inversight.priors.base import Halfway
 from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
 from inversight.priors.settings import PriorTraining
-from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
 from inversight.priors.watch import Watch
 from inversight.processes import ALONE, Processes
 from inversight.progress import Progress, silent
+from inversight.seeding import generator
 
 _KEY = "inversight.prior"
 
@@ -114,8 +115,9 @@ class StylePrior:
         classes = self.critic.architecture.c_dim
         if classes > 0:
             raise InputError(
-                f"the prior's critic judges images with their classes ({classes}), so that it cannot "
-                "judge an image alone; use a prior that is not conditioned, or another --attack"
+                f"the prior's critic judges images with their classes ({classes}), and none alone; "
+                "use another --arm, such as target-aware, a prior that is not conditioned, or another "
+                "--attack"
             )
         logits: Tensor = self.critic(images * 2.0 - 1.0, alone=True)
         return logits.to(images.dtype)
@@ -225,6 +227,19 @@ class StylePrior:
             augmentation=float(facts["augmentation"]),
             log=tuple(facts["log"]),
         )
+
+
+def untrained_prior(image_shape: tuple[int, int, int]) -> StylePrior:
+    """A very small prior of its kind for images (C, S, S): all it can do, and none of it learnt.
+
+    Raises:
+        ConfigError: S is no power of two in 8..1024.
+    """
+    training = PriorTraining(width=1, z_dim=4, w_dim=4, mapping_depth=1)
+    game = Game(image_shape=image_shape, training=training)
+    for module in (game.generator, game.discriminator):
+        initialise(module, generator(0))
+    return _finished(game, training, image_shape, [])
 
 
 def train_prior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,18 @@ from inversight.report.reading import read_mapping, read_table
 
 REQUIRED = ("id", "label", "ddcs_best", "nearest_distance")
 """Columns of ``samples`` without which there is no report."""
+
+BUDGET_COLUMNS = (
+    "attack", "budget", "queries", "reconstructions", "covered", "ddcs_best", "reason",
+)  # fmt: skip
+"""Columns of ``budget`` without which there is no report of it."""
+
+HIDDEN = "(hidden)"
+"""Stands where a path was, with --hash-ids."""
+_PATHS = ("private", "holdout", "public", "classes", "target", "evaluator", "prior")
+"""Settings that can be paths."""
+_HARMLESS = ("embedded digits", "style", "trained by this audit")
+"""What stands where a path can, and is none."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class ReportData:
     embedding: name of the embedding whose squared distance is the distance.
     holdout_nearest: distance of each holdout image to the nearest reconstruction of its class,
         NaN where the class has none; None without a holdout.
+    budget: as in ``budget.parquet``, a row for each attack and number of queries; None without.
     gallery: pairs to show, the most exposed first; empty if ``images`` is "none".
     images: whether pictures may be shown: "none", "blurred" (the items are so already), "full".
     evaluator: facts about the evaluator; ``holdout_accuracy`` in [0, 1] or None decides its trust.
@@ -63,6 +77,7 @@ class ReportData:
     facts: Mapping[str, str] = field(default_factory=dict)
     embedding: str = ""
     holdout_nearest: Sequence[float] | None = None
+    budget: pd.DataFrame | None = None
     gallery: Sequence[GalleryItem] = ()
     images: str = "none"
     evaluator: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +101,9 @@ def load_report_data(
     run: Path, *, gallery: Sequence[GalleryItem] = (), title: str | None = None
 ) -> ReportData:
     """Read a run folder: ``run.json``, ``metrics.json``, ``samples.parquet``, and where they are
-    ``metrics_by_set.json`` and ``holdout.parquet``.
+    ``metrics_by_set.json``, ``holdout.parquet`` and ``budget.parquet``.
+
+    Of a run with --hash-ids no path of an input, a model or a prior is taken over.
 
     Only the tables are required to be there, not the end of the run: the report is its last stage.
     Keys of ``run.json`` that are used, all optional: version, created, preset, seed, device,
@@ -99,10 +116,15 @@ def load_report_data(
         ValueError: a gallery although the run says images: none.
     """
     manifest = read_mapping(run, "run.json")
+    if _mapping(manifest.get("settings")).get("hash_ids"):
+        manifest = without_paths(manifest)
     holdout = None
     if (run / "holdout.parquet").is_file():
         table = read_table(run, "holdout.parquet", ("nearest_distance",))
         holdout = tuple(float(d) for d in table["nearest_distance"].astype("float64"))
+    budget = None
+    if (run / "budget.parquet").is_file():
+        budget = read_table(run, "budget.parquet", BUDGET_COLUMNS)
     inputs = _mapping(manifest.get("inputs"))
     by_set = (
         read_mapping(run, "metrics_by_set.json") if (run / "metrics_by_set.json").is_file() else {}
@@ -117,6 +139,7 @@ def load_report_data(
         facts=_facts(manifest, stages),
         embedding=str(manifest.get("embedding") or ""),
         holdout_nearest=holdout,
+        budget=budget,
         gallery=tuple(gallery),
         images=str(manifest.get("images") or "none"),
         evaluator=_mapping(manifest.get("evaluator")),
@@ -128,6 +151,41 @@ def load_report_data(
         warnings=tuple(map(str, manifest.get("warnings") or ())),
         notes=tuple(map(str, manifest.get("notes") or ())),
     )
+
+
+def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """``manifest`` with every path that a user gave replaced, in sentences too, by ``HIDDEN``."""
+    settings = _mapping(manifest.get("settings"))
+    given = [settings.get(name) for name in _PATHS]
+    given += [_mapping(one).get("path") for one in _mapping(manifest.get("inputs")).values()]
+    given += [_mapping(manifest.get(name)).get("spec") for name in ("target", "evaluator")]
+    paths = set()
+    for one in given:
+        if isinstance(one, str):
+            # Of 'package.module:factory?weights=FILE' the code may be named, the file not.
+            _, mark, query = one.partition("?")
+            path = query.partition("=")[2] if mark else one
+            names_code = ":" in path and not Path(path).is_absolute() and not Path(path).exists()
+            if path and not names_code and path not in _HARMLESS:
+                paths.add(path)
+    # The longest first: one path may be the beginning of another.
+    ordered = sorted(paths, key=lambda path: (-len(path), path))
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            for path in ordered:
+                value = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", HIDDEN, value)
+            return value
+        if isinstance(value, Mapping):
+            return {key: hidden(one) for key, one in value.items()}
+        return [hidden(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+    parts = ("split", "settings", "inputs", "target", "evaluator", "warnings", "notes")
+    found = {**manifest, **{name: hidden(manifest[name]) for name in parts if name in manifest}}
+    for name, value in settings.items():
+        if name not in _PATHS:  # a setting may be called as a folder is
+            found["settings"][name] = value
+    return found
 
 
 def most_exposed_first(samples: pd.DataFrame) -> pd.DataFrame:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from inversight.report import words
+from inversight.report.budget import budget_part
 from inversight.report.contents import GalleryItem, ReportData, most_exposed_first
 from inversight.report.figures import distance_histogram, score_histogram
 from inversight.report.ledger import headings, rows
@@ -71,6 +72,10 @@ def render(data: ReportData) -> str:
     order = _column_order(shown)
     scores = data.samples["ddcs_best"].astype("float64")
     nearest = data.samples["nearest_distance"].astype("float64")
+    budget = budget_part(data.budget)
+    if budget is not None:
+        figures = [(own(picture) or "", caption) for picture, caption in budget.figures]
+        budget = replace(budget, figures=figures)
     total = sum(seconds for _, seconds in data.stages)
     return (
         environment()
@@ -91,6 +96,7 @@ def render(data: ReportData) -> str:
             unreached=int(nearest.isna().sum()),
             score_figure=own(score_histogram(scores.tolist())),
             distance_figure=own(distance_histogram(nearest.tolist(), data.holdout_nearest)),
+            budget=budget,
             gallery=[(item, _picture(item), _is_small(item)) for item in data.gallery],
             trust=_trust(data.evaluator),
             stages=[
@@ -117,7 +123,7 @@ def _metric(key: str, found: Mapping[str, Any]) -> Metric:
     low, high = found.get("low"), found.get("high")
     bounded = low is not None and high is not None
     missing = words.is_missing(found.get("value"))
-    own = {"value", "low", "high", "reason", "features"}
+    own = {"value", "low", "high", "reason", "features", "within"}
     extra = {name: value for name, value in found.items() if name not in own}
     return Metric(
         key=key,
