@@ -14,7 +14,7 @@ from torch import Tensor
 
 from base_audits import base_audit, base_settings
 from inversight.adaptation import Adaptation, adapt
-from inversight.attacks import ATTACKS, Attack, Reconstructions, run_attack
+from inversight.attacks import ATTACKS, Attack, Reconstructions, control, run_attack
 from inversight.audit import Plan
 from inversight.config import build
 from inversight.console import Quiet
@@ -31,6 +31,7 @@ from inversight.target import Target, target_of
 
 MEASURES = (
     "accuracy_top1", "target_top1", "knn_distance", "ddcs_best", "covered", "coverage", "frechet",
+    "leakage_gap",
 )  # fmt: skip
 STEPS = {"digits": 300, "faces-32": 250, "vehicles-same": 500}
 """Steps of the adaptation; arm vanilla goes on for as many without guidance."""
@@ -133,6 +134,11 @@ class Attacked:
         found = resolve({**self.given, "attack": [spec]}).attack[0]
         attack: Attack = build(found, ATTACKS, role="--attack")
         return attack
+
+    def unguided(self, prior: StylePrior, keep: int) -> Reconstructions:
+        """As many samples of the prior as an attack keeps, given out to the classes at random."""
+        labels = self.labels.repeat_interleave(keep)
+        return control(prior, labels, rng=generator(self.seed, "control"))
 
     def run(self, attack: Attack, prior: StylePrior) -> tuple[Reconstructions, float]:
         """What the attack makes of all classes, and the seconds that it took."""

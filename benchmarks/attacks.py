@@ -3,6 +3,7 @@
 uv run python benchmarks/attacks.py                    Plug & Play, quick against plain: ratios
 uv run python benchmarks/attacks.py --run              what is missing of the table of attacks
 uv run python benchmarks/attacks.py --table            table of what is there
+uv run python benchmarks/attacks.py --rescore          after a change of the measures
 uv run python benchmarks/attacks.py --sheet FILE       nearest reconstructions by each attack, as a picture
 
 Plain is the paper's: all candidates for all steps, in float32. Both are measured on the same priors and
@@ -31,10 +32,14 @@ from safetensors.torch import load_file, save_file
 from attack_problem import MEASURES, STEPS, Attacked
 from common import finish, machine, parser
 from inversight.attack_names import ATTACK_NAMES
-from inversight.attacks import PlugAndPlay
+from inversight.attacks import PlugAndPlay, Reconstructions
+from inversight.priors import StylePrior
 from study import interval, numbers
 
 ARMS = ("vanilla", "natural-gradient")
+_ALL_ARMS = (*ARMS, "pseudo-labels", "target-aware")
+BASELINES = ("unguided", "selection")
+"""Samples of the prior given out at random, and the pool's surest samples as they are."""
 OWN_ARM = {"plg-mi": ("pseudo-labels",), "mi-face": ("vanilla",)}
 """Attacks that are run on other arms alone: one needs classes, one needs no prior."""
 MORE_ARMS = {
@@ -62,6 +67,10 @@ def main() -> None:
         for seed in options.seeds:
             for name in options.datasets:
                 run(name, seed, options)
+    elif options.rescore:
+        for seed in options.seeds:
+            for name in options.datasets:
+                rescore(name, seed, options)
     elif options.sheet:
         sheet(options)
     elif options.table:
@@ -78,22 +87,25 @@ def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--datasets", type=lambda text: text.split(","))
     made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    made.add_argument("--attacks", default=ATTACK_NAMES, type=lambda text: text.split(","))
+    made.add_argument(
+        "--attacks", default=(*BASELINES, *ATTACK_NAMES), type=lambda text: text.split(",")
+    )
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
     made.add_argument("--work", type=Path, default=Path("benchmarks/out/defences"))
     made.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
     made.add_argument("--classes", type=int, default=4, help="attacked where speed is measured")
     made.add_argument("--run", action="store_true")
     made.add_argument("--table", action="store_true")
+    made.add_argument("--rescore", action="store_true", help="measure again what --run has made")
     made.add_argument("--sheet", type=Path)
     options = made.parse_args()
     options.seeds = numbers(options.seeds or ("0" if options.small else "0-2"))
     options.datasets = options.datasets or (
         ["digits"] if options.small else ["faces-32", "vehicles-same"]
     )
-    unknown = [name for name in options.attacks if name not in ATTACK_NAMES]
+    unknown = [name for name in options.attacks if name not in (*BASELINES, *ATTACK_NAMES)]
     if unknown:
-        raise SystemExit(f"--attacks: expected some of {', '.join(ATTACK_NAMES)}, found {unknown}")
+        raise SystemExit(f"--attacks: no such attack: {', '.join(unknown)}")
     return options
 
 
@@ -188,15 +200,35 @@ def run(name: str, seed: int, options: argparse.Namespace) -> None:
     for arm in dict.fromkeys(arm for _, arm in missing):
         prior = problem.prior(arm, 16 if options.small else STEPS[name])
         for attack_name in (a for a, own in missing if own == arm):
-            attack = problem.attack(attack_name)
-            made, seconds = problem.run(attack, prior)
+            made, seconds = _made(problem, attack_name, prior)
             values, _ = problem.scored(made)
-            kept = problem.folder.parent / "made" / arm / f"{attack_name}.safetensors"
+            kept = _kept(problem, arm, attack_name)
             kept.parent.mkdir(parents=True, exist_ok=True)
             save_file({"images": made.images.contiguous(), "labels": made.labels}, kept)
             facts = {"seconds": round(seconds, 2), "queries": made.queries, **values}
             _note(name, arm, seed, attack_name, facts, options)
             print(name, seed, arm, attack_name, facts, flush=True)
+
+
+def _made(problem: Attacked, name: str, prior: StylePrior) -> tuple[Reconstructions, float]:
+    if name == "unguided":
+        return problem.unguided(prior, problem.attack("plug-and-play").keep), 0.0
+    if name == "selection":
+        still = {"steps": 1, "halvings": 0, "learning_rate": 1e-9}
+        return problem.run(problem.attack("plug-and-play", **still), prior)
+    return problem.run(problem.attack(name), prior)
+
+
+def rescore(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Measure again what was made before, after a change of the measures."""
+    problem = _problem(name, seed, options)
+    for arm in _ALL_ARMS:
+        file = _file(name, arm, seed, options)
+        before = json.loads(file.read_text())["attacks"] if file.is_file() else {}
+        for attack, facts in before.items():
+            values, _ = problem.scored(_load(problem, arm, attack))
+            kept = {key: facts[key] for key in ("seconds", "queries")}
+            _note(name, arm, seed, attack, {**kept, **values}, options)
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -205,7 +237,7 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
     for attack in options.attacks:
         arms = OWN_ARM.get(attack, (*ARMS, *MORE_ARMS.get(attack, ())))
         pairs += [(arm, attack) for arm in arms]
-    return sorted(pairs, key=lambda pair: [*ARMS, "pseudo-labels", "target-aware"].index(pair[0]))
+    return sorted(pairs, key=lambda pair: _ALL_ARMS.index(pair[0]))
 
 
 def _problem(name: str, seed: int, options: argparse.Namespace) -> Attacked:
@@ -243,7 +275,7 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.datasets:
         for attack in options.attacks:
-            for arm in [*ARMS, "pseudo-labels", "target-aware"]:
+            for arm in _ALL_ARMS:
                 files = [_file(name, arm, seed, options) for seed in options.seeds]
                 found = [json.loads(f.read_text())["attacks"] for f in files if f.is_file()]
                 values = [one[attack] for one in found if attack in one]
@@ -289,17 +321,15 @@ def sheet(options: argparse.Namespace) -> None:
     ids = [problem.private.ids[row] for row in first]
     rows = [("private", problem.private.floats()[first])]
     for arm, attack in _wanted(options):
-        file = problem.folder.parent / "made" / arm / f"{attack}.safetensors"
-        if not file.is_file():
+        if not _kept(problem, arm, attack).is_file():
             continue
-        tensors = load_file(file)
-        made = _as_made(tensors["images"], tensors["labels"])
+        made = _load(problem, arm, attack)
         _, found = problem.scored(made)
         nearest = found.sets[0].assignment.nearest_row.tolist()
         order = {one: place for place, one in enumerate(found.subjects.ids)}
         picked = [nearest[order[one]] for one in ids]
-        blank = torch.ones_like(tensors["images"][0])
-        images = [tensors["images"][row] if row >= 0 else blank for row in picked]
+        blank = torch.ones_like(made.images[0])
+        images = [made.images[row] if row >= 0 else blank for row in picked]
         rows.append((f"{attack}\n{arm}", torch.stack(images)))
     height = 0.62 * len(rows)
     fig, axes = plt.subplots(len(rows), 10, figsize=(8.2, height), squeeze=False)
@@ -318,11 +348,15 @@ def sheet(options: argparse.Namespace) -> None:
     plt.close(fig)
 
 
-def _as_made(images: torch.Tensor, labels: torch.Tensor) -> Any:
-    from inversight.attacks import Reconstructions
+def _kept(problem: Attacked, arm: str, attack: str) -> Path:
+    """Where images and labels of what was made are."""
+    return problem.folder.parent / "made" / arm / f"{attack}.safetensors"
 
-    nothing = torch.zeros(len(images))
-    return Reconstructions(images, labels, nothing[:, None], nothing)
+
+def _load(problem: Attacked, arm: str, attack: str) -> Reconstructions:
+    tensors = load_file(_kept(problem, arm, attack))
+    unknown = torch.full((len(tensors["labels"]),), float("nan"))
+    return Reconstructions(tensors["images"], tensors["labels"], unknown[:, None], unknown)
 
 
 if __name__ == "__main__":
