@@ -90,6 +90,7 @@ def _options() -> argparse.Namespace:
     made.add_argument(
         "--attacks", default=(*BASELINES, *ATTACK_NAMES), type=lambda text: text.split(",")
     )
+    made.add_argument("--arms", default=_ALL_ARMS, type=lambda text: text.split(","))
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
     made.add_argument("--work", type=Path, default=Path("benchmarks/out/defences"))
     made.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
@@ -236,7 +237,7 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
     pairs = []
     for attack in options.attacks:
         arms = OWN_ARM.get(attack, (*ARMS, *MORE_ARMS.get(attack, ())))
-        pairs += [(arm, attack) for arm in arms]
+        pairs += [(arm, attack) for arm in arms if arm in options.arms]
     return sorted(pairs, key=lambda pair: _ALL_ARMS.index(pair[0]))
 
 
@@ -275,7 +276,7 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.datasets:
         for attack in options.attacks:
-            for arm in _ALL_ARMS:
+            for arm in options.arms:
                 files = [_file(name, arm, seed, options) for seed in options.seeds]
                 found = [json.loads(f.read_text())["attacks"] for f in files if f.is_file()]
                 values = [one[attack] for one in found if attack in one]
@@ -321,6 +322,9 @@ def sheet(options: argparse.Namespace) -> None:
     ids = [problem.private.ids[row] for row in first]
     rows = [("private", problem.private.floats()[first])]
     for arm, attack in _wanted(options):
+        # One row for each attack: on the arm that it needs, else on the unguided prior.
+        if arm != OWN_ARM.get(attack, ("vanilla",))[0]:
+            continue
         if not _kept(problem, arm, attack).is_file():
             continue
         made = _load(problem, arm, attack)
@@ -330,7 +334,7 @@ def sheet(options: argparse.Namespace) -> None:
         picked = [nearest[order[one]] for one in ids]
         blank = torch.ones_like(made.images[0])
         images = [made.images[row] if row >= 0 else blank for row in picked]
-        rows.append((f"{attack}\n{arm}", torch.stack(images)))
+        rows.append((attack, torch.stack(images)))
     height = 0.62 * len(rows)
     fig, axes = plt.subplots(len(rows), 10, figsize=(8.2, height), squeeze=False)
     for line, (title, images) in zip(axes, rows, strict=True):
