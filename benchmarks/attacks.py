@@ -47,6 +47,11 @@ MORE_ARMS = {
     "gmi": ("target-aware",),
     "plug-and-play": ("pseudo-labels", "target-aware"),
 }
+TITLES = {
+    "accuracy_top1": "accuracy", "target_top1": "target", "ddcs_best": "DDCS", "covered": "covered",
+    "coverage": "coverage", "leakage_gap": "leakage gap", "frechet": "Frechet",
+    "knn_distance": "KNN distance", "queries": "queries", "seconds": "seconds",
+}  # fmt: skip
 VARIANTS = {
     "plain": {"halvings": 0, "half": False},
     "halvings": {"halvings": 2, "half": False},
@@ -56,6 +61,20 @@ VARIANTS = {
 OURS = "halvings, half"
 _CLASSES = 10
 """Classes attacked at most: half of the faces' twenty people, to save time."""
+ORDERINGS = (
+    ("plug-and-play", "vanilla", "gmi", "vanilla"),
+    ("plug-and-play", "vanilla", "vmi", "vanilla"),
+    ("plug-and-play", "vanilla", "mi-face", "vanilla"),
+    ("ked-mi", "target-aware", "gmi", "vanilla"),
+    ("vmi", "vanilla", "gmi", "vanilla"),
+    ("mirror", "vanilla", "gmi", "vanilla"),
+    ("lomma", "vanilla", "gmi", "vanilla"),
+    ("plg-mi", "pseudo-labels", "ked-mi", "target-aware"),
+    ("if-gmi", "vanilla", "plug-and-play", "vanilla"),
+    ("rlb-mi", "vanilla", "mirror-black-box", "vanilla"),
+    ("lokt", "vanilla", "brep-mi", "vanilla"),
+)
+"""What the first attack's paper, each with its own prior, reports to be below it in accuracy."""
 PAPER = {"pool": 5000, "candidates": 200, "steps": 70, "keep": 50, "crops": 100}
 """The paper's budget."""
 SMALL = {"pool": 500, "candidates": 40, "steps": 24, "keep": 10, "crops": 10}
@@ -74,8 +93,12 @@ def main() -> None:
     elif options.sheet:
         sheet(options)
     elif options.table:
-        rows = table(options)
-        finish(f"attacks, seeds {options.seeds}", {}, rows, options)
+        rows, claims = table(options), orderings(options)
+        if options.markdown:
+            tables = [_markdown(compact(name, options)) for name in options.datasets]
+            options.markdown.write_text("\n".join([*tables, _markdown(claims)]))
+        finish("papers' orderings, accuracy", {}, claims, argparse.Namespace(seed=0, json=None))
+        finish(f"attacks, seeds {options.seeds}", adapted(options), rows, options)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             if options.small:
@@ -98,6 +121,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--run", action="store_true")
     made.add_argument("--table", action="store_true")
     made.add_argument("--rescore", action="store_true", help="measure again what --run has made")
+    made.add_argument("--markdown", type=Path, help="write the table there as well")
     made.add_argument("--sheet", type=Path)
     options = made.parse_args()
     options.seeds = numbers(options.seeds or ("0" if options.small else "0-2"))
@@ -290,6 +314,84 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
     if not rows:
         raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
     return rows
+
+
+def _values(
+    name: str, arm: str, attack: str, measure: str, options: argparse.Namespace
+) -> dict[int, float]:
+    """A measure by seed."""
+    found = {}
+    for seed in options.seeds:
+        file = _file(name, arm, seed, options)
+        known = json.loads(file.read_text())["attacks"] if file.is_file() else {}
+        if known.get(attack, {}).get(measure) is not None:
+            found[seed] = float(known[attack][measure])
+    return found
+
+
+def compact(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each attack on one data set: on the unguided prior / on the adapted one."""
+    rows = []
+    for attack in options.attacks:
+        other = [(arm,) for arm in _ALL_ARMS if arm not in ARMS]
+        for arms in (ARMS, *other):
+            row: dict[str, Any] = {
+                "attack": f"`{attack}`" + ("" if arms == ARMS else f", {arms[0]}")
+            }
+            for measure, title in TITLES.items():
+                cells = [
+                    _shown(list(values.values()), measure)
+                    for arm in arms
+                    if (values := _values(name, arm, attack, measure, options))
+                ]
+                row[title] = " / ".join(dict.fromkeys(cells))
+            if row["seconds"]:
+                rows.append(row)
+    return rows
+
+
+def orderings(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """How far the first attack is above the second in accuracy and DDCS, paired by seed."""
+    rows = []
+    for first, arm, second, other in ORDERINGS:
+        row: dict[str, Any] = {"first": f"{first} ({arm})", "second": f"{second} ({other})"}
+        for name in options.datasets:
+            for measure in ("accuracy_top1", "ddcs_best"):
+                a = _values(name, arm, first, measure, options)
+                b = _values(name, other, second, measure, options)
+                row[f"{name} {measure}"] = _signed([a[s] - b[s] for s in a if s in b])
+        rows.append(row)
+    return rows
+
+
+def adapted(options: argparse.Namespace) -> dict[str, str]:
+    """What the natural gradient adds over vanilla: mean over attacks, interval over seeds."""
+    figures = {}
+    for name in options.datasets:
+        for measure in ("accuracy_top1", "ddcs_best", "coverage", "frechet", "leakage_gap"):
+            gains: dict[int, list[float]] = {}
+            for attack in options.attacks:
+                a = _values(name, "natural-gradient", attack, measure, options)
+                b = _values(name, "vanilla", attack, measure, options)
+                if attack in BASELINES:
+                    continue
+                for seed in a.keys() & b.keys():
+                    gains.setdefault(seed, []).append(a[seed] - b[seed])
+            figures[f"{name}_{measure}_gain"] = _signed([_mean(g) for g in gains.values()])
+    return figures
+
+
+def _signed(differences: list[float]) -> str:
+    if not differences:
+        return "-"
+    mean, half = interval(differences)
+    return f"{mean:+.2f}" + ("" if half is None else f" ± {half:.2f}")
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows as a table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
 def _shown(values: list[float | None], measure: str) -> str:
