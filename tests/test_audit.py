@@ -370,7 +370,8 @@ BLACK_BOX = {
     "class": "mirror-black-box", "pool": 30, "population": 6, "generations": 2, "candidates": 4,
     "keep": 3, "crops": 2,
 }  # fmt: skip
-TWO = {**TINY, "attack": [*TINY["attack"], BLACK_BOX]}
+PLAIN = {**TINY["attack"][0], "halvings": 0}
+TWO = {**TINY, "attack": [PLAIN, BLACK_BOX]}
 
 
 def test_without_a_holdout_there_is_a_control(grey: dict[str, Path], tmp_path: Path) -> None:

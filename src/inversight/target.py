@@ -73,10 +73,9 @@ class Target:
         mean = torch.tensor(self.mean, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
         if self.access is Access.WHITE_BOX:
-            logits: Tensor = self.module((x - mean) / std)
-            return logits.to(x.dtype)
+            return _like(self.module((x - mean) / std), x)
         with torch.no_grad():
-            logits = self.module((x - mean) / std).to(x.dtype)
+            logits = _like(self.module((x - mean) / std), x)
         if self.access is Access.SCORES:
             if self.outputs is None:
                 return F.log_softmax(logits, dim=1)
@@ -90,6 +89,12 @@ class Target:
     def to(self, device: torch.device | str) -> Target:
         """The same target with its network on ``device``."""
         return replace(self, module=self.module.to(device))
+
+
+def _like(logits: Any, x: Tensor) -> Tensor:
+    """Logits in the precision of ``x``; what is no tensor is found out when a target is loaded."""
+    found: Tensor = logits.to(x.dtype) if isinstance(logits, Tensor) else logits
+    return found
 
 
 def target_of(saved: SavedClassifier, spec: str) -> Target:

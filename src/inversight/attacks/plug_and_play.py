@@ -51,7 +51,7 @@ class PlugAndPlay(DescentInW):
     """How often the less sure half of a class's candidates is given up, though never fewer than
     ``keep`` are left: at half of the steps, before that at a quarter, and so on (paper: 0)."""
     halving_crops: PositiveInt = 8
-    """Random crops that say at a halving which candidates are less sure."""
+    """Random crops that say at a halving which candidates are less sure; at most ``crops``."""
     compiled: bool = False
     """Compile the steps: half a minute first, after that up to twice as fast. Where there is no compiler
     they go on as they are."""
@@ -63,7 +63,12 @@ class PlugAndPlay(DescentInW):
     @property
     def crop_images(self) -> int:
         halved = sum(n for n, left in pairwise(self._numbers) if left < n)
-        return self.halving_crops * halved + self.crops * self._numbers[-1]
+        return self._looks * halved + self.crops * self._numbers[-1]
+
+    @property
+    def _looks(self) -> int:
+        """Random crops at a halving."""
+        return min(self.halving_crops, self.crops)
 
     @property
     def _numbers(self) -> list[int]:
@@ -131,7 +136,7 @@ class PlugAndPlay(DescentInW):
         """Rows of the ``left`` surest candidates of each class."""
         confidence = robust_confidence(
             problem.target, problem.prior, latents, wanted,
-            replace(self.crop_draws, count=self.halving_crops),
+            replace(self.crop_draws, count=self._looks),
             batch_size=self.batch_size, rng=generator(problem.seed, "halving", number),
         )  # fmt: skip
         return surest(confidence, len(wanted.unique()), left)

@@ -128,7 +128,7 @@ class LatentSearch(FinalSelection, ABC):
     """Steps of each candidate (Plug & Play: 70)."""
     half: bool = False
     """Search and select in bfloat16 where the hardware is faster at it (papers: float32); pictures are
-    made in float32."""
+    made in float32. Its rounding depends on what else is in a batch."""
 
     @property
     def access(self) -> Access:
