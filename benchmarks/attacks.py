@@ -309,7 +309,7 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
                 row: dict[str, Any] = {"data": name, "attack": attack, "arm": arm}
                 row["seeds"] = len(values)
                 for measure in (*MEASURES, "queries", "seconds"):
-                    row[measure] = _shown([one[measure] for one in values], measure)
+                    row[measure] = _shown([one.get(measure) for one in values], measure)
                 rows.append(row)
     if not rows:
         raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
