@@ -301,15 +301,13 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.datasets:
         for attack in options.attacks:
             for arm in options.arms:
-                files = [_file(name, arm, seed, options) for seed in options.seeds]
-                found = [json.loads(f.read_text())["attacks"] for f in files if f.is_file()]
-                values = [one[attack] for one in found if attack in one]
-                if not values:
+                seeds = len(_values(name, arm, attack, "queries", options))
+                if not seeds:
                     continue
-                row: dict[str, Any] = {"data": name, "attack": attack, "arm": arm}
-                row["seeds"] = len(values)
+                row: dict[str, Any] = {"data": name, "attack": attack, "arm": arm, "seeds": seeds}
                 for measure in (*MEASURES, "queries", "seconds"):
-                    row[measure] = _shown([one.get(measure) for one in values], measure)
+                    known = _values(name, arm, attack, measure, options)
+                    row[measure] = _shown(list(known.values()), measure)
                 rows.append(row)
     if not rows:
         raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
@@ -319,19 +317,28 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _values(
     name: str, arm: str, attack: str, measure: str, options: argparse.Namespace
 ) -> dict[int, float]:
-    """A measure by seed."""
-    found = {}
+    """A measure by seed; seconds of the first seed's kind of processor alone."""
+    found: dict[int, float] = {}
+    processor = None
     for seed in options.seeds:
         file = _file(name, arm, seed, options)
-        known = json.loads(file.read_text())["attacks"] if file.is_file() else {}
-        if known.get(attack, {}).get(measure) is not None:
-            found[seed] = float(known[attack][measure])
+        kept = json.loads(file.read_text()) if file.is_file() else {"attacks": {}}
+        value = kept["attacks"].get(attack, {}).get(measure)
+        if value is None:
+            continue
+        processor = processor or kept["machine"]["cpu"]
+        if measure != "seconds" or kept["machine"]["cpu"] == processor:
+            found[seed] = float(value)
     return found
 
 
 def compact(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each attack on one data set: on the unguided prior / on the adapted one."""
+    """A row for each attack on one data set: on the unguided prior / on the adapted one.
+
+    Without what was run on one of several seeds alone.
+    """
     rows = []
+    enough = min(2, len(options.seeds))
     for attack in options.attacks:
         other = [(arm,) for arm in _ALL_ARMS if arm not in ARMS]
         for arms in (ARMS, *other):
@@ -345,7 +352,7 @@ def compact(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     if (values := _values(name, arm, attack, measure, options))
                 ]
                 row[title] = " / ".join(dict.fromkeys(cells))
-            if row["seconds"]:
+            if len(_values(name, arms[0], attack, "queries", options)) >= enough:
                 rows.append(row)
     return rows
 
@@ -359,7 +366,9 @@ def orderings(options: argparse.Namespace) -> list[dict[str, Any]]:
             for measure in ("accuracy_top1", "ddcs_best"):
                 a = _values(name, arm, first, measure, options)
                 b = _values(name, other, second, measure, options)
-                row[f"{name} {measure}"] = _signed([a[s] - b[s] for s in a if s in b])
+                row[f"{name.partition('-')[0]} {TITLES[measure]}"] = _signed(
+                    [a[s] - b[s] for s in a if s in b]
+                )
         rows.append(row)
     return rows
 
@@ -394,11 +403,10 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
-def _shown(values: list[float | None], measure: str) -> str:
-    known = [v for v in values if v is not None]
-    if not known:
+def _shown(values: list[float], measure: str) -> str:
+    if not values:
         return "-"
-    mean, half = interval(known)
+    mean, half = interval(values)
     digits = {"queries": 0, "seconds": 0, "knn_distance": 1, "frechet": 1}.get(measure, 2)
     if measure in ("queries", "seconds") or half is None:
         return f"{mean:,.{digits}f}"

@@ -454,8 +454,16 @@ def test_a_service_and_an_audit_are_the_work_of_one_process(
             processes=Processes(OneOfTwo()),
         )  # fmt: skip
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = run(capsys, "audit", "--out", tmp_path / "audit")
-    assert code == 2 and "audit is the work of one process, and was launched as 2" in err
+    out = tmp_path / "out"
+    for command in (
+        ("audit", "--out", out),
+        ("train", "--private", tmp_path, "--out", out),
+        ("score", "--private", tmp_path, "--reconstructions", tmp_path, "--out", out),
+        ("defend", tmp_path, "--out", out),
+    ):
+        code, _, err = run(capsys, *command)
+        assert code == 2, command
+        assert f"{command[0]} is the work of one process, and was launched as 2" in err
     assert not list(tmp_path.iterdir())
 
 

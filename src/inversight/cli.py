@@ -324,6 +324,7 @@ def train(
     set_: Set = None,
 ) -> None:
     """Train a small classifier on a folder; --target OUT audits it."""
+    _alone("train")
     from inversight.stages import train as run
 
     terminal = Terminal()
@@ -517,6 +518,7 @@ def score(
     resume: Annotated[Path | None, typer.Option(help="Go on with this stopped scoring.")] = None,
 ) -> None:
     """Score any folders of reconstructions, whoever made them."""
+    _alone("score")
     from inversight.risk import DEFAULT_RATE
     from inversight.score_folders import Against, resume_scoring, score_folders
 
@@ -609,6 +611,7 @@ def defend(
 
     Stopped, the same command goes on.
     """
+    _alone("defend")
     from inversight.defend import defend as run_defend
     from inversight.report.defences import render_defences_text
 

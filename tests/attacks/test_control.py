@@ -29,9 +29,9 @@ def test_as_many_of_each_class_all_samples_of_the_prior() -> None:
 def test_the_seed_decides_and_the_batch_does_not(batch_size: int) -> None:
     labels = torch.arange(3).repeat(4)
     one = control(FlatPrior(), labels, rng=generator(0))
-    assert torch.equal(
-        one.images, control(FlatPrior(), labels, rng=generator(0), batch_size=batch_size).images
-    )
+    again = control(FlatPrior(), labels, rng=generator(0), batch_size=batch_size)
+    assert torch.equal(one.latents, again.latents)
+    torch.testing.assert_close(one.images, again.images)  # a product's last bit may differ
     assert not torch.equal(one.images, control(FlatPrior(), labels, rng=generator(1)).images)
 
 

@@ -21,9 +21,9 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import NoSampleError, Reconstructions, require_access
+from inversight.attacks.base import NoSampleError, Reconstructions
 from inversight.attacks.pool_space import PoolSpace
-from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
+from inversight.attacks.queries import QueriesSpentError, admitted
 from inversight.attacks.selection import pictures, predicted_classes, truncated
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
@@ -115,10 +115,7 @@ class BrepMi:
             QueriesSpentError: ``most_queries`` does not even cover the pool.
             NoSampleError: no sample of the prior is in any of the classes.
         """
-        require_access(self, target)
-        self.check(target, prior)
-        meter = QueryMeter(self.most_queries)
-        target = metered(target, self.access, meter)
+        target, meter = admitted(self, target, prior, self.most_queries)
         seed = draw_seed(rng)
         total = self.iterations + 2
         starts = self._starts(target, prior, labels, seed)

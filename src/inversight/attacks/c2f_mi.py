@@ -26,9 +26,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import Reconstructions
 from inversight.attacks.pool_space import PoolSpace
-from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
+from inversight.attacks.queries import QueriesSpentError, admitted
 from inversight.attacks.selection import ScoreSearch, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
@@ -110,10 +110,7 @@ class C2fMi(ScoreSearch):
             InputError: the target gives labels alone, or the settings contradict each other.
             QueriesSpentError: ``most_queries`` does not even cover the pool.
         """
-        require_access(self, target)
-        self.check(target, prior)
-        meter = QueryMeter(self.most_queries)
-        target = metered(target, self.access, meter)
+        target, meter = admitted(self, target, prior, self.most_queries)
         seed = draw_seed(rng)
         total = self.generations + 3
         pool = classified_pool(

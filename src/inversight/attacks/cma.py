@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import Reconstructions
 from inversight.attacks.pool_space import PoolSpace
-from inversight.attacks.queries import QueriesSpentError, QueryMeter, metered
+from inversight.attacks.queries import QueriesSpentError, admitted
 from inversight.attacks.selection import ScoreSearch, classified_pool, end_search, log_confidence
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
@@ -90,10 +90,7 @@ class CmaEs(ScoreSearch):
                 contradict each other.
             QueriesSpentError: ``most_queries`` does not even cover the pool.
         """
-        require_access(self, target)
-        self.check(target, prior)
-        meter = QueryMeter(self.most_queries)
-        target = metered(target, self.access, meter)
+        target, meter = admitted(self, target, prior, self.most_queries)
         seed = draw_seed(rng)
         total = self.generations + 2
         pool = classified_pool(

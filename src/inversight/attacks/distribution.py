@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import Reconstructions, check_fits
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.search import descend
 from inversight.attacks.selection import FinalSelection, truncated
@@ -103,8 +103,7 @@ class DistributionSearch(FinalSelection, ABC):
             InputError: the target gives no gradients, the prior lacks what the attack needs, or the
                 settings contradict each other.
         """
-        require_access(self, target)
-        self.check(target, prior)
+        check_fits(self, target, prior)
         loss = self.image_loss(target, prior)
         seed = draw_seed(rng)
         sample = truncated(prior, self.truncation).sample(self.pool, rng=generator(seed, "pool"))

@@ -22,9 +22,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import NoSampleError, Reconstructions, require_access
+from inversight.attacks.base import NoSampleError, Reconstructions
 from inversight.attacks.plug_and_play import PlugAndPlay
-from inversight.attacks.queries import QueryMeter, metered
+from inversight.attacks.queries import admitted
 from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import Committee, answered, taught
 from inversight.config import Fraction, settings
@@ -93,9 +93,7 @@ class Lokt:
             NoSampleError: no sample of the prior is in any of the classes.
             StageError: all are in one.
         """
-        require_access(self, target)
-        meter = QueryMeter()
-        target = metered(target, self.access, meter)
+        target, meter = admitted(self, target, prior)
         seed = draw_seed(rng)
         total = self.surrogates + 2
         latents = truncated(prior, self.truncation).sample(self.images, rng=generator(seed, "pool"))

@@ -22,7 +22,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import Reconstructions, check_fits
 from inversight.attacks.search import Pixels, descend
 from inversight.attacks.selection import FinalSelection
 from inversight.config import settings
@@ -96,8 +96,7 @@ class MiFace(FinalSelection):
         Raises:
             InputError: the target gives no gradients, or the settings contradict each other.
         """
-        require_access(self, target)
-        self.check(target, prior)
+        check_fits(self, target, prior)
         seed = draw_seed(rng)
         device = prior.sample(1, rng=generator(0)).device
         shape = (self.candidates, *target.image_shape)

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, conditional_of, require_access
+from inversight.attacks.base import Reconstructions, check_fits, conditional_of
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.search import descend
 from inversight.attacks.selection import FinalSelection
@@ -91,8 +91,7 @@ class PlgMi(FinalSelection):
             InputError: the target gives no gradients, the prior is not conditioned on as many classes
                 as it has, or the settings contradict each other.
         """
-        require_access(self, target)
-        self.check(target, prior)
+        check_fits(self, target, prior)
         conditional = conditional_of(self, prior, target.num_classes)
         seed = draw_seed(rng)
         total = len(labels) + 1

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from inversight.attacks.base import ACCESS_ORDER, Attack, Reconstructions, require_access
+from inversight.attacks.base import (
+    ACCESS_ORDER,
+    Attack,
+    Reconstructions,
+    check_fits,
+    require_access,
+)
 from inversight.errors import InputError, StageError
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
@@ -93,6 +99,23 @@ def metered(target: Target, access: Access, meter: QueryMeter) -> Target:
     least = min(access, target.access, key=ACCESS_ORDER.index)
     module = target.module if least is Access.WHITE_BOX else _Sealed(target.module)
     return replace(target, module=module, access=least, before=before)
+
+
+def admitted(
+    attack: Attack, target: Target, prior: Prior, most: int | None = None
+) -> tuple[Target, QueryMeter]:
+    """``target`` with no more than the attack's access, and what counts the images sent to it.
+
+    Args:
+        most: images at most.
+
+    Raises:
+        InputError: the target gives less than the attack needs, or the attack cannot work with it,
+            with the prior or with its own settings.
+    """
+    check_fits(attack, target, prior)
+    meter = QueryMeter(most)
+    return metered(target, attack.access, meter), meter
 
 
 def check_queries(target: Target, images: int) -> None:

@@ -27,9 +27,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import Reconstructions
 from inversight.attacks.pool_space import PoolSpace
-from inversight.attacks.queries import QueriesSpentError, QueryMeter, check_queries, metered
+from inversight.attacks.queries import QueriesSpentError, admitted, check_queries
 from inversight.attacks.selection import ScoreSearch, end_search, truncated
 from inversight.config import Fraction, settings
 from inversight.errors import InputError
@@ -107,10 +107,7 @@ class RlbMi(ScoreSearch):
             InputError: the target gives labels alone, or the settings contradict each other.
             QueriesSpentError: ``most_queries`` does not even cover the candidates' episodes.
         """
-        require_access(self, target)
-        self.check(target, prior)
-        meter = QueryMeter(self.most_queries)
-        target = metered(target, self.access, meter)
+        target, meter = admitted(self, target, prior, self.most_queries)
         seed = draw_seed(rng)
         pool = truncated(prior, self.truncation).sample(self.pool, rng=generator(seed, "pool"))
         space = PoolSpace(pool)

@@ -15,7 +15,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, require_access
+from inversight.attacks.base import Reconstructions, check_fits
 from inversight.attacks.selection import FinalSelection, Pool, classified_pool
 from inversight.config import Fraction, settings
 from inversight.device import reduced_precision
@@ -193,8 +193,7 @@ class LatentSearch(FinalSelection, ABC):
             InputError: the target gives no gradients, target or prior lack what the attack needs, or
                 the settings contradict each other.
         """
-        require_access(self, target)
-        self.check(target, prior)
+        check_fits(self, target, prior)
         seed = draw_seed(rng)
         pool = classified_pool(
             target, prior, self.pool, truncation=self.truncation,
