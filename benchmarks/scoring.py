@@ -1,7 +1,7 @@
 """DDCS under LPIPS (VGG16, 256 x 256): the published loop, ours, and the bare network.
 
 uv run python benchmarks/scoring.py            46 private images and 50 reconstructions a class
-uv run python benchmarks/scoring.py --small    8 and 10
+uv run python benchmarks/scoring.py --small    8 and 10, at 128 x 128
 
 loop_over_ours             a loop over reconstructions, embedding included on both sides, over ours
 distances_loop_over_ours   the same without the network
@@ -32,15 +32,15 @@ from inversight.embeddings.pairs import exact_products
 from inversight.scores import DDCS, Assigner, ddcs_of
 from inversight.scores.bootstrap import interval_of_means
 
-SIZE = 256
+SIZE, SMALL_SIZE = 256, 128
 MEMORY = 2 << 30
 
 
-def pictures(n: int, seed: int) -> Tensor:
-    """Smooth random colour images, uint8 (n, 3, 256, 256)."""
+def pictures(n: int, seed: int, size: int) -> Tensor:
+    """Smooth random colour images, uint8 (n, 3, size, size)."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, 3, 24, 24, generator=rng)
-    fine = F.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    fine = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
     return (255 * fine).round().to(torch.uint8)
 
 
@@ -208,12 +208,14 @@ def time_distances(
 
 def worst_error(network: Lpips, backbone: dict[str, Tensor], pairs: int) -> list[dict[str, Any]]:
     """Relative errors of our distances against the package in float64, by how near the pair is."""
-    left = pictures(pairs, 11).float() / 255
+    left = pictures(pairs, 11, network.size).float() / 255
     noise = torch.randn(left.shape, generator=torch.Generator().manual_seed(12))
     model = Plain(backbone, torch.device("cpu")).model.double()
     rows = []
     for step in (0.0015, 0.005, 0.05, 0.3, None):
-        right = pictures(pairs, 13).float() / 255 if step is None else left + step * noise
+        right = (
+            pictures(pairs, 13, network.size).float() / 255 if step is None else left + step * noise
+        )
         right = right.clamp(0, 1)
         metric = DDCS(left, torch.arange(pairs), embedding=network, bootstrap=0)
         metric.update(right, torch.arange(pairs))
@@ -251,9 +253,10 @@ def main() -> None:
     options = made.parse_args()
     device = torch.device(options.device)
     n, m, repeats = (8, 10, 2) if options.small else (46, 50, 3)
+    size = SMALL_SIZE if options.small else SIZE
     backbone = random_backbone("vgg", torch.Generator().manual_seed(options.seed))
-    network, plain = Lpips("vgg", backbone=backbone), Plain(backbone, device)
-    private, others = pictures(n, options.seed + 1), pictures(m, options.seed + 2)
+    network, plain = Lpips("vgg", size=size, backbone=backbone), Plain(backbone, device)
+    private, others = (pictures(k, options.seed + i, size) for i, k in ((1, n), (2, m)))
     work = Workspace(device)
 
     def ours(embedding: Any = network, left: Tensor = private, right: Tensor = others) -> float:
@@ -315,7 +318,7 @@ def main() -> None:
         "worst_relative_error": max(row["relative error"] for row in errors),
     }
     finish(
-        f"DDCS, LPIPS VGG16 at 256 x 256, {n} private images and {m} reconstructions, {device}",
+        f"DDCS, LPIPS VGG16 at {size} x {size}, {n} private images and {m} reconstructions, {device}",
         figures,
         table + errors,
         options,

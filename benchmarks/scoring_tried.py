@@ -1,7 +1,7 @@
 """What was tried to make scoring under LPIPS (VGG16, 256 x 256) faster, and what it gave.
 
 uv run python benchmarks/scoring_tried.py            24 images, three rounds
-uv run python benchmarks/scoring_tried.py --small    6 images, one round
+uv run python benchmarks/scoring_tried.py --small    6 images of 128 x 128, one round
 
 Each row is the bare network in one setting. relative error: the worst of the distances between all
 pairs, against the same network in float32; scores are promised to 1e-5.
@@ -26,13 +26,13 @@ from inversight.data import to_pil
 from inversight.embeddings.fused import Row
 from inversight.embeddings.lpips import Lpips, random_backbone
 
-SIZE = 256
+SIZE, SMALL_SIZE = 256, 128
 
 
-def pictures(n: int, seed: int) -> Tensor:
-    """Smooth random colour images (n, 3, 256, 256) in [0, 1]."""
+def pictures(n: int, seed: int, size: int) -> Tensor:
+    """Smooth random colour images (n, 3, size, size) in [0, 1]."""
     coarse = torch.rand(n, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
 
 
 def layers(backbone: dict[str, Tensor]) -> nn.Sequential:
@@ -75,10 +75,11 @@ def distances(embedding: Lpips, images: Tensor, dtype: torch.dtype) -> Tensor:
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
     n, rounds = (6, 1) if options.small else (24, 3)
+    size = SMALL_SIZE if options.small else SIZE
     backbone = random_backbone("vgg", torch.Generator().manual_seed(options.seed))
     plain, last = layers(backbone), layers(backbone).to(memory_format=torch.channels_last)
-    embedding = Lpips("vgg", backbone=backbone)
-    images = pictures(n, options.seed + 1)
+    embedding = Lpips("vgg", size=size, backbone=backbone)
+    images = pictures(n, options.seed + 1, size)
     by_pixel = images.contiguous(memory_format=torch.channels_last)
 
     def batches(call: Callable[[Tensor], Any], x: Tensor, size: int) -> Callable[[], None]:
