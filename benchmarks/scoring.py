@@ -256,7 +256,8 @@ def main() -> None:
     size = SMALL_SIZE if options.small else SIZE
     backbone = random_backbone("vgg", torch.Generator().manual_seed(options.seed))
     network, plain = Lpips("vgg", size=size, backbone=backbone), Plain(backbone, device)
-    private, others = (pictures(k, options.seed + i, size) for i, k in ((1, n), (2, m)))
+    private = pictures(n, options.seed + 1, size)
+    others = pictures(m, options.seed + 2, size)
     work = Workspace(device)
 
     def ours(embedding: Any = network, left: Tensor = private, right: Tensor = others) -> float:

@@ -82,10 +82,10 @@ def main() -> None:
     images = pictures(n, options.seed + 1, size)
     by_pixel = images.contiguous(memory_format=torch.channels_last)
 
-    def batches(call: Callable[[Tensor], Any], x: Tensor, size: int) -> Callable[[], None]:
+    def batches(call: Callable[[Tensor], Any], x: Tensor, batch: int) -> Callable[[], None]:
         def run() -> None:
             with torch.no_grad():
-                for part in x.split(size):
+                for part in x.split(batch):
                     call(part)
 
         return run
