@@ -137,17 +137,15 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
     if not missing:
         return
     home = options.work / f"{data.name}-{seed}"
-    base = home / BASE
+    beside: dict[str, float | None] | None = None
     for arm in [BASE, *(a for a in missing if a != BASE)]:
-        if (
-            arm == BASE
-            and BASE not in missing
-            and all((base / "stages" / s).exists() for s in SHARED)
-        ):
-            continue
         started = time.perf_counter()
-        result = audit_arm(settings[arm], home / arm, base)
+        result = audit_arm(settings[arm], home / arm, home / BASE)
         row = {name: result[name]["value"] for name in MEASURES}
+        if arm == BASE:
+            beside = row
+            if arm not in missing:  # made again, as the folder that the other arms go on from
+                continue
         file = _file(options, data, arm, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
@@ -161,6 +159,8 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
             "machine": machine(seed),
             "measures": row,
         }
+        if arm != BASE:
+            facts["beside"] = beside
         partial.write_text(json.dumps(facts, indent=1) + "\n")
         partial.replace(file)
     if not options.small:
@@ -214,21 +214,26 @@ def read(evidence: Path) -> list[dict[str, Any]]:
 def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
     """A row for each data set and arm: means over seeds, and gains over vanilla with intervals.
 
-    A gain is the mean of paired differences to vanilla, positive where it is better.
+    A gain is the mean of paired differences to vanilla, positive where it is better: to the run of
+    vanilla that the arm went on beside, since another processor trains another prior from a seed.
     """
-    by = {(f["data"], f["arm"], f["seed"]): f["measures"] for f in found if f["seed"] in seeds}
+    found = [f for f in found if f["seed"] in seeds]
+    by = {(f["data"], f["arm"], f["seed"]): f["measures"] for f in found}
+    beside = {(f["data"], f["arm"], f["seed"]): f["beside"] for f in found if "beside" in f}
     rows = []
     for data in DATASETS:
         for arm in dict.fromkeys(a for d, a, _ in by if d == data):
             own = [s for s in seeds if (data, arm, s) in by]
-            paired = [s for s in own if (data, BASE, s) in by]
+            pairs = [
+                (by[data, arm, s], beside.get((data, arm, s), by.get((data, BASE, s)))) for s in own
+            ]
             row: dict[str, Any] = {"data": data, "arm": arm, "seeds": len(own)}
             for name in MEASURES:
                 row[name] = statistics.mean(by[data, arm, s][name] for s in own)
                 if arm == BASE:
                     continue
                 sign = -1.0 if name in LOWER_IS_BETTER else 1.0
-                gains = [sign * (by[data, arm, s][name] - by[data, BASE, s][name]) for s in paired]
+                gains = [sign * (mine[name] - base[name]) for mine, base in pairs if base]
                 row[f"{name}_gain"], row[f"{name}_half"] = interval(gains)
             rows.append(row)
     order = {arm: i for i, arm in enumerate(ARMS)}
