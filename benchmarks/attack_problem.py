@@ -28,6 +28,7 @@ from inversight.priors import StylePrior
 from inversight.seeding import generator
 from inversight.settings import AuditSettings, resolve
 from inversight.target import Target, target_of
+from study_data import TRUNCATED
 
 MEASURES = (
     "accuracy_top1", "target_top1", "knn_distance", "ddcs_best", "covered", "coverage", "frechet",
@@ -35,6 +36,8 @@ MEASURES = (
 )  # fmt: skip
 STEPS = {"digits": 300, "faces-32": 250, "vehicles-same": 500}
 """Steps of the adaptation; arm vanilla goes on for as many without guidance."""
+AS_PUBLISHED = {"plug-and-play": TRUNCATED, "lokt": {"white_box": TRUNCATED}}
+"""Where the presets differ from what an attack's paper has; `untruncated` is the preset's Plug & Play."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,8 @@ class Attacked:
         return StylePrior.load(file)
 
     def attack(self, name: str, **changed: Any) -> Attack:
-        """The attack as `inversight audit --preset quick` would run it here."""
-        spec = {"class": name, **changed}
+        """The attack as `inversight audit --preset quick` would run it here, but for AS_PUBLISHED."""
+        spec = {"class": name, **AS_PUBLISHED.get(name, {}), **changed}
         found = resolve({**self.given, "attack": [spec]}).attack[0]
         attack: Attack = build(found, ATTACKS, role="--attack")
         return attack
@@ -138,7 +141,8 @@ class Attacked:
     def unguided(self, prior: StylePrior, keep: int) -> Reconstructions:
         """As many samples of the prior as an attack keeps, given out to the classes at random."""
         labels = self.labels.repeat_interleave(keep)
-        return control(prior, labels, rng=generator(self.seed, "control"))
+        rng = generator(self.seed, "control")
+        return control(prior, labels, rng=rng, truncation=TRUNCATED["truncation"])
 
     def run(self, attack: Attack, prior: StylePrior) -> tuple[Reconstructions, float]:
         """What the attack makes of all classes, and the seconds that it took."""

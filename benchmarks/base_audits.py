@@ -8,7 +8,7 @@ from typing import Any
 
 from inversight.settings import AuditSettings, resolve
 from study import BASE, SMALL, audit_arm
-from study_data import DATASETS, PLAIN_DESCENT
+from study_data import DATASETS, PLAIN_DESCENT, TRUNCATED
 
 _TO_THE_END: dict[str, Any] = {
     "adaptation": {"steps": 0},
@@ -42,6 +42,7 @@ def base_settings(
     """Settings of the audit of data set ``name``."""
     given: dict[str, Any] = {**DATASETS[name].given(seed, data, work), "seed": seed, "arm": BASE}
     given |= BUDGETS.get(name, {})
+    given["attack"] = [{**one, **TRUNCATED} for one in given["attack"]]
     return resolve(given | SMALL if small else given)
 
 

@@ -63,6 +63,7 @@ _ATTACK: dict[str, Any] = {
             "steps": 50,
             "keep": 20,
             "crops": 30,
+            "truncation": 0.5,
         }
     ],
     "fdr": RATE,
@@ -214,7 +215,9 @@ def _is_current(file: Path, options: argparse.Namespace) -> bool:
 
 
 def _digest(small: bool) -> str:
-    values = [_ATTACK, _TARGET, PRIVATE, HOLDOUT, THIRD, REPEATS, small]
+    # The truncation had no need to be named when the first results were kept.
+    attack = {k: v for k, v in _ATTACK["attack"][0].items() if k != "truncation"}
+    values = [{**_ATTACK, "attack": [attack]}, _TARGET, PRIVATE, HOLDOUT, THIRD, REPEATS, small]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -188,12 +188,19 @@ def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, An
 def digest(settings: AuditSettings) -> str:
     """A hash of the settings that results depend on: not of where the folders are."""
     values = {name: to_mapping(settings)[name] for name in DEPENDS}
+    values["attack"] = [_as_first_kept(one) for one in values["attack"]]
     if settings.arm in STUDIED:  # what belongs to the arms of other attacks changes nothing here
         others = ("pseudo_labels_", "target_aware_")
         values["adaptation"] = {
             k: v for k, v in values["adaptation"].items() if not k.startswith(others)
         }
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _as_first_kept(attack: dict[str, Any]) -> dict[str, Any]:
+    """Without what Plug & Play's paper has too: the first results were kept before it had to be named."""
+    published = (("halvings", 0), ("half", False), ("truncation", 0.5))
+    return {k: v for k, v in attack.items() if (k, v) not in published}
 
 
 def _file(options: argparse.Namespace, data: DataSet, arm: str, seed: int) -> Path:

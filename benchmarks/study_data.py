@@ -14,7 +14,10 @@ from inversight.seeding import generator
 PUBLIC_FEATURES = {"embedding": "public", "features": "public", "guidance_embedding": "public"}
 
 PLAIN_DESCENT = {"halvings": 0, "half": False}
-"""Plug & Play as published, with which the results that are kept were measured."""
+"""Plug & Play's descent as published, with which the results that are kept were measured."""
+
+TRUNCATED = {"truncation": 0.5}
+"""Plug & Play's pool as published; presets other than thorough draw from all of the prior."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class DataSet:
     def given(self, seed: int, data: Path, work: Path) -> dict[str, Any]:
         """Settings of an audit: folders, made under ``work`` where they must be drawn first."""
         if self.name == "digits":
-            return dict(self.settings)
+            return {"attack": [{"class": "plug-and-play"}], **self.settings}
         if self.name.startswith("faces"):
             folder = data / "olivetti"
         else:

@@ -176,3 +176,18 @@ def test_refusals_are_one_line(given: dict[str, Any], parts: tuple[str, ...]) ->
 def test_unknown_prior_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"prior: unknown setting stps; did you mean steps\?"):
         prior_training(resolve({**REAL, "prior": {"stps": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("preset", "truncation"), [("quick", 1.0), ("standard", 1.0), ("thorough", 0.5)]
+)
+@pytest.mark.parametrize("given", [{}, REAL])
+def test_small_priors_are_attacked_whole(
+    preset: str, truncation: float, given: dict[str, Any]
+) -> None:
+    (spec,) = resolve({**given, "preset": preset}).attack
+    assert build(spec, ATTACKS, role="attack").truncation == truncation
+    (spec,) = resolve(
+        {**given, "preset": preset, "attack": [{"class": "plug-and-play", "truncation": 0.7}]}
+    ).attack
+    assert build(spec, ATTACKS, role="attack").truncation == 0.7

@@ -35,6 +35,7 @@ from inversight.attacks import (
 )
 from inversight.attacks.base import left_out
 from inversight.attacks.budget import within
+from inversight.attacks.control import least_truncation
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.data import (
@@ -1022,11 +1023,13 @@ class _Execution:
     def control(self, prior: Prior, reconstructions: dict[str, ImageSet]) -> ImageSet:
         """As many samples of the unadapted prior of each class as all attacks made, unguided."""
         labels = torch.cat([one.labels for one in reconstructions.values()])
+        truncation = least_truncation(self.plan.attacks.values())
 
         def fill(folder: Path) -> None:
             made = control(
-                prior, labels, rng=self.rng("control"), progress=self.reporter.stage("control")
-            )
+                prior, labels, rng=self.rng("control"), truncation=truncation,
+                progress=self.reporter.stage("control"),
+            )  # fmt: skip
             write_reconstructions(
                 folder, "images", made, classes=self.inputs.classes, name="control"
             )

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.attacks import control
+from inversight.attacks import CmaEs, MiFace, PlugAndPlay, control
+from inversight.attacks.control import least_truncation
 from inversight.seeding import generator
 from tests.attacks.toy import SIZE, FlatPrior
 
@@ -57,8 +58,13 @@ def test_truncated_like_the_pool_of_the_attacks() -> None:
             asked.append(psi)
             return FlatPrior(scale=psi)
 
-    made = control(Truncatable(), torch.zeros(4).long(), rng=generator(0))
+    made = control(Truncatable(), torch.zeros(4).long(), rng=generator(0), truncation=0.5)
     assert asked == [0.5]
     assert float(made.latents.abs().max()) == pytest.approx(
         0.5 * float(FlatPrior().sample(4, rng=generator(0)).abs().max())
     )
+
+
+def test_as_varied_as_the_most_varied_attack() -> None:
+    assert least_truncation([PlugAndPlay(truncation=0.4), CmaEs(truncation=0.6)]) == 0.6
+    assert least_truncation([PlugAndPlay(truncation=0.4), MiFace()]) == 1.0  # it has no pool

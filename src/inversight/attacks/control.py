@@ -5,17 +5,17 @@ Threat model: none. No access to the target at all, and a prior that was not ada
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions
+from inversight.attacks.base import Attack, Reconstructions
 from inversight.attacks.selection import pictures, truncated
 from inversight.priors.base import Prior
 from inversight.progress import Progress, silent
 
 NAME = "control"
-TRUNCATION = 0.5
-"""That of the pool which Plug & Play starts from, so that guidance is all that the two differ in."""
 
 
 @torch.no_grad()
@@ -24,13 +24,14 @@ def control(
     labels: Tensor,
     *,
     rng: torch.Generator,
-    truncation: float = TRUNCATION,
+    truncation: float = 1.0,
     batch_size: int = 200,
     progress: Progress = silent,
 ) -> Reconstructions:
     """A sample of ``prior`` for each of ``labels`` (M,), which are given out at random.
 
-    The labels come back sorted. ``losses`` are NaN: nothing was preferred to anything.
+    ``truncation`` in [0, 1]: see :func:`least_truncation`. The labels come back sorted. ``losses`` are
+    NaN: nothing was preferred to anything.
     """
     latents = truncated(prior, truncation).sample(len(labels), rng=rng)
     order = torch.randperm(len(labels), generator=rng)
@@ -44,3 +45,11 @@ def control(
         losses=torch.full((len(labels),), float("nan")),
         queries=0,
     )
+
+
+def least_truncation(attacks: Iterable[Attack]) -> float:
+    """The truncation of the most varied of the attacks' pools, in [0, 1]; 1 is none.
+
+    With it a control is as varied as any attack, so that variety alone makes no gap between them.
+    """
+    return max(float(getattr(attack, "truncation", 1.0)) for attack in attacks)
