@@ -304,7 +304,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     places = [d * (len(arms) + 1) + a for d in range(len(data)) for a in range(len(arms))]
     axes[0].set_yticks(places, [f"{d}  {a}" for d in data for a in arms], fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(places[-1] + 0.6, -0.6)
     fig.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=110)
