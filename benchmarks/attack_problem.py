@@ -37,7 +37,7 @@ MEASURES = (
 STEPS = {"digits": 300, "faces-32": 250, "vehicles-same": 500}
 """Steps of the adaptation; arm vanilla goes on for as many without guidance."""
 AS_PUBLISHED = {"plug-and-play": TRUNCATED, "lokt": {"white_box": TRUNCATED}}
-"""Where the presets differ from what an attack's paper has; `untruncated` is the preset's Plug & Play."""
+"""Where the presets differ from what an attack's paper has; the results that are kept have the paper's."""
 
 
 @dataclass(frozen=True)

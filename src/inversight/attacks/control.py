@@ -52,4 +52,5 @@ def least_truncation(attacks: Iterable[Attack]) -> float:
 
     With it a control is as varied as any attack, so that variety alone makes no gap between them.
     """
-    return max(float(getattr(attack, "truncation", 1.0)) for attack in attacks)
+    found = [getattr(attack, "truncation", None) for attack in attacks]
+    return max(1.0 if psi is None else float(psi) for psi in found)
