@@ -58,6 +58,11 @@ class Attacked:
         """Trained where it is not there yet."""
         folder = base_audit(name, seed, data=data, work=work, small=small)
         settings = base_settings(name, seed, data=data, work=work, small=small)
+        return cls.in_run(name, seed, settings, folder)
+
+    @classmethod
+    def in_run(cls, name: str, seed: int, settings: AuditSettings, folder: Path) -> Attacked:
+        """What the audit with ``settings`` that was written to ``folder`` attacked."""
         plan = Plan.prepare(settings, Quiet())
         given = json.loads((folder / "run.json").read_text())["given"]
         inputs = plan.inputs

@@ -11,49 +11,28 @@ attacks. Each seed and data set leaves a JSON file under --evidence, from which 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from attack_problem import MEASURES, STEPS, Attacked
-from common import finish, machine, parser
-from study import LOWER_IS_BETTER, interval, numbers
+from common import machine
+from seed_by_seed import Measured, run
+from study import LOWER_IS_BETTER, interval
 
 TRUNCATIONS = (0.5, 0.7, 1.0)
 SHOWN = ("ddcs_best", "covered", "coverage", "frechet", "knn_distance", "accuracy_top1")
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--datasets", default=",".join(STEPS), type=lambda text: text.split(","))
-    made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    made.add_argument("--work", type=Path, default=Path("benchmarks/out/defences"))
-    made.add_argument("--evidence", type=Path, default=Path("docs/truncation"))
-    made.add_argument("--table", action="store_true", help="run nothing")
-    options = made.parse_args()
-    options.seeds = numbers(options.seeds or ("0" if options.small else "0-2"))
-    with tempfile.TemporaryDirectory() as temporary:
-        if options.small:
-            options.datasets = ["digits"]
-            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
-        for name in [] if options.table else options.datasets:
-            for seed in options.seeds:
-                file = _file(options, name, seed)
-                if not file.is_file():
-                    measured = _measured(name, seed, options)
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    partial = file.with_suffix(".partial")
-                    partial.write_text(json.dumps(measured, indent=1) + "\n")
-                    partial.replace(file)
-        rows = table(options)
-    if not rows:
-        raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
-    finish(f"truncation of Plug & Play's pool, seeds {options.seeds}", {}, rows, options)
+    run(
+        "truncation of Plug & Play's pool", __doc__ or "", datasets=tuple(STEPS), seeds="0-2",
+        evidence=Path("docs/truncation"), work=Path("benchmarks/out/defences"), measure=measured,
+        rows=rows,
+    )  # fmt: skip
 
 
-def _measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The measures at each truncation, of one data set and seed."""
     problem = Attacked.of(
         name, seed, data=options.data, work=options.work, small=options.small
     ).first(10)
@@ -66,30 +45,22 @@ def _measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     return {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
 
 
-def table(options: argparse.Namespace) -> list[dict[str, Any]]:
+def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
     """Means over seeds; in brackets the mean paired gain over 0.5, and half of its 95 % interval."""
-    rows = []
-    for name in STEPS:
-        files = [f for f in (_file(options, name, seed) for seed in options.seeds) if f.is_file()]
-        found = [json.loads(f.read_text())["measures"] for f in files]
-        for truncation in map(str, TRUNCATIONS if found else ()):
-            row: dict[str, Any] = {"data": name, "truncation": truncation, "seeds": len(found)}
-            for measure in SHOWN:
-                mean, _ = interval([one[truncation][measure] for one in found])
+    made = []
+    for truncation in map(str, TRUNCATIONS):
+        row: dict[str, Any] = {"data": name, "truncation": truncation, "seeds": len(found)}
+        for measure in SHOWN:
+            mean, _ = interval([one[truncation][measure] for one in found])
+            row[measure] = f"{mean:.3g}"
+            if truncation != "0.5":
                 sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
                 gain, half = interval(
                     [sign * (one[truncation][measure] - one["0.5"][measure]) for one in found]
                 )
-                row[measure] = f"{mean:.3g}"
-                if truncation != "0.5":
-                    row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
-            rows.append(row)
-    return rows
-
-
-def _file(options: argparse.Namespace, name: str, seed: int) -> Path:
-    file: Path = options.evidence / f"{name}-{seed}.json"
-    return file
+                row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
+        made.append(row)
+    return made
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""Benchmarks that keep a JSON file for each data set and seed, and go on with what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import finish, parser
+from inversight.run import write_json
+from study import numbers
+
+Measured = dict[str, dict[str, float | None]]
+"""What was compared -> measure -> value."""
+
+
+def run(
+    title: str,
+    doc: str,
+    *,
+    datasets: Sequence[str],
+    seeds: str,
+    evidence: Path,
+    work: Path,
+    measure: Callable[[str, int, argparse.Namespace], dict[str, Any]],
+    rows: Callable[[str, list[Measured]], list[dict[str, Any]]],
+) -> None:
+    """The whole of such a benchmark, from its options to its table.
+
+    ``measure`` gives what is kept of a data set and seed, with ``measures``; ``rows`` the table's rows of
+    a data set from the measures of its seeds. Small versions take digits with seed 0, and keep nothing.
+    """
+    made = parser(doc)
+    made.add_argument("--datasets", default=",".join(datasets), type=lambda text: text.split(","))
+    made.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
+    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
+    made.add_argument("--work", type=Path, default=work, help="run folders")
+    made.add_argument("--evidence", type=Path, default=evidence)
+    made.add_argument("--table", action="store_true", help="run nothing")
+    options = made.parse_args()
+    options.seeds = numbers(options.seeds or ("0" if options.small else seeds))
+    unknown = [name for name in options.datasets if name not in datasets]
+    if unknown:
+        raise SystemExit(f"--datasets: expected some of {', '.join(datasets)}, found {unknown}")
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.small:
+            options.datasets = ["digits"]
+            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+        shown = []
+        for name in options.datasets:
+            files = {seed: options.evidence / f"{name}-{seed}.json" for seed in options.seeds}
+            for seed, file in files.items():
+                if not options.table and not file.is_file():
+                    facts = measure(name, seed, options)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(file, facts)
+            found = [json.loads(f.read_text())["measures"] for f in files.values() if f.is_file()]
+            shown += rows(name, found) if found else []
+    if not shown:
+        raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+    finish(f"{title}, seeds {options.seeds}", {}, shown, options)
