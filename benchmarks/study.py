@@ -54,8 +54,14 @@ DEPENDS = (
     "guidance_embedding", "target_training", "evaluator_training", "public_training",
 )  # fmt: skip
 """Settings that a result depends on."""
-STUDIED = ("vanilla", "entropy", "natural-gradient", "balanced", "statistics")
+STUDIED = ("vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected")
 """The arms that are compared where none are named; the other two are halves of other attacks."""
+_OWN_SETTINGS = {
+    "pseudo-labels": "pseudo_labels_",
+    "target-aware": "target_aware_",
+    "projected": "projected_",
+}
+"""Arms with settings of their own, and how these begin."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 80},
     "adaptation": {"steps": 16},
@@ -189,11 +195,15 @@ def digest(settings: AuditSettings) -> str:
     """A hash of the settings that results depend on: not of where the folders are."""
     values = {name: to_mapping(settings)[name] for name in DEPENDS}
     values["attack"] = [_as_first_kept(one) for one in values["attack"]]
-    if settings.arm in STUDIED:  # what belongs to the arms of other attacks changes nothing here
-        others = ("pseudo_labels_", "target_aware_")
-        values["adaptation"] = {
-            k: v for k, v in values["adaptation"].items() if not k.startswith(others)
-        }
+    # What belongs to other arms changes nothing here.
+    others = tuple(
+        prefix
+        for arm, prefix in _OWN_SETTINGS.items()
+        if arm != settings.arm and settings.arm in STUDIED
+    )
+    values["adaptation"] = {
+        k: v for k, v in values["adaptation"].items() if not k.startswith(others)
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -516,6 +516,12 @@ def target_of_three(folders: dict[str, Path]) -> dict[str, Any]:
     return {**folders, "target": f"tests.examples:own_network?weights={weights}"}
 
 
+def linear_target(folders: dict[str, Path]) -> dict[str, Any]:
+    weights = own_weights(folders["private"].parent / "w.safetensors", classes=2)
+    target = f"tests.examples:own_network?weights={weights}"
+    return {**folders, "target": target, "arm": "projected"}
+
+
 def one_attack(name: str, **others: Any) -> Callable[[dict[str, Path]], dict[str, Any]]:
     return lambda folders: {**folders, **others, "attack": [name]}
 
@@ -577,6 +583,7 @@ def test_priors_and_targets_trained_here_have_what_every_attack_needs(
     for arm, names in (
         ("pseudo-labels", [name for name in ATTACKS if name not in ("gmi", "ked-mi", "lomma")]),
         ("target-aware", usual),
+        ("projected", usual),
         ("vanilla", usual),
     ):
         plan = Plan.prepare(resolve({**given, "arm": arm, "attack": names}), Quiet())
@@ -609,6 +616,7 @@ def test_priors_and_targets_trained_here_have_what_every_attack_needs(
         (lambda folders: {**folders, "fdr": 1.0}, "fdr: expected less than 1"),
         (lambda folders: {**folders, "fdr": 0.0}, "fdr: expected greater than 0"),
         (target_of_three, "3 outputs, --private has 2 classes"),
+        (linear_target, "arm projected needs a target with convolutions"),
     ],
 )
 def test_wrong_input_writes_nothing(

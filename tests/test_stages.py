@@ -271,7 +271,8 @@ def test_set_names_never_meet() -> None:
 
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     logs = {}
-    for arm in ("vanilla", "entropy", "natural-gradient", "pseudo-labels", "target-aware"):
+    arms = ("vanilla", "entropy", "natural-gradient", "projected", "pseudo-labels", "target-aware")
+    for arm in arms:
         code, _, err = run(
             capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
             "--arm", arm, "--guidance-embedding", "public", "--features", "none", "--set", "steps=2",
@@ -282,6 +283,7 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     assert "entropy" not in logs["vanilla"]
     assert "entropy" in logs["entropy"] and "cosine" not in logs["entropy"]
     assert logs["natural-gradient"]["cosine"] < 0.999
+    assert {"projected", "second_discriminator"} <= logs["projected"].keys()
     assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
     attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
     assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0

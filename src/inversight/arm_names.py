@@ -8,6 +8,7 @@ ARM_NAMES = (
     "natural-gradient",
     "balanced",
     "statistics",
+    "projected",
     "pseudo-labels",
     "target-aware",
 )

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from PIL import ImageFilter
 
-from inversight.adaptation import adapt
+from inversight.adaptation import adapt, check_arm
 from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import (
     ATTACKS,
@@ -453,17 +453,19 @@ class Plan:
             if settings.adaptation.steps > 0:
                 check_adaptable(given.prior, path)
         plan = cls(settings, inputs, attacks, own, given, work, device)
-        plan.check_attacks()
+        plan.check_parts()
         return plan
 
-    def check_attacks(self) -> None:
+    def check_parts(self) -> None:
         """Refuse now what would fail when target and prior have been trained for hours.
 
         Raises:
-            ConfigError: an attack needs what the one or the other will lack, or its settings contradict
-                each other.
+            ConfigError: the arm or an attack needs what the one or the other will lack, or an attack's
+                settings contradict each other.
         """
         target, prior = self.likely_target, self.likely_prior
+        if self.own_prior is None and self.settings.adaptation.steps > 0:
+            check_arm(self.settings.arm, target)
         for name, attack in self.attacks.items():
             try:
                 check_fits(attack, target, prior)

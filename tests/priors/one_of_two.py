@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from inversight.priors.game import Game
 from inversight.priors.settings import PriorTraining, architecture_of
@@ -54,10 +54,36 @@ class Brighten(Puller):
         return self.state["level"]
 
 
+class Positions:
+    """A second discriminator that judges positions by one convolution, and counts its steps."""
+
+    learning_rate = 1e-2
+
+    def __init__(self) -> None:
+        self.module = nn.Conv2d(1, 1, 3)
+        self.settled = 0
+        with torch.no_grad():
+            self.module.weight.copy_(torch.randn(1, 1, 3, 3, generator=generator(11)))
+            self.module.bias.zero_()  # type: ignore[union-attr]
+
+    def loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        on_real, on_fake = self.module(real), self.module(fake)
+        return (1.0 - on_real).relu().mean() + (1.0 + on_fake).relu().mean()
+
+    def settle(self) -> None:
+        self.settled += 1
+
+
 def play(
-    folder: Path, processes: Processes = ALONE, *, stop: int | None = None, classes: bool = False
+    folder: Path,
+    processes: Processes = ALONE,
+    *,
+    stop: int | None = None,
+    classes: bool = False,
+    second: bool = False,
 ) -> Game | None:
-    """The game after all steps, conditioned on ``classes`` or not; None if it was stopped at ``stop``."""
+    """The game after all steps, conditioned on ``classes`` or not, with a ``second`` discriminator or
+    without; None if it was stopped at ``stop``."""
 
     class Stop(Exception):
         pass
@@ -72,6 +98,9 @@ def play(
     game = Game(
         image_shape=SHAPE, training=TRAINING, architecture=architecture, processes=processes
     )
+    guidance = Brighten()
+    if second:
+        guidance.second = Positions()
     try:
         run_game(
             game,
@@ -79,7 +108,7 @@ def play(
             knowledge=torch.eye(3)[torch.arange(len(PUBLIC)) % 3] if classes else None,
             steps=STEPS,
             rng=generator(3),
-            guidance=Brighten(),
+            guidance=guidance,
             fresh=True,
             progress=progress,
             checkpoint=folder / "checkpoint.safetensors",
@@ -92,6 +121,8 @@ def play(
 def state(game: Game) -> dict[str, Tensor]:
     """All tensors of a game, and what else it remembers."""
     modules = {"g": game.generator, "a": game.average, "d": game.discriminator}
+    if game.second is not None:
+        modules["second"] = game.second.module
     found = {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
     control = game.control
     found["memory"] = torch.tensor([game.path_length.mean, control.p, control.signs, control.seen])
@@ -99,17 +130,17 @@ def state(game: Game) -> dict[str, Tensor]:
 
 
 def main(out: Path) -> None:
-    """Play to the end, once without a stop, once with one, and once with classes."""
+    """Play to the end with a second discriminator, once without a stop, once with one; then with classes."""
     processes = launched("cpu")
     for stop in (None, 4):
         folder = out / f"stop-{stop}"
         if processes.main:
             folder.mkdir()
         processes.wait()
-        game = play(folder, processes, stop=stop)
+        game = play(folder, processes, stop=stop, second=True)
         if game is None:
             processes.wait()
-            game = play(folder, processes)
+            game = play(folder, processes, second=True)
         assert game is not None
         save_file(state(game), folder / f"{processes.index}.safetensors")
     game = play(out, processes, classes=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from inversight.priors.game import Made
+from inversight.priors.game import Made, SecondDiscriminator
 
 
 class Puller:
@@ -15,6 +15,7 @@ class Puller:
     def __init__(self, pull: Callable[[Tensor], Tensor], times: float = 1.0) -> None:
         self.state: dict[str, float] = {}
         self.logged: dict[str, float] = {}
+        self.second: SecondDiscriminator | None = None
         self.pull = pull
         self.times = times
         self.seen: list[Tensor] = []

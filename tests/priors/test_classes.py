@@ -182,7 +182,7 @@ def test_soft_labels_add_their_cross_entropy(prior: StylePrior) -> None:
         game = game_of(aware(prior), r1=0.0)
         game.control.p = 0.0
         game.optimise_d.step = lambda: None  # type: ignore[method-assign,assignment]
-        game._step_discriminator([Share(images()[:4], generator(0), knowledge)])
+        game._step_discriminators([Share(images()[:4], generator(0), knowledge)])
         kept.append([p.grad.clone() for p in game.discriminator.parameters()])
     critic = game.discriminator
     log_p = critic.outputs(images()[:4]).log_softmax(1)

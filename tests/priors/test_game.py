@@ -132,7 +132,7 @@ def test_shares_add_up_to_the_batch() -> None:
     for some in (parts, parts[:1], parts[1:]):
         game = Recording(image_shape=SHAPE, training=tiny())
         game.start_from(begun.generator, begun.average, begun.discriminator, 0.5)
-        game._step_discriminator([Share(x, generator(seed)) for x, seed in some])
+        game._step_discriminators([Share(x, generator(seed)) for x, seed in some])
     together, *alone = seen
     for whole, one, other in zip(together, *alone, strict=True):
         torch.testing.assert_close(whole, (one + other) / 2)

@@ -81,8 +81,9 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
     for process in together("-m", "tests.priors.one_of_two", str(tmp_path), folder=tmp_path):
         assert process.returncode == 0, process.stderr
     (tmp_path / "alone" / "classes").mkdir(parents=True)
-    game = one_of_two.play(tmp_path / "alone")
-    assert game is not None
+    game = one_of_two.play(tmp_path / "alone", second=True)
+    assert game is not None and game.second is not None
+    assert game.second.settled == one_of_two.STEPS
     alone = one_of_two.state(game)
     first, second = (load_file(tmp_path / "stop-None" / f"{i}.safetensors") for i in range(2))
     assert_same(first, second)

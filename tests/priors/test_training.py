@@ -91,7 +91,7 @@ def test_both_players_are_trained_and_neither_trains_the_other() -> None:
     game = fresh_game(tiny())
     before = state(game)
     real = public()[:4].float() / 127.5 - 1.0
-    game._step_discriminator([Share(real, generator(3))])
+    game._step_discriminators([Share(real, generator(3))])
     middle = state(game)
     moved = {n for n in before if not torch.equal(before[n], middle[n])}
     assert moved and all(n.startswith("d.") for n in moved)

@@ -2,7 +2,7 @@
 
 Li et al. 2025 (METHOD section 3), three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
 entropy of the target's prediction, ``natural-gradient`` replaces that entropy's gradient on the
-generated images by its natural gradient under a perceptual metric. Two more of ours, and two that are
+generated images by its natural gradient under a perceptual metric. Three more of ours, and two that are
 one half of a published attack each: ``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks
 on the classes that the target puts public images in, ``target-aware`` (Chen et al. 2021, KED-MI) teaches
 them to the discriminator.
@@ -24,6 +24,7 @@ from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.knowledge import pseudo_labels, soft_labels
 from inversight.adaptation.preconditioners import Damped, Preconditioner
+from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import (
     Balance,
     CriticEntropy,
@@ -32,6 +33,7 @@ from inversight.adaptation.terms import (
     Statistics,
     Term,
     batch_norms,
+    convolutions,
 )
 from inversight.config import settings
 from inversight.embeddings.base import Embedding
@@ -50,10 +52,12 @@ TERMS: dict[str, tuple[Term, ...]] = {
     "natural-gradient": (Entropy(),),
     "balanced": (Entropy(), Balance()),
     "statistics": (Statistics(),),
+    "projected": (),
     "pseudo-labels": (Margin(),),
     "target-aware": (CriticEntropy(),),
 }
-"""What each arm guides by; the first three are the paper's, two ours, the last two other attacks'."""
+"""What each arm guides by; the first three are the paper's, three ours, the last two other attacks'.
+What ``projected`` guides by is made for a target: :class:`Projected`."""
 
 ARMS = tuple(TERMS)
 
@@ -62,6 +66,7 @@ WEIGHTS = {
     "natural-gradient": 0.3,
     "balanced": 0.3,
     "statistics": 1.0,
+    "projected": 3.0,
     "pseudo-labels": 0.3,
     "target-aware": 0.3,
 }
@@ -86,7 +91,7 @@ class Adaptation:
     weight: NonNegativeFloat | None = None
     """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
     scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is no guidance, which is vanilla
-    where the target has no other part. None: the arm's own, 0.3, for statistics 1."""
+    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected 3."""
     scale: Literal["relative", "absolute"] = "relative"
     """What weight is relative to: the GAN's gradient, or nothing, as published."""
     learning_rate_factor: PositiveFloat = 0.5
@@ -101,6 +106,8 @@ class Adaptation:
     """Eigen: dimensions of the eigenspace (paper: 20)."""
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
+    projected_learning_rate: PositiveFloat = 5e-4
+    """Projected: Adam's step size of the discriminator that sees the target's maps."""
     pseudo_labels_top: PositiveInt = 30
     """Pseudo-labels: public images of each class, those that the target is surest of (paper: 30)."""
     pseudo_labels_alpha: NonNegativeFloat = 0.2
@@ -127,20 +134,51 @@ def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Precondition
     return Damped(metric, damping=adaptation.damping, iterations=adaptation.iterations)
 
 
-def pulls_of(arm: str, adaptation: Adaptation, metric: Embedding | None) -> list[Pull]:
-    """What an arm guides by; nothing for ``vanilla``.
+def check_arm(arm: str, target: Target) -> None:
+    """Refuse a target that lacks what an arm looks at.
+
+    Raises:
+        ConfigError: statistics without batch normalisation, projected without convolutions.
+    """
+    if arm == "statistics" and not batch_norms(target):
+        raise ConfigError(
+            f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
+            f"{target.spec} has none: use another --arm"
+        )
+    if arm == "projected" and not convolutions(target):
+        raise ConfigError(
+            f"arm {arm} needs a target with convolutions, by whose maps it judges; {target.spec} has "
+            "none: use another --arm"
+        )
+
+
+def weight_of(arm: str, adaptation: Adaptation) -> float:
+    """The weight that was given, or else the arm's own; 0 for ``vanilla``."""
+    if arm == "vanilla" or adaptation.weight is None:
+        return WEIGHTS.get(arm, 0.0)
+    return adaptation.weight
+
+
+def pulls_of(
+    arm: str,
+    adaptation: Adaptation,
+    metric: Embedding | None,
+    projected: Term | None = None,
+) -> list[Pull]:
+    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of that arm, which is
+    made for a target.
 
     Raises:
         ConfigError: the natural gradient without a metric, or an unknown arm.
     """
     if arm not in ARMS:
         raise ConfigError(f"arm: expected one of {', '.join(ARMS)}, found {arm!r}")
-    weight = WEIGHTS.get(arm, 0.0) if adaptation.weight is None else adaptation.weight
+    weight = weight_of(arm, adaptation)
     published = {
         "pseudo-labels": adaptation.pseudo_labels_alpha,
         "target-aware": adaptation.target_aware_entropy,
     }.get(arm)
-    if arm == "vanilla" or weight == 0.0 or published == 0.0:
+    if weight == 0.0 or published == 0.0:
         return []
     if published is not None and adaptation.scale == "absolute":
         weight = published
@@ -149,6 +187,10 @@ def pulls_of(arm: str, adaptation: Adaptation, metric: Embedding | None) -> list
             raise ConfigError("arm natural-gradient needs a guidance embedding")
         turned = preconditioner_of(adaptation, metric)
         return [Pull(Entropy(), weight, turned, part=adaptation.guided_images)]
+    if arm == "projected":
+        if projected is None:
+            raise ConfigError("arm projected needs the term made for the target")
+        return [Pull(projected, weight)]
     return [Pull(term, weight) for term in TERMS[arm]]
 
 
@@ -175,12 +217,16 @@ def adapt(
         ConfigError: a setting does not fit, or the prior knows classes and the arm none.
         StageError: the game diverged.
     """
-    pulls = pulls_of(arm, adaptation, metric)
-    if any(pull.term.statistics for pull in pulls) and not batch_norms(target):
-        raise ConfigError(
-            f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
-            f"{target.spec} has none: use another --arm"
+    check_arm(arm, target)
+    projected = None
+    if arm == "projected" and weight_of(arm, adaptation) > 0.0:
+        projected = Projected(
+            target,
+            public,
+            learning_rate=adaptation.projected_learning_rate,
+            rng=generator(draw_seed(rng), "projected"),
         )
+    pulls = pulls_of(arm, adaptation, metric, projected)
     training = adaptation.training_of(training)
     if arm == "pseudo-labels":
         # Classes are new: an average that reaches back behind the adaptation would not know them.
@@ -193,7 +239,9 @@ def adapt(
     transform = None
     if arm == "pseudo-labels":
         transform = partial(Transformations(), mirror=adaptation.pseudo_labels_mirror)
-    guidance = Guidance(target, pulls, summed=summed, transform=transform) if pulls else None
+    guidance = None
+    if pulls:
+        guidance = Guidance(target, pulls, summed=summed, transform=transform, second=projected)
     return play(
         public,
         training=training,

@@ -17,7 +17,7 @@ from torch import Tensor
 from inversight.adaptation.preconditioners import Identity, Preconditioner
 from inversight.adaptation.terms import Term, observe
 from inversight.embeddings.pullback import dot
-from inversight.priors.game import Made
+from inversight.priors.game import Made, SecondDiscriminator
 from inversight.target import Target
 
 
@@ -47,6 +47,8 @@ class Guidance:
     batch of so many images, as long as the preconditioner leaves it; 1: of the mean.
 
     ``transform``: images and randomness -> what the target is shown of them.
+
+    ``second``: the discriminator that one of the terms asks, for the game to train.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Guidance:
         interval: int = 8,
         summed: int | None = None,
         transform: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        second: SecondDiscriminator | None = None,
     ) -> None:
         self.target = target
         self.pulls = {pull.term.name: pull for pull in pulls}
@@ -65,6 +68,7 @@ class Guidance:
         self.interval = interval
         self.summed = summed
         self.transform = transform
+        self.second = second
         self.state: dict[str, float] = {}
         self.logged: dict[str, float] = {}
 
@@ -79,9 +83,10 @@ class Guidance:
             shown = x
             if self.transform is not None and made is not None:
                 shown = self.transform(x, made.rng)
-            seen = observe(self.target, shown, statistics=any(t.statistics for t in terms))
+            needs = {need for term in terms for need in term.needs}
+            seen = observe(self.target, shown, needs)
             if made is not None:
-                asked = made.critic is not None and any(t.critic for t in terms)
+                asked = made.critic is not None and "critic" in needs
                 critic = made.critic(x) if asked and made.critic is not None else None
                 seen = replace(seen, classes=made.classes, critic=critic)
             values = {

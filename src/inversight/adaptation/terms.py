@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from inversight.objectives import entropy, max_margin
 from inversight.target import Target
+
+Need = Literal["layers", "maps", "critic"]
+"""What a term may look at beside the logits: see :class:`Observation`."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the target makes of a batch: logits (N, K), and its normalised layers where asked for.
+    """What the target makes of a batch: logits (N, K), and of what is inside it what was asked for.
 
-    classes (N,): what the images were generated for, where the generator knows classes; critic (N, K'):
-    the discriminator's class logits, where it has them and they are asked for.
+    layers: its batch normalisations; maps: the outputs (N, C, H, W) of its convolutions; classes (N,):
+    what the images were generated for, where the generator knows classes; critic (N, K'): the
+    discriminator's class logits, where it has them.
     """
 
     logits: Tensor
     layers: tuple[Layer, ...] = ()
+    maps: tuple[Tensor, ...] = ()
     classes: Tensor | None = None
     critic: Tensor | None = None
 
@@ -39,29 +45,39 @@ class Observation:
         return Observation(
             self.logits[:n],
             tuple(Layer(one.values[:n], one.mean, one.variance) for one in self.layers),
+            tuple(one[:n] for one in self.maps),
             None if self.classes is None else self.classes[:n],
             None if self.critic is None else self.critic[:n],
         )
 
 
-def observe(target: Target, images: Tensor, *, statistics: bool) -> Observation:
-    """Send images (N, C, H, W) in [0, 1] through the target; ``statistics`` asks for its layers."""
+def observe(target: Target, images: Tensor, needs: Collection[Need] = ()) -> Observation:
+    """Send images (N, C, H, W) in [0, 1] through the target; ``needs``: what inside it is asked for.
+
+    Layers and maps are in the order in which they are called.
+    """
     layers: list[Layer] = []
+    maps: list[Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mean, variance = module.running_mean, module.running_var
         if isinstance(mean, Tensor) and isinstance(variance, Tensor):
             layers.append(Layer(inputs[0], mean, variance))
 
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        maps.append(output)
+
     hooks = []
-    if statistics:
-        hooks = [m.register_forward_pre_hook(note) for m in batch_norms(target)]
+    if "layers" in needs:
+        hooks += [m.register_forward_pre_hook(note) for m in batch_norms(target)]
+    if "maps" in needs:
+        hooks += [m.register_forward_hook(keep) for m in convolutions(target)]
     try:
         logits = target(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return Observation(logits, tuple(layers))
+    return Observation(logits, tuple(layers), tuple(maps))
 
 
 def batch_norms(target: Target) -> list[nn.Module]:
@@ -70,20 +86,19 @@ def batch_norms(target: Target) -> list[nn.Module]:
     return [m for m in target.module.modules() if isinstance(m, kinds) and m.track_running_stats]
 
 
-class Term(Protocol):
-    """Observation -> scalar, differentiable.
+def convolutions(target: Target) -> list[nn.Module]:
+    """The target's convolutions over images."""
+    return [m for m in target.module.modules() if isinstance(m, nn.Conv2d)]
 
-    ``statistics``: it needs the target's layers; ``critic``: the discriminator's class logits.
-    """
+
+class Term(Protocol):
+    """Observation -> scalar, differentiable; ``needs``: what it looks at beside the logits."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def statistics(self) -> bool: ...
-
-    @property
-    def critic(self) -> bool: ...
+    def needs(self) -> tuple[Need, ...]: ...
 
     def __call__(self, seen: Observation) -> Tensor: ...
 
@@ -96,8 +111,7 @@ class Entropy:
     """
 
     name: str = "entropy"
-    statistics: bool = False
-    critic: bool = False
+    needs: tuple[Need, ...] = ()
 
     def __call__(self, seen: Observation) -> Tensor:
         return entropy(seen.logits).mean()
@@ -112,8 +126,7 @@ class Balance:
     """
 
     name: str = "balance"
-    statistics: bool = False
-    critic: bool = False
+    needs: tuple[Need, ...] = ()
 
     def __call__(self, seen: Observation) -> Tensor:
         mean = seen.logits.softmax(1).mean(0)
@@ -131,8 +144,7 @@ class Statistics:
     """
 
     name: str = "statistics"
-    statistics: bool = True
-    critic: bool = False
+    needs: tuple[Need, ...] = ("layers",)
 
     def __call__(self, seen: Observation) -> Tensor:
         return torch.stack([_divergence(layer) for layer in seen.layers]).mean()
@@ -146,8 +158,7 @@ class Margin:
     """
 
     name: str = "margin"
-    statistics: bool = False
-    critic: bool = False
+    needs: tuple[Need, ...] = ()
 
     def __call__(self, seen: Observation) -> Tensor:
         return max_margin(seen.logits, seen.classes).mean()
@@ -161,8 +172,7 @@ class CriticEntropy:
     """
 
     name: str = "critic_entropy"
-    statistics: bool = False
-    critic: bool = True
+    needs: tuple[Need, ...] = ("critic",)
 
     def __call__(self, seen: Observation) -> Tensor:
         if seen.critic is None:

@@ -56,14 +56,35 @@ class Made:
     critic: Callable[[Tensor], Tensor] | None
 
 
+class SecondDiscriminator(Protocol):
+    """A discriminator that guidance asks, and that the game trains and keeps beside its own.
+
+    ``module`` holds what is trained, at ``learning_rate``.
+    """
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    def loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """What its training lowers: a mean over images (N, C, S, S) in [0, 1] of each kind."""
+
+    def settle(self) -> None:
+        """What is to be done once after each step of training."""
+
+
 class ImageGuidance(Protocol):
     """What pulls at generated images beside the discriminator.
 
-    ``state`` is saved and restored with the game; ``logged`` goes into its log.
+    ``state`` is saved and restored with the game; ``logged`` goes into its log. ``second``: what it
+    asks and the game has to train, or None.
     """
 
     state: dict[str, float]
     logged: dict[str, float]
+    second: SecondDiscriminator | None
 
     def __call__(self, images: Tensor, made: Made) -> dict[str, Tensor]:
         """Images (N, C, S, S) in [0, 1] -> gradients of that shape, by name."""
@@ -134,6 +155,8 @@ class Game:
         self.optimise_d = lazy_adam(self.discriminator.parameters(), rate, training.r1_interval)
         self.control = OverfittingControl(target=training.ada_target, images=training.ada_images)
         self.path_length = PathLength()
+        self.second: SecondDiscriminator | None = None
+        self.optimise_second: torch.optim.Optimizer | None = None
         self.done = 0
         self.device = torch.device(device)
 
@@ -146,6 +169,14 @@ class Game:
         self.discriminator.load_state_dict(critic.state_dict())
         self.control.p = p
 
+    def accompany(self, second: SecondDiscriminator) -> None:
+        """Train this discriminator too from now on, and keep it in checkpoints."""
+        self.second = second
+        module = second.module.to(self.device)
+        self.optimise_second = torch.optim.Adam(
+            module.parameters(), lr=second.learning_rate, betas=(0.0, 0.99), eps=1e-8
+        )
+
     def step(
         self, real: Tensor, rng: torch.Generator, guidance: ImageGuidance | None = None
     ) -> dict[str, float]:
@@ -156,9 +187,11 @@ class Game:
         self, shares: Sequence[Share], guidance: ImageGuidance | None = None
     ) -> dict[str, float]:
         """One step on this process's shares of a batch, all equally large, on every process."""
-        d_loss, signs = self._step_discriminator(shares)
+        d_loss, second_loss, signs = self._step_discriminators(shares)
         g_loss = self._step_generator(shares, guidance)
-        g_loss, d_loss, signs = self.processes.means([g_loss, d_loss, signs])
+        g_loss, d_loss, second_loss, signs = self.processes.means(
+            [g_loss, d_loss, second_loss, signs]
+        )
         signs *= self.processes.count
         self.processes.average([b for b in self.generator.buffers() if b.is_floating_point()])
         images = sum(len(share.real) for share in shares) * self.processes.count
@@ -167,7 +200,8 @@ class Game:
         if self.done % 4 == 0:
             self.control.update()
         self._update_average(images)
-        return {"generator": g_loss, "discriminator": d_loss, "p": self.control.p}
+        row = {"generator": g_loss, "discriminator": d_loss, "p": self.control.p}
+        return row if self.second is None else {**row, "second_discriminator": second_loss}
 
     @torch.no_grad()
     def samples(self, n: int, rng: torch.Generator) -> Iterator[Tensor]:
@@ -178,7 +212,7 @@ class Game:
         for rows in torch.arange(n).split(self.at_once):
             classes = None if c is None else c[rows.to(c.device)]
             w = self.average.mapping(z[rows].to(self.device), classes)
-            yield ((self.average(w, noise=noise) + 1.0) / 2.0).clamp(0.0, 1.0)
+            yield _shown(self.average(w, noise=noise))
 
     @property
     def is_finite(self) -> bool:
@@ -186,20 +220,27 @@ class Game:
         networks = self._modules().values()
         return all(bool(t.isfinite().all()) for m in networks for t in m.state_dict().values())
 
-    def _step_discriminator(self, shares: Sequence[Share]) -> tuple[float, float]:
-        """This process's shares' mean loss, and the sum of D's signs on their real images."""
+    def _step_discriminators(self, shares: Sequence[Share]) -> tuple[float, float, float]:
+        """This process's shares' mean loss, the second discriminator's (0 where there is none), and the
+        sum of the first's signs on their real images."""
         training = self.training
         penalised = training.r1 > 0 and self.done % training.r1_interval == 0
         joint = penalised and not training.penalty_steps
         weight = training.r1 / 2.0 * training.r1_interval
         self.discriminator.requires_grad_(True)
         self.optimise_d.zero_grad(set_to_none=True)
-        loss_sum, sign_sum = 0.0, 0.0
+        if self.optimise_second is not None:
+            self.optimise_second.zero_grad(set_to_none=True)
+        loss_sum, second_sum, sign_sum = 0.0, 0.0, 0.0
         for share in shares:
             rng = share.rng
             c = self._classes(len(share.real), rng)
             with torch.no_grad():
                 fake = self._images(self._latents(len(share.real), rng, c)[1], rng)
+            if self.second is not None:
+                second = self.second.loss(_shown(share.real), _shown(fake))
+                second_sum += float(second.detach())
+                (second / len(shares)).backward()
             judged = self._judge_real(share, follow=joint)
             on_real = judged.logits
             on_fake = self._judge(self._augmented(fake, rng), c)
@@ -212,13 +253,16 @@ class Game:
                 loss = loss + SOFT_LABELS * F.cross_entropy(judged.outputs, share.knowledge)
             (loss / len(shares)).backward()
         self._apply(self.optimise_d)
+        if self.second is not None and self.optimise_second is not None:
+            self._apply(self.optimise_second)
+            self.second.settle()
         if penalised and not joint:
             self.optimise_d.zero_grad(set_to_none=True)
             for share in shares:
                 judged = self._judge_real(share, follow=True)
                 (r1_penalty(judged.logits, judged.images) * (weight / len(shares))).backward()
             self._apply(self.optimise_d)
-        return loss_sum / len(shares), sign_sum
+        return loss_sum / len(shares), second_sum / len(shares), sign_sum
 
     def _step_generator(self, shares: Sequence[Share], guidance: ImageGuidance | None) -> float:
         """The loss, a mean over this process's shares."""
@@ -264,8 +308,7 @@ class Game:
     def _pull(self, guidance: ImageGuidance, fake: Tensor, gradient: Tensor, made: Made) -> Tensor:
         """What guidance adds to the GAN loss's gradient on the generated images."""
         # Guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
-        shown = ((fake.detach() + 1.0) / 2.0).clamp(0.0, 1.0)
-        pulls = {name: pull / 2.0 for name, pull in guidance(shown, made).items()}
+        pulls = {name: pull / 2.0 for name, pull in guidance(_shown(fake.detach()), made).items()}
         if guidance.due(self.done):
             parameters = list(self.generator.parameters())
 
@@ -446,14 +489,17 @@ class Game:
         return extra
 
     def _modules(self) -> dict[str, nn.Module]:
+        second = {} if self.second is None else {"second": self.second.module}
         return {
             "generator": self.generator,
             "average": self.average,
             "discriminator": self.discriminator,
+            **second,
         }
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"optimise_g": self.optimise_g, "optimise_d": self.optimise_d}
+        second = {} if self.optimise_second is None else {"optimise_second": self.optimise_second}
+        return {"optimise_g": self.optimise_g, "optimise_d": self.optimise_d, **second}
 
 
 class _Memory:
@@ -479,6 +525,11 @@ class _Memory:
         sums = [math.fsum(state[name] for state in self.after) for name in names]
         means = processes.means([total / len(self.after) for total in sums])
         self.state.update(zip(names, means, strict=True))
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as others than the game's own discriminator see them: in [0, 1]."""
+    return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
 def _at_once(training: PriorTraining, processes: int) -> int:

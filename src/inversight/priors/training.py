@@ -55,6 +55,8 @@ def run_game(
         game.average.load_state_dict(game.generator.state_dict())
     log: list[dict[str, float]] = []
     state: dict[str, float] = guidance.state if guidance is not None else {}
+    if guidance is not None and guidance.second is not None:
+        game.accompany(guidance.second)
     if checkpoint is not None and checkpoint.is_file():
         extra = game.load(checkpoint)
         log = extra["log"]

@@ -1,0 +1,126 @@
+"""The arm `projected`: what its discriminator looks through, how much it weighs, how fast it learns.
+
+uv run python benchmarks/projected.py                                  what is missing
+uv run python benchmarks/projected.py --datasets digits --seeds 0-2
+uv run python benchmarks/projected.py --table                          the table of what is there
+
+vanilla     the same adaptation without it
+target      the arm as it is; `target, weight W` and `target, rate R` with another weight or step size
+public      through the attacker's own network instead of the target: what needs no target
+evaluator   through another network that was trained on the private images
+untrained   through the target's architecture with random weights
+
+On the targets and priors of base_audits.py, attacked by Plug & Play as in the quick preset, three
+times each with other random numbers. Seeds 0-4 are those that settings are chosen on. Each seed and
+data set leaves a JSON file under --evidence, from which it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from attack_problem import MEASURES, STEPS, Attacked
+from common import machine
+from inversight.adaptation import Adaptation, adapt
+from inversight.attacks import run_attack
+from inversight.networks import SavedClassifier, build_classifier, load_classifier
+from inversight.seeding import generator
+from inversight.target import Target, target_of
+from seed_by_seed import Measured, run
+from study import BASE, LOWER_IS_BETTER, interval
+
+VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
+    BASE: ("target", {"weight": 0.0}),
+    "target": ("target", {}),
+    "public": ("public-network", {}),
+    "evaluator": ("evaluator", {}),
+    "untrained": ("untrained", {}),
+    "target, weight 1": ("target", {"weight": 1.0}),
+    "target, weight 10": ("target", {"weight": 10.0}),
+    "target, rate 2e-4": ("target", {"projected_learning_rate": 2e-4}),
+    "target, rate 2e-3": ("target", {"projected_learning_rate": 2e-3}),
+}
+ATTACKS = 3
+SHOWN = ("ddcs_best", "covered", "coverage", "frechet", "knn_distance", "accuracy_top1")
+
+
+def main() -> None:
+    run(
+        "what the projected discriminator looks through", __doc__ or "", datasets=tuple(STEPS),
+        seeds="0-2", evidence=Path("docs/projected"), work=Path("benchmarks/out/defences"),
+        measure=measured, rows=rows,
+    )  # fmt: skip
+
+
+def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The mean measures of each variant over the attacks, of one data set and seed."""
+    problem = Attacked.of(name, seed, data=options.data, work=options.work, small=options.small)
+    attack = problem.attack("plug-and-play", truncation=1.0)
+    repetitions = 1 if options.small else ATTACKS
+    measures: Measured = {}
+    for variant, (through, changes) in VARIANTS.items():
+        prior = adapt(
+            problem.trained, network(problem, through), problem.public.images, arm="projected",
+            adaptation=replace(
+                Adaptation(steps=16 if options.small else STEPS[name]), **changes
+            ),
+            training=problem.trained.training, rng=generator(seed, "adaptation"),
+        )  # fmt: skip
+        found = []
+        for repetition in range(repetitions):
+            rng = generator(seed, "attack", repetition)
+            made = run_attack(attack, problem.target, prior, problem.labels, rng=rng)
+            found.append(problem.scored(made)[0])
+        measures[variant] = means(found)
+    return {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
+
+
+def network(problem: Attacked, name: str) -> Target:
+    """A network of the base audit; untrained: as the target is built, with random weights."""
+    if name == "target":
+        return problem.target
+    if name != "untrained":
+        return target_of(load_classifier(problem.folder / "stages" / name), name)
+    trained = load_classifier(problem.folder / "stages" / "target")
+    made: SavedClassifier = build_classifier(
+        trained.architecture, classes=trained.classes, image_shape=trained.image_shape,
+        width=trained.width, mean=list(trained.mean), std=list(trained.std),
+        rng=generator(problem.seed, "untrained"),
+    )  # fmt: skip
+    made.module.eval().requires_grad_(False)
+    return target_of(made, name)
+
+
+def means(found: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Measure by measure; None where one is missing."""
+    made: dict[str, float | None] = {}
+    for measure in MEASURES:
+        values = [one.get(measure) for one in found]
+        known = [value for value in values if value is not None]
+        made[measure] = sum(known) / len(known) if len(known) == len(values) else None
+    return made
+
+
+def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
+    """Means over seeds; in brackets the mean paired gain over vanilla, and half of its 95 % interval."""
+    made = []
+    for variant in VARIANTS:
+        row: dict[str, Any] = {"data": name, "through": variant, "seeds": len(found)}
+        for measure in SHOWN:
+            mean, _ = interval([one[variant][measure] for one in found])
+            row[measure] = f"{mean:.3g}"
+            if variant != BASE:
+                sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
+                gain, half = interval(
+                    [sign * (one[variant][measure] - one[BASE][measure]) for one in found]
+                )
+                row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
+        made.append(row)
+    return made
+
+
+if __name__ == "__main__":
+    main()
