@@ -114,16 +114,22 @@ def _moments(
     sums: list[tuple[Tensor, Tensor]] = []
     for images in public.split(batch_size):
         maps = observe(target, images.to(device).float() / 255.0, _MAPS).maps
-        found = [
-            (m.double().mean((2, 3)).sum(0), m.double().square().mean((2, 3)).sum(0)) for m in maps
-        ]
-        sums = (
-            [(a + c, b + d) for (a, b), (c, d) in zip(sums, found, strict=True)] if sums else found
-        )
+        exact = [m.cpu().double() for m in maps]  # not every device has float64
+        found = [(_total(m), _total(m.square())) for m in exact]
+        before = sums or [(torch.zeros(()), torch.zeros(()))] * len(found)
+        sums = [(a + c, b + d) for (a, b), (c, d) in zip(before, found, strict=True)]
     moments = []
     for first, second in sums:
         mean = first / len(public)
-        variance = (second / len(public) - mean.square()).clamp_min(0.0)
-        scale = (variance + 1e-5).rsqrt()
-        moments.append((mean.float().view(1, -1, 1, 1), scale.float().view(1, -1, 1, 1)))
+        scale = ((second / len(public) - mean.square()).clamp_min(0.0) + 1e-5).rsqrt()
+        moments.append((_for_channels(mean, device), _for_channels(scale, device)))
     return moments
+
+
+def _total(maps: Tensor) -> Tensor:
+    """Sum over images of the mean over positions, (C,)."""
+    return maps.mean((2, 3)).sum(0)
+
+
+def _for_channels(values: Tensor, device: torch.device) -> Tensor:
+    return values.float().view(1, -1, 1, 1).to(device)
