@@ -2,7 +2,8 @@
 
 Sauer et al. 2021 ("Projected GANs converge faster") give a GAN discriminators on the features of a
 network trained on ImageNet. Here the features are the target's: what it tells the private images apart
-by is what generated images have to share with real ones. Random mixing of channels and scales, which
+by is what generated images have to share with real ones. That it is the target's matters little, though:
+on digits other networks do as well (docs/evidence.md). Random mixing of channels and scales, which
 they put between features and discriminators, is left out.
 """
 
