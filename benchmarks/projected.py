@@ -29,8 +29,8 @@ from inversight.attacks import run_attack
 from inversight.networks import SavedClassifier, build_classifier, load_classifier
 from inversight.seeding import generator
 from inversight.target import Target, target_of
-from seed_by_seed import Measured, run
-from study import BASE, LOWER_IS_BETTER, interval
+from seed_by_seed import Measured, gains, run
+from study import BASE
 
 VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
     BASE: ("target", {"weight": 0.0}),
@@ -107,21 +107,9 @@ def means(found: list[dict[str, float | None]]) -> dict[str, float | None]:
 
 
 def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
-    """Means over seeds; in brackets the mean paired gain over vanilla, and half of its 95 % interval."""
-    made = []
-    for variant in (one for one in VARIANTS if one in found[0]):
-        row: dict[str, Any] = {"data": name, "through": variant, "seeds": len(found)}
-        for measure in SHOWN:
-            mean, _ = interval([one[variant][measure] for one in found])
-            row[measure] = f"{mean:.3g}"
-            if variant != BASE:
-                sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
-                gain, half = interval(
-                    [sign * (one[variant][measure] - one[BASE][measure]) for one in found]
-                )
-                row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
-        made.append(row)
-    return made
+    """Means over seeds, and gains over the adaptation without it."""
+    variants = tuple(one for one in VARIANTS if one in found[0])
+    return gains(name, found, what="through", of=variants, over=BASE, shown=SHOWN)
 
 
 if __name__ == "__main__":

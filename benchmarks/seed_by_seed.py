@@ -11,7 +11,7 @@ from typing import Any
 
 from common import finish, parser
 from inversight.run import write_json
-from study import numbers
+from study import LOWER_IS_BETTER, interval, numbers
 
 Measured = dict[str, dict[str, float | None]]
 """What was compared -> measure -> value."""
@@ -62,3 +62,33 @@ def run(
     if not shown:
         raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
     finish(f"{title}, seeds {options.seeds}", {}, shown, options)
+
+
+def gains(
+    name: str,
+    found: list[dict[str, dict[str, Any]]],
+    *,
+    what: str,
+    of: Sequence[str],
+    over: str,
+    shown: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Rows of a data set: means over seeds of the measures ``shown``.
+
+    In brackets, but for ``over``, the mean paired gain over that one, positive where it is better, and
+    half of its 95 % interval. ``what``: the column that says which of ``of`` a row is about.
+    """
+    made = []
+    for one in of:
+        row: dict[str, Any] = {"data": name, what: one, "seeds": len(found)}
+        for measure in shown:
+            mean, _ = interval([seed[one][measure] for seed in found])
+            row[measure] = f"{mean:.3g}"
+            if one != over:
+                sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
+                gain, half = interval(
+                    [sign * (seed[one][measure] - seed[over][measure]) for seed in found]
+                )
+                row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
+        made.append(row)
+    return made

@@ -16,8 +16,7 @@ from typing import Any
 
 from attack_problem import MEASURES, STEPS, Attacked
 from common import machine
-from seed_by_seed import Measured, run
-from study import LOWER_IS_BETTER, interval
+from seed_by_seed import Measured, gains, run
 
 TRUNCATIONS = (0.5, 0.7, 1.0)
 SHOWN = ("ddcs_best", "covered", "coverage", "frechet", "knn_distance", "accuracy_top1")
@@ -46,21 +45,9 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
-    """Means over seeds; in brackets the mean paired gain over 0.5, and half of its 95 % interval."""
-    made = []
-    for truncation in map(str, TRUNCATIONS):
-        row: dict[str, Any] = {"data": name, "truncation": truncation, "seeds": len(found)}
-        for measure in SHOWN:
-            mean, _ = interval([one[truncation][measure] for one in found])
-            row[measure] = f"{mean:.3g}"
-            if truncation != "0.5":
-                sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
-                gain, half = interval(
-                    [sign * (one[truncation][measure] - one["0.5"][measure]) for one in found]
-                )
-                row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
-        made.append(row)
-    return made
+    """Means over seeds, and gains over the published truncation."""
+    truncations = tuple(map(str, TRUNCATIONS))
+    return gains(name, found, what="truncation", of=truncations, over="0.5", shown=SHOWN)
 
 
 if __name__ == "__main__":
