@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from inversight.adaptation import ARMS, Adaptation, adapt
+from inversight.adaptation import ARMS, Adaptation, adapt, check_arm
 from inversight.attacks import (
     ATTACKS,
     Attack,
@@ -223,6 +223,7 @@ def adapt_stage(
     check_adaptable(start, prior)
     channels, size, _ = start.image_shape
     target = model.load(given_prior)
+    check_arm(arm, target)
     images = load_folder(
         public, role="--public", channels=channels, labelled=False, size=size,
         progress=reporter.stage("reading"),

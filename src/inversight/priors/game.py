@@ -172,10 +172,8 @@ class Game:
     def accompany(self, second: SecondDiscriminator) -> None:
         """Train this discriminator too from now on, and keep it in checkpoints."""
         self.second = second
-        module = second.module.to(self.device)
-        self.optimise_second = torch.optim.Adam(
-            module.parameters(), lr=second.learning_rate, betas=(0.0, 0.99), eps=1e-8
-        )
+        parameters = second.module.to(self.device).parameters()
+        self.optimise_second = lazy_adam(parameters, second.learning_rate, None)
 
     def step(
         self, real: Tensor, rng: torch.Generator, guidance: ImageGuidance | None = None
