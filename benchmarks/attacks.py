@@ -30,12 +30,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attack_problem import MEASURES, STEPS, Attacked
-from common import finish, machine, parser
+from common import finish, machine, parser, work_folder, work_option
 from inversight.attack_names import ATTACK_NAMES
 from inversight.attacks import PlugAndPlay, Reconstructions
 from inversight.priors import StylePrior
 from study import interval, numbers
 
+WORK = Path("benchmarks/out/defences")
 ARMS = ("vanilla", "natural-gradient")
 _ALL_ARMS = (*ARMS, "pseudo-labels", "target-aware")
 BASELINES = ("unguided", "selection")
@@ -82,6 +83,12 @@ SMALL = {"pool": 500, "candidates": 40, "steps": 24, "keep": 10, "crops": 10}
 
 def main() -> None:
     options = _options()
+    with tempfile.TemporaryDirectory() as temporary:
+        options.work = work_folder(options, usual=WORK, temporary=temporary)
+        _do(options)
+
+
+def _do(options: argparse.Namespace) -> None:
     if options.run:
         for seed in options.seeds:
             for name in options.datasets:
@@ -100,10 +107,7 @@ def main() -> None:
         finish("papers' orderings, accuracy", {}, claims, argparse.Namespace(seed=0, json=None))
         finish(f"attacks, seeds {options.seeds}", adapted(options), rows, options)
     else:
-        with tempfile.TemporaryDirectory() as temporary:
-            if options.small:
-                options.work = Path(temporary)
-            speed(options)
+        speed(options)
 
 
 def _options() -> argparse.Namespace:
@@ -115,7 +119,7 @@ def _options() -> argparse.Namespace:
     )
     made.add_argument("--arms", default=_ALL_ARMS, type=lambda text: text.split(","))
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    made.add_argument("--work", type=Path, default=Path("benchmarks/out/defences"))
+    work_option(made)
     made.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
     made.add_argument("--classes", type=int, default=4, help="attacked where speed is measured")
     made.add_argument("--run", action="store_true")

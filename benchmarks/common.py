@@ -24,6 +24,20 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def work_option(made: argparse.ArgumentParser) -> None:
+    """--work, for benchmarks that start from audits which others may have made already."""
+    made.add_argument(
+        "--work", type=Path, help="run folders (small versions: thrown away unless named here)"
+    )
+
+
+def work_folder(options: argparse.Namespace, *, usual: Path, temporary: str) -> Path:
+    """Where run folders are: where --work says, else ``usual``, or ``temporary`` of small versions."""
+    if options.work is not None:
+        return Path(options.work)
+    return Path(temporary) / "work" if options.small else usual
+
+
 def machine(seed: int) -> dict[str, Any]:
     """Where and when the figures were measured."""
     cpu = platform.processor() or platform.machine()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from base_audits import base_audit, base_settings
-from common import finish, machine, parser
+from common import finish, machine, parser, work_folder, work_option
 from inversight.config import build, merge, parse_assignment, to_mapping
 from inversight.console import Terminal
 from inversight.defences import DEFENCES
@@ -30,6 +30,7 @@ from inversight.defend import BLACK_BOX, defend
 from study import digest, numbers
 from study_data import DATASETS
 
+WORK = Path("benchmarks/out/study")
 SHOWN = {
     "holdout_accuracy": "accuracy",
     "ddcs_best": "DDCS",
@@ -53,8 +54,9 @@ SMALL_BLACK_BOX: dict[str, Any] = {
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as temporary:
+        options.work = work_folder(options, usual=WORK, temporary=temporary)
         if options.small:
-            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+            options.evidence = Path(temporary) / "evidence"
             options.figure = Path(temporary) / "defences.png"
         if not options.table:
             for seed in options.seeds:
@@ -83,7 +85,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--defences", default=",".join(DEFENCES), type=lambda text: text.split(","))
     made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    made.add_argument("--work", type=Path, default=Path("benchmarks/out/study"), help="run folders")
+    work_option(made)
     made.add_argument("--evidence", type=Path, default=Path("docs/defences"))
     made.add_argument("--figure", type=Path, default=Path("docs/images/defences.png"))
     made.add_argument("--table", action="store_true", help="run nothing")

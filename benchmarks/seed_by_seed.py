@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import finish, parser
+from common import finish, parser, work_folder, work_option
 from inversight.run import write_json
 from study import LOWER_IS_BETTER, interval, numbers
 
@@ -37,7 +37,7 @@ def run(
     made.add_argument("--datasets", default=",".join(datasets), type=lambda text: text.split(","))
     made.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    made.add_argument("--work", type=Path, default=work, help="run folders")
+    work_option(made)
     made.add_argument("--evidence", type=Path, default=evidence)
     made.add_argument("--table", action="store_true", help="run nothing")
     options = made.parse_args()
@@ -46,9 +46,10 @@ def run(
     if unknown:
         raise SystemExit(f"--datasets: expected some of {', '.join(datasets)}, found {unknown}")
     with tempfile.TemporaryDirectory() as temporary:
+        options.work = work_folder(options, usual=work, temporary=temporary)
         if options.small:
             options.datasets = ["digits"]
-            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+            options.evidence = Path(temporary) / "evidence"
         shown = []
         for name in options.datasets:
             files = {seed: options.evidence / f"{name}-{seed}.json" for seed in options.seeds}

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from base_audits import base_audit, base_settings
-from common import finish, machine, parser
+from common import finish, machine, parser, work_folder, work_option
 from inversight.ledger import signals_of
 from inversight.report.reading import read_table
 from inversight.risk.signals import SIGNALS
@@ -34,6 +34,7 @@ from inversight.triage_stage import EXPECTED, LEARNED, MEASURED, triage_run
 from study import digest, interval, numbers
 from study_data import DATASETS
 
+WORK = Path("benchmarks/out/study")
 FEW, DRAWS = 3, 10
 """Classes that "learned-few" learns from, and how often they are drawn."""
 FEWER = "learned-few"
@@ -43,8 +44,9 @@ ORDER = (*SIGNALS, EXPECTED, LEARNED, FEWER)
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as temporary:
+        options.work = work_folder(options, usual=WORK, temporary=temporary)
         if options.small:
-            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+            options.evidence = Path(temporary) / "evidence"
         if options.runs:
             found = [_measure(run, *_name(run), settings="given") for run in options.runs]
         else:
@@ -82,7 +84,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
     made.add_argument("--runs", nargs="+", type=Path, help="finished audits, read as they are")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    made.add_argument("--work", type=Path, default=Path("benchmarks/out/study"), help="run folders")
+    work_option(made)
     made.add_argument("--evidence", type=Path, default=Path("docs/triage"))
     made.add_argument("--table", action="store_true", help="run nothing")
     options = made.parse_args()

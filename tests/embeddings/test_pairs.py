@@ -69,12 +69,12 @@ def test_equals_the_authors_package_in_float64_at_the_papers_size(net: Net) -> N
     right[2] = (left[0].float() * 0.97 + 4).round().to(torch.uint8)
     found = all_pairs(Lpips(net, backbone=state), left, right)
     model = authors(net, state).double()
+    rows, columns = [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]
+    if net == "vgg":  # in float64 three seconds a pair
+        rows, columns = [0, 1], [2, 0]
     with torch.no_grad():
-        for i, image in enumerate(left):
-            expected = model(
-                image.double().expand(3, -1, -1, -1) / 127.5 - 1, right.double() / 127.5 - 1
-            ).flatten()
-            torch.testing.assert_close(found[i], expected, rtol=1e-5, atol=0)
+        expected = model(left[rows].double() / 127.5 - 1, right[columns].double() / 127.5 - 1)
+    torch.testing.assert_close(found[rows, columns], expected.flatten(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("step", [0.3, 0.03, 0.004])

@@ -468,9 +468,9 @@ def _wide_distances(left: Tensor, left_norms: Tensor, right: Tensor, right_norms
     """Squared distances (N, M) float64 on the CPU of rows (N, D) and (M, D), D large."""
     width = left.shape[1]
     whole = width // _CHUNK * _CHUNK
-    a = left[:, :whole].unflatten(1, (-1, _CHUNK)).permute(1, 2, 0)
-    b = right[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
-    products = torch.bmm(b, a).cpu().sum(0, dtype=torch.float64).T
+    a = left[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
+    b = right[:, :whole].unflatten(1, (-1, _CHUNK)).permute(1, 2, 0)
+    products = torch.bmm(a, b).cpu().sum(0, dtype=torch.float64)
     if whole < width:
         products += (left[:, whole:] @ right[:, whole:].T).cpu().double()
     scale = left_norms[:, None] + right_norms[None, :]
