@@ -54,14 +54,16 @@ DEPENDS = (
     "guidance_embedding", "target_training", "evaluator_training", "public_training",
 )  # fmt: skip
 """Settings that a result depends on."""
-STUDIED = ("vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected")
+STUDIED = (
+    "vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected", "diverse",
+)  # fmt: skip
 """The arms that are compared where none are named; the other two are halves of other attacks."""
 _OWN_SETTINGS = {
-    "pseudo-labels": "pseudo_labels_",
-    "target-aware": "target_aware_",
-    "projected": "projected_",
+    "pseudo_labels_": ("pseudo-labels",),
+    "target_aware_": ("target-aware",),
+    "projected_": ("projected", "diverse"),
 }
-"""Arms with settings of their own, and how these begin."""
+"""How settings begin that only some arms have, and which."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 80},
     "adaptation": {"steps": 16},
@@ -87,7 +89,7 @@ def main() -> None:
         rows = table(found, options.seeds)
         if not rows:
             raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
-        if not options.small:
+        if not options.small and any(row["arm"] != BASE for row in rows):
             figure(rows, options.figure)
         figures = {
             f"{row['data']}_{row['arm']}_{measure}_gain": row[f"{measure}_gain"]
@@ -198,8 +200,8 @@ def digest(settings: AuditSettings) -> str:
     # What belongs to other arms changes nothing here.
     others = tuple(
         prefix
-        for arm, prefix in _OWN_SETTINGS.items()
-        if arm != settings.arm and settings.arm in STUDIED
+        for prefix, arms in _OWN_SETTINGS.items()
+        if settings.arm not in arms and settings.arm in STUDIED
     )
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)

@@ -271,7 +271,10 @@ def test_set_names_never_meet() -> None:
 
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     logs = {}
-    arms = ("vanilla", "entropy", "natural-gradient", "projected", "pseudo-labels", "target-aware")
+    arms = (
+        "vanilla", "entropy", "natural-gradient", "projected", "diverse", "pseudo-labels",
+        "target-aware",
+    )  # fmt: skip
     for arm in arms:
         code, _, err = run(
             capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
@@ -284,6 +287,8 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     assert "entropy" in logs["entropy"] and "cosine" not in logs["entropy"]
     assert logs["natural-gradient"]["cosine"] < 0.999
     assert {"projected", "second_discriminator"} <= logs["projected"].keys()
+    assert {"projected", "second_discriminator", "spread"} <= logs["diverse"].keys()
+    assert "spread" not in logs["projected"]
     assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
     attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
     assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0

@@ -9,6 +9,7 @@ ARM_NAMES = (
     "balanced",
     "statistics",
     "projected",
+    "diverse",
     "pseudo-labels",
     "target-aware",
 )

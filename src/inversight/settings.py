@@ -25,6 +25,7 @@ Arm = Literal[
     "balanced",
     "statistics",
     "projected",
+    "diverse",
     "pseudo-labels",
     "target-aware",
 ]
@@ -77,7 +78,8 @@ class AuditSettings:
     """Metric of the natural gradient; same values, except evaluator: an attacker must have it."""
     arm: Arm = "natural-gradient"
     """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient (the
-    paper's), balanced, statistics, projected (ours), pseudo-labels (PLG-MI's), target-aware (KED-MI's)."""
+    paper's), balanced, statistics, projected, diverse (ours), pseudo-labels (PLG-MI's), target-aware
+    (KED-MI's)."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
     budget: tuple[PositiveInt, ...] = ()

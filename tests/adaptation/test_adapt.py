@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inversight.adaptation import Adaptation, Pull, adapt, pulls_of
 from inversight.adaptation.preconditioners import Damped
-from inversight.adaptation.terms import Balance, Entropy
+from inversight.adaptation.terms import Balance, Entropy, Spread, Statistics
 from inversight.embeddings.pixel import Pixel
 from inversight.errors import ConfigError
 from inversight.objectives import entropy
@@ -142,6 +142,11 @@ def test_arms_choose_what_they_guide_by() -> None:
     turned = Damped(METRIC, damping=0.2, iterations=3)
     assert pulls_of("natural-gradient", settings, METRIC) == [Pull(Entropy(), 0.7, turned, part=5)]
     assert pulls_of("balanced", settings, None) == [Pull(Entropy(), 0.7), Pull(Balance(), 0.7)]
+    term = Statistics()  # stands for what is made for a target
+    assert pulls_of("projected", settings, None, term) == [Pull(term, 0.7)]
+    assert pulls_of("diverse", settings, None, term) == [Pull(term, 0.7), Pull(Spread(), 0.35)]
+    with pytest.raises(ConfigError, match="arm diverse needs the term made for the target"):
+        pulls_of("diverse", settings, None)
     with pytest.raises(ConfigError, match="needs a guidance embedding"):
         pulls_of("natural-gradient", settings, None)
     with pytest.raises(ConfigError, match="expected one of vanilla"):

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from inversight.adaptation.terms import Balance, Entropy, Observation, Statistics, observe
+from inversight.adaptation.terms import (
+    Balance,
+    Entropy,
+    Observation,
+    Spread,
+    Statistics,
+    observe,
+)
 from inversight.target import Target
 
 
@@ -24,6 +31,44 @@ def test_certain_and_uncertain_predictions() -> None:
     assert float(Entropy()(uncertain)) == pytest.approx(math.log(4), rel=1e-6)
     one_sided = Observation(torch.tensor([[50.0, 0.0], [50.0, 0.0]]))
     assert float(Balance()(one_sided)) == pytest.approx(0.0, abs=1e-6)
+
+
+def spread_by_hand(maps: torch.Tensor, logits: torch.Tensor) -> float:
+    """Pair by pair."""
+    outputs = maps.flatten(1).double() - maps.flatten(1).double().mean(0)
+    told = logits.double().softmax(1)
+    above, below = 0.0, 0.0
+    for i in range(len(maps)):
+        for j in range(len(maps)):
+            if i != j:
+                cosine = torch.cosine_similarity(outputs[i], outputs[j], dim=0)
+                together = float(told[i] @ told[j])
+                above, below = above + together * float(cosine), below + together
+    return above / below
+
+
+def test_spread_is_the_likeness_within_classes() -> None:
+    maps, logits = torch.randn(7, 3, 4, 4, generator=rng(0)), torch.randn(7, 5, generator=rng(1))
+    first = torch.randn(7, 2, 8, 8, generator=rng(2))  # not the last convolution's
+    found = Spread()(Observation(logits, maps=(first, maps)))
+    assert float(found) == pytest.approx(spread_by_hand(maps, logits), rel=1e-5)
+
+
+def test_only_images_of_one_class_are_pushed_apart() -> None:
+    """Two of either class that are one image, at opposite ends: likeness 1 within, -1 between."""
+    ends = torch.tensor([1.0, 1.0, -1.0, -1.0]).view(4, 1, 1, 1).expand(4, 2, 3, 3)
+    within = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 50.0], [0.0, 50.0]])
+    assert float(Spread()(Observation(within, maps=(ends,)))) == pytest.approx(1.0)
+    across = torch.tensor([[50.0, 0.0], [0.0, 50.0], [50.0, 0.0], [0.0, 50.0]])
+    assert float(Spread()(Observation(across, maps=(ends,)))) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_spread_of_one_or_of_equal_images_pulls_nowhere(images: int) -> None:
+    maps = torch.ones(images, 2, 3, 3, requires_grad=True)
+    found = Spread()(Observation(torch.zeros(images, 2), maps=(maps,)))
+    (gradient,) = torch.autograd.grad(found, maps)
+    assert float(found.detach()) == 0.0 and not gradient.any()
 
 
 def normalised(module: nn.Module) -> Target:

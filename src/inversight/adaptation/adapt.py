@@ -2,7 +2,7 @@
 
 Li et al. 2025 (METHOD section 3), three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
 entropy of the target's prediction, ``natural-gradient`` replaces that entropy's gradient on the
-generated images by its natural gradient under a perceptual metric. Three more of ours, and two that are
+generated images by its natural gradient under a perceptual metric. Four more of ours, and two that are
 one half of a published attack each: ``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks
 on the classes that the target puts public images in, ``target-aware`` (Chen et al. 2021, KED-MI) teaches
 them to the discriminator.
@@ -30,6 +30,7 @@ from inversight.adaptation.terms import (
     CriticEntropy,
     Entropy,
     Margin,
+    Spread,
     Statistics,
     Term,
     batch_norms,
@@ -53,11 +54,17 @@ TERMS: dict[str, tuple[Term, ...]] = {
     "balanced": (Entropy(), Balance()),
     "statistics": (Statistics(),),
     "projected": (),
+    "diverse": (Spread(),),
     "pseudo-labels": (Margin(),),
     "target-aware": (CriticEntropy(),),
 }
-"""What each arm guides by; the first three are the paper's, three ours, the last two other attacks'.
-What ``projected`` guides by is made for a target: :class:`Projected`."""
+"""What each arm guides by; the first three are the paper's, four ours, the last two other attacks'.
+``projected`` and ``diverse`` also guide by what is made for a target: :class:`Projected`."""
+
+_PROJECTING = ("projected", "diverse")
+_SPREAD = 0.5
+"""Weight of what ``diverse`` adds to ``projected``, relative to the arm's own: from three seeds of
+digits."""
 
 ARMS = tuple(TERMS)
 
@@ -67,6 +74,7 @@ WEIGHTS = {
     "balanced": 0.3,
     "statistics": 1.0,
     "projected": 3.0,
+    "diverse": 3.0,
     "pseudo-labels": 0.3,
     "target-aware": 0.3,
 }
@@ -91,7 +99,7 @@ class Adaptation:
     weight: NonNegativeFloat | None = None
     """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
     scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is no guidance, which is vanilla
-    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected 3."""
+    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected and diverse 3."""
     scale: Literal["relative", "absolute"] = "relative"
     """What weight is relative to: the GAN's gradient, or nothing, as published."""
     learning_rate_factor: PositiveFloat = 0.5
@@ -107,7 +115,7 @@ class Adaptation:
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
     projected_learning_rate: PositiveFloat = 5e-4
-    """Projected: Adam's step size of the discriminator that sees the target's maps."""
+    """Projected, diverse: Adam's step size of the discriminator that sees the target's maps."""
     pseudo_labels_top: PositiveInt = 30
     """Pseudo-labels: public images of each class, those that the target is surest of (paper: 30)."""
     pseudo_labels_alpha: NonNegativeFloat = 0.2
@@ -138,14 +146,14 @@ def check_arm(arm: str, target: Target) -> None:
     """Refuse a target that lacks what an arm looks at.
 
     Raises:
-        ConfigError: statistics without batch normalisation, projected without convolutions.
+        ConfigError: statistics without batch normalisation; projected or diverse without convolutions.
     """
     if arm == "statistics" and not batch_norms(target):
         raise ConfigError(
             f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
             f"{target.spec} has none: use another --arm"
         )
-    if arm == "projected" and not convolutions(target):
+    if arm in _PROJECTING and not convolutions(target):
         raise ConfigError(
             f"arm {arm} needs a target with convolutions, by whose maps it judges; {target.spec} has "
             "none: use another --arm"
@@ -165,8 +173,8 @@ def pulls_of(
     metric: Embedding | None,
     projected: Term | None = None,
 ) -> list[Pull]:
-    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of that arm, which is
-    made for a target.
+    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of
+    that arm and of ``diverse``, which is made for a target.
 
     Raises:
         ConfigError: the natural gradient without a metric, or an unknown arm.
@@ -187,10 +195,10 @@ def pulls_of(
             raise ConfigError("arm natural-gradient needs a guidance embedding")
         turned = preconditioner_of(adaptation, metric)
         return [Pull(Entropy(), weight, turned, part=adaptation.guided_images)]
-    if arm == "projected":
+    if arm in _PROJECTING:
         if projected is None:
-            raise ConfigError("arm projected needs the term made for the target")
-        return [Pull(projected, weight)]
+            raise ConfigError(f"arm {arm} needs the term made for the target")
+        return [Pull(projected, weight), *(Pull(term, _SPREAD * weight) for term in TERMS[arm])]
     return [Pull(term, weight) for term in TERMS[arm]]
 
 
@@ -219,7 +227,7 @@ def adapt(
     """
     check_arm(arm, target)
     projected = None
-    if arm == "projected" and weight_of(arm, adaptation) > 0.0:
+    if arm in _PROJECTING and weight_of(arm, adaptation) > 0.0:
         projected = Projected(
             target,
             public,

@@ -151,6 +151,30 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Mean likeness of images that the target takes for one class, in [-1, 1]: they shall differ.
+
+    Likeness is the cosine of what the target's last convolution gives, each less the batch's mean;
+    pairs count by the probability that both images are of one class, which nothing pulls at. Mode
+    seeking (Mao et al. 2019, "Mode seeking generative adversarial networks") pushes apart what
+    different latents make; here it is only images of one class that have to differ, since it is
+    there that reconstructions collapse onto one image.
+    """
+
+    name: str = "spread"
+    needs: tuple[Need, ...] = ("maps",)
+
+    def __call__(self, seen: Observation) -> Tensor:
+        outputs = seen.maps[-1].flatten(1)
+        outputs = outputs - outputs.mean(0, keepdim=True).detach()
+        outputs = outputs / outputs.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        told = seen.logits.detach().softmax(1)
+        together = (told @ told.T).fill_diagonal_(0.0)
+        alike: Tensor = (together * (outputs @ outputs.T)).sum()
+        return alike / together.sum().clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
 class Margin:
     """Mean max-margin loss of the classes that images were generated for, in (-inf, inf).
 
