@@ -99,7 +99,8 @@ class Adaptation:
     weight: NonNegativeFloat | None = None
     """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
     scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is no guidance, which is vanilla
-    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected and diverse 3."""
+    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected and
+    diverse 3 (for what diverse adds, half of it)."""
     scale: Literal["relative", "absolute"] = "relative"
     """What weight is relative to: the GAN's gradient, or nothing, as published."""
     learning_rate_factor: PositiveFloat = 0.5
@@ -173,8 +174,8 @@ def pulls_of(
     metric: Embedding | None,
     projected: Term | None = None,
 ) -> list[Pull]:
-    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of
-    that arm and of ``diverse``, which is made for a target.
+    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of that arm and of
+    ``diverse`` that is made for a target.
 
     Raises:
         ConfigError: the natural gradient without a metric, or an unknown arm.
