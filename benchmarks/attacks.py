@@ -85,10 +85,10 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as temporary:
         options.work = work_folder(options, usual=WORK, temporary=temporary)
-        _do(options)
+        _dispatch(options)
 
 
-def _do(options: argparse.Namespace) -> None:
+def _dispatch(options: argparse.Namespace) -> None:
     if options.run:
         for seed in options.seeds:
             for name in options.datasets:
