@@ -20,6 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,11 @@ DEPENDS = (
 """Settings that a result depends on."""
 STUDIED = (
     "vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected", "diverse",
+    "vanilla-pivots", "diverse-pivots",
 )  # fmt: skip
-"""The arms that are compared where none are named; the other two are halves of other attacks."""
+"""The arms that are compared where none are named; two more are halves of other attacks."""
+PIVOTED = "-pivots"
+"""What the name of an arm that also gives attacks pivots ends with: as many of a class as they keep."""
 _OWN_SETTINGS = {
     "pseudo_labels_": ("pseudo-labels",),
     "target_aware_": ("target-aware",),
@@ -138,7 +142,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
         given |= SMALL
     for text in options.set:
         given = merge(given, parse_assignment(text))
-    settings = {arm: resolve({**given, "arm": arm}) for arm in options.arms}
+    settings = {arm: _with_arm(given, arm) for arm in options.arms}
     missing = [
         arm for arm in options.arms if not _known(_file(options, data, arm, seed), settings[arm])
     ]
@@ -177,6 +181,15 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
                 shutil.rmtree(home / arm / "stages", ignore_errors=True)
 
 
+def _with_arm(given: dict[str, Any], name: str) -> AuditSettings:
+    """Settings of an arm, or of one with pivots."""
+    settings = resolve({**given, "arm": name.removesuffix(PIVOTED)})
+    if not name.endswith(PIVOTED):
+        return settings
+    kept = int(settings.attack[0]["keep"])
+    return replace(settings, adaptation=replace(settings.adaptation, pivots=kept))
+
+
 def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
     reporter = Terminal()
     plan = Plan.prepare(settings, reporter)
@@ -203,6 +216,8 @@ def digest(settings: AuditSettings) -> str:
         for prefix, arms in _OWN_SETTINGS.items()
         if settings.arm not in arms and settings.arm in STUDIED
     )
+    if settings.adaptation.pivots == 0:
+        others = (*others, "pivots")
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)
     }
@@ -255,7 +270,7 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
                 gains = [sign * (mine[name] - base[name]) for mine, base in pairs if base]
                 row[f"{name}_gain"], row[f"{name}_half"] = interval(gains)
             rows.append(row)
-    order = {arm: i for i, arm in enumerate(ARMS)}
+    order = {arm: i for i, arm in enumerate((*ARMS, *(arm + PIVOTED for arm in ARMS)))}
     return sorted(rows, key=lambda r: (list(DATASETS).index(r["data"]), order.get(r["arm"], 99)))
 
 

@@ -49,6 +49,15 @@ def test_a_longer_prior_takes_longer() -> None:
     assert long.seconds["prior"] > 10 * short.seconds["prior"]
 
 
+def test_pivots_take_time_without_a_game_too() -> None:
+    few, many = (
+        forecast(adaptation={"steps": 0, "pivots": n, "pivots_steps": 50}) for n in (1, 400)
+    )
+    assert few.seconds["adaptation"] is not None and many.seconds["adaptation"] is not None
+    # Four hundred times the images; a factor of ten apart even if the machine is busy.
+    assert many.seconds["adaptation"] > 10 * few.seconds["adaptation"] > 0
+
+
 def test_ones_own_attack_cannot_be_foreseen() -> None:
     found = forecast(attack=["tests.examples:SampleAttack"])
     assert found.seconds["SampleAttack"] is None

@@ -18,6 +18,7 @@ from inversight.errors import RunError, StageError
 from inversight.estimate import Estimate
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
+from inversight.seeding import generator
 from tests.priors.published import pickled, published_file, random_prior
 from tests.test_audit import TINY, Stop, StopAt, hashes, make
 from tests.test_stages import ATTACK, PRIOR, own, run
@@ -167,6 +168,20 @@ def test_a_prior_as_it_is(
     assert "adaptation" not in [s["name"] for s in manifest["stages"]]
     assert any("used as it is" in note for note in manifest["notes"])
     assert not any("a few thousand" in warning for warning in result.warnings)
+
+
+def test_a_prior_as_it_is_with_pivots(
+    published: StylePrior, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported(capsys)
+    settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_steps": 2}}
+    result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
+    manifest = json.loads((result.run / "run.json").read_text())
+    assert any("public images as well" in note for note in manifest["notes"])
+    adapted = StylePrior.load(result.run / "stages" / "adaptation" / "prior.safetensors")
+    before = StylePrior.load(Path("ffhq/prior.safetensors"))
+    w = before.sample(2, rng=generator(1))
+    assert torch.equal(adapted(w), before(w)) and adapted.pivots is not None
 
 
 def test_the_announcement_and_the_printed_settings(

@@ -290,6 +290,13 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     assert {"projected", "second_discriminator", "spread"} <= logs["diverse"].keys()
     assert "spread" not in logs["projected"]
     assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
+    code, _, err = run(
+        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public", "--arm",
+        "vanilla", "--features", "none", "--set", "steps=1", "--set", "pivots=2", "--set",
+        "pivots_steps=2", "--out", "pivoted",
+    )  # fmt: skip
+    assert code == 0 and "public images projected" in err, err
+    assert StylePrior.load(Path("pivoted") / "prior.safetensors").pivots is not None
     attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
     assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0
     code, _, err = run(capsys, *attack, "--prior", "vanilla", "--out", "refused")

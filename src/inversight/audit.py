@@ -450,7 +450,7 @@ class Plan:
                 "the private and public images",
                 f"save the images in {word}, or give a prior that was trained on images like them",
             )
-            if settings.adaptation.steps > 0:
+            if not settings.adaptation.idle:
                 check_adaptable(given.prior, path)
         plan = cls(settings, inputs, attacks, own, given, work, device)
         plan.check_parts()
@@ -464,7 +464,7 @@ class Plan:
                 settings contradict each other.
         """
         target, prior = self.likely_target, self.likely_prior
-        if self.own_prior is None and self.settings.adaptation.steps > 0:
+        if self.own_prior is None and not self.settings.adaptation.idle:
             check_arm(self.settings.arm, target)
         for name, attack in self.attacks.items():
             try:
@@ -489,7 +489,7 @@ class Plan:
         """
         if self.own_prior is not None:
             return self.own_prior
-        if self.settings.adaptation.steps > 0 and self.settings.arm == "pseudo-labels":
+        if not self.settings.adaptation.idle and self.settings.arm == "pseudo-labels":
             untrained = untrained_prior(self.prior_shape)
             return conditioned(untrained, len(self.inputs.classes), rng=generator(0))
         if self.given_prior is not None:
@@ -831,7 +831,7 @@ class _Execution:
         """The prior fine-tuned against the target."""
         if not isinstance(prior, StylePrior):
             return prior
-        if self.settings.adaptation.steps == 0:
+        if self.settings.adaptation.idle:
             self.notes.append("The prior was used as it is: adaptation.steps is 0.")
             return prior
         few = few_images(len(self.inputs.public))
@@ -868,6 +868,12 @@ class _Execution:
 
         folder = self.stage("adaptation", fill)
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
+        if adapted.pivots is not None:
+            self.notes.append(
+                f"Attacks that begin with a pool of samples began with {len(adapted.pivots)} public images "
+                "as well, those that the target is surest of (adaptation.pivots): where reconstructions "
+                "are near, it may be the public images that are."
+            )
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
             blind = [n for n, a in self.plan.attacks.items() if a.access is not Access.WHITE_BOX]

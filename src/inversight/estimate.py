@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from inversight.adaptation import Adaptation, adapt
+from inversight.adaptation.pivots import project
 from inversight.attacks import (
     Attack,
     BrepMi,
@@ -134,9 +135,9 @@ def estimate(
         with remedy("prior"):
             style = train(2)
             seconds["prior"] = training_.steps * _step(train)
-    if style is not None and settings.adaptation.steps > 0:
+    if style is not None and not settings.adaptation.idle:
         with remedy("adaptation"):
-            seconds["adaptation"] = settings.adaptation.steps * _adaptation_step(
+            seconds["adaptation"] = _adaptation_seconds(
                 settings, style, stand_in, public_for_prior, device
             )
     prior: Prior | None = style or own_prior
@@ -234,7 +235,7 @@ def untrained_target(
     return target_of(saved, "untrained")
 
 
-def _adaptation_step(
+def _adaptation_seconds(
     settings: AuditSettings,
     prior: StylePrior,
     target: Target,
@@ -246,7 +247,7 @@ def _adaptation_step(
         metric = _metric(settings.guidance_embedding, public, prior.image_shape, device)
 
     def run(steps: int) -> None:
-        adaptation: Adaptation = replace(settings.adaptation, steps=steps)
+        adaptation: Adaptation = replace(settings.adaptation, steps=steps, pivots=0)
         adapt(
             prior,
             target,
@@ -258,7 +259,19 @@ def _adaptation_step(
             rng=generator(0),
         )
 
-    return _step(run)
+    seconds = settings.adaptation.steps * _step(run) if settings.adaptation.steps > 0 else 0.0
+    if settings.adaptation.pivots == 0:
+        return seconds
+    training = settings.adaptation.training_of(prior.training)
+    at_once = training.images_at_once or training.batch_size
+    few = public.images[:at_once]
+
+    def search(steps: int) -> None:
+        project(prior, target, few, few, steps=steps, batch_size=at_once, rng=generator(0))
+
+    images = settings.adaptation.pivots * target.num_classes
+    share = images / len(few)
+    return seconds + share * settings.adaptation.pivots_steps * _step(search)
 
 
 def _metric(

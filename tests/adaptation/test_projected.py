@@ -57,35 +57,37 @@ def test_it_judges_by_four_maps_that_the_public_images_standardise() -> None:
     """Against maps calculated layer by layer."""
     target = deep()
     one = projected(target)
-    assert one.depths == [2, 4, 6, 8]
+    assert one.maps.depths == [2, 4, 6, 8]
     x = (PUBLIC.float() / 255.0 - 0.5) / 0.5
     for depth, layer in enumerate(list(target.module.children())[:9]):
         x = layer(x)
-        if depth in one.depths:
-            mean, scale = one.moments[one.depths.index(depth)]
+        if depth in one.maps.depths:
+            mean, scale = one.maps.moments[one.maps.depths.index(depth)]
             torch.testing.assert_close(mean.flatten(), x.mean((0, 2, 3)))
             torch.testing.assert_close(
                 scale.flatten(), 1.0 / (x.var((0, 2, 3), unbiased=False) + 1e-5).sqrt()
             )
     few = projected(convolved(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3)))
-    assert few.depths == [0, 1]  # the middle of two is the first
-    assert projected(convolved(nn.Conv2d(1, 2, 3))).depths == [0]
+    assert few.maps.depths == [0, 1]  # the middle of two is the first
+    assert projected(convolved(nn.Conv2d(1, 2, 3))).maps.depths == [0]
 
 
 def test_all_of_many_public_images_have_a_say() -> None:
     """Not only the first ones, which may be of one class."""
     dark, bright = (torch.full((1500, *SHAPE), v, dtype=torch.uint8) for v in (0, 255))
     pixel = convolved(nn.Conv2d(1, 1, 1))
-    mean, _ = projected(pixel, public=torch.cat([dark, bright])).moments[0]
+    mean, _ = projected(pixel, public=torch.cat([dark, bright])).maps.moments[0]
     both = observe(pixel, torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE)]), ("maps",)).maps[0]
     torch.testing.assert_close(mean, both.mean((0, 2, 3), keepdim=True), rtol=1e-3, atol=1e-3)
 
 
 def heads_by_hand(one: Projected, x: Tensor) -> list[Tensor]:
     """The heads written out, spectral norms from a singular value decomposition."""
-    maps = observe(one.target, x, ("maps",)).maps
+    maps = observe(one.maps.target, x, ("maps",)).maps
     logits = []
-    for head, depth, (mean, scale) in zip(one.module, one.depths, one.moments, strict=True):
+    for head, depth, (mean, scale) in zip(
+        one.module, one.maps.depths, one.maps.moments, strict=True
+    ):
         f = (maps[depth] - mean) * scale
         for number, options in ((0, {}), (2, {"stride": 2, "padding": 1}), (4, {})):
             weight = head[number].parametrizations.weight.original.detach()
@@ -104,7 +106,7 @@ def test_term_and_loss_are_a_hinge_on_spectrally_normalised_heads() -> None:
     on_real, on_fake = heads_by_hand(one, real), heads_by_hand(one, fake)
     expected = torch.stack([h.mean() for h in on_fake]).mean()
     torch.testing.assert_close(
-        one(observe(one.target, fake, one.needs)), -expected, rtol=1e-3, atol=1e-4
+        one(observe(one.maps.target, fake, one.needs)), -expected, rtol=1e-3, atol=1e-4
     )
     hinge = [
         (1 - a).clamp_min(0).mean() + (1 + b).clamp_min(0).mean()

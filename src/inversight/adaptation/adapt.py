@@ -10,6 +10,7 @@ them to the discriminator.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.knowledge import pseudo_labels, soft_labels
+from inversight.adaptation.pivots import project, surest_images
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import (
@@ -113,6 +115,12 @@ class Adaptation:
     """Damped: products with the metric for each natural gradient."""
     rank: PositiveInt = 20
     """Eigen: dimensions of the eigenspace (paper: 20)."""
+    pivots: NonNegativeInt = 0
+    """Public images of each class, those that the target is surest of, whose latents are searched for at
+    the end; attacks that begin with a pool of samples begin with these too. About as many as an attack
+    keeps of a class; 0: none."""
+    pivots_steps: PositiveInt = 100
+    """Steps of that search."""
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
     projected_learning_rate: PositiveFloat = 5e-4
@@ -126,6 +134,11 @@ class Adaptation:
     target_aware_entropy: NonNegativeFloat = 1e-4
     """Target-aware, scale absolute: weight lambda_h of the entropy of the discriminator's classes
     (paper: 1e-4); 0: none at any scale."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do: the prior is used as it is."""
+        return self.steps == 0 and self.pivots == 0
 
     def training_of(self, training: PriorTraining) -> PriorTraining:
         """How the game goes on with a prior that ``training`` made."""
@@ -220,7 +233,8 @@ def adapt(
 ) -> StylePrior:
     """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
 
-    ``watch`` looks at it as it changes. With several ``processes`` each calls this alike.
+    ``watch`` looks at it as it changes. Its pivots are found when the game is over. With several
+    ``processes`` each calls this alike.
 
     Raises:
         ConfigError: a setting does not fit, or the prior knows classes and the arm none.
@@ -241,6 +255,8 @@ def adapt(
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
+    chosen = surest_images(target, public, adaptation.pivots) if adaptation.pivots > 0 else None
+    everything = public
     prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
     summed = None
     if adaptation.scale == "absolute":  # a mean in the papers of the arms that know classes
@@ -251,7 +267,17 @@ def adapt(
     guidance = None
     if pulls:
         guidance = Guidance(target, pulls, summed=summed, transform=transform, second=projected)
-    return play(
+    at_once = training.images_at_once or training.batch_size
+    parts = 0 if chosen is None else math.ceil(len(chosen) / at_once)
+    later = parts * adaptation.pivots_steps
+
+    def playing(done: int, total: int, note: str = "") -> None:
+        progress(done, total + later, note)
+
+    def projecting(done: int, total: int, note: str = "") -> None:
+        progress(adaptation.steps + later * done // total, adaptation.steps + later, note)
+
+    adapted = play(
         public,
         training=training,
         start=prior,
@@ -260,11 +286,24 @@ def adapt(
         learning_rate_factor=adaptation.learning_rate_factor,
         guidance=guidance,
         rng=rng,
-        progress=progress,
+        progress=playing,
         checkpoint=checkpoint,
         watch=watch,
         processes=processes,
     )
+    if chosen is None:
+        return adapted
+    pivots = project(
+        adapted,
+        target,
+        chosen,
+        everything,
+        steps=adaptation.pivots_steps,
+        batch_size=at_once,
+        rng=generator(draw_seed(rng), "pivots"),
+        progress=projecting,
+    )
+    return replace(adapted, pivots=pivots)
 
 
 def _with_knowledge(

@@ -20,11 +20,14 @@ def soft_labels(target: Target, public: Tensor, *, batch_size: int = 64) -> Tens
     return torch.cat(parts)
 
 
-def pseudo_labels(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def pseudo_labels(
+    scores: Tensor, top: int, *, setting: str = "pseudo_labels_top"
+) -> tuple[Tensor, Tensor]:
     """Rows (K top,) of the ``top`` images that each class's score is highest of, and their classes.
 
     scores (N, K), for example log-probabilities. Class by class, the surest first; of equal ones the
-    first. An image may serve several classes. Yuan et al. 2023 (PLG-MI), top-n selection.
+    first. An image may serve several classes. Yuan et al. 2023 (PLG-MI), top-n selection. ``setting``
+    is what ``top`` is called where it is set.
 
     Raises:
         ConfigError: there are fewer images than ``top``.
@@ -32,7 +35,7 @@ def pseudo_labels(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
     images, classes = scores.shape
     if images < top:
         raise ConfigError(
-            f"adaptation.pseudo_labels_top: expected at most the {images} public images, found {top}; "
+            f"adaptation.{setting}: expected at most the {images} public images, found {top}; "
             "lower it, or give more public images"
         )
     order = scores.argsort(dim=0, descending=True, stable=True)[:top]

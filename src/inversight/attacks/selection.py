@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from inversight.attacks.base import Reconstructions
 from inversight.attacks.queries import QueriesSpentError, check_queries
 from inversight.config import settings
-from inversight.priors.base import Prior, Truncatable
+from inversight.priors.base import Pivoted, Prior, Truncatable
 from inversight.target import Access, Target
 
 
@@ -43,9 +43,19 @@ def classified_pool(
     target: Target, prior: Prior, size: int, *, truncation: float, batch_size: int,
     rng: torch.Generator,
 ) -> Pool:  # fmt: skip
-    """``size`` samples of the prior, truncated where it can be, classified once: ``size`` queries."""
+    """``size`` samples of the prior, truncated where it can be, classified once: ``size`` queries.
+
+    A prior's pivots take the places of the first samples, of at most half of them.
+    """
     check_queries(target, size)
     latents = truncated(prior, truncation).sample(size, rng=rng)
+    pivots = prior.pivots if isinstance(prior, Pivoted) else None
+    if pivots is not None:
+        rows = torch.randperm(len(pivots), generator=rng)[: size // 2]
+        known = pivots[rows.to(pivots.device)].to(latents)
+        if latents.dim() > known.dim():  # truncated in some layers only: a latent for each layer
+            known = known[:, None].expand(-1, *latents.shape[1:])
+        latents = torch.cat([known, latents[len(known) :]])
     found = [target(prior(w)) for w in latents.split(batch_size)]
     return Pool(
         latents,

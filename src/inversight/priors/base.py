@@ -43,6 +43,15 @@ class Critic(Protocol):
 
 
 @runtime_checkable
+class Pivoted(Protocol):
+    """A prior that knows latents of chosen images, from which an attack can begin as well."""
+
+    @property
+    def pivots(self) -> Tensor | None:
+        """(M, ...), each a latent for all layers; None: there are none after all."""
+
+
+@runtime_checkable
 class Conditional(Protocol):
     """A prior that can be asked for samples of a class."""
 

@@ -28,6 +28,7 @@ from inversight.progress import Progress, silent
 from inversight.seeding import generator
 
 _KEY = "inversight.prior"
+_PIVOTS = "pivots"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class StylePrior:
     It also takes a w for each layer, (N, num_ws, w_dim), which truncation with a cutoff gives.
     ``raw`` is the generator that training goes on with, ``average`` its moving average, which makes
     the images; ``critic`` the discriminator. All three are of one architecture, wherever that came
-    from; ``training`` says how the game goes on.
+    from; ``training`` says how the game goes on. ``pivots`` (M, w_dim): latents of images that it was
+    asked to come near to, which truncation leaves alone.
     """
 
     average: Generator
@@ -49,6 +51,7 @@ class StylePrior:
     psi: float = 1.0
     cutoff: int | None = None
     log: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    pivots: Tensor | None = field(default=None, repr=False)
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
         """n latents w = mean + psi (mapping(z) - mean), z ~ N(0, I): (n, w_dim), for all layers.
@@ -171,7 +174,7 @@ class StylePrior:
         """This prior with its networks on ``device``."""
         for module in (self.average, self.raw, self.critic):
             module.to(device)
-        return self
+        return self if self.pivots is None else replace(self, pivots=self.pivots.to(device))
 
     def save(self, path: Path) -> None:
         """Write networks, settings and log to one safetensors file."""
@@ -179,6 +182,8 @@ class StylePrior:
         for name in ("average", "raw", "critic"):
             state = getattr(self, name).state_dict()
             tensors |= {f"{name}/{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+        if self.pivots is not None:
+            tensors[_PIVOTS] = self.pivots.detach().cpu().contiguous()
         facts = {
             "architecture": to_mapping(self.average.architecture),
             "training": to_mapping(self.training),
@@ -208,6 +213,9 @@ class StylePrior:
                     {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
                 )
                 module.requires_grad_(False)
+            pivots = tensors.get(_PIVOTS)
+            if pivots is not None and (pivots.dim() != 2 or pivots.shape[1] != architecture.w_dim):
+                raise ValueError(f"pivots of the shape {tuple(pivots.shape)}")
         except (
             SafetensorError,
             OSError,
@@ -226,6 +234,7 @@ class StylePrior:
             image_shape=architecture.image_shape,
             augmentation=float(facts["augmentation"]),
             log=tuple(facts["log"]),
+            pivots=pivots,
         )
 
 

@@ -1,0 +1,115 @@
+"""Latents of the public images that the target is surest of, from which attacks begin too.
+
+A prior's samples come near to few of the images that it was trained on. Projection into W (Karras et
+al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", appendix D) finds what comes nearest
+to a given one; what is found is called its pivot (Roich et al. 2022, "Pivotal tuning for latent-based
+editing of real images"), though here the generator is not tuned to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversight.adaptation.knowledge import pseudo_labels, soft_labels
+from inversight.adaptation.standardised import StandardisedMaps
+from inversight.attacks.search import descend, ramp
+from inversight.priors import StylePrior
+from inversight.progress import Progress, silent
+from inversight.target import Target
+
+_SAMPLES = 2048
+"""Samples of the prior of which the nearest to an image is where its projection begins."""
+_THUMB = 16
+"""Size at which they are compared, or the prior's own if that is smaller."""
+_RATE = 0.025
+"""Adam's step size, relative to the spread of the prior's latents (paper: 0.1, of latents of another)."""
+
+
+def surest_images(target: Target, public: Tensor, per_class: int) -> Tensor:
+    """Of public images, uint8 (N, C, S, S), those of each class that the target is surest of.
+
+    Each once, uint8 (M, C, S, S) with M <= classes x ``per_class``.
+
+    Raises:
+        ConfigError: there are fewer public images than ``per_class``.
+    """
+    rows, _ = pseudo_labels(soft_labels(target, public), per_class, setting="pivots")
+    return public[rows.unique()]
+
+
+def project(
+    prior: StylePrior,
+    target: Target,
+    images: Tensor,
+    public: Tensor,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    rng: torch.Generator,
+    progress: Progress = silent,
+) -> Tensor:
+    """Latents w (M, w_dim) whose pictures come near to images, uint8 (M, C, S, S).
+
+    Near in pixels and in the target's :class:`StandardisedMaps`, each weighing the same, in standard
+    deviations of the ``public`` images'. An image's latent hangs on no other's.
+    """
+    nearness = _Nearness(target, public)
+    chosen = images.float() / 255.0
+    samples = prior.truncated(1.0).sample(_SAMPLES, rng=rng)
+    start = _nearest(prior, samples, chosen, batch_size=batch_size)
+    rate = _RATE * float(samples.std(0).mean())
+    parts = list(zip(start.split(batch_size), chosen.split(batch_size), strict=True))
+    found = []
+    for number, (latents, some) in enumerate(parts, start=1):
+        with torch.no_grad():
+            wanted = nearness.seen(some.to(latents.device))
+
+        def losses(variables: Sequence[Tensor], wanted: list[Tensor] = wanted) -> list[Tensor]:
+            return [nearness.between(prior(variables[0]), wanted)]
+
+        def adam(variables: list[Tensor]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(variables, lr=rate, betas=(0.5, 0.99))
+
+        found += descend([latents], losses, steps=steps, optimiser=adam, rate=ramp)
+        progress(number, len(parts), "public images projected")
+    return torch.cat(found)
+
+
+class _Nearness:
+    """How near images are: squared differences in pixels and in the target's maps.
+
+    Both are taken in standard deviations of the public images' (N, C, S, S), uint8.
+    """
+
+    def __init__(self, target: Target, public: Tensor) -> None:
+        self.maps = StandardisedMaps(target, public)
+        pixels = public[:: max(1, len(public) // _SAMPLES)].float() / 255.0
+        self.spread = float(pixels.std()) + 1e-3
+
+    def seen(self, images: Tensor) -> list[Tensor]:
+        """What is compared of images (N, C, S, S) in [0, 1]: each (N, ...)."""
+        return [images / self.spread, *self.maps.of(images)]
+
+    def between(self, images: Tensor, wanted: list[Tensor]) -> Tensor:
+        """Sum over images of their mean squared differences from what is ``wanted``."""
+        pairs = zip(self.seen(images), wanted, strict=True)
+        parts = [(a - b).square().flatten(1).mean(1).sum() for a, b in pairs]
+        return torch.stack(parts).mean()
+
+
+@torch.no_grad()
+def _nearest(prior: StylePrior, samples: Tensor, images: Tensor, *, batch_size: int) -> Tensor:
+    """The sample (M, w_dim) whose picture is nearest to each image (M, C, S, S), both made small."""
+    small = torch.cat([_thumbs(prior(w)).cpu() for w in samples.split(batch_size)])
+    rows = torch.cdist(_thumbs(images), small).argmin(1)
+    return samples[rows.to(samples.device)]
+
+
+def _thumbs(images: Tensor) -> Tensor:
+    """Images (N, C, S, S) at most 16x16, flattened: (N, D)."""
+    side = min(_THUMB, images.shape[-1])
+    return F.interpolate(images, (side, side), mode="area").flatten(1)
