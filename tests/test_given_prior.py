@@ -175,9 +175,15 @@ def test_a_prior_as_it_is_with_pivots(
 ) -> None:
     imported(capsys)
     settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_steps": 2}}
+    settings["attack"] = [{"class": "tests.examples:SampleAttack", "keep": 2}, *FAST["attack"]]
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
     manifest = json.loads((result.run / "run.json").read_text())
     assert any("public images as well" in note for note in manifest["notes"])
+    assert any(
+        note.startswith("SampleAttack: the attack itself had no gradients")
+        and "no adaptation.pivots" in note
+        for note in manifest["notes"]
+    )
     adapted = StylePrior.load(result.run / "stages" / "adaptation" / "prior.safetensors")
     before = StylePrior.load(Path("ffhq/prior.safetensors"))
     w = before.sample(2, rng=generator(1))

@@ -876,11 +876,13 @@ class _Execution:
             )
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
+        if self.settings.arm != "vanilla" or adapted.pivots is not None:
             blind = [n for n, a in self.plan.attacks.items() if a.access is not Access.WHITE_BOX]
             if blind:
                 self.notes.append(
                     f"{', '.join(blind)}: the attack itself had no gradients of the target, but the "
-                    "prior was adapted with them; an attacker without them has --arm vanilla."
+                    "prior was adapted with them; an attacker without them has --arm vanilla and no "
+                    "adaptation.pivots."
                 )
         return adapted
 

@@ -23,6 +23,8 @@ from inversight.target import Target
 
 _SAMPLES = 2048
 """Samples of the prior of which the nearest to an image is where its projection begins."""
+_PIXELS = 2**26
+"""About how many pixels of public images their spread is measured on at most."""
 _THUMB = 16
 """Size at which they are compared, or the prior's own if that is smaller."""
 _RATE = 0.025
@@ -58,15 +60,14 @@ def project(
     deviations of the ``public`` images'. An image's latent hangs on no other's.
     """
     nearness = _Nearness(target, public)
-    chosen = images.float() / 255.0
     samples = prior.truncated(1.0).sample(_SAMPLES, rng=rng)
-    start = _nearest(prior, samples, chosen, batch_size=batch_size)
+    start = _nearest(prior, samples, images, batch_size=batch_size)
     rate = _RATE * float(samples.std(0).mean())
-    parts = list(zip(start.split(batch_size), chosen.split(batch_size), strict=True))
+    parts = list(zip(start.split(batch_size), images.split(batch_size), strict=True))
     found = []
     for number, (latents, some) in enumerate(parts, start=1):
         with torch.no_grad():
-            wanted = nearness.seen(some.to(latents.device))
+            wanted = nearness.seen(some.to(latents.device).float() / 255.0)
 
         def losses(variables: Sequence[Tensor], wanted: list[Tensor] = wanted) -> list[Tensor]:
             return [nearness.between(prior(variables[0]), wanted)]
@@ -87,7 +88,8 @@ class _Nearness:
 
     def __init__(self, target: Target, public: Tensor) -> None:
         self.maps = StandardisedMaps(target, public)
-        pixels = public[:: max(1, len(public) // _SAMPLES)].float() / 255.0
+        most = max(1, min(_SAMPLES, _PIXELS // public[0].numel()))
+        pixels = public[:: max(1, len(public) // most)].float() / 255.0
         self.spread = float(pixels.std()) + 1e-3
 
     def seen(self, images: Tensor) -> list[Tensor]:
@@ -103,9 +105,10 @@ class _Nearness:
 
 @torch.no_grad()
 def _nearest(prior: StylePrior, samples: Tensor, images: Tensor, *, batch_size: int) -> Tensor:
-    """The sample (M, w_dim) whose picture is nearest to each image (M, C, S, S), both made small."""
+    """The sample (M, w_dim) whose picture is nearest to each image, uint8 (M, C, S, S), made small."""
     small = torch.cat([_thumbs(prior(w)).cpu() for w in samples.split(batch_size)])
-    rows = torch.cdist(_thumbs(images), small).argmin(1)
+    wanted = torch.cat([_thumbs(some.float() / 255.0) for some in images.split(batch_size)])
+    rows = torch.cdist(wanted, small).argmin(1)
     return samples[rows.to(samples.device)]
 
 
