@@ -64,6 +64,21 @@ def test_ones_own_attack_cannot_be_foreseen() -> None:
     assert "SampleAttack unknown" in str(found)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"adaptation": {"pivots": 801}},
+        {"arm": "pseudo-labels", "adaptation": {"pseudo_labels_top": 801}},
+    ],
+)
+def test_more_public_images_than_there_are_are_refused_first(given: dict[str, Any]) -> None:
+    (setting,) = given["adaptation"]
+    with pytest.raises(
+        ConfigError, match=rf"adaptation\.{setting}: .* 800 public images, found 801"
+    ):
+        Plan.prepare(resolve({**TINY, **given}), Quiet())
+
+
 @pytest.mark.parametrize("name", ["mirror-black-box", "cma-es"])
 def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
     small = {"class": name, "pool": 100, "keep": 2, "crops": 2}

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from PIL import ImageFilter
 
-from inversight.adaptation import adapt, check_arm
+from inversight.adaptation import adapt, check_arm, check_public
 from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import (
     ATTACKS,
@@ -466,6 +466,7 @@ class Plan:
         target, prior = self.likely_target, self.likely_prior
         if self.own_prior is None and not self.settings.adaptation.idle:
             check_arm(self.settings.arm, target)
+            check_public(self.settings.arm, self.settings.adaptation, len(self.inputs.public))
         for name, attack in self.attacks.items():
             try:
                 check_fits(attack, target, prior)

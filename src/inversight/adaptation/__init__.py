@@ -1,6 +1,6 @@
 """Fine-tuning the prior against the target."""
 
-from inversight.adaptation.adapt import ARMS, Adaptation, adapt, check_arm, pulls_of
+from inversight.adaptation.adapt import ARMS, Adaptation, adapt, check_arm, check_public, pulls_of
 from inversight.adaptation.eigen import Eigenspace, PaperEigen, top_eigenspace
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.preconditioners import Damped, Identity, Preconditioner
@@ -17,6 +17,7 @@ __all__ = [
     "Pull",
     "adapt",
     "check_arm",
+    "check_public",
     "pulls_of",
     "top_eigenspace",
 ]

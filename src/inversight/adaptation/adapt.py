@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
-from inversight.adaptation.knowledge import pseudo_labels, soft_labels
+from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels
 from inversight.adaptation.pivots import project, surest_images
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
@@ -174,6 +174,17 @@ def check_arm(arm: str, target: Target) -> None:
         )
 
 
+def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
+    """Refuse settings that ask for more of each class than there are public images.
+
+    Raises:
+        ConfigError: they do.
+    """
+    check_enough(images, adaptation.pivots, "pivots")
+    if arm == "pseudo-labels":
+        check_enough(images, adaptation.pseudo_labels_top, "pseudo_labels_top")
+
+
 def weight_of(arm: str, adaptation: Adaptation) -> float:
     """The weight that was given, or else the arm's own; 0 for ``vanilla``."""
     if arm == "vanilla" or adaptation.weight is None:
@@ -241,6 +252,7 @@ def adapt(
         StageError: the game diverged.
     """
     check_arm(arm, target)
+    check_public(arm, adaptation, len(public))
     projected = None
     if arm in _PROJECTING and weight_of(arm, adaptation) > 0.0:
         projected = Projected(

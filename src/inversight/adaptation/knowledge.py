@@ -33,10 +33,19 @@ def pseudo_labels(
         ConfigError: there are fewer images than ``top``.
     """
     images, classes = scores.shape
-    if images < top:
-        raise ConfigError(
-            f"adaptation.{setting}: expected at most the {images} public images, found {top}; "
-            "lower it, or give more public images"
-        )
+    check_enough(images, top, setting)
     order = scores.argsort(dim=0, descending=True, stable=True)[:top]
     return order.T.flatten(), torch.arange(classes).repeat_interleave(top)
+
+
+def check_enough(images: int, top: int, setting: str) -> None:
+    """Refuse to take the ``top`` of fewer images; ``setting`` is what asks for them.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if images < top:
+        raise ConfigError(
+            f"adaptation.{setting}: expected at most the {images} public images, found {top}; lower it, "
+            "or give more public images"
+        )
