@@ -297,7 +297,10 @@ def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Gains over vanilla in per cent of vanilla's value, with intervals: a panel for each measure."""
+    """Gains over vanilla in per cent of vanilla's value: a panel for each measure.
+
+    With intervals from three seeds on; of fewer, which have none or a useless one, a hollow point.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -309,28 +312,33 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     base = {row["data"]: row for row in rows if row["arm"] == BASE}
     arms = list(dict.fromkeys(row["arm"] for row in guided))
     data = list(dict.fromkeys(row["data"] for row in guided))
-    fig, axes = plt.subplots(
-        1, len(measures), figsize=(11, 0.8 + 0.24 * len(arms) * len(data)), sharey=True
-    )
+    places = [
+        i + data.index(row["data"]) for i, row in enumerate(guided)
+    ]  # a gap between data sets
+    fig, axes = plt.subplots(1, len(measures), figsize=(11, 0.8 + 0.24 * len(places)), sharey=True)
     for axis, measure in zip(axes, measures, strict=True):
-        for row in guided:
-            y = data.index(row["data"]) * (len(arms) + 1) + arms.index(row["arm"])
+        for row, y in zip(guided, places, strict=True):
             scale = 100.0 / max(1e-12, abs(base[row["data"]][measure]))
-            half = row[f"{measure}_half"] or 0.0
+            told = row["seeds"] >= 3
+            half = row[f"{measure}_half"] if told else None
             axis.errorbar(
                 row[f"{measure}_gain"] * scale,
                 y,
-                xerr=half * scale,
+                xerr=None if half is None else half * scale,
                 fmt="o",
                 color=f"C{arms.index(row['arm'])}",
+                markerfacecolor=None if told else "white",
                 capsize=3,
             )
         axis.axvline(0.0, color="0.4", linewidth=0.8)
         axis.set_title(titles[measure])
         axis.set_xlabel("gain over vanilla, %")
         axis.grid(axis="x", alpha=0.3)
-    places = [d * (len(arms) + 1) + a for d in range(len(data)) for a in range(len(arms))]
-    axes[0].set_yticks(places, [f"{d}  {a}" for d in data for a in arms], fontsize=8)
+    names = [
+        f"{row['data']}  {row['arm']}" + ("" if row["seeds"] >= 3 else f"  (seeds: {row['seeds']})")
+        for row in guided
+    ]
+    axes[0].set_yticks(places, names, fontsize=8)
     axes[0].set_ylim(places[-1] + 0.6, -0.6)
     fig.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
