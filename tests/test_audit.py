@@ -579,6 +579,7 @@ def test_priors_and_targets_trained_here_have_what_every_attack_needs(
     grey: dict[str, Path], architecture: str
 ) -> None:
     given: dict[str, Any] = {**grey, **TINY, "target_training": {"architecture": architecture}}
+    given["adaptation"] = {**TINY["adaptation"], "pseudo_labels_top": 5}
     usual = [name for name in ATTACKS if name != "plg-mi"]
     for arm, names in (
         ("pseudo-labels", [name for name in ATTACKS if name not in ("gmi", "ked-mi", "lomma")]),
