@@ -50,12 +50,9 @@ def test_a_longer_prior_takes_longer() -> None:
 
 
 def test_pivots_take_time_without_a_game_too() -> None:
-    few, many = (
-        forecast(adaptation={"steps": 0, "pivots": n, "pivots_steps": 50}) for n in (1, 400)
-    )
-    assert few.seconds["adaptation"] is not None and many.seconds["adaptation"] is not None
-    # Four hundred times the images; a factor of ten apart even if the machine is busy.
-    assert many.seconds["adaptation"] > 10 * few.seconds["adaptation"] > 0
+    assert "adaptation" not in forecast(adaptation={"steps": 0}).seconds
+    seconds = forecast(adaptation={"steps": 0, "pivots": 400}).seconds["adaptation"]
+    assert seconds is not None and seconds > 0.0
 
 
 def test_ones_own_attack_cannot_be_foreseen() -> None:
