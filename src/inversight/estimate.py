@@ -265,15 +265,16 @@ def _adaptation_seconds(
     training = settings.adaptation.training_of(prior.training)
     at_once = training.images_at_once or training.batch_size
     few = public.images[:at_once]
-
-    tens = 10  # a step is short beside the samples that a search begins with
+    at_a_time = 10  # a step is short beside the samples that a search begins with
 
     def search(steps: int) -> None:
-        project(prior, target, few, few, steps=tens * steps, batch_size=at_once, rng=generator(0))
+        project(
+            prior, target, few, few, steps=at_a_time * steps, batch_size=at_once, rng=generator(0)
+        )
 
     images = settings.adaptation.pivots * target.num_classes
     share = images / len(few)
-    return seconds + share * settings.adaptation.pivots_steps * _step(search) / tens
+    return seconds + share * settings.adaptation.pivots_steps * _step(search) / at_a_time
 
 
 def _metric(
