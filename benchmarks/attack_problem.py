@@ -15,7 +15,7 @@ from torch import Tensor
 from base_audits import base_audit, base_settings
 from inversight.adaptation import Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, Reconstructions, control, run_attack
-from inversight.audit import Plan
+from inversight.auditing import Plan
 from inversight.config import build
 from inversight.console import Quiet
 from inversight.data import ImageSet

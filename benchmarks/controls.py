@@ -32,7 +32,7 @@ from scipy.stats import t
 
 from common import finish, machine, parser
 from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, planted, unequal_rows
-from inversight.audit import Plan
+from inversight.auditing import Plan
 from inversight.console import Terminal
 from inversight.data import ImageSet, write_images
 from inversight.run import Run

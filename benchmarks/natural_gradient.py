@@ -1,7 +1,7 @@
 """The natural gradient: what it costs, and how near it is to the exact one. Random-weight VGG16.
 
 uv run python benchmarks/natural_gradient.py                   64 x 64 on a CPU, 16 images at 256 x 256 on a GPU
-uv run python benchmarks/natural_gradient.py --small           smaller batches; eigenpairs at 32 x 32
+uv run python benchmarks/natural_gradient.py --small           smaller batches; eigenpairs at 16 x 16
 
 arpack_over_eigen   20 eigenpairs by one ARPACK run for each image (k = 20, ncv = 40, tol = 0, as
                     published) over ours for the whole batch, at a largest Ritz residual no worse
@@ -375,7 +375,7 @@ def main() -> None:
 
     size, n, timed = (256, 16, 2) if device.type == "cuda" else (64, 8, 3)
     if small:
-        size, n, timed = 32, 2, 1
+        size, n, timed = 16, 2, 1
     images = photographs(n, size, options.seed).to(device)
     gradients = entropy_gradient(classifier(size, options.seed, device), images)
     case = Case(images, gradients, embedding_of(name, size, options.seed, device), options.seed)

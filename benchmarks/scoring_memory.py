@@ -1,7 +1,7 @@
 """Memory and time of scoring as the number of images grows, and what LPIPS would take.
 
 uv run python benchmarks/scoring_memory.py                 up to 100,000 + 100,000 in 1,000 classes
-uv run python benchmarks/scoring_memory.py --small         up to 4,000 + 4,000
+uv run python benchmarks/scoring_memory.py --small         up to 2,000 + 2,000
 uv run python benchmarks/scoring_memory.py --plot FILE     draw it
 
 Every row is a process of its own that scores 32 x 32 colour images, half of them private, a hundred
@@ -25,7 +25,6 @@ import torch
 from common import finish, parser
 from inversight.data import ImageSet
 from inversight.embeddings import PooledEmbedding
-from inversight.embeddings.lpips import Lpips, random_backbone
 from inversight.embeddings.pixel import Pixel
 from inversight.evaluation import evaluate
 from inversight.networks import build_classifier
@@ -59,6 +58,8 @@ def one(kind: str, n: int) -> dict[str, Any]:
         "lpips-vgg": None,
     }[kind]
     if kind == "lpips-vgg":
+        from inversight.embeddings.lpips import Lpips, random_backbone  # takes seconds
+
         distance = Lpips("vgg", backbone=random_backbone("vgg", generator(3)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
@@ -118,11 +119,11 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]))))
         return
-    sizes = (1000, 4000) if options.small else (1000, 10_000, 100_000)
+    sizes = (500, 2000) if options.small else (1000, 10_000, 100_000)
     rows = []
     for kind, n in [(k, n) for k in ("pixel", "classifier") for n in sizes] + [("lpips-vgg", 100)]:
         if kind == "lpips-vgg" and options.small:
-            n = 10
+            n = 4
         found = subprocess.run(
             [sys.executable, __file__, "--one", kind, str(n)],
             check=True, capture_output=True, text=True,

@@ -28,7 +28,7 @@ from scipy.stats import t
 
 from common import finish, machine, parser
 from inversight.adaptation import ARMS
-from inversight.audit import Plan
+from inversight.auditing import Plan
 from inversight.config import merge, parse_assignment, to_mapping
 from inversight.console import Terminal
 from inversight.run import Run

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from inversight import AuditResult, InputError, audit, resume
 from inversight.attacks import ATTACKS, load_latents
-from inversight.audit import Plan
+from inversight.auditing import Plan
 from inversight.console import Quiet
 from inversight.data import load_folder
 from inversight.errors import RunError

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from inversight import audit
-from inversight.audit import resume
+from inversight.auditing import resume
 from inversight.console import Quiet
 from inversight.defend import DefendResult, defend
 from inversight.errors import ConfigError, InputError, RunError

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import inversight.estimate
 from inversight.attacks import ATTACKS, run_attack
-from inversight.audit import Plan
+from inversight.auditing import Plan
 from inversight.config import merge
 from inversight.console import Quiet
 from inversight.errors import ConfigError, StageError

@@ -42,7 +42,7 @@ FAST: dict[str, Any] = {
     "target_training": {"epochs": 1, "width": 2},
     "evaluator_training": {"epochs": 1, "width": 2},
 }
-MODULE = sys.modules["inversight.audit"]
+MODULE = sys.modules["inversight.auditing"]
 PIXEL = ("--embedding", "pixel", "--features", "pixel", "--guidance-embedding", "pixel")
 
 

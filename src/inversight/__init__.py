@@ -1,6 +1,28 @@
 """Which of your training images could an attacker reconstruct from your classifier?"""
 
-from inversight.audit import AuditResult, audit, resume
-from inversight.errors import InputError, InversightError, StageError
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inversight.auditing import AuditResult, audit, resume
+    from inversight.errors import InputError, InversightError, StageError
 
 __all__ = ["AuditResult", "InputError", "InversightError", "StageError", "audit", "resume"]
+
+_ROOMS = {
+    "AuditResult": "auditing",
+    "InputError": "errors",
+    "InversightError": "errors",
+    "StageError": "errors",
+    "audit": "auditing",
+    "resume": "auditing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for when it is: PyTorch takes seconds, and a help text needs none of it."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

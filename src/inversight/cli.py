@@ -283,9 +283,9 @@ def audit(
     )  # fmt: skip
     _alone("audit")
     given = _given(options, config, set_)
-    from inversight.audit import audit as run_audit
-    from inversight.audit import default_folder
-    from inversight.audit import resume as resume_run
+    from inversight.auditing import audit as run_audit
+    from inversight.auditing import default_folder
+    from inversight.auditing import resume as resume_run
     from inversight.settings import resolve
 
     if print_config:

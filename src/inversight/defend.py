@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from inversight.attacks import ATTACKS
-from inversight.audit import Plan, check_unchanged
+from inversight.auditing import Plan, check_unchanged
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.defences import DEFENCES, Defence, Defended, Material

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from inversight.audit import AuditResult
+from inversight.auditing import AuditResult
 from inversight.console import Reporter
 from inversight.data import (
     ImageSet,

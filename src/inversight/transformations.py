@@ -7,8 +7,6 @@ import math
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as T
 
 from inversight.config import Fraction, settings
 
@@ -32,6 +30,9 @@ class Transformations:
         One draw for all images, so that no image's result depends on what else is in the batch.
         ``mirror``: half of the draws are mirrored.
         """
+        from torchvision.transforms import InterpolationMode  # takes seconds
+        from torchvision.transforms.v2 import functional as T
+
         u = torch.rand(7, generator=rng).tolist()
         height, width = images.shape[-2:]
         side = math.sqrt(self.least_area + u[0] * (1.0 - self.least_area))

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from cmaes import CMA, SepCMA
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -154,6 +153,8 @@ class _Search:
         self, start: NDArray[np.float64], score: float, label: int, population: int,
         step: float, seed: int,
     ) -> None:  # fmt: skip
+        from cmaes import CMA, SepCMA  # brings scipy.stats, which takes seconds
+
         self.label = label
         self.best = start.copy()
         self.score = score

@@ -11,6 +11,7 @@ Costs: little accuracy, as a rule; the changes run image by image on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -18,7 +19,6 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torchvision.transforms import v2
 
 from inversight.config import Fraction, settings
 from inversight.defences.base import Defended, Level, Material
@@ -78,13 +78,16 @@ class StrongAugmentation:
     erase: float
 
     @cached_property
-    def _transform(self) -> v2.Compose:
-        return v2.Compose(
+    def _transform(self) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import v2  # takes seconds
+
+        changed: Callable[[Tensor], Tensor] = v2.Compose(
             [
                 v2.RandAugment(self.operations, self.magnitude),
                 v2.RandomErasing(self.erase, value=0),
             ]
         )
+        return changed
 
     def __call__(self, images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
         """Images (B, C, H, W) in [0, 1] at ``rows`` (B,) -> images of that shape."""

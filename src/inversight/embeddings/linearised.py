@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
-from torchvision.models.squeezenet import Fire
 
 from inversight.networks import ResidualBlock
+
+if TYPE_CHECKING:
+    from torchvision.models.squeezenet import Fire
 
 Map = Callable[[Tensor], Tensor]
 
@@ -64,14 +66,14 @@ def linearised(
 
     The Jacobian is that at ``x``, but takes and gives ``dtype``: masks found in bfloat16 would be
     those of another image (measured: products a third off instead of 0.6 %). Layers: those that
-    ``_LAYERS`` names, and rows of them; batch normalisation as it is in evaluation.
+    ``_rule`` knows, and rows of them; batch normalisation as it is in evaluation.
     """
     parts = []
     for layer in layers:
         if isinstance(layer, nn.Sequential):
             x, part = linearised(list(layer), x, dtype)
         else:
-            x, part = _LAYERS[type(layer)](layer, x, dtype)
+            x, part = _rule(type(layer))(layer, x, dtype)
         parts.append(part)
 
     def push(v: Tensor) -> Tensor:
@@ -228,7 +230,17 @@ def _residual(layer: ResidualBlock, x: Tensor, dtype: torch.dtype) -> tuple[Tens
     return left + right, Jacobian(push, pull)
 
 
-_LAYERS: dict[type[nn.Module], Callable[..., tuple[Tensor, Jacobian]]] = {
+_Rule = Callable[..., tuple[Tensor, Jacobian]]
+_LAYERS: dict[type[nn.Module], _Rule] = {
     nn.Conv2d: _convolution, nn.BatchNorm2d: _batch_norm, nn.ReLU: _relu, nn.Identity: _identity,
-    nn.MaxPool2d: _max_pool, Fire: _fire, ResidualBlock: _residual,
+    nn.MaxPool2d: _max_pool, ResidualBlock: _residual,
 }  # fmt: skip
+
+
+def _rule(kind: type[nn.Module]) -> _Rule:
+    """How a layer of this kind is made linear; KeyError for one that is not known."""
+    if kind in _LAYERS:
+        return _LAYERS[kind]
+    from torchvision.models.squeezenet import Fire  # takes seconds, and few need it
+
+    return {Fire: _fire}[kind]
