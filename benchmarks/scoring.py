@@ -1,7 +1,7 @@
 """DDCS under LPIPS (VGG16, 256 x 256): the published loop, ours, and the bare network.
 
 uv run python benchmarks/scoring.py            46 private images and 50 reconstructions a class
-uv run python benchmarks/scoring.py --small    8 and 10, at 128 x 128
+uv run python benchmarks/scoring.py --small    5 and 6, at 128 x 128
 
 loop_over_ours             a loop over reconstructions, embedding included on both sides, over ours
 distances_loop_over_ours   the same without the network
@@ -252,7 +252,7 @@ def main() -> None:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = made.parse_args()
     device = torch.device(options.device)
-    n, m, repeats = (8, 10, 2) if options.small else (46, 50, 3)
+    n, m, repeats = (5, 6, 1) if options.small else (46, 50, 3)
     size = SMALL_SIZE if options.small else SIZE
     backbone = random_backbone("vgg", torch.Generator().manual_seed(options.seed))
     network, plain = Lpips("vgg", size=size, backbone=backbone), Plain(backbone, device)
