@@ -32,7 +32,7 @@ from scipy.stats import t
 
 from common import finish, machine, parser
 from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, planted, unequal_rows
-from inversight.auditing import Plan
+from inversight.auditing import Plan, execute
 from inversight.console import Terminal
 from inversight.data import ImageSet, write_images
 from inversight.run import Run
@@ -248,7 +248,7 @@ def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> No
     run = Run.open(folder) if folder.exists() else Run.create(folder, plan.manifest())
     try:
         with reporter.live():
-            result = plan.execute(run, reporter)
+            result = execute(plan, run, reporter)
         minutes = sum(s["seconds"] for s in run.manifest["stages"]) / 60
     finally:
         run.close()

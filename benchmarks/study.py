@@ -28,7 +28,7 @@ from scipy.stats import t
 
 from common import finish, machine, parser
 from inversight.adaptation import ARMS
-from inversight.auditing import Plan
+from inversight.auditing import Plan, execute
 from inversight.config import merge, parse_assignment, to_mapping
 from inversight.console import Terminal
 from inversight.run import Run
@@ -201,7 +201,7 @@ def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, An
                 if not (folder / "stages" / stage).exists():
                     shutil.copytree(base / "stages" / stage, folder / "stages" / stage)
         with reporter.live():
-            return plan.execute(run, reporter).metrics
+            return execute(plan, run, reporter).metrics
     finally:
         run.close()
 

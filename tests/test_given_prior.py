@@ -42,7 +42,7 @@ FAST: dict[str, Any] = {
     "target_training": {"epochs": 1, "width": 2},
     "evaluator_training": {"epochs": 1, "width": 2},
 }
-MODULE = sys.modules["inversight.auditing"]
+PLAN, EXECUTION = (sys.modules[f"inversight.auditing.{name}"] for name in ("plan", "execution"))
 PIXEL = ("--embedding", "pixel", "--features", "pixel", "--guidance-embedding", "pixel")
 
 
@@ -100,7 +100,7 @@ def test_from_a_published_file_to_scores(
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No trials before an audit: what they say is not looked at."""
-    monkeypatch.setattr(MODULE, "estimate", lambda *_, **__: Estimate({}, 0, 0))
+    monkeypatch.setattr(PLAN, "estimate", lambda *_, **__: Estimate({}, 0, 0))
 
 
 def imported(capsys: pytest.CaptureFixture[str]) -> Path:
@@ -338,11 +338,11 @@ def test_an_audit_without_memory_says_what_to_lower_and_keeps_the_rest(
         return audit(out="run", prior=TINY["prior"], **folders, **FAST)
 
     for stage, where, name, part in (
-        ("target", MODULE, "train_classifier", "lower target_training.batch_size"),
-        ("prior", MODULE, "train_prior", "lower prior.images_at_once"),
-        ("adaptation", MODULE, "adapt", "lower adaptation.images_at_once"),
+        ("target", EXECUTION, "train_classifier", "lower target_training.batch_size"),
+        ("prior", EXECUTION, "train_prior", "lower prior.images_at_once"),
+        ("adaptation", EXECUTION, "adapt", "lower adaptation.images_at_once"),
         ("plug-and-play", PlugAndPlay, "run", "batch_size: 20"),
-        ("scores", MODULE, "evaluate", "lower --memory"),
+        ("scores", EXECUTION, "evaluate", "lower --memory"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, no_memory)

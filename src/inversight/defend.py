@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from inversight.attacks import ATTACKS
-from inversight.auditing import Plan, check_unchanged
+from inversight.auditing import Plan, check_unchanged, execute
 from inversight.config import build, to_mapping
 from inversight.console import Quiet, Reporter
 from inversight.defences import DEFENCES, Defence, Defended, Material
@@ -274,7 +274,7 @@ class _Comparison:
             made = self._defended(inner, name, seed)
             told = made.facts
             plan = replace(plan, inputs=replace(plan.inputs, target=made.target))
-        result = plan.execute(inner, self.reporter)
+        result = execute(plan, inner, self.reporter)
         if "accuracies" not in inner.manifest:
             target = plan.inputs.target or self._undefended(inner.path)
             target = target.to(plan.device)
