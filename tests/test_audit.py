@@ -30,6 +30,7 @@ from inversight.priors import Architecture, PriorTraining, StylePrior, train_pri
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.progress import Progress
 from inversight.report import load_report_data, render
+from inversight.run import Run
 from inversight.seeding import generator
 from inversight.settings import resolve
 from inversight.target import Target, target_of
@@ -268,6 +269,10 @@ def test_resume_refuses_changed_images(grey: dict[str, Path], tmp_path: Path) ->
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(grey["private"] / "ann" / "0.png")
     with pytest.raises(RunError, match="private images have changed"):
         resume(run)
+    held = Run.open(run)  # refused at once, before images are read and compared
+    with pytest.raises(RunError, match="another process is working"):
+        resume(run)
+    held.close()
 
 
 def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path) -> None:

@@ -57,11 +57,10 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
             f"--resume {path}: is part of a comparison of defences; run the same `inversight "
             "defend` again, which goes on where it stopped"
         )
-    settings = resolve(manifest["given"])
-    plan = Plan.prepare(settings, reporter)
-    check_unchanged(plan, manifest, path)
-    run = Run.open(path)
+    run = Run.open(path)  # before what takes a while: another process may be at work on it
     try:
+        plan = Plan.prepare(resolve(manifest["given"]), reporter)
+        check_unchanged(plan, manifest, path)
         reporter.say(f"Resuming {path}")
         return execute(plan, run, reporter)
     finally:
