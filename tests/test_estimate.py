@@ -56,6 +56,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
         yield work
 
 
+ATTACK_ALONE: dict[str, Any] = {
+    "arm": "vanilla", "adaptation": {"steps": 0}, "embedding": "pixel", "features": "pixel"
+}  # fmt: skip
+"""Without stages that the attack's time does not hang on."""
+
+
 def forecast(**given: Any) -> Estimate:
     return Plan.prepare(resolve({**TINY, **given}), Quiet()).forecast()
 
@@ -107,7 +113,7 @@ def test_more_public_images_than_there_are_are_refused_first(given: dict[str, An
 def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
     small = {"class": name, "pool": 100, "keep": 2, "crops": 2}
     small |= {"searches": 2} if name == "cma-es" else {"population": 10, "candidates": 2}
-    few, many = (forecast(attack=[{**small, "generations": n}]) for n in (2, 20000))
+    few, many = (forecast(attack=[{**small, "generations": n}], **ATTACK_ALONE) for n in (2, 20000))
     assert few.seconds[name] is not None and many.seconds[name] is not None
     assert many.seconds[name] > 100 * few.seconds[name]
     assert few.disk_bytes == many.disk_bytes
@@ -135,7 +141,7 @@ def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> No
         },
     }  # fmt: skip
     small = {"class": name, **tiny[name]}
-    few, lots = (forecast(attack=[spec]) for spec in (small, merge(small, many)))
+    few, lots = (forecast(attack=[spec], **ATTACK_ALONE) for spec in (small, merge(small, many)))
     assert few.seconds[name] is not None and lots.seconds[name] is not None
     assert lots.seconds[name] > 20 * few.seconds[name] > 0
     assert few.disk_bytes == lots.disk_bytes
@@ -146,8 +152,8 @@ def test_white_box_attacks_are_foreseen_by_their_steps(name: str) -> None:
     small = {"class": name, "candidates": 2, "keep": 2, "crops": 2}
     if name != "mi-face":
         small["pool"] = 20
-    arm = "pseudo-labels" if name == "plg-mi" else "vanilla"
-    few, many = (forecast(arm=arm, attack=[{**small, "steps": n}]) for n in (50, 50000))
+    others = {"arm": "pseudo-labels"} if name == "plg-mi" else ATTACK_ALONE
+    few, many = (forecast(attack=[{**small, "steps": n}], **others) for n in (50, 50000))
     assert few.seconds[name] is not None and many.seconds[name] is not None
     assert many.seconds[name] > 20 * few.seconds[name]
 
@@ -165,7 +171,9 @@ def test_budgets_are_foreseen(name: str) -> None:
     }  # fmt: skip
     usual = {"pool": 20, "candidates": 4, "keep": 2, "steps": 50, "crops": 2}
     attack = [{"class": name, **tiny.get(name, usual)}]
-    once, twice, often = (forecast(attack=attack, budget=(10**7,) * n) for n in (1, 2, 40))
+    once, twice, often = (
+        forecast(attack=attack, budget=(10**7,) * n, **ATTACK_ALONE) for n in (1, 2, 40)
+    )
     whole = once.seconds[name]
     one, two, many = (found.seconds["budget"] for found in (once, twice, often))
     assert whole is not None and one is not None and two is not None and many is not None
