@@ -84,8 +84,10 @@ def test_a_longer_prior_takes_longer() -> None:
 
 def test_pivots_take_time_without_a_game_too() -> None:
     assert "adaptation" not in forecast(adaptation={"steps": 0}).seconds
-    seconds = forecast(adaptation={"steps": 0, "pivots": 400}).seconds["adaptation"]
-    assert seconds is not None and seconds > 0.0
+    few, many = (
+        forecast(adaptation={"steps": 0, "pivots": n}).seconds["adaptation"] for n in (1, 400)
+    )
+    assert few is not None and many == pytest.approx(400 * few) and few > 0.0
 
 
 def test_ones_own_attack_cannot_be_foreseen() -> None:

@@ -41,6 +41,7 @@ def test_an_audit_is_prepared_without_what_few_of_them_need() -> None:
 def test_the_package_gives_what_it_names() -> None:
     for name in inversight.__all__:
         assert getattr(inversight, name).__name__ == name
+    assert set(inversight.__all__) <= set(dir(inversight))
     from inversight import auditing
 
     assert inversight.audit is auditing.audit  # a function, whichever modules are loaded
