@@ -57,11 +57,15 @@ DEPENDS = (
 """Settings that a result depends on."""
 STUDIED = (
     "vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected", "diverse",
-    "vanilla-pivots", "diverse-pivots",
+    "vanilla-pivots", "diverse-pivots", "vanilla-tuned", "diverse-tuned",
 )  # fmt: skip
 """The arms that are compared where none are named; two more are halves of other attacks."""
 PIVOTED = "-pivots"
 """What the name of an arm that also gives attacks pivots ends with: as many of a class as they keep."""
+TUNED = "-tuned"
+"""What the name of an arm ends with whose generator is tuned to these pivots as well."""
+TUNING = 1500
+"""Steps of that at most."""
 _OWN_SETTINGS = {
     "pseudo_labels_": ("pseudo-labels",),
     "target_aware_": ("target-aware",),
@@ -182,12 +186,14 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
 
 
 def _with_arm(given: dict[str, Any], name: str) -> AuditSettings:
-    """Settings of an arm, or of one with pivots."""
-    settings = resolve({**given, "arm": name.removesuffix(PIVOTED)})
-    if not name.endswith(PIVOTED):
+    """Settings of an arm, or of one with pivots, tuned to them or not."""
+    settings = resolve({**given, "arm": name.removesuffix(PIVOTED).removesuffix(TUNED)})
+    if not name.endswith((PIVOTED, TUNED)):
         return settings
     kept = int(settings.attack[0]["keep"])
-    return replace(settings, adaptation=replace(settings.adaptation, pivots=kept))
+    tuning = TUNING if name.endswith(TUNED) else 0
+    adaptation = replace(settings.adaptation, pivots=kept, pivots_tuning=tuning)
+    return replace(settings, adaptation=adaptation)
 
 
 def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
@@ -218,6 +224,8 @@ def digest(settings: AuditSettings) -> str:
     )
     if settings.adaptation.pivots == 0:
         others = (*others, "pivots")
+    elif settings.adaptation.pivots_tuning == 0:  # not there yet when the first results were kept
+        others = (*others, "pivots_tuning", "pivots_missed", "pivots_learning_rate")
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)
     }
@@ -270,7 +278,10 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
                 gains = [sign * (mine[name] - base[name]) for mine, base in pairs if base]
                 row[f"{name}_gain"], row[f"{name}_half"] = interval(gains)
             rows.append(row)
-    order = {arm: i for i, arm in enumerate((*ARMS, *(arm + PIVOTED for arm in ARMS)))}
+    order = {
+        arm: i
+        for i, arm in enumerate((*ARMS, *(arm + end for end in (PIVOTED, TUNED) for arm in ARMS)))
+    }
     return sorted(rows, key=lambda r: (list(DATASETS).index(r["data"]), order.get(r["arm"], 99)))
 
 

@@ -83,11 +83,18 @@ def test_a_longer_prior_takes_longer() -> None:
 
 
 def test_pivots_take_time_without_a_game_too() -> None:
-    assert "adaptation" not in forecast(adaptation={"steps": 0}).seconds
-    few, many = (
-        forecast(adaptation={"steps": 0, "pivots": n}).seconds["adaptation"] for n in (1, 400)
-    )
-    assert few is not None and many == pytest.approx(400 * few) and few > 0.0
+    assert "adaptation" not in forecast(**ATTACK_ALONE).seconds
+
+    def seconds(pivots: int, tuning: int) -> float:
+        adaptation = {"steps": 0, "pivots": pivots, "pivots_tuning": tuning}
+        found = forecast(**{**ATTACK_ALONE, "adaptation": adaptation}).seconds["adaptation"]
+        assert found is not None
+        return found
+
+    few, many = seconds(1, 0), seconds(400, 0)
+    assert few > 0.0 and many == pytest.approx(400 * few)
+    short, long = seconds(1, 10) - few, seconds(400, 400) - many
+    assert short > 0.0 and long == pytest.approx(40 * short)
 
 
 def test_ones_own_attack_cannot_be_foreseen() -> None:

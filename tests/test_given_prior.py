@@ -170,15 +170,21 @@ def test_a_prior_as_it_is(
     assert not any("a few thousand" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize("tuning", [0, 2])
 def test_a_prior_as_it_is_with_pivots(
-    published: StylePrior, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    tuning: int,
+    published: StylePrior,
+    folders: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     imported(capsys)
-    settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_steps": 2}}
+    adaptation = {"steps": 0, "pivots": 1, "pivots_steps": 2, "pivots_tuning": tuning}
+    settings = {**FAST, "adaptation": {**adaptation, "pivots_missed": 0}}
     settings["attack"] = [{"class": "tests.examples:SampleAttack", "keep": 2}, *FAST["attack"]]
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
     manifest = json.loads((result.run / "run.json").read_text())
-    assert any("public images as well" in note for note in manifest["notes"])
+    (told,) = (note for note in manifest["notes"] if "public images as well" in note)
+    assert ("the prior was tuned" in told) is (tuning > 0)
     assert any(
         note.startswith("SampleAttack: the attack itself had no gradients")
         and "no adaptation.pivots" in note
@@ -187,7 +193,8 @@ def test_a_prior_as_it_is_with_pivots(
     adapted = StylePrior.load(result.run / "stages" / "adaptation" / "prior.safetensors")
     before = StylePrior.load(Path("ffhq/prior.safetensors"))
     w = before.sample(2, rng=generator(1))
-    assert torch.equal(adapted(w), before(w)) and adapted.pivots is not None
+    assert adapted.pivots is not None
+    assert torch.equal(adapted(w), before(w)) is (tuning == 0)
 
 
 def test_the_announcement_and_the_printed_settings(

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from inversight.adaptation import Adaptation, adapt
+from inversight.adaptation.pivotal_tuning import tune
 from inversight.adaptation.pivots import project
 from inversight.attacks import (
     Attack,
@@ -247,7 +248,9 @@ def _adaptation_seconds(
         metric = _metric(settings.guidance_embedding, public, prior.image_shape, device)
 
     def run(steps: int) -> None:
-        adaptation: Adaptation = replace(settings.adaptation, steps=steps, pivots=0)
+        adaptation: Adaptation = replace(
+            settings.adaptation, steps=steps, pivots=0, pivots_tuning=0
+        )
         adapt(
             prior,
             target,
@@ -265,16 +268,26 @@ def _adaptation_seconds(
     training = settings.adaptation.training_of(prior.training)
     at_once = training.images_at_once or training.batch_size
     few = public.images[:at_once]
-    at_a_time = 10  # a step is short beside the samples that a search begins with
 
     def search(steps: int) -> None:
+        # Few samples to begin from: all of them take little beside the whole search.
         project(
-            prior, target, few, few, steps=at_a_time * steps, batch_size=at_once, rng=generator(0)
-        )
+            prior, target, few, few, steps=steps, samples=len(few), batch_size=at_once,
+            rng=generator(0),
+        )  # fmt: skip
 
     images = settings.adaptation.pivots * target.num_classes
-    share = images / len(few)
-    return seconds + share * settings.adaptation.pivots_steps * _step(search) / at_a_time
+    seconds += images / len(few) * settings.adaptation.pivots_steps * _step(search)
+    if settings.adaptation.pivots_tuning == 0:
+        return seconds
+    pivoted = replace(prior, pivots=prior.sample(len(few), rng=generator(0)))
+
+    def tuning(steps: int) -> None:
+        tune(
+            pivoted, target, few, few, steps=steps, missed=0.0, batch_size=at_once, rng=generator(0)
+        )
+
+    return seconds + settings.adaptation.pivots_tuning * _step(tuning)
 
 
 def _metric(

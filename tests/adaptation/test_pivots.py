@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inversight.adaptation import Adaptation, adapt
-from inversight.adaptation.pivots import _Nearness, project, surest_images
+from inversight.adaptation.pivots import Nearness, project, surest_images
 from inversight.attacks.selection import classified_pool
 from inversight.errors import ConfigError, DataError
 from inversight.priors import StylePrior, train_prior
@@ -111,7 +111,7 @@ def test_a_pivot_hangs_on_no_other(prior: StylePrior) -> None:
 def test_nearness_in_closed_form() -> None:
     """Pixels and maps, each in standard deviations of the public images, weigh the same."""
     target = deep()
-    nearness = _Nearness(target, PUBLIC)
+    nearness = Nearness(target, PUBLIC)
     spread = float((PUBLIC.float() / 255).std()) + 1e-3
     a, b = (torch.rand(4, *SHAPE, generator=generator(seed)) for seed in (1, 2))
     kinds = [(a / spread, b / spread)]

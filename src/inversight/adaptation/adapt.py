@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels
+from inversight.adaptation.pivotal_tuning import tune
 from inversight.adaptation.pivots import project, surest_images
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
@@ -121,6 +122,14 @@ class Adaptation:
     keeps of a class; 0: none."""
     pivots_steps: PositiveInt = 100
     """Steps of that search."""
+    pivots_tuning: NonNegativeInt = 0
+    """Steps at most in which the generator is tuned after that, to draw these images better at their
+    latents, say 1500; 0: it stays as it is."""
+    pivots_missed: NonNegativeFloat = 0.1
+    """The tuning ends, or never begins, where no more of these images is missed, in variances of the
+    public images."""
+    pivots_learning_rate: PositiveFloat = 5e-3
+    """Adam's step size of the tuning (paper, of a large network to one image: 3e-4)."""
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
     projected_learning_rate: PositiveFloat = 5e-4
@@ -175,12 +184,17 @@ def check_arm(arm: str, target: Target) -> None:
 
 
 def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
-    """Refuse settings that ask for more of each class than there are public images.
+    """Refuse settings that ask for more of each class than there are public images, or for none of them.
 
     Raises:
         ConfigError: they do.
     """
     check_enough(images, adaptation.pivots, "pivots")
+    if adaptation.pivots_tuning > 0 and adaptation.pivots == 0:
+        raise ConfigError(
+            "adaptation.pivots_tuning: there is nothing to tune to without adaptation.pivots: set that "
+            "as well, to about as many as an attack keeps of a class"
+        )
     if arm == "pseudo-labels":
         check_enough(images, adaptation.pseudo_labels_top, "pseudo_labels_top")
 
@@ -244,12 +258,12 @@ def adapt(
 ) -> StylePrior:
     """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
 
-    ``watch`` looks at it as it changes. Its pivots are found when the game is over. With several
-    ``processes`` each calls this alike.
+    ``watch`` looks at it as it changes. Its pivots are found when the game is over, and then it is tuned
+    to them. With several ``processes`` each calls this alike.
 
     Raises:
         ConfigError: a setting does not fit, or the prior knows classes and the arm none.
-        StageError: the game diverged.
+        StageError: the game diverged, or the tuning.
     """
     check_arm(arm, target)
     check_public(arm, adaptation, len(public))
@@ -281,13 +295,17 @@ def adapt(
         guidance = Guidance(target, pulls, summed=summed, transform=transform, second=projected)
     at_once = training.images_at_once or training.batch_size
     parts = 0 if chosen is None else math.ceil(len(chosen) / at_once)
-    later = parts * adaptation.pivots_steps
+    searching = parts * adaptation.pivots_steps
+    tuning = 0 if chosen is None else adaptation.pivots_tuning
+    in_all = adaptation.steps + searching + tuning
 
-    def playing(done: int, total: int, note: str = "") -> None:
-        progress(done, total + later, note)
+    def after(before: int, share: int) -> Progress:
+        """Progress of a part of ``share`` steps with ``before`` steps done."""
 
-    def projecting(done: int, total: int, note: str = "") -> None:
-        progress(adaptation.steps + later * done // total, adaptation.steps + later, note)
+        def tell(done: int, total: int, note: str = "") -> None:
+            progress(before + share * done // total, in_all, note)
+
+        return tell
 
     adapted = play(
         public,
@@ -298,13 +316,14 @@ def adapt(
         learning_rate_factor=adaptation.learning_rate_factor,
         guidance=guidance,
         rng=rng,
-        progress=playing,
+        progress=after(0, adaptation.steps),
         checkpoint=checkpoint,
         watch=watch,
         processes=processes,
     )
     if chosen is None:
         return adapted
+    seed = draw_seed(rng)
     pivots = project(
         adapted,
         target,
@@ -312,10 +331,24 @@ def adapt(
         everything,
         steps=adaptation.pivots_steps,
         batch_size=at_once,
-        rng=generator(draw_seed(rng), "pivots"),
-        progress=projecting,
+        rng=generator(seed, "pivots"),
+        progress=after(adaptation.steps, searching),
     )
-    return replace(adapted, pivots=pivots)
+    adapted = replace(adapted, pivots=pivots)
+    if tuning == 0:
+        return adapted
+    return tune(
+        adapted,
+        target,
+        chosen,
+        everything,
+        steps=tuning,
+        missed=adaptation.pivots_missed,
+        learning_rate=adaptation.pivots_learning_rate,
+        batch_size=at_once,
+        rng=generator(seed, "pivotal-tuning"),
+        progress=after(adaptation.steps + searching, tuning),
+    )
 
 
 def _with_knowledge(

@@ -2,8 +2,8 @@
 
 A prior's samples come near to few of the images that it was trained on. Projection into W (Karras et
 al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", appendix D) finds what comes nearest
-to a given one; what is found is called its pivot (Roich et al. 2022, "Pivotal tuning for latent-based
-editing of real images"), though here the generator is not tuned to it.
+to a given one; what is found is called its pivot, and the generator may be tuned to it afterwards
+(:mod:`inversight.adaptation.pivotal_tuning`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inversight.priors import StylePrior
 from inversight.progress import Progress, silent
 from inversight.target import Target
 
-_SAMPLES = 2048
+SAMPLES = 2048
 """Samples of the prior of which the nearest to an image is where its projection begins."""
 _PIXELS = 2**26
 """About how many pixels of public images their spread is measured on at most."""
@@ -29,6 +29,8 @@ _THUMB = 16
 """Size at which they are compared, or the prior's own if that is smaller."""
 _RATE = 0.025
 """Adam's step size, relative to the spread of the prior's latents (paper: 0.1, of latents of another)."""
+BETAS = (0.5, 0.99)
+"""Adam's betas."""
 
 
 def surest_images(target: Target, public: Tensor, per_class: int) -> Tensor:
@@ -50,6 +52,7 @@ def project(
     public: Tensor,
     *,
     steps: int,
+    samples: int = SAMPLES,
     batch_size: int = 32,
     rng: torch.Generator,
     progress: Progress = silent,
@@ -57,12 +60,13 @@ def project(
     """Latents w (M, w_dim) whose pictures come near to images, uint8 (M, C, S, S).
 
     Near in pixels and in the target's :class:`StandardisedMaps`, each weighing the same, in standard
-    deviations of the ``public`` images'. An image's latent hangs on no other's.
+    deviations of the ``public`` images'. An image's latent hangs on no other's. The search for it begins
+    at the nearest of ``samples``.
     """
-    nearness = _Nearness(target, public)
-    samples = prior.truncated(1.0).sample(_SAMPLES, rng=rng)
-    start = _nearest(prior, samples, images, batch_size=batch_size)
-    rate = _RATE * float(samples.std(0).mean())
+    nearness = Nearness(target, public)
+    known = samples_of(prior, samples, rng)
+    start = _nearest(prior, known, images, batch_size=batch_size)
+    rate = latent_rate(known)
     parts = list(zip(start.split(batch_size), images.split(batch_size), strict=True))
     found = []
     for number, (latents, some) in enumerate(parts, start=1):
@@ -73,14 +77,24 @@ def project(
             return [nearness.between(prior(variables[0]), wanted)]
 
         def adam(variables: list[Tensor]) -> torch.optim.Optimizer:
-            return torch.optim.Adam(variables, lr=rate, betas=(0.5, 0.99))
+            return torch.optim.Adam(variables, lr=rate, betas=BETAS)
 
         found += descend([latents], losses, steps=steps, optimiser=adam, rate=ramp)
         progress(number, len(parts), "public images projected")
     return torch.cat(found)
 
 
-class _Nearness:
+def samples_of(prior: StylePrior, n: int, rng: torch.Generator) -> Tensor:
+    """Latents (n, w_dim) of the whole prior."""
+    return prior.truncated(1.0).sample(n, rng=rng)
+
+
+def latent_rate(samples: Tensor) -> float:
+    """Step size of a search among latents that are spread like these, (N, w_dim)."""
+    return _RATE * float(samples.std(0).mean())
+
+
+class Nearness:
     """How near images are: squared differences in pixels and in the target's maps.
 
     Both are taken in standard deviations of the public images' (N, C, S, S), uint8.
@@ -88,7 +102,7 @@ class _Nearness:
 
     def __init__(self, target: Target, public: Tensor) -> None:
         self.maps = StandardisedMaps(target, public)
-        most = max(1, min(_SAMPLES, _PIXELS // public[0].numel()))
+        most = max(1, min(SAMPLES, _PIXELS // public[0].numel()))
         pixels = public[:: max(1, len(public) // most)].float() / 255.0
         self.spread = float(pixels.std()) + 1e-3
 

@@ -296,10 +296,12 @@ class _Execution:
         folder = self.stage("adaptation", fill)
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
         if adapted.pivots is not None:
+            tuned = self.settings.adaptation.pivots_tuning
             self.notes.append(
                 f"Attacks that begin with a pool of samples began with {len(adapted.pivots)} public images "
-                "as well, those that the target is surest of (adaptation.pivots): where reconstructions "
-                "are near, it may be the public images that are."
+                "as well, those that the target is surest of (adaptation.pivots)"
+                + (", to which the prior was tuned (adaptation.pivots_tuning)" if tuned else "")
+                + ": where reconstructions are near, it may be the public images that are."
             )
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)

@@ -1,0 +1,99 @@
+"""Tunes the generator to draw the public images that the target is surest of, at their pivots.
+
+Pivotal tuning (Roich et al. 2022, "Pivotal tuning for latent-based editing of real images"), here of one
+generator to many images at once and without the paper's regularisation, which keeps what other latents
+show as it was. A small prior draws none of its public images well, and what is tuned draws the rest of
+them better too.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversight.adaptation.pivots import BETAS, SAMPLES, Nearness, latent_rate, samples_of
+from inversight.attacks.search import ramp
+from inversight.errors import StageError
+from inversight.priors import StylePrior
+from inversight.progress import Progress, silent
+from inversight.target import Target
+
+_EVERY = 50
+"""Steps after which it is looked how much is missed."""
+
+
+def tune(
+    prior: StylePrior,
+    target: Target,
+    images: Tensor,
+    public: Tensor,
+    *,
+    steps: int,
+    missed: float = 0.1,
+    learning_rate: float = 5e-3,
+    batch_size: int = 32,
+    rng: torch.Generator,
+    progress: Progress = silent,
+) -> StylePrior:
+    """The prior whose generator draws images, uint8 (M, C, S, S), better at its M pivots.
+
+    Better in :class:`Nearness`, by which the pivots were found, until the mean over images is at most
+    ``missed``, for ``steps`` steps at most. The search for the pivots goes on meanwhile, with its own
+    step size; both are warmed up and down as it was. What training would go on with stays as it is,
+    and so does the mapping.
+
+    Raises:
+        ValueError: the prior has not as many pivots as there are images.
+        StageError: the loss is not a number any more.
+    """
+    pivots = prior.pivots
+    if pivots is None or len(pivots) != len(images):
+        found = "none" if pivots is None else len(pivots)
+        raise ValueError(f"expected a pivot for each of {len(images)} images, found {found}")
+    nearness = Nearness(target, public)
+    latents = pivots.clone().requires_grad_(True)
+    tuned = replace(prior, average=copy.deepcopy(prior.average))
+    parameters = list(tuned.average.synthesis.parameters())
+    for one in parameters:
+        one.requires_grad_(True)
+    rates = (learning_rate, latent_rate(samples_of(prior, SAMPLES, rng)))
+    groups: list[dict[str, Any]] = [{"params": parameters}, {"params": [latents]}]
+    adam = torch.optim.Adam(groups, betas=BETAS)
+    for step in range(1, steps + 1):
+        if step % _EVERY == 1 and _missed(tuned, nearness, latents, images, batch_size) <= missed:
+            progress(steps, steps, f"near enough to {len(images)} public images")
+            break
+        rows = torch.randint(len(images), (batch_size,), generator=rng)
+        with torch.no_grad():
+            wanted = nearness.seen(images[rows].to(latents.device).float() / 255.0)
+        loss = nearness.between(tuned(latents[rows.to(latents.device)]), wanted) / batch_size
+        if not bool(loss.isfinite()):
+            raise StageError(
+                f"the generator's tuning diverged at step {step} (the loss is not a number): lower "
+                "adaptation.pivots_learning_rate"
+            )
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        for group, rate in zip(adam.param_groups, rates, strict=True):
+            group["lr"] = rate * ramp(step / steps)
+        adam.step()
+        progress(step, steps, f"the generator tuned to {len(images)} public images")
+    for one in parameters:
+        one.requires_grad_(False)
+    return replace(tuned, pivots=latents.detach())
+
+
+@torch.no_grad()
+def _missed(
+    prior: StylePrior, nearness: Nearness, latents: Tensor, images: Tensor, batch_size: int
+) -> float:
+    """Mean over images of what their pictures miss."""
+    total = 0.0
+    for w, some in zip(latents.split(batch_size), images.split(batch_size), strict=True):
+        wanted = nearness.seen(some.to(w.device).float() / 255.0)
+        total += float(nearness.between(prior(w), wanted))
+    return total / len(images)
