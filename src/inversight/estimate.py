@@ -272,8 +272,8 @@ def _adaptation_seconds(
     def search(steps: int) -> None:
         # Few samples to begin from: all of them take little beside the whole search.
         project(
-            prior, target, few, few, steps=steps, samples=len(few), batch_size=at_once,
-            rng=generator(0),
+            prior, target, few, few, steps=steps, samples=max(2, len(few)),
+            batch_size=at_once, rng=generator(0),
         )  # fmt: skip
 
     images = settings.adaptation.pivots * target.num_classes

@@ -61,7 +61,7 @@ def project(
 
     Near in pixels and in the target's :class:`StandardisedMaps`, each weighing the same, in standard
     deviations of the ``public`` images'. An image's latent hangs on no other's. The search for it begins
-    at the nearest of ``samples``.
+    at the nearest of ``samples``, of at least 2.
     """
     nearness = Nearness(target, public)
     known = samples_of(prior, samples, rng)
