@@ -170,21 +170,30 @@ def test_a_prior_as_it_is(
     assert not any("a few thousand" in warning for warning in result.warnings)
 
 
-@pytest.mark.parametrize("tuning", [0, 2])
+@pytest.mark.parametrize(
+    ("tuning", "missed", "words"),
+    [
+        (0, 0.0, "surest of (adaptation.pivots): where"),
+        (2, 0.0, "the prior was tuned in 2 steps, after which"),
+        (2, 1e9, "the prior draws them well enough untuned"),
+    ],
+)
 def test_a_prior_as_it_is_with_pivots(
     tuning: int,
+    missed: float,
+    words: str,
     published: StylePrior,
     folders: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     imported(capsys)
     adaptation = {"steps": 0, "pivots": 1, "pivots_steps": 2, "pivots_tuning": tuning}
-    settings = {**FAST, "adaptation": {**adaptation, "pivots_missed": 0}}
+    settings = {**FAST, "adaptation": {**adaptation, "pivots_missed": missed}}
     settings["attack"] = [{"class": "tests.examples:SampleAttack", "keep": 2}, *FAST["attack"]]
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
     manifest = json.loads((result.run / "run.json").read_text())
     (told,) = (note for note in manifest["notes"] if "public images as well" in note)
-    assert ("the prior was tuned" in told) is (tuning > 0)
+    assert words in told
     assert any(
         note.startswith("SampleAttack: the attack itself had no gradients")
         and "no adaptation.pivots" in note
@@ -194,7 +203,7 @@ def test_a_prior_as_it_is_with_pivots(
     before = StylePrior.load(Path("ffhq/prior.safetensors"))
     w = before.sample(2, rng=generator(1))
     assert adapted.pivots is not None
-    assert torch.equal(adapted(w), before(w)) is (tuning == 0)
+    assert torch.equal(adapted(w), before(w)) is ("was tuned" not in words)
 
 
 def test_the_announcement_and_the_printed_settings(

@@ -121,6 +121,10 @@ def test_a_loss_that_is_no_number_stops_it(pivoted: StylePrior) -> None:
     lost = replace(pivoted, pivots=torch.full_like(pivoted.pivots, float("nan")))
     with pytest.raises(StageError, match=r"diverged at step 1 .* adaptation\.pivots_learning"):
         tuned(lost, steps=3)
+    with pytest.raises(
+        StageError, match=r"diverged at step 2 "
+    ):  # the last, whose loss was one still
+        tuned(pivoted, steps=2, learning_rate=float("inf"))
 
 
 def test_an_adaptation_ends_with_it(pivoted: StylePrior) -> None:
@@ -163,7 +167,9 @@ def missed(prior: StylePrior) -> float:
 def test_it_ends_where_it_is_near_enough(pivoted: StylePrior) -> None:
     was = missed(pivoted)
     w = pivoted.sample(3, rng=generator(2))
-    assert torch.equal(tuned(pivoted, steps=5, missed=1.01 * was)(w), pivoted(w))  # never begun
+    idle = tuned(pivoted, steps=5, missed=1.01 * was)
+    assert torch.equal(idle(w), pivoted(w)) and idle.log[:-1] == pivoted.log
+    assert idle.log[-1] == {"tuned": 0.0, "missed": pytest.approx(was, rel=1e-4)}
     told: list[int] = []
     half = tuned(
         pivoted, steps=400, missed=was / 2,
@@ -171,6 +177,7 @@ def test_it_ends_where_it_is_near_enough(pivoted: StylePrior) -> None:
     )  # fmt: skip
     assert missed(half) <= was / 2
     assert told[-1] == 400 and told[-2] < 400 and told[-2] % 50 == 0
+    assert half.log[-1] == {"tuned": told[-2], "missed": pytest.approx(missed(half), rel=1e-4)}
     shorter = tuned(pivoted, steps=400, missed=missed(half) * 1.001)
     assert shorter.pivots is not None and half.pivots is not None
     assert torch.equal(shorter.pivots, half.pivots)

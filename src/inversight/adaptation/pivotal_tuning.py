@@ -9,13 +9,14 @@ them better too.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inversight.adaptation.pivots import BETAS, SAMPLES, Nearness, latent_rate, samples_of
+from inversight.adaptation.pivots import BETAS, SAMPLES, Nearness, latent_rate
 from inversight.attacks.search import ramp
 from inversight.errors import StageError
 from inversight.priors import StylePrior
@@ -44,11 +45,12 @@ def tune(
     Better in :class:`Nearness`, by which the pivots were found, until the mean over images is at most
     ``missed``, for ``steps`` steps at most. The search for the pivots goes on meanwhile, with its own
     step size; both are warmed up and down as it was. What training would go on with stays as it is,
-    and so does the mapping.
+    and so does the mapping. The last row of the log says in how many steps (``tuned``), and how much is
+    ``missed`` after them.
 
     Raises:
         ValueError: the prior has not as many pivots as there are images.
-        StageError: the loss is not a number any more.
+        StageError: the loss or what comes of it is not a number.
     """
     pivots = prior.pivots
     if pivots is None or len(pivots) != len(images):
@@ -60,31 +62,43 @@ def tune(
     parameters = list(tuned.average.synthesis.parameters())
     for one in parameters:
         one.requires_grad_(True)
-    rates = (learning_rate, latent_rate(samples_of(prior, SAMPLES, rng)))
+    known = prior.truncated(1.0).sample(SAMPLES, rng=rng)
+    rates = (learning_rate, latent_rate(known))
     groups: list[dict[str, Any]] = [{"params": parameters}, {"params": [latents]}]
     adam = torch.optim.Adam(groups, betas=BETAS)
+    done = 0
     for step in range(1, steps + 1):
         if step % _EVERY == 1 and _missed(tuned, nearness, latents, images, batch_size) <= missed:
-            progress(steps, steps, f"near enough to {len(images)} public images")
             break
         rows = torch.randint(len(images), (batch_size,), generator=rng)
         with torch.no_grad():
             wanted = nearness.seen(images[rows].to(latents.device).float() / 255.0)
         loss = nearness.between(tuned(latents[rows.to(latents.device)]), wanted) / batch_size
         if not bool(loss.isfinite()):
-            raise StageError(
-                f"the generator's tuning diverged at step {step} (the loss is not a number): lower "
-                "adaptation.pivots_learning_rate"
-            )
+            raise _diverged(step)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate * ramp(step / steps)
         adam.step()
+        done = step
         progress(step, steps, f"the generator tuned to {len(images)} public images")
     for one in parameters:
         one.requires_grad_(False)
-    return replace(tuned, pivots=latents.detach())
+    left = _missed(tuned, nearness, latents, images, batch_size)
+    if not math.isfinite(left):
+        raise _diverged(done)
+    if done < steps:
+        progress(steps, steps, f"near enough to {len(images)} public images")
+    row = {"tuned": float(done), "missed": left}
+    return replace(tuned, pivots=latents.detach(), log=(*prior.log, row))
+
+
+def _diverged(step: int) -> StageError:
+    return StageError(
+        f"the generator's tuning diverged at step {step} (the loss is not a number): lower "
+        "adaptation.pivots_learning_rate"
+    )
 
 
 @torch.no_grad()

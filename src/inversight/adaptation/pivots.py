@@ -64,7 +64,7 @@ def project(
     at the nearest of ``samples``, of at least 2.
     """
     nearness = Nearness(target, public)
-    known = samples_of(prior, samples, rng)
+    known = prior.truncated(1.0).sample(samples, rng=rng)
     start = _nearest(prior, known, images, batch_size=batch_size)
     rate = latent_rate(known)
     parts = list(zip(start.split(batch_size), images.split(batch_size), strict=True))
@@ -82,11 +82,6 @@ def project(
         found += descend([latents], losses, steps=steps, optimiser=adam, rate=ramp)
         progress(number, len(parts), "public images projected")
     return torch.cat(found)
-
-
-def samples_of(prior: StylePrior, n: int, rng: torch.Generator) -> Tensor:
-    """Latents (n, w_dim) of the whole prior."""
-    return prior.truncated(1.0).sample(n, rng=rng)
 
 
 def latent_rate(samples: Tensor) -> float:

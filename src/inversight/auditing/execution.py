@@ -296,12 +296,11 @@ class _Execution:
         folder = self.stage("adaptation", fill)
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
         if adapted.pivots is not None:
-            tuned = self.settings.adaptation.pivots_tuning
             self.notes.append(
                 f"Attacks that begin with a pool of samples began with {len(adapted.pivots)} public images "
                 "as well, those that the target is surest of (adaptation.pivots)"
-                + (", to which the prior was tuned (adaptation.pivots_tuning)" if tuned else "")
-                + ": where reconstructions are near, it may be the public images that are."
+                f"{_tuned(adapted)}"
+                ": where reconstructions are near, it may be the public images that are."
             )
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
@@ -583,3 +582,16 @@ class _Execution:
                 hashed=self.settings.hash_ids,
             )
         write_report(self.run.path, load_report_data(self.run.path, gallery=shown))
+
+
+def _tuned(prior: StylePrior) -> str:
+    """What a prior with pivots was tuned to them, for a sentence that names them."""
+    last = prior.log[-1] if prior.log else {}
+    if "tuned" not in last:
+        return ""
+    missed = (
+        f"{last['missed']:.2g} of the public images' variance is missed (adaptation.pivots_tuning)"
+    )
+    if last["tuned"] == 0:
+        return f"; the prior draws them well enough untuned, {missed}"
+    return f", to which the prior was tuned in {last['tuned']:.0f} steps, after which {missed}"
