@@ -1,7 +1,7 @@
 """Kill an audit at random moments, resume it, and compare the tables' hashes with an undisturbed run.
 
 uv run python benchmarks/resume.py            ten kills of the digits audit, quick preset
-uv run python benchmarks/resume.py --small    two kills of a very short audit
+uv run python benchmarks/resume.py --small    one kill of a very short audit
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def command(*arguments: str) -> list[str]:
 
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
-    kills = 2 if options.small else 10
+    kills = 1 if options.small else 10
     sets = (
         [f"{k}={v}" for k, v in SMALL.items()] if options.small else ["prior.checkpoint_seconds=5"]
     )

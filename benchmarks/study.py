@@ -72,6 +72,8 @@ _OWN_SETTINGS = {
     "projected_": ("projected", "diverse"),
 }
 """How settings begin that only some arms have, and which."""
+SMALL_ARMS = ("vanilla", "natural-gradient", "diverse-tuned")
+"""Those of a small version: the paper's, and the one with everything of ours."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 80},
     "adaptation": {"steps": 16},
@@ -111,7 +113,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--datasets", default=",".join(DATASETS), type=lambda text: text.split(","))
-    made.add_argument("--arms", default=",".join(STUDIED), type=lambda text: text.split(","))
+    made.add_argument("--arms", default=None, type=lambda text: text.split(","))
     made.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
     made.add_argument("--work", type=Path, default=Path("benchmarks/out/study"), help="run folders")
@@ -123,6 +125,7 @@ def _options() -> argparse.Namespace:
     )
     options = made.parse_args()
     options.seeds = numbers(options.seeds or ("0-1" if options.small else "5-9"))
+    options.arms = options.arms or list(SMALL_ARMS if options.small else STUDIED)
     if options.small:
         options.datasets = ["digits"]
     unknown = [n for n in options.datasets if n not in DATASETS]

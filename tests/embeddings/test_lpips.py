@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import get_args
 
 import lpips
@@ -20,7 +21,7 @@ def backbone(net: Net) -> dict[str, torch.Tensor]:
     return random_backbone(net, torch.Generator().manual_seed(7))
 
 
-def authors(net: Net, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+def authors_with(net: Net, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """The ``lpips`` package's network with ``state`` as its backbone."""
     with torch.random.fork_rng(devices=[]):
         model = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False)
@@ -31,10 +32,16 @@ def authors(net: Net, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     return model.eval()
 
 
+@cache  # torchvision draws a whole VGG first, which takes seconds
+def authors(net: Net, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The same on :func:`backbone`; no test may change it."""
+    return authors_with(net, backbone(net)).to(dtype)
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_squared_distance_is_the_packages_lpips(net: Net) -> None:
     state = backbone(net)
-    ours, theirs = Lpips(net, size=64, backbone=state), authors(net, state)
+    ours, theirs = Lpips(net, size=64, backbone=state), authors(net)
     assert isinstance(ours, Embedding) and ours.name == f"lpips-{net}"
     rng = torch.Generator().manual_seed(0)
     a = torch.rand(3, 3, 32, 32, generator=rng)

@@ -68,7 +68,7 @@ def test_equals_the_authors_package_in_float64_at_the_papers_size(net: Net) -> N
     left, right = noise(2, size=256), noise(3, size=256, seed=1)
     right[2] = (left[0].float() * 0.97 + 4).round().to(torch.uint8)
     found = all_pairs(Lpips(net, backbone=state), left, right)
-    model = authors(net, state).double()
+    model = authors(net, torch.float64)
     rows, columns = [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]
     if net == "vgg":  # in float64 three seconds a pair
         rows, columns = [0, 1], [2, 0]
@@ -86,13 +86,13 @@ def test_near_duplicates_keep_their_distance(step: float) -> None:
     right = (left + step * torch.randn(2, 3, 64, 64, generator=rng)).clamp(0, 1)
     found = all_pairs(Lpips("vgg", size=64, backbone=state), left, right)
     with torch.no_grad():
-        expected = authors("vgg", state).double()(2 * left.double() - 1, 2 * right.double() - 1)
+        expected = authors("vgg", torch.float64)(2 * left.double() - 1, 2 * right.double() - 1)
     if step < 0.01:
         assert 1e-6 < float(expected.min()) < 1e-4
     torch.testing.assert_close(found.diag(), expected.flatten(), rtol=1e-3, atol=0)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),
