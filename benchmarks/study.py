@@ -57,7 +57,7 @@ DEPENDS = (
 """Settings that a result depends on."""
 STUDIED = (
     "vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected", "diverse",
-    "vanilla-pivots", "diverse-pivots", "vanilla-tuned", "diverse-tuned",
+    "conditional", "vanilla-pivots", "diverse-pivots", "vanilla-tuned", "diverse-tuned",
 )  # fmt: skip
 """The arms that are compared where none are named; two more are halves of other attacks."""
 PIVOTED = "-pivots"
@@ -69,7 +69,8 @@ TUNING = 1500
 _OWN_SETTINGS = {
     "pseudo_labels_": ("pseudo-labels",),
     "target_aware_": ("target-aware",),
-    "projected_": ("projected", "diverse"),
+    "projected_": ("projected", "diverse", "conditional"),
+    "conditional_": ("conditional",),
 }
 """How settings begin that only some arms have, and which."""
 SMALL_ARMS = ("vanilla", "natural-gradient", "diverse-tuned")

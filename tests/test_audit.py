@@ -586,8 +586,10 @@ def test_priors_and_targets_trained_here_have_what_every_attack_needs(
     given: dict[str, Any] = {**grey, **TINY, "target_training": {"architecture": architecture}}
     given["adaptation"] = {**TINY["adaptation"], "pseudo_labels_top": 5}
     usual = [name for name in ATTACKS if name != "plg-mi"]
+    known = [name for name in ATTACKS if name not in ("gmi", "ked-mi", "lomma")]
     for arm, names in (
-        ("pseudo-labels", [name for name in ATTACKS if name not in ("gmi", "ked-mi", "lomma")]),
+        ("pseudo-labels", known),
+        ("conditional", known),
         ("target-aware", usual),
         ("projected", usual),
         ("vanilla", usual),
@@ -599,9 +601,9 @@ def test_priors_and_targets_trained_here_have_what_every_attack_needs(
         training=PriorTraining(steps=1, batch_size=4, width=2),
         rng=generator(0),
     )
-    known = plan.likely_prior
-    assert isinstance(known, StylePrior)
-    assert (known.image_shape, known.blocks) == (trained.image_shape, trained.blocks)
+    likely = plan.likely_prior
+    assert isinstance(likely, StylePrior)
+    assert (likely.image_shape, likely.blocks) == (trained.image_shape, trained.blocks)
     assert plan.likely_target.classes == plan.inputs.classes
 
 

@@ -272,14 +272,14 @@ def test_set_names_never_meet() -> None:
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     logs = {}
     arms = (
-        "vanilla", "entropy", "natural-gradient", "projected", "diverse", "pseudo-labels",
-        "target-aware",
+        "vanilla", "entropy", "natural-gradient", "projected", "diverse", "conditional",
+        "pseudo-labels", "target-aware",
     )  # fmt: skip
     for arm in arms:
         code, _, err = run(
             capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
             "--arm", arm, "--guidance-embedding", "public", "--features", "none", "--set", "steps=2",
-            "--set", "pseudo_labels_top=3", "--out", arm,
+            "--set", "pseudo_labels_top=3", "--set", "conditional_top=3", "--out", arm,
         )  # fmt: skip
         assert code == 0, err
         logs[arm] = StylePrior.load(Path(arm) / "prior.safetensors").log[-1]
@@ -288,6 +288,7 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     assert logs["natural-gradient"]["cosine"] < 0.999
     assert {"projected", "second_discriminator"} <= logs["projected"].keys()
     assert {"projected", "second_discriminator", "spread"} <= logs["diverse"].keys()
+    assert {"projected", "second_discriminator", "spread"} <= logs["conditional"].keys()
     assert "spread" not in logs["projected"]
     assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
     code, _, err = run(

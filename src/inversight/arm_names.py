@@ -10,6 +10,7 @@ ARM_NAMES = (
     "statistics",
     "projected",
     "diverse",
+    "conditional",
     "pseudo-labels",
     "target-aware",
 )

@@ -26,6 +26,7 @@ Arm = Literal[
     "statistics",
     "projected",
     "diverse",
+    "conditional",
     "pseudo-labels",
     "target-aware",
 ]
@@ -78,8 +79,8 @@ class AuditSettings:
     """Metric of the natural gradient; same values, except evaluator: an attacker must have it."""
     arm: Arm = "natural-gradient"
     """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient (the
-    paper's), balanced, statistics, projected, diverse (ours), pseudo-labels (PLG-MI's), target-aware
-    (KED-MI's)."""
+    paper's), balanced, statistics, projected, diverse, conditional (ours), pseudo-labels (PLG-MI's),
+    target-aware (KED-MI's)."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
     budget: tuple[PositiveInt, ...] = ()

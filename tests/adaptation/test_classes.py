@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,19 @@ from inversight.transformations import Transformations
 
 SHAPE = (3, 8, 8)
 TRAINING = PriorTraining(steps=40, batch_size=8, width=4, z_dim=6, w_dim=8, ada_images=1e6)
-EITHER = pytest.mark.parametrize("arm", ["pseudo-labels", "target-aware"])
+EACH = pytest.mark.parametrize("arm", ["conditional", "pseudo-labels", "target-aware"])
 
 
 class Colours(nn.Module):
-    """Logits: how much there is of each colour."""
+    """Logits: how much there is of each colour, ten times, as a convolution gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)
+        self.convolution.weight.copy_(10.0 * torch.eye(3).view(3, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return 10.0 * x.mean((2, 3))
+        return self.convolution(x).mean((2, 3))
 
 
 TARGET = Target(Colours(), ("red", "green", "blue"), SHAPE, (0.0,), (1.0,), "colours")
@@ -176,6 +182,38 @@ def test_samples_of_a_class_become_that_class(prior: StylePrior) -> None:
     assert hits(run(prior, "pseudo-labels", **settings)) > 0.8
 
 
+def test_the_game_alone_teaches_the_classes_too(prior: StylePrior) -> None:
+    """The arm ``conditional`` has no margin."""
+    settings = {"steps": 120, "learning_rate_factor": 4.0, "conditional_top": 15, "weight": 0.5}
+    made = run(prior, "conditional", **settings)
+    assert made.num_classes == 3 and hits(made) > 0.6  # a third at first, as above
+    assert {"projected", "second_discriminator", "spread"} <= made.log[-1].keys()
+    assert "margin" not in made.log[-1]
+
+
+def test_a_class_of_conditional_has_its_share_of_the_public_images(
+    prior: StylePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least 30, and no more than there are."""
+    asked: list[int] = []
+
+    def note(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        asked.append(top)
+        return pseudo_labels(scores, top)
+
+    module = sys.modules["inversight.adaptation.adapt"]  # a function of that name hides it
+    monkeypatch.setattr(module, "pseudo_labels", note)
+    many, few = coloured(120), coloured(20)
+    for public in (PUBLIC, many, few):
+        adapt(
+            prior, TARGET, public, arm="conditional", adaptation=Adaptation(steps=1),
+            training=TRAINING, rng=generator(2),
+        )  # fmt: skip
+    assert asked == [30, 40, 20]
+    with pytest.raises(ConfigError, match=r"conditional_top: expected at most the 60 public"):
+        run(prior, "conditional", conditional_top=61)
+
+
 def test_no_alpha_is_no_guidance(prior: StylePrior) -> None:
     without = run(prior, "pseudo-labels", pseudo_labels_alpha=0.0)
     assert "margin" not in without.log[-1]
@@ -198,7 +236,7 @@ def test_the_critic_learns_the_targets_classes(prior: StylePrior) -> None:
     assert "critic_entropy" in made.log[-1]
 
 
-@EITHER
+@EACH
 def test_a_stopped_adaptation_goes_on_bit_by_bit(
     prior: StylePrior, tmp_path: Path, arm: str
 ) -> None:
@@ -221,7 +259,7 @@ def test_a_stopped_adaptation_goes_on_bit_by_bit(
     assert same(again, whole) and again.log == whole.log
 
 
-@EITHER
+@EACH
 def test_the_file_gives_it_back(prior: StylePrior, tmp_path: Path, arm: str) -> None:
     made = run(prior, arm)
     made.save(tmp_path / "prior.safetensors")
@@ -235,7 +273,8 @@ def test_adapted_once_more(prior: StylePrior) -> None:
     assert run(told, "pseudo-labels").num_classes == 3
     known = run(prior, "pseudo-labels")
     assert run(known, "pseudo-labels").num_classes == 3
-    for arm in ("vanilla", "target-aware"):
+    assert run(known, "conditional").num_classes == 3
+    for arm in ("vanilla", "diverse", "target-aware"):
         with pytest.raises(ConfigError, match="conditioned on 3 classes") as caught:
             run(known, arm)
         assert "\n" not in str(caught.value)

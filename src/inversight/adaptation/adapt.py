@@ -2,7 +2,7 @@
 
 Li et al. 2025 (METHOD section 3), three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
 entropy of the target's prediction, ``natural-gradient`` replaces that entropy's gradient on the
-generated images by its natural gradient under a perceptual metric. Four more of ours, and two that are
+generated images by its natural gradient under a perceptual metric. Five more of ours, and two that are
 one half of a published attack each: ``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks
 on the classes that the target puts public images in, ``target-aware`` (Chen et al. 2021, KED-MI) teaches
 them to the discriminator.
@@ -58,13 +58,18 @@ TERMS: dict[str, tuple[Term, ...]] = {
     "statistics": (Statistics(),),
     "projected": (),
     "diverse": (Spread(),),
+    "conditional": (Spread(),),
     "pseudo-labels": (Margin(),),
     "target-aware": (CriticEntropy(),),
 }
-"""What each arm guides by; the first three are the paper's, four ours, the last two other attacks'.
-``projected`` and ``diverse`` also guide by what is made for a target: :class:`Projected`."""
+"""What each arm guides by; the first three are the paper's, five ours, the last two other attacks'.
+``projected``, ``diverse`` and ``conditional`` also guide by what is made for a target:
+:class:`Projected`."""
 
-_PROJECTING = ("projected", "diverse")
+CONDITIONED = ("conditional", "pseudo-labels")
+"""Arms whose prior is conditioned on the classes that the target puts public images in."""
+
+_PROJECTING = ("projected", "diverse", "conditional")
 _SPREAD = 0.5
 """Weight of what ``diverse`` adds to ``projected``, relative to the arm's own: from three seeds of
 digits."""
@@ -78,11 +83,16 @@ WEIGHTS = {
     "statistics": 1.0,
     "projected": 3.0,
     "diverse": 3.0,
+    "conditional": 3.0,
     "pseudo-labels": 0.3,
     "target-aware": 0.3,
 }
 """Each guided arm's weight where none is given, from a few trials: see docs/evidence.md; those of the
 last two are like the paper's arms', not tried."""
+
+_LABELLED = 30
+"""Least public images that a class of ``conditional`` has where there are as many, from two seeds of
+faces: what PLG-MI has."""
 
 _REMEMBERED = 0.1
 """Longest half-life of the moving average of a prior that learns classes, as a share of all images."""
@@ -102,8 +112,8 @@ class Adaptation:
     weight: NonNegativeFloat | None = None
     """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
     scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is no guidance, which is vanilla
-    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected and
-    diverse 3 (for what diverse adds, half of it)."""
+    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected,
+    diverse and conditional 3 (for what the latter two add, half of it)."""
     scale: Literal["relative", "absolute"] = "relative"
     """What weight is relative to: the GAN's gradient, or nothing, as published."""
     learning_rate_factor: PositiveFloat = 0.5
@@ -133,7 +143,10 @@ class Adaptation:
     guided_images: PositiveInt = 32
     """Images of each batch that the natural gradient is computed for."""
     projected_learning_rate: PositiveFloat = 5e-4
-    """Projected, diverse: Adam's step size of the discriminator that sees the target's maps."""
+    """Projected, diverse, conditional: Adam's step size of the discriminator that sees the target's maps."""
+    conditional_top: PositiveInt | None = None
+    """Conditional: public images of each class, those that the target is surest of; none: as many as
+    there are for each class, at least 30."""
     pseudo_labels_top: PositiveInt = 30
     """Pseudo-labels: public images of each class, those that the target is surest of (paper: 30)."""
     pseudo_labels_alpha: NonNegativeFloat = 0.2
@@ -169,7 +182,8 @@ def check_arm(arm: str, target: Target) -> None:
     """Refuse a target that lacks what an arm looks at.
 
     Raises:
-        ConfigError: statistics without batch normalisation; projected or diverse without convolutions.
+        ConfigError: statistics without batch normalisation; projected, diverse or conditional without
+            convolutions.
     """
     if arm == "statistics" and not batch_norms(target):
         raise ConfigError(
@@ -197,6 +211,8 @@ def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
         )
     if arm == "pseudo-labels":
         check_enough(images, adaptation.pseudo_labels_top, "pseudo_labels_top")
+    if arm == "conditional" and adaptation.conditional_top is not None:
+        check_enough(images, adaptation.conditional_top, "conditional_top")
 
 
 def weight_of(arm: str, adaptation: Adaptation) -> float:
@@ -212,8 +228,8 @@ def pulls_of(
     metric: Embedding | None,
     projected: Term | None = None,
 ) -> list[Pull]:
-    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of that arm and of
-    ``diverse`` that is made for a target.
+    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of that arm, of
+    ``diverse`` and of ``conditional`` that is made for a target.
 
     Raises:
         ConfigError: the natural gradient without a metric, or an unknown arm.
@@ -277,7 +293,7 @@ def adapt(
         )
     pulls = pulls_of(arm, adaptation, metric, projected)
     training = adaptation.training_of(training)
-    if arm == "pseudo-labels":
+    if arm in CONDITIONED:
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
@@ -357,17 +373,25 @@ def _with_knowledge(
 ) -> tuple[StylePrior, Tensor, Tensor | None]:  # fmt: skip
     """Where an arm that knows classes begins, its public images, and what the target says of them."""
     classes = target.num_classes
-    if prior.num_classes > 0 and (arm != "pseudo-labels" or prior.num_classes != classes):
+    if prior.num_classes > 0 and (arm not in CONDITIONED or prior.num_classes != classes):
         raise ConfigError(
             f"arm {arm}: the prior is conditioned on {prior.num_classes} classes, and can go on with "
-            f"arm pseudo-labels and a target of so many alone, found {classes}; give a prior that is "
-            "not conditioned"
+            f"arms {' and '.join(CONDITIONED)} and a target of so many alone, found {classes}; give a "
+            "prior that is not conditioned"
         )
-    if arm == "pseudo-labels":
-        rows, labels = pseudo_labels(soft_labels(target, public), adaptation.pseudo_labels_top)
+    if arm in CONDITIONED:
+        top = _labelled(arm, adaptation, len(public), classes)
+        rows, labels = pseudo_labels(soft_labels(target, public), top)
         if prior.num_classes == 0:
             prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
         return prior, public[rows], F.one_hot(labels, classes).float()
     if arm == "target-aware":
         return telling_classes(prior, classes), public, soft_labels(target, public).exp()
     return prior, public, None
+
+
+def _labelled(arm: str, adaptation: Adaptation, images: int, classes: int) -> int:
+    """How many of so many public images each of the classes is given."""
+    if arm == "pseudo-labels":
+        return adaptation.pseudo_labels_top
+    return adaptation.conditional_top or min(images, max(_LABELLED, images // classes))

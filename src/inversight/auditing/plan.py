@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from inversight.adaptation import check_arm, check_public
+from inversight.adaptation import CONDITIONED, check_arm, check_public
 from inversight.attacks import ATTACKS, Attack, check_fits
 from inversight.auditing.inputs import Inputs, read_inputs
 from inversight.config import build, to_mapping
@@ -162,11 +162,11 @@ class Plan:
     def likely_prior(self) -> Prior:
         """What attacks will be given as a prior, or something untrained that can do as much.
 
-        An adaptation leaves a prior what it was, except that pseudo-labels conditions it on classes.
+        An adaptation leaves a prior what it was, except that some arms condition it on classes.
         """
         if self.own_prior is not None:
             return self.own_prior
-        if not self.settings.adaptation.idle and self.settings.arm == "pseudo-labels":
+        if not self.settings.adaptation.idle and self.settings.arm in CONDITIONED:
             untrained = untrained_prior(self.prior_shape)
             return conditioned(untrained, len(self.inputs.classes), rng=generator(0))
         if self.given_prior is not None:
