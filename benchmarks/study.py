@@ -73,7 +73,7 @@ _OWN_SETTINGS = {
     "conditional_": ("conditional",),
 }
 """How settings begin that only some arms have, and which."""
-SMALL_ARMS = ("vanilla", "natural-gradient", "diverse-tuned")
+SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
 """Those of a small version: the paper's, and the one with everything of ours."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 80},

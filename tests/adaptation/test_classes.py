@@ -214,6 +214,22 @@ def test_a_class_of_conditional_has_its_share_of_the_public_images(
         run(prior, "conditional", conditional_top=61)
 
 
+def test_the_absolute_scale_is_a_sum_but_for_the_other_papers_arms(
+    prior: StylePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int | None] = []
+
+    class Noting(Guidance):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            found.append(self.summed)
+
+    monkeypatch.setattr(sys.modules["inversight.adaptation.adapt"], "Guidance", Noting)
+    for arm in ("diverse", "conditional", "pseudo-labels", "target-aware"):
+        run(prior, arm, steps=1, scale="absolute", weight=0.1)
+    assert found == [8, 8, 1, 1]  # batches of eight
+
+
 def test_no_alpha_is_no_guidance(prior: StylePrior) -> None:
     without = run(prior, "pseudo-labels", pseudo_labels_alpha=0.0)
     assert "margin" not in without.log[-1]

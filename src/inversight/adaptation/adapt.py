@@ -90,9 +90,8 @@ WEIGHTS = {
 """Each guided arm's weight where none is given, from a few trials: see docs/evidence.md; those of the
 last two are like the paper's arms', not tried."""
 
-_LABELLED = 30
-"""Least public images that a class of ``conditional`` has where there are as many, from two seeds of
-faces: what PLG-MI has."""
+_LEAST_OF_A_CLASS = 30
+"""Public images that a class of ``conditional`` has at least, where there are as many: PLG-MI's number."""
 
 _REMEMBERED = 0.1
 """Longest half-life of the moving average of a prior that learns classes, as a share of all images."""
@@ -301,8 +300,10 @@ def adapt(
     everything = public
     prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
     summed = None
-    if adaptation.scale == "absolute":  # a mean in the papers of the arms that know classes
-        summed = training.batch_size if knowledge is None else 1
+    if (
+        adaptation.scale == "absolute"
+    ):  # a mean in the papers of the two arms that are other attacks'
+        summed = 1 if arm in ("pseudo-labels", "target-aware") else training.batch_size
     transform = None
     if arm == "pseudo-labels":
         transform = partial(Transformations(), mirror=adaptation.pseudo_labels_mirror)
@@ -376,11 +377,11 @@ def _with_knowledge(
     if prior.num_classes > 0 and (arm not in CONDITIONED or prior.num_classes != classes):
         raise ConfigError(
             f"arm {arm}: the prior is conditioned on {prior.num_classes} classes, and can go on with "
-            f"arms {' and '.join(CONDITIONED)} and a target of so many alone, found {classes}; give a "
+            f"arm {' or '.join(CONDITIONED)} and a target of so many alone, found {classes}; give a "
             "prior that is not conditioned"
         )
     if arm in CONDITIONED:
-        top = _labelled(arm, adaptation, len(public), classes)
+        top = _images_of_a_class(arm, adaptation, len(public), classes)
         rows, labels = pseudo_labels(soft_labels(target, public), top)
         if prior.num_classes == 0:
             prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
@@ -390,8 +391,8 @@ def _with_knowledge(
     return prior, public, None
 
 
-def _labelled(arm: str, adaptation: Adaptation, images: int, classes: int) -> int:
+def _images_of_a_class(arm: str, adaptation: Adaptation, images: int, classes: int) -> int:
     """How many of so many public images each of the classes is given."""
     if arm == "pseudo-labels":
         return adaptation.pseudo_labels_top
-    return adaptation.conditional_top or min(images, max(_LABELLED, images // classes))
+    return adaptation.conditional_top or min(images, max(_LEAST_OF_A_CLASS, images // classes))
