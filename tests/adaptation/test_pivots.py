@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -56,6 +58,35 @@ def test_each_classs_surest_images_are_taken_once() -> None:
         assert torch.equal(surest_images(target, PUBLIC, count), PUBLIC[expected])
     with pytest.raises(ConfigError, match=r"adaptation.pivots: expected at most the 24 public"):
         surest_images(target, PUBLIC, 25)
+
+
+@given(confidence=st.floats(0.0, 1.0), count=st.integers(1, len(PUBLIC)))
+@settings(max_examples=20, deadline=None)
+def test_those_it_is_less_sure_of_than_asked_are_left_out(confidence: float, count: int) -> None:
+    target = linear_target(1)
+    told = target(PUBLIC.float() / 255).log_softmax(1).exp()
+    expected = set()
+    for k in range(3):
+        ranked = sorted(range(len(PUBLIC)), key=lambda i: -float(told[i, k]))
+        expected |= {i for i in ranked[:count] if float(told[i, k]) >= confidence}
+    found = surest_images(target, PUBLIC, count, confidence=confidence)
+    assert torch.equal(found, PUBLIC[sorted(expected)])
+
+
+def test_where_none_is_sure_enough_there_are_no_pivots(prior: StylePrior) -> None:
+    told: list[tuple[int, int]] = []
+    adaptation = Adaptation(steps=2, pivots=4, pivots_confidence=1.0, pivots_tuning=5)
+    adapted = adapt(
+        prior, linear_target(1), PUBLIC, arm="vanilla", adaptation=adaptation, training=TRAINING,
+        rng=generator(2), progress=lambda done, total, note="": told.append((done, total)),
+    )  # fmt: skip
+    plain = adapt(
+        prior, linear_target(1), PUBLIC, arm="vanilla", adaptation=Adaptation(steps=2),
+        training=TRAINING, rng=generator(2),
+    )  # fmt: skip
+    assert adapted.pivots is None and told == [(1, 2), (2, 2)]
+    w = plain.sample(3, rng=generator(3))
+    assert torch.equal(adapted(w), plain(w))
 
 
 def test_too_many_are_refused_before_the_game(prior: StylePrior) -> None:

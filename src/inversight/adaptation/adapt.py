@@ -39,7 +39,7 @@ from inversight.adaptation.terms import (
     batch_norms,
     convolutions,
 )
-from inversight.config import settings
+from inversight.config import Fraction, settings
 from inversight.embeddings.base import Embedding
 from inversight.errors import ConfigError
 from inversight.priors import PriorTraining, StylePrior, Watch, play
@@ -129,6 +129,9 @@ class Adaptation:
     """Public images of each class, those that the target is surest of, whose latents are searched for at
     the end; attacks that begin with a pool of samples begin with these too. About as many as an attack
     keeps of a class; 0: none."""
+    pivots_confidence: Fraction = 0.0
+    """Least probability that the target gives such an image for its class, say 0.8; what it is less sure
+    of is no pivot, so that there may be none at all. 0: however unsure."""
     pivots_steps: PositiveInt = 100
     """Steps of that search."""
     pivots_tuning: NonNegativeInt = 0
@@ -296,7 +299,7 @@ def adapt(
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
-    chosen = surest_images(target, public, adaptation.pivots) if adaptation.pivots > 0 else None
+    chosen = _pivotal(target, public, adaptation)
     everything = public
     prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
     summed = None
@@ -366,6 +369,16 @@ def adapt(
         rng=generator(seed, "pivotal-tuning"),
         progress=after(adaptation.steps + searching, tuning),
     )
+
+
+def _pivotal(target: Target, public: Tensor, adaptation: Adaptation) -> Tensor | None:
+    """The public images whose pivots are searched for; None where there are none."""
+    if adaptation.pivots == 0:
+        return None
+    chosen = surest_images(
+        target, public, adaptation.pivots, confidence=adaptation.pivots_confidence
+    )
+    return chosen if len(chosen) > 0 else None
 
 
 def _with_knowledge(

@@ -33,16 +33,21 @@ BETAS = (0.5, 0.99)
 """Adam's betas."""
 
 
-def surest_images(target: Target, public: Tensor, per_class: int) -> Tensor:
+def surest_images(
+    target: Target, public: Tensor, per_class: int, *, confidence: float = 0.0
+) -> Tensor:
     """Of public images, uint8 (N, C, S, S), those of each class that the target is surest of.
 
-    Each once, uint8 (M, C, S, S) with M <= classes x ``per_class``.
+    Each once, uint8 (M, C, S, S) with M <= classes x ``per_class``; those alone to whose class the target
+    gives a probability of at least ``confidence``, so that M may be 0.
 
     Raises:
         ConfigError: there are fewer public images than ``per_class``.
     """
-    rows, _ = pseudo_labels(soft_labels(target, public), per_class, setting="pivots")
-    return public[rows.unique()]
+    scores = soft_labels(target, public)
+    rows, classes = pseudo_labels(scores, per_class, setting="pivots")
+    sure = scores[rows, classes].exp() >= confidence
+    return public[rows[sure].unique()]
 
 
 def project(

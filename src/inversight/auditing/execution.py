@@ -302,6 +302,12 @@ class _Execution:
                 f"{_tuned(adapted)}"
                 ": where reconstructions are near, it may be the public images that are."
             )
+        elif self.settings.adaptation.pivots > 0:
+            self.notes.append(
+                "Attacks began with samples of the prior alone: of no public image the target is as sure "
+                f"as a pivot asks for ({self.settings.adaptation.pivots_confidence:g}, "
+                "adaptation.pivots_confidence)."
+            )
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
         if self.settings.arm != "vanilla" or adapted.pivots is not None:
