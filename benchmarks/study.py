@@ -66,6 +66,15 @@ TUNED = "-tuned"
 """What the name of an arm ends with whose generator is tuned to these pivots as well."""
 TUNING = 1500
 """Steps of that at most."""
+SURE = "-sure"
+"""What the name of an arm ends with that has pivots of images alone that the target is sure of, and whose
+generator is tuned to them for longer."""
+SURELY = {"pivots_confidence": 0.8, "pivots_tuning": 6000, "pivots_left": 0.03}
+"""How sure, for how many steps at most, and what is missed at most after fewer."""
+_PIVOTS: dict[str, dict[str, Any]] = {
+    PIVOTED: {}, TUNED: {"pivots_tuning": TUNING}, SURE: SURELY,
+}  # fmt: skip
+"""Settings of the adaptation, by how an arm's name ends, beside the number of pivots."""
 _OWN_SETTINGS = {
     "pseudo_labels_": ("pseudo-labels",),
     "target_aware_": ("target-aware",),
@@ -73,6 +82,8 @@ _OWN_SETTINGS = {
     "conditional_": ("conditional",),
 }
 """How settings begin that only some arms have, and which."""
+_LATER = (("pivots_confidence", 0.0), ("pivots_left", None))
+"""Settings at their defaults that were not there yet when the first results were kept."""
 SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
 """Those of a small version: the paper's, and the one with everything of ours."""
 SMALL: dict[str, Any] = {
@@ -191,12 +202,13 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
 
 def _with_arm(given: dict[str, Any], name: str) -> AuditSettings:
     """Settings of an arm, or of one with pivots, tuned to them or not."""
-    settings = resolve({**given, "arm": name.removesuffix(PIVOTED).removesuffix(TUNED)})
-    if not name.endswith((PIVOTED, TUNED)):
-        return settings
+    arm, _, end = name.rpartition("-")
+    changed = _PIVOTS.get(f"-{end}")
+    if changed is None:
+        return resolve({**given, "arm": name})
+    settings = resolve({**given, "arm": arm})
     kept = int(settings.attack[0]["keep"])
-    tuning = TUNING if name.endswith(TUNED) else 0
-    adaptation = replace(settings.adaptation, pivots=kept, pivots_tuning=tuning)
+    adaptation = replace(settings.adaptation, pivots=kept, **changed)
     return replace(settings, adaptation=adaptation)
 
 
@@ -229,7 +241,8 @@ def digest(settings: AuditSettings) -> str:
     if settings.adaptation.pivots == 0:
         others = (*others, "pivots")
     elif settings.adaptation.pivots_tuning == 0:  # not there yet when the first results were kept
-        others = (*others, "pivots_tuning", "pivots_missed", "pivots_learning_rate")
+        others = (*others, "pivots_tuning", "pivots_missed", "pivots_left", "pivots_learning_rate")
+    values["adaptation"] = {k: v for k, v in values["adaptation"].items() if (k, v) not in _LATER}
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)
     }
@@ -283,8 +296,7 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
                 row[f"{name}_gain"], row[f"{name}_half"] = interval(gains)
             rows.append(row)
     order = {
-        arm: i
-        for i, arm in enumerate((*ARMS, *(arm + end for end in (PIVOTED, TUNED) for arm in ARMS)))
+        arm: i for i, arm in enumerate((*ARMS, *(arm + end for end in _PIVOTS for arm in ARMS)))
     }
     return sorted(rows, key=lambda r: (list(DATASETS).index(r["data"]), order.get(r["arm"], 99)))
 

@@ -181,3 +181,13 @@ def test_it_ends_where_it_is_near_enough(pivoted: StylePrior) -> None:
     shorter = tuned(pivoted, steps=400, missed=missed(half) * 1.001)
     assert shorter.pivots is not None and half.pivots is not None
     assert torch.equal(shorter.pivots, half.pivots)
+
+
+def test_once_begun_it_may_go_on_for_longer(pivoted: StylePrior) -> None:
+    was = missed(pivoted)
+    idle = tuned(pivoted, steps=5, missed=1.01 * was, left=0.0)
+    assert idle.log[-1]["tuned"] == 0.0
+    to_a_half = tuned(pivoted, steps=400, missed=was / 2)
+    further = tuned(pivoted, steps=400, missed=0.9 * was, left=was / 2)
+    assert further.log[-1] == to_a_half.log[-1] and further.log[-1]["missed"] <= was / 2
+    assert tuned(pivoted, steps=400, missed=0.9 * was).log[-1]["tuned"] < further.log[-1]["tuned"]

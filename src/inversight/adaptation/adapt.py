@@ -140,6 +140,8 @@ class Adaptation:
     pivots_missed: NonNegativeFloat = 0.1
     """The tuning ends, or never begins, where no more of these images is missed, in variances of the
     public images."""
+    pivots_left: NonNegativeFloat | None = None
+    """Once begun, the tuning ends where no more than this is missed; none: pivots_missed."""
     pivots_learning_rate: PositiveFloat = 5e-3
     """Adam's step size of the tuning (paper, of a large network to one image: 3e-4)."""
     guided_images: PositiveInt = 32
@@ -364,6 +366,7 @@ def adapt(
         everything,
         steps=tuning,
         missed=adaptation.pivots_missed,
+        left=adaptation.pivots_left,
         learning_rate=adaptation.pivots_learning_rate,
         batch_size=at_once,
         rng=generator(seed, "pivotal-tuning"),

@@ -35,6 +35,7 @@ def tune(
     *,
     steps: int,
     missed: float = 0.1,
+    left: float | None = None,
     learning_rate: float = 5e-3,
     batch_size: int = 32,
     rng: torch.Generator,
@@ -42,8 +43,9 @@ def tune(
 ) -> StylePrior:
     """The prior whose generator draws images, uint8 (M, C, S, S), better at its M pivots.
 
-    Better in :class:`Nearness`, by which the pivots were found, until the mean over images is at most
-    ``missed``, for ``steps`` steps at most. The search for the pivots goes on meanwhile, with its own
+    Better in :class:`Nearness`, by which the pivots were found, for ``steps`` steps at most. Not at all
+    where the mean over images is at most ``missed``, and no longer than until it is at most ``left``
+    (None: ``missed``). The search for the pivots goes on meanwhile, with its own
     step size; both are warmed up and down as it was. What training would go on with stays as it is,
     and so does the mapping. The last row of the log says in how many steps (``tuned``), and how much is
     ``missed`` after them.
@@ -68,8 +70,10 @@ def tune(
     adam = torch.optim.Adam(groups, betas=BETAS)
     done = 0
     for step in range(1, steps + 1):
-        if step % _EVERY == 1 and _missed(tuned, nearness, latents, images, batch_size) <= missed:
-            break
+        if step % _EVERY == 1:
+            enough = missed if step == 1 or left is None else left
+            if _missed(tuned, nearness, latents, images, batch_size) <= enough:
+                break
         rows = torch.randint(len(images), (batch_size,), generator=rng)
         with torch.no_grad():
             wanted = nearness.seen(images[rows].to(latents.device).float() / 255.0)
@@ -85,12 +89,12 @@ def tune(
         progress(step, steps, f"the generator tuned to {len(images)} public images")
     for one in parameters:
         one.requires_grad_(False)
-    left = _missed(tuned, nearness, latents, images, batch_size)
-    if not math.isfinite(left):
+    in_the_end = _missed(tuned, nearness, latents, images, batch_size)
+    if not math.isfinite(in_the_end):
         raise _diverged(done)
     if done < steps:
         progress(steps, steps, f"near enough to {len(images)} public images")
-    row = {"tuned": float(done), "missed": left}
+    row = {"tuned": float(done), "missed": in_the_end}
     return replace(tuned, pivots=latents.detach(), log=(*prior.log, row))
 
 
