@@ -69,7 +69,7 @@ TUNING = 1500
 SURE = "-sure"
 """What the name of an arm ends with that has pivots of images alone that the target is sure of, and whose
 generator is tuned to them for longer."""
-SURELY = {"pivots_confidence": 0.8, "pivots_tuning": 6000, "pivots_left": 0.03}
+SURELY = {"pivots_confidence": 0.9, "pivots_tuning": 6000, "pivots_left": 0.03}
 """How sure, for how many steps at most, and what is missed at most after fewer."""
 _PIVOTS: dict[str, dict[str, Any]] = {
     PIVOTED: {}, TUNED: {"pivots_tuning": TUNING}, SURE: SURELY,

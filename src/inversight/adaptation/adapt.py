@@ -130,13 +130,13 @@ class Adaptation:
     the end; attacks that begin with a pool of samples begin with these too. About as many as an attack
     keeps of a class; 0: none."""
     pivots_confidence: Fraction = 0.0
-    """Least probability that the target gives such an image for its class, say 0.8; what it is less sure
+    """Least probability that the target gives such an image for its class, say 0.9; what it is less sure
     of is no pivot, so that there may be none at all. 0: however unsure."""
     pivots_steps: PositiveInt = 100
     """Steps of that search."""
     pivots_tuning: NonNegativeInt = 0
     """Steps at most in which the generator is tuned after that, to draw these images better at their
-    latents, say 1500; 0: it stays as it is."""
+    latents, say 1500; 0, or where there are fewer of them than classes: it stays as it is."""
     pivots_missed: NonNegativeFloat = 0.1
     """The tuning ends, or never begins, where no more of these images is missed, in variances of the
     public images."""
@@ -318,7 +318,9 @@ def adapt(
     at_once = training.images_at_once or training.batch_size
     parts = 0 if chosen is None else math.ceil(len(chosen) / at_once)
     searching = parts * adaptation.pivots_steps
-    tuning = 0 if chosen is None else adaptation.pivots_tuning
+    # A generator that is tuned to a few images alone forgets what else it drew.
+    few = chosen is None or len(chosen) < target.num_classes
+    tuning = 0 if few else adaptation.pivots_tuning
     in_all = adaptation.steps + searching + tuning
 
     def after(before: int, share: int) -> Progress:

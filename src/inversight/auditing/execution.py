@@ -299,7 +299,7 @@ class _Execution:
             self.notes.append(
                 f"Attacks that begin with a pool of samples began with {len(adapted.pivots)} public images "
                 "as well, those that the target is surest of (adaptation.pivots)"
-                f"{_tuned(adapted)}"
+                f"{_tuned(adapted, self.settings.adaptation.pivots_tuning)}"
                 ": where reconstructions are near, it may be the public images that are."
             )
         elif self.settings.adaptation.pivots > 0:
@@ -590,11 +590,13 @@ class _Execution:
         write_report(self.run.path, load_report_data(self.run.path, gallery=shown))
 
 
-def _tuned(prior: StylePrior) -> str:
-    """What a prior with pivots was tuned to them, for a sentence that names them."""
+def _tuned(prior: StylePrior, asked: int) -> str:
+    """What a prior with pivots was tuned to them, for a sentence that names them; ``asked``: its steps."""
     last = prior.log[-1] if prior.log else {}
-    if "tuned" not in last:
+    if asked == 0:
         return ""
+    if "tuned" not in last:
+        return ", too few to tune the prior to (adaptation.pivots_tuning)"
     missed = (
         f"{last['missed']:.2g} of the public images' variance is missed (adaptation.pivots_tuning)"
     )
