@@ -67,10 +67,10 @@ TUNED = "-tuned"
 TUNING = 1500
 """Steps of that at most."""
 SURE = "-sure"
-"""What the name of an arm ends with that has pivots of images alone that the target is sure of, and whose
-generator is tuned to them for longer."""
-SURELY = {"pivots_confidence": 0.9, "pivots_tuning": 6000, "pivots_left": 0.03}
-"""How sure, for how many steps at most, and what is missed at most after fewer."""
+"""What the name of an arm ends with that has pivots of those images alone that the target is surer of than
+of samples, and whose generator is tuned to them for longer."""
+SURELY = {"pivots_surer_than": 0.5, "pivots_tuning": 4000, "pivots_left": 0.03}
+"""Than which share of samples, for how many steps at most, and what is missed at most after fewer."""
 _PIVOTS: dict[str, dict[str, Any]] = {
     PIVOTED: {}, TUNED: {"pivots_tuning": TUNING}, SURE: SURELY,
 }  # fmt: skip
@@ -82,7 +82,7 @@ _OWN_SETTINGS = {
     "conditional_": ("conditional",),
 }
 """How settings begin that only some arms have, and which."""
-_LATER = (("pivots_confidence", 0.0), ("pivots_left", None))
+_LATER = (("pivots_surer_than", 0.0), ("pivots_left", None))
 """Settings at their defaults that were not there yet when the first results were kept."""
 SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
 """Those of a small version: the paper's, and the one with everything of ours."""

@@ -206,15 +206,15 @@ def test_a_prior_as_it_is_with_pivots(
     assert torch.equal(adapted(w), before(w)) is ("was tuned" not in words)
 
 
-def test_a_prior_without_pivots_since_the_target_is_sure_of_no_image(
+def test_a_prior_without_pivots_since_the_target_is_surer_of_samples(
     published: StylePrior, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     imported(capsys)
-    settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_confidence": 1.0}}
+    settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_surer_than": 1.0}}
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
     notes = json.loads((result.run / "run.json").read_text())["notes"]
     assert any(
-        "samples of the prior alone" in n and "(1, adaptation.pivots_con" in n for n in notes
+        "samples of the prior alone" in n and "adaptation.pivots_surer_than" in n for n in notes
     )
     assert not any("public images as well" in n for n in notes)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inversight.adaptation import Adaptation, adapt
-from inversight.adaptation.pivots import Nearness, project, surest_images
+from inversight.adaptation.pivots import Nearness, project, sampled_scores, surest_images
 from inversight.attacks.selection import classified_pool
 from inversight.errors import ConfigError, DataError
 from inversight.priors import StylePrior, train_prior
@@ -60,33 +60,52 @@ def test_each_classs_surest_images_are_taken_once() -> None:
         surest_images(target, PUBLIC, 25)
 
 
-@given(confidence=st.floats(0.0, 1.0), count=st.integers(1, len(PUBLIC)))
+@given(share=st.floats(0.0, 1.0), count=st.integers(1, len(PUBLIC)))
 @settings(max_examples=20, deadline=None)
-def test_those_it_is_less_sure_of_than_asked_are_left_out(confidence: float, count: int) -> None:
+def test_those_it_is_less_sure_of_than_of_samples_are_left_out(share: float, count: int) -> None:
     target = linear_target(1)
-    told = target(PUBLIC.float() / 255).log_softmax(1).exp()
+    told = target(PUBLIC.float() / 255).log_softmax(1)
+    samples = told[torch.randint(len(PUBLIC), (40,), generator=generator(5))]
     expected = set()
     for k in range(3):
         ranked = sorted(range(len(PUBLIC)), key=lambda i: -float(told[i, k]))
-        expected |= {i for i in ranked[:count] if float(told[i, k]) >= confidence}
-    found = surest_images(target, PUBLIC, count, confidence=confidence)
+        rivals = sorted(samples[:, k].tolist())[-count:]
+        for row in ranked[:count]:
+            beaten = sum(one <= float(told[row, k]) for one in rivals)
+            if beaten / count >= share:
+                expected.add(row)
+    found = surest_images(target, PUBLIC, count, surer_than=share, samples=samples)
     assert torch.equal(found, PUBLIC[sorted(expected)])
 
 
-def test_where_none_is_sure_enough_there_are_no_pivots(prior: StylePrior) -> None:
+def test_samples_to_be_surer_than_are_asked_for() -> None:
+    for samples in (None, torch.zeros(1, 3)):
+        with pytest.raises(ValueError, match="expected 2 samples or more"):
+            surest_images(linear_target(1), PUBLIC, 2, surer_than=0.5, samples=samples)
+
+
+def test_what_the_target_says_of_samples(prior: StylePrior) -> None:
+    target = linear_target(1)
+    found = sampled_scores(target, prior, 10, batch_size=4, rng=generator(5))
+    latents = prior.truncated(1.0).sample(10, rng=generator(5))
+    torch.testing.assert_close(found, target(prior(latents)).log_softmax(1))
+
+
+def test_a_prior_that_can_do_better_has_no_pivots(prior: StylePrior) -> None:
+    """Grey public images, of which the target is less sure than of any sample."""
+    samples = sampled_scores(linear_target(1), prior, 2048, rng=generator(5))
+    grey = torch.full((24, *SHAPE), 128, dtype=torch.uint8)
+    unsure = linear_target(1)(grey.float() / 255).log_softmax(1)[0]
+    assert bool((samples.topk(4, dim=0).values > unsure).all())
     told: list[tuple[int, int]] = []
-    adaptation = Adaptation(steps=2, pivots=4, pivots_confidence=1.0, pivots_tuning=5)
+    adaptation = Adaptation(steps=0, pivots=4, pivots_surer_than=0.1, pivots_tuning=5)
     adapted = adapt(
-        prior, linear_target(1), PUBLIC, arm="vanilla", adaptation=adaptation, training=TRAINING,
+        prior, linear_target(1), grey, arm="vanilla", adaptation=adaptation, training=TRAINING,
         rng=generator(2), progress=lambda done, total, note="": told.append((done, total)),
     )  # fmt: skip
-    plain = adapt(
-        prior, linear_target(1), PUBLIC, arm="vanilla", adaptation=Adaptation(steps=2),
-        training=TRAINING, rng=generator(2),
-    )  # fmt: skip
-    assert adapted.pivots is None and told == [(1, 2), (2, 2)]
-    w = plain.sample(3, rng=generator(3))
-    assert torch.equal(adapted(w), plain(w))
+    assert adapted.pivots is None and not told
+    w = prior.sample(3, rng=generator(3))
+    assert torch.equal(adapted(w), prior(w))
 
 
 def test_too_many_are_refused_before_the_game(prior: StylePrior) -> None:

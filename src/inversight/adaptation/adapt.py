@@ -25,7 +25,7 @@ from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels
 from inversight.adaptation.pivotal_tuning import tune
-from inversight.adaptation.pivots import project, surest_images
+from inversight.adaptation.pivots import SAMPLES, project, sampled_scores, surest_images
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import (
@@ -129,9 +129,9 @@ class Adaptation:
     """Public images of each class, those that the target is surest of, whose latents are searched for at
     the end; attacks that begin with a pool of samples begin with these too. About as many as an attack
     keeps of a class; 0: none."""
-    pivots_confidence: Fraction = 0.0
-    """Least probability that the target gives such an image for its class, say 0.9; what it is less sure
-    of is no pivot, so that there may be none at all. 0: however unsure."""
+    pivots_surer_than: Fraction = 0.0
+    """Share of as many samples of the prior, those that the target is surest of for the class, that it has
+    to be as sure of such an image as, say 0.5; there may be no pivots then. 0: however unsure."""
     pivots_steps: PositiveInt = 100
     """Steps of that search."""
     pivots_tuning: NonNegativeInt = 0
@@ -301,7 +301,7 @@ def adapt(
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
-    chosen = _pivotal(target, public, adaptation)
+    chosen = _pivotal(prior, target, public, adaptation, at_once=training.images_at_once, rng=rng)
     everything = public
     prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
     summed = None
@@ -376,13 +376,21 @@ def adapt(
     )
 
 
-def _pivotal(target: Target, public: Tensor, adaptation: Adaptation) -> Tensor | None:
+def _pivotal(
+    prior: StylePrior, target: Target, public: Tensor, adaptation: Adaptation, *, at_once: int | None,
+    rng: torch.Generator,
+) -> Tensor | None:  # fmt: skip
     """The public images whose pivots are searched for; None where there are none."""
-    if adaptation.pivots == 0:
+    wanted, share = adaptation.pivots, adaptation.pivots_surer_than
+    if wanted == 0:
         return None
-    chosen = surest_images(
-        target, public, adaptation.pivots, confidence=adaptation.pivots_confidence
-    )
+    samples = None
+    if share > 0.0:
+        samples = sampled_scores(
+            target, prior, max(SAMPLES, wanted), batch_size=at_once or 32,
+            rng=generator(draw_seed(rng), "surer-than"),
+        )  # fmt: skip
+    chosen = surest_images(target, public, wanted, surer_than=share, samples=samples)
     return chosen if len(chosen) > 0 else None
 
 

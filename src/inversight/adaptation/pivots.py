@@ -34,20 +34,41 @@ BETAS = (0.5, 0.99)
 
 
 def surest_images(
-    target: Target, public: Tensor, per_class: int, *, confidence: float = 0.0
+    target: Target,
+    public: Tensor,
+    per_class: int,
+    *,
+    surer_than: float = 0.0,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """Of public images, uint8 (N, C, S, S), those of each class that the target is surest of.
 
-    Each once, uint8 (M, C, S, S) with M <= classes x ``per_class``; those alone to whose class the target
-    gives a probability of at least ``confidence``, so that M may be 0.
+    Each once, uint8 (M, C, S, S) with M <= classes x ``per_class``. Of these only such as the target is
+    at least as sure of as of a share ``surer_than`` of the ``per_class`` of the prior's ``samples`` that
+    it is surest of for that class: samples (S, K) are its log-probabilities of at least ``per_class``.
+    So M may be 0.
 
     Raises:
         ConfigError: there are fewer public images than ``per_class``.
+        ValueError: ``surer_than`` without enough samples.
     """
     scores = soft_labels(target, public)
     rows, classes = pseudo_labels(scores, per_class, setting="pivots")
-    sure = scores[rows, classes].exp() >= confidence
-    return public[rows[sure].unique()]
+    if surer_than > 0.0:
+        if samples is None or len(samples) < per_class:
+            raise ValueError(f"expected {per_class} samples or more to be surer than")
+        rivals = samples.topk(per_class, dim=0).values[:, classes]
+        rows = rows[(rivals <= scores[rows, classes]).double().mean(0) >= surer_than]
+    return public[rows.unique()]
+
+
+@torch.no_grad()
+def sampled_scores(
+    target: Target, prior: StylePrior, n: int, *, batch_size: int = 32, rng: torch.Generator
+) -> Tensor:
+    """The target's log-probabilities (n, K) of samples of the whole prior; on the CPU."""
+    latents = prior.truncated(1.0).sample(n, rng=rng)
+    return torch.cat([target(prior(w)).log_softmax(1).cpu() for w in latents.split(batch_size)])
 
 
 def project(

@@ -305,8 +305,7 @@ class _Execution:
         elif self.settings.adaptation.pivots > 0:
             self.notes.append(
                 "Attacks began with samples of the prior alone: of no public image the target is as sure "
-                f"as a pivot asks for ({self.settings.adaptation.pivots_confidence:g}, "
-                "adaptation.pivots_confidence)."
+                "as adaptation.pivots_surer_than asks for."
             )
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
