@@ -207,10 +207,16 @@ def test_a_prior_as_it_is_with_pivots(
 
 
 def test_a_prior_without_pivots_since_the_target_is_surer_of_samples(
-    published: StylePrior, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    published: StylePrior,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     imported(capsys)
-    settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_surer_than": 1.0}}
+    certain = torch.zeros(8, 2)
+    adapting = sys.modules["inversight.adaptation.adapt"]
+    monkeypatch.setattr(adapting, "sampled_scores", lambda *given, **options: certain)
+    settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_surer_than": 0.5}}
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
     notes = json.loads((result.run / "run.json").read_text())["notes"]
     assert any(
