@@ -58,22 +58,20 @@ DEPENDS = (
 STUDIED = (
     "vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected", "diverse",
     "conditional", "vanilla-pivots", "diverse-pivots", "vanilla-tuned", "diverse-tuned",
+    "conditional-sure",
 )  # fmt: skip
 """The arms that are compared where none are named; two more are halves of other attacks."""
-PIVOTED = "-pivots"
-"""What the name of an arm that also gives attacks pivots ends with: as many of a class as they keep."""
-TUNED = "-tuned"
-"""What the name of an arm ends with whose generator is tuned to these pivots as well."""
-TUNING = 1500
-"""Steps of that at most."""
-SURE = "-sure"
-"""What the name of an arm ends with that has pivots of those images alone that the target is surer of than
-of samples, and whose generator is tuned to them for longer."""
-SURELY = {"pivots_surer_than": 0.5, "pivots_tuning": 4000, "pivots_left": 0.03}
-"""Than which share of samples, for how many steps at most, and what is missed at most after fewer."""
+PIVOTED, TUNED, SURE = "-pivots", "-tuned", "-sure"
+"""What the names of arms end with that also give attacks pivots, as many of a class as they keep: however
+unsure the target is of them; the same, and the generator is tuned to them; those alone that it is surer of
+than of samples, and tuned for longer."""
+_BEFORE = {"pivots_surer_than": 0.0, "pivots_left": 0.1}
+"""What was so before it became a setting, when the first results were kept."""
 _PIVOTS: dict[str, dict[str, Any]] = {
-    PIVOTED: {}, TUNED: {"pivots_tuning": TUNING}, SURE: SURELY,
-}  # fmt: skip
+    PIVOTED: _BEFORE,
+    TUNED: {**_BEFORE, "pivots_tuning": 1500},
+    SURE: {"pivots_surer_than": 0.5, "pivots_tuning": 4000, "pivots_left": 0.03},
+}
 """Settings of the adaptation, by how an arm's name ends, beside the number of pivots."""
 _OWN_SETTINGS = {
     "pseudo_labels_": ("pseudo-labels",),
@@ -82,10 +80,8 @@ _OWN_SETTINGS = {
     "conditional_": ("conditional",),
 }
 """How settings begin that only some arms have, and which."""
-_LATER = (("pivots_surer_than", 0.0), ("pivots_left", None))
-"""Settings at their defaults that were not there yet when the first results were kept."""
 SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
-"""Those of a small version: the paper's, and the one with everything of ours."""
+"""Those of a small version: the paper's, and one with classes, pivots and tuning."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 80},
     "adaptation": {"steps": 16},
@@ -242,7 +238,9 @@ def digest(settings: AuditSettings) -> str:
         others = (*others, "pivots")
     elif settings.adaptation.pivots_tuning == 0:  # not there yet when the first results were kept
         others = (*others, "pivots_tuning", "pivots_missed", "pivots_left", "pivots_learning_rate")
-    values["adaptation"] = {k: v for k, v in values["adaptation"].items() if (k, v) not in _LATER}
+    values["adaptation"] = {
+        k: v for k, v in values["adaptation"].items() if (k, v) not in _BEFORE.items()
+    }
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)
     }

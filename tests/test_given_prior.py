@@ -187,7 +187,8 @@ def test_a_prior_as_it_is_with_pivots(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     imported(capsys)
-    adaptation = {"steps": 0, "pivots": 1, "pivots_steps": 2, "pivots_tuning": tuning}
+    adaptation = {"steps": 0, "pivots": 1, "pivots_steps": 2, "pivots_surer_than": 0.0}
+    adaptation |= {"pivots_tuning": tuning}
     settings = {**FAST, "adaptation": {**adaptation, "pivots_missed": missed}}
     settings["attack"] = [{"class": "tests.examples:SampleAttack", "keep": 2}, *FAST["attack"]]
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)

@@ -128,10 +128,9 @@ def test_a_loss_that_is_no_number_stops_it(pivoted: StylePrior) -> None:
 
 
 def test_an_adaptation_ends_with_it(pivoted: StylePrior) -> None:
-    plain = run(pivoted, deep(), "vanilla", pivots=2, pivots_steps=3)
-    made = run(
-        pivoted, deep(), "vanilla", pivots=2, pivots_steps=3, pivots_tuning=20, pivots_missed=0
-    )
+    pivots = {"pivots": 2, "pivots_steps": 3, "pivots_surer_than": 0}
+    plain = run(pivoted, deep(), "vanilla", **pivots)
+    made = run(pivoted, deep(), "vanilla", **pivots, pivots_tuning=20, pivots_missed=0)
     assert made.pivots is not None and plain.pivots is not None
     assert made.pivots.shape == plain.pivots.shape
     w = plain.sample(3, rng=generator(2))
@@ -144,7 +143,9 @@ def test_progress_counts_game_search_and_tuning_together(pivoted: StylePrior) ->
     told: list[tuple[int, int]] = []
     adapt(
         pivoted, linear_target(1), PUBLIC, arm="vanilla",
-        adaptation=Adaptation(steps=2, pivots=1, pivots_steps=10, pivots_tuning=3, pivots_missed=0),
+        adaptation=Adaptation(
+            steps=2, pivots=1, pivots_surer_than=0, pivots_steps=10, pivots_tuning=3, pivots_missed=0
+        ),
         training=TRAINING, rng=generator(2),
         progress=lambda done, total, note="": told.append((done, total)),
     )  # fmt: skip
@@ -172,13 +173,14 @@ def test_it_ends_where_it_is_near_enough(pivoted: StylePrior) -> None:
     assert idle.log[-1] == {"tuned": 0.0, "missed": pytest.approx(was, rel=1e-4)}
     told: list[int] = []
     half = tuned(
-        pivoted, steps=400, missed=was / 2,
+        pivoted, steps=400, missed=was / 2, left=was / 2,
         progress=lambda done, total, note="": told.append(done),
     )  # fmt: skip
     assert missed(half) <= was / 2
     assert told[-1] == 400 and told[-2] < 400 and told[-2] % 50 == 0
     assert half.log[-1] == {"tuned": told[-2], "missed": pytest.approx(missed(half), rel=1e-4)}
-    shorter = tuned(pivoted, steps=400, missed=missed(half) * 1.001)
+    enough = missed(half) * 1.001
+    shorter = tuned(pivoted, steps=400, missed=enough, left=enough)
     assert shorter.pivots is not None and half.pivots is not None
     assert torch.equal(shorter.pivots, half.pivots)
 
@@ -187,10 +189,11 @@ def test_once_begun_it_may_go_on_for_longer(pivoted: StylePrior) -> None:
     was = missed(pivoted)
     idle = tuned(pivoted, steps=5, missed=1.01 * was, left=0.0)
     assert idle.log[-1]["tuned"] == 0.0
-    to_a_half = tuned(pivoted, steps=400, missed=was / 2)
+    to_a_half = tuned(pivoted, steps=400, missed=was / 2, left=was / 2)
     further = tuned(pivoted, steps=400, missed=0.9 * was, left=was / 2)
     assert further.log[-1] == to_a_half.log[-1] and further.log[-1]["missed"] <= was / 2
-    assert tuned(pivoted, steps=400, missed=0.9 * was).log[-1]["tuned"] < further.log[-1]["tuned"]
+    shorter = tuned(pivoted, steps=400, missed=0.9 * was, left=0.9 * was)
+    assert shorter.log[-1]["tuned"] < further.log[-1]["tuned"]
 
 
 def test_to_fewer_images_than_classes_nothing_is_tuned(pivoted: StylePrior) -> None:
@@ -200,8 +203,9 @@ def test_to_fewer_images_than_classes_nothing_is_tuned(pivoted: StylePrior) -> N
 
         def made(tuning: int, public: Tensor = public) -> StylePrior:
             adaptation = Adaptation(
-                steps=0, pivots=1, pivots_steps=2, pivots_tuning=tuning, pivots_missed=0
-            )
+                steps=0, pivots=1, pivots_surer_than=0, pivots_steps=2, pivots_tuning=tuning,
+                pivots_missed=0,
+            )  # fmt: skip
             return adapt(
                 pivoted, linear_target(1), public, arm="vanilla", adaptation=adaptation,
                 training=TRAINING, rng=generator(2),

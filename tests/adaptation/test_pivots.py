@@ -177,7 +177,7 @@ def test_nearness_in_closed_form() -> None:
 
 def test_they_change_nothing_but_themselves(prior: StylePrior, tmp_path: Path) -> None:
     without = run(prior, linear_target(1), "vanilla")
-    adapted = run(prior, linear_target(1), "vanilla", pivots=2, pivots_steps=3)
+    adapted = run(prior, linear_target(1), "vanilla", pivots=2, pivots_surer_than=0, pivots_steps=3)
     assert isinstance(adapted, Pivoted) and without.pivots is None
     for one, other in zip(
         adapted.average.state_dict().values(), without.average.state_dict().values(), strict=True
@@ -196,14 +196,15 @@ def test_they_change_nothing_but_themselves(prior: StylePrior, tmp_path: Path) -
 
 def test_a_further_adaptation_finds_its_own(prior: StylePrior) -> None:
     """Pivots belong to the generator that they were found for."""
-    adapted = run(prior, linear_target(1), "vanilla", pivots=2, pivots_steps=1)
+    adapted = run(prior, linear_target(1), "vanilla", pivots=2, pivots_surer_than=0, pivots_steps=1)
+    assert adapted.pivots is not None
     assert run(adapted, linear_target(1), "vanilla").pivots is None
 
 
 def test_without_a_game_the_prior_stays(prior: StylePrior) -> None:
     assert not Adaptation(steps=0, pivots=1).idle and Adaptation(steps=0).idle
     told: list[tuple[int, int]] = []
-    settings = Adaptation(steps=0, pivots=4, pivots_steps=3, images_at_once=4)
+    settings = Adaptation(steps=0, pivots=4, pivots_surer_than=0, pivots_steps=3, images_at_once=4)
     adapted = adapt(
         prior, linear_target(1), PUBLIC, arm="vanilla", adaptation=settings, training=TRAINING,
         rng=generator(2), progress=lambda done, total, note="": told.append((done, total)),
@@ -218,7 +219,7 @@ def test_progress_counts_game_and_search_together(prior: StylePrior) -> None:
     told: list[tuple[int, int]] = []
     adapt(
         prior, linear_target(1), PUBLIC, arm="vanilla",
-        adaptation=Adaptation(steps=3, pivots=1, pivots_steps=10), training=TRAINING,
+        adaptation=Adaptation(steps=3, pivots=1, pivots_surer_than=0, pivots_steps=10), training=TRAINING,
         rng=generator(2), progress=lambda done, total, note="": told.append((done, total)),
     )  # fmt: skip
     assert told == [(1, 13), (2, 13), (3, 13), (13, 13)]

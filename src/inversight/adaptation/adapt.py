@@ -129,19 +129,19 @@ class Adaptation:
     """Public images of each class, those that the target is surest of, whose latents are searched for at
     the end; attacks that begin with a pool of samples begin with these too. About as many as an attack
     keeps of a class; 0: none."""
-    pivots_surer_than: Fraction = 0.0
+    pivots_surer_than: Fraction = 0.5
     """Share of as many samples of the prior, those that the target is surest of for the class, that it has
-    to be as sure of such an image as, say 0.5; there may be no pivots then. 0: however unsure."""
+    to be as sure of such an image as; there may be no pivots then. 0: however unsure it is."""
     pivots_steps: PositiveInt = 100
     """Steps of that search."""
     pivots_tuning: NonNegativeInt = 0
     """Steps at most in which the generator is tuned after that, to draw these images better at their
-    latents, say 1500; 0, or where there are fewer of them than classes: it stays as it is."""
+    latents, say 4000; 0, or where there are fewer of them than classes: it stays as it is."""
     pivots_missed: NonNegativeFloat = 0.1
-    """The tuning ends, or never begins, where no more of these images is missed, in variances of the
-    public images."""
-    pivots_left: NonNegativeFloat | None = None
-    """Once begun, the tuning ends where no more than this is missed; none: pivots_missed."""
+    """The tuning never begins where no more of these images is missed, in variances of the public
+    images."""
+    pivots_left: NonNegativeFloat = 0.03
+    """Once begun, the tuning ends where no more than this is missed."""
     pivots_learning_rate: PositiveFloat = 5e-3
     """Adam's step size of the tuning (paper, of a large network to one image: 3e-4)."""
     guided_images: PositiveInt = 32

@@ -35,7 +35,7 @@ def tune(
     *,
     steps: int,
     missed: float = 0.1,
-    left: float | None = None,
+    left: float = 0.03,
     learning_rate: float = 5e-3,
     batch_size: int = 32,
     rng: torch.Generator,
@@ -44,8 +44,8 @@ def tune(
     """The prior whose generator draws images, uint8 (M, C, S, S), better at its M pivots.
 
     Better in :class:`Nearness`, by which the pivots were found, for ``steps`` steps at most. Not at all
-    where the mean over images is at most ``missed``, and no longer than until it is at most ``left``
-    (None: ``missed``). The search for the pivots goes on meanwhile, with its own
+    where the mean over images is at most ``missed``, and no longer than until it is at most ``left``. The
+    search for the pivots goes on meanwhile, with its own
     step size; both are warmed up and down as it was. What training would go on with stays as it is,
     and so does the mapping. The last row of the log says in how many steps (``tuned``), and how much is
     ``missed`` after them.
@@ -71,7 +71,7 @@ def tune(
     done = 0
     for step in range(1, steps + 1):
         if step % _EVERY == 1:
-            enough = missed if step == 1 or left is None else left
+            enough = missed if step == 1 else left
             if _missed(tuned, nearness, latents, images, batch_size) <= enough:
                 break
         rows = torch.randint(len(images), (batch_size,), generator=rng)
