@@ -45,10 +45,9 @@ def tune(
 
     Better in :class:`Nearness`, by which the pivots were found, for ``steps`` steps at most. Not at all
     where the mean over images is at most ``missed``, and no longer than until it is at most ``left``. The
-    search for the pivots goes on meanwhile, with its own
-    step size; both are warmed up and down as it was. What training would go on with stays as it is,
-    and so does the mapping. The last row of the log says in how many steps (``tuned``), and how much is
-    ``missed`` after them.
+    search for the pivots goes on meanwhile, with its own step size; both are warmed up and down as it
+    was. What training would go on with stays as it is, and so does the mapping. The last row of the log
+    says in how many steps (``tuned``), and how much is ``missed`` after them.
 
     Raises:
         ValueError: the prior has not as many pivots as there are images.
