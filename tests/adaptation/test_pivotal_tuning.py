@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -196,22 +197,18 @@ def test_once_begun_it_may_go_on_for_longer(pivoted: StylePrior) -> None:
     assert shorter.log[-1]["tuned"] < further.log[-1]["tuned"]
 
 
-def test_to_fewer_images_than_classes_nothing_is_tuned(pivoted: StylePrior) -> None:
-    """Of copies of one image there is one that each class is surest of."""
+@pytest.mark.parametrize("passing", [1, 2])
+def test_to_less_than_half_of_the_images_nothing_is_tuned(
+    passing: int, pivoted: StylePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of so many of three classes the target is surer of images than of samples."""
+    samples = torch.zeros(8, 3)
+    samples[:, :passing] = -100.0
+    adapting = sys.modules["inversight.adaptation.adapt"]
+    monkeypatch.setattr(adapting, "sampled_scores", lambda *given, **options: samples)
     w = pivoted.sample(3, rng=generator(2))
-    for public, images in ((PUBLIC[:1].expand(24, -1, -1, -1), 1), (PUBLIC, 3)):
-
-        def made(tuning: int, public: Tensor = public) -> StylePrior:
-            adaptation = Adaptation(
-                steps=0, pivots=1, pivots_surer_than=0, pivots_steps=2, pivots_tuning=tuning,
-                pivots_missed=0,
-            )  # fmt: skip
-            return adapt(
-                pivoted, linear_target(1), public, arm="vanilla", adaptation=adaptation,
-                training=TRAINING, rng=generator(2),
-            )  # fmt: skip
-
-        plain, tuned_to = made(0), made(3)
-        assert tuned_to.pivots is not None and len(tuned_to.pivots) == images
-        assert torch.equal(tuned_to(w), plain(w)) is (images < 3)
-        assert (tuned_to.log[-1:] != plain.log[-1:]) is (images == 3)
+    pivots = {"pivots": 1, "pivots_steps": 2, "pivots_missed": 0}
+    plain = run(pivoted, linear_target(1), "vanilla", **pivots)
+    made = run(pivoted, linear_target(1), "vanilla", **pivots, pivots_tuning=3)
+    assert made.pivots is not None and len(made.pivots) == passing
+    assert torch.equal(made(w), plain(w)) is (passing == 1)

@@ -136,7 +136,7 @@ class Adaptation:
     """Steps of that search."""
     pivots_tuning: NonNegativeInt = 0
     """Steps at most in which the generator is tuned after that, to draw these images better at their
-    latents, say 4000; 0, or where there are fewer of them than classes: it stays as it is."""
+    latents, say 4000; 0, or where pivots_surer_than leaves less than half of them: it stays as it is."""
     pivots_missed: NonNegativeFloat = 0.1
     """The tuning never begins where no more of these images is missed, in variances of the public
     images."""
@@ -301,7 +301,9 @@ def adapt(
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
-    chosen = _pivotal(prior, target, public, adaptation, at_once=training.images_at_once, rng=rng)
+    chosen, most = _pivotal(
+        prior, target, public, adaptation, at_once=training.images_at_once, rng=rng
+    )
     everything = public
     prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
     summed = None
@@ -318,9 +320,7 @@ def adapt(
     at_once = training.images_at_once or training.batch_size
     parts = 0 if chosen is None else math.ceil(len(chosen) / at_once)
     searching = parts * adaptation.pivots_steps
-    # A generator that is tuned to a few images alone forgets what else it drew.
-    few = chosen is None or len(chosen) < target.num_classes
-    tuning = 0 if few else adaptation.pivots_tuning
+    tuning = adaptation.pivots_tuning if most else 0
     in_all = adaptation.steps + searching + tuning
 
     def after(before: int, share: int) -> Progress:
@@ -379,19 +379,22 @@ def adapt(
 def _pivotal(
     prior: StylePrior, target: Target, public: Tensor, adaptation: Adaptation, *, at_once: int | None,
     rng: torch.Generator,
-) -> Tensor | None:  # fmt: skip
-    """The public images whose pivots are searched for; None where there are none."""
+) -> tuple[Tensor | None, bool]:  # fmt: skip
+    """The public images whose pivots are searched for, None where there are none; and whether they are at
+    least half of those that the target is surest of: a generator that is tuned to a few alone forgets what
+    else it drew."""
     wanted, share = adaptation.pivots, adaptation.pivots_surer_than
     if wanted == 0:
-        return None
-    samples = None
-    if share > 0.0:
-        samples = sampled_scores(
-            target, prior, max(SAMPLES, wanted), batch_size=at_once or 32,
-            rng=generator(draw_seed(rng), "surer-than"),
-        )  # fmt: skip
+        return None, False
+    surest = surest_images(target, public, wanted)
+    if share == 0.0:
+        return surest, True
+    samples = sampled_scores(
+        target, prior, max(SAMPLES, wanted), batch_size=at_once or 32,
+        rng=generator(draw_seed(rng), "surer-than"),
+    )  # fmt: skip
     chosen = surest_images(target, public, wanted, surer_than=share, samples=samples)
-    return chosen if len(chosen) > 0 else None
+    return chosen if len(chosen) > 0 else None, 2 * len(chosen) >= len(surest)
 
 
 def _with_knowledge(
