@@ -294,7 +294,7 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     code, _, err = run(
         capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public", "--arm",
         "vanilla", "--features", "none", "--set", "steps=1", "--set", "pivots=2", "--set",
-        "pivots_steps=2", "--out", "pivoted",
+        "pivots_steps=2", "--set", "pivots_surer_than=0", "--out", "pivoted",
     )  # fmt: skip
     assert code == 0, err
     assert StylePrior.load(Path("pivoted") / "prior.safetensors").pivots is not None
