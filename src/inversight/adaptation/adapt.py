@@ -307,9 +307,8 @@ def adapt(
     everything = public
     prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
     summed = None
-    if (
-        adaptation.scale == "absolute"
-    ):  # a mean in the papers of the two arms that are other attacks'
+    if adaptation.scale == "absolute":
+        # A mean in the papers of the two arms that are other attacks'.
         summed = 1 if arm in ("pseudo-labels", "target-aware") else training.batch_size
     transform = None
     if arm == "pseudo-labels":
