@@ -48,7 +48,7 @@ def top_eigenspace(
     rank: int,
     tolerance: float,
     products: int,
-    block: int = 2,
+    block: int = 1,
     seed: int = 0,
 ) -> Eigenspace:
     """The ``rank`` top eigenpairs of each image's M by block Lanczos, for all images together.

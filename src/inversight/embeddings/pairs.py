@@ -180,7 +180,7 @@ class _Side:
 
     def floats(self, rows: slice) -> Tensor:
         """The different images in ``rows``, float32 on the device."""
-        return to_float(self.images[self.first[rows].to(self.images.device)]).to(self.device)
+        return to_float(self.images[self.first[rows].to(self.images.device)].to(self.device))
 
     def rows_of(self, part: slice) -> Tensor:
         """All rows, ascending, whose image is one of the different ones in ``part``."""
@@ -460,8 +460,13 @@ def _part_norms(rows: Tensor) -> Tensor:
 
 
 def _whole_norms(parts: Tensor) -> Tensor:
-    squares: Tensor = parts.cpu().double().square().sum(1)
-    return squares
+    squares: Tensor = _near_float64(parts).double().square().sum(1)
+    return squares.cpu()
+
+
+def _near_float64(values: Tensor) -> Tensor:
+    """``values`` where float64 can be had: on the CPU if their device has none."""
+    return values if values.device.type in ("cpu", "cuda") else values.cpu()
 
 
 def _wide_distances(left: Tensor, left_norms: Tensor, right: Tensor, right_norms: Tensor) -> Tensor:
@@ -470,9 +475,10 @@ def _wide_distances(left: Tensor, left_norms: Tensor, right: Tensor, right_norms
     whole = width // _CHUNK * _CHUNK
     a = left[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
     b = right[:, :whole].unflatten(1, (-1, _CHUNK)).permute(1, 2, 0)
-    products = torch.bmm(a, b).cpu().sum(0, dtype=torch.float64)
+    products = _near_float64(torch.bmm(a, b)).sum(0, dtype=torch.float64)
     if whole < width:
-        products += (left[:, whole:] @ right[:, whole:].T).cpu().double()
+        products += _near_float64(left[:, whole:] @ right[:, whole:].T).double()
+    products = products.cpu()
     scale = left_norms[:, None] + right_norms[None, :]
     distances = scale - 2.0 * products
     for i, j in (distances < CLOSE * scale).nonzero().tolist():

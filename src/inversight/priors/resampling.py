@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inversight.priors.convolution import convolution, transposed_convolution
+
 _SEPARABLE = 8
 """From so many taps on, two filters along one axis each replace one over both axes."""
 
@@ -48,10 +50,9 @@ def upfirdn(
     # Flipped, since conv2d correlates; the gain is shared by both passes of a separable filter.
     kernel = (taps * gain ** (taps.dim() / 2)).flip(*range(taps.dim())).to(x.dtype)
     if kernel.dim() == 2:
-        return F.conv2d(x, kernel.expand(channels, 1, -1, -1), stride=down, groups=channels)
+        return _filtered(x, kernel.expand(channels, 1, -1, -1), (down, down))
     line = kernel.expand(channels, 1, 1, -1)
-    x = F.conv2d(x, line, stride=(1, down), groups=channels)
-    return F.conv2d(x, line.transpose(2, 3), stride=(down, 1), groups=channels)
+    return _filtered(_filtered(x, line, (1, down)), line.transpose(2, 3), (down, 1))
 
 
 def double(x: Tensor, taps: Tensor | None) -> Tensor:
@@ -72,7 +73,7 @@ def halve(x: Tensor, taps: Tensor | None) -> Tensor:
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Correlation with ``weight`` (O, C, K, K), K odd, at the same height and width."""
-    return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+    return _correlated(x, weight, bias, padding=weight.shape[2] // 2)
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, taps: Tensor | None) -> Tensor:
@@ -84,7 +85,7 @@ def convolve_doubled(x: Tensor, weight: Tensor, taps: Tensor | None) -> Tensor:
     if taps is None or k == 1:
         return double(convolve(x, weight), taps)
     t = len(taps)
-    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    y = _inserted(x, weight.transpose(0, 1))
     pad = ((t + 1) // 2 - k // 2, (t - 2) // 2 - k // 2 + 1)
     return upfirdn(y, taps, pad=pad, gain=4.0)
 
@@ -98,4 +99,32 @@ def convolve_halved(
         return convolve(halve(x, taps), weight, bias)
     t = len(taps)
     y = upfirdn(x, taps, pad=(k // 2 + (t - 1) // 2, k // 2 + (t - 2) // 2))
-    return F.conv2d(y, weight, bias, stride=2)
+    return _correlated(y, weight, bias, stride=2)
+
+
+def _filtered(x: Tensor, kernel: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Each channel with its own row of ``kernel`` (C, 1, K, K), which is never trained."""
+    # Without a derivative there is no second one, and compilers know PyTorch's own better.
+    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+        return convolution(x, kernel, stride=stride, groups=len(kernel))
+    return F.conv2d(x, kernel, stride=stride, groups=len(kernel))
+
+
+def _correlated(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0
+) -> Tensor:
+    if _trained_on_gpu(x, weight):
+        return convolution(x, weight, bias, stride=stride, padding=padding)
+    return F.conv2d(x, weight, bias, stride, padding)
+
+
+def _inserted(x: Tensor, weight: Tensor) -> Tensor:
+    """Transposed convolution of stride 2."""
+    if _trained_on_gpu(x, weight):
+        return transposed_convolution(x, weight, stride=2)
+    return F.conv_transpose2d(x, weight, stride=2)
+
+
+def _trained_on_gpu(x: Tensor, weight: Tensor) -> bool:
+    """On a CPU PyTorch's own second derivative of a trained weight is a fifth faster (measured)."""
+    return x.is_cuda and torch.is_grad_enabled() and weight.requires_grad

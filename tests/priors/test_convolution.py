@@ -1,0 +1,120 @@
+"""Convolutions that are differentiated more than once, against PyTorch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from inversight.priors.convolution import convolution, transposed_convolution
+from inversight.priors.penalties import r1_penalty
+from inversight.priors.resampling import halve, make_filter
+
+CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...]]] = {
+    "as it is": (convolution, F.conv2d, (4, 3, 3, 3)),
+    "padded": (
+        lambda x, w: convolution(x, w, padding=1),
+        lambda x, w: F.conv2d(x, w, padding=1),
+        (4, 3, 3, 3),
+    ),
+    "halving, a row left over": (
+        lambda x, w: convolution(x, w, stride=2),
+        lambda x, w: F.conv2d(x, w, stride=2),
+        (4, 3, 3, 3),
+    ),
+    "doubling": (
+        lambda x, w: transposed_convolution(x, w, stride=2),
+        lambda x, w: F.conv_transpose2d(x, w, stride=2),
+        (3, 4, 3, 3),
+    ),
+    "one by one": (convolution, F.conv2d, (4, 3, 1, 1)),
+    "each channel with its own": (
+        lambda x, w: convolution(x, w, stride=(1, 2), groups=3),
+        lambda x, w: F.conv2d(x, w, stride=(1, 2), groups=3),
+        (3, 1, 2, 3),
+    ),
+}
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_(True)
+
+
+@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_derivatives_of_both_orders(name: str, size: int) -> None:
+    ours, pytorchs, shape = CASES[name]
+    x, weight = drawn(2, 3, size, size, seed=0), drawn(*shape, seed=1)
+    torch.testing.assert_close(ours(x, weight), pytorchs(x, weight))
+    assert gradcheck(ours, (x, weight))
+    assert gradgradcheck(ours, (x, weight))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_penalty_on_a_gradient_is_pytorchs(name: str) -> None:
+    """Which has the weight twice, once in the gradient and once in what it is multiplied by."""
+    ours, pytorchs, shape = CASES[name]
+    x, weight = drawn(2, 3, 6, 6, seed=0), drawn(*shape, seed=1)
+
+    def penalty(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        (gradient,) = torch.autograd.grad(function(x, weight).sigmoid().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), (x, weight))
+
+    for found, expected in zip(penalty(ours), penalty(pytorchs), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_bias_and_what_is_not_asked_for() -> None:
+    x, weight, bias = drawn(2, 3, 5, 5, seed=0), drawn(4, 3, 3, 3, seed=1), drawn(4, seed=2)
+    y = convolution(x.detach(), weight, bias, padding=1)
+    torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1))
+    (by_bias,) = torch.autograd.grad(y.square().sum(), bias, retain_graph=True)
+    torch.testing.assert_close(by_bias, 2 * y.sum((0, 2, 3)))
+    frozen = convolution(x, weight.detach())
+    (by_x,) = torch.autograd.grad(frozen.sum(), x)
+    torch.testing.assert_close(by_x, torch.autograd.grad(F.conv2d(x, weight).sum(), x)[0])
+
+
+def test_the_precision_of_an_autocast() -> None:
+    x, weight = drawn(2, 3, 5, 5, seed=0).float(), drawn(4, 3, 3, 3, seed=1).float()
+    x, weight = (t.detach().requires_grad_(True) for t in (x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = convolution(x, weight), F.conv2d(x, weight)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts those that are carried out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("taps", [(1.0, 3.0, 3.0, 1.0), tuple(range(1, 13))])
+def test_a_penalty_does_not_convolve_channel_by_channel(taps: tuple[float, ...]) -> None:
+    """PyTorch's own second derivative of a filter would, for the gradient of a filter that has none."""
+
+    def needed(channels: int) -> int:
+        images = torch.ones(1, channels, 16, 16, requires_grad=True)
+        scale = torch.ones(channels, 1, 1, requires_grad=True)
+        logits = halve(images * scale, make_filter(taps)).square().sum((1, 2, 3))
+        with Convolutions() as counted:
+            r1_penalty(logits, images).backward()
+        assert scale.grad is not None
+        return counted.count
+
+    assert needed(1) == needed(12)
