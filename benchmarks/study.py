@@ -58,7 +58,7 @@ DEPENDS = (
 STUDIED = (
     "vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected", "diverse",
     "conditional", "vanilla-pivots", "diverse-pivots", "vanilla-tuned", "diverse-tuned",
-    "conditional-sure",
+    "vanilla-sure", "diverse-sure", "conditional-sure",
 )  # fmt: skip
 """The arms that are compared where none are named; two more are halves of other attacks."""
 PIVOTED, TUNED, SURE = "-pivots", "-tuned", "-sure"
