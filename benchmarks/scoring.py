@@ -1,7 +1,7 @@
 """DDCS under LPIPS (VGG16, 256 x 256): the published loop, ours, and the bare network.
 
 uv run python benchmarks/scoring.py            46 private images and 50 reconstructions a class
-uv run python benchmarks/scoring.py --small    5 and 6, at 128 x 128
+uv run python benchmarks/scoring.py --small    5 and 6, at 64 x 64
 
 loop_over_ours             a loop over reconstructions, embedding included on both sides, over ours
 distances_loop_over_ours   the same without the network
@@ -32,7 +32,7 @@ from inversight.embeddings.pairs import exact_products
 from inversight.scores import DDCS, Assigner, ddcs_of
 from inversight.scores.bootstrap import interval_of_means
 
-SIZE, SMALL_SIZE = 256, 128
+SIZE, SMALL_SIZE = 256, 64
 MEMORY = 2 << 30
 
 

@@ -1,7 +1,7 @@
 """What was tried to make scoring under LPIPS (VGG16, 256 x 256) faster, and what it gave.
 
 uv run python benchmarks/scoring_tried.py            24 images, three rounds
-uv run python benchmarks/scoring_tried.py --small    4 images of 128 x 128, one round
+uv run python benchmarks/scoring_tried.py --small    4 images of 64 x 64, one round
 
 Each row is the bare network in one setting. relative error: the worst of the distances between all
 pairs, against the same network in float32; scores are promised to 1e-5.
@@ -26,7 +26,7 @@ from inversight.data import to_pil
 from inversight.embeddings.fused import Row
 from inversight.embeddings.lpips import Lpips, random_backbone
 
-SIZE, SMALL_SIZE = 256, 128
+SIZE, SMALL_SIZE = 256, 64
 
 
 def pictures(n: int, seed: int, size: int) -> Tensor:

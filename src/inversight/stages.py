@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from inversight.adaptation import ARMS, Adaptation, adapt, check_arm
+from inversight.adaptation.pivotal_tuning import pivots_note
 from inversight.attacks import (
     ATTACKS,
     Attack,
@@ -282,6 +283,8 @@ def adapt_stage(
     if processes.main:
         adapted.save(out / PRIOR_FILE)
         (out / _CHECKPOINT).unlink(missing_ok=True)
+    if adaptation.pivots > 0:
+        reporter.say(pivots_note(adapted, tuning=adaptation.pivots_tuning))
     return out / PRIOR_FILE
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inversight.adaptation import Adaptation, adapt
-from inversight.adaptation.pivotal_tuning import tune
+from inversight.adaptation.pivotal_tuning import pivots_note, tune
 from inversight.adaptation.pivots import Nearness, project
 from inversight.errors import ConfigError, StageError
 from inversight.priors import StylePrior, train_prior
@@ -211,4 +211,9 @@ def test_to_less_than_half_of_the_images_nothing_is_tuned(
     plain = run(pivoted, linear_target(1), "vanilla", **pivots)
     made = run(pivoted, linear_target(1), "vanilla", **pivots, pivots_tuning=3)
     assert made.pivots is not None and len(made.pivots) == passing
+    assert "tuned" not in pivots_note(plain, tuning=0)
+    told = pivots_note(made, tuning=3)
+    assert f"begin with {passing} public images" in told
+    assert ("too few to tune the prior to" in told) is (passing == 1)
+    assert ("tuned in 3 steps" in told) is (passing == 2)
     assert torch.equal(made(w), plain(w)) is (passing == 1)

@@ -301,11 +301,17 @@ def adapt(
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
-    chosen, most = _pivotal(
-        prior, target, public, adaptation, at_once=training.images_at_once, rng=rng
-    )
+    scores = None
+    if adaptation.pivots > 0 or arm in (*CONDITIONED, "target-aware"):
+        scores = soft_labels(target, public)
+    chosen, most = None, False
+    if adaptation.pivots > 0 and scores is not None:
+        rows, most = _pivotal(
+            prior, target, scores, adaptation, at_once=training.images_at_once, rng=rng
+        )
+        chosen = public[rows] if len(rows) > 0 else None
     everything = public
-    prior, public, knowledge = _with_knowledge(prior, target, public, arm, adaptation, rng)
+    prior, public, knowledge = _with_knowledge(prior, target, public, scores, arm, adaptation, rng)
     summed = None
     if adaptation.scale == "absolute":
         # A mean in the papers of the two arms that are other attacks'.
@@ -376,31 +382,30 @@ def adapt(
 
 
 def _pivotal(
-    prior: StylePrior, target: Target, public: Tensor, adaptation: Adaptation, *, at_once: int | None,
+    prior: StylePrior, target: Target, scores: Tensor, adaptation: Adaptation, *, at_once: int | None,
     rng: torch.Generator,
-) -> tuple[Tensor | None, bool]:  # fmt: skip
-    """The public images whose pivots are searched for, None where there are none; and whether they are at
+) -> tuple[Tensor, bool]:  # fmt: skip
+    """Rows of the public images whose pivots are searched for, there may be none; and whether they are at
     least half of those that the target is surest of: a generator that is tuned to a few alone forgets what
-    else it drew."""
+    else it drew. ``scores``: what the target says of the public images."""
     wanted, share = adaptation.pivots, adaptation.pivots_surer_than
-    if wanted == 0:
-        return None, False
-    surest = surest_images(target, public, wanted)
+    surest = surest_images(scores, wanted)
     if share == 0.0:
         return surest, True
     samples = sampled_scores(
         target, prior, max(SAMPLES, wanted), batch_size=at_once or 32,
         rng=generator(draw_seed(rng), "surer-than"),
     )  # fmt: skip
-    chosen = surest_images(target, public, wanted, surer_than=share, samples=samples)
-    return chosen if len(chosen) > 0 else None, 2 * len(chosen) >= len(surest)
+    chosen = surest_images(scores, wanted, surer_than=share, samples=samples)
+    return chosen, 2 * len(chosen) >= len(surest)
 
 
 def _with_knowledge(
-    prior: StylePrior, target: Target, public: Tensor, arm: str, adaptation: Adaptation,
-    rng: torch.Generator,
+    prior: StylePrior, target: Target, public: Tensor, scores: Tensor | None, arm: str,
+    adaptation: Adaptation, rng: torch.Generator,
 ) -> tuple[StylePrior, Tensor, Tensor | None]:  # fmt: skip
-    """Where an arm that knows classes begins, its public images, and what the target says of them."""
+    """Where an arm that knows classes begins, its public images, and what the target says of them, by
+    ``scores``, which such an arm has."""
     classes = target.num_classes
     if prior.num_classes > 0 and (arm not in CONDITIONED or prior.num_classes != classes):
         raise ConfigError(
@@ -408,14 +413,16 @@ def _with_knowledge(
             f"arm {' or '.join(CONDITIONED)} and a target of so many alone, found {classes}; give a "
             "prior that is not conditioned"
         )
+    if scores is None:
+        return prior, public, None
     if arm in CONDITIONED:
         top = _images_of_a_class(arm, adaptation, len(public), classes)
-        rows, labels = pseudo_labels(soft_labels(target, public), top)
+        rows, labels = pseudo_labels(scores, top)
         if prior.num_classes == 0:
             prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
         return prior, public[rows], F.one_hot(labels, classes).float()
     if arm == "target-aware":
-        return telling_classes(prior, classes), public, soft_labels(target, public).exp()
+        return telling_classes(prior, classes), public, scores.exp()
     return prior, public, None
 
 

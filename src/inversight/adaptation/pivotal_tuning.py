@@ -114,3 +114,28 @@ def _missed(
         wanted = nearness.seen(some.to(w.device).float() / 255.0)
         total += float(nearness.between(prior(w), wanted))
     return total / len(images)
+
+
+def pivots_note(adapted: StylePrior, *, tuning: int) -> str:
+    """What became of the pivots that were asked for, in a sentence; ``tuning``: steps that were allowed."""
+    if adapted.pivots is None:
+        return (
+            "Attacks begin with samples of the prior alone: of no public image the target is as sure as "
+            "adaptation.pivots_surer_than asks for."
+        )
+    last = adapted.log[-1] if adapted.log else {}
+    tuned = ""
+    if tuning > 0 and "tuned" not in last:
+        tuned = ", too few to tune the prior to (adaptation.pivots_tuning)"
+    elif tuning > 0:
+        missed = f"{last['missed']:.2g} of the public images' variance is missed (adaptation.pivots_tuning)"
+        tuned = (
+            f", to which the prior was tuned in {last['tuned']:.0f} steps, after which {missed}"
+            if last["tuned"] > 0
+            else f"; the prior draws them well enough untuned, {missed}"
+        )
+    return (
+        f"Attacks that begin with a pool of samples begin with {len(adapted.pivots)} public images as "
+        f"well, those that the target is surest of (adaptation.pivots){tuned}: where reconstructions are "
+        "near, it may be the public images that are."
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.adaptation.knowledge import pseudo_labels, soft_labels
+from inversight.adaptation.knowledge import pseudo_labels
 from inversight.adaptation.standardised import StandardisedMaps
 from inversight.attacks.search import descend, ramp
 from inversight.priors import StylePrior
@@ -34,16 +34,15 @@ BETAS = (0.5, 0.99)
 
 
 def surest_images(
-    target: Target,
-    public: Tensor,
+    scores: Tensor,
     per_class: int,
     *,
     surer_than: float = 0.0,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """Of public images, uint8 (N, C, S, S), those of each class that the target is surest of.
+    """Rows (M,) of the public images of each class that the target is surest of, ascending, each once.
 
-    Each once, uint8 (M, C, S, S) with M <= classes x ``per_class``. Of these only such as the target is
+    scores (N, K): its log-probabilities of them; M <= K x ``per_class``. Of these only such as the target is
     at least as sure of as of a share ``surer_than`` of the ``per_class`` of the prior's ``samples`` that
     it is surest of for that class: samples (S, K) are its log-probabilities of at least ``per_class``.
     So M may be 0.
@@ -52,14 +51,14 @@ def surest_images(
         ConfigError: there are fewer public images than ``per_class``.
         ValueError: ``surer_than`` without enough samples.
     """
-    scores = soft_labels(target, public)
     rows, classes = pseudo_labels(scores, per_class, setting="pivots")
     if surer_than > 0.0:
         if samples is None or len(samples) < per_class:
             raise ValueError(f"expected {per_class} samples or more to be surer than")
         rivals = samples.topk(per_class, dim=0).values[:, classes]
         rows = rows[(rivals <= scores[rows, classes]).double().mean(0) >= surer_than]
-    return public[rows.unique()]
+    chosen: Tensor = rows.unique()
+    return chosen
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 
 from inversight.adaptation import adapt
 from inversight.adaptation.collapse import LOW, class_entropy
+from inversight.adaptation.pivotal_tuning import pivots_note
 from inversight.attacks import Attack, control, run_attack, write_reconstructions
 from inversight.attacks.base import left_out
 from inversight.attacks.budget import within
@@ -295,18 +296,9 @@ class _Execution:
 
         folder = self.stage("adaptation", fill)
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
-        if adapted.pivots is not None:
-            self.notes.append(
-                f"Attacks that begin with a pool of samples began with {len(adapted.pivots)} public images "
-                "as well, those that the target is surest of (adaptation.pivots)"
-                f"{_tuned(adapted, self.settings.adaptation.pivots_tuning)}"
-                ": where reconstructions are near, it may be the public images that are."
-            )
-        elif self.settings.adaptation.pivots > 0:
-            self.notes.append(
-                "Attacks began with samples of the prior alone: of no public image the target is as sure "
-                "as adaptation.pivots_surer_than asks for."
-            )
+        if self.settings.adaptation.pivots > 0:
+            tuning = self.settings.adaptation.pivots_tuning
+            self.notes.append(pivots_note(adapted, tuning=tuning))
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
         if self.settings.arm != "vanilla" or adapted.pivots is not None:
@@ -587,18 +579,3 @@ class _Execution:
                 hashed=self.settings.hash_ids,
             )
         write_report(self.run.path, load_report_data(self.run.path, gallery=shown))
-
-
-def _tuned(prior: StylePrior, asked: int) -> str:
-    """What a prior with pivots was tuned to them, for a sentence that names them; ``asked``: its steps."""
-    last = prior.log[-1] if prior.log else {}
-    if asked == 0:
-        return ""
-    if "tuned" not in last:
-        return ", too few to tune the prior to (adaptation.pivots_tuning)"
-    missed = (
-        f"{last['missed']:.2g} of the public images' variance is missed (adaptation.pivots_tuning)"
-    )
-    if last["tuned"] == 0:
-        return f"; the prior draws them well enough untuned, {missed}"
-    return f", to which the prior was tuned in {last['tuned']:.0f} steps, after which {missed}"
