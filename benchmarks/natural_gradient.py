@@ -2,6 +2,7 @@
 
 uv run python benchmarks/natural_gradient.py                   64 x 64 on a CPU, 16 images at 256 x 256 on a GPU
 uv run python benchmarks/natural_gradient.py --small           smaller batches, AlexNet; eigenpairs at 32 x 32
+uv run python benchmarks/natural_gradient.py --parts steps     one of the three parts alone
 
 arpack_over_eigen   20 eigenpairs by one ARPACK run for each image (k = 20, ncv = 40, tol = 0, as
                     published) over ours for the whole batch, at a largest Ritz residual no worse,
@@ -51,6 +52,7 @@ from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training, resolve
 from inversight.target import Target, target_of
 
+PARTS = ("eigenpairs", "direction", "steps")
 RANK, NCV = 20, 40
 STANDARD = resolve({"preset": "standard", "private": Path("private"), "public": Path("public")})
 LPIPS_LEAST = 64  # the audit gives LPIPS no smaller images
@@ -387,42 +389,60 @@ def time_steps(
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument(
+        "--parts", default=PARTS, type=lambda text: tuple(text.split(",")), help=", ".join(PARTS)
+    )
     options = made.parse_args()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        raise SystemExit(f"--parts: expected some of {', '.join(PARTS)}, found {unknown}")
     device = torch.device(options.device)
     small = options.small
     name = "lpips-alex" if small else STANDARD.guidance_embedding
 
-    size, n, timed = (256, 16, 2) if device.type == "cuda" else (64, 8, 3)
-    if small:
-        size, n, timed = 32, 2, 1
-    images = photographs(n, size, options.seed).to(device)
-    gradients = entropy_gradient(classifier(size, options.seed, device), images)
-    case = Case(images, gradients, embedding_of(name, size, options.seed, device), options.seed)
-    figures, rows, space = time_eigenpairs(case, timed)
-    more, other_rows = time_damped(case, space.values[:, 0], figures["arpack_seconds"])
-    figures |= more
-    rows += other_rows
+    figures: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    if "eigenpairs" in options.parts:
+        size, n, timed = (256, 16, 2) if device.type == "cuda" else (64, 8, 3)
+        if small:
+            size, n, timed = 32, 2, 1
+        images = photographs(n, size, options.seed).to(device)
+        gradients = entropy_gradient(classifier(size, options.seed, device), images)
+        case = Case(images, gradients, embedding_of(name, size, options.seed, device), options.seed)
+        figures, rows, space = time_eigenpairs(case, timed)
+        more, other_rows = time_damped(case, space.values[:, 0], figures["arpack_seconds"])
+        figures |= more
+        rows += other_rows
 
     # The default's direction, at the size and with the settings of the standard preset.
     size = STANDARD.working_size
-    images = photographs(1 if small else 8, size, options.seed).to(device)
-    gradients = entropy_gradient(classifier(size, options.seed, device), images)
     metric = embedding_of(name, max(LPIPS_LEAST, size), options.seed, device)
-    case = Case(images, gradients, metric, options.seed)
-    exact = converged(case)
-    default = preconditioner_of(STANDARD.adaptation, metric)
-    agrees = compare(default(images, gradients), exact, gradients)
-    figures |= {
-        "direction_cosine": agrees["cosine"],
-        "gradient_cosine": compare(gradients, exact, gradients)["cosine"],
-        "turn_cosine": agrees["turn"],
-    }
-    rows += table(case, exact, max(LPIPS_LEAST, size), small)
+    if "direction" in options.parts:
+        images = photographs(1 if small else 8, size, options.seed).to(device)
+        gradients = entropy_gradient(classifier(size, options.seed, device), images)
+        case = Case(images, gradients, metric, options.seed)
+        exact = converged(case)
+        default = preconditioner_of(STANDARD.adaptation, metric)
+        agrees = compare(default(images, gradients), exact, gradients)
+        figures |= {
+            "direction_cosine": agrees["cosine"],
+            "gradient_cosine": compare(gradients, exact, gradients)["cosine"],
+            "turn_cosine": agrees["turn"],
+        }
+        rows += table(case, exact, max(LPIPS_LEAST, size), small)
 
-    training = prior_training(STANDARD) or PriorTraining()
-    if small:
-        training = replace(training, batch_size=4)
-    figures |= time_steps(STANDARD, training, metric, options)
+    if "steps" in options.parts:
+        training = prior_training(STANDARD) or PriorTraining()
+        if small:
+            training = replace(training, batch_size=4)
+        taken = time_steps(STANDARD, training, metric, options)
+        figures |= taken
+        rows += [
+            row_of(
+                f"a step of {arm}", float("nan"), taken[f"{key}_step_seconds"] / training.batch_size
+            )
+            for arm, key in (("vanilla", "vanilla"), (STANDARD.arm, "default"))
+        ]
     figures["half_precision"] = str(fast_dtype(device))
     finish(f"natural gradient, {name} with random weights, {device}", figures, rows, options)
 

@@ -127,7 +127,7 @@ _BUDGETS: dict[Preset, dict[str, Any]] = {
         "target_training": {"epochs": 100, "most_steps": 30000, "width": 24},
         "evaluator_training": {"epochs": 100, "most_steps": 30000, "width": 24},
         "public_training": {"epochs": 100, "most_steps": 30000, "width": 24},
-        "adaptation": {"steps": 1500},
+        "adaptation": {"steps": 1500, "guided_images": 20},
         "attack": {"pool": 5000, "candidates": 100, "steps": 70, "keep": 25, "crops": 50},
     },
     "thorough": {
