@@ -2,7 +2,7 @@
 
 PyTorch's second derivative of a convolution always has the gradient of the weight in it, also where none
 is asked for: one convolution for each group, with the whole map as its kernel. Of a filter over 512
-channels that is 512 of them, and penalties on gradients (R1, path length) take seconds on a GPU.
+channels that is 512 of them, for each penalty on a gradient (R1, path length).
 
 With u of the output's shape, <u, x * w> is linear in each of u, x and w. Its three derivatives are the
 convolution, the gradient of its input and that of its weight. Each of them, differentiated, is the
