@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.adaptation.eigen import PaperEigen, top_eigenspace
+from inversight.adaptation.eigen import Eigenspace, PaperEigen, top_eigenspace
+from inversight.adaptation.krylov import Krylov
 from inversight.embeddings.lpips import Lpips, random_backbone
 from inversight.embeddings.pullback import PullbackMetric
 from tests.adaptation.metrics import Curved, D, Linear, draw, linear, rng, with_eigenvalues
@@ -171,3 +172,23 @@ def test_images_larger_than_the_space_that_is_searched() -> None:
     assert found.products < 300
     torch.testing.assert_close(found.values, values.flip(0)[:5].expand(2, -1))
     assert found.vectors.shape == (2, 5, n)
+
+
+def test_few_looks_at_the_residuals_cost_few_products_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n, tolerance = 400, 1e-6
+    values = torch.logspace(1.0, -2.0, n, dtype=torch.float64)
+    x = torch.zeros(2, 1, 20, 20, dtype=torch.float64)
+
+    def found(tolerance: float, products: int) -> Eigenspace:
+        return top_eigenspace(
+            lambda v: values.view_as(v[:1]) * v, x, rank=5, tolerance=tolerance, products=products
+        )
+
+    least = next(k for k in range(5, n) if float(found(0.0, k).residuals.max()) <= tolerance)
+    looks: list[int] = []
+    ritz = Krylov.ritz
+    monkeypatch.setattr(Krylov, "ritz", lambda space: (looks.append(1), ritz(space))[1])
+    assert least <= found(tolerance, n).products <= 1.125 * least + 4
+    assert len(looks) <= least / 4

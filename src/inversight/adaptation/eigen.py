@@ -13,7 +13,8 @@ from inversight.adaptation.preconditioners import log_means
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.pullback import PullbackMetric
 
-# Steps from one look at the residuals, which costs an eigendecomposition, to the next.
+# Fewest steps from one look at the residuals to the next. A look costs an eigendecomposition for
+# each image, on a GPU as much as a few products.
 _LOOK = 4
 
 
@@ -63,12 +64,15 @@ def top_eigenspace(
     start = torch.randn(1, block, *images.shape[1:], generator=torch.Generator().manual_seed(seed))
     start = start.to(images).expand(len(images), *start.shape[1:])
     space = Krylov(product, start, steps=steps, seed=seed)
+    look, seen = max(_LOOK, math.ceil(rank / block)), (0, math.inf)
     for step in range(1, steps + 1):
         space.extend()
-        if step == steps or (step % _LOOK == 0 and step * block >= rank):
+        if step == min(look, steps):
             found = _top(space, min(rank, size))
-            if bool((found.residuals <= tolerance).all()):
+            worst = float(found.residuals.max())
+            if worst <= tolerance:
                 break
+            look, seen = _next_look(seen, (step, worst), tolerance), (step, worst)
     return found
 
 
@@ -128,6 +132,18 @@ class PaperEigen:
             )
         self._age += 1
         return self._found
+
+
+def _next_look(before: tuple[int, float], now: tuple[int, float], tolerance: float) -> int:
+    """The step at which to look again, from the (step, largest residual) of the last two looks.
+
+    Residuals fall about geometrically once they fall at all, and faster towards the end: go on for
+    three quarters of the steps that the last rate would take, an eighth of those made at most.
+    """
+    step, worst = now
+    rate = math.log(before[1] / worst) / (step - before[0])
+    wanted = math.log(worst / tolerance) / rate if rate > 0 and tolerance > 0 else math.inf
+    return step + max(_LOOK, round(min(0.75 * wanted, step / 8)))
 
 
 def _top(space: Krylov, rank: int) -> Eigenspace:

@@ -81,7 +81,8 @@ class Krylov:
             [self._product(v.unflatten(1, self._shape)).flatten(1) for v in self._next.unbind(1)], 1
         )
         self._size += self._width
-        rest, coefficients = _without(images, self.basis)
+        coefficients = images @ self.basis.mT
+        rest = images - coefficients @ self.basis
         new = slice(self._size - self._width, self._size)
         self._projected[:, new, : self._size] = coefficients
         self._projected[:, : self._size, new] = coefficients.mT
@@ -98,20 +99,23 @@ class Krylov:
     def _append(self, block: Tensor, scale: Tensor) -> Tensor:
         """Write ``block`` (N, b, D), made orthonormal, behind the basis; returns R, (N, b, b).
 
-        A vector shorter than rounding at ``scale`` (N,) carries no direction of its own.
+        For :meth:`extend` this is the second time that the part in the basis is taken out; twice is
+        enough (Parlett 1980, section 6-9), and a pass over a long basis is dear where images are
+        large. A vector shorter than rounding at ``scale`` (N,) carries no direction of its own.
         """
         tiny = torch.finfo(block.dtype).eps
         for column in range(self._width):
             position = self._size + column
             before = self._vectors[:, :position]
-            row, _ = _without(block[:, column : column + 1], before)
+            row = _without(block[:, column : column + 1], before[:, self._size :])
+            row = _without(row, before)
             length = row.norm(dim=2, keepdim=True)
             spent = length <= 100.0 * tiny * scale.view(-1, 1, 1)
             unit = torch.where(spent, 0.0, row / length)
             if self._seed is not None and bool(spent.any()):
                 rng = generator(self._seed, "krylov", position)
                 fresh = torch.randn(block.shape[2], generator=rng).to(block).expand_as(row)
-                other, _ = _without(fresh, before)
+                other = _without(_without(fresh, before), before)
                 other_length = other.norm(dim=2, keepdim=True)
                 # Shorter than this it is the rounding of a space that is full.
                 full = other_length <= tiny**0.5 * fresh.norm(dim=2, keepdim=True)
@@ -120,12 +124,6 @@ class Krylov:
         return self._next @ block.mT
 
 
-def _without(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """``rows`` (N, r, D) less their part in ``basis`` (N, m, D), and that part's coordinates.
-
-    Twice is enough (Parlett 1980, section 6-9).
-    """
-    first = rows @ basis.mT
-    rest = rows - first @ basis
-    second = rest @ basis.mT
-    return rest - second @ basis, first + second
+def _without(rows: Tensor, basis: Tensor) -> Tensor:
+    """``rows`` (N, r, D) less their part in ``basis`` (N, m, D)."""
+    return rows - (rows @ basis.mT) @ basis
