@@ -58,13 +58,15 @@ DEPENDS = (
 STUDIED = (
     "vanilla", "entropy", "natural-gradient", "balanced", "statistics", "projected", "diverse",
     "conditional", "vanilla-pivots", "diverse-pivots", "vanilla-tuned", "diverse-tuned",
-    "vanilla-sure", "diverse-sure", "conditional-sure",
+    "vanilla-sure", "diverse-sure", "conditional-sure", "conditional-all", "conditional-all-sure",
 )  # fmt: skip
 """The arms that are compared where none are named; two more are halves of other attacks."""
 PIVOTED, TUNED, SURE = "-pivots", "-tuned", "-sure"
 """What the names of arms end with that also give attacks pivots, as many of a class as they keep: however
 unsure the target is of them; the same, and the generator is tuned to them; those alone that it is surer of
 than of samples, and tuned for longer."""
+ALL = "conditional-all"
+"""``conditional`` with every public image in the class that the target takes it for."""
 _BEFORE = {"pivots_surer_than": 0.0, "pivots_left": 0.1}
 """What was so before it became a setting, when the first results were kept."""
 _PIVOTS: dict[str, dict[str, Any]] = {
@@ -200,9 +202,12 @@ def _with_arm(given: dict[str, Any], name: str) -> AuditSettings:
     """Settings of an arm, or of one with pivots, tuned to them or not."""
     arm, _, end = name.rpartition("-")
     changed = _PIVOTS.get(f"-{end}")
+    if name == ALL:
+        settings = resolve({**given, "arm": "conditional"})
+        return replace(settings, adaptation=replace(settings.adaptation, conditional_top=0))
     if changed is None:
         return resolve({**given, "arm": name})
-    settings = resolve({**given, "arm": arm})
+    settings = _with_arm(given, arm)
     kept = int(settings.attack[0]["keep"])
     adaptation = replace(settings.adaptation, pivots=kept, **changed)
     return replace(settings, adaptation=adaptation)
@@ -294,7 +299,10 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
                 row[f"{name}_gain"], row[f"{name}_half"] = interval(gains)
             rows.append(row)
     order = {
-        arm: i for i, arm in enumerate((*ARMS, *(arm + end for end in _PIVOTS for arm in ARMS)))
+        arm: i
+        for i, arm in enumerate(
+            (*ARMS, ALL, *(arm + end for end in _PIVOTS for arm in (*ARMS, ALL)))
+        )
     }
     return sorted(rows, key=lambda r: (list(DATASETS).index(r["data"]), order.get(r["arm"], 99)))
 

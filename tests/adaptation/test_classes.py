@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from inversight.adaptation import ARMS, Adaptation, Pull, adapt, pulls_of
 from inversight.adaptation.guidance import Guidance
-from inversight.adaptation.knowledge import pseudo_labels, soft_labels
+from inversight.adaptation.knowledge import pseudo_labels, soft_labels, taken_for
 from inversight.adaptation.terms import CriticEntropy, Margin, Observation
 from inversight.arm_names import ARM_NAMES
 from inversight.errors import ConfigError
@@ -212,6 +214,48 @@ def test_a_class_of_conditional_has_its_share_of_the_public_images(
     assert asked == [30, 40, 20]
     with pytest.raises(ConfigError, match=r"conditional_top: expected at most the 60 public"):
         run(prior, "conditional", conditional_top=61)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1000), st.data())
+def test_every_image_is_taken_for_its_class_and_small_classes_are_filled(
+    n: int, k: int, seed: int, data: st.DataObject
+) -> None:
+    least = data.draw(st.integers(1, n))
+    scores = torch.rand(n, k, generator=generator(seed)).log_softmax(1)
+    rows, classes = taken_for(scores, least)
+    own = scores.argmax(1).tolist()
+    expected = set()
+    for c in range(k):
+        mine = [row for row in range(n) if own[row] == c]
+        others = [row for row in range(n) if own[row] != c]
+        others.sort(key=lambda row: -float(scores[row, c]))
+        mine += others[: max(0, least - len(mine))]
+        expected |= {(row, c) for row in mine}
+    found = list(zip(rows.tolist(), classes.tolist(), strict=True))
+    assert len(found) == len(set(found)) and set(found) == expected
+    assert classes.tolist() == sorted(classes.tolist())
+    assert set(rows.tolist()) == set(range(n))
+
+
+def test_conditional_may_take_all_public_images(
+    prior: StylePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def note(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
+        asked.append(least)
+        return taken_for(scores, least)
+
+    monkeypatch.setattr(sys.modules["inversight.adaptation.adapt"], "taken_for", note)
+    made = run(prior, "conditional", steps=1, conditional_top=0)
+    assert asked == [30] and made.num_classes == 3
+    few = coloured(20)
+    adapt(
+        prior, TARGET, few, arm="conditional", adaptation=Adaptation(steps=1, conditional_top=0),
+        training=TRAINING, rng=generator(2),
+    )  # fmt: skip
+    assert asked == [30, 20]
 
 
 def test_the_absolute_scale_is_a_sum_but_for_the_other_papers_arms(

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
-from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels
+from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels, taken_for
 from inversight.adaptation.pivotal_tuning import tune
 from inversight.adaptation.pivots import SAMPLES, project, sampled_scores, surest_images
 from inversight.adaptation.preconditioners import Damped, Preconditioner
@@ -148,9 +148,9 @@ class Adaptation:
     """Images of each batch that the natural gradient is computed for."""
     projected_learning_rate: PositiveFloat = 5e-4
     """Projected, diverse, conditional: Adam's step size of the discriminator that sees the target's maps."""
-    conditional_top: PositiveInt | None = None
+    conditional_top: NonNegativeInt | None = None
     """Conditional: public images of each class, those that the target is surest of; none: as many as
-    there are for each class, at least 30."""
+    there are for each class, at least 30; 0: all that it takes for the class, at least 30."""
     pseudo_labels_top: PositiveInt = 30
     """Pseudo-labels: public images of each class, those that the target is surest of (paper: 30)."""
     pseudo_labels_alpha: NonNegativeFloat = 0.2
@@ -417,7 +417,10 @@ def _with_knowledge(
         return prior, public, None
     if arm in CONDITIONED:
         top = _images_of_a_class(arm, adaptation, len(public), classes)
-        rows, labels = pseudo_labels(scores, top)
+        if top > 0:
+            rows, labels = pseudo_labels(scores, top)
+        else:
+            rows, labels = taken_for(scores, min(len(public), _LEAST_OF_A_CLASS))
         if prior.num_classes == 0:
             prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
         return prior, public[rows], F.one_hot(labels, classes).float()
@@ -427,7 +430,9 @@ def _with_knowledge(
 
 
 def _images_of_a_class(arm: str, adaptation: Adaptation, images: int, classes: int) -> int:
-    """How many of so many public images each of the classes is given."""
+    """How many of so many public images each of the classes is given; 0: all that it is taken for."""
     if arm == "pseudo-labels":
         return adaptation.pseudo_labels_top
-    return adaptation.conditional_top or min(images, max(_LEAST_OF_A_CLASS, images // classes))
+    if adaptation.conditional_top is not None:
+        return adaptation.conditional_top
+    return min(images, max(_LEAST_OF_A_CLASS, images // classes))

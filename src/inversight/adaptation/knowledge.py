@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from inversight.errors import ConfigError
 from inversight.target import Target
@@ -36,6 +39,22 @@ def pseudo_labels(
     check_enough(images, top, setting)
     order = scores.argsort(dim=0, descending=True, stable=True)[:top]
     return order.T.flatten(), torch.arange(classes).repeat_interleave(top)
+
+
+def taken_for(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Rows (M,) of every image in the class that its score is highest for, and these classes.
+
+    scores (N, K), for example log-probabilities. A class that has fewer than ``least`` is given those
+    others of which its own score is highest; such an image serves several classes. Ordered by class.
+
+    Raises:
+        ConfigError: there are fewer images than ``least``.
+    """
+    check_enough(len(scores), least, "conditional_top")
+    own = F.one_hot(scores.argmax(1), scores.shape[1]).bool()
+    first = torch.where(own, math.inf, scores).argsort(dim=0, descending=True, stable=True)[:least]
+    classes, rows = own.scatter(0, first, True).T.nonzero().unbind(1)
+    return rows, classes
 
 
 def check_enough(images: int, top: int, setting: str) -> None:
