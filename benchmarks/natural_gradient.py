@@ -386,6 +386,11 @@ def time_steps(
     }
 
 
+def say(figures: dict[str, Any]) -> None:
+    """Say what is known already: a run that has too little time has not run for nothing."""
+    print(figures, flush=True)
+
+
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -410,7 +415,9 @@ def main() -> None:
         gradients = entropy_gradient(classifier(size, options.seed, device), images)
         case = Case(images, gradients, embedding_of(name, size, options.seed, device), options.seed)
         figures, rows, space = time_eigenpairs(case, timed)
+        say(figures)
         more, other_rows = time_damped(case, space.values[:, 0], figures["arpack_seconds"])
+        say(more)
         figures |= more
         rows += other_rows
 
@@ -429,6 +436,7 @@ def main() -> None:
             "gradient_cosine": compare(gradients, exact, gradients)["cosine"],
             "turn_cosine": agrees["turn"],
         }
+        say(figures)
         rows += table(case, exact, max(LPIPS_LEAST, size), small)
 
     if "steps" in options.parts:

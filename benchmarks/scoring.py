@@ -115,7 +115,7 @@ class Cached:
 
 
 class Stopwatch:
-    """Times several things in turn, and keeps the median of each."""
+    """Times several things in turn, says each at once, and keeps the median of each."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -126,7 +126,9 @@ class Stopwatch:
         started = time.perf_counter()
         run()
         self._wait()
-        self.times.setdefault(name, []).append(time.perf_counter() - started)
+        taken = time.perf_counter() - started
+        self.times.setdefault(name, []).append(taken)
+        print(f"{name}: {taken:.4g} s", flush=True)
 
     def median(self, name: str) -> float:
         return statistics.median(self.times[name])
