@@ -67,15 +67,22 @@ class Terminal:
                 bars.update(task, completed=done, total=total, note=note)
 
             return update
-        started = shown = time.monotonic()
+        shown = time.monotonic()
+        first: tuple[int, float] | None = None
 
         def line(done: int, total: int, note: str = "") -> None:
-            nonlocal shown
+            nonlocal shown, first
             now = time.monotonic()
+            # Not from the stage's beginning: what was done before the first call may be of another
+            # kind, as a pool that is classified, or of another day, where a stopped run goes on.
+            first = first or (done, now)
             if now - shown >= 10 and 0 < done < total:
                 shown = now
-                left = (now - started) / done * (total - done)
-                self.say(f"{name}: {done}/{total}, {left:.0f} s left, {note}")
+                made = done - first[0]
+                left = (
+                    f"{(now - first[1]) / made * (total - done):.0f} s left, " if made > 0 else ""
+                )
+                self.say(f"{name}: {done}/{total}, {left}{note}")
 
         return line
 
