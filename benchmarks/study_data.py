@@ -28,6 +28,8 @@ class DataSet:
     what: str
     same_domain: bool
     settings: dict[str, Any] = field(default_factory=dict)
+    images: str | None = None
+    """The data set whose images these are, if it is another one's."""
 
     def given(self, seed: int, data: Path, work: Path) -> dict[str, Any]:
         """Settings of an audit: folders, made under ``work`` where they must be drawn first."""
@@ -36,7 +38,9 @@ class DataSet:
         if self.name.startswith("faces"):
             folder = data / "olivetti"
         else:
-            folder = _vehicles(self.name, seed, data / "cifar10-vehicles.tar.gz", work)
+            folder = _vehicles(
+                self.images or self.name, seed, data / "cifar10-vehicles.tar.gz", work
+            )
         folders = {name: folder / name for name in ("private", "holdout", "public")}
         given = {**folders, **PUBLIC_FEATURES, **self.settings}
         attacks = given.get("attack", [{"class": "plug-and-play"}])
@@ -47,6 +51,16 @@ _VEHICLES = {
     # private classes, images of each in private and as many in holdout; public classes, images of each
     "vehicles-other": (("airplane", "automobile"), 100, ("ship", "truck"), 1500),
     "vehicles-same": (("airplane", "automobile", "ship", "truck"), 50, None, 750),
+}
+
+_VEHICLES_SETTINGS: dict[str, Any] = {
+    "prior": {"steps": 3000},
+    "adaptation": {"steps": 500},
+    "attack": [{"class": "plug-and-play", "candidates": 75, "keep": 50}],
+}
+_FITTED: dict[str, Any] = {
+    "target_training": {"validation": 0.0},
+    "evaluator_training": {"validation": 0.0},
 }
 
 DATASETS = {
@@ -68,11 +82,14 @@ DATASETS = {
             "vehicles-same",
             "CIFAR-10 airplane, automobile, ship, truck x 50; public: 750 others of each",
             True,
-            {
-                "prior": {"steps": 3000},
-                "adaptation": {"steps": 500},
-                "attack": [{"class": "plug-and-play", "candidates": 75, "keep": 50}],
-            },
+            _VEHICLES_SETTINGS,
+        ),
+        DataSet(
+            "vehicles-fitted",
+            "the same images; target and evaluator trained to the last epoch, without early stopping",
+            True,
+            _VEHICLES_SETTINGS | _FITTED,
+            images="vehicles-same",
         ),
         DataSet(
             "vehicles-other",
