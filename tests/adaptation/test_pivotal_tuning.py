@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from inversight.adaptation import Adaptation, adapt
-from inversight.adaptation.pivotal_tuning import pivots_note, tune
+from inversight.adaptation.adapt import TUNING_FILE
+from inversight.adaptation.pivotal_tuning import kept_pivots, pivots_note, tune
 from inversight.adaptation.pivots import Nearness, project
-from inversight.errors import ConfigError, StageError
+from inversight.errors import ConfigError, DataError, StageError
 from inversight.priors import StylePrior, train_prior
+from inversight.progress import Progress
 from inversight.seeding import generator
 from inversight.target import Target
 from tests.adaptation.test_adapt import PUBLIC, TRAINING, linear_target, run
@@ -126,6 +132,122 @@ def test_a_loss_that_is_no_number_stops_it(pivoted: StylePrior) -> None:
         StageError, match=r"diverged at step 2 "
     ):  # the last, whose loss was one still
         tuned(pivoted, steps=2, learning_rate=float("inf"))
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int) -> Progress:
+    def progress(done: int, total: int, note: str = "") -> None:
+        if done == step:
+            raise Stopped
+
+    return progress
+
+
+def equal(one: StylePrior, other: StylePrior) -> bool:
+    assert one.pivots is not None and other.pivots is not None
+    mine, theirs = one.average.state_dict(), other.average.state_dict()
+    return torch.equal(one.pivots, other.pivots) and all(
+        torch.equal(mine[name], theirs[name]) for name in mine
+    )
+
+
+@pytest.fixture
+def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inversight.adaptation.pivotal_tuning._SECONDS", -1.0)
+
+
+@pytest.mark.usefixtures("at_every_step")
+@pytest.mark.parametrize("step", [1, 49, 50, 70])
+def test_stopped_and_gone_on_with_it_is_the_same_bit_by_bit(
+    pivoted: StylePrior, tmp_path: Path, step: int
+) -> None:
+    file = tmp_path / "tuning"
+    kept = {"steps": 80, "missed": 0.0, "left": 0.0}
+    undisturbed = tuned(pivoted, **kept)
+    with pytest.raises(Stopped):
+        tuned(pivoted, **kept, checkpoint=file, progress=stop_at(step))
+    begun = kept_pivots(file)
+    assert (begun is None) == (step == 1)  # what is told comes before what is kept
+    steps: list[int] = []
+    made = tuned(pivoted, **kept, checkpoint=file, progress=lambda done, *_: steps.append(done))
+    assert equal(made, undisturbed) and steps[0] == step
+    assert made.log[-1] == undisturbed.log[-1]
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_a_checkpoint_of_something_else_is_refused(pivoted: StylePrior, tmp_path: Path) -> None:
+    file = tmp_path / "tuning"
+    assert kept_pivots(file) is None
+    with pytest.raises(Stopped):
+        tuned(pivoted, steps=9, checkpoint=file, progress=stop_at(3))
+    assert pivoted.pivots is not None
+    with pytest.raises(DataError, match=r"expected latents \(5, 5\), found \(6, 5\)\); go on with"):
+        tune(
+            replace(pivoted, pivots=pivoted.pivots[:5]), deep(), IMAGES[:5], PUBLIC, steps=9,
+            checkpoint=file, rng=generator(4),
+        )  # fmt: skip
+    good = file.read_bytes()
+    file.write_bytes(good[: len(good) // 2])
+    for use in (lambda: tuned(pivoted, steps=9, checkpoint=file), lambda: kept_pivots(file)):
+        with pytest.raises(DataError, match="not a checkpoint of this tuning"):
+            use()
+    save_file({"latents": pivoted.pivots}, file)
+    with pytest.raises(DataError, match="not a checkpoint of this tuning"):
+        tuned(pivoted, steps=9, checkpoint=file)
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_the_last_good_state_of_a_tuning_that_diverges_is_named(
+    pivoted: StylePrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tuning"
+    between, calls = Nearness.between, [0]
+
+    def fails(self: Nearness, images: Tensor, wanted: list[Tensor]) -> Tensor:
+        calls[0] += images.requires_grad
+        return between(self, images, wanted) * (float("nan") if calls[0] == 4 else 1.0)
+
+    monkeypatch.setattr(Nearness, "between", fails)
+    with pytest.raises(StageError, match=f"diverged at step 4 .*last good state is in {file}"):
+        tuned(pivoted, steps=9, checkpoint=file)
+    with safe_open(file, "pt") as handle:
+        assert json.loads(handle.metadata()["tuning"]) == {"done": 3}
+    monkeypatch.undo()
+    assert equal(tuned(pivoted, steps=9, checkpoint=file), tuned(pivoted, steps=9))
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_an_adaptation_that_stops_in_it_goes_on_without_a_new_search(
+    pivoted: StylePrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Adaptation(
+        steps=5,
+        pivots=2,
+        pivots_steps=3,
+        pivots_surer_than=0.0,
+        pivots_tuning=20,
+        pivots_missed=0.0,
+    )
+
+    def adapted(**options: Any) -> StylePrior:
+        return adapt(
+            pivoted, deep(), PUBLIC, arm="vanilla", adaptation=settings, training=TRAINING,
+            rng=generator(2), **options,
+        )  # fmt: skip
+
+    tells: list[int] = []
+    undisturbed = adapted(progress=lambda done, *_: tells.append(done))
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Stopped):
+        adapted(checkpoint=file, progress=stop_at(tells[-1] - 5))
+    assert (tmp_path / TUNING_FILE).is_file()
+    module = sys.modules["inversight.adaptation.adapt"]  # a function of that name hides it
+    monkeypatch.setattr(module, "project", None)
+    assert equal(adapted(checkpoint=file), undisturbed)
+    assert not (tmp_path / TUNING_FILE).exists()
 
 
 def test_an_adaptation_ends_with_it(pivoted: StylePrior) -> None:

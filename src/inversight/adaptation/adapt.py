@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels, taken_for
-from inversight.adaptation.pivotal_tuning import tune
+from inversight.adaptation.pivotal_tuning import kept_pivots, tune
 from inversight.adaptation.pivots import SAMPLES, project, sampled_scores, surest_images
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
@@ -92,6 +92,9 @@ last two are like the paper's arms', not tried."""
 
 _LEAST_OF_A_CLASS = 30
 """Public images that a class of ``conditional`` has at least, where there are as many: PLG-MI's number."""
+
+TUNING_FILE = "tuning.safetensors"
+"""Where a tuning of the generator keeps its state meanwhile, beside the game's checkpoint."""
 
 _REMEMBERED = 0.1
 """Longest half-life of the moving average of a prior that learns classes, as a share of all images."""
@@ -279,11 +282,14 @@ def adapt(
     """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
 
     ``watch`` looks at it as it changes. Its pivots are found when the game is over, and then it is tuned
-    to them. With several ``processes`` each calls this alike.
+    to them. ``checkpoint`` is the file that the game is kept in from time to time and gone on from; the
+    tuning has one of its own beside it, :data:`TUNING_FILE`. With several ``processes`` each calls this
+    alike.
 
     Raises:
         ConfigError: a setting does not fit, or the prior knows classes and the arm none.
         StageError: the game diverged, or the tuning.
+        DataError: a checkpoint is damaged, or of another adaptation.
     """
     check_arm(arm, target)
     check_public(arm, adaptation, len(public))
@@ -353,20 +359,23 @@ def adapt(
     if chosen is None:
         return adapted
     seed = draw_seed(rng)
-    pivots = project(
-        adapted,
-        target,
-        chosen,
-        everything,
-        steps=adaptation.pivots_steps,
-        batch_size=at_once,
-        rng=generator(seed, "pivots"),
-        progress=after(adaptation.steps, searching),
-    )
-    adapted = replace(adapted, pivots=pivots)
+    kept = None if checkpoint is None or tuning == 0 else checkpoint.with_name(TUNING_FILE)
+    pivots = None if kept is None else kept_pivots(kept)
+    if pivots is None:
+        pivots = project(
+            adapted,
+            target,
+            chosen,
+            everything,
+            steps=adaptation.pivots_steps,
+            batch_size=at_once,
+            rng=generator(seed, "pivots"),
+            progress=after(adaptation.steps, searching),
+        )
+    adapted = replace(adapted, pivots=pivots.to(adapted.average.mapping.w_avg))
     if tuning == 0:
         return adapted
-    return tune(
+    adapted = tune(
         adapted,
         target,
         chosen,
@@ -378,7 +387,12 @@ def adapt(
         batch_size=at_once,
         rng=generator(seed, "pivotal-tuning"),
         progress=after(adaptation.steps + searching, tuning),
+        checkpoint=kept,
+        processes=processes,
     )
+    if kept is not None and processes.main:
+        kept.unlink(missing_ok=True)
+    return adapted
 
 
 def _pivotal(

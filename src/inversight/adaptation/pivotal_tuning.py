@@ -9,22 +9,32 @@ them better too.
 from __future__ import annotations
 
 import copy
+import json
 import math
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from inversight.adaptation.pivots import BETAS, SAMPLES, Nearness, latent_rate
 from inversight.attacks.search import ramp
-from inversight.errors import StageError
+from inversight.errors import DataError, StageError
 from inversight.priors import StylePrior
+from inversight.processes import ALONE, Processes
 from inversight.progress import Progress, silent
 from inversight.target import Target
 
 _EVERY = 50
 """Steps after which it is looked how much is missed."""
+_SECONDS = 30.0
+"""Time from one checkpoint to the next."""
+_LATENTS = "latents"
+"""What the pivots are called in it."""
 
 
 def tune(
@@ -40,6 +50,8 @@ def tune(
     batch_size: int = 32,
     rng: torch.Generator,
     progress: Progress = silent,
+    checkpoint: Path | None = None,
+    processes: Processes = ALONE,
 ) -> StylePrior:
     """The prior whose generator draws images, uint8 (M, C, S, S), better at its M pivots.
 
@@ -49,9 +61,13 @@ def tune(
     was. What training would go on with stays as it is, and so does the mapping. The last row of the log
     says in how many steps (``tuned``), and how much is ``missed`` after them.
 
+    ``checkpoint`` is a file that the state is kept in from time to time, and gone on from bit by bit if it
+    is there; the first of several ``processes``, which each call this alike, writes it.
+
     Raises:
         ValueError: the prior has not as many pivots as there are images.
-        StageError: the loss or what comes of it is not a number.
+        StageError: the loss or what comes of it is not a number; the last good checkpoint stays.
+        DataError: the checkpoint is not one of this tuning.
     """
     pivots = prior.pivots
     if pivots is None or len(pivots) != len(images):
@@ -67,8 +83,14 @@ def tune(
     rates = (learning_rate, latent_rate(known))
     groups: list[dict[str, Any]] = [{"params": parameters}, {"params": [latents]}]
     adam = torch.optim.Adam(groups, betas=BETAS)
-    done = 0
-    for step in range(1, steps + 1):
+    state = _State(tuned.average.synthesis, latents, adam)
+    if checkpoint is not None and checkpoint.is_file():
+        state.load(checkpoint)
+    processes.wait()  # nobody writes a checkpoint before all have read theirs
+    for _ in range(state.done):  # the rows that were drawn before
+        torch.randint(len(images), (batch_size,), generator=rng)
+    saved = time.monotonic()
+    for step in range(state.done + 1, steps + 1):
         if step % _EVERY == 1:
             enough = missed if step == 1 else left
             if _missed(tuned, nearness, latents, images, batch_size) <= enough:
@@ -78,29 +100,120 @@ def tune(
             wanted = nearness.seen(images[rows].to(latents.device).float() / 255.0)
         loss = nearness.between(tuned(latents[rows.to(latents.device)]), wanted) / batch_size
         if not bool(loss.isfinite()):
-            raise _diverged(step)
+            raise _diverged(step, checkpoint)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate * ramp(step / steps)
         adam.step()
-        done = step
+        state.done = step
         progress(step, steps, f"the generator tuned to {len(images)} public images")
+        due = time.monotonic() - saved > _SECONDS and step < steps
+        if checkpoint is not None and processes.main and due:
+            if not state.is_finite:
+                raise _diverged(step, checkpoint)
+            state.save(checkpoint)
+            saved = time.monotonic()
     for one in parameters:
         one.requires_grad_(False)
     in_the_end = _missed(tuned, nearness, latents, images, batch_size)
     if not math.isfinite(in_the_end):
-        raise _diverged(done)
-    if done < steps:
+        raise _diverged(state.done, checkpoint)
+    if state.done < steps:
         progress(steps, steps, f"near enough to {len(images)} public images")
-    row = {"tuned": float(done), "missed": in_the_end}
+    row = {"tuned": float(state.done), "missed": in_the_end}
     return replace(tuned, pivots=latents.detach(), log=(*prior.log, row))
 
 
-def _diverged(step: int) -> StageError:
+def kept_pivots(checkpoint: Path) -> Tensor | None:
+    """The latents (M, w_dim) that a tuning which stopped goes on from; None where there is none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not checkpoint.is_file():
+        return None
+    try:
+        with safe_open(checkpoint, "pt") as handle:
+            latents: Tensor = handle.get_tensor(_LATENTS)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(checkpoint, error) from error
+    return latents
+
+
+class _State:
+    """What a tuning goes on from: the synthesis network, the latents, Adam's moments, the steps done."""
+
+    def __init__(self, synthesis: nn.Module, latents: Tensor, adam: torch.optim.Optimizer) -> None:
+        self.synthesis = synthesis
+        self.latents = latents
+        self.adam = adam
+        self.done = 0
+
+    @property
+    def is_finite(self) -> bool:
+        values = (self.latents, *self.synthesis.parameters())
+        return all(bool(value.isfinite().all()) for value in values)
+
+    def save(self, path: Path) -> None:
+        """Write it to ``path``, at once or not at all."""
+        tensors = {f"synthesis/{k}": v for k, v in self.synthesis.state_dict().items()}
+        for number, moments in self.adam.state_dict()["state"].items():
+            tensors |= {f"adam/{number}/{k}": v for k, v in moments.items()}
+        tensors[_LATENTS] = self.latents
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata={"tuning": json.dumps({"done": self.done})})
+        partial.replace(path)
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Take what :meth:`save` wrote.
+
+        Raises:
+            DataError: damaged, or of another network or other images.
+        """
+        try:
+            with safe_open(path, "pt") as handle:
+                done = json.loads((handle.metadata() or {})["tuning"])["done"]
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            latents = tensors.pop(_LATENTS)
+            if latents.shape != self.latents.shape:
+                found, expected = tuple(latents.shape), tuple(self.latents.shape)
+                raise ValueError(f"expected latents {expected}, found {found}")
+            moments: dict[int, dict[str, Tensor]] = {}
+            network: dict[str, Tensor] = {}
+            for name, value in tensors.items():
+                of, _, rest = name.partition("/")
+                if of == "adam":
+                    number, _, field = rest.partition("/")
+                    moments.setdefault(int(number), {})[field] = value
+                else:
+                    network[rest] = value
+            self.synthesis.load_state_dict(network)
+            groups = self.adam.state_dict()["param_groups"]
+            self.adam.load_state_dict({"state": moments, "param_groups": groups})
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            raise _damaged(path, error) from error
+        self.latents.copy_(latents)
+        self.done = done
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(
+        f"{path}: not a checkpoint of this tuning ({reason}); go on with the settings it began with, or "
+        "remove it to begin the tuning again"
+    )
+
+
+def _diverged(step: int, checkpoint: Path | None) -> StageError:
+    kept = ""
+    if checkpoint is not None and checkpoint.is_file():
+        kept = f"; the last good state is in {checkpoint}, from where the same command goes on"
     return StageError(
         f"the generator's tuning diverged at step {step} (the loss is not a number): lower "
-        "adaptation.pivots_learning_rate"
+        f"adaptation.pivots_learning_rate{kept}"
     )
 
 
