@@ -30,7 +30,7 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
     return at
 
 
-def test_time_left_is_by_the_pace_since_the_first_report(tell: Tell) -> None:
+def test_time_left_is_not_by_what_came_before_the_first_report(tell: Tell) -> None:
     # Half a minute for the pool, which is one part of a thousand.
     assert tell(30, 1, 1000) == "attack: 1/1000, pool classified\n"
     assert tell(35, 26, 1000) == ""  # not every moment
@@ -41,6 +41,16 @@ def test_time_left_is_by_the_pace_since_the_first_report(tell: Tell) -> None:
 def test_what_was_done_another_day_does_not_count_as_quick(tell: Tell) -> None:
     assert tell(5, 500, 1000) == ""
     assert tell(105, 600, 1000) == "attack: 600/1000, 400 s left, pool classified\n"
+
+
+def test_a_change_of_pace_shows_after_a_minute(tell: Tell) -> None:
+    """A game at one step a second, then a search at ten."""
+    tell(1, 1, 10_000)
+    for seconds in range(11, 302, 10):
+        tell(seconds, seconds, 10_000)
+    said = [tell(301 + 10 * n, 301 + 100 * n, 10_000) for n in range(1, 7)]
+    assert said[5] == "attack: 901/10000, 910 s left, pool classified\n"
+    assert "3840 s left" in said[0]  # 150 steps in the last sixty seconds, fifty of them slow
 
 
 def test_nothing_is_said_of_the_end(tell: Tell) -> None:

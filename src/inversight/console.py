@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -19,6 +20,9 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from inversight.progress import Progress, silent
+
+_LINES = 6
+"""Lines by which the time left is told."""
 
 
 class Reporter(Protocol):
@@ -68,21 +72,23 @@ class Terminal:
 
             return update
         shown = time.monotonic()
-        first: tuple[int, float] | None = None
+        # The pace is that of the last few lines, not the stage's: what was done before may be of another
+        # kind, as a pool that is classified, or of another day, where a stopped run goes on.
+        before: deque[tuple[int, float]] = deque(maxlen=_LINES)
 
         def line(done: int, total: int, note: str = "") -> None:
-            nonlocal shown, first
+            nonlocal shown
             now = time.monotonic()
-            # Not from the stage's beginning: what was done before the first call may be of another
-            # kind, as a pool that is classified, or of another day, where a stopped run goes on.
-            first = first or (done, now)
             if now - shown >= 10 and 0 < done < total:
                 shown = now
-                made = done - first[0]
-                left = (
-                    f"{(now - first[1]) / made * (total - done):.0f} s left, " if made > 0 else ""
-                )
+                left = ""
+                if before and done > before[0][0]:
+                    pace = (now - before[0][1]) / (done - before[0][0])
+                    left = f"{pace * (total - done):.0f} s left, "
                 self.say(f"{name}: {done}/{total}, {left}{note}")
+                before.append((done, now))
+            if not before:
+                before.append((done, now))
 
         return line
 
