@@ -31,7 +31,7 @@ from inversight.adaptation import ARMS
 from inversight.auditing import Plan, execute
 from inversight.config import merge, parse_assignment, to_mapping
 from inversight.console import Terminal
-from inversight.run import Run
+from inversight.run import Run, read_manifest
 from inversight.settings import AuditSettings, resolve
 from study_data import DATASETS, DataSet
 
@@ -112,6 +112,11 @@ def main() -> None:
         if not options.small and any(row["arm"] != BASE for row in rows):
             figure(rows, options.figure)
         figures = {
+            f"{row['data']}_target_accuracy": ", ".join(f"{a:.3g}" for a in row["target_accuracy"])
+            for row in rows
+            if row.get("target_accuracy")
+        }
+        figures |= {
             f"{row['data']}_{row['arm']}_{measure}_gain": row[f"{measure}_gain"]
             for row in rows
             for measure in ("ddcs_best", "coverage", "frechet")
@@ -188,7 +193,9 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
             "machine": machine(seed),
             "measures": row,
         }
-        if arm != BASE:
+        if arm == BASE:
+            facts["target_accuracy"] = read_manifest(home / BASE)["target"]["private_accuracy"]
+        else:
             facts["beside"] = beside
         partial.write_text(json.dumps(facts, indent=1) + "\n")
         partial.replace(file)
@@ -277,11 +284,13 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
     """A row for each data set and arm: means over seeds, and gains over vanilla with intervals.
 
     A gain is the mean of paired differences to vanilla, positive where it is better: to the run of
-    vanilla that the arm went on beside, since another processor trains another prior from a seed.
+    vanilla that the arm went on beside, since another processor trains another prior from a seed. The row
+    of vanilla also has what shares of the private images the targets put in their class, where it is kept.
     """
     found = [f for f in found if f["seed"] in seeds]
     by = {(f["data"], f["arm"], f["seed"]): f["measures"] for f in found}
     beside = {(f["data"], f["arm"], f["seed"]): f["beside"] for f in found if "beside" in f}
+    target = {(f["data"], f["seed"]): f["target_accuracy"] for f in found if "target_accuracy" in f}
     rows = []
     for data in DATASETS:
         for arm in dict.fromkeys(a for d, a, _ in by if d == data):
@@ -290,6 +299,8 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
                 (by[data, arm, s], beside.get((data, arm, s), by.get((data, BASE, s)))) for s in own
             ]
             row: dict[str, Any] = {"data": data, "arm": arm, "seeds": len(own)}
+            if arm == BASE:
+                row["target_accuracy"] = [target[data, s] for s in own if (data, s) in target]
             for name in MEASURES:
                 row[name] = statistics.mean(by[data, arm, s][name] for s in own)
                 if arm == BASE:
