@@ -359,8 +359,8 @@ def adapt(
     if chosen is None:
         return adapted
     seed = draw_seed(rng)
-    kept = None if checkpoint is None or tuning == 0 else checkpoint.with_name(TUNING_FILE)
-    pivots = None if kept is None else kept_pivots(kept)
+    kept = None if checkpoint is None else checkpoint.with_name(TUNING_FILE)
+    pivots = None if kept is None or tuning == 0 else kept_pivots(kept)
     if pivots is None:
         pivots = project(
             adapted,
@@ -373,23 +373,22 @@ def adapt(
             progress=after(adaptation.steps, searching),
         )
     adapted = replace(adapted, pivots=pivots.to(adapted.average.mapping.w_avg))
-    if tuning == 0:
-        return adapted
-    adapted = tune(
-        adapted,
-        target,
-        chosen,
-        everything,
-        steps=tuning,
-        missed=adaptation.pivots_missed,
-        left=adaptation.pivots_left,
-        learning_rate=adaptation.pivots_learning_rate,
-        batch_size=at_once,
-        rng=generator(seed, "pivotal-tuning"),
-        progress=after(adaptation.steps + searching, tuning),
-        checkpoint=kept,
-        processes=processes,
-    )
+    if tuning > 0:
+        adapted = tune(
+            adapted,
+            target,
+            chosen,
+            everything,
+            steps=tuning,
+            missed=adaptation.pivots_missed,
+            left=adaptation.pivots_left,
+            learning_rate=adaptation.pivots_learning_rate,
+            batch_size=at_once,
+            rng=generator(seed, "pivotal-tuning"),
+            progress=after(adaptation.steps + searching, tuning),
+            checkpoint=kept,
+            processes=processes,
+        )
     if kept is not None and processes.main:
         kept.unlink(missing_ok=True)
     return adapted
