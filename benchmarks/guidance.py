@@ -67,9 +67,8 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         settings = settings_of(variant, name, seed, options)
         result = audit_arm(settings, folder, home / BASE)
         measures[variant] = {measure: result[measure]["value"] for measure in MEASURES}
-    for folder in home.glob(
-        "guidance, *"
-    ):  # the tables and pictures stay, the checkpoints are large
+    # The tables and pictures stay, the checkpoints are large.
+    for folder in home.glob("guidance, *"):
         shutil.rmtree(folder / "stages", ignore_errors=True)
     return {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
 
