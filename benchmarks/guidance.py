@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The arm, and the settings of the adaptation that are changed; less damping takes more products."""
 LASTING = tuple(name for name in VARIANTS if name.endswith("times the steps"))
-IN_SMALL = (BASE, f"{GUIDED}, weight 1", *(LONG, LASTING[-1]))
+IN_SMALL = (BASE, LONG, LASTING[-1])
 SHOWN = (
     "ddcs_best", "covered", "coverage", "recall", "frechet", "knn_distance", "accuracy_top1",
 )  # fmt: skip
