@@ -9,7 +9,6 @@ them better too.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from dataclasses import replace
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from inversight.adaptation.pivots import BETAS, SAMPLES, Nearness, latent_rate
 from inversight.attacks.search import ramp
-from inversight.errors import DataError, StageError
+from inversight.checkpoints import load_state, reading, save_state
+from inversight.errors import StageError
 from inversight.priors import StylePrior
 from inversight.processes import ALONE, Processes
 from inversight.progress import Progress, silent
@@ -33,8 +32,8 @@ _EVERY = 50
 """Steps after which it is looked how much is missed."""
 _SECONDS = 30.0
 """Time from one checkpoint to the next."""
-_LATENTS = "latents"
-"""What the pivots are called in it."""
+_WHAT, _LATENTS = "tuning", "latents"
+"""What it is of, and what the pivots are called in it."""
 
 
 def tune(
@@ -133,11 +132,8 @@ def kept_pivots(checkpoint: Path) -> Tensor | None:
     """
     if not checkpoint.is_file():
         return None
-    try:
-        with safe_open(checkpoint, "pt") as handle:
-            latents: Tensor = handle.get_tensor(_LATENTS)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(checkpoint, error) from error
+    with reading(checkpoint, _WHAT), safe_open(checkpoint, "pt") as handle:
+        latents: Tensor = handle.get_tensor(_LATENTS)
     return latents
 
 
@@ -157,14 +153,10 @@ class _State:
 
     def save(self, path: Path) -> None:
         """Write it to ``path``, at once or not at all."""
-        tensors = {f"synthesis/{k}": v for k, v in self.synthesis.state_dict().items()}
-        for number, moments in self.adam.state_dict()["state"].items():
-            tensors |= {f"adam/{number}/{k}": v for k, v in moments.items()}
-        tensors[_LATENTS] = self.latents
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata={"tuning": json.dumps({"done": self.done})})
-        partial.replace(path)
+        save_state(
+            path, _WHAT, {"done": self.done}, modules={"synthesis": self.synthesis},
+            optimisers={"adam": self.adam}, tensors={_LATENTS: self.latents},
+        )  # fmt: skip
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
@@ -173,38 +165,16 @@ class _State:
         Raises:
             DataError: damaged, or of another network or other images.
         """
-        try:
-            with safe_open(path, "pt") as handle:
-                done = json.loads((handle.metadata() or {})["tuning"])["done"]
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            latents = tensors.pop(_LATENTS)
+        with reading(path, _WHAT):
+            facts, tensors = load_state(
+                path, _WHAT, modules={"synthesis": self.synthesis}, optimisers={"adam": self.adam}
+            )
+            latents = tensors[_LATENTS]
             if latents.shape != self.latents.shape:
                 found, expected = tuple(latents.shape), tuple(self.latents.shape)
                 raise ValueError(f"expected latents {expected}, found {found}")
-            moments: dict[int, dict[str, Tensor]] = {}
-            network: dict[str, Tensor] = {}
-            for name, value in tensors.items():
-                of, _, rest = name.partition("/")
-                if of == "adam":
-                    number, _, field = rest.partition("/")
-                    moments.setdefault(int(number), {})[field] = value
-                else:
-                    network[rest] = value
-            self.synthesis.load_state_dict(network)
-            groups = self.adam.state_dict()["param_groups"]
-            self.adam.load_state_dict({"state": moments, "param_groups": groups})
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise _damaged(path, error) from error
+            self.done = facts["done"]
         self.latents.copy_(latents)
-        self.done = done
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(
-        f"{path}: not a checkpoint of this tuning ({reason}); go on with the settings it began with, or "
-        "remove it to begin the tuning again"
-    )
 
 
 def _diverged(step: int, checkpoint: Path | None) -> StageError:

@@ -14,7 +14,6 @@ discriminator; here it has the same non-saturating loss as in every other game.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.errors import ConfigError, DataError
+from inversight.checkpoints import load_state, reading, save_state
+from inversight.errors import ConfigError
 from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
 from inversight.priors.layers import NoiseMode
@@ -428,12 +426,6 @@ class Game:
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
         """Write the whole state to ``path``, at once or not at all."""
-        tensors: dict[str, Tensor] = {}
-        for name, module in self._modules().items():
-            tensors |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
-        for name, optimiser in self._optimisers().items():
-            for i, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"{name}/{i}/{k}": v for k, v in state.items()}
         facts = {
             "done": self.done,
             "control": {
@@ -444,10 +436,7 @@ class Game:
             "path_length": self.path_length.mean,
             "extra": extra,
         }
-        partial = path.with_name(path.name + ".partial")
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(tensors, partial, metadata={"game": json.dumps(facts)})
-        partial.replace(path)
+        save_state(path, "game", facts, modules=self._modules(), optimisers=self._optimisers())
 
     def load(self, path: Path) -> dict[str, Any]:
         """Read the state that :meth:`save` wrote; returns its ``extra``.
@@ -455,35 +444,15 @@ class Game:
         Raises:
             DataError: damaged, or of a game with other networks.
         """
-        try:
-            with safe_open(path, "pt") as handle:
-                facts = json.loads((handle.metadata() or {})["game"])
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            for name, module in self._modules().items():
-                prefix = f"{name}/"
-                module.load_state_dict(
-                    {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-                )
-            for name, optimiser in self._optimisers().items():
-                state: dict[int, dict[str, Tensor]] = {}
-                for key, value in tensors.items():
-                    if key.startswith(f"{name}/"):
-                        _, index, field = key.split("/")
-                        state.setdefault(int(index), {})[field] = value
-                optimiser.load_state_dict(
-                    {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
-                )
+        with reading(path, "training"):
+            facts, _ = load_state(
+                path, "game", modules=self._modules(), optimisers=self._optimisers()
+            )
             self.done = facts["done"]
             for field, value in facts["control"].items():
                 setattr(self.control, field, value)
             self.path_length.mean = facts["path_length"]
             extra: dict[str, Any] = facts["extra"]
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"{path}: not a checkpoint of this training ({reason}); go on with the settings it "
-                "began with, or remove it to begin again"
-            ) from error
         return extra
 
     def _modules(self) -> dict[str, nn.Module]:
