@@ -15,19 +15,19 @@ from torch import Tensor
 from base_audits import base_audit, base_settings
 from inversight.adaptation import Adaptation, adapt
 from inversight.attacks import ATTACKS, Attack, Reconstructions, control, run_attack
-from inversight.auditing import Plan
-from inversight.config import build
-from inversight.console import Quiet
+from inversight.core.config import build
+from inversight.core.console import Quiet
+from inversight.core.imaging import to_uint8
+from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.embeddings import named_embedding
 from inversight.embeddings.base import Embedding
-from inversight.evaluation import Evaluation, evaluate
-from inversight.imaging import to_uint8
-from inversight.networks import load_classifier
+from inversight.models.networks import load_classifier
+from inversight.models.target import Target, target_of
+from inversight.pipeline import Plan
+from inversight.pipeline.evaluation import Evaluation, evaluate
 from inversight.priors import StylePrior
-from inversight.seeding import generator
 from inversight.settings import AuditSettings, resolve
-from inversight.target import Target, target_of
 from study_data import TRUNCATED
 
 MEASURES = (

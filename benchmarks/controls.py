@@ -32,12 +32,12 @@ from scipy.stats import t
 
 from common import finish, machine, parser
 from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, planted, unequal_rows
-from inversight.auditing import Plan, execute
-from inversight.console import Terminal
+from inversight.core.console import Terminal
+from inversight.core.run import Run
 from inversight.data import ImageSet, write_images
-from inversight.run import Run
+from inversight.pipeline import Plan, execute
+from inversight.pipeline.stages import train
 from inversight.settings import resolve
-from inversight.stages import train
 
 PARTS = ("null", "planted", "no-leak", "trained-leak")
 PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50

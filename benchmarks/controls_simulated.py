@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inversight.core.seeding import generator
 from inversight.data import ImageSet, digits
 from inversight.risk import benjamini_hochberg, calibrate, leakage_gap
 from inversight.scores import ddcs
-from inversight.seeding import generator
 
 Floats = NDArray[np.float64]
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from attack_problem import Attacked
 from common import machine
 from inversight.attacks import Reconstructions
-from inversight.imaging import to_float
-from inversight.seeding import generator
+from inversight.core.imaging import to_float
+from inversight.core.seeding import generator
 from inversight.settings import resolve
 from seed_by_seed import Measured, run
 from study import BASE, MEASURES, SMALL, audit_arm, interval

@@ -39,18 +39,18 @@ from torch.nn.functional import cosine_similarity
 from common import finish, parser
 from inversight.adaptation import Damped, Eigenspace, PaperEigen, adapt, top_eigenspace
 from inversight.adaptation.adapt import preconditioner_of
-from inversight.device import fast_dtype
+from inversight.attacks.objectives import entropy
+from inversight.core.device import fast_dtype
+from inversight.core.imaging import fit, to_uint8
+from inversight.core.seeding import generator
 from inversight.embeddings import Embedding, PullbackMetric, StageEmbedding
 from inversight.embeddings.lpips import Lpips, random_backbone
 from inversight.embeddings.pairs import exact_products
 from inversight.embeddings.pullback import recorded_gram
-from inversight.imaging import fit, to_uint8
-from inversight.networks import build_classifier
-from inversight.objectives import entropy
+from inversight.models.networks import build_classifier
+from inversight.models.target import Target, target_of
 from inversight.priors import PriorTraining, train_prior
-from inversight.seeding import generator
 from inversight.settings import AuditSettings, prior_training, resolve
-from inversight.target import Target, target_of
 
 PARTS = ("eigenpairs", "direction", "steps")
 RANK, NCV = 20, 40

@@ -24,10 +24,10 @@ import torch
 
 from common import finish, parser
 from inversight.adaptation import adapt
-from inversight.imaging import to_uint8
+from inversight.core.imaging import to_uint8
+from inversight.core.seeding import generator
 from inversight.priors import PriorTraining, StylePrior, train_prior
 from inversight.priors.settings import training_of
-from inversight.seeding import generator
 from natural_gradient import LPIPS_LEAST, STANDARD, classifier, embedding_of, photographs, seconds
 
 ARMS = ("vanilla", "entropy", "natural-gradient", "diverse", "conditional")

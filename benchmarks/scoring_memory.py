@@ -23,13 +23,13 @@ from typing import Any
 import torch
 
 from common import finish, parser
+from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.embeddings import PooledEmbedding
 from inversight.embeddings.pixel import Pixel
-from inversight.evaluation import evaluate
-from inversight.networks import build_classifier
-from inversight.seeding import generator
-from inversight.target import target_of
+from inversight.models.networks import build_classifier
+from inversight.models.target import target_of
+from inversight.pipeline.evaluation import evaluate
 
 MEMORY = 2 << 30
 A_CLASS = 100

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import finish, parser, work_folder, work_option
-from inversight.run import write_json
+from inversight.core.run import write_json
 from study import LOWER_IS_BETTER, interval, numbers
 
 Measured = dict[str, dict[str, float | None]]

@@ -28,10 +28,10 @@ from scipy.stats import t
 
 from common import finish, machine, parser
 from inversight.adaptation import ARMS
-from inversight.auditing import Plan, execute
-from inversight.config import merge, parse_assignment, to_mapping
-from inversight.console import Terminal
-from inversight.run import Run, read_manifest
+from inversight.core.config import merge, parse_assignment, to_mapping
+from inversight.core.console import Terminal
+from inversight.core.run import Run, read_manifest
+from inversight.pipeline import Plan, execute
 from inversight.settings import AuditSettings, resolve
 from study_data import DATASETS, DataSet
 

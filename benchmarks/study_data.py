@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from inversight.seeding import generator
+from inversight.core.seeding import generator
 
 PUBLIC_FEATURES = {"embedding": "public", "features": "public", "guidance_embedding": "public"}
 

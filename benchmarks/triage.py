@@ -24,13 +24,13 @@ import torch
 
 from base_audits import base_audit, base_settings
 from common import finish, machine, parser, work_folder, work_option
-from inversight.ledger import signals_of
+from inversight.core.run import read_manifest, write_json
+from inversight.core.seeding import generator
+from inversight.pipeline.ledger import signals_of
+from inversight.pipeline.triage_stage import EXPECTED, LEARNED, MEASURED, triage_run
 from inversight.report.reading import read_table
 from inversight.risk.signals import SIGNALS
 from inversight.risk.triage import agreement, learn
-from inversight.run import read_manifest, write_json
-from inversight.seeding import generator
-from inversight.triage_stage import EXPECTED, LEARNED, MEASURED, triage_run
 from study import digest, interval, numbers
 from study_data import DATASETS
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inversight.attacks import Reconstructions
-from inversight.errors import InputError
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.models.target import Access, Target
 from inversight.priors import Prior
-from inversight.progress import Progress, silent
-from inversight.target import Access, Target
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import typer
 
-from inversight.cli import app
-from inversight.config import parse_assignment
+from inversight.cli.app import app
+from inversight.core.config import parse_assignment
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCKS = [

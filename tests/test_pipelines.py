@@ -13,8 +13,8 @@ import pytest
 import typer
 import yaml
 
-from inversight.cli import app
-from inversight.gate import gates
+from inversight.cli.app import app
+from inversight.pipeline.gate import gates
 
 TEXT = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text(encoding="utf-8")
 (WORKFLOW,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S)
@@ -96,7 +96,7 @@ def test_its_shell_passes_the_exit_code_on(tmp_path: Path, code: int) -> None:
 
 
 def test_the_uploaded_files_are_those_that_a_run_writes(tmp_path: Path) -> None:
-    from inversight.outputs import write_report
+    from inversight.pipeline.outputs import write_report
     from inversight.report import load_report_data
     from tests.report.examples import write_run
 

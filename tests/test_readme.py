@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from inversight.cli import app
+from inversight.cli.app import app
 from inversight.settings import AuditSettings
 
 ROOT = Path(__file__).parents[1]

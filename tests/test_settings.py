@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from inversight.attacks import ATTACKS, MiFace, PlugAndPlay
-from inversight.config import build, documented_yaml, to_mapping
-from inversight.errors import ConfigError
+from inversight.core.config import build, documented_yaml, to_mapping
+from inversight.core.errors import ConfigError
+from inversight.models.target import Access
 from inversight.settings import AuditSettings, attack_budget, prior_training, resolve
-from inversight.target import Access
 from tests.examples import NoisePrior
 
 REAL: dict[str, Any] = {"private": "p", "public": "q"}

@@ -6,18 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inversight.auditing import AuditResult, audit, resume
-    from inversight.errors import InputError, InversightError, StageError
+    from inversight.core.errors import InputError, InversightError, StageError
+    from inversight.pipeline import AuditResult, audit, resume
 
 __all__ = ["AuditResult", "InputError", "InversightError", "StageError", "audit", "resume"]
 
 _ROOMS = {
-    "AuditResult": "auditing",
-    "InputError": "errors",
-    "InversightError": "errors",
-    "StageError": "errors",
-    "audit": "auditing",
-    "resume": "auditing",
+    "AuditResult": "pipeline",
+    "InputError": "core.errors",
+    "InversightError": "core.errors",
+    "StageError": "core.errors",
+    "audit": "pipeline",
+    "resume": "pipeline",
 }
 
 

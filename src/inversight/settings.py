@@ -9,13 +9,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from inversight.adaptation import Adaptation
 from inversight.attacks import Lokt, Lomma
-from inversight.config import from_mapping, merge, nearest, settings, to_mapping
-from inversight.errors import ConfigError
-from inversight.evaluation import PairMeasure
+from inversight.core.config import from_mapping, merge, nearest, settings, to_mapping
+from inversight.core.errors import ConfigError
+from inversight.models.training import Training
+from inversight.pipeline.evaluation import PairMeasure
 from inversight.priors import PriorTraining
 from inversight.priors.settings import training_of
 from inversight.risk import DEFAULT_RATE
-from inversight.training import Training
 
 Preset = Literal["quick", "standard", "thorough"]
 Arm = Literal[

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from inversight.adaptation import Adaptation, Pull, adapt, pulls_of
 from inversight.adaptation.preconditioners import Damped
 from inversight.adaptation.terms import Balance, Entropy, Spread, Statistics
+from inversight.attacks.objectives import entropy
+from inversight.core.errors import ConfigError
+from inversight.core.seeding import generator
 from inversight.embeddings.pixel import Pixel
-from inversight.errors import ConfigError
-from inversight.objectives import entropy
+from inversight.models.target import Target
 from inversight.priors import PriorTraining, StylePrior, train_prior
-from inversight.seeding import generator
-from inversight.target import Target
 
 SHAPE = (1, 8, 8)
 TRAINING = PriorTraining(steps=10, batch_size=8, width=2, z_dim=6, w_dim=5)

@@ -18,12 +18,12 @@ from inversight.adaptation.guidance import Guidance
 from inversight.adaptation.knowledge import pseudo_labels, soft_labels, taken_for
 from inversight.adaptation.terms import CriticEntropy, Margin, Observation
 from inversight.arm_names import ARM_NAMES
-from inversight.errors import ConfigError
+from inversight.core.errors import ConfigError
+from inversight.core.seeding import generator
+from inversight.models.target import Target
+from inversight.models.transformations import Transformations
 from inversight.priors import Critic, PriorTraining, StylePrior, train_prior
 from inversight.priors.game import Made
-from inversight.seeding import generator
-from inversight.target import Target
-from inversight.transformations import Transformations
 
 SHAPE = (3, 8, 8)
 TRAINING = PriorTraining(steps=40, batch_size=8, width=4, z_dim=6, w_dim=8, ada_images=1e6)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.adaptation.collapse import class_entropy
-from inversight.target import Target
+from inversight.models.target import Target
 
 
 @dataclass(frozen=True)

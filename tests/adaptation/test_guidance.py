@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.terms import Balance, Entropy
-from inversight.target import Target
+from inversight.models.target import Target
 
 SHAPE = (1, 4, 4)
 

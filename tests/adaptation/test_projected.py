@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from inversight.adaptation import Adaptation, Pull, adapt, pulls_of
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import observe
-from inversight.errors import ConfigError
+from inversight.core.errors import ConfigError
+from inversight.core.seeding import generator
+from inversight.models.target import Target
 from inversight.priors import Game, StylePrior, train_prior
 from inversight.priors.game import Share
-from inversight.seeding import generator
-from inversight.target import Target
 from tests.adaptation.test_adapt import PUBLIC, SHAPE, TRAINING, linear_target, pictures, run
 
 

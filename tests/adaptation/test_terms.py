@@ -16,7 +16,7 @@ from inversight.adaptation.terms import (
     Statistics,
     observe,
 )
-from inversight.target import Target
+from inversight.models.target import Target
 
 
 def rng(seed: int) -> torch.Generator:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import inversight.processes
+import inversight.core.processes
 from inversight.attacks import (
     Attack,
     BrepMi,
@@ -26,11 +26,11 @@ from inversight.attacks import (
     gathered,
     run_share,
 )
-from inversight.errors import InputError, InversightError
-from inversight.processes import ALONE, Processes, launched
-from inversight.progress import Progress, silent
-from inversight.seeding import generator
-from inversight.target import Access, Target
+from inversight.core.errors import InputError, InversightError
+from inversight.core.processes import ALONE, Processes, launched
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import generator
+from inversight.models.target import Access, Target
 from tests.attacks.toy import FlatPrior, NearestByLayer, toy_target
 
 
@@ -93,7 +93,7 @@ def attacked(name: str, processes: Processes = ALONE) -> Reconstructions | None:
 def main(out: Path) -> None:
     """Attack in each way; the reconstructions, or else how it ended, and how many images were sent."""
     processes = launched("cpu")
-    inversight.processes._CHUNK = 100  # less than each tensor, and no divisor of its size
+    inversight.core.processes._CHUNK = 100  # less than each tensor, and no divisor of its size
     ends = {}
     for name, (_, module, _) in CASES.items():
         try:

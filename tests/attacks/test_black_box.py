@@ -23,10 +23,10 @@ from inversight.attacks import (
 from inversight.attacks.constraints import PSpace
 from inversight.attacks.mirror_genetic import _Individuals
 from inversight.attacks.pool_space import PoolSpace
-from inversight.errors import InputError
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
+from inversight.models.target import Access, Target
 from inversight.priors import Prior
-from inversight.seeding import generator
-from inversight.target import Access, Target
 from tests.attacks.toy import (
     CENTRES,
     LABELS,

@@ -23,9 +23,9 @@ from inversight.attacks import (
     run_attack,
 )
 from inversight.attacks.budget import within
-from inversight.seeding import generator
-from inversight.target import Access
-from inversight.training import Training
+from inversight.core.seeding import generator
+from inversight.models.target import Access
+from inversight.models.training import Training
 from tests.attacks.toy import (
     LABELS,
     FlatPrior,

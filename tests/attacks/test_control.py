@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inversight.attacks import CmaEs, MiFace, PlugAndPlay, control
 from inversight.attacks.control import least_truncation
-from inversight.seeding import generator
+from inversight.core.seeding import generator
 from tests.attacks.toy import SIZE, FlatPrior
 
 

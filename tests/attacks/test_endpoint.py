@@ -21,10 +21,10 @@ from inversight.attacks.endpoint import (
     read_headers,
     read_spec,
 )
-from inversight.errors import ConfigError, InputError, TargetError
-from inversight.imaging import to_float, to_uint8
-from inversight.seeding import generator
-from inversight.target import Access
+from inversight.core.errors import ConfigError, InputError, TargetError
+from inversight.core.imaging import to_float, to_uint8
+from inversight.core.seeding import generator
+from inversight.models.target import Access
 from tests.attacks.service import Answer, Service, good, halves, labels, probabilities, serving
 from tests.attacks.toy import FlatPrior
 

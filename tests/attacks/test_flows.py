@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from inversight.attacks import Reconstructions, Vmi, run_attack
 from inversight.attacks.flows import Flow, _couplings
+from inversight.attacks.objectives import cross_entropy
 from inversight.attacks.vmi import Gaussian
-from inversight.errors import InputError
-from inversight.objectives import cross_entropy
-from inversight.seeding import generator
-from inversight.target import Target
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
+from inversight.models.target import Target
 from tests.attacks.toy import (
     LABELS,
     FlatPrior,

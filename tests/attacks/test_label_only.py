@@ -20,10 +20,10 @@ from inversight.attacks import (
 )
 from inversight.attacks.brep_mi import _Searches
 from inversight.attacks.pool_space import PoolSpace
-from inversight.errors import InputError, StageError
-from inversight.seeding import generator
-from inversight.target import Access, Target
-from inversight.training import Training
+from inversight.core.errors import InputError, StageError
+from inversight.core.seeding import generator
+from inversight.models.target import Access, Target
+from inversight.models.training import Training
 from tests.attacks.toy import (
     LABELS,
     SIZE,
@@ -278,8 +278,8 @@ def test_rare_classes_weigh_more(target: Target, monkeypatch: pytest.MonkeyPatch
 
 
 def labels_images(count: int) -> Tensor:
-    from inversight.imaging import to_float, to_uint8
-    from inversight.seeding import draw_seed
+    from inversight.core.imaging import to_float, to_uint8
+    from inversight.core.seeding import draw_seed
 
     seed = draw_seed(generator(0))
     latents = LinearPrior().sample(count, rng=generator(seed, "pool"))

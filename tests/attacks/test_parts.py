@@ -15,8 +15,8 @@ from inversight.attacks import Gmi, IfGmi, Lomma, Vmi
 from inversight.attacks.constraints import Coordinates, within_l1_ball
 from inversight.attacks.mi_face import MiFace, statistics_gaps, total_variation
 from inversight.attacks.search import descend, ramp
-from inversight.seeding import generator
-from inversight.target import Target
+from inversight.core.seeding import generator
+from inversight.models.target import Target
 from tests.attacks.toy import LABELS, FlatPrior, Nearest, OpenPrior, toy_target
 from tests.examples import NoisePrior
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.transforms.functional import resized_crop
 
 from inversight.attacks import Attack, PlugAndPlay, Reconstructions
+from inversight.attacks.objectives import poincare
 from inversight.attacks.selection import Crops, classified_pool, crop_box, robust_confidence
-from inversight.errors import InputError
-from inversight.objectives import poincare
-from inversight.seeding import generator
-from inversight.target import Access, Target
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
+from inversight.models.target import Access, Target
 from tests.attacks.toy import LABELS, SIZE, FlatPrior, Nearest, toy_target
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from inversight.attacks import QueriesSpentError, Reconstructions, black_box, run_attack
 from inversight.attacks.queries import QueryMeter, metered
-from inversight.errors import InputError
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import generator
+from inversight.models.target import Access, Target
 from inversight.priors import Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import generator
-from inversight.target import Access, Target
 from tests.attacks.toy import LABELS, SIZE, FlatPrior, toy_target
 from tests.examples import OwnNetwork, SampleAttack
 

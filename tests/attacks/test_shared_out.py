@@ -24,10 +24,10 @@ from inversight.attacks import (
 )
 from inversight.attacks.base import NoSampleError
 from inversight.attacks.shared_out import Part, gathered, shares
-from inversight.errors import InputError
-from inversight.processes import ALONE, Processes
-from inversight.seeding import generator
-from inversight.target import Access
+from inversight.core.errors import InputError
+from inversight.core.processes import ALONE, Processes
+from inversight.core.seeding import generator
+from inversight.models.target import Access
 from tests.attacks import one_of_two
 from tests.attacks.test_black_box import SHORT
 from tests.attacks.test_label_only import QUICK, REPELLED

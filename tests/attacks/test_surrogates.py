@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from inversight.attacks import Lomma, QueriesSpentError, Reconstructions, lomma, run_attack
+from inversight.attacks.objectives import logit
 from inversight.attacks.surrogates import answered, distillation, distillation_loss, taught
-from inversight.networks import ResidualBlock, build_classifier
-from inversight.objectives import logit
-from inversight.seeding import generator
-from inversight.target import Target, target_of
-from inversight.training import Training, Variation
+from inversight.core.seeding import generator
+from inversight.models.networks import ResidualBlock, build_classifier
+from inversight.models.target import Target, target_of
+from inversight.models.training import Training, Variation
 from tests.attacks.toy import (
     LABELS,
     SIZE,

@@ -30,15 +30,15 @@ from inversight.attacks import (
     run_attack,
 )
 from inversight.attacks.budget import within
-from inversight.errors import InputError
-from inversight.networks import build_classifier
-from inversight.objectives import cross_entropy, logit, max_margin, poincare
+from inversight.attacks.objectives import cross_entropy, logit, max_margin, poincare
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
+from inversight.models.networks import build_classifier
+from inversight.models.target import Access, Target, target_of
+from inversight.models.transformations import Transformations
 from inversight.priors import PriorTraining, StylePrior, train_prior
 from inversight.priors.base import Prior
 from inversight.priors.classes import conditioned
-from inversight.seeding import generator
-from inversight.target import Access, Target, target_of
-from inversight.transformations import Transformations
 from tests.attacks.toy import (
     LABELS,
     SIZE,
@@ -417,7 +417,7 @@ class TestFaster:
         self, style: StylePrior, network: Target, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Autocast's cache once held the latents as they were at the first step.
-        monkeypatch.setattr("inversight.device.fast_dtype", lambda device: torch.bfloat16)
+        monkeypatch.setattr("inversight.core.device.fast_dtype", lambda device: torch.bfloat16)
         ends = {"candidates": 8, "keep": 8, "crops": 1, "pool": 20, "truncation": 1.0}
         plain = PlugAndPlay(**ends, steps=60, learning_rate=0.05)
         labels = torch.tensor([0, 1])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inversight.models.target import Target
 from inversight.priors import Halfway
-from inversight.target import Target
 
 SIZE = 8
 LABELS = torch.tensor([0, 1, 2])

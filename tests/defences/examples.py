@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from inversight.core.progress import Progress, silent
 from inversight.defences import Defended, Level, Material
-from inversight.progress import Progress, silent
-from inversight.target import Target, target_of
-from inversight.training import Training, train_classifier
+from inversight.models.target import Target, target_of
+from inversight.models.training import Training, train_classifier
 from tests.examples import SampleAttack
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.defences import DEFENCES, Defence, Defended, Material
-from inversight.seeding import generator
-from inversight.target import Target, target_of
-from inversight.training import Training, train_classifier
+from inversight.models.target import Target, target_of
+from inversight.models.training import Training, train_classifier
 
 QUICK = Training(width=4, epochs=8, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
 LONGER = replace(QUICK, epochs=30, learning_rate=0.01)

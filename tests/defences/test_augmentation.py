@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from inversight.core.seeding import generator
 from inversight.defences import Augmentation
 from inversight.defences.augmentation import StrongAugmentation
-from inversight.seeding import generator
 from tests.defences.problem import defend, equal, images, material, with_other_exposed_pixels
 
 CHOSEN = torch.arange(36) % 2 == 0

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inversight.core.seeding import generator
 from inversight.defences import BiDO
 from inversight.defences.bido import RIDGE, DependencyLoss, dependency, kernel_operator
-from inversight.networks import Classifier
-from inversight.seeding import generator
-from inversight.training import Batch, recipe_loss
+from inversight.models.networks import Classifier
+from inversight.models.training import Batch, recipe_loss
 from tests.defences.problem import LONGER, QUICK, defend, images, material, undefended
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from inversight.config import build
+from inversight.core.config import build
+from inversight.core.errors import ConfigError, InputError
+from inversight.core.seeding import generator
 from inversight.defences import DEFENCES, Defence, Defended, Material
-from inversight.errors import ConfigError, InputError
-from inversight.networks import load_classifier, save_classifier
-from inversight.seeding import generator
-from inversight.target import Access, Target, target_of
+from inversight.models.networks import load_classifier, save_classifier
+from inversight.models.target import Access, Target, target_of
 from tests.defences.problem import defend, equal, images, material, named, undefended
 
 OPACUS = pytest.mark.skipif(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from inversight.core.seeding import generator
 from inversight.defences import DownWeighting
-from inversight.networks import build_classifier
-from inversight.seeding import generator
-from inversight.training import recipe_loss
+from inversight.models.networks import build_classifier
+from inversight.models.training import recipe_loss
 from tests.defences.problem import CLASSES, LONGER, QUICK, defend, images, material
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
 from inversight.defences import DPSGD
 from inversight.defences.dp_sgd import PrivateSteps, mean_cross_entropy
-from inversight.errors import InputError
-from inversight.networks import Classifier, NetworkOptions, build_classifier
-from inversight.seeding import generator
-from inversight.training import Batch
+from inversight.models.networks import Classifier, NetworkOptions, build_classifier
+from inversight.models.training import Batch
 from tests.defences.problem import CLASSES, LONGER, defend, equal, images, kinds, material
 
 

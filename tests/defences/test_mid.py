@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from inversight.core.seeding import generator
 from inversight.defences import MID
 from inversight.defences.mid import InformationLoss, normal_divergence
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
-from inversight.networks import Classifier, NetworkOptions, build_classifier
-from inversight.seeding import generator
-from inversight.training import Batch, recipe_loss
+from inversight.models.networks import Classifier, NetworkOptions, build_classifier
+from inversight.models.training import Batch, recipe_loss
 from tests.defences.problem import CLASSES, LONGER, QUICK, defend, images, material
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from inversight.config import from_mapping
+from inversight.core.config import from_mapping
+from inversight.core.errors import ConfigError, InputError
+from inversight.core.seeding import generator
 from inversight.defences import NegativeLabelSmoothing
 from inversight.defences.negative_label_smoothing import ScheduledSmoothing, smoothed_loss
-from inversight.errors import ConfigError, InputError
-from inversight.seeding import generator
 from tests.defences.problem import LONGER, defend, images, material
 
 LOGITS = torch.randn(6, 4, generator=generator(0))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
 from inversight.defences import Purification
 from inversight.defences.purification import Purified
-from inversight.errors import InputError
-from inversight.seeding import generator
-from inversight.target import Access
+from inversight.models.target import Access
 from tests.defences.problem import defend, images, undefended
 
 P = (3.0 * torch.randn(200, 20, generator=generator(0))).softmax(1)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from inversight.core.errors import StageError
+from inversight.core.seeding import generator
 from inversight.defences import Removal
-from inversight.errors import StageError
-from inversight.seeding import generator
-from inversight.training import train_classifier
+from inversight.models.training import train_classifier
 from tests.defences.problem import QUICK, defend, equal, material, with_other_exposed_pixels
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from inversight.core.errors import StageError
+from inversight.core.seeding import generator
 from inversight.defences import Replacement
 from inversight.defences.replacement import replaced
-from inversight.errors import StageError
-from inversight.seeding import generator
 from tests.defences.problem import defend, equal, material, with_other_exposed_pixels
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
 from inversight.defences import RoLSS
-from inversight.errors import InputError
-from inversight.networks import Classifier
-from inversight.seeding import generator
+from inversight.models.networks import Classifier
 from tests.defences.problem import QUICK, defend, material
 
 

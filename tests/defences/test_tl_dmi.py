@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
 from inversight.defences import TLDMI
 from inversight.defences.tl_dmi import layers_below_logits
-from inversight.errors import InputError
-from inversight.networks import Classifier
-from inversight.seeding import generator
-from inversight.training import rotation_task, train_classifier
+from inversight.models.networks import Classifier
+from inversight.models.training import rotation_task, train_classifier
 from tests.defences.problem import defend, images, material, weights
 
 

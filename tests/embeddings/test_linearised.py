@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.squeezenet import Fire
 
 from inversight.embeddings.linearised import Map, linearised, recorded, unit_gram
-from inversight.networks import ResidualBlock
+from inversight.models.networks import ResidualBlock
 
 
 def rng(seed: int) -> torch.Generator:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from inversight.core.errors import WeightsError
 from inversight.embeddings import Embedding
 from inversight.embeddings.lpips import Lpips, Net, backbone_shapes, random_backbone
-from inversight.errors import WeightsError
 
 NETS = get_args(Net)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inversight.core.errors import TargetError
 from inversight.embeddings import Embedding, PooledEmbedding, StageEmbedding, squared_distances
-from inversight.errors import TargetError
-from inversight.networks import Architecture, SavedClassifier, build_classifier
-from inversight.target import Target, target_of
+from inversight.models.networks import Architecture, SavedClassifier, build_classifier
+from inversight.models.target import Target, target_of
 
 
 def classifier(architecture: Architecture = "resnet", channels: int = 1) -> SavedClassifier:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from inversight.core.errors import ConfigError, StageError
 from inversight.embeddings import StagedEmbedding, Workspace, image_pairs, pairs
 from inversight.embeddings.lpips import Lpips, Net
 from inversight.embeddings.pixel import Pixel
-from inversight.errors import ConfigError, StageError
 from tests.embeddings.test_lpips import authors, backbone
 
 NETS = get_args(Net)

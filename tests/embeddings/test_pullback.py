@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inversight.embeddings.lpips import Lpips, Net, random_backbone
 from inversight.embeddings.network import StageEmbedding
 from inversight.embeddings.pullback import PullbackMetric, dot, recorded_gram
-from inversight.networks import Architecture, build_classifier
+from inversight.models.networks import Architecture, build_classifier
 
 SHAPE = (1, 4, 4)
 N = 16

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from inversight.core.processes import ALONE, Processes, launched
+from inversight.core.seeding import generator
 from inversight.priors.game import Game
 from inversight.priors.settings import PriorTraining, architecture_of
 from inversight.priors.training import run_game
-from inversight.processes import ALONE, Processes, launched
-from inversight.seeding import generator
 from tests.priors.pullers import Puller
 
 SHAPE = (1, 8, 8)

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from inversight.core.seeding import generator
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
 from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
-from inversight.seeding import generator
 
 SOURCE = "raise SystemExit('the source in the file was run')\n"
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
 from inversight.priors import Conditional, StylePrior, train_prior
 from inversight.priors.architecture import Architecture
 from inversight.priors.classes import conditioned, telling_classes
 from inversight.priors.game import SOFT_LABELS, Game, Made, Share
 from inversight.priors.training import run_game
-from inversight.seeding import generator
 from tests.priors.pullers import Puller
 from tests.priors.test_training import PUBLISHED, SHAPE, assert_same, public, state, tiny
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.errors import ConfigError, DataError
+from inversight.core.errors import ConfigError, DataError
+from inversight.core.seeding import generator
 from inversight.priors.game import Game, Share
 from inversight.priors.penalties import r1_penalty
 from inversight.priors.settings import PriorTraining, training_of
-from inversight.seeding import generator
 from tests.priors.test_training import SHAPE, assert_same, fresh_game, public, state, tiny
 
 

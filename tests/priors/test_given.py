@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from inversight.errors import DataError
+from inversight.core.errors import DataError
+from inversight.core.seeding import generator
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
 from inversight.priors.given import (
@@ -19,7 +20,6 @@ from inversight.priors.given import (
     few_images,
     read_prior,
 )
-from inversight.seeding import generator
 from tests.priors.published import random_prior
 
 SMALL = Architecture(

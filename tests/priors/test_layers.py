@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 from inversight.priors.architecture import Architecture
 from inversight.priors.layers import (
     Mapping,

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from inversight.errors import ConfigError
+from inversight.core.errors import ConfigError
+from inversight.core.processes import ALONE, Processes, launched
+from inversight.core.seeding import generator
 from inversight.priors.game import Game
 from inversight.priors.settings import PriorTraining
 from inversight.priors.training import run_game
-from inversight.processes import ALONE, Processes, launched
-from inversight.seeding import generator
 from tests.priors import one_of_two
 
 ROOT = Path(__file__).parents[2]

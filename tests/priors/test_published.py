@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.config import from_mapping
-from inversight.errors import ConfigError
+from inversight.core.config import from_mapping
+from inversight.core.errors import ConfigError
 from inversight.priors.architecture import Architecture
 from inversight.priors.published import published_architecture, published_training
 from inversight.priors.stylegan2 import Discriminator, Generator

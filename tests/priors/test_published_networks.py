@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from inversight.errors import DataError
+from inversight.core.errors import DataError
+from inversight.core.seeding import generator
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
 from inversight.priors.published import published_architecture
 from inversight.priors.published_networks import _configuration, import_published
 from inversight.priors.stylegan2 import Generator
-from inversight.seeding import generator
 from tests.priors.published import (
     Persistent,
     persistent_discriminator,

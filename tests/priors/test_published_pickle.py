@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inversight.errors import DataError
+from inversight.core.errors import DataError
+from inversight.core.seeding import generator
 from inversight.priors.published_pickle import PublishedFile, read_published
-from inversight.seeding import generator
 from tests.priors.published import Persistent, augment_pipe, persistent, pickled
 
 RAN = []

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from inversight.errors import DataError, InputError
+from inversight.core.errors import DataError, InputError
+from inversight.core.seeding import generator
 from inversight.priors import (
     Architecture,
     Critic,
@@ -24,7 +25,6 @@ from inversight.priors import (
     train_prior,
 )
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
-from inversight.seeding import generator
 
 TRAINING = PriorTraining(steps=4, batch_size=4, width=2, z_dim=6, w_dim=5)
 PUBLIC = torch.randint(0, 256, (12, 1, 8, 8), generator=generator(0)).to(torch.uint8)

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from inversight.core.seeding import generator
 from inversight.priors.game import Game
 from inversight.priors.training import run_game
 from inversight.priors.watch import Watch, grid_of
-from inversight.seeding import generator
 from tests.priors.test_training import SHAPE, assert_same, public, state, tiny
 
 

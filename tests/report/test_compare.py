@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from inversight.errors import RunError
+from inversight.core.errors import RunError
 from inversight.report import compare, render_text
 from inversight.report.words import NONE
 from tests.report.examples import metrics, samples, write_run

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from inversight.errors import RunError
+from inversight.core.errors import RunError
 from inversight.report import GalleryItem, load_report_data, render
 from tests.report.examples import png, samples, write_run
 

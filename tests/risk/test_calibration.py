@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from inversight.errors import ConfigError, InputError
+from inversight.core.errors import ConfigError, InputError
 from inversight.risk import benjamini_hochberg, calibrate, check_embedding, smallest_possible
 from tests.risk.examples import Distances, null, p_values_by_loops
 

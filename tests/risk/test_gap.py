@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 from inversight.risk import leakage_gap
 from inversight.scores import ddcs
 from inversight.scores.result import Summary

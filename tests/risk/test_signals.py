@@ -15,9 +15,10 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inversight.core.errors import ConfigError, StageError
 from inversight.data import ImageSet
-from inversight.errors import ConfigError, StageError
-from inversight.networks import build_classifier
+from inversight.models.networks import build_classifier
+from inversight.models.target import Access, Target, target_of
 from inversight.risk.signals import (
     SIGNALS,
     centre_distance,
@@ -27,7 +28,6 @@ from inversight.risk.signals import (
     local_density,
     signals,
 )
-from inversight.target import Access, Target, target_of
 
 CLASSES = ("a", "b", "c")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 from inversight.risk.signals import SIGNALS
 from inversight.risk.triage import (
     _spearman,

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import top_k_accuracy_score
 from torch import Tensor
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 from inversight.scores import accuracy
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inversight.errors import ConfigError
+from inversight.core.errors import ConfigError
 from inversight.scores import bootstrap
 from inversight.scores.bootstrap import interval_of_means
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from inversight.core.errors import InputError
 from inversight.embeddings.base import Features
-from inversight.errors import InputError
 from inversight.scores import ddcs, frechet_distance, knn_distance, prdc
 from tests.scores.build import features
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
-from inversight.errors import ConfigError
 from inversight.scores import ScoreResult, prdc
 from inversight.scores.coverage import MEASURES
 from tests.reference.prdc_loop import prdc_loop

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
-from inversight.errors import ConfigError
 from inversight.scores import DDCSResult, ddcs
 from tests.reference.ddcs_loop import ddcs_loop
 from tests.scores.build import features, gaussian, shuffled

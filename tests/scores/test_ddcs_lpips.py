@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from inversight.core.errors import WeightsError
 from inversight.embeddings.lpips import _BACKBONE, Lpips, Net
-from inversight.errors import WeightsError
+from inversight.embeddings.weights import load_weights
 from inversight.scores import DDCS
-from inversight.weights import load_weights
 from tests.embeddings.test_lpips import authors, authors_with, backbone
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
-from inversight.errors import ConfigError
 from inversight.scores import knn_distance
 from tests.scores.build import features, gaussian, shuffled
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from inversight.core.errors import ConfigError, InputError
 from inversight.embeddings.lpips import Lpips
 from inversight.embeddings.pixel import Pixel
-from inversight.errors import ConfigError, InputError
 from inversight.scores import DDCS, DDCSResult, ddcs
 from tests.embeddings.test_lpips import backbone
 from tests.scores.build import gaussian

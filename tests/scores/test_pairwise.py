@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inversight.core.errors import InputError
 from inversight.embeddings.lpips import random_backbone
-from inversight.errors import InputError
 from inversight.scores import dists, dists_network, psnr, ssim
 
 

@@ -24,8 +24,6 @@ from torch.nn import functional as F
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels, taken_for
-from inversight.adaptation.pivotal_tuning import kept_pivots, tune
-from inversight.adaptation.pivots import SAMPLES, project, sampled_scores, surest_images
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import (
@@ -39,16 +37,18 @@ from inversight.adaptation.terms import (
     batch_norms,
     convolutions,
 )
-from inversight.config import Fraction, settings
+from inversight.core.config import Fraction, settings
+from inversight.core.errors import ConfigError
+from inversight.core.processes import ALONE, Processes
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed, generator
 from inversight.embeddings.base import Embedding
-from inversight.errors import ConfigError
+from inversight.models.target import Target
+from inversight.models.transformations import Transformations
 from inversight.priors import PriorTraining, StylePrior, Watch, play
 from inversight.priors.classes import conditioned, telling_classes
-from inversight.processes import ALONE, Processes
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed, generator
-from inversight.target import Target
-from inversight.transformations import Transformations
+from inversight.priors.pivotal_tuning import kept_pivots, tune
+from inversight.priors.pivots import SAMPLES, project, sampled_scores, surest_images
 
 TERMS: dict[str, tuple[Term, ...]] = {
     "vanilla": (),

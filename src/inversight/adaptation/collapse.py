@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from inversight.models.target import Target
 from inversight.priors.base import Prior
-from inversight.target import Target
 
 IMAGES = 1024
 """Samples that the mean prediction is taken over."""

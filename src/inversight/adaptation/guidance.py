@@ -17,8 +17,8 @@ from torch import Tensor
 from inversight.adaptation.preconditioners import Identity, Preconditioner
 from inversight.adaptation.terms import Term, observe
 from inversight.embeddings.pullback import dot
+from inversight.models.target import Target
 from inversight.priors.game import Made, SecondDiscriminator
-from inversight.target import Target
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.errors import ConfigError
-from inversight.target import Target
+from inversight.core.errors import ConfigError
+from inversight.models.target import Target
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inversight.seeding import generator
+from inversight.core.seeding import generator
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric map of each image's space, (N, C, H, W) -> (N, C, H, W)."""

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from inversight.adaptation.krylov import Krylov
-from inversight.device import fast_dtype
+from inversight.core.device import fast_dtype
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.pullback import PullbackMetric
 

@@ -17,9 +17,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from inversight.adaptation.standardised import NEEDS, StandardisedMaps
 from inversight.adaptation.terms import Observation
-from inversight.errors import ConfigError
-from inversight.seeding import draw_seed
-from inversight.target import Target
+from inversight.core.errors import ConfigError
+from inversight.core.seeding import draw_seed
+from inversight.models.target import Target
 
 WIDTH = 64
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inversight.adaptation.terms import Need, observe
-from inversight.target import Target
+from inversight.models.target import Target
 
 MOST_MAPS = 4
 NEEDS: tuple[Need, ...] = ("maps",)

@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from inversight.objectives import entropy, max_margin
-from inversight.target import Target
+from inversight.attacks.objectives import entropy, max_margin
+from inversight.models.target import Target
 
 Need = Literal["layers", "maps", "critic"]
 """What a term may look at beside the logits: see :class:`Observation`."""

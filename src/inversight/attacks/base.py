@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from inversight.errors import InputError, StageError
+from inversight.core.errors import InputError, StageError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import generator
+from inversight.models.target import Access, Target
 from inversight.priors.base import Conditional, Critic, Intermediate, Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import generator
-from inversight.target import Access, Target
 
 ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
 """From the least access to the most."""

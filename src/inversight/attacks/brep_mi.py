@@ -25,12 +25,12 @@ from inversight.attacks.base import NoSampleError, Reconstructions
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, admitted
 from inversight.attacks.selection import pictures, predicted_classes, truncated
-from inversight.config import Fraction, settings
-from inversight.errors import InputError
+from inversight.core.config import Fraction, settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed, generator
+from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target
 
 _PUBLISHED_WIDTH = 100
 """PoolSpace of the paper's latents, which its radius and step belong to."""

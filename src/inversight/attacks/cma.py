@@ -23,12 +23,12 @@ from inversight.attacks.base import Reconstructions
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, admitted
 from inversight.attacks.selection import ScoreSearch, classified_pool, end_search, log_confidence
-from inversight.config import Fraction, settings
-from inversight.errors import InputError
+from inversight.core.config import Fraction, settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import derive_seed, draw_seed, generator
+from inversight.models.target import Target
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import derive_seed, draw_seed, generator
-from inversight.target import Target
 
 _WIDE = 64
 """Latents of so many coordinates are searched with a diagonal covariance: a full one would take more

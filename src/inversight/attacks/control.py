@@ -12,8 +12,8 @@ from torch import Tensor
 
 from inversight.attacks.base import Attack, Reconstructions
 from inversight.attacks.selection import pictures, truncated
+from inversight.core.progress import Progress, silent
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
 
 NAME = "control"
 

@@ -31,11 +31,11 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.queries import black_box
-from inversight.config import from_mapping, settings
+from inversight.core.config import from_mapping, settings
+from inversight.core.errors import ConfigError, StageError, TargetError
+from inversight.core.imaging import to_uint8
 from inversight.data import to_pil
-from inversight.errors import ConfigError, StageError, TargetError
-from inversight.imaging import to_uint8
-from inversight.target import SERVICE, Access, Target
+from inversight.models.target import SERVICE, Access, Target
 
 _LEAST = 1e-12
 """What a probability of 0 is taken for, so that its logarithm is a number."""

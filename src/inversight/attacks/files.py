@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inversight.attacks.base import Reconstructions
+from inversight.core.imaging import to_uint8
 from inversight.data import write_images
-from inversight.imaging import to_uint8
 
 LATENTS = "latents.safetensors"
 

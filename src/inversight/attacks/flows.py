@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 
 
 @dataclass(frozen=True)

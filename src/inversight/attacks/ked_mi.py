@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from inversight.attacks.base import critic_of
 from inversight.attacks.distribution import DistributionSearch
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.models.target import Target
 from inversight.priors.base import Prior
-from inversight.target import Target
 
 
 @settings

@@ -27,13 +27,13 @@ from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import admitted
 from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import Committee, answered, taught
-from inversight.config import Fraction, settings
-from inversight.errors import StageError
+from inversight.core.config import Fraction, settings
+from inversight.core.errors import StageError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed, generator
+from inversight.models.target import Access, Target
+from inversight.models.training import Training, Variation
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target
-from inversight.training import Training, Variation
 
 
 @settings

@@ -19,17 +19,17 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from inversight.attacks.gmi import Gmi, ImageLoss
+from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
 from inversight.attacks.search import Problem
 from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import answered, distillation, taught
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.errors import InputError, TargetError
+from inversight.core.seeding import generator
 from inversight.embeddings.network import PooledEmbedding
-from inversight.errors import InputError, TargetError
-from inversight.objectives import OBJECTIVES, ObjectiveName
+from inversight.models.target import Target
+from inversight.models.training import Training
 from inversight.priors.base import Prior
-from inversight.seeding import generator
-from inversight.target import Target
-from inversight.training import Training
 
 
 @settings

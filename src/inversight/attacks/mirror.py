@@ -17,9 +17,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.constraints import PSpace
+from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
 from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem, descend, ramp
-from inversight.config import Fraction, settings
-from inversight.objectives import OBJECTIVES, ObjectiveName
+from inversight.core.config import Fraction, settings
 
 
 @settings

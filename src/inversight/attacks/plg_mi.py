@@ -19,16 +19,16 @@ from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, check_fits, conditional_of
 from inversight.attacks.constraints import Coordinates
+from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
 from inversight.attacks.search import descend
 from inversight.attacks.selection import FinalSelection
-from inversight.config import settings
-from inversight.errors import InputError
-from inversight.objectives import OBJECTIVES, ObjectiveName
+from inversight.core.config import settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed, generator
+from inversight.models.target import Access, Target
+from inversight.models.transformations import Transformations
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target
-from inversight.transformations import Transformations
 
 
 @settings

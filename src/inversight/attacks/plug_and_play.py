@@ -16,15 +16,15 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
 from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem, descend
 from inversight.attacks.selection import robust_confidence, surest
-from inversight.config import Fraction, settings
-from inversight.device import compiled
-from inversight.objectives import OBJECTIVES, ObjectiveName
+from inversight.core.config import Fraction, settings
+from inversight.core.device import compiled
+from inversight.core.progress import Progress
+from inversight.core.seeding import generator
+from inversight.models.target import Target
 from inversight.priors.base import Prior
-from inversight.progress import Progress
-from inversight.seeding import generator
-from inversight.target import Target
 
 
 @settings

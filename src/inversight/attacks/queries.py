@@ -18,10 +18,10 @@ from inversight.attacks.base import (
     check_fits,
     require_access,
 )
-from inversight.errors import InputError, StageError
+from inversight.core.errors import InputError, StageError
+from inversight.core.progress import Progress, silent
+from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
-from inversight.target import Access, Target
 
 
 class QueriesSpentError(StageError):

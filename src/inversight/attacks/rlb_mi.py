@@ -31,12 +31,12 @@ from inversight.attacks.base import Reconstructions
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError, admitted, check_queries
 from inversight.attacks.selection import ScoreSearch, end_search, truncated
-from inversight.config import Fraction, settings
-from inversight.errors import InputError
+from inversight.core.config import Fraction, settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed, generator
+from inversight.models.target import Target
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed, generator
-from inversight.target import Target
 
 _LOG_DEVIATION = (-20.0, 2.0)
 """Range of an action's log standard deviation before it is squashed (published)."""

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, check_fits
 from inversight.attacks.selection import FinalSelection, Pool, classified_pool
-from inversight.config import Fraction, settings
-from inversight.device import reduced_precision
-from inversight.errors import InputError
+from inversight.core.config import Fraction, settings
+from inversight.core.device import reduced_precision
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed, generator
+from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed, generator
-from inversight.target import Access, Target
 
 Losses = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 """Variables -> losses, of any shape. Their sum is descended; each part is freed before the next."""

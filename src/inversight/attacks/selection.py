@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from inversight.attacks.base import Reconstructions
 from inversight.attacks.queries import QueriesSpentError, check_queries
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.models.target import Access, Target
 from inversight.priors.base import Pivoted, Prior, Truncatable
-from inversight.target import Access, Target
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 from inversight.attacks.base import Attack, NoSampleError, Reconstructions, require_access
 from inversight.attacks.budget import fair_share, pool_queries
 from inversight.attacks.queries import QueryMeter, metered, run_attack
+from inversight.core.processes import Processes
+from inversight.core.progress import Progress, silent
+from inversight.models.target import Target
 from inversight.priors.base import Prior
-from inversight.processes import Processes
-from inversight.progress import Progress, silent
-from inversight.target import Target
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.attacks.queries import check_queries
+from inversight.core.imaging import to_float, to_uint8
+from inversight.core.seeding import generator
 from inversight.data import ImageSet
-from inversight.imaging import to_float, to_uint8
-from inversight.networks import Architecture
+from inversight.models.networks import Architecture
+from inversight.models.target import Target, target_of
+from inversight.models.training import Batch, Training, Variation, train_classifier
 from inversight.priors.base import Prior
-from inversight.seeding import generator
-from inversight.target import Target, target_of
-from inversight.training import Batch, Training, Variation, train_classifier
 
 FAMILIES: tuple[Architecture, ...] = ("resnet", "vgg")
 """Families that surrogates are of in turn."""

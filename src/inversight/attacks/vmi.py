@@ -25,7 +25,7 @@ from torch import Tensor
 
 from inversight.attacks.distribution import DistributionSearch
 from inversight.attacks.flows import Flow
-from inversight.config import Fraction, settings
+from inversight.core.config import Fraction, settings
 
 
 class Family(Protocol):

@@ -20,14 +20,14 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from inversight.config import Fraction, settings
+from inversight.core.config import Fraction, settings
+from inversight.core.imaging import to_float, to_uint8
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.imaging import to_float, to_uint8
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed
-from inversight.target import Target
-from inversight.training import Variation
+from inversight.models.target import Target
+from inversight.models.training import Variation
 
 
 @settings

@@ -9,12 +9,12 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
-from inversight.errors import InputError
-from inversight.networks import SavedClassifier
-from inversight.progress import Progress, silent
-from inversight.target import Target
-from inversight.training import Training
+from inversight.models.networks import SavedClassifier
+from inversight.models.target import Target
+from inversight.models.training import Training
 
 Level = Literal["sample", "model", "output"]
 

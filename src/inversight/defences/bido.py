@@ -19,13 +19,13 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.networks import Classifier
-from inversight.progress import Progress, silent
-from inversight.target import Target
-from inversight.training import Batch, Training, Variation, recipe_loss
+from inversight.models.networks import Classifier
+from inversight.models.target import Target
+from inversight.models.training import Batch, Training, Variation, recipe_loss
 
 RIDGE = 1e-5
 """Regularisation of the normalised criterion for each image of the batch (authors' code: 1e-5)."""

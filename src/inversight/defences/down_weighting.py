@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import torch
 
-from inversight.config import Fraction, settings
+from inversight.core.config import Fraction, settings
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.progress import Progress, silent
-from inversight.target import Target
-from inversight.training import Variation
+from inversight.models.target import Target
+from inversight.models.training import Variation
 
 
 @settings

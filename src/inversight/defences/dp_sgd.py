@@ -31,15 +31,15 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import follow, generator
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.errors import InputError
-from inversight.networks import Classifier, NetworkOptions
-from inversight.progress import Progress, silent
-from inversight.seeding import follow, generator
-from inversight.target import Target
-from inversight.training import Batch, Variation, channel_statistics
+from inversight.models.networks import Classifier, NetworkOptions
+from inversight.models.target import Target
+from inversight.models.training import Batch, Variation, channel_statistics
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 

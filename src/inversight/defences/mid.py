@@ -19,13 +19,13 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.networks import Classifier, NetworkOptions, stages_for
-from inversight.progress import Progress, silent
-from inversight.target import Target
-from inversight.training import Batch, Training, Variation, recipe_loss
+from inversight.models.networks import Classifier, NetworkOptions, stages_for
+from inversight.models.target import Target
+from inversight.models.training import Batch, Training, Variation, recipe_loss
 
 
 @settings

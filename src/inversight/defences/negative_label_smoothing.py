@@ -21,14 +21,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.config import Fraction, settings
+from inversight.core.config import Fraction, settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.errors import InputError
-from inversight.networks import Classifier
-from inversight.progress import Progress, silent
-from inversight.target import Target
-from inversight.training import Batch, Variation
+from inversight.models.networks import Classifier
+from inversight.models.target import Target
+from inversight.models.training import Batch, Variation
 
 Negative = Annotated[float, Field(le=0.0)]
 

@@ -18,11 +18,11 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
-from inversight.errors import InputError
-from inversight.progress import Progress, silent
-from inversight.target import Target
+from inversight.models.target import Target
 
 _LEAD = 1e-6
 """What the best class is given above a tie that rounding makes."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import torch
 
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import check_classes_left, retrained
-from inversight.progress import Progress, silent
-from inversight.target import Target
+from inversight.models.target import Target
 
 
 @settings

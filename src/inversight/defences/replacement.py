@@ -17,13 +17,13 @@ from dataclasses import replace
 
 import torch
 
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.imaging import to_float, to_uint8
+from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import check_classes_left, retrained
-from inversight.imaging import to_float, to_uint8
-from inversight.progress import Progress, silent
-from inversight.target import Target
+from inversight.models.target import Target
 
 
 @settings

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
+from inversight.core.errors import StageError
+from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.defences.base import Defended, Material
-from inversight.errors import StageError
-from inversight.progress import Progress, silent
-from inversight.target import Target, target_of
-from inversight.training import PLAIN, Training, Variation, train_classifier
+from inversight.models.target import Target, target_of
+from inversight.models.training import PLAIN, Training, Variation, train_classifier
 
 
 def retrained(

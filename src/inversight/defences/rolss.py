@@ -14,14 +14,14 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveInt
 
-from inversight.config import settings
+from inversight.core.config import settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.errors import InputError
-from inversight.networks import NetworkOptions, stages_for
-from inversight.progress import Progress, silent
-from inversight.target import Target
-from inversight.training import Variation
+from inversight.models.networks import NetworkOptions, stages_for
+from inversight.models.target import Target
+from inversight.models.training import Variation
 
 
 @settings

@@ -20,14 +20,14 @@ import torch
 from pydantic import PositiveInt
 from torch import nn
 
-from inversight.config import Fraction, settings
+from inversight.core.config import Fraction, settings
+from inversight.core.errors import InputError
+from inversight.core.progress import Progress, silent
 from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
-from inversight.errors import InputError
-from inversight.networks import Classifier
-from inversight.progress import Progress, silent
-from inversight.target import Target
-from inversight.training import Variation, rotation_task, train_classifier
+from inversight.models.networks import Classifier
+from inversight.models.target import Target
+from inversight.models.training import Variation, rotation_task, train_classifier
 
 
 @settings

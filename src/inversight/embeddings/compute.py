@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from inversight.core.errors import StageError
+from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.embeddings.base import Embedding, Features
-from inversight.errors import StageError
-from inversight.progress import Progress, silent
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from inversight.imaging import fit, to_uint8
-from inversight.weights import load_weights
+from inversight.core.imaging import fit, to_uint8
+from inversight.embeddings.weights import load_weights
 
 
 class Inception:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from inversight.networks import ResidualBlock
+from inversight.models.networks import ResidualBlock
 
 if TYPE_CHECKING:
     from torchvision.models.squeezenet import Fire

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
+from inversight.core.imaging import fit
 from inversight.embeddings.fused import Row
 from inversight.embeddings.linearised import (
     Map,
@@ -22,8 +23,7 @@ from inversight.embeddings.linearised import (
     staged_gram,
     unit_gram,
 )
-from inversight.imaging import fit
-from inversight.weights import load_weights
+from inversight.embeddings.weights import load_weights
 
 Net = Literal["vgg", "alex", "squeeze"]
 _BACKBONE = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from inversight.config import import_object, nearest
+from inversight.core.config import import_object, nearest
+from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.embeddings.pixel import Pixel
-from inversight.errors import ConfigError
-from inversight.networks import SavedClassifier
-from inversight.target import Target, target_of
+from inversight.models.networks import SavedClassifier
+from inversight.models.target import Target, target_of
 
 NAMES = ("lpips-vgg", "lpips-alex", "lpips-squeeze", "inception", "pixel", "public", "evaluator")
 Use = Literal["distance", "features"]

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inversight.core.errors import TargetError
+from inversight.core.imaging import fit
 from inversight.embeddings.linearised import Map, linearised, recorded, staged_gram, unit_gram
-from inversight.errors import TargetError
-from inversight.imaging import fit
-from inversight.networks import SavedClassifier
-from inversight.target import Target
+from inversight.models.networks import SavedClassifier
+from inversight.models.target import Target
 
 # Added to the squared norm: at a dead position (all channels zero) the square root's derivative
 # stays finite, also the second one that the pullback metric needs.

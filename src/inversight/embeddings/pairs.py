@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inversight.core.errors import ConfigError, StageError
+from inversight.core.imaging import to_float
 from inversight.embeddings.base import Embedding, StagedEmbedding, squared_distances
-from inversight.errors import ConfigError, StageError
-from inversight.imaging import to_float
 
 CLOSE = 0.02
 """A layer's distance below this share of its scale is computed again by differences. The products'

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from inversight.imaging import fit
+from inversight.core.imaging import fit
 
 
 @dataclass(frozen=True)

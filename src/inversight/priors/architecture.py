@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from inversight.config import Fraction, settings
+from inversight.core.config import Fraction, settings
 
 Resampling = Literal["fir", "fast"]
 Connections = Literal["skip", "resnet", "orig"]

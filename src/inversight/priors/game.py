@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.checkpoints import load_state, reading, save_state
-from inversight.errors import ConfigError
+from inversight.core.checkpoints import load_state, reading, save_state
+from inversight.core.errors import ConfigError
+from inversight.core.processes import ALONE, Processes
 from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
 from inversight.priors.layers import NoiseMode
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
 from inversight.priors.settings import PriorTraining, architecture_of
 from inversight.priors.stylegan2 import Discriminator, Generator
-from inversight.processes import ALONE, Processes
 
 SOFT_LABELS = 2.0
 """Weight of the soft labels' cross-entropy beside the losses on real and on generated images (published

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from inversight.errors import DataError
+from inversight.core.errors import DataError
 from inversight.priors.style_prior import StylePrior
 
 PRIOR_FILE = "prior.safetensors"

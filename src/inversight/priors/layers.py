@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 from inversight.priors.architecture import STANDARD_TAPS, Architecture
 from inversight.priors.resampling import (
     convolve,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-from inversight.errors import DataError
+from inversight.core.errors import DataError
 
 MOST_INSTRUCTIONS = 2_000_000
 """The networks of 1024x1024 images take some forty thousand; each may cost a few hundred bytes."""

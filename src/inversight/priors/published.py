@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from inversight.config import from_mapping
+from inversight.core.config import from_mapping
 from inversight.priors.architecture import Architecture
 
 PublishedName = Literal["auto", "stylegan2", "paper256", "paper512", "paper1024", "cifar"]

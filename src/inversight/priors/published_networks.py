@@ -17,8 +17,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from inversight.config import from_mapping, to_mapping
-from inversight.errors import ConfigError, DataError
+from inversight.core.config import from_mapping, to_mapping
+from inversight.core.errors import ConfigError, DataError
 from inversight.priors.architecture import Architecture
 from inversight.priors.pickle_records import shown
 from inversight.priors.published import PublishedName, published_architecture, published_training

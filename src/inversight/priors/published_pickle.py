@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inversight.errors import DataError
+from inversight.core.errors import DataError
 from inversight.priors.pickle_records import PERSISTENT, Call, Name, read_records, shown
 
 Scalar = int | float | str | bool | None

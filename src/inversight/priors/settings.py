@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from inversight.config import Fraction, from_mapping, settings
+from inversight.core.config import Fraction, from_mapping, settings
 from inversight.priors.architecture import Architecture
 from inversight.priors.published import (
     PublishedName,

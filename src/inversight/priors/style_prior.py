@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.config import from_mapping, to_mapping
-from inversight.errors import DataError, InputError, InversightError
+from inversight.core.config import from_mapping, to_mapping
+from inversight.core.errors import DataError, InputError, InversightError
+from inversight.core.processes import ALONE, Processes
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import generator
 from inversight.priors.architecture import Architecture
 from inversight.priors.base import Halfway
 from inversight.priors.game import Game, ImageGuidance
@@ -23,9 +26,6 @@ from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
 from inversight.priors.watch import Watch
-from inversight.processes import ALONE, Processes
-from inversight.progress import Progress, silent
-from inversight.seeding import generator
 
 _KEY = "inversight.prior"
 _PIVOTS = "pivots"

@@ -18,6 +18,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from inversight.core.seeding import follow
 from inversight.priors.architecture import Architecture
 from inversight.priors.layers import (
     Convolution,
@@ -31,7 +32,6 @@ from inversight.priors.layers import (
     resample_filter,
 )
 from inversight.priors.resampling import double, halve
-from inversight.seeding import follow
 
 _HALVED_VARIANCE = math.sqrt(0.5)
 """Weight of a sum of two branches, so that it has the variance of one."""

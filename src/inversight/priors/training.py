@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inversight.errors import StageError
+from inversight.core.errors import StageError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import draw_seed, generator
 from inversight.priors.game import Game, ImageGuidance, Share
 from inversight.priors.stylegan2 import initialise
 from inversight.priors.watch import Watch
-from inversight.progress import Progress, silent
-from inversight.seeding import draw_seed, generator
 
 
 def run_game(

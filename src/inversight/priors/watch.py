@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from inversight.core.imaging import to_uint8
+from inversight.core.seeding import generator
 from inversight.data import to_pil
-from inversight.imaging import to_uint8
-from inversight.seeding import generator
 
 Draw = Callable[[int, torch.Generator], Iterator[Tensor]]
 """n and randomness -> n images in [0, 1], (B, C, S, S) at a time."""

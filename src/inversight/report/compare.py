@@ -13,7 +13,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from inversight.errors import RunError
+from inversight.core.errors import RunError
 from inversight.report import words
 from inversight.report.contents import REQUIRED
 from inversight.report.reading import flatten, read_mapping, read_table

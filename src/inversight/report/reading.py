@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from inversight.errors import RunError
+from inversight.core.errors import RunError
 
 
 def read_mapping(run: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from inversight.errors import ConfigError, InputError
+from inversight.core.errors import ConfigError, InputError
 from inversight.risk.yardstick import yardsticks
 from inversight.scores.checks import as_array
 from inversight.scores.result import ScoreResult, Summary

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inversight.core.errors import ConfigError, StageError, TargetError
+from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.embeddings.base import squared_distances
 from inversight.embeddings.network import PooledEmbedding
 from inversight.embeddings.pairs import exact_products
-from inversight.errors import ConfigError, StageError, TargetError
-from inversight.progress import Progress, silent
-from inversight.target import Access, Target
+from inversight.models.target import Access, Target
 
 NEIGHBOURS = 5
 """Nearest images of the class that the local density looks at; all others in smaller classes."""

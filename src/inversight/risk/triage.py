@@ -20,7 +20,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from torch import Tensor
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 from inversight.risk.signals import SIGNALS
 from inversight.scores.bootstrap import default_rng
 from inversight.scores.result import Summary

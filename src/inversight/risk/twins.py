@@ -18,9 +18,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.embeddings.pairs import exact_products
-from inversight.progress import Progress, silent
 
 SIDE = 64
 """Pixels of a side to which larger images are shrunk before they are compared."""

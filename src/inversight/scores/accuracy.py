@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inversight.errors import InputError
+from inversight.core.errors import InputError
 from inversight.scores.result import ScoreResult, Summary
 
 # Two-sided 95 % point of the standard normal distribution.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inversight.errors import ConfigError
+from inversight.core.errors import ConfigError
 
 # Numbers held at once in each temporary: 8 MiB of float64, so that they stay in cache.
 _SCRATCH = 1 << 20

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from inversight.core.errors import InputError
 from inversight.embeddings.base import Features
-from inversight.errors import InputError
 
 FeaturesLike = Features | tuple[Tensor | ArrayLike, Tensor | ArrayLike]
 """Features, or (values (N, ...), labels (N,)) as tensors, NumPy arrays or lists."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
-from inversight.errors import ConfigError
 
 TIE = 1e-8
 """Distances this close to each other, relatively, are equal. It lies above the error of

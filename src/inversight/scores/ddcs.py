@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inversight.errors import ConfigError
+from inversight.core.errors import ConfigError
 from inversight.scores.assignment import Assignment, assign, rank
 from inversight.scores.bootstrap import default_rng, interval_of_means
 from inversight.scores.checks import FeaturesLike, as_pair

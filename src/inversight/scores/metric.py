@@ -9,10 +9,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from inversight.core.errors import InputError
+from inversight.core.imaging import to_float
 from inversight.embeddings.base import Embedding, StagedEmbedding
 from inversight.embeddings.pairs import Workspace, image_pairs
-from inversight.errors import InputError
-from inversight.imaging import to_float
 from inversight.scores.assignment import Assigner, Assignment, union
 from inversight.scores.checks import as_array
 from inversight.scores.ddcs import DDCSResult, ddcs_of

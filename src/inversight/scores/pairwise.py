@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from inversight.errors import InputError
-from inversight.imaging import fit
+from inversight.core.errors import InputError
+from inversight.core.imaging import fit
 
 _PEAK = 1e-10
 """Smallest mean squared error that PSNR knows: exact copies are at 100 dB."""

@@ -1,0 +1,1 @@
+"""What every room uses: errors, settings, seeds, devices, processes, progress, run folders."""

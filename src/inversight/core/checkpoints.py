@@ -1,0 +1,85 @@
+"""The state of a training in one safetensors file: networks, optimisers, further tensors, and facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from inversight.core.errors import DataError
+
+Modules = Mapping[str, nn.Module]
+Optimisers = Mapping[str, Optimizer]
+
+
+def save_state(
+    path: Path,
+    kind: str,
+    facts: Any,
+    *,
+    modules: Modules,
+    optimisers: Optimisers,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write it all to ``path``, at once or not at all; ``facts`` as JSON under the name ``kind``."""
+    found = dict(tensors or {})
+    for name, module in modules.items():
+        found |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
+    for name, optimiser in optimisers.items():
+        for i, state in optimiser.state_dict()["state"].items():
+            found |= {f"{name}/{i}/{k}": v for k, v in state.items()}
+    found = {k: v.detach().cpu().contiguous() for k, v in found.items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(found, partial, metadata={kind: json.dumps(facts)})
+    partial.replace(path)
+
+
+def load_state(
+    path: Path, kind: str, *, modules: Modules, optimisers: Optimisers
+) -> tuple[Any, dict[str, Tensor]]:
+    """Give networks and optimisers what :func:`save_state` wrote; returns the facts, and all tensors.
+
+    To be called within :func:`reading`, which says of any error that the file is not the right one.
+    """
+    with safe_open(path, "pt") as handle:
+        facts = json.loads((handle.metadata() or {})[kind])
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        module.load_state_dict(
+            {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+    for name, optimiser in optimisers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"{name}/"):
+                _, index, field = key.split("/")
+                state.setdefault(int(index), {})[field] = value
+        optimiser.load_state_dict(
+            {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+        )
+    return facts, tensors
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """While a checkpoint of ``what`` is read: errors become one that says what to do.
+
+    Raises:
+        DataError: the file is damaged, or of something else.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path}: not a checkpoint of this {what} ({reason}); go on with the settings it began "
+            "with, or remove it to begin again"
+        ) from error

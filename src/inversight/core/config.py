@@ -1,0 +1,236 @@
+"""Settings as frozen dataclasses whose fields document and validate themselves.
+
+``@settings`` makes a class a frozen, keyword-only pydantic dataclass: the docstring under each field
+is its printed meaning, its type is its validation, and unknown names are refused. The functions
+below turn plain mappings (a YAML file, flags) into such classes and back, with one clear line for
+whatever is wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from inversight.core.errors import ConfigError
+
+T = TypeVar("T")
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A number in [0, 1]."""
+
+_CONFIG = ConfigDict(
+    extra="forbid",
+    use_attribute_docstrings=True,
+    arbitrary_types_allowed=True,
+    validate_default=True,
+)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen, keyword-only, validated dataclass with documented fields."""
+    wrapped: Any = pydantic_dataclass(config=_CONFIG, frozen=True, kw_only=True)(cls)
+    for base in wrapped.__mro__[1:]:
+        for name, field in getattr(base, "__pydantic_fields__", {}).items():
+            # pydantic reads docstrings below the class's own fields alone, not the inherited ones.
+            own = wrapped.__pydantic_fields__[name]
+            own.description = own.description or field.description
+    return wrapped  # type: ignore[no-any-return]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for the known word nearest to ``word``, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
+    """Build settings class ``cls`` from plain values.
+
+    Raises:
+        ConfigError: the first thing wrong, by its dotted name, with the nearest right name.
+    """
+    try:
+        # Validated through the adapter, so that nested settings report their dotted path.
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_one_line(cls, error, where)) from None
+
+
+def to_mapping(value: Any) -> Any:
+    """Settings (nested) -> plain mappings, lists and scalars that YAML and JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_mapping(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_mapping(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_mapping(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over`` laid on top, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: missing, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config {path}: not a YAML file ({reason})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise ConfigError(
+            f"--config {path}: expected 'name: value' lines, as --print-config prints"
+        )
+    return values
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """'prior.steps=500' -> {'prior': {'steps': 500}}; the value is read as YAML."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {text}: expected NAME=VALUE, as in --set prior.steps=500")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: the value is not readable as YAML") from None
+    for part in reversed(name.strip().split(".")):
+        parsed = {part: parsed}
+    return cast(dict[str, Any], parsed)
+
+
+def import_object(path: str, *, role: str) -> Any:
+    """'package.module:name' -> the object, also from the current folder.
+
+    Raises:
+        ConfigError: no such module or name, or importing it failed.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{role} {path}: expected package.module:Name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise ConfigError(
+            f"{role} {path}: importing {module_name} failed ({type(error).__name__}: {reason})"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(
+                f"{role} {path}: {module_name} has no {attribute}{nearest(part, dir(found))}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def build(spec: str | Mapping[str, Any], known: Mapping[str, Any], *, role: str) -> Any:
+    """Make the part that ``spec`` names: a known name or an import path, with its settings.
+
+    ``spec`` is ``name`` or ``{"class": name, **settings}``; name is a key of ``known`` or
+    ``package.module:Class``. A plain class gets the settings as keyword arguments.
+
+    Raises:
+        ConfigError: unknown name, unknown setting, value out of range, or the class refused.
+    """
+    values = {"class": spec} if isinstance(spec, str) else dict(spec)
+    name = values.pop("class", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{role}: expected a 'class' that names one of {', '.join(known)}")
+    if name in known:
+        cls = known[name]
+    elif ":" in name:
+        cls = import_object(name, role=role)
+    else:
+        raise ConfigError(
+            f"{role} {name}: expected one of {', '.join(known)} or package.module:Class"
+            f"{nearest(name, known)}"
+        )
+    if hasattr(cls, "__pydantic_fields__"):
+        return from_mapping(cls, values, where=f"{role} {name}: ")
+    try:
+        return cls(**values)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{role} {name}: could not be built ({reason})") from error
+
+
+def documented_yaml(value: Any, indent: int = 0) -> str:
+    """Settings as YAML in which a comment above each line says what it means."""
+    lines: list[str] = []
+    pad = "  " * indent
+    described = getattr(type(value), "__pydantic_fields__", {})
+    for field in fields(value):
+        current = getattr(value, field.name)
+        meaning = getattr(described.get(field.name), "description", None)
+        if meaning:
+            lines += [f"{pad}# {line}" for line in inspect.cleandoc(meaning).splitlines()]
+        if is_dataclass(current) and not isinstance(current, type):
+            lines += [f"{pad}{field.name}:", documented_yaml(current, indent + 1)]
+        else:
+            dumped = yaml.safe_dump(
+                {field.name: to_mapping(current)}, sort_keys=False, allow_unicode=True
+            ).rstrip()
+            lines += [pad + line for line in dumped.splitlines()]
+    return "\n".join(lines)
+
+
+def _one_line(cls: type[Any], error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    path = [part for part in first["loc"] if isinstance(part, str) and not part[:1].isupper()]
+    name = ".".join(path)
+    if first["type"] == "unexpected_keyword_argument":
+        known = _names(cls, path[:-1])
+        return f"{where}unknown setting {name}{nearest(path[-1], known)}"
+    if first["type"] == "literal_error":
+        choices = re.findall(r"'([^']+)'", first["ctx"]["expected"])
+        return (
+            f"{where}{name}: expected one of {', '.join(choices)}, found {first.get('input')!r}"
+            f"{nearest(str(first.get('input')), choices)}"
+        )
+    message = first["msg"][0].lower() + first["msg"][1:]
+    message = message.replace("input should be", "expected").replace("value error, ", "")
+    return f"{where}{name}: {message}, found {first.get('input')!r}"
+
+
+def _names(cls: Any, path: list[str]) -> list[str]:
+    """Names of the fields of the settings class at ``path`` below ``cls``."""
+    for part in path:
+        annotation = cls.__pydantic_fields__[part].annotation
+        if not hasattr(annotation, "__pydantic_fields__"):
+            return []
+        cls = annotation
+    return list(cls.__pydantic_fields__)

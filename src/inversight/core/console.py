@@ -1,0 +1,118 @@
+"""What long work tells the person who waits: lines, and a bar with time left for each stage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from inversight.core.progress import Progress, silent
+
+_LINES = 6
+"""Lines by which the time left is told."""
+
+
+class Reporter(Protocol):
+    """Where an audit's messages go."""
+
+    def say(self, text: str) -> None:
+        """One or more lines for the person."""
+
+    def warn(self, text: str) -> None:
+        """A warning."""
+
+    def stage(self, name: str) -> Progress:
+        """The progress of a stage that begins now."""
+
+
+class Quiet:
+    """Says nothing: the default of the library."""
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def stage(self, name: str) -> Progress:
+        return silent
+
+
+class Terminal:
+    """Bars on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self._bars: Bars | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def stage(self, name: str) -> Progress:
+        if self._bars is not None:
+            task = self._bars.add_task(name, total=None, note="")
+            bars = self._bars
+
+            def update(done: int, total: int, note: str = "") -> None:
+                bars.update(task, completed=done, total=total, note=note)
+
+            return update
+        shown = time.monotonic()
+        # The pace is that of the last few lines, not the stage's: what was done before may be of another
+        # kind, as a pool that is classified, or of another day, where a stopped run goes on.
+        before: deque[tuple[int, float]] = deque(maxlen=_LINES)
+
+        def line(done: int, total: int, note: str = "") -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= 10 and 0 < done < total:
+                shown = now
+                left = ""
+                if before and done > before[0][0]:
+                    pace = (now - before[0][1]) / (done - before[0][0])
+                    left = f"{pace * (total - done):.0f} s left, "
+                self.say(f"{name}: {done}/{total}, {left}{note}")
+                before.append((done, now))
+            if not before:
+                before.append((done, now))
+
+        return line
+
+    @contextmanager
+    def live(self, wanted: bool = True) -> Iterator[None]:
+        """Show bars while the block runs, if this is a terminal and they are wanted."""
+        if not wanted or not self.console.is_terminal:
+            yield
+            return
+        with Bars(
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.console,
+            redirect_stdout=False,
+        ) as self._bars:
+            try:
+                yield
+            finally:
+                for task in self._bars.tasks:
+                    if task.total is None:
+                        self._bars.update(task.id, total=1, completed=1)
+        self._bars = None

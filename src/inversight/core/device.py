@@ -1,0 +1,96 @@
+"""Where the work is done: CPU or GPU, by the name that ``--device`` takes; and when it is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversight.core.errors import ConfigError, StageError
+
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+"""What CUDA, MPS, the CPU's allocator and cuBLAS say, in lower case."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is a GPU if there is one.
+
+    Raises:
+        ConfigError: it cannot be used here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name}: cannot be used here ({reason}); try cpu") from None
+    return device
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where matrix units are several times faster at it (AMX, tensor cores), else None."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        # Not part of PyTorch's documented interface; where it is missing nothing is lost but speed.
+        tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        fast = device.type == "cpu" and tiles is not None and bool(tiles())
+    return torch.bfloat16 if fast else None
+
+
+def reduced_precision(device: torch.device, wanted: bool = True) -> AbstractContextManager[Any]:
+    """Convolutions and products in :func:`fast_dtype`, where there is one and it is ``wanted``."""
+    dtype = fast_dtype(device) if wanted else None
+    if dtype is None:
+        return nullcontext()
+    # Its cache would hold what is being optimised as it was at the first step.
+    return torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+def compiled(function: Callable[[Tensor], Tensor], *, rows: int) -> Callable[[Tensor], Tensor]:
+    """``function`` of rows (N, ...), each for itself, compiled for ``rows`` of them at once.
+
+    Fewer are filled up, since every other number would be compiled anew. Where nothing can be compiled,
+    as without a C++ compiler, it is the function itself.
+    """
+    fast = torch.compile(function, dynamic=False)
+    works = True
+
+    def call(x: Tensor) -> Tensor:
+        nonlocal works
+        if works and len(x) <= rows:
+            full = torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])])
+            try:
+                return fast(full)[: len(x)]
+            except torch._dynamo.exc.TorchDynamoException:
+                works = False
+        return function(x)
+
+    return call
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is a lack of memory, on whatever device and by whatever name."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _NO_MEMORY)
+
+
+@contextmanager
+def memory_remedy(stage: str, remedy: str) -> Iterator[None]:
+    """Say what to lower if the block runs out of memory.
+
+    Raises:
+        StageError: it did; ``remedy`` goes on from "out of memory: ".
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StageError(f"{stage}: out of memory: {remedy}") from error

@@ -1,0 +1,222 @@
+"""Several processes that work on one thing: a prior, each with its share of every batch, or an attack.
+
+``accelerate launch -m inversight prior train ...`` starts them (Hugging Face's accelerate, an extra
+of this package). Gradients are averaged here after each backward pass and not by
+``DistributedDataParallel``, whose hooks do not survive penalties that differentiate twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversight.core.device import pick_device
+from inversight.core.errors import ConfigError, InputError, InversightError, StageError
+
+_PATIENCE = timedelta(days=30)
+"""How long one waits for the others, whose shares of the work may take far longer than its own. One
+that dies is noticed without it: what launched them ends the others."""
+
+_CHUNK = 1 << 26
+"""Bytes that are sent to the main process at once, and are in each one's GPU memory meanwhile."""
+
+
+class Processes:
+    """This process and the others; alone unless :func:`launched` found others."""
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self._accelerator = accelerator
+        self.count: int = 1 if accelerator is None else accelerator.num_processes
+        self.index: int = 0 if accelerator is None else accelerator.process_index
+        self.told = False
+        """Whether all have been told of an error, so that the main one says it for all."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes and reports."""
+        return self.index == 0
+
+    def device(self, name: str) -> torch.device:
+        """What ``--device`` names; with several processes, this one's own.
+
+        Raises:
+            ConfigError: it cannot be used here.
+        """
+        if self.count == 1:
+            return pick_device(name)
+        device: torch.device = self._accelerator.device
+        return device
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, which hold equal shapes."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        mean = self._accelerator.reduce(flat, reduction="mean")
+        for t, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(part.view(t.shape))
+
+    def means(self, values: Sequence[float]) -> list[float]:
+        """Each value's mean over the processes."""
+        if self.count == 1:
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
+        mean: list[float] = self._accelerator.reduce(mine, reduction="mean").tolist()
+        return mean
+
+    def texts(self, own: str) -> list[str]:
+        """What each process says, in their order."""
+        if self.count == 1:
+            return [own]
+        device = self._accelerator.device
+        found = []
+        for source in range(self.count):
+            said = list(own.encode()) if source == self.index else []
+            length = self._sent(torch.tensor([len(said)], device=device), source)
+            held = torch.zeros(int(length), dtype=torch.uint8, device=device)
+            if source == self.index:
+                held.copy_(torch.tensor(said, dtype=torch.uint8))
+            if len(held):
+                held = self._sent(held, source)
+            found.append(bytes(held.tolist()).decode())
+        return found
+
+    def to_main(self, own: Mapping[str, Tensor] | None) -> list[dict[str, Tensor]] | None:
+        """The tensors of each process that has any, in their order, on the CPU; None but in the main one.
+
+        They go one process and one piece at a time, so that only the main one holds them all.
+        """
+        if self.count == 1:
+            return [] if own is None else [{name: t.cpu() for name, t in own.items()}]
+        like = {name: (str(t.dtype), tuple(t.shape)) for name, t in (own or {}).items()}
+        found = []
+        for source, text in enumerate(self.texts(json.dumps(like))):
+            tensors = {}
+            for name, (dtype, shape) in json.loads(text).items():
+                sent = own[name] if own is not None and source == self.index else None
+                kind: torch.dtype = getattr(torch, dtype.removeprefix("torch."))
+                tensors[name] = self._to_main(sent, kind, shape, source)
+            if self.main and tensors:
+                found.append(tensors)
+        return found if self.main else None
+
+    def _to_main(
+        self, sent: Tensor | None, dtype: torch.dtype, shape: Sequence[int], source: int
+    ) -> Tensor:
+        """One tensor of the process ``source``, whole in the main one."""
+        whole = torch.empty(shape if self.main else (0,), dtype=dtype)
+        size = torch.Size(shape).numel()
+        step = max(1, _CHUNK // dtype.itemsize)
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            if sent is None:
+                piece = torch.empty(stop - start, dtype=dtype, device=self._accelerator.device)
+            else:
+                piece = sent.reshape(-1)[start:stop].to(self._accelerator.device, copy=True)
+            piece = self._sent(piece, source)
+            if self.main:
+                whole.view(-1)[start:stop] = piece.cpu()
+        return whole
+
+    def _sent(self, tensor: Tensor, source: int) -> Tensor:
+        """What ``tensor`` is in the process ``source``; others give one of the same shape."""
+        from accelerate.utils import broadcast
+
+        sent: Tensor = broadcast(tensor, from_process=source)
+        return sent
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all get through, or none: what one raises in it, all raise at its end.
+
+        Nothing in the block may wait for the others.
+
+        Raises:
+            InversightError: what this process raised, else what the first raised that did; an error
+                without an exit code of its own comes from the others as a :class:`StageError`.
+        """
+        if self.count == 1:
+            yield
+            return
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        told = self.texts(_words(error))
+        failed = next((i for i, text in enumerate(told) if text), None)
+        if failed is None:
+            return
+        self.told = True
+        if error is not None:
+            raise error
+        wrong_input, text = json.loads(told[failed])
+        kind = InputError if wrong_input else StageError
+        raise kind(f"process {failed} of {self.count}: {text}")
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context for forward passes in the precision that ``accelerate launch`` was given."""
+        return nullcontext() if self._accelerator is None else self._accelerator.autocast()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Part from the others once all are here: who leaves early can bring the others down."""
+        if self.count > 1:
+            self.wait()
+            self._accelerator.end_training()
+
+
+def _words(error: Exception | None) -> str:
+    """What the others need of an error; nothing if there is none."""
+    if error is None:
+        return ""
+    text = str(error) if isinstance(error, InversightError) else f"{type(error).__name__}: {error}"
+    return json.dumps([isinstance(error, InputError), text])
+
+
+ALONE = Processes()
+
+
+def launched(device: str = "auto") -> Processes:
+    """What ``accelerate launch`` or torchrun started this process among; alone if nothing did.
+
+    ``device`` cpu keeps several processes off the GPUs.
+
+    Raises:
+        ConfigError: it was launched so, and accelerate is not installed; or in half precision that
+            needs its losses scaled.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if not several and precision == "no":
+        return ALONE
+    if precision not in ("no", "bf16"):
+        raise ConfigError(
+            f"--mixed_precision {precision}: expected no or bf16; the published configurations have "
+            "half precision of their own"
+        )
+    try:
+        from accelerate import Accelerator, InitProcessGroupKwargs
+    except ImportError:
+        raise ConfigError(
+            "launched as one of several processes, or in another precision, which needs accelerate: "
+            "pip install 'inversight[gpus]'"
+        ) from None
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+    return Processes(accelerator)

@@ -1,0 +1,176 @@
+"""Published weights of perceptual and Inception networks: where they live, how they come in.
+
+Nothing is downloaded. A file that the user fetched is checked against the hash that its publisher
+put into its name, read without unpickling code, and kept as safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from inversight.core.config import nearest
+from inversight.core.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Published:
+    """A weights file as its publisher offers it; ``digest``: how its SHA-256 begins."""
+
+    name: str
+    file: str
+    digest: str
+    url: str
+    used_by: str
+    examples: tuple[str, ...]
+    """Parameters that it must hold."""
+
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+_FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+KNOWN = {
+    p.name: p
+    for p in (
+        Published(
+            "vgg16",
+            "vgg16-397923af.pth",
+            "397923af",
+            _TORCHVISION,
+            "lpips-vgg",
+            ("features.0.weight", "features.28.weight"),
+        ),
+        Published(
+            "alexnet",
+            "alexnet-owt-7be5be79.pth",
+            "7be5be79",
+            _TORCHVISION,
+            "lpips-alex",
+            ("features.0.weight", "features.10.weight"),
+        ),
+        Published(
+            "squeezenet1_1",
+            "squeezenet1_1-b8a52dc0.pth",
+            "b8a52dc0",
+            _TORCHVISION,
+            "lpips-squeeze",
+            ("features.0.weight", "features.12.squeeze.weight"),
+        ),
+        Published(
+            "inception",
+            "weights-inception-2015-12-05-6726825d.pth",
+            "6726825d",
+            _FIDELITY,
+            "inception",
+            ("Conv2d_1a_3x3.conv.weight", "fc.weight"),
+        ),
+    )
+}
+
+
+def folder() -> Path:
+    """``$INVERSIGHT_WEIGHTS``, or ``inversight/weights`` in the user's cache folder."""
+    given = os.environ.get("INVERSIGHT_WEIGHTS")
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "inversight" / "weights"
+
+
+def load_weights(name: str) -> dict[str, Tensor]:
+    """The tensors of published network ``name``.
+
+    Raises:
+        WeightsError: they are missing or damaged; says how to get them.
+    """
+    known = KNOWN[name]
+    path = folder() / f"{name}.safetensors"
+    if path.is_file():
+        try:
+            kept: dict[str, Tensor] = load_file(path)
+            return kept
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{path}: damaged ({error}); import the file again with inversight weights import"
+            ) from None
+    hub = Path(torch.hub.get_dir()) / "checkpoints" / known.file
+    if hub.is_file() and _digest(hub).startswith(known.digest):
+        return _read_checked(hub, known)
+    raise WeightsError(
+        f"{known.used_by} needs the published weights {known.file}, which are not here, and nothing "
+        f"is downloaded: fetch {known.url}{known.file} and run `inversight weights import "
+        f"{known.file}`, or use public or pixel, which need none"
+    )
+
+
+def import_weights(path: Path) -> Path:
+    """Check a published file and keep it as safetensors; returns where.
+
+    Raises:
+        WeightsError: unknown name, wrong checksum, or not plain tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    files = {p.file: p for p in KNOWN.values()}
+    known = files.get(path.name)
+    if known is None:
+        raise WeightsError(
+            f"{path}: expected one of {', '.join(files)}, by its published name"
+            f"{nearest(path.name, files)}"
+        )
+    found = _digest(path)
+    if not found.startswith(known.digest):
+        raise WeightsError(
+            f"{path}: SHA-256 begins with {found[:8]}, expected {known.digest}: the file is "
+            "incomplete or not the published one; fetch it again"
+        )
+    tensors = _read_checked(path, known)
+    final = folder() / f"{known.name}.safetensors"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.partial")
+    save_file(tensors, partial, metadata={"sha256": found, "file": known.file})
+    partial.replace(final)
+    facts = {"source_sha256": found, "sha256": _digest(final)}
+    final.with_suffix(".json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    return final
+
+
+def status(name: str) -> str:
+    """'ok', 'missing', or what is wrong with the kept file of network ``name``."""
+    path = folder() / f"{name}.safetensors"
+    if not path.is_file():
+        return "missing"
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "no checksum was kept; import it again"
+    return "ok" if facts.get("sha256") == _digest(path) else "changed since it was imported"
+
+
+def _read_checked(path: Path, known: Published) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: not a file of plain tensors ({reason}); it was not loaded"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: expected named tensors, found {type(state).__name__}")
+    for name in known.examples:
+        if name not in state:
+            raise WeightsError(f"{path}: has no {name}; it is not the published {known.name}")
+    return {k: v.contiguous() for k, v in state.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

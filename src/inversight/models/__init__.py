@@ -1,0 +1,1 @@
+"""Classifiers: networks, training, and the target under audit."""

@@ -1,0 +1,190 @@
+"""What an audit is given: folders and models, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from inversight.core.console import Reporter
+from inversight.core.errors import ConfigError, InputError
+from inversight.data import (
+    ImageSet,
+    check_known_classes,
+    check_no_class_missing,
+    check_overlap,
+    check_size,
+    digits,
+    load_folder,
+)
+from inversight.models.target import Target, load_target
+from inversight.settings import AuditSettings
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that was read and checked before a run begins.
+
+    split: the three sets in words. size and channels: the private images', as they were given or as
+    --size has them; public images may be of another size.
+    """
+
+    private: ImageSet
+    holdout: ImageSet | None
+    public: ImageSet
+    target: Target | None
+    evaluator: Target | None
+    split: str
+    warnings: tuple[str, ...]
+    size: int
+    channels: int
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The model's class order: the given target's, or the private folder's."""
+        return self.target.classes if self.target is not None else self.private.classes
+
+
+def read_inputs(
+    settings: AuditSettings, reporter: Reporter, public_size: int | None = None
+) -> Inputs:
+    """Read and check all images and models that were given.
+
+    Public images are brought to ``public_size``; none: to the private images' size.
+
+    Raises:
+        InputError: the first thing wrong.
+    """
+    if settings.private is None:
+        found = digits(seed=settings.seed)
+        private, holdout, public = found.private, found.holdout, found.public
+        if settings.limit:
+            private, holdout = (_limited(s, settings.limit) for s in (private, holdout))
+        inputs = Inputs(
+            private, holdout, public, None, None, found.description, (), found.private.size, 1
+        )
+    else:
+        inputs = _read_folders(settings, reporter, public_size)
+    if inputs.private.size < 8:
+        raise InputError("--private: images are smaller than 8x8; give --size 8 or more")
+    if len(inputs.private.labels.unique()) < 2:
+        raise InputError(
+            "--private: has one class; a classifier needs at least two (is the folder one level "
+            "too deep?)"
+        )
+    evaluator = None
+    if settings.evaluator is not None:
+        evaluator = load_target(
+            settings.evaluator,
+            classes=inputs.private.classes,
+            class_order=settings.classes,
+            size=inputs.size,
+            channels=inputs.channels,
+            mean=None,
+            std=None,
+            trust=settings.trust_target,
+            role="--evaluator",
+        )
+        if inputs.target is not None and evaluator.classes != inputs.target.classes:
+            raise InputError(
+                "--evaluator and --target have different classes or class orders; give the order "
+                "with --classes FILE"
+            )
+    inputs = replace(inputs, evaluator=evaluator)
+    classes = inputs.classes
+    return replace(
+        inputs,
+        private=inputs.private.relabel(classes, role="--private"),
+        holdout=None
+        if inputs.holdout is None
+        else inputs.holdout.relabel(classes, role="--holdout"),
+    )
+
+
+def _limited(images: ImageSet, limit: int) -> ImageSet:
+    kept = images.select((images.labels < limit).nonzero().squeeze(1))
+    return replace(kept, classes=images.classes[:limit])
+
+
+def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int | None) -> Inputs:
+    if settings.private is None or settings.public is None:
+        raise ConfigError("--private and --public are both needed")
+    size = settings.size
+    private = load_folder(
+        settings.private,
+        role="--private",
+        size=size,
+        limit=settings.limit,
+        progress=reporter.stage("reading private"),
+    )
+    if settings.target is None:
+        check_size(private.size, given=size is not None)
+    public = load_folder(
+        settings.public,
+        role="--public",
+        size=public_size or size or private.size,
+        labelled=False,
+        progress=reporter.stage("reading public"),
+    )
+    holdout = None
+    if settings.holdout is not None:
+        holdout = load_folder(
+            settings.holdout,
+            role="--holdout",
+            size=size or private.size,
+            progress=reporter.stage("reading holdout"),
+        )
+        if settings.limit:
+            holdout = _matching(holdout, private.classes)
+        check_known_classes(holdout, private.classes, f"--holdout {settings.holdout}")
+        check_no_class_missing(holdout, private.classes, f"--holdout {settings.holdout}")
+    channels = max(private.channels, public.channels)
+    private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
+    if holdout is not None:
+        holdout = holdout.resized(size=holdout.size, channels=channels)
+    warnings = []
+    shared = check_overlap(private, public, ("--private", "--public"), allow=settings.allow_overlap)
+    if holdout is not None:
+        shared += check_overlap(
+            private, holdout, ("--private", "--holdout"), allow=settings.allow_overlap
+        )
+        shared += check_overlap(
+            public, holdout, ("--public", "--holdout"), allow=settings.allow_overlap
+        )
+    if shared:
+        warnings.append(
+            f"{shared} image(s) are in more than one of private, holdout and public "
+            "(--allow-overlap was given): the figures do not measure leakage"
+        )
+    target = None
+    if settings.target is not None:
+        target = load_target(
+            settings.target,
+            classes=private.classes,
+            class_order=settings.classes,
+            size=private.size,
+            size_given=size is not None,
+            channels=channels,
+            mean=settings.mean,
+            std=settings.std,
+            trust=settings.trust_target,
+        )
+    split = (
+        f"private: {len(private)} images in {len(private.classes)} classes ({settings.private}); "
+        f"public: {len(public)} images ({settings.public}); holdout: "
+        + (f"{len(holdout)} images ({settings.holdout})" if holdout is not None else "none")
+    )
+    return Inputs(
+        private, holdout, public, target, None, split, tuple(warnings), private.size, channels
+    )
+
+
+def _matching(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
+    """The rows whose class is among ``classes``, relabelled to the classes that remain."""
+    keep = [i for i, y in enumerate(images.labels.tolist()) if images.classes[y] in classes]
+    kept = images.select(torch.tensor(keep, dtype=torch.int64))
+    names = tuple(c for c in images.classes if c in classes)
+    position = {name: i for i, name in enumerate(names)}
+    labels = [position[images.classes[y]] for y in kept.labels.tolist()]
+    return replace(kept, labels=torch.tensor(labels, dtype=torch.int64), classes=names)

@@ -1,0 +1,95 @@
+"""What the ledger says of each private image beside its scores: signals, kind and twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from inversight.core.progress import Progress, silent
+from inversight.data import ImageSet
+from inversight.embeddings import Embedding
+from inversight.models.target import Target
+from inversight.risk.kinds import kinds, neighbour_distances
+from inversight.risk.signals import SIGNALS, Signals, signals
+from inversight.risk.twins import Twins, find_twins
+
+SIGNALS_FILE = "signals.parquet"
+JOINED = (*SIGNALS, "kind", "twins")
+"""Columns that the ledger gains, where they are there."""
+
+_NAMES = ("id", "label", "twins")
+
+
+def exposure_table(
+    target: Target,
+    private: ImageSet,
+    *,
+    distance: Embedding,
+    seen: bool,
+    memory: int,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> pd.DataFrame:
+    """One row for each private image, by id: signals, ``neighbour_distance``, ``kind``, ``twins``.
+
+    ``distance`` is the scoring distance, ``seen`` whether its network was trained on the private
+    images; ``memory`` what its features may take.
+
+    Raises:
+        StageError: the target or the embedding gave a NaN or an infinity.
+    """
+    found = signals(target, private, progress=progress)
+    twins = find_twins(private, progress=progress)
+    near = neighbour_distances(distance, private, memory=memory, device=device)
+    table = signals_table(found, private, twins)
+    words = kinds(private.labels, found.values, twins, near, seen=seen)
+    more = pd.DataFrame(
+        {"neighbour_distance": near.numpy(), "kind": pd.array(words, dtype="string")},
+        index=list(private.ids),
+    ).loc[table["id"]]
+    for name in more:
+        table[name] = more[name].array
+    return table
+
+
+def signals_table(found: Signals, private: ImageSet, twins: Twins) -> pd.DataFrame:
+    """``id``, ``label``, the signals and ``twins``, one row for each private image, by id."""
+    return pd.DataFrame(
+        {
+            "id": private.ids,
+            "label": [private.classes[y] for y in private.labels.tolist()],
+            **{name: values.numpy() for name, values in found.values.items()},
+            "twins": pd.array(twins.names(private.ids), dtype="string"),
+        }
+    ).sort_values("id", ignore_index=True)
+
+
+def join(samples: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """``samples`` as they are, with the columns ``JOINED`` of ``table`` behind them, by id."""
+    by_id = table.set_index("id")
+    new = {name: by_id[name].reindex(samples["id"]).array for name in JOINED if name in table}
+    return samples.assign(**new)
+
+
+def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
+    """``table`` with every name of an image or a class replaced by what ``hide`` makes of it."""
+    return table.assign(
+        **{
+            column: pd.array(
+                [hide(v) if isinstance(v, str) else None for v in table[column]], dtype="string"
+            )
+            for column in _NAMES
+        }
+    )
+
+
+def signals_of(table: pd.DataFrame) -> dict[str, Tensor]:
+    """The signals among a table's columns, each (N,) float64."""
+    return {
+        name: torch.tensor(table[name].to_numpy(dtype="float64"), dtype=torch.float64)
+        for name in SIGNALS
+        if name in table
+    }

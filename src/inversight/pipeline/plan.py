@@ -1,0 +1,332 @@
+"""An audit that is checked and ready to run: what it will do, take and leave in its manifest."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inversight.adaptation import CONDITIONED, check_arm, check_public
+from inversight.attacks import ATTACKS, Attack, check_fits
+from inversight.core.config import build, to_mapping
+from inversight.core.console import Reporter
+from inversight.core.device import memory_remedy, pick_device
+from inversight.core.errors import ConfigError, InputError, RunError
+from inversight.core.seeding import generator
+from inversight.data import ImageSet, working_size
+from inversight.embeddings import check_name, named_embedding
+from inversight.models.target import Target, absolute_spec
+from inversight.pipeline.estimate import Estimate, estimate, untrained_target
+from inversight.pipeline.evaluation import check_pairs
+from inversight.pipeline.gate import gates
+from inversight.pipeline.inputs import Inputs, read_inputs
+from inversight.priors import Prior, untrained_prior
+from inversight.priors.classes import conditioned
+from inversight.priors.given import COLOURS, GivenPrior, check_adaptable, check_channels, read_prior
+from inversight.settings import AuditSettings, prior_path, prior_training
+
+_LOWER = {
+    "target": "target_training.batch_size",
+    "evaluator": "evaluator_training.batch_size",
+    "public-network": "public_training.batch_size",
+    "prior": "prior.images_at_once",
+    "adaptation": "adaptation.images_at_once",
+    "scores": "--memory",
+    "signals": "--memory",
+}
+"""What to lower where a stage's memory runs out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked audit, ready to run."""
+
+    settings: AuditSettings
+    inputs: Inputs
+    attacks: dict[str, Attack]
+    own_prior: Prior | None
+    given_prior: GivenPrior | None
+    work: int
+    device: torch.device
+
+    @classmethod
+    def prepare(cls, settings: AuditSettings, reporter: Reporter) -> Plan:
+        """Read and check everything that can be wrong.
+
+        Raises:
+            InputError: the first thing wrong; nothing has been written.
+        """
+        device = pick_device(settings.device)
+        attacks: dict[str, Attack] = {}
+        for spec in settings.attack:
+            made = build(spec, ATTACKS, role="--attack")
+            name = spec if isinstance(spec, str) else str(spec["class"])
+            name = name.rpartition(":")[2]
+            if not isinstance(made, Attack):
+                raise ConfigError(
+                    f"--attack {name}: expected `access` and `run(target, prior, labels, *, rng, "
+                    "progress)`"
+                )
+            if name in attacks:
+                raise ConfigError(f"--attack {name}: is given twice")
+            attacks[name] = made
+        own, given = None, None
+        path = prior_path(settings)
+        if path is not None:
+            given = read_prior(path)
+        elif prior_training(settings) is None:
+            own = build(settings.prior, {}, role="prior")
+            if not isinstance(own, Prior):
+                raise ConfigError(
+                    "prior: expected `image_shape`, `sample(n, *, rng)` and a call from latents to "
+                    f"images; found {type(own).__name__}"
+                )
+        roles = (
+            (settings.embedding, "--embedding"),
+            (settings.features, "--features"),
+            (settings.guidance_embedding, "--guidance-embedding"),
+        )
+        for name, role in roles:
+            check_name(name, role=role)
+        for gate in gates(settings.fail_on):
+            without = settings.private is not None and settings.holdout is None
+            gate.check(holdout=not without, embedding=settings.embedding)
+        check_pairs(settings.pairs)
+        for name, role in roles:
+            unused = role == "--guidance-embedding" and settings.arm != "natural-gradient"
+            if name not in ("public", "evaluator") and not unused:
+                # Missing weights and broken classes come to light here, before anything long.
+                named_embedding(
+                    name,
+                    use="distance",
+                    role=role,
+                    size=8,
+                    public_network=None,
+                    evaluator=None,
+                )
+        size = None if given is None else given.prior.image_shape[1]
+        inputs = read_inputs(settings, reporter, size)
+        work = working_size(inputs.size, settings.working_size)
+        if own is not None and own.image_shape[0] not in (1, 3):
+            raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
+        if given is not None and path is not None:
+            word = COLOURS[given.prior.image_shape[0]]
+            check_channels(
+                given.prior,
+                path,
+                inputs.channels,
+                "the private and public images",
+                f"save the images in {word}, or give a prior that was trained on images like them",
+            )
+            if not settings.adaptation.idle:
+                check_adaptable(given.prior, path)
+        plan = cls(settings, inputs, attacks, own, given, work, device)
+        plan.check_parts()
+        return plan
+
+    def check_parts(self) -> None:
+        """Refuse now what would fail when target and prior have been trained for hours.
+
+        Raises:
+            ConfigError: the arm or an attack needs what the one or the other will lack, or an attack's
+                settings contradict each other.
+        """
+        target, prior = self.likely_target, self.likely_prior
+        if self.own_prior is None and not self.settings.adaptation.idle:
+            check_arm(self.settings.arm, target)
+            check_public(self.settings.arm, self.settings.adaptation, len(self.inputs.public))
+        for name, attack in self.attacks.items():
+            try:
+                check_fits(attack, target, prior)
+            except InputError as error:
+                reason = re.sub(rf"^{re.escape(type(attack).__name__)}:? ", "", str(error))
+                raise ConfigError(f"--attack {name}: {reason}") from error
+
+    @property
+    def likely_target(self) -> Target:
+        """The target, or an untrained network of the kind that it will be."""
+        if self.inputs.target is not None:
+            return self.inputs.target
+        architecture = self.settings.target_training.architecture
+        return untrained_target(self.inputs.private, self.shape, architecture)
+
+    @property
+    def likely_prior(self) -> Prior:
+        """What attacks will be given as a prior, or something untrained that can do as much.
+
+        An adaptation leaves a prior what it was, except that some arms condition it on classes.
+        """
+        if self.own_prior is not None:
+            return self.own_prior
+        if not self.settings.adaptation.idle and self.settings.arm in CONDITIONED:
+            untrained = untrained_prior(self.prior_shape)
+            return conditioned(untrained, len(self.inputs.classes), rng=generator(0))
+        if self.given_prior is not None:
+            return self.given_prior.prior
+        return untrained_prior(self.shape)
+
+    @property
+    def needs_public_network(self) -> bool:
+        names = [self.settings.embedding, self.settings.features]
+        if self.settings.arm == "natural-gradient" and self.own_prior is None:
+            names.append(self.settings.guidance_embedding)
+        return "public" in names
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, S, S) at which networks trained here work."""
+        return (self.inputs.channels, self.work, self.work)
+
+    @property
+    def prior_shape(self) -> tuple[int, int, int]:
+        """(C, S, S) of the style-based prior's images."""
+        return self.shape if self.given_prior is None else self.given_prior.prior.image_shape
+
+    @cached_property
+    def public_at_work(self) -> ImageSet:
+        return self.inputs.public.resized(size=self.work, channels=self.inputs.channels)
+
+    @cached_property
+    def public_for_prior(self) -> ImageSet:
+        """Public images at the prior's size."""
+        channels, size, _ = self.prior_shape
+        if self.prior_shape == self.shape:
+            return self.public_at_work
+        return self.inputs.public.resized(size=size, channels=channels)
+
+    def remedy(self, stage: str, kept: str) -> AbstractContextManager[None]:
+        """Says what to lower if ``stage`` runs out of memory, and what is ``kept``."""
+        lower = _LOWER.get(stage)
+        if stage in self.attacks:
+            lower = f"batch_size, as in --set 'attack=[{{class: {stage}, batch_size: 20}}]'"
+        return memory_remedy(
+            stage, f"lower {lower or '--memory'}, or use a smaller --preset; {kept}"
+        )
+
+    def forecast(self) -> Estimate:
+        """Time and memory, measured by short trials of the same code on this machine."""
+        return estimate(
+            self.settings,
+            private=self.inputs.private,
+            public=self.public_at_work,
+            public_for_prior=self.public_for_prior,
+            shape=self.shape,
+            attacks=self.attacks,
+            target=self.inputs.target,
+            trains_target=self.inputs.target is None,
+            trains_evaluator=self.inputs.evaluator is None,
+            trains_public=self.needs_public_network,
+            own_prior=self.own_prior,
+            given_prior=None if self.given_prior is None else self.given_prior.prior,
+            device=self.device,
+            remedy=lambda stage: self.remedy(stage, "nothing has been written"),
+        )
+
+    def announcement(self, folder: Path, forecast: Estimate) -> str:
+        """What is going to happen, before the long part."""
+        s, i = self.settings, self.inputs
+        target = s.target or "a small classifier, trained on the private images"
+        prior = "own" if self.own_prior is not None else "style-based, trained on the public images"
+        if self.given_prior is not None:
+            prior = f"{s.prior}"
+        side = (self.own_prior.image_shape if self.own_prior is not None else self.prior_shape)[1]
+        lines = [
+            f"inversight audit, preset {s.preset}, seed {s.seed}, device {self.device}",
+            f"  data       {i.split}",
+            f"  target     {target}",
+            f"  prior      {prior}, {side}x{side}, arm {s.arm}",
+            f"  attack     {', '.join(self.attacks)}",
+            f"  distance   {s.embedding}; features {s.features}; guidance {s.guidance_embedding}",
+            f"  results    {folder}",
+            f"  estimate   {forecast}",
+        ]
+        return "\n".join(lines)
+
+    def manifest(self) -> dict[str, Any]:
+        s, i = self.settings, self.inputs
+        sets = {"private": i.private, "holdout": i.holdout, "public": i.public}
+        names = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+        return {
+            "version": importlib.metadata.version("inversight"),
+            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seed": s.seed,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "preset": s.preset,
+            "given": _anchored(to_mapping(s)),
+            "settings": to_mapping(s),
+            "inputs": {
+                name: {
+                    "path": str(getattr(s, name) or "embedded digits"),
+                    "images": len(data),
+                    "classes": len(data.classes),
+                    "size": data.size,
+                    "fingerprint": data.fingerprint(),
+                }
+                for name, data in sets.items()
+                if data is not None
+            }
+            | self._prior_input(),
+            "split": i.split,
+            "notes": [],
+            "warnings": list(i.warnings),
+            "images": s.images,
+            "embedding": s.embedding,
+            "features": s.features,
+            "guidance_embedding": s.guidance_embedding,
+            "arm": s.arm if self.own_prior is None else "none (own prior)",
+            "attacks": list(self.attacks),
+            "access": {name: str(one.access) for name, one in self.attacks.items()},
+            "versions": {
+                "python": platform.python_version(),
+                **{n: importlib.metadata.version(n) for n in names},
+            },
+        }
+
+    def _prior_input(self) -> dict[str, dict[str, Any]]:
+        if self.given_prior is None:
+            return {}
+        return {
+            "prior": {
+                "path": str(self.settings.prior),
+                "size": self.prior_shape[1],
+                "fingerprint": self.given_prior.fingerprint,
+            }
+        }
+
+
+def check_unchanged(plan: Plan, manifest: dict[str, Any], path: Path) -> None:
+    """See that images and prior are those that the run in ``path`` began with.
+
+    Raises:
+        RunError: naming the first that has changed.
+    """
+    for name, facts in plan.manifest()["inputs"].items():
+        before = manifest["inputs"].get(name, {}).get("fingerprint")
+        if facts["fingerprint"] != before:
+            what = "prior has" if name == "prior" else f"{name} images have"
+            raise RunError(
+                f"{path}: the {what} changed since the run began ({facts['path']}); start a new run"
+            )
+
+
+def _anchored(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with absolute paths, so that a run can be resumed from any folder."""
+    result = dict(given)
+    for name in ("private", "holdout", "public", "classes"):
+        if given[name] is not None:
+            result[name] = str(Path(given[name]).absolute())
+    for name in ("target", "evaluator"):
+        if given[name] is not None:
+            result[name] = absolute_spec(given[name])
+    if isinstance(given["prior"], str) and Path(given["prior"]).exists():
+        result["prior"] = str(Path(given["prior"]).absolute())
+    return result

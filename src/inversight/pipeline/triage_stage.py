@@ -1,0 +1,295 @@
+"""``inversight triage``: which private images are likely to be exposed, without an attack.
+
+Of a finished audit it says how far signals agree with what was measured; of a folder of private images
+and a target it ranks the images in seconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from inversight.core.console import Reporter
+from inversight.core.device import pick_device
+from inversight.core.errors import InputError, RunError
+from inversight.core.run import Run, write_json
+from inversight.core.seeding import generator
+from inversight.data import ImageSet, load_folder
+from inversight.models.target import Target, load_target
+from inversight.pipeline.ledger import signals_of, signals_table
+from inversight.report.reading import read_mapping, read_table
+from inversight.risk.signals import SIGNALS, signals
+from inversight.risk.triage import (
+    agreement,
+    expected_exposure,
+    learn,
+    learned_elsewhere,
+    turned,
+)
+from inversight.risk.twins import find_twins
+from inversight.scores.result import Summary
+
+TABLE, FACTS = "triage.parquet", "triage.json"
+EXPECTED, LEARNED = "expected", "learned"
+"""Names of the two predictors: from signals alone, and learned from attacked classes."""
+
+MEASURED = ("nearest_distance", "ddcs_best")
+"""What predictors are compared with."""
+
+_SAME_LOSS = 1e-3
+"""Nats by which the loss of an image may differ between machines and remain the same target's."""
+
+
+@dataclass(frozen=True)
+class Triage:
+    """table: one row for each private image, most exposed first: ``id``, ``label``, the predictors
+    ``expected`` and, where there is something to learn from, ``learned`` (higher is more exposed),
+    signals, ``twins`` and what was measured. agreement: for each of ``MEASURED`` and each predictor,
+    Spearman's correlation (:func:`inversight.risk.triage.agreement`); empty where nothing was
+    measured. best: by the measure, the single signal that agrees best there. measured_in: the run. notes:
+    what must be known to
+    read it.
+    """
+
+    table: pd.DataFrame
+    agreement: Mapping[str, Mapping[str, Summary]]
+    best: Mapping[str, str]
+    measured_in: Path | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The target as ``--target`` names it, and earlier states of its training in their order."""
+
+    target: str
+    checkpoints: tuple[str, ...]
+    classes: Path | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    size: int | None
+    trust: bool
+
+    def load(self, private: ImageSet) -> tuple[Target, tuple[Target, ...]]:
+        """The target and the checkpoints.
+
+        Raises:
+            TargetError: one of them is wrong.
+        """
+
+        def one(spec: str, role: str) -> Target:
+            return load_target(
+                spec,
+                classes=private.classes,
+                class_order=self.classes,
+                size=private.size,
+                size_given=self.size is not None,
+                channels=private.channels,
+                mean=self.mean,
+                std=self.std,
+                trust=self.trust,
+                role=role,
+            )
+
+        return one(self.target, "--target"), tuple(
+            one(spec, "--checkpoint") for spec in self.checkpoints
+        )
+
+
+def triage_run(run: Path, *, seed: int = 0) -> Triage:
+    """Signals of a finished audit against what it measured.
+
+    What was learned is judged on classes left out of the learning, and is missing where there are too
+    few classes for that.
+
+    Raises:
+        RunError: not a finished audit, or one without signals.
+    """
+    samples = _ledger(run)
+    values = signals_of(samples)
+    labels = samples["label"].astype(str).tolist()
+    nearest = _column(samples, "nearest_distance")
+    notes: list[str] = []
+    predicted = {**turned(values), EXPECTED: expected_exposure(values)}
+    try:
+        predicted[LEARNED] = learned_elsewhere(values, nearest, labels)
+    except InputError as error:
+        notes.append(f"Nothing was learned ({error}).")
+    found = {}
+    for name in MEASURED:
+        # Near is exposed, a high score is.
+        sign = -1.0 if name == "nearest_distance" else 1.0
+        measured = sign * _column(samples, name)
+        measured[nearest.isnan()] = float("nan")  # no reconstruction of its class says nothing
+        found[name] = agreement(predicted, measured, labels, rng=generator(seed, "triage", name))
+    columns = {name: predicted[name].numpy() for name in (EXPECTED, LEARNED) if name in predicted}
+    return Triage(_ranked(samples, columns), found, _best(found), run, tuple(notes))
+
+
+def triage_private(
+    private: Path,
+    models: Models,
+    *,
+    learn_from: Path | None,
+    device: str,
+    reporter: Reporter,
+    batch_size: int = 64,
+) -> Triage:
+    """Rank private images by signals of the target, in one forward pass, without an attack.
+
+    ``learn_from`` is a finished audit of some of the classes, of the same target and images: the
+    measured distances there teach what to expect of the others (:func:`inversight.risk.triage.learn`).
+    Images of classes that were attacked come with what was measured.
+
+    Raises:
+        InputError: wrong input, or an audit that is not of these images and this target.
+    """
+    where = pick_device(device)
+    samples = _ledger(learn_from) if learn_from is not None else None
+    images = load_folder(
+        private, role="--private", size=models.size, progress=reporter.stage("reading")
+    )
+    target, checkpoints = models.load(images)
+    images = images.relabel(target.classes, role="--private")
+    checkpoints = tuple(_same_classes(c, target).to(where) for c in checkpoints)
+    found = signals(
+        target.to(where),
+        images,
+        checkpoints=checkpoints,
+        batch_size=batch_size,
+        progress=reporter.stage("signals"),
+    )
+    table = signals_table(found, images, find_twins(images, progress=reporter.stage("twins")))
+    notes = [f"No {name}: {reason}." for name, reason in found.missing.items()]
+    values = signals_of(table)
+    columns = {EXPECTED: expected_exposure(values).numpy()}
+    measured: Mapping[str, Mapping[str, Summary]] = {}
+    best: Mapping[str, str] = {}
+    if learn_from is not None and samples is not None:
+        table = _with_measured(table, samples, learn_from)
+        labels = table["label"].astype(str).tolist()
+        nearest = _column(table, "nearest_distance")
+        made = learn(values, nearest, labels)
+        columns[LEARNED] = made.exposure.numpy()
+        elsewhere = {name for name in labels if name not in made.classes}
+        notes.append(
+            f"Learned from {len(made.classes)} attacked classes, {len(elsewhere)} others are predicted; "
+            "of the attacked ones go by nearest_distance. The correlations are the audit's own, of "
+            "classes left out of the learning."
+        )
+        inside = triage_run(learn_from)
+        measured, best = inside.agreement, inside.best
+    return Triage(_ranked(table, columns), measured, best, learn_from, tuple(notes))
+
+
+def write_triage(found: Triage, out: Path) -> None:
+    """Write ``triage.parquet`` and ``triage.json`` to a new folder, whole or not at all.
+
+    Raises:
+        RunError: the folder holds something already or cannot be written.
+    """
+    Run.check_new(out, needed_bytes=10_000_000)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    found.table.to_parquet(partial / TABLE, index=False)
+    facts = {
+        "agreement": {
+            measure: {name: one.as_json() for name, one in by.items()}
+            for measure, by in found.agreement.items()
+        },
+        "best": dict(found.best),
+        "notes": list(found.notes),
+    }
+    write_json(partial / FACTS, facts)
+    if out.is_dir():
+        out.rmdir()  # check_new has seen that it is empty
+    partial.replace(out)
+
+
+def _ledger(run: Path) -> pd.DataFrame:
+    """The ledger of a finished audit, with signals in it."""
+    if not read_mapping(run, "run.json").get("finished"):
+        raise RunError(
+            f"{run}: the run is not finished; continue it with inversight audit --resume {run}"
+        )
+    samples = read_table(run, "samples.parquet", ("id", "label", *MEASURED))
+    if not any(name in samples for name in SIGNALS):
+        again = f"inversight audit --resume {run} adds them to an audit"
+        raise RunError(
+            f"{run}: its ledger has no signals (an earlier version's, or `inversight score`, which has "
+            f"no target); {again}"
+        )
+    return samples
+
+
+def _column(table: pd.DataFrame, name: str) -> torch.Tensor:
+    return torch.tensor(table[name].to_numpy(dtype="float64", na_value=np.nan))
+
+
+def _ranked(table: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
+    """``table`` with predictors behind ``id`` and ``label``, most exposed first."""
+    first = ["id", "label"]
+    rest = [str(name) for name in table if name not in first]
+    by = LEARNED if LEARNED in columns else EXPECTED
+    return (
+        table[first]
+        .assign(**columns, **{name: table[name] for name in rest})
+        .sort_values([by, "id"], ascending=[False, True], na_position="last", ignore_index=True)
+    )
+
+
+def _best(found: Mapping[str, Mapping[str, Summary]]) -> dict[str, str]:
+    """By the measure, the single signal of the largest correlation."""
+    best = {}
+    for measure, by in found.items():
+        known = {
+            name: one.value for name, one in by.items() if name in SIGNALS and one.value is not None
+        }
+        if known:
+            best[measure] = max(known, key=known.__getitem__)
+    return best
+
+
+def _same_classes(checkpoint: Target, target: Target) -> Target:
+    if checkpoint.classes != target.classes:
+        raise InputError(
+            f"--checkpoint {checkpoint.spec}: has other classes than the target, or another order; "
+            "give the order with --classes FILE"
+        )
+    return checkpoint
+
+
+def _with_measured(table: pd.DataFrame, samples: pd.DataFrame, run: Path) -> pd.DataFrame:
+    """``table`` with what the audit in ``run`` measured of its images, and NaN elsewhere.
+
+    Raises:
+        RunError: the audit's images are not among these, or were judged by another target.
+    """
+    names = read_mapping(run, "private-ids.json") if (run / "private-ids.json").is_file() else {}
+    ids = [names.get(str(name), str(name)) for name in samples["id"]]
+    audited = samples.assign(id=ids).set_index("id")
+    unknown = next((name for name in ids if name not in set(table["id"])), None)
+    if unknown is not None:
+        raise RunError(
+            f"--learn {run}: its image {unknown} is not in --private; learn from an audit of the same "
+            "folder"
+        )
+    if "loss" in table and "loss" in audited:
+        ours = table.set_index("id")["loss"].loc[ids]
+        apart = (ours - audited["loss"]).abs() > _SAME_LOSS * (1.0 + ours.abs())
+        if bool(apart.any()):
+            raise RunError(
+                f"--learn {run}: the loss of {apart.idxmax()} there is another than --target's here; "
+                "learn from an audit of the same target (--target, --mean, --std and --size alike)"
+            )
+    return table.assign(
+        **{name: audited[name].reindex(table["id"]).astype("float64").array for name in MEASURED}
+    )

@@ -1,0 +1,86 @@
+"""Objectives against their formulas written out slowly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from inversight.attacks.objectives import (
+    OBJECTIVES,
+    cross_entropy,
+    entropy,
+    logit,
+    max_margin,
+    poincare,
+)
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_entropy_is_that_of_the_softmax(logits: Tensor) -> None:
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(entropy(logits), expected)
+    assert float(entropy(torch.zeros(1, 5))) == pytest.approx(math.log(5))
+    assert float(entropy(torch.tensor([[200.0, 0.0, 0.0]]))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_cross_entropy_by_hand(logits: Tensor) -> None:
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    for row, label, found in zip(logits, labels, cross_entropy(logits, labels), strict=True):
+        powers = [math.exp(float(v)) for v in row]
+        assert float(found) == pytest.approx(-math.log(powers[int(label)] / sum(powers)))
+
+
+def test_margin_and_logit_by_hand(logits: Tensor) -> None:
+    labels = torch.tensor([3, 2, 1, 0, 3, 2])
+    margins, negative = max_margin(logits, labels), logit(logits, labels)
+    for i, (row, label) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True)):
+        others = [v for k, v in enumerate(row) if k != label]
+        assert float(margins[i]) == pytest.approx(max(others) - row[label])
+        assert float(negative[i]) == pytest.approx(-row[label])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_falls_with_the_labels_logit(name: str, logits: Tensor) -> None:
+    x = logits.clone().requires_grad_(True)
+    labels = torch.arange(6) % 4
+    (gradient,) = torch.autograd.grad(OBJECTIVES[name](x, labels).sum(), x)  # type: ignore[index]
+    assert bool(gradient.isfinite().all())
+    if name != "poincare":  # its logits are normalised, so that this one also scales the others
+        assert bool((gradient.gather(1, labels[:, None]) < 0).all())
+
+
+def poincare_by_hand(row: list[float], label: int, xi: float) -> float:
+    total = sum(abs(v) for v in row)
+    u = [v / total for v in row]
+    v = [max(0.0, (1.0 if i == label else 0.0) - xi) for i in range(len(row))]
+    gap = sum((a - b) ** 2 for a, b in zip(u, v, strict=True))
+    u2, v2 = sum(a * a for a in u), sum(b * b for b in v)
+    return math.acosh(1.0 + 2.0 * gap / ((1.0 - u2) * (1.0 - v2)))
+
+
+def test_poincare_by_hand(logits: Tensor) -> None:
+    labels = torch.tensor([3, 2, 1, 0, 3, 2])
+    found = poincare(logits, labels)
+    for row, label, value in zip(logits.tolist(), labels.tolist(), found.tolist(), strict=True):
+        assert value == pytest.approx(poincare_by_hand(row, label, 1e-4))
+
+
+def test_poincare_falls_towards_the_label_and_stays_finite_at_it() -> None:
+    away = torch.tensor([[1.0, 1.0, 1.0], [5.0, 1.0, 1.0], [1e6, 0.0, 0.0]], requires_grad=True)
+    loss = poincare(away, torch.zeros(3, dtype=torch.int64))
+    assert float(loss[0]) > float(loss[1]) > float(loss[2]) >= 0.0
+    (gradient,) = torch.autograd.grad(loss.sum(), away)
+    assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values())
+def test_labels_are_needed(objective: object, logits: Tensor) -> None:
+    with pytest.raises(ValueError, match="labels"):
+        objective(logits, None)  # type: ignore[operator]

@@ -1,0 +1,186 @@
+"""Settings: validation in one line, merging, YAML, import paths."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
+
+from inversight.core.config import (
+    Fraction,
+    build,
+    documented_yaml,
+    from_mapping,
+    import_object,
+    merge,
+    nearest,
+    parse_assignment,
+    read_yaml,
+    settings,
+    to_mapping,
+)
+from inversight.core.errors import ConfigError
+
+
+@settings
+class Inner:
+    """Inside."""
+
+    steps: Annotated[int, Field(ge=1)] = 10
+    """How many steps."""
+    share: Fraction = 0.5
+    """A share."""
+
+
+@settings
+class Outer:
+    """Outside."""
+
+    name: str = "x"
+    """What it is called."""
+    where: Path | None = None
+    """A folder."""
+    mean: tuple[float, ...] | None = None
+    """Numbers."""
+    inner: Inner = Field(default_factory=Inner)
+    """The inner settings."""
+
+
+def refused(values: dict[str, object], *parts: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(Outer, values, where="here: ")
+    text = str(caught.value)
+    assert text.startswith("here: ") and "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+def test_unknown_names_and_wrong_values_by_their_dotted_name() -> None:
+    refused({"nam": "y"}, "unknown setting nam", "did you mean name?")
+    refused({"inner": {"step": 3}}, "unknown setting inner.step", "did you mean steps?")
+    refused({"inner": {"steps": 0}}, "inner.steps:", "greater than or equal to 1", "found 0")
+    refused({"inner": {"share": 1.5}}, "inner.share:", "1.5")
+    refused({"inner": {"steps": "many"}}, "inner.steps:", "'many'")
+
+
+def test_settings_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Inner().steps = 3  # type: ignore[misc]
+    with pytest.raises((TypeError, ValidationError)):
+        Inner(3)  # type: ignore[misc]
+
+
+@given(
+    steps=st.integers(1, 10**6),
+    share=st.floats(0, 1),
+    name=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20),
+    mean=st.none() | st.lists(st.floats(-10, 10), min_size=1, max_size=3).map(tuple),
+)
+def test_printed_settings_read_back_the_same(
+    steps: int, share: float, name: str, mean: tuple[float, ...] | None
+) -> None:
+    value = Outer(name=name, mean=mean, where=Path("a/b"), inner=Inner(steps=steps, share=share))
+    text = documented_yaml(value)
+    assert from_mapping(Outer, yaml.safe_load(text)) == value
+    assert from_mapping(Outer, to_mapping(value)) == value
+    for meaning in ("How many steps.", "What it is called.", "The inner settings."):
+        assert f"# {meaning}" in text
+
+
+def test_merge_goes_key_by_key() -> None:
+    base = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
+    assert merge(base, {"b": {"d": {"f": 4}}, "g": 5}) == {
+        "a": 1, "b": {"c": 2, "d": {"e": 3, "f": 4}}, "g": 5,
+    }  # fmt: skip
+    assert merge(base, {"b": 7}) == {"a": 1, "b": 7}
+    assert base == {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
+
+
+def test_assignments() -> None:
+    assert parse_assignment("prior.steps=500") == {"prior": {"steps": 500}}
+    assert parse_assignment("a=[1, 2]") == {"a": [1, 2]}
+    assert parse_assignment("a.b.c=x=y") == {"a": {"b": {"c": "x=y"}}}
+    for text in ("steps", "=5", "a=[1"):
+        with pytest.raises(ConfigError, match="--set"):
+            parse_assignment(text)
+
+
+def test_configuration_files(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("# nothing\n")
+    assert read_yaml(file) == {}
+    file.write_text("a: {b: 1}\n")
+    assert read_yaml(file) == {"a": {"b": 1}}
+    for content in (b"- 1\n- 2\n", b"just words", b"a: [1", b"\xff\xfe", b"1: 2\n"):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match="--config") as caught:
+            read_yaml(file)
+        assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_nearest() -> None:
+    assert nearest("stpes", ["steps", "width"]) == "; did you mean steps?"
+    assert nearest("qqqq", ["steps", "width"]) == ""
+
+
+def test_import_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = "inversight_test_parts"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / f"{name}.py").write_text("class Outer:\n    class Inner:\n        pass\n")
+    assert import_object(f"{name}:Outer.Inner", role="--prior").__name__ == "Inner"
+    with pytest.raises(ConfigError, match=r"--prior .*has no Outr; did you mean Outer\?"):
+        import_object(f"{name}:Outr", role="--prior")
+    for path in ("plain", ":x", "module:"):
+        with pytest.raises(ConfigError, match=r"expected package\.module:Name"):
+            import_object(path, role="--prior")
+    (tmp_path / "inversight_test_broken.py").write_text("raise ValueError('first\\nsecond')\n")
+    with pytest.raises(ConfigError, match=r"ValueError: first\)"):
+        import_object("inversight_test_broken:x", role="--prior")
+    sys.modules.pop(name, None)
+
+
+def test_build_known_parts() -> None:
+    known = {"inner": Inner}
+    assert build("inner", known, role="--part") == Inner()
+    assert build({"class": "inner", "steps": 3}, known, role="--part") == Inner(steps=3)
+    assert build("fractions:Fraction", known, role="--part") == 0
+    with pytest.raises(ConfigError, match=r"--part iner: .*did you mean inner\?"):
+        build("iner", known, role="--part")
+    with pytest.raises(
+        ConfigError, match=r"--part inner: unknown setting stps; did you mean steps"
+    ):
+        build({"class": "inner", "stps": 3}, known, role="--part")
+    with pytest.raises(ConfigError, match="'class'"):
+        build({"steps": 3}, known, role="--part")
+    with pytest.raises(ConfigError, match="could not be built"):
+        build({"class": "fractions:Fraction", "nonsense": 1}, known, role="--part")
+
+
+def test_inherited_settings_keep_their_meaning() -> None:
+    @settings
+    class Further(Inner):
+        """Further inside."""
+
+        share: Fraction = 0.25
+        """Another share."""
+        more: int = 1
+        """More."""
+
+    text = documented_yaml(Further())
+    assert text.splitlines() == [
+        "# How many steps.", "steps: 10", "# Another share.", "share: 0.25", "# More.", "more: 1",
+    ]  # fmt: skip
+    assert "# A share." in documented_yaml(Inner())
+    with pytest.raises(ConfigError, match="did you mean steps"):
+        from_mapping(Further, {"stps": 1})

@@ -1,0 +1,39 @@
+"""Lack of memory is told from other errors, and says what to lower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inversight.core.device import is_out_of_memory, memory_remedy
+from inversight.core.errors import StageError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."),
+    ],
+)
+def test_memory_that_runs_out_says_what_to_lower(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    with (
+        pytest.raises(StageError, match=r"^attack: out of memory: lower batch_size$"),
+        memory_remedy("attack", "lower batch_size"),
+    ):
+        raise error
+
+
+def test_what_this_processor_says() -> None:
+    with pytest.raises(StageError, match="out of memory"), memory_remedy("prior", "lower it"):
+        torch.empty(1 << 52, dtype=torch.uint8)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="shape mismatch"), memory_remedy("attack", "lower it"):
+        raise RuntimeError("shape mismatch")
+    assert not is_out_of_memory(ValueError("out of memory"))

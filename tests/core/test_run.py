@@ -1,0 +1,155 @@
+"""The run folder: stages are there or not, one process holds it, nothing foreign is touched."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from inversight.core.errors import RunError
+from inversight.core.run import Run, read_manifest, write_json, write_text
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", {"seed": 0})
+
+
+def write(name: str, text: str) -> object:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def test_a_stage_is_built_once(run: Run) -> None:
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(1)
+        (folder / "x").write_text("done")
+
+    for _ in range(2):
+        assert (run.stage("prior", build) / "x").read_text() == "done"
+    assert built == [1]
+    assert [s["name"] for s in run.manifest["stages"]] == ["prior"]
+
+
+def test_a_stage_that_fails_is_not_there_and_finds_its_checkpoint_again(run: Run) -> None:
+    def fails(folder: Path) -> None:
+        (folder / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("prior", fails)
+    assert not run.is_done("prior")
+    assert read_manifest(run.path)["stages"] == []
+    run.close()
+
+    def goes_on(folder: Path) -> None:
+        assert (folder / "checkpoint").read_text() == "half"
+
+    again = Run.open(run.path)
+    again.stage("prior", goes_on)
+    assert again.is_done("prior")
+
+
+def test_seconds_of_interrupted_tries_count(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 100.0, 103.0])
+    monkeypatch.setattr("inversight.core.run.time.monotonic", lambda: next(clock))
+
+    def fails(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("prior", fails)
+    run.stage("prior", lambda folder: None)
+    assert run.manifest["stages"] == [{"name": "prior", "seconds": 8.0}]
+
+
+def test_a_full_disk_is_one_line_and_resumable(run: Run) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match=r"no room on the disk during stage prior.*--resume"):
+        run.stage("prior", full)
+    assert not run.is_done("prior")
+
+
+def test_other_errors_pass_as_they_are(run: Run) -> None:
+    def fails(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        run.stage("prior", fails)
+
+
+def test_one_process_at_a_time(run: Run) -> None:
+    with pytest.raises(RunError, match="another process is working on this run"):
+        Run.open(run.path)
+    run.close()
+    Run.open(run.path).close()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("run.json", "holds another run.*--resume"), ("photo.png", "other files")],
+)
+def test_a_folder_that_holds_something_is_left_alone(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / content).write_text("{}")
+    with pytest.raises(RunError, match=message):
+        Run.check_new(tmp_path, needed_bytes=0)
+    assert [p.name for p in tmp_path.iterdir()] == [content]
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(RunError, match="found a file"):
+        Run.check_new(tmp_path / "out", needed_bytes=0)
+
+
+def test_no_room_is_found_out_before(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="needs about 1000000000000 MB"):
+        Run.check_new(tmp_path / "deep" / "er", needed_bytes=10**18)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_publishing_replaces_files_and_folders_whole(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "a").write_text("1")
+    run.publish(source, "pictures")
+    (source / "sub" / "a").unlink()
+    (source / "sub" / "b").write_text("2")
+    run.publish(source, "pictures")
+    assert [p.name for p in (run.path / "pictures" / "sub").iterdir()] == ["b"]
+    run.publish(source / "sub" / "b", "table")
+    assert (run.path / "table").read_text() == "2"
+    assert not list(run.path.glob(".*.partial"))
+
+
+def test_writing_fails_without_harm(tmp_path: Path) -> None:
+    file = tmp_path / "facts.json"
+    write_text(file, "old")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(file, {"x": float("nan")})
+    assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "not a run folder"), ("{", "cannot be read"), ("[]", "not written")],
+)
+def test_wrong_manifests(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=message):
+        read_manifest(tmp_path)
+
+
+def test_the_folder_says_what_in_it_is_sensitive(run: Run) -> None:
+    text = (run.path / "README.txt").read_text()
+    for name in ("reconstructions/", "stages/", "samples.parquet", "report.html"):
+        assert name in text
+    assert json.loads((run.path / "run.json").read_text())["finished"] is False

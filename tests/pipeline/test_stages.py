@@ -1,0 +1,559 @@
+"""Single stages on the command line, each reading what the one before it wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inversight.attacks import load_latents
+from inversight.cli import main
+from inversight.core.console import Quiet, Terminal
+from inversight.core.errors import ConfigError
+from inversight.core.processes import Processes
+from inversight.data import ImageSet
+from inversight.pipeline.score_folders import _named_sets
+from inversight.pipeline.stages import TargetChoice, attack_stage
+from inversight.priors import StylePrior
+from tests.examples import OwnNetwork
+from tests.pipeline.test_audit import make
+from tests.pipeline.test_evaluation import assert_same
+from tests.priors.test_processes import together
+
+PRIOR = ("--features", "none", "--set", "steps=4", "--set", "batch_size=4", "--set", "width=2")
+TRAIN = ("--set", "epochs=3", "--set", "width=2")
+ATTACK = ("--set", "pool=20", "--set", "candidates=4", "--set", "keep=3", "--set", "steps=2")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    printed = capsys.readouterr()
+    return int(caught.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    monkeypatch.chdir(tmp_path)
+    return make(tmp_path, False)
+
+
+@pytest.fixture
+def made(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Path]:
+    """A target and a prior, by their own commands."""
+    assert run(capsys, "train", "--private", "private", "--out", "target", *TRAIN)[0] == 0
+    assert run(capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR)[0] == 0
+    return folders
+
+
+def test_from_training_to_scores(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
+        "--guidance-embedding", "pixel", "--features", "pixel", "--set", "steps=2", "--set",
+        "iterations=2", "--out", "adapted",
+    )  # fmt: skip
+    assert (code, out) == (0, "adapted/prior.safetensors\n")
+    before, after = (StylePrior.load(Path(f) / "prior.safetensors") for f in ("prior", "adapted"))
+    w = torch.zeros(1, 64)
+    assert not torch.equal(before(w), after(w))
+    assert "entropy" in after.log[-1]
+
+    code, out, _ = run(
+        capsys, "attack", "--prior", "adapted", "--target", "target", "--out", "attacked", *ATTACK
+    )
+    assert code == 0 and "inversight score --reconstructions attacked/reconstructions" in out
+    assert load_latents(Path("attacked"))["labels"].tolist() == [0, 0, 0, 1, 1, 1]
+    facts = json.loads(Path("attacked/facts.json").read_text())
+    assert facts["queries"] > 0
+    names = sorted(p.relative_to("attacked").as_posix() for p in Path("attacked").rglob("*.png"))
+    assert names == [
+        f"reconstructions/{c}/plug-and-play-000{i}.png" for c in ("ann", "bob") for i in (1, 2, 3)
+    ]
+
+    code, out, _ = run(
+        capsys, "score", "--private", "private", "--holdout", "holdout", "--reconstructions",
+        "attacked/reconstructions", "--embedding", "pixel", "--evaluator", "target",
+        "--out", "scored",
+    )  # fmt: skip
+    assert code == 0 and "ddcs_best" in out and "Report: scored/report.html" in out
+    assert len(pd.read_parquet("scored/samples.parquet")) == 12
+    assert json.loads(Path("scored/metrics.json").read_text())["accuracy_top1"]["value"] is not None
+
+
+def test_scoring_a_runs_folders_gives_the_runs_tables(
+    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        "--set", "public_training.epochs=2", "--set", "prior.steps=3", "--set", "prior.width=2",
+        "--set", "adaptation.steps=2", "--set", "evaluator_training.epochs=2", "--set",
+        "attack=[{class: plug-and-play, pool: 20, candidates: 4, keep: 3, steps: 2, crops: 2}]",
+    ]  # fmt: skip
+    public = ("--embedding", "public", "--features", "public")
+    code, _, err = run(
+        capsys, "audit", "--private", "private", "--holdout", "holdout", "--public", "public",
+        "--target", "target", *public, "--guidance-embedding", "public", *settings,
+        "--out", "audited",
+    )  # fmt: skip
+    assert code == 0, err
+    stages = Path("audited") / "stages"
+    code, _, err = run(
+        capsys, "score", "--private", "private", "--holdout", "holdout", "--reconstructions",
+        "audited/reconstructions", *public, "--network", stages / "public-network",
+        "--evaluator", stages / "evaluator", "--out", "scored",
+    )  # fmt: skip
+    assert code == 0, err
+    one, other = (json.loads((Path(f) / "metrics.json").read_text()) for f in ("audited", "scored"))
+    assert one == other
+    audited, scored = (
+        pd.read_parquet(f"{name}/samples.parquet").drop(columns="nearest_set")
+        for name in ("audited", "scored")
+    )
+    # Without a target there are no signals of it.
+    pd.testing.assert_frame_equal(audited[list(scored)], scored)
+    assert "twins" in scored and "loss" in audited and "loss" not in scored
+
+    # More reconstructions added to the audit score as all of them at once.
+    shutil.copytree("holdout", "more")
+    for folder, options in (
+        ("added", ["--reuse", "audited", "--reconstructions", "more"]),
+        (
+            "together",
+            ["--private", "private", "--holdout", "holdout", "--reconstructions",
+             "audited/reconstructions", "--reconstructions", "more", *public, "--network",
+             stages / "public-network", "--evaluator", stages / "evaluator"],
+        ),
+    ):  # fmt: skip
+        code, printed, err = run(capsys, "score", *options, "--out", folder)
+        assert code == 0, err
+        assert "more" in printed
+    assert_same(
+        *(json.loads((Path(f) / "metrics.json").read_text()) for f in ("added", "together"))
+    )
+    one, other = (
+        pd.read_parquet(f"{f}/samples.parquet").set_index("id") for f in ("added", "together")
+    )
+    pd.testing.assert_series_equal(one["nearest_distance"], other["nearest_distance"])
+    assert ((one["nearest_set"] == "more") == (other["nearest_set"] == "more")).all()
+    by_set = json.loads(Path("added/metrics_by_set.json").read_text())
+    assert set(by_set) == {"plug-and-play", "more"}
+    assert (
+        by_set["plug-and-play"]["ddcs_best"]
+        == json.loads(Path("audited/metrics.json").read_text())["ddcs_best"]
+    )
+    # And again, to what was added to.
+    code, _, err = run(
+        capsys, "score", "--reuse", "added", "--reconstructions", "more", "--out", "thrice"
+    )
+    assert code == 0, err
+    assert set(json.loads(Path("thrice/metrics_by_set.json").read_text())) == {
+        "plug-and-play", "more", "3-more",
+    }  # fmt: skip
+
+
+def test_a_scoring_goes_on(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    score = [
+        "score",
+        "--private",
+        "private",
+        "--reconstructions",
+        "holdout",
+        "--embedding",
+        "pixel",
+        "--holdout",
+        "more",
+        "--fdr",
+        "0.3",
+    ]
+    shutil.copytree("holdout", "more")
+    assert run(capsys, *score, "--out", "scored")[0] == 0
+    tables = {f: (Path("scored") / f).read_bytes() for f in ("metrics.json", "samples.parquet")}
+    # As a kill in the middle would have left it.
+    shutil.rmtree("scored/stages/scores")
+    for name in tables:
+        (Path("scored") / name).unlink()
+    manifest = json.loads(Path("scored/run.json").read_text())
+    Path("scored/run.json").write_text(json.dumps({**manifest, "finished": False, "stages": []}))
+    code, _, err = run(capsys, "score", "--resume", "scored")
+    assert code == 0, err
+    assert {f: (Path("scored") / f).read_bytes() for f in tables} == tables
+    for options, message in (
+        (["--resume", "target"], "not a run folder"),
+        (["--resume", "scored", "--private", "private"], "leave the others out"),
+        (["--out", "x"], "--reconstructions is missing"),
+        (["--reconstructions", "holdout"], "--out is missing"),
+    ):
+        code, _, err = run(capsys, "score", *options)
+        assert code == 2 and message in err
+    next(Path("holdout/ann").iterdir()).unlink()
+    code, _, err = run(capsys, "score", "--resume", "scored")
+    assert code == 2 and "have changed" in err
+
+
+def test_runs_that_cannot_be_added_to(
+    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixel = ["--embedding", "pixel", "--features", "pixel"]
+    score = ["score", "--reconstructions", "holdout", "--out"]
+    code, _, err = run(capsys, *score, "first", "--private", "private", *pixel)
+    assert code == 0, err
+    for options, message in (
+        (["--reuse", "nothing"], "not a run folder"),
+        (["--reuse", "first", "--embedding", "pixel"], "leave it out"),
+        ([], "--private is missing"),
+        (["--private", "private", "--memory", "1000", *pixel], "at least 16777216"),
+    ):
+        code, _, err = run(capsys, *score, "second", *options)
+        assert code == 2 and message in err and err.count("\n") == 1
+    next(Path("private/ann").iterdir()).unlink()
+    code, _, err = run(capsys, *score, "second", "--reuse", "first")
+    assert code == 2 and "not the ones it was scored against" in err
+    shutil.rmtree("private")
+    make(Path.cwd() / "again", False)
+    shutil.copytree("again/private", "private")
+    code, _, err = run(
+        capsys, *score, "held", "--private", "private", "--holdout", "again/holdout", *pixel
+    )
+    assert code == 0, err
+    next(Path("again/holdout/ann").iterdir()).unlink()
+    code, _, err = run(capsys, *score, "second", "--reuse", "held")
+    assert code == 2 and "holdout images are not the ones" in err
+    assert not Path("second").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "queries"),
+    [
+        (
+            "mirror-black-box",
+            ("population=5", "generations=3", "candidates=4"),
+            20 + 2 * 3 * 4 + 16,
+        ),
+        ("cma-es", ("searches=4", "population=4", "generations=3"), 20 + 2 * 4 * 3 * 4 + 16),
+    ],
+)
+def test_black_box_attacks(
+    made: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    settings: tuple[str, ...],
+    queries: int,
+) -> None:
+    code, _, err = run(
+        capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "new",
+        *(w for s in ("pool=20", "keep=3", "crops=2", *settings) for w in ("--set", s)),
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"{name}: {queries} images sent to the target, scores access" in err
+    assert json.loads(Path("new/facts.json").read_text()) == {"queries": queries}
+    assert len(list(Path("new/reconstructions").rglob(f"{name}-*.png"))) == 6
+    code, _, err = run(
+        capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "low",
+        "--set", "most_queries=30",
+    )  # fmt: skip
+    assert code == 1 and "limit of 30 queries is spent" in err
+    assert not Path("low").exists()
+
+
+def test_set_names_never_meet() -> None:
+    one = ImageSet(
+        torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("c/0",), ("c",), ("h",)
+    )
+    assert list(_named_sets([Path("a")], [one], ["3-a", "a"])) == ["4-a"]
+    assert list(_named_sets([Path("x/a"), Path("y/a")], [one, one], [])) == ["1-a", "2-a"]
+    assert list(_named_sets([Path("b")], [one], ["a"])) == ["b"]
+
+
+def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    logs = {}
+    arms = (
+        "vanilla", "entropy", "natural-gradient", "projected", "diverse", "conditional",
+        "pseudo-labels", "target-aware",
+    )  # fmt: skip
+    for arm in arms:
+        code, _, err = run(
+            capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
+            "--arm", arm, "--guidance-embedding", "public", "--features", "none", "--set", "steps=2",
+            "--set", "pseudo_labels_top=3", "--set", "conditional_top=3", "--out", arm,
+        )  # fmt: skip
+        assert code == 0, err
+        logs[arm] = StylePrior.load(Path(arm) / "prior.safetensors").log[-1]
+    assert "entropy" not in logs["vanilla"]
+    assert "entropy" in logs["entropy"] and "cosine" not in logs["entropy"]
+    assert logs["natural-gradient"]["cosine"] < 0.999
+    assert {"projected", "second_discriminator"} <= logs["projected"].keys()
+    assert {"projected", "second_discriminator", "spread"} <= logs["diverse"].keys()
+    assert {"projected", "second_discriminator", "spread"} <= logs["conditional"].keys()
+    assert "spread" not in logs["projected"]
+    assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
+    code, _, err = run(
+        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public", "--arm",
+        "vanilla", "--features", "none", "--set", "steps=1", "--set", "pivots=2", "--set",
+        "pivots_steps=2", "--set", "pivots_surer_than=0", "--out", "pivoted",
+    )  # fmt: skip
+    assert code == 0 and "public images as well" in err, err
+    assert StylePrior.load(Path("pivoted") / "prior.safetensors").pivots is not None
+    attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
+    assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0
+    code, _, err = run(capsys, *attack, "--prior", "vanilla", "--out", "refused")
+    assert code == 2 and "--arm pseudo-labels" in err and not Path("refused").exists()
+
+
+def test_training_is_watched(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a public network that what comes after finds again."""
+    from inversight.core.console import Terminal
+
+    stages: list[str] = []
+
+    def noting(self: Terminal, name: str) -> object:
+        stages.append(name)
+        return lambda done, total, note="": None
+
+    monkeypatch.setattr(Terminal, "stage", noting)
+    assert run(capsys, "train", "--private", "private", "--out", "target", *TRAIN)[0] == 0
+    code, _, err = run(
+        capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR[2:],
+        "--set", "watch_images=8",
+    )  # fmt: skip
+    assert code == 0, err
+    assert stages[-3:] == ["reading", "public-network", "prior"]
+    written = json.loads(Path("prior/progress.json").read_text())
+    assert [row["images"] for row in written] == [0, 8, 16]
+    assert all(row["frechet"] > 0 for row in written)
+    names = sorted(p.name for p in Path("prior/samples").iterdir())
+    assert names == [f"images-{n:09d}.png" for n in (0, 8, 16)]
+
+    code, _, err = run(
+        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
+        "--arm", "entropy", "--set", "steps=2", "--out", "adapted",
+    )  # fmt: skip
+    assert code == 0, err
+    assert stages[-2:] == ["reading", "adaptation"]  # the prior's network was there
+    before, after = json.loads(Path("adapted/progress.json").read_text())
+    assert before["frechet"] == pytest.approx(written[-1]["frechet"])
+    assert "objective" not in before and "frechet" in after
+    code, _, err = run(
+        capsys, "score", "--private", "private", "--reconstructions", "holdout", "--embedding",
+        "public", "--network", "adapted/public-network", "--out", "scored",
+    )  # fmt: skip
+    assert code == 0, err
+
+
+def test_a_training_goes_on_with_what_it_began_with(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("prior", "train", "--public", "public", "--out", "prior", *PRIOR)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("inversight.pipeline.stages.train_prior", stop)
+        code, _, err = run(capsys, *command)
+    assert code == 130 and "go on with: prior train again" in err
+    code, _, err = run(capsys, *command, "--seed", "1")
+    assert code == 2 and "a training began there and --seed differed" in err
+    shutil.copytree("public", "public/again")
+    code, _, err = run(capsys, *command)
+    assert code == 2 and "the public images differed" in err
+    shutil.rmtree("public/again")
+    assert run(capsys, *command)[0] == 0
+    code, _, err = run(capsys, *command)
+    assert code == 2 and "holds other files" in err
+
+
+def test_a_training_that_diverges_fails_in_one_line(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(
+        capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR,
+        "--set", "learning_rate=1e30", "--set", "checkpoint_seconds=1e-9",
+    )  # fmt: skip
+    assert code == 1 and "diverged at step" in err and "lower prior.learning_rate" in err
+    assert not Path("prior/prior.safetensors").exists()
+
+
+def test_published_settings_are_laid_below_what_is_given(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def stop(*_: object, training: object, **__: object) -> None:
+        seen.append(training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inversight.pipeline.stages.train_prior", stop)
+    run(
+        capsys, "prior", "train", "--public", "public", "--out", "prior", "--features", "none",
+        "--set", "config=cifar", "--set", "r1=0.5",
+    )  # fmt: skip
+    (training,) = seen
+    assert (training.ema_images, training.r1, training.penalty_steps) == (500e3, 0.5, True)  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
+def test_two_processes_write_one_prior(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("prior", "train", "--public", "public", *PRIOR, "--device", "cpu")
+    two = together(
+        "-m", "inversight", *command, "--features", "pixel", "--out", "two", folder=Path.cwd()
+    )
+    assert [process.returncode for process in two] == [0, 0], two
+    assert [process.stdout for process in two] == ["two/prior.safetensors\n", ""]
+    assert run(capsys, *command, "--set", "images_at_once=2", "--out", "one")[0] == 0
+    one, other = (StylePrior.load(Path(f) / "prior.safetensors") for f in ("one", "two"))
+    w = one.sample(4, rng=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(one(w), other(w), atol=1e-3, rtol=0)
+    assert len(json.loads(Path("two/progress.json").read_text())) == 5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
+def test_two_processes_write_one_attack(
+    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("attack", "--prior", "prior", "--target", "target", "--device", "cpu", *ATTACK)
+    command = (*command, "--set", "half=false")  # whose rounding depends on what else is in a batch
+    two = together("-m", "inversight", *command, "--out", "two", folder=Path.cwd())
+    assert [process.returncode for process in two] == [0, 0], two
+    assert two[0].stdout.startswith("two/reconstructions\n") and two[1].stdout == ""
+    assert run(capsys, *command, "--out", "one")[0] == 0
+    one, other = (load_latents(Path(folder)) for folder in ("one", "two"))
+    assert torch.equal(one["labels"], other["labels"])
+    torch.testing.assert_close(one["latents"], other["latents"], atol=1e-3, rtol=0)
+    pictures = [sorted(p.name for p in Path(f).rglob("*.png")) for f in ("one", "two")]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 6
+    sent = [json.loads((Path(f) / "facts.json").read_text())["queries"] for f in ("one", "two")]
+    assert sent[1] == sent[0] + 20  # the pool, once more
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_all_were_told_is_said_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    index: int,
+) -> None:
+    class OneOfTwo:
+        num_processes, process_index = 2, index
+        device = torch.device("cpu")
+
+    processes = Processes(OneOfTwo())
+    monkeypatch.setattr(processes, "texts", lambda own: [own, own])
+    monkeypatch.setattr("inversight.core.processes.launched", lambda device: processes)
+    code, out, err = run(
+        capsys, "attack", "--prior", tmp_path / "none", "--target", "t", "--out", tmp_path / "out"
+    )
+    assert (code, out) == (2, "")
+    assert ("none" in err) if index == 0 else (err == "")
+
+
+def test_a_service_and_an_audit_are_the_work_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OneOfTwo:
+        num_processes, process_index = 2, 1
+
+    service = TargetChoice("endpoint:http://127.0.0.1:9", None, None, None, None, False)
+    with pytest.raises(ConfigError, match="attacked by one process"):
+        attack_stage(
+            tmp_path / "prior", tmp_path / "out", model=service, attack="brep-mi", limit=None,
+            preset="quick", seed=0, device="cpu", given={}, reporter=Quiet(),
+            processes=Processes(OneOfTwo()),
+        )  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "out"
+    for command in (
+        ("audit", "--out", out),
+        ("train", "--private", tmp_path, "--out", out),
+        ("score", "--private", tmp_path, "--reconstructions", tmp_path, "--out", out),
+        ("defend", tmp_path, "--out", out),
+    ):
+        code, _, err = run(capsys, *command)
+        assert code == 2, command
+        assert f"{command[0]} is the work of one process, and was launched as 2" in err
+    assert not list(tmp_path.iterdir())
+
+
+def own(path: Path) -> str:
+    save_file(OwnNetwork(2).state_dict(), path)
+    return f"tests.examples:own_network?weights={path}"
+
+
+ADAPT = ("adapt", "--prior", "prior", "--public", "public", "--out", "new")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((*ADAPT, "--target", "target", "--arm", "entrpy"), ("entrpy", "did you mean entropy?")),
+        ((*ADAPT, "--target", "target", "--guidance-embedding", "evaluator"), ("seen the private",)),
+        ((*ADAPT, "--target", "target", "--set", "stps=3"), ("stps", "did you mean steps?")),
+        ((*ADAPT, "--target", "target", "--features", "pixl"), ("pixl", "did you mean pixel?")),
+        (("prior", "train", "--public", "public", "--out", "new", "--features", "lpips-vgg"),
+         ("--features lpips-vgg", "public, inception, pixel, none")),
+        (("prior", "train", "--public", "public", "--out", "new", "--set", "config=paper"),
+         ("config", "did you mean paper")),
+        ((*ADAPT, "--target", "nowhere"), ("nowhere", "no such file")),
+        ((*ADAPT, "--target", "own"), ("2 classes", "--classes FILE")),
+        (("attack", "--prior", "nowhere", "--target", "target", "--out", "new"), ("nowhere",)),
+        (("attack", "--prior", "private/ann/0.png", "--target", "target", "--out", "new"),
+         ("0.png", "not a prior")),
+        (("attack", "--prior", "prior", "--target", "target", "--out", "prior"), ("other files",)),
+        (("attack", "--prior", "prior", "--target", "target", "--out", "new", "--attack", "plug"),
+         ("--attack plug",)),
+        (("attack", "--prior", "prior", "--target", "target", "--out", "new", "--set", "keep=50"),
+         ("keep <= candidates",)),
+        (("score", "--private", "private", "--reconstructions", "public", "--embedding", "pixel",
+          "--out", "new"), ("class x", "--private does not have")),
+        (("score", "--private", "private", "--reconstructions", "private", "--embedding", "public",
+          "--out", "new"), ("--network FILE",)),
+        (("score", "--private", "private", "--reconstructions", "private", "--holdout", "public",
+          "--embedding", "pixel", "--out", "new"), ("class x is not in --private",)),
+    ],
+)  # fmt: skip
+def test_wrong_input(
+    made: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    spec = own(made["private"].parent / "own.safetensors")
+    code, _, err = run(capsys, *[spec if a == "own" else a for a in arguments])
+    complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
+    assert code == 2 and len(complaints) == 1 and "Traceback" not in err
+    for part in parts:
+        assert part in complaints[0]
+    assert not Path("new").exists() and not list(Path.cwd().glob(".*"))
+
+
+def test_a_stopped_prior_says_how_to_go_on_and_does(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("prior", "train", "--public", "public", *PRIOR, "--set", "checkpoint_seconds=1e-9")
+    assert run(capsys, *command, "--out", "whole")[0] == 0
+
+    from inversight.core.console import Terminal
+
+    def stopping(self: Terminal, name: str) -> object:
+        def progress(done: int, total: int, note: str = "") -> None:
+            if name == "prior" and done == 3:
+                raise KeyboardInterrupt
+
+        return progress
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Terminal, "stage", stopping)
+        code, _, err = run(capsys, *command, "--out", "prior")
+    assert code == 130 and "go on with: prior train again with the same --out" in err
+    assert run(capsys, *command, "--out", "prior")[0] == 0
+    whole, resumed = (Path(f) / "prior.safetensors" for f in ("whole", "prior"))
+    assert whole.read_bytes() == resumed.read_bytes()
+    assert not list(Path("prior").glob("checkpoint*"))

@@ -1,0 +1,73 @@
+"""The Frechet distance that a prior in training is watched with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+from torch import Tensor
+
+from inversight.core.errors import ConfigError
+from inversight.embeddings.pixel import Pixel
+from inversight.pipeline.watching import FrechetToPublic, check_watched, watched_features
+
+CPU = torch.device("cpu")
+PIXEL = Pixel((4, 4))
+
+
+def public(n: int = 60) -> Tensor:
+    rng = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (n, 1, 4, 4), generator=rng).to(torch.uint8)
+
+
+def by_definition(a: Tensor, b: Tensor) -> float:
+    """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), with SciPy's matrix root."""
+    x, y = (torch.cat(PIXEL(v), dim=1).double().numpy() for v in (a, b))
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = linalg.sqrtm(s @ t + 1e-12 * np.eye(len(s))).real
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * root))
+
+
+def test_is_the_frechet_distance_whatever_the_batches() -> None:
+    made = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(2)) * 0.5
+    distance = FrechetToPublic(public(), PIXEL, CPU)
+    expected = by_definition(public().float() / 255, made)
+    assert distance(iter(made.split(7))) == pytest.approx(expected, rel=1e-3)
+    assert distance(iter(made.split(50))) == pytest.approx(expected, rel=1e-3)
+    assert distance(iter([public().float() / 255])) == pytest.approx(0.0, abs=1e-8)
+
+
+def test_looks_at_some_of_many_public_images() -> None:
+    seen: list[int] = []
+
+    class Counting:
+        name = "counting"
+
+        def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+            seen.append(len(images))
+            return (images.flatten(1)[:, :3],)
+
+    distance = FrechetToPublic(public(200), Counting(), CPU, most=50)
+    for _ in range(2):
+        distance(iter([torch.rand(20, 1, 4, 4)]))
+    assert sum(seen) == 50 + 20 + 20  # the public images once
+
+
+def test_what_is_no_number_is_no_distance() -> None:
+    distance = FrechetToPublic(public(), PIXEL, CPU)
+    assert math.isnan(distance(iter([torch.full((9, 1, 4, 4), float("nan"))])))
+    assert math.isnan(distance(iter([torch.zeros(1, 1, 4, 4)])))
+
+
+def test_names() -> None:
+    assert watched_features("none", size=8, public_network=None) is None
+    pixel = watched_features("pixel", size=1024, public_network=None)
+    assert isinstance(pixel, Pixel) and pixel.size == (64, 64)
+    check_watched("package.module:Class")
+    with pytest.raises(ConfigError, match="did you mean pixel"):
+        check_watched("pixels")
+    with pytest.raises(ConfigError, match="expected one of public, inception, pixel, none"):
+        check_watched("lpips-vgg")
