@@ -49,8 +49,8 @@ from inversight.embeddings.pairs import exact_products
 from inversight.embeddings.pullback import recorded_gram
 from inversight.models.networks import build_classifier
 from inversight.models.target import Target, target_of
-from inversight.priors import PriorTraining, train_prior
-from inversight.settings import AuditSettings, prior_training, resolve
+from inversight.priors import train_prior
+from inversight.settings import AuditSettings, PriorTraining, prior_training, resolve
 
 PARTS = ("eigenpairs", "direction", "steps")
 RANK, NCV = 20, 40

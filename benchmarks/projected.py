@@ -24,11 +24,12 @@ from typing import Any
 
 from attack_problem import MEASURES, STEPS, Attacked
 from common import machine
-from inversight.adaptation import Adaptation, adapt
+from inversight.adaptation import adapt
 from inversight.attacks import run_attack
 from inversight.core.seeding import generator
 from inversight.models.networks import SavedClassifier, build_classifier, load_classifier
 from inversight.models.target import Target, target_of
+from inversight.settings import Adaptation
 from seed_by_seed import Measured, gains, run
 from study import BASE
 

@@ -26,8 +26,8 @@ from common import finish, parser
 from inversight.adaptation import adapt
 from inversight.core.imaging import to_uint8
 from inversight.core.seeding import generator
-from inversight.priors import PriorTraining, StylePrior, train_prior
-from inversight.priors.settings import training_of
+from inversight.priors import StylePrior, train_prior
+from inversight.settings import PriorTraining, resolve_prior_training
 from natural_gradient import LPIPS_LEAST, STANDARD, classifier, embedding_of, photographs, seconds
 
 ARMS = ("vanilla", "entropy", "natural-gradient", "diverse", "conditional")
@@ -52,8 +52,8 @@ def main() -> None:
     if small:
         network = training = PriorTraining(batch_size=4)
     else:
-        network = training_of({"config": "paper256"}, size=size)
-        training = training_of({"config": "auto"}, size=size)
+        network = resolve_prior_training({"config": "paper256"}, size=size)
+        training = resolve_prior_training({"config": "auto"}, size=size)
     first = replace(network, steps=1, batch_size=training.batch_size)
     prior = train_prior(public, training=first, rng=generator(options.seed), device=device)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.adaptation import Adaptation, Pull, adapt, pulls_of
+from inversight.adaptation import Pull, adapt, pulls_of
 from inversight.adaptation.preconditioners import Damped
 from inversight.adaptation.terms import Balance, Entropy, Spread, Statistics
 from inversight.attacks.objectives import entropy
@@ -16,7 +16,8 @@ from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.embeddings.pixel import Pixel
 from inversight.models.target import Target
-from inversight.priors import PriorTraining, StylePrior, train_prior
+from inversight.priors import StylePrior, train_prior
+from inversight.settings import Adaptation, PriorTraining
 
 SHAPE = (1, 8, 8)
 TRAINING = PriorTraining(steps=10, batch_size=8, width=2, z_dim=6, w_dim=5)

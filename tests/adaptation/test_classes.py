@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inversight.adaptation import ARMS, Adaptation, Pull, adapt, pulls_of
+from inversight.adaptation import ARMS, Pull, adapt, pulls_of
 from inversight.adaptation.guidance import Guidance
 from inversight.adaptation.knowledge import pseudo_labels, soft_labels, taken_for
 from inversight.adaptation.terms import CriticEntropy, Margin, Observation
@@ -22,8 +22,9 @@ from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.models.transformations import Transformations
-from inversight.priors import Critic, PriorTraining, StylePrior, train_prior
+from inversight.priors import Critic, StylePrior, train_prior
 from inversight.priors.game import Made
+from inversight.settings import Adaptation, PriorTraining
 
 SHAPE = (3, 8, 8)
 TRAINING = PriorTraining(steps=40, batch_size=8, width=4, z_dim=6, w_dim=8, ada_images=1e6)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.adaptation import Adaptation, Pull, adapt, pulls_of
+from inversight.adaptation import Pull, adapt, pulls_of
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import observe
 from inversight.core.errors import ConfigError
@@ -19,6 +19,7 @@ from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors import Game, StylePrior, train_prior
 from inversight.priors.game import Share
+from inversight.settings import Adaptation
 from tests.adaptation.test_adapt import PUBLIC, SHAPE, TRAINING, linear_target, pictures, run
 
 

@@ -25,7 +25,7 @@ from inversight.attacks import (
 from inversight.attacks.budget import within
 from inversight.core.seeding import generator
 from inversight.models.target import Access
-from inversight.models.training import Training
+from inversight.settings import Training
 from tests.attacks.toy import (
     LABELS,
     FlatPrior,

@@ -23,7 +23,7 @@ from inversight.attacks.pool_space import PoolSpace
 from inversight.core.errors import InputError, StageError
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
-from inversight.models.training import Training
+from inversight.settings import Training
 from tests.attacks.toy import (
     LABELS,
     SIZE,

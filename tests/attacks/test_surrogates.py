@@ -15,7 +15,8 @@ from inversight.attacks.surrogates import answered, distillation, distillation_l
 from inversight.core.seeding import generator
 from inversight.models.networks import ResidualBlock, build_classifier
 from inversight.models.target import Target, target_of
-from inversight.models.training import Training, Variation
+from inversight.models.training import Variation
+from inversight.settings import Training
 from tests.attacks.toy import (
     LABELS,
     SIZE,

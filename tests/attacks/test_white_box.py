@@ -36,9 +36,10 @@ from inversight.core.seeding import generator
 from inversight.models.networks import build_classifier
 from inversight.models.target import Access, Target, target_of
 from inversight.models.transformations import Transformations
-from inversight.priors import PriorTraining, StylePrior, train_prior
+from inversight.priors import StylePrior, train_prior
 from inversight.priors.base import Prior
 from inversight.priors.classes import conditioned
+from inversight.settings import PriorTraining
 from tests.attacks.toy import (
     LABELS,
     SIZE,

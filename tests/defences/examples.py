@@ -10,7 +10,8 @@ import torch
 from inversight.core.progress import Progress, silent
 from inversight.defences import Defended, Level, Material
 from inversight.models.target import Target, target_of
-from inversight.models.training import Training, train_classifier
+from inversight.models.training import train_classifier
+from inversight.settings import Training
 from tests.examples import SampleAttack
 
 

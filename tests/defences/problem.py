@@ -13,7 +13,8 @@ from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.defences import DEFENCES, Defence, Defended, Material
 from inversight.models.target import Target, target_of
-from inversight.models.training import Training, train_classifier
+from inversight.models.training import train_classifier
+from inversight.settings import Training
 
 QUICK = Training(width=4, epochs=8, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
 LONGER = replace(QUICK, epochs=30, learning_rate=0.01)

@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from inversight.core.errors import TargetError
 from inversight.embeddings import Embedding, PooledEmbedding, StageEmbedding, squared_distances
-from inversight.models.networks import Architecture, SavedClassifier, build_classifier
+from inversight.models.networks import SavedClassifier, build_classifier
 from inversight.models.target import Target, target_of
+from inversight.settings import ClassifierArchitecture
 
 
-def classifier(architecture: Architecture = "resnet", channels: int = 1) -> SavedClassifier:
+def classifier(
+    architecture: ClassifierArchitecture = "resnet", channels: int = 1
+) -> SavedClassifier:
     saved = build_classifier(
         architecture,
         classes=("a", "b", "c"),
@@ -33,7 +36,7 @@ def images(n: int, channels: int = 1, size: int = 16) -> Tensor:
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_stage_distance_is_the_mean_over_stages_and_positions(
-    architecture: Architecture, channels: int
+    architecture: ClassifierArchitecture, channels: int
 ) -> None:
     saved = classifier(architecture, channels)
     embedding = StageEmbedding("public", saved)
@@ -81,7 +84,7 @@ def test_rows_depend_on_their_own_image_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
-def test_pooled_features_are_the_penultimate_layer(architecture: Architecture) -> None:
+def test_pooled_features_are_the_penultimate_layer(architecture: ClassifierArchitecture) -> None:
     saved = classifier(architecture)
     embedding = PooledEmbedding("evaluator", target_of(saved, "evaluator"))
     x = images(4)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from inversight.embeddings.lpips import Lpips, Net, random_backbone
 from inversight.embeddings.network import StageEmbedding
 from inversight.embeddings.pullback import PullbackMetric, dot, recorded_gram
-from inversight.models.networks import Architecture, build_classifier
+from inversight.models.networks import build_classifier
+from inversight.settings import ClassifierArchitecture
 
 SHAPE = (1, 4, 4)
 N = 16
@@ -76,7 +77,7 @@ def test_a_batch_gives_what_each_image_gives_alone() -> None:
         torch.testing.assert_close(found[i : i + 1], alone)
 
 
-def stages_of(architecture: Architecture, size: int) -> StageEmbedding:
+def stages_of(architecture: ClassifierArchitecture, size: int) -> StageEmbedding:
     """A public network's distance, in float64, with statistics that are no identity."""
     rng = torch.Generator().manual_seed(0)
     saved = build_classifier(
@@ -95,10 +96,10 @@ def stages_of(architecture: Architecture, size: int) -> StageEmbedding:
     return StageEmbedding("public", saved)
 
 
-@pytest.mark.parametrize("architecture", get_args(Architecture))
+@pytest.mark.parametrize("architecture", get_args(ClassifierArchitecture))
 @pytest.mark.parametrize("size", [8, 24])
 def test_products_of_a_public_network_equal_the_recorded_ones(
-    architecture: Architecture, size: int
+    architecture: ClassifierArchitecture, size: int
 ) -> None:
     """Images of another size and of colour, which the embedding brings to its own."""
     embedding, x, v = stages_of(architecture, size), pictures(3), pictures(3, 2) - 0.5

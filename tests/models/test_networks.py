@@ -16,7 +16,6 @@ from inversight.core.errors import TargetError
 from inversight.core.seeding import generator
 from inversight.models.networks import (
     FILE_NAME,
-    Architecture,
     NetworkOptions,
     SavedClassifier,
     build_classifier,
@@ -24,6 +23,7 @@ from inversight.models.networks import (
     save_classifier,
     stages_for,
 )
+from inversight.settings import ClassifierArchitecture
 
 OPTIONS = [
     NetworkOptions(norm="group"),
@@ -34,7 +34,7 @@ OPTIONS = [
 
 
 def build(
-    architecture: Architecture,
+    architecture: ClassifierArchitecture,
     size: int,
     channels: int = 1,
     options: NetworkOptions | None = None,
@@ -54,7 +54,7 @@ def build(
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 9, 32, 100, 256])
-def test_every_size(architecture: Architecture, size: int, channels: int) -> None:
+def test_every_size(architecture: ClassifierArchitecture, size: int, channels: int) -> None:
     module = build(architecture, size, channels).module.eval()
     x = torch.rand(2, channels, size, size, generator=generator(1))
     logits = module(x)

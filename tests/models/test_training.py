@@ -19,7 +19,6 @@ from inversight.models.training import (
     Batch,
     Shuffled,
     TrainedClassifier,
-    Training,
     Variation,
     _optimiser,
     augment,
@@ -28,6 +27,7 @@ from inversight.models.training import (
     rotation_task,
     train_classifier,
 )
+from inversight.settings import Training
 
 
 def two_classes(n: int = 20, noise: float = 0.1) -> ImageSet:

@@ -30,10 +30,10 @@ from inversight.models.networks import load_classifier
 from inversight.models.target import Target, target_of
 from inversight.pipeline import Plan
 from inversight.pipeline.evaluation import METRICS
-from inversight.priors import Architecture, PriorTraining, StylePrior, train_prior
+from inversight.priors import Architecture, StylePrior, train_prior
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.report import load_report_data, render
-from inversight.settings import resolve
+from inversight.settings import PriorTraining, resolve
 from tests.examples import OwnNetwork, SampleAttack
 from tests.pipeline.test_evaluation import COLUMNS, RISK_COLUMNS
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from inversight.attacks import load_latents
 from inversight.core.seeding import generator
-from inversight.priors import PriorTraining, train_prior
+from inversight.priors import train_prior
+from inversight.settings import PriorTraining
 from tests.attacks.service import Answer, Service, good, labels, probabilities, serving
 from tests.attacks.test_endpoint import status
 from tests.pipeline.test_stages import run

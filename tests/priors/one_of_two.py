@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from inversight.core.processes import ALONE, Processes, launched
 from inversight.core.seeding import generator
 from inversight.priors.game import Game
-from inversight.priors.settings import PriorTraining, architecture_of
+from inversight.priors.settings import architecture_of
 from inversight.priors.training import run_game
+from inversight.settings import PriorTraining
 from tests.priors.pullers import Puller
 
 SHAPE = (1, 8, 8)

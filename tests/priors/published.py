@@ -22,8 +22,8 @@ from torch import nn
 from inversight.core.seeding import generator
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
-from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
+from inversight.settings import PriorTraining
 
 SOURCE = "raise SystemExit('the source in the file was run')\n"
 

@@ -13,7 +13,7 @@ from inversight.core.errors import ConfigError, DataError
 from inversight.core.seeding import generator
 from inversight.priors.game import Game, Share
 from inversight.priors.penalties import r1_penalty
-from inversight.priors.settings import PriorTraining, training_of
+from inversight.settings import PriorTraining, resolve_prior_training
 from tests.priors.test_training import SHAPE, assert_same, fresh_game, public, state, tiny
 
 
@@ -156,10 +156,10 @@ def test_a_checkpoint_of_other_networks(tmp_path: Path) -> None:
 
 
 def test_published_configurations_switch_everything_on() -> None:
-    made = training_of({"config": "paper256", "r1": 3.0}, size=256)
+    made = resolve_prior_training({"config": "paper256", "r1": 3.0}, size=256)
     assert (made.batch_size, made.r1, made.ema_rampup) == (64, 3.0, None)
     assert (made.mixing, made.path_length, made.path_length_interval) == (0.9, 2.0, 4)
     assert made.penalty_steps and made.augment_filter and made.noise
-    assert training_of({}, size=256) == PriorTraining()
+    assert resolve_prior_training({}, size=256) == PriorTraining()
     with pytest.raises(ConfigError, match="did you mean paper256"):
-        training_of({"config": "paper25"}, size=256)
+        resolve_prior_training({"config": "paper25"}, size=256)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inversight.adaptation import Adaptation, adapt
+from inversight.adaptation import adapt
 from inversight.adaptation.adapt import TUNING_FILE
 from inversight.core.errors import ConfigError, DataError, StageError
 from inversight.core.progress import Progress
@@ -23,6 +23,7 @@ from inversight.models.target import Target
 from inversight.priors import StylePrior, train_prior
 from inversight.priors.pivotal_tuning import kept_pivots, pivots_note, tune
 from inversight.priors.pivots import Nearness, project
+from inversight.settings import Adaptation
 from tests.adaptation.test_adapt import PUBLIC, TRAINING, linear_target, run
 from tests.adaptation.test_projected import deep
 

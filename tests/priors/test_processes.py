@@ -18,8 +18,8 @@ from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes, launched
 from inversight.core.seeding import generator
 from inversight.priors.game import Game
-from inversight.priors.settings import PriorTraining
 from inversight.priors.training import run_game
+from inversight.settings import PriorTraining
 from tests.priors import one_of_two
 
 ROOT = Path(__file__).parents[2]

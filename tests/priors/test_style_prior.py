@@ -18,13 +18,13 @@ from inversight.priors import (
     Critic,
     Intermediate,
     Prior,
-    PriorTraining,
     StylePrior,
     Truncatable,
     play,
     train_prior,
 )
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
+from inversight.settings import PriorTraining
 
 TRAINING = PriorTraining(steps=4, batch_size=4, width=2, z_dim=6, w_dim=5)
 PUBLIC = torch.randint(0, 256, (12, 1, 8, 8), generator=generator(0)).to(torch.uint8)

@@ -13,9 +13,10 @@ from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
 from inversight.priors.architecture import Architecture
 from inversight.priors.game import Game, Share
-from inversight.priors.settings import PriorTraining, architecture_of, build_networks
+from inversight.priors.settings import architecture_of, build_networks
 from inversight.priors.stylegan2 import initialise
 from inversight.priors.training import run_game
+from inversight.settings import PriorTraining
 from tests.priors import golden
 from tests.priors.pullers import Puller
 

@@ -1,14 +1,6 @@
 """Fine-tuning the prior against the target."""
 
-from inversight.adaptation.adapt import (
-    ARMS,
-    CONDITIONED,
-    Adaptation,
-    adapt,
-    check_arm,
-    check_public,
-    pulls_of,
-)
+from inversight.adaptation.adapt import ARMS, CONDITIONED, adapt, check_arm, check_public, pulls_of
 from inversight.adaptation.eigen import Eigenspace, PaperEigen, top_eigenspace
 from inversight.adaptation.guidance import Guidance, Pull
 from inversight.adaptation.preconditioners import Damped, Identity, Preconditioner
@@ -16,7 +8,6 @@ from inversight.adaptation.preconditioners import Damped, Identity, Precondition
 __all__ = [
     "ARMS",
     "CONDITIONED",
-    "Adaptation",
     "Damped",
     "Eigenspace",
     "Guidance",

@@ -14,10 +14,8 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,7 +35,6 @@ from inversight.adaptation.terms import (
     batch_norms,
     convolutions,
 )
-from inversight.core.config import Fraction, settings
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
@@ -45,10 +42,11 @@ from inversight.core.seeding import draw_seed, generator
 from inversight.embeddings.base import Embedding
 from inversight.models.target import Target
 from inversight.models.transformations import Transformations
-from inversight.priors import PriorTraining, StylePrior, Watch, play
+from inversight.priors import StylePrior, Watch, play
 from inversight.priors.classes import conditioned, telling_classes
 from inversight.priors.pivotal_tuning import kept_pivots, tune
 from inversight.priors.pivots import SAMPLES, project, sampled_scores, surest_images
+from inversight.settings import Adaptation, PriorTraining
 
 TERMS: dict[str, tuple[Term, ...]] = {
     "vanilla": (),
@@ -98,84 +96,6 @@ TUNING_FILE = "tuning.safetensors"
 
 _REMEMBERED = 0.1
 """Longest half-life of the moving average of a prior that learns classes, as a share of all images."""
-
-
-@settings
-class Adaptation:
-    """How the prior is fine-tuned against the target."""
-
-    steps: NonNegativeInt = 1000
-    """Steps of the adversarial game, with or without guidance; 0: the prior is used as it is."""
-    batch_size: PositiveInt | None = None
-    """Images a step, on all processes together; none: as many as the prior's own training had."""
-    images_at_once: PositiveInt | None = None
-    """Images that a process works on at once, a divisor of those it has in a step; none: as in the
-    prior's own training. Lower it if memory runs out."""
-    weight: NonNegativeFloat | None = None
-    """Length of each guiding gradient on the generator's parameters, relative to the GAN's; with
-    scale absolute, lambda_h on the sum over the batch (paper: 1); 0 is no guidance, which is vanilla
-    where the target has no other part. None: the arm's own, 0.3, for statistics 1, projected,
-    diverse and conditional 3 (for what the latter two add, half of it)."""
-    scale: Literal["relative", "absolute"] = "relative"
-    """What weight is relative to: the GAN's gradient, or nothing, as published."""
-    learning_rate_factor: PositiveFloat = 0.5
-    """Learning rate relative to the prior's own training."""
-    preconditioner: Literal["damped", "eigen"] = "damped"
-    """Natural gradient: damped inverse of the whole metric, or of its top eigenspace, as published."""
-    damping: PositiveFloat = 0.1
-    """Damped: damping of the metric's inverse, relative to its largest eigenvalue."""
-    iterations: PositiveInt = 3
-    """Damped: products with the metric for each natural gradient."""
-    rank: PositiveInt = 20
-    """Eigen: dimensions of the eigenspace (paper: 20)."""
-    pivots: NonNegativeInt = 0
-    """Public images of each class, those that the target is surest of, whose latents are searched for at
-    the end; attacks that begin with a pool of samples begin with these too. About as many as an attack
-    keeps of a class; 0: none."""
-    pivots_surer_than: Fraction = 0.5
-    """Share of as many samples of the prior, those that the target is surest of for the class, that it has
-    to be as sure of such an image as; there may be no pivots then. 0: however unsure it is."""
-    pivots_steps: PositiveInt = 100
-    """Steps of that search."""
-    pivots_tuning: NonNegativeInt = 0
-    """Steps at most in which the generator is tuned after that, to draw these images better at their
-    latents, say 4000; 0, or where pivots_surer_than leaves less than half of them: it stays as it is."""
-    pivots_missed: NonNegativeFloat = 0.1
-    """The tuning never begins where no more of these images is missed, in variances of the public
-    images."""
-    pivots_left: NonNegativeFloat = 0.03
-    """Once begun, the tuning ends where no more than this is missed."""
-    pivots_learning_rate: PositiveFloat = 5e-3
-    """Adam's step size of the tuning (paper, of a large network to one image: 3e-4)."""
-    guided_images: PositiveInt = 32
-    """Images of each batch that the natural gradient is computed for."""
-    projected_learning_rate: PositiveFloat = 5e-4
-    """Projected, diverse, conditional: Adam's step size of the discriminator that sees the target's maps."""
-    conditional_top: NonNegativeInt | None = None
-    """Conditional: public images of each class, those that the target is surest of; none: as many as
-    there are for each class, at least 30; 0: all that it takes for the class, at least 30."""
-    pseudo_labels_top: PositiveInt = 30
-    """Pseudo-labels: public images of each class, those that the target is surest of (paper: 30)."""
-    pseudo_labels_alpha: NonNegativeFloat = 0.2
-    """Pseudo-labels, scale absolute: weight of the max-margin loss (paper: 0.2); 0: none at any scale."""
-    pseudo_labels_mirror: bool = True
-    """Pseudo-labels: mirror half of what the target is shown; switch off for images like digits."""
-    target_aware_entropy: NonNegativeFloat = 1e-4
-    """Target-aware, scale absolute: weight lambda_h of the entropy of the discriminator's classes
-    (paper: 1e-4); 0: none at any scale."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do: the prior is used as it is."""
-        return self.steps == 0 and self.pivots == 0
-
-    def training_of(self, training: PriorTraining) -> PriorTraining:
-        """How the game goes on with a prior that ``training`` made."""
-        return replace(
-            training,
-            batch_size=self.batch_size or training.batch_size,
-            images_at_once=self.images_at_once or training.images_at_once,
-        )
 
 
 def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Preconditioner:

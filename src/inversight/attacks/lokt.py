@@ -32,8 +32,9 @@ from inversight.core.errors import StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.models.target import Access, Target
-from inversight.models.training import Training, Variation
+from inversight.models.training import Variation
 from inversight.priors.base import Prior
+from inversight.settings import Training
 
 
 @settings

@@ -28,8 +28,8 @@ from inversight.core.errors import InputError, TargetError
 from inversight.core.seeding import generator
 from inversight.embeddings.network import PooledEmbedding
 from inversight.models.target import Target
-from inversight.models.training import Training
 from inversight.priors.base import Prior
+from inversight.settings import Training
 
 
 @settings

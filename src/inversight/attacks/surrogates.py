@@ -17,12 +17,12 @@ from inversight.attacks.queries import check_queries
 from inversight.core.imaging import to_float, to_uint8
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
-from inversight.models.networks import Architecture
 from inversight.models.target import Target, target_of
-from inversight.models.training import Batch, Training, Variation, train_classifier
+from inversight.models.training import Batch, Variation, train_classifier
 from inversight.priors.base import Prior
+from inversight.settings import ClassifierArchitecture, Training
 
-FAMILIES: tuple[Architecture, ...] = ("resnet", "vgg")
+FAMILIES: tuple[ClassifierArchitecture, ...] = ("resnet", "vgg")
 """Families that surrogates are of in turn."""
 
 

@@ -168,7 +168,7 @@ def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def _pairs(names: list[str] | None) -> tuple[Any, ...]:
-    from inversight.pipeline.evaluation import PAIR_MEASURES
+    from inversight.settings import PAIR_MEASURES
 
     for name in names or ():
         if name not in PAIR_MEASURES:
@@ -520,7 +520,7 @@ def score(
     """Score any folders of reconstructions, whoever made them."""
     _alone("score")
     from inversight.pipeline.score_folders import Against, resume_scoring, score_folders
-    from inversight.risk import DEFAULT_RATE
+    from inversight.settings import DEFAULT_FDR
 
     if resume is not None:
         if reconstructions or out or private or reuse:
@@ -565,7 +565,7 @@ def score(
     with _Interruptible(out, f"inversight score --resume {out}"), terminal.live():
         result = score_folders(
             against, reconstructions, out=out, reuse=reuse, memory=memory, seed=seed,
-            fdr=DEFAULT_RATE if fdr is None else fdr, device=device, reporter=terminal,
+            fdr=DEFAULT_FDR if fdr is None else fdr, device=device, reporter=terminal,
             fail_on=tuple(fail_on or ()),
         )  # fmt: skip
     _finish(result)

@@ -58,14 +58,26 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
     """Build settings class ``cls`` from plain values.
 
+    A nested setting that is given as a mapping changes the field's default, key by key.
+
     Raises:
         ConfigError: the first thing wrong, by its dotted name, with the nearest right name.
     """
     try:
         # Validated through the adapter, so that nested settings report their dotted path.
-        return TypeAdapter(cls).validate_python(dict(values))
+        return TypeAdapter(cls).validate_python(_on_defaults(cls, values))
     except ValidationError as error:
         raise ConfigError(_one_line(cls, error, where)) from None
+
+
+def _on_defaults(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with nested mappings laid on top of the defaults of their fields."""
+    filled = dict(values)
+    for name, field in getattr(cls, "__pydantic_fields__", {}).items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(filled.get(name), Mapping) and is_dataclass(default):
+            filled[name] = merge(to_mapping(default), filled[name])
+    return filled
 
 
 def to_mapping(value: Any) -> Any:

@@ -14,7 +14,7 @@ from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target
-from inversight.models.training import Training
+from inversight.settings import Training
 
 Level = Literal["sample", "model", "output"]
 

@@ -25,7 +25,8 @@ from inversight.defences.base import Defended, Level, Material
 from inversight.defences.retraining import retrained
 from inversight.models.networks import Classifier
 from inversight.models.target import Target
-from inversight.models.training import Batch, Training, Variation, recipe_loss
+from inversight.models.training import Batch, Variation, recipe_loss
+from inversight.settings import Training
 
 RIDGE = 1e-5
 """Regularisation of the normalised criterion for each image of the batch (authors' code: 1e-5)."""

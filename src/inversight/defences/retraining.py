@@ -12,7 +12,8 @@ from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.defences.base import Defended, Material
 from inversight.models.target import Target, target_of
-from inversight.models.training import PLAIN, Training, Variation, train_classifier
+from inversight.models.training import PLAIN, Variation, train_classifier
+from inversight.settings import Training
 
 
 def retrained(

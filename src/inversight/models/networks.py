@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.core.errors import TargetError
+from inversight.settings import ClassifierArchitecture
 
-Architecture = Literal["resnet", "vgg"]
 Norm = Literal["batch", "group"]
 FILE_NAME = "target.safetensors"
 _KEY = "inversight.classifier"
@@ -125,7 +125,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        architecture: ClassifierArchitecture,
         *,
         in_channels: int,
         num_classes: int,
@@ -203,7 +203,7 @@ class SavedClassifier:
     """A classifier with what is needed to call it: class order, input shape, normalisation."""
 
     module: Classifier
-    architecture: Architecture
+    architecture: ClassifierArchitecture
     width: int
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -213,7 +213,7 @@ class SavedClassifier:
 
 
 def build_classifier(
-    architecture: Architecture,
+    architecture: ClassifierArchitecture,
     *,
     classes: Sequence[str],
     image_shape: tuple[int, int, int],

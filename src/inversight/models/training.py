@@ -9,71 +9,24 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.core.config import Fraction, settings
 from inversight.core.errors import StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.data import ImageSet, split
 from inversight.models.networks import (
     PLAIN_NETWORK,
-    Architecture,
     Classifier,
     NetworkOptions,
     SavedClassifier,
     build_classifier,
 )
-
-
-@settings
-class Training:
-    """How a classifier is trained."""
-
-    architecture: Architecture = "resnet"
-    """Network family: resnet (residual blocks) or vgg (plain convolutions)."""
-    width: PositiveInt = 16
-    """Channels of the first layer; each stage doubles them."""
-    epochs: PositiveInt = 60
-    """Most passes over the training images; early stopping may end sooner."""
-    most_steps: PositiveInt = 6000
-    """Most steps in all; large sets get fewer epochs (but at least one)."""
-    batch_size: PositiveInt = 16
-    """Images a step; small, because small private sets need the steps."""
-    optimiser: Literal["sgd", "adamw"] = "adamw"
-    """sgd (Nesterov momentum) or adamw."""
-    learning_rate: PositiveFloat = 2e-3
-    """Peak learning rate, reached after the warm-up, then cosine decay to 0 (paper: SGD 0.1)."""
-    momentum: NonNegativeFloat = 0.9
-    """Momentum of sgd (paper: 0.9)."""
-    weight_decay: NonNegativeFloat = 5e-4
-    """Weight decay (paper: 5e-4)."""
-    warmup_epochs: NonNegativeInt = 5
-    """Epochs of linear warm-up (paper: 5)."""
-    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
-    """cross-entropy, or focal loss (Lin et al. 2017; the paper's targets, gamma 2)."""
-    gamma: NonNegativeFloat = 2.0
-    """Focusing parameter of the focal loss."""
-    flip: bool = True
-    """Augment by mirroring; switch off where left and right matter, as for digits."""
-    shift: Fraction = 0.1
-    """Augment by random shifts of up to this share of the image size, with as much scaling."""
-    rotation: NonNegativeFloat = 8.0
-    """Augment by random rotation of up to this many degrees."""
-    validation: Fraction = 0.2
-    """Share of each class kept for early stopping (never the holdout); 0 trains to the last epoch."""
-    patience: PositiveInt = 20
-    """Epochs without a better validation loss before training stops."""
-
-    def epochs_for(self, images: int) -> int:
-        """Most epochs over so many training images: ``epochs``, or what ``most_steps`` allow."""
-        steps_per_epoch = math.ceil(images / self.batch_size)
-        return max(1, min(self.epochs, self.most_steps // steps_per_epoch))
+from inversight.settings import Training
 
 
 @dataclass(frozen=True)

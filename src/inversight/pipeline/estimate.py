@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from inversight.adaptation import Adaptation, adapt
+from inversight.adaptation import adapt
 from inversight.attacks import (
     Attack,
     BrepMi,
@@ -34,13 +34,19 @@ from inversight.attacks.surrogates import Committee
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding
-from inversight.models.networks import Architecture, build_classifier
+from inversight.models.networks import build_classifier
 from inversight.models.target import Target, target_of
-from inversight.models.training import Training, train_classifier
+from inversight.models.training import train_classifier
 from inversight.priors import Intermediate, Prior, StylePrior, train_prior
 from inversight.priors.pivotal_tuning import tune
 from inversight.priors.pivots import project
-from inversight.settings import AuditSettings, prior_training
+from inversight.settings import (
+    Adaptation,
+    AuditSettings,
+    ClassifierArchitecture,
+    Training,
+    prior_training,
+)
 
 _WhiteBox = LatentSearch | DistributionSearch | MiFace | PlgMi
 _Search = MirrorGenetic | CmaEs | C2fMi | RlbMi | BrepMi
@@ -221,7 +227,7 @@ def _classifier_seconds(
 
 
 def untrained_target(
-    private: ImageSet, shape: tuple[int, int, int], architecture: Architecture = "resnet"
+    private: ImageSet, shape: tuple[int, int, int], architecture: ClassifierArchitecture = "resnet"
 ) -> Target:
     """A classifier of the images' classes that has learnt nothing, for images of ``shape`` (C, S, S)."""
     saved = build_classifier(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -25,7 +24,7 @@ from inversight.embeddings import Embedding, PooledEmbedding, Workspace, embed, 
 from inversight.embeddings.base import Features
 from inversight.embeddings.weights import load_weights
 from inversight.models.target import Target
-from inversight.risk import DEFAULT_RATE, calibrate, check_embedding, leakage_gap_of
+from inversight.risk import calibrate, check_embedding, leakage_gap_of
 from inversight.scores import (
     Assigner,
     Assignment,
@@ -45,12 +44,11 @@ from inversight.scores import (
     union,
 )
 from inversight.scores.bootstrap import interval_of_means
+from inversight.settings import DEFAULT_FDR, PAIR_MEASURES, PairMeasure
 
 _CHECKPOINT_SECONDS = 30.0
 _UNSEEN = "holdout/"
 
-PairMeasure = Literal["psnr", "ssim", "dists"]
-PAIR_MEASURES: tuple[PairMeasure, ...] = ("psnr", "ssim", "dists")
 
 _NO_EVALUATOR = "needs an evaluator: give --evaluator"
 _NO_INCEPTION = "defined on Inception features only: give --features inception"
@@ -150,7 +148,7 @@ def evaluate(
     memory: int,
     seed: int,
     pairs: Sequence[PairMeasure] = ("psnr",),
-    fdr: float = DEFAULT_RATE,
+    fdr: float = DEFAULT_FDR,
     control: ImageSet | None = None,
     earlier: tuple[Subjects, tuple[ScoredSet, ...]] | None = None,
     checkpoint: Path | None = None,

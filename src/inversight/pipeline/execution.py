@@ -26,7 +26,7 @@ from inversight.embeddings import Embedding, named_embedding
 from inversight.embeddings.named import Use
 from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.models.target import Access, Target, accuracy_on, describe_target, target_of
-from inversight.models.training import Training, rotation_task, train_classifier
+from inversight.models.training import rotation_task, train_classifier
 from inversight.pipeline.budgets import BUDGET, CURVES, with_curves
 from inversight.pipeline.evaluation import evaluate, nearness
 from inversight.pipeline.gallery import gallery
@@ -42,7 +42,7 @@ from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.priors.given import PRIOR_FILE, few_images
 from inversight.priors.pivotal_tuning import pivots_note
 from inversight.report import GalleryItem, load_report_data
-from inversight.settings import prior_training
+from inversight.settings import Training, prior_training
 
 LEDGER = "samples.parquet"
 LOW_TARGET_ACCURACY = 0.7

@@ -28,7 +28,6 @@ from inversight.models.target import absolute_spec, load_target
 from inversight.pipeline import AuditResult
 from inversight.pipeline.evaluation import (
     CONTROL_GAP,
-    PairMeasure,
     ScoredSet,
     Subjects,
     check_classes,
@@ -40,8 +39,9 @@ from inversight.pipeline.outputs import write_report
 from inversight.pipeline.scored import FILES, read_scored, write_evaluation
 from inversight.pipeline.stages import public_network
 from inversight.report import load_report_data
-from inversight.risk import DEFAULT_RATE, check_rate
+from inversight.risk import check_rate
 from inversight.risk.twins import find_twins
+from inversight.settings import DEFAULT_FDR, PairMeasure
 
 LEAST_MEMORY = 16 << 20
 """Bytes below which not even a few images of small features fit."""
@@ -141,7 +141,7 @@ def score_folders(
     seed: int,
     device: str,
     reporter: Reporter,
-    fdr: float = DEFAULT_RATE,
+    fdr: float = DEFAULT_FDR,
     fail_on: Sequence[str] = (),
     resume: bool = False,
 ) -> AuditResult:

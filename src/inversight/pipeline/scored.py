@@ -19,8 +19,9 @@ from torch import Tensor
 
 from inversight.core.errors import RunError
 from inversight.core.run import write_json
-from inversight.pipeline.evaluation import PAIR_MEASURES, Evaluation, ScoredSet, Subjects
+from inversight.pipeline.evaluation import Evaluation, ScoredSet, Subjects
 from inversight.scores import Assignment
+from inversight.settings import PAIR_MEASURES
 
 FILES = (
     "metrics.json",

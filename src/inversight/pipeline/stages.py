@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from inversight.adaptation import ARMS, Adaptation, adapt, check_arm
+from inversight.adaptation import ARMS, adapt, check_arm
 from inversight.attacks import (
     ATTACKS,
     Attack,
@@ -36,11 +36,11 @@ from inversight.data import ImageSet, check_size, load_folder, working_size
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.models.target import SERVICE, Target, load_target, read_classes
-from inversight.models.training import Training, rotation_task, train_classifier
+from inversight.models.training import rotation_task, train_classifier
 from inversight.pipeline.one_by_one import OneByOne
 from inversight.pipeline.outputs import write_report
 from inversight.pipeline.watching import FrechetToPublic, check_watched, watched_features
-from inversight.priors import PriorTraining, Watch, train_prior
+from inversight.priors import Watch, train_prior
 from inversight.priors.given import (
     PRIOR_FILE,
     GivenPrior,
@@ -51,9 +51,15 @@ from inversight.priors.given import (
 )
 from inversight.priors.pivotal_tuning import pivots_note
 from inversight.priors.published_networks import import_published
-from inversight.priors.settings import training_of
 from inversight.report import load_report_data
-from inversight.settings import attack_budget, stage_budget
+from inversight.settings import (
+    Adaptation,
+    PriorTraining,
+    Training,
+    attack_budget,
+    resolve_prior_training,
+    stage_budget,
+)
 
 _NETWORK = "public-network"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -133,7 +139,7 @@ def train_prior_stage(
         public, role="--public", size=size, labelled=False, progress=reporter.stage("reading")
     )
     check_size(images.size, given=False)
-    training = training_of(given, size=images.size, gpus=processes.count)
+    training = resolve_prior_training(given, size=images.size, gpus=processes.count)
     watch = None
     if processes.main:
         facts = {"seed": seed, "public": images.fingerprint()}

@@ -10,7 +10,6 @@ from inversight.priors.base import (
     Truncatable,
 )
 from inversight.priors.game import Game
-from inversight.priors.settings import PriorTraining
 from inversight.priors.style_prior import StylePrior, play, train_prior, untrained_prior
 from inversight.priors.watch import Watch
 
@@ -22,7 +21,6 @@ __all__ = [
     "Halfway",
     "Intermediate",
     "Prior",
-    "PriorTraining",
     "StylePrior",
     "Truncatable",
     "Watch",

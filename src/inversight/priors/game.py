@@ -32,8 +32,9 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
 from inversight.priors.layers import NoiseMode
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
-from inversight.priors.settings import PriorTraining, architecture_of
+from inversight.priors.settings import architecture_of
 from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.settings import PriorTraining
 
 SOFT_LABELS = 2.0
 """Weight of the soft labels' cross-entropy beside the losses on real and on generated images (published

@@ -21,11 +21,11 @@ from inversight.core.config import from_mapping, to_mapping
 from inversight.core.errors import ConfigError, DataError
 from inversight.priors.architecture import Architecture
 from inversight.priors.pickle_records import shown
-from inversight.priors.published import PublishedName, published_architecture, published_training
+from inversight.priors.published import published_architecture
 from inversight.priors.published_pickle import PublishedFile, PublishedNetwork, read_published
-from inversight.priors.settings import PriorTraining
 from inversight.priors.style_prior import StylePrior
 from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.settings import PriorTraining, PublishedName, published_training
 
 _MAPPING = {
     "num_layers",

@@ -22,10 +22,10 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.base import Halfway
 from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
-from inversight.priors.settings import PriorTraining
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
 from inversight.priors.watch import Watch
+from inversight.settings import PriorTraining
 
 _KEY = "inversight.prior"
 _PIVOTS = "pivots"

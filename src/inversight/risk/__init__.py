@@ -5,7 +5,6 @@ images are by chance; :func:`leakage_gap` says it of the set as a whole.
 """
 
 from inversight.risk.calibration import (
-    DEFAULT_RATE,
     benjamini_hochberg,
     calibrate,
     check_embedding,
@@ -15,7 +14,6 @@ from inversight.risk.calibration import (
 from inversight.risk.gap import leakage_gap, leakage_gap_of
 
 __all__ = [
-    "DEFAULT_RATE",
     "benjamini_hochberg",
     "calibrate",
     "check_embedding",

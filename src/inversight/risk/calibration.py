@@ -13,9 +13,7 @@ from inversight.core.errors import ConfigError, InputError
 from inversight.risk.yardstick import yardsticks
 from inversight.scores.checks import as_array
 from inversight.scores.result import ScoreResult, Summary
-
-DEFAULT_RATE = 0.1
-"""The rate of false discoveries that nobody has to ask for."""
+from inversight.settings import DEFAULT_FDR
 
 LEAST = 9
 """Holdout images below which nothing is said."""
@@ -45,7 +43,7 @@ def calibrate(
     private: DistancesLike,
     holdout: DistancesLike,
     *,
-    fdr: float = DEFAULT_RATE,
+    fdr: float = DEFAULT_FDR,
     floor: float = 1e-6,
 ) -> ScoreResult:
     """Flags private images; per_sample, each (N,) in private's row order, NaN where nothing is known:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from inversight.adaptation import Adaptation
-from inversight.attacks import Lokt, Lomma
-from inversight.core.config import from_mapping, merge, nearest, settings, to_mapping
+from inversight.core.config import from_mapping, merge, nearest, settings
 from inversight.core.errors import ConfigError
-from inversight.models.training import Training
-from inversight.pipeline.evaluation import PairMeasure
-from inversight.priors import PriorTraining
-from inversight.priors.settings import training_of
-from inversight.risk import DEFAULT_RATE
+from inversight.settings.stages import Adaptation, PriorTraining, Training, resolve_prior_training
 
 Preset = Literal["quick", "standard", "thorough"]
 Arm = Literal[
@@ -31,6 +25,12 @@ Arm = Literal[
     "target-aware",
 ]
 Pictures = Literal["none", "blurred", "full"]
+
+PairMeasure = Literal["psnr", "ssim", "dists"]
+PAIR_MEASURES: tuple[PairMeasure, ...] = get_args(PairMeasure)
+
+DEFAULT_FDR = 0.1
+"""Accepted rate of false discoveries among flagged images."""
 
 MiB = 1024**2
 
@@ -108,7 +108,7 @@ class AuditSettings:
     """Bytes that features and distances may take at once, beside the networks."""
     pairs: tuple[PairMeasure, ...] = ("psnr",)
     """Measures of each private image and its nearest reconstruction: psnr, ssim, dists (slower)."""
-    fdr: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_RATE
+    fdr: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_FDR
     """Accepted share of false alarms among the images that are flagged; needs a holdout."""
     fail_on: str | tuple[str, ...] | None = None
     """Exit with 3 if this, or any of several, holds of metrics.json, as in "coverage>0.2"."""
@@ -289,7 +289,7 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     budgets = _attack_budgets(preset, white_box, black_box, _FASTER if faster else {})
     if given.get("private") is None:
         budgets = {name: _unmirrored(values) for name, values in budgets.items()}
-    values = merge(_with_classes(budget), given)
+    values = merge(merge({"prior": {"class": "style"}}, budget), given)
     values["attack"] = _attacks(values.get("attack"), budgets)
     if isinstance(values["prior"], dict) and values["prior"].get("class", "style") != "style":
         # One's own prior has its own settings; the preset's are the style-based prior's.
@@ -372,17 +372,9 @@ def _attack_budgets(
     """Each attack's budget by its name; what LOKT runs on its surrogates is Plug & Play."""
     plain = {**white_box, **faster, **({} if preset == "thorough" else _WHOLE_PRIOR)}
     budgets = {**_white_box(white_box), **black_box, "plug-and-play": plain}
-    budgets["lokt"] = {**_taught(Lokt().training, black_box["lokt"]), "white_box": plain}
-    budgets["lomma"] = {**budgets["lomma"], **_taught(Lomma().training, _lomma(preset))}
+    budgets["lokt"] = {**black_box["lokt"], "white_box": plain}
+    budgets["lomma"] = {**budgets["lomma"], **_lomma(preset)}
     return budgets
-
-
-def _taught(training: Training, budget: dict[str, Any]) -> dict[str, Any]:
-    """``budget``, its training on top of the attack's own ``training``.
-
-    A part that is given replaces the attack's default of it as a whole.
-    """
-    return {**budget, "training": {**to_mapping(training), **budget["training"]}}
 
 
 def _unmirrored(budget: dict[str, Any]) -> dict[str, Any]:
@@ -410,16 +402,7 @@ def prior_training(settings_: AuditSettings) -> PriorTraining | None:
     values = dict(settings_.prior)
     if values.pop("class", "style") != "style":
         return None
-    return training_of(values, size=settings_.working_size)
-
-
-def _with_classes(budget: dict[str, Any]) -> dict[str, Any]:
-    """A preset must not undo a nested default: the evaluator stays another architecture."""
-    base = {
-        "prior": {"class": "style"},
-        "evaluator_training": {"architecture": "vgg"},
-    }
-    return merge(base, budget)
+    return resolve_prior_training(values, size=settings_.working_size)
 
 
 def _attacks(given: Any, budgets: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,40 @@
+"""Every setting, the presets, and the tables of names; loads no PyTorch."""
+
+from inversight.settings.audit import (
+    DEFAULT_FDR,
+    PAIR_MEASURES,
+    AuditSettings,
+    PairMeasure,
+    attack_budget,
+    prior_path,
+    prior_training,
+    resolve,
+    stage_budget,
+)
+from inversight.settings.published import PublishedName, published_training
+from inversight.settings.stages import (
+    Adaptation,
+    ClassifierArchitecture,
+    PriorTraining,
+    Training,
+    resolve_prior_training,
+)
+
+__all__ = [
+    "DEFAULT_FDR",
+    "PAIR_MEASURES",
+    "Adaptation",
+    "AuditSettings",
+    "ClassifierArchitecture",
+    "PairMeasure",
+    "PriorTraining",
+    "PublishedName",
+    "Training",
+    "attack_budget",
+    "prior_path",
+    "prior_training",
+    "published_training",
+    "resolve",
+    "resolve_prior_training",
+    "stage_budget",
+]
