@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from inversight.core.errors import RunError
-from inversight.core.run import Run, read_manifest, write_json, write_text
+from inversight.core.run import (
+    Run,
+    atomic_folder,
+    check_new_folder,
+    read_manifest,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -41,7 +48,7 @@ def test_a_stage_that_fails_is_not_there_and_finds_its_checkpoint_again(run: Run
 
     with pytest.raises(KeyboardInterrupt):
         run.stage("prior", fails)
-    assert not run.is_done("prior")
+    assert not run.folder("prior").is_dir()
     assert read_manifest(run.path)["stages"] == []
     run.close()
 
@@ -50,7 +57,7 @@ def test_a_stage_that_fails_is_not_there_and_finds_its_checkpoint_again(run: Run
 
     again = Run.open(run.path)
     again.stage("prior", goes_on)
-    assert again.is_done("prior")
+    assert again.folder("prior").is_dir()
 
 
 def test_seconds_of_interrupted_tries_count(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +77,9 @@ def test_a_full_disk_is_one_line_and_resumable(run: Run) -> None:
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(RunError, match=r"no room on the disk during stage prior.*--resume"):
+    with pytest.raises(RunError, match=r"stage prior: no room on the disk.*--resume"):
         run.stage("prior", full)
-    assert not run.is_done("prior")
+    assert not run.folder("prior").is_dir()
 
 
 def test_other_errors_pass_as_they_are(run: Run) -> None:
@@ -99,34 +106,46 @@ def test_a_folder_that_holds_something_is_left_alone(
 ) -> None:
     (tmp_path / content).write_text("{}")
     with pytest.raises(RunError, match=message):
-        Run.check_new(tmp_path, needed_bytes=0)
+        check_new_folder(tmp_path, needed_bytes=0)
     assert [p.name for p in tmp_path.iterdir()] == [content]
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(RunError, match="found a file"):
-        Run.check_new(tmp_path / "out", needed_bytes=0)
+        check_new_folder(tmp_path / "out", needed_bytes=0)
 
 
 def test_no_room_is_found_out_before(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="needs about 1000000000000 MB"):
-        Run.check_new(tmp_path / "deep" / "er", needed_bytes=10**18)
+    with pytest.raises(RunError, match="about 1000000000000 MB are needed"):
+        check_new_folder(tmp_path / "deep" / "er", needed_bytes=10**18)
     assert not (tmp_path / "deep").exists()
 
 
-def test_publishing_replaces_files_and_folders_whole(run: Run, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "sub").mkdir(parents=True)
-    (source / "sub" / "a").write_text("1")
-    run.publish(source, "pictures")
-    (source / "sub" / "a").unlink()
-    (source / "sub" / "b").write_text("2")
-    run.publish(source, "pictures")
-    assert [p.name for p in (run.path / "pictures" / "sub").iterdir()] == ["b"]
-    run.publish(source / "sub" / "b", "table")
-    assert (run.path / "table").read_text() == "2"
+def test_publishing_replaces_a_file(run: Run, tmp_path: Path) -> None:
+    for text in ("1", "2"):
+        (tmp_path / "table").write_text(text)
+        run.publish(tmp_path / "table")
+        assert (run.path / "table").read_text() == text
     assert not list(run.path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_folder_is_there_when_it_is_complete(tmp_path: Path, resumable: bool) -> None:
+    final = tmp_path / "deep" / "folder"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        atomic_folder(final, resumable=resumable) as folder,
+    ):
+        (folder / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert not final.exists() and bool(list(final.parent.iterdir())) == resumable
+    final.mkdir()  # an empty folder may be there
+    with atomic_folder(final, resumable=resumable) as folder:
+        assert (folder / "a").exists() == resumable
+        (folder / "b").write_text("whole")
+    assert sorted(p.name for p in final.iterdir()) == ["a", "b"][not resumable :]
+    assert list(final.parent.iterdir()) == [final]
 
 
 def test_writing_fails_without_harm(tmp_path: Path) -> None:

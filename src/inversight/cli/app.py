@@ -673,7 +673,7 @@ def triage(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Rank private images by how exposed they are likely to be, in seconds, without an attack."""
-    from inversight.core.run import Run
+    from inversight.core.run import check_new_folder
     from inversight.pipeline.triage_stage import Models, triage_private, triage_run, write_triage
 
     given = dict(
@@ -691,7 +691,7 @@ def triage(
             f"--{missing} is missing: give RUN, or --private DIR --target SPEC --out DIR"
         )
     if out is not None:
-        Run.check_new(out, needed_bytes=10_000_000)
+        check_new_folder(out, needed_bytes=10_000_000)
     if run is not None:
         found = triage_run(run)
     elif private is not None and target is not None:

@@ -37,3 +37,7 @@ class RunError(InputError):
 
 class StageError(InversightError):
     """A stage failed although its input was right. Exit code 1."""
+
+
+class DiskFullError(RunError):
+    """There is no room on the disk."""

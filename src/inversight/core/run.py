@@ -1,8 +1,8 @@
-"""The run folder: manifest, atomic stages, resume.
+"""Folders and files that are written whole or not at all, and the run folder made of them.
 
-``RUN/run.json`` is the manifest. Each stage fills ``RUN/stages/.NAME.partial`` and is renamed to
-``RUN/stages/NAME`` when it is whole, so a stage is either there or not, whatever stops the process.
-A long stage may leave a checkpoint of its own in the partial folder and find it again.
+``RUN/run.json`` is the manifest. Each stage fills ``RUN/stages/.NAME.partial``, which is renamed to
+``RUN/stages/NAME`` when it is complete. A stage is therefore there or not, whatever stops the process.
+A long stage may keep a checkpoint in the partial folder and find it when it is resumed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from inversight.core.errors import RunError
+from inversight.core.errors import DiskFullError, RunError
 
 MANIFEST = "run.json"
 _FOLDER_README = """\
@@ -44,64 +44,115 @@ Less sensitive:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` is either the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as handle:
+    """Write ``text`` to ``path``, which is the old file or the complete new one at any time."""
+    with _partial(path).open("w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
-    partial.replace(path)
+    _partial(path).replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON, indented, written whole or not at all. NaN is refused: it is not JSON."""
+    """Write ``value`` as indented JSON, like :func:`write_text`. NaN, which JSON lacks, is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def atomic_folder(path: Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Give the block a folder to fill, and rename it to ``path`` when the block is done.
+
+    ``path`` must not exist or be empty. What the block wrote is removed when it fails; with
+    ``resumable`` it is kept, and the next call finds it.
+    """
+    partial = _partial(path)
+    if not resumable:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    except BaseException:
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.is_dir():
+        path.rmdir()
+    partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    """Return the name under which ``path`` is written until it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether ``error`` says that a disk or a quota is full, whichever library raised it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return isinstance(error, Exception) and "no space left on device" in str(error).lower()
+
+
+@contextmanager
+def disk_remedy(what: str, remedy: str) -> Iterator[None]:
+    """Say what to do if the disk fills up while the block runs.
+
+    Raises:
+        DiskFullError: it did. The message is "WHAT: no room on the disk; make room, then REMEDY".
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
+            raise
+        raise DiskFullError(f"{what}: no room on the disk; make room, then {remedy}") from error
+
+
+def check_new_folder(path: Path, *, needed_bytes: int) -> None:
+    """Check that a new folder may be written to ``path``, writing nothing.
+
+    Raises:
+        RunError: it holds something already, or may not be written.
+        DiskFullError: fewer than ``needed_bytes`` are free.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"--out {path}: expected a folder, found a file")
+    if path.is_dir() and any(path.iterdir()):
+        if (path / MANIFEST).is_file():
+            what, more = "another run", f", or continue it with --resume {path}"
+        else:
+            what, more = "other files", ""
+        raise RunError(f"--out {path}: holds {what}; name a new or empty folder{more}")
+    parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise RunError(f"--out {path}: no permission to write in {parent}")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise DiskFullError(
+            f"--out {path}: about {needed_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are "
+            "free there; make room or name another folder"
+        )
+
+
 class Run:
-    """One run folder. Only one process at a time holds it."""
+    """A run folder, held by one process at a time."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock) -> None:
         self.path = path
         self.manifest = manifest
         self._lock = lock
 
-    @staticmethod
-    def check_new(path: Path, *, needed_bytes: int) -> None:
-        """See whether a new run may be written to ``path``, writing nothing.
-
-        Raises:
-            RunError: the folder holds something already, cannot be written, or has no room.
-        """
-        if path.exists() and not path.is_dir():
-            raise RunError(f"--out {path}: expected a folder, found a file")
-        if path.is_dir() and any(path.iterdir()):
-            what = "another run" if (path / MANIFEST).is_file() else "other files"
-            more = f", or continue it with --resume {path}" if what == "another run" else ""
-            raise RunError(f"--out {path}: holds {what}; name a new or empty folder{more}")
-        parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-        if not os.access(parent, os.W_OK):
-            raise RunError(f"--out {path}: no permission to write in {parent}")
-        free = shutil.disk_usage(parent).free
-        if free < needed_bytes:
-            raise RunError(
-                f"--out {path}: the run needs about {needed_bytes / 1e6:.0f} MB and "
-                f"{free / 1e6:.0f} MB are free there; make room or name another folder"
-            )
-
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> Run:
-        """Start a run in ``path``, which :meth:`check_new` has passed."""
+        """Start a run in ``path``, which :func:`check_new_folder` has passed."""
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         write_text(path / "README.txt", _FOLDER_README)
         run = cls(path, {**manifest, "stages": [], "finished": False}, lock)
-        run.save()
+        run.record()
         return run
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Go on with the run in ``path``.
+        """Open the run in ``path`` to go on with it.
 
         Raises:
             RunError: not a run folder, damaged, or in use by another process.
@@ -109,50 +160,47 @@ class Run:
         manifest = read_manifest(path)
         return cls(path, manifest, _lock(path))
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder for other processes."""
         self._lock.release()
 
-    def save(self) -> None:
-        """Write the manifest."""
+    def record(self, **facts: Any) -> None:
+        """Add ``facts`` to the manifest and write it."""
+        self.manifest.update(facts)
         write_json(self.path / MANIFEST, self.manifest)
 
-    def record(self, **facts: Any) -> None:
-        """Add facts to the manifest and write it."""
-        self.manifest.update(facts)
-        self.save()
+    def folder(self, stage: str) -> Path:
+        """Return the folder of ``stage``, which exists once the stage is done."""
+        return self.path / "stages" / stage
 
-    def is_done(self, name: str) -> bool:
-        return (self.path / "stages" / name).is_dir()
-
-    def stage(self, name: str, build: Callable[[Path], None]) -> Path:
-        """The folder of stage ``name``; ``build(folder)`` fills it unless that was done before.
+    def stage(self, name: str, fill: Callable[[Path], object]) -> Path:
+        """Return the folder of stage ``name``, after ``fill(folder)`` unless it was done before.
 
         Raises:
-            RunError: the disk is full. What is finished stays and can be resumed.
+            DiskFullError: the disk is full. Finished stages are kept and the run can be resumed.
         """
-        final = self.path / "stages" / name
+        final = self.folder(name)
         if not final.is_dir():
-            partial = final.with_name(f".{name}.partial")
             started = time.monotonic()
-            try:
-                partial.mkdir(parents=True, exist_ok=True)
-                build(partial)
+            with (
+                disk_remedy(f"{self.path}: stage {name}", f"continue with --resume {self.path}"),
+                atomic_folder(final, resumable=True) as partial,
+            ):
+                try:
+                    fill(partial)
+                except BaseException:
+                    with suppress(OSError):
+                        spent = self._spent(partial) + time.monotonic() - started
+                        write_json(partial / "spent.json", {"seconds": spent})
+                    raise
                 spent = self._spent(partial) + time.monotonic() - started
                 write_json(partial / "stage.json", {"seconds": round(spent, 2)})
-                partial.replace(final)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise RunError(
-                        f"{self.path}: no room on the disk during stage {name}; make room, then "
-                        f"continue with --resume {self.path}"
-                    ) from error
-                raise
-            except BaseException:
-                with suppress(OSError):
-                    spent = self._spent(partial) + time.monotonic() - started
-                    write_json(partial / "spent.json", {"seconds": spent})
-                raise
         seconds = json.loads((final / "stage.json").read_text())["seconds"]
         stages = [s for s in self.manifest["stages"] if s["name"] != name]
         self.record(stages=[*stages, {"name": name, "seconds": seconds}])
@@ -160,29 +208,20 @@ class Run:
 
     @staticmethod
     def _spent(partial: Path) -> float:
-        """Seconds that earlier, interrupted tries at a stage took and did not lose."""
+        """Return the seconds of earlier, interrupted tries at a stage, whose work is not lost."""
         with suppress(OSError, ValueError, KeyError):
             return float(json.loads((partial / "spent.json").read_text())["seconds"])
         return 0.0
 
-    def publish(self, source: Path, name: str) -> Path:
-        """Copy a stage's product to ``RUN/name`` (file or folder), whole or not at all."""
-        final = self.path / name
-        partial = self.path / f".{name}.partial"
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        if source.is_dir():
-            shutil.copytree(source, partial)
-            if final.is_dir():
-                shutil.rmtree(final)
-        else:
-            shutil.copyfile(source, partial)
-        partial.replace(final)
-        return final
+    def publish(self, file: Path) -> None:
+        """Copy a stage's ``file`` to ``RUN/NAME``, replacing the old one at once."""
+        final = self.path / file.name
+        shutil.copyfile(file, _partial(final))
+        _partial(final).replace(final)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the run in ``path``.
+    """Return the manifest of the run in ``path``.
 
     Raises:
         RunError: there is none, or it cannot be read.

@@ -8,7 +8,7 @@ from typing import Any
 
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import RunError
-from inversight.core.run import Run, read_manifest
+from inversight.core.run import Run, check_new_folder, read_manifest
 from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan, check_unchanged
 from inversight.pipeline.result import AuditResult
@@ -30,11 +30,11 @@ def audit(
     reporter = reporter or Quiet()
     settings = resolve(given)
     folder = Path(out) if out is not None else default_folder()
-    Run.check_new(folder, needed_bytes=0)
+    check_new_folder(folder, needed_bytes=0)
     plan = Plan.prepare(settings, reporter)
     reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
     forecast = plan.forecast()
-    Run.check_new(folder, needed_bytes=forecast.disk_bytes)
+    check_new_folder(folder, needed_bytes=forecast.disk_bytes)
     reporter.say(plan.announcement(folder, forecast))
     run = Run.create(folder, plan.manifest())
     try:

@@ -20,7 +20,14 @@ from inversight.core.config import build, to_mapping
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, InputError, InversightError, RunError
 from inversight.core.progress import Progress
-from inversight.core.run import Run, read_manifest, write_json, write_text
+from inversight.core.run import (
+    Run,
+    atomic_folder,
+    check_new_folder,
+    read_manifest,
+    write_json,
+    write_text,
+)
 from inversight.core.seeding import generator
 from inversight.defences import DEFENCES, Defence, Defended, Material
 from inversight.defences.outcomes import (
@@ -173,7 +180,7 @@ class _Comparison:
         exposed[[row[real.get(name, name)] for name in names]] = True
         folder = out or run / "defences"
         if not (folder / "runs").is_dir():
-            Run.check_new(folder, needed_bytes=20_000_000 * (1 + len(defences)) * seeds)
+            check_new_folder(folder, needed_bytes=20_000_000 * (1 + len(defences)) * seeds)
         # The run's own seed takes no part: images that were chosen because they came out most exposed
         # come out less so whenever anything is repeated, with or without a defence.
         first = plan.settings.seed + 1
@@ -315,10 +322,8 @@ class _Comparison:
         for stage, source in sources.items():
             copy = inner.path / "stages" / stage
             if (source / "stages" / stage).is_dir() and not copy.is_dir():
-                partial = copy.with_name(f".{stage}.copy")
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(source / "stages" / stage, partial)
-                partial.replace(copy)
+                with atomic_folder(copy) as folder:
+                    shutil.copytree(source / "stages" / stage, folder, dirs_exist_ok=True)
         names = self.run / "private-ids.json"
         if names.is_file() and not (inner.path / names.name).is_file():
             # The same key, so that an image has the same hash in every table.

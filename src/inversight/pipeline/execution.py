@@ -19,7 +19,7 @@ from inversight.attacks.budget import within
 from inversight.attacks.control import least_truncation
 from inversight.core.console import Reporter
 from inversight.core.errors import ConfigError, StageError
-from inversight.core.run import Run, write_json
+from inversight.core.run import Run, atomic_folder, write_json
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, load_folder
 from inversight.embeddings import Embedding, named_embedding
@@ -380,10 +380,10 @@ class _Execution:
             write_json(folder / "metrics.json", with_curves(metrics, rows))
 
         folder = self.stage("budget", fill)
-        self.run.publish(folder / BUDGET, BUDGET)
+        self.run.publish(folder / BUDGET)
         if not (folder / "metrics.json").is_file():  # an earlier version's stage
             return metrics
-        self.run.publish(folder / "metrics.json", "metrics.json")
+        self.run.publish(folder / "metrics.json")
         found: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())
         return found
 
@@ -443,8 +443,10 @@ class _Execution:
                     copy.write_bytes(file.read_bytes())
 
         folder = self.run.stage("reconstructions", fill)
-        if not (self.run.path / "reconstructions").is_dir():
-            self.run.publish(folder / "reconstructions", "reconstructions")
+        shown = self.run.path / "reconstructions"
+        if not shown.is_dir():
+            with atomic_folder(shown) as copy:
+                shutil.copytree(folder / "reconstructions", copy, dirs_exist_ok=True)
         found = {}
         for name in self.plan.attacks:
             images = load_folder(
@@ -515,7 +517,7 @@ class _Execution:
         for file in FILES:
             # The ledger is shown when the signals have joined it.
             if file != LEDGER and (folder / file).is_file():
-                self.run.publish(folder / file, file)
+                self.run.publish(folder / file)
         metrics = json.loads((folder / "metrics.json").read_text())
         return metrics, pd.read_parquet(folder / LEDGER)
 
@@ -547,7 +549,7 @@ class _Execution:
 
         folder = self.stage("signals", fill)
         for file in (SIGNALS_FILE, LEDGER):
-            self.run.publish(folder / file, file)
+            self.run.publish(folder / file)
         return pd.read_parquet(folder / LEDGER)
 
     def _scoring(

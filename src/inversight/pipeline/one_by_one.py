@@ -23,7 +23,7 @@ from inversight.attacks.files import LATENTS
 from inversight.core.config import to_mapping
 from inversight.core.console import Reporter
 from inversight.core.errors import InversightError, RunError
-from inversight.core.run import Run, write_json
+from inversight.core.run import atomic_folder, check_new_folder, write_json
 from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors.base import Prior
@@ -68,7 +68,7 @@ class OneByOne:
         """
         file = self.out / BEGUN
         if not file.is_file() or (self.out / LATENTS).is_file():
-            Run.check_new(self.out, needed_bytes=50_000_000)
+            check_new_folder(self.out, needed_bytes=50_000_000)
             return
         before = json.loads(file.read_text())
         other = next((k for k, v in self.facts.items() if before.get(k) != v), None)
@@ -137,28 +137,25 @@ class OneByOne:
         missing = left_out(made, torch.tensor(group), target.classes)
         if missing is not None:
             reporter.warn(f"{self.name}: {missing}")
-        partial = self.out / ".class.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        if made is not None:
-            write_reconstructions(partial, "pictures", made, classes=target.classes, name=self.name)
         facts = {"labels": group, "sent": endpoint.sent - before, "without": without}
-        write_json(partial / "facts.json", facts)
         pictures = self.out / "reconstructions"
         pictures.mkdir(exist_ok=True)
-        for label in group:
-            source, place = (f / target.classes[label] for f in (partial / "pictures", pictures))
-            shutil.rmtree(place, ignore_errors=True)
-            if source.is_dir():  # no sample may have been in the class
-                source.replace(place)
-        shutil.rmtree(partial / "pictures", ignore_errors=True)
-        final = self.out / _FINISHED / f"{group[0]:06d}"
-        final.parent.mkdir(exist_ok=True)
-        partial.replace(final)
+        with atomic_folder(self.out / _FINISHED / f"{group[0]:06d}") as folder:
+            if made is not None:
+                write_reconstructions(
+                    folder, "pictures", made, classes=target.classes, name=self.name
+                )
+            write_json(folder / "facts.json", facts)
+            for label in group:
+                source, place = (f / target.classes[label] for f in (folder / "pictures", pictures))
+                shutil.rmtree(place, ignore_errors=True)
+                if source.is_dir():  # no sample may have been in the class
+                    source.replace(place)
+            shutil.rmtree(folder / "pictures", ignore_errors=True)
 
     def _done(self) -> set[int]:
         found: set[int] = set()
-        for file in (self.out / _FINISHED).glob("*/facts.json"):
+        for file in (self.out / _FINISHED).glob("[!.]*/facts.json"):
             found.update(json.loads(file.read_text())["labels"])
         return found
 
@@ -169,7 +166,7 @@ class OneByOne:
             NoSampleError: there are none.
         """
         finished = self.out / _FINISHED
-        folders = sorted(file.parent for file in finished.glob("*/facts.json"))
+        folders = sorted(file.parent for file in finished.glob("[!.]*/facts.json"))
         facts = [json.loads((f / "facts.json").read_text()) for f in folders]
         sent: int = sum(one["sent"] for one in facts)
         parts = [load_latents(f) for f in folders if (f / LATENTS).is_file()]

@@ -14,7 +14,7 @@ import pandas as pd
 from inversight.core.console import Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
-from inversight.core.run import Run, read_manifest
+from inversight.core.run import Run, check_new_folder, read_manifest
 from inversight.data import (
     ImageSet,
     check_known_classes,
@@ -165,7 +165,7 @@ def score_folders(
             )
         gate.check(holdout=against.holdout is not None, embedding=against.embedding)
     if not resume:
-        Run.check_new(out, needed_bytes=20_000_000)
+        check_new_folder(out, needed_bytes=20_000_000)
     size = against.size
     own = load_folder(
         against.private, role="--private", size=size, progress=reporter.stage("private")
@@ -286,7 +286,7 @@ def score_folders(
         folder = run.stage("scores", fill)
         for file in FILES:
             if (folder / file).is_file():
-                run.publish(folder / file, file)
+                run.publish(folder / file)
         data = load_report_data(out)
         write_report(out, data)
         run.record(finished=True)

@@ -6,7 +6,6 @@ Each reads what the stage before it wrote.
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from inversight.core.console import Quiet, Reporter
 from inversight.core.device import memory_remedy, pick_device
 from inversight.core.errors import ConfigError, InputError, RunError, TargetError
 from inversight.core.processes import ALONE, Processes
-from inversight.core.run import Run, write_json
+from inversight.core.run import atomic_folder, check_new_folder, is_disk_full, write_json
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, check_size, load_folder, working_size
 from inversight.embeddings import Embedding, named_embedding
@@ -83,7 +82,7 @@ def train(
         InputError: wrong input; nothing has been written.
     """
     training = from_mapping(Training, given)
-    Run.check_new(out, needed_bytes=50_000_000)
+    check_new_folder(out, needed_bytes=50_000_000)
     images = load_folder(private, role="--private", size=size, progress=reporter.stage("reading"))
     if len(images.classes) < 2:
         raise InputError(f"--private {private}: has one class; a classifier needs at least two")
@@ -175,16 +174,11 @@ def import_prior_stage(file: Path, out: Path) -> tuple[Path, str]:
         InputError: wrong input; nothing has been written.
     """
     size = file.stat().st_size if file.is_file() else 0
-    Run.check_new(out, needed_bytes=2 * size)
+    check_new_folder(out, needed_bytes=2 * size)
     imported = import_published(file)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    imported.prior.save(partial / PRIOR_FILE)
-    write_json(partial / "prior.json", dict(imported.facts))
-    if out.is_dir():
-        out.rmdir()  # check_new has seen that it is empty
-    partial.replace(out)
+    with atomic_folder(out) as folder:
+        imported.prior.save(folder / PRIOR_FILE)
+        write_json(folder / "prior.json", dict(imported.facts))
     channels, side, _ = imported.prior.image_shape
     parameters = sum(p.numel() for p in imported.prior.average.parameters())
     classes = imported.prior.average.architecture.c_dim
@@ -341,7 +335,7 @@ def attack_stage(
         target = model.load(given_prior).to(where)
         attacked = given_prior.prior.to(where)
         check_fits(made, target, attacked)
-        Run.check_new(out, needed_bytes=50_000_000)
+        check_new_folder(out, needed_bytes=50_000_000)
         labels = torch.arange(min(limit or target.num_classes, target.num_classes))
         with _remedy("attack", getattr(made, "batch_size", None)):
             part = run_share(
@@ -359,16 +353,10 @@ def attack_stage(
     missing = left_out(found, labels, target.classes)
     if missing is not None:
         reporter.warn(f"{name}: {missing}")
-    # Written beside its place and renamed, so that a kill leaves no half a folder.
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_reconstructions(partial, "reconstructions", found, classes=target.classes, name=name)
-    write_json(partial / "facts.json", {"queries": found.queries})
+    with atomic_folder(out) as folder:
+        write_reconstructions(folder, "reconstructions", found, classes=target.classes, name=name)
+        write_json(folder / "facts.json", {"queries": found.queries})
     reporter.say(f"{name}: {found.queries:,} images sent to the target, {made.access} access")
-    if out.is_dir():
-        out.rmdir()  # check_new has seen that it is empty
-    partial.replace(out)
     return out / "reconstructions"
 
 
@@ -520,7 +508,7 @@ def _check_begun(out: Path, facts: dict[str, Any]) -> None:
         RunError: the folder holds something else, or a training with other ``facts``.
     """
     if not (out / _BEGUN).is_file() or (out / PRIOR_FILE).is_file():
-        Run.check_new(out, needed_bytes=50_000_000)
+        check_new_folder(out, needed_bytes=50_000_000)
         return
     before = json.loads((out / _BEGUN).read_text())
     for name, value in facts.items():
@@ -537,10 +525,8 @@ def _begin(out: Path, facts: dict[str, Any], network: SavedClassifier | None) ->
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / _BEGUN, facts)
     if network is not None and _kept_network(out) is None:
-        partial = out / f".{_NETWORK}.partial"
-        partial.mkdir(exist_ok=True)
-        save_classifier(network, partial / FILE_NAME)
-        partial.replace(out / _NETWORK)
+        with atomic_folder(out / _NETWORK) as folder:
+            save_classifier(network, folder / FILE_NAME)
 
 
 def _kept_network(folder: Path) -> Path | None:
@@ -567,4 +553,6 @@ def report_again(run: Path) -> Path:
     try:
         return write_report(run, replace(data, gallery=()))
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise RunError(f"{run}: cannot be written to ({error.strerror})") from None

@@ -6,7 +6,6 @@ and a target it ranks the images in seconds.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from inversight.core.console import Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import InputError, RunError
-from inversight.core.run import Run, write_json
+from inversight.core.run import atomic_folder, check_new_folder, write_json
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, load_folder
 from inversight.models.target import Target, load_target
@@ -195,11 +194,7 @@ def write_triage(found: Triage, out: Path) -> None:
     Raises:
         RunError: the folder holds something already or cannot be written.
     """
-    Run.check_new(out, needed_bytes=10_000_000)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    found.table.to_parquet(partial / TABLE, index=False)
+    check_new_folder(out, needed_bytes=10_000_000)
     facts = {
         "agreement": {
             measure: {name: one.as_json() for name, one in by.items()}
@@ -208,10 +203,9 @@ def write_triage(found: Triage, out: Path) -> None:
         "best": dict(found.best),
         "notes": list(found.notes),
     }
-    write_json(partial / FACTS, facts)
-    if out.is_dir():
-        out.rmdir()  # check_new has seen that it is empty
-    partial.replace(out)
+    with atomic_folder(out) as folder:
+        found.table.to_parquet(folder / TABLE, index=False)
+        write_json(folder / FACTS, facts)
 
 
 def _ledger(run: Path) -> pd.DataFrame:
