@@ -26,7 +26,6 @@ from torch.nn import functional as F
 
 from common import finish, parser
 from inversight.embeddings import Workspace, image_pairs
-from inversight.embeddings.fused import Row
 from inversight.embeddings.lpips import Lpips, random_backbone
 from inversight.embeddings.pairs import exact_products
 from inversight.scores import DDCS, Assigner, ddcs_of
@@ -143,38 +142,36 @@ def fastest_forward(
 ) -> tuple[str, Callable[[], object]]:
     """The bare network's fastest setting, found by trying on some of the images.
 
-    Layouts and batch sizes, and ours: channels-last with convolution and ReLU fused, weights packed.
+    Layouts and batch sizes, ours (channels-last) among them.
     """
-    layers = [layer for part in network.children() for layer in part]
     batches = (1, 2, 4, 8) if device.type == "cpu" else (8, 16, 32, 48)
     if small:
         batches = batches[:1]
-    calls: list[tuple[str, torch.memory_format, Any]] = [
-        ("default layout", torch.contiguous_format, network),
-        ("channels-last", torch.channels_last, network),
-        ("channels-last, fused", torch.channels_last, Row(layers)),
-    ]
+    layouts = {
+        "default layout": torch.contiguous_format,
+        "channels-last": torch.channels_last,
+    }
 
-    def runner(call: Any, layout: torch.memory_format, batch: int, count: int) -> Any:
+    def runner(layout: torch.memory_format, batch: int, count: int) -> Any:
         def run() -> None:
             with exact_products():
                 for part in images[:count].split(batch):
-                    call(part.contiguous(memory_format=layout))
+                    network(part.contiguous(memory_format=layout))
 
         return run
 
     tries = []
-    for name, layout, call in calls:
+    for name, layout in layouts.items():
         network.to(memory_format=layout)
         for batch in batches:
-            run = runner(call, layout, batch, 16)
+            run = runner(layout, batch, 16)
             watch = Stopwatch(device)
             run()
             watch.time("forward", run)
-            tries.append((watch.median("forward"), f"{name}, batch {batch}", call, layout, batch))
-    _, setting, call, layout, batch = min(tries, key=lambda t: t[0])
+            tries.append((watch.median("forward"), f"{name}, batch {batch}", layout, batch))
+    _, setting, layout, batch = min(tries, key=lambda t: t[0])
     network.to(memory_format=layout)
-    return setting, runner(call, layout, batch, len(images))
+    return setting, runner(layout, batch, len(images))
 
 
 def time_distances(

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from common import finish, parser
 from inversight.data import to_pil
-from inversight.embeddings.fused import Row
 from inversight.embeddings.lpips import Lpips, random_backbone
 
 SIZE, SMALL_SIZE = 256, 64
@@ -110,7 +109,6 @@ def main() -> None:
         "channels-last, one image at a time": batches(last, by_pixel, 1),
         "channels-last, batches of 8": batches(last, by_pixel, 8),
         "the same, convolution and ReLU fused": batches(lambda x: fused(last, x), by_pixel, 1),
-        "the same, weights packed once (used)": batches(Row(list(last)), by_pixel, 1),
         "bfloat16 autocast, channels-last": batches(bfloat16, by_pixel, 1),
         "decoding the PNG files alone": decode,
     }

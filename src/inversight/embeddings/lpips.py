@@ -15,14 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from inversight.core.imaging import fit
-from inversight.embeddings.fused import Row
-from inversight.embeddings.linearised import (
-    Map,
-    linearised,
-    recorded,
-    staged_gram,
-    unit_gram,
-)
+from inversight.embeddings.linearised import Map, linearised, recorded, staged_gram, unit_gram
 from inversight.embeddings.weights import load_weights
 
 Net = Literal["vgg", "alex", "squeeze"]
@@ -128,8 +121,8 @@ class Lpips:
         state, entrance = recorded(self._resized, images)
         stages = []
         with torch.no_grad():
-            for stage, (entry, row) in enumerate(zip(self._entries, self._stages, strict=True)):
-                state, through = linearised([*entry.layers, *row.layers], state, dtype)
+            for stage, layers in enumerate(zip(self._entries, self._stages, strict=True)):
+                state, through = linearised(layers, state, dtype)
                 scale = self._scale(stage, state)
                 stages.append((through, unit_gram(state, self._length(state), scale, dtype)))
 
@@ -166,8 +159,11 @@ def _inverse_length(pixels: Tensor) -> Tensor:
     return inverse
 
 
-def _staged(network: Any) -> tuple[list[Row], list[Row]]:
-    """What leads into each stage, and the stage: pooling first shrinks what is kept between them."""
+def _staged(network: Any) -> tuple[list[nn.Sequential], list[nn.Sequential]]:
+    """Return the layers that lead into each stage, and those of the stage.
+
+    Pooling comes first: it shrinks what is kept between stages.
+    """
     slices = (
         list(network.slices)
         if hasattr(network, "slices")
@@ -176,8 +172,8 @@ def _staged(network: Any) -> tuple[list[Row], list[Row]]:
     entries, stages = [], []
     for layers in map(list, slices):
         pooled = 1 if isinstance(layers[0], nn.MaxPool2d) else 0
-        entries.append(Row(layers[:pooled]))
-        stages.append(Row(layers[pooled:]))
+        entries.append(nn.Sequential(*layers[:pooled]))
+        stages.append(nn.Sequential(*layers[pooled:]))
     return entries, stages
 
 
