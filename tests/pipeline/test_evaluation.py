@@ -371,3 +371,15 @@ def test_a_stopped_scoring_goes_on_with_the_classes_that_are_left(
     pd.testing.assert_frame_equal(found.samples, whole.samples)
     pd.testing.assert_frame_equal(found.holdout, whole.holdout)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_ssim_of_images_below_its_window_has_a_reason(size: int) -> None:
+    small = [replace(s, images=s.images[:, :, :size, :size]) for s in (PRIVATE, MADE)]
+    found = evaluate(
+        small[0], {"made": small[1]}, distance=Pixel((size, size)), features=Pixel((size, size)),
+        evaluator=None, holdout=None, memory=2**30, seed=0, pairs=("psnr", "ssim"),
+    )  # fmt: skip
+    assert found.metrics["ssim"]["value"] is None
+    assert f"found {size}x{size}" in str(found.metrics["ssim"]["reason"])
+    assert found.metrics["psnr"]["value"] is not None and "ssim" not in found.samples

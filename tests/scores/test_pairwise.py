@@ -57,3 +57,13 @@ def test_what_cannot_be_compared_is_refused() -> None:
         psnr(pictures(2), pictures(3))
     with pytest.raises(InputError, match="divide uint8"):
         ssim(255 * pictures(1), pictures(1))
+
+
+@pytest.mark.parametrize("size", [1, 5, 7])
+def test_images_below_the_window_of_ssim_are_refused_in_one_line(size: int) -> None:
+    with pytest.raises(
+        InputError, match=rf"at least 8 pixels a side, found {size}x{size}"
+    ) as caught:
+        ssim(pictures(2, size), pictures(2, size))
+    assert "\n" not in str(caught.value)
+    assert bool(psnr(pictures(2, size), pictures(2, size, seed=1)).isfinite().all())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +44,7 @@ from inversight.scores import (
     union,
 )
 from inversight.scores.bootstrap import interval_of_means
+from inversight.scores.pairwise import SMALLEST_SSIM
 from inversight.settings import DEFAULT_FDR, PAIR_MEASURES, PairMeasure
 
 _CHECKPOINT_SECONDS = 30.0
@@ -78,6 +79,9 @@ METRICS = (
 )
 """Keys of metrics.json, in its order."""
 
+OF_FEATURES = ("coverage", "density", "precision", "recall", "frechet", "kid")
+"""Those that are computed on feature vectors."""
+
 RISKS = ("flagged", "leakage_gap")
 """Those that need a holdout."""
 
@@ -90,7 +94,7 @@ class Subjects:
     """What reconstructions are compared with: private images and holdout, by name, and their vectors.
 
     labels index ``classes``. features, evaluator: (N, D) of the private images in the order of
-    ``ids``, or None where there are none (then ``no_features`` may say why).
+    ``ids``, or None where there are none. missing: why metrics cannot be computed, by key.
     """
 
     ids: tuple[str, ...]
@@ -100,7 +104,7 @@ class Subjects:
     holdout_labels: Tensor | None = None
     features: Tensor | None = None
     evaluator: Tensor | None = None
-    no_features: str | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -377,11 +381,17 @@ def _subjects(
         b.numel() for b in embed(features, private.select(torch.tensor([0])), device=device).blocks
     )
     needed = 4 * width * images
-    wide = None
+    missing = {}
     if needed > memory:
-        wide = (
+        reason = (
             f"features {features.name} of {images} images take {needed / 2**30:.1f} GiB, more than "
             "--memory; give --features inception or public, which are vectors"
+        )
+        missing = dict.fromkeys(OF_FEATURES, reason)
+    if private.size < SMALLEST_SSIM:
+        missing["ssim"] = (
+            f"needs images of at least {SMALLEST_SSIM} pixels a side, found "
+            f"{private.size}x{private.size}"
         )
     return Subjects(
         ids=private.ids,
@@ -390,10 +400,10 @@ def _subjects(
         holdout_ids=() if holdout is None else holdout.ids,
         holdout_labels=None if holdout is None else holdout.labels,
         features=None
-        if wide
+        if needed > memory
         else embed(features, private, device=device, progress=progress).flat(),
         evaluator=None if judge is None else _judged(judge, private, device)[0],
-        no_features=wide,
+        missing=missing,
     )
 
 
@@ -474,7 +484,9 @@ def _score_set(
         else embed(features, made, device=device, progress=progress).flat(),
         evaluator=judged[0],
         logits=judged[1],
-        pairs=_pairs(ours.private, made, assignment, pairs),
+        pairs=_pairs(
+            ours.private, made, assignment, [m for m in pairs if m not in subjects.missing]
+        ),
     )
 
 
@@ -533,11 +545,8 @@ def _measures(
         if features_name == "inception":
             found["fid"] = frechet
     else:
-        reason = subjects.no_features or (
-            "the features of sets that were scored before are too wide to be kept"
-        )
         missing |= dict.fromkeys(
-            ("coverage", "density", "precision", "recall", "frechet", "kid"), reason
+            OF_FEATURES, "the features of sets that were scored before are too wide to be kept"
         )
     if subjects.evaluator is not None and made.evaluator is not None and made.logits is not None:
         a = Features((subjects.evaluator,), subjects.labels, subjects.ids)
@@ -545,6 +554,7 @@ def _measures(
         rng = generator(seed, "scores/knn")
         found |= knn_distance(a, b, memory=memory, rng=rng).on_features("evaluator").summary
         found |= accuracy(made.logits, made.labels).summary
+    missing |= subjects.missing
     rng = generator(seed, "scores/pairs")
     for key, values in made.pairs.items():
         found[key] = _mean(values, subjects, rng)

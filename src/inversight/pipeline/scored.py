@@ -80,7 +80,7 @@ def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], s
         "holdout_labels": None
         if found.subjects.holdout_labels is None
         else found.subjects.holdout_labels.tolist(),
-        "no_features": found.subjects.no_features,
+        "missing": dict(found.subjects.missing),
         "sets": [
             {"name": s.name, "ids": [hide(n) for n in s.ids], "labels": s.labels.tolist()}
             for s in found.sets
@@ -155,7 +155,7 @@ def read_scored(folder: Path) -> tuple[Subjects, tuple[ScoredSet, ...]]:
             holdout_labels=None if held is None else torch.tensor(held),
             features=tensors.get("subjects/features"),
             evaluator=tensors.get("subjects/evaluator"),
-            no_features=names["no_features"],
+            missing=names["missing"],
         )
         sets = []
         for i, one in enumerate(names["sets"]):

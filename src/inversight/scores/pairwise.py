@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from inversight.core.errors import InputError
 from inversight.core.imaging import fit
 
+SMALLEST_SSIM = 8
+"""Pixels a side below which SSIM's window of 11 x 11 pixels says nothing."""
+
 _PEAK = 1e-10
 """Smallest mean squared error that PSNR knows: exact copies are at 100 dB."""
 
@@ -27,6 +30,11 @@ def ssim(private: Tensor, nearest: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _check(private, nearest)
+    if min(private.shape[2:]) < SMALLEST_SSIM:
+        raise InputError(
+            f"ssim: expected images of at least {SMALLEST_SSIM} pixels a side, found "
+            f"{private.shape[2]}x{private.shape[3]}"
+        )
     found: Tensor = structural_similarity_index_measure(
         nearest.double(), private.double(), data_range=1.0, reduction="none"
     )
