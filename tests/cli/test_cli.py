@@ -18,6 +18,7 @@ from PIL import Image
 
 from inversight import AuditResult
 from inversight.cli import main
+from inversight.core.run import Run
 from tests.reference.ddcs_loop import ddcs_loop
 
 WEIGHTLESS = [
@@ -449,3 +450,31 @@ def test_defend_refuses_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     refused(capsys, list(arguments), message)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("file", [".metrics.json.partial", ".report.html.partial"])
+def test_a_disk_that_fills_up_is_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    """Wherever it happens. A file that is written to /dev/full stands for the full disk."""
+    private, made = folder(tmp_path / "private", 0), folder(tmp_path / "made", 5000)
+    out = tmp_path / "run"
+    create = Run.create
+
+    def create_on_full_disk(path: Path, manifest: dict[str, object]) -> Run:
+        run = create(path, manifest)
+        (out / file).symlink_to("/dev/full")
+        return run
+
+    monkeypatch.setattr(Run, "create", create_on_full_disk)
+    score = ["--private", private, "--reconstructions", made, "--embedding", "pixel"]
+    code, _, err = run(capsys, "score", *score, "--out", out)
+    complaint = [line for line in err.splitlines() if line.startswith("inversight: ")]
+    assert code == 1 and len(complaint) == 1 and "Traceback" not in err
+    assert "no room on the disk" in complaint[0] and "--resume" in complaint[0]
+    (out / file).unlink()
+    assert run(capsys, "score", "--resume", out)[0] == 0

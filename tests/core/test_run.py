@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from inversight.core.errors import RunError
+from inversight.core.errors import DiskFullError, RunError
 from inversight.core.run import (
     Run,
     atomic_folder,
@@ -73,13 +74,28 @@ def test_seconds_of_interrupted_tries_count(run: Run, monkeypatch: pytest.Monkey
     assert run.manifest["stages"] == [{"name": "prior", "seconds": 8.0}]
 
 
-def test_a_full_disk_is_one_line_and_resumable(run: Run) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+    ],
+)
+def test_a_full_disk_is_one_line_and_resumable(run: Run, error: Exception) -> None:
     def full(folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        (folder / "checkpoint").write_text("half")
+        raise error
 
-    with pytest.raises(RunError, match=r"stage prior: no room on the disk.*--resume"):
+    with pytest.raises(
+        DiskFullError, match=r"stage prior: no room on the disk.*--resume"
+    ) as caught:
         run.stage("prior", full)
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert not run.folder("prior").is_dir()
+    run.stage("prior", lambda folder: (folder / "checkpoint").read_text())
 
 
 def test_other_errors_pass_as_they_are(run: Run) -> None:
@@ -117,7 +133,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_no_room_is_found_out_before(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="about 1000000000000 MB are needed"):
+    with pytest.raises(DiskFullError, match="about 1000000000000 MB are needed"):
         check_new_folder(tmp_path / "deep" / "er", needed_bytes=10**18)
     assert not (tmp_path / "deep").exists()
 

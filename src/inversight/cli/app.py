@@ -922,6 +922,13 @@ def main(arguments: list[str] | None = None) -> None:
     except _UsageError as error:
         _complain(_usage(error))
         code = 2
+    except Exception as error:
+        from inversight.core.run import is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        _complain("no room on the disk: make room, then run the same command again")
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

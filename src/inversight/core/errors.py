@@ -39,5 +39,5 @@ class StageError(InversightError):
     """A stage failed although its input was right. Exit code 1."""
 
 
-class DiskFullError(RunError):
-    """There is no room on the disk."""
+class DiskFullError(StageError):
+    """There is no room on the disk. Exit code 1."""

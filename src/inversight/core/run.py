@@ -86,6 +86,8 @@ def _partial(path: Path) -> Path:
 
 def is_disk_full(error: BaseException) -> bool:
     """Return whether ``error`` says that a disk or a quota is full, whichever library raised it."""
+    if isinstance(error, DiskFullError):
+        return True
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return isinstance(error, Exception) and "no space left on device" in str(error).lower()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import RunError
-from inversight.core.run import Run, check_new_folder, read_manifest
+from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
 from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan, check_unchanged
 from inversight.pipeline.result import AuditResult
@@ -36,11 +37,8 @@ def audit(
     forecast = plan.forecast()
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
     reporter.say(plan.announcement(folder, forecast))
-    run = Run.create(folder, plan.manifest())
-    try:
+    with _resumable(folder), Run.create(folder, plan.manifest()) as run:
         return execute(plan, run, reporter)
-    finally:
-        run.close()
 
 
 def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResult:
@@ -57,14 +55,17 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
             f"--resume {path}: is part of a comparison of defences; run the same `inversight "
             "defend` again, which goes on where it stopped"
         )
-    run = Run.open(path)  # before what takes a while: another process may be at work on it
-    try:
+    # Opened before anything that takes long: another process may be working on it.
+    with _resumable(path), Run.open(path) as run:
         plan = Plan.prepare(resolve(manifest["given"]), reporter)
         check_unchanged(plan, manifest, path)
         reporter.say(f"Resuming {path}")
         return execute(plan, run, reporter)
-    finally:
-        run.close()
+
+
+def _resumable(folder: Path) -> AbstractContextManager[None]:
+    """Say how to go on if the disk fills up outside of a stage."""
+    return disk_remedy(str(folder), f"continue with --resume {folder}")
 
 
 def default_folder() -> Path:

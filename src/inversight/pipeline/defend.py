@@ -24,6 +24,7 @@ from inversight.core.run import (
     Run,
     atomic_folder,
     check_new_folder,
+    is_disk_full,
     read_manifest,
     write_json,
     write_text,
@@ -212,9 +213,9 @@ class _Comparison:
         try:
             found[seed] = self._audited(name, seed)
         except RunError:
-            raise  # no room on the disk, or another process: the others would fail alike
+            raise  # another process holds the folder: the others would fail alike
         except Exception as error:
-            if name in (NONE, GIVEN):
+            if name in (NONE, GIVEN) or is_disk_full(error):
                 raise
             text = " ".join(str(error).split()) or "no message"
             known = isinstance(error, InversightError)

@@ -14,7 +14,7 @@ import pandas as pd
 from inversight.core.console import Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
-from inversight.core.run import Run, check_new_folder, read_manifest
+from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
 from inversight.data import (
     ImageSet,
     check_known_classes,
@@ -280,7 +280,7 @@ def score_folders(
         found = replace(found, samples=found.samples.assign(twins=names))
         write_evaluation(folder, found)
 
-    try:
+    with disk_remedy(str(out), f"continue with inversight score --resume {out}"), run:
         if saved is not None:
             run.stage("public-network", lambda f: save_classifier(saved, f / FILE_NAME))
         folder = run.stage("scores", fill)
@@ -290,8 +290,6 @@ def score_folders(
         data = load_report_data(out)
         write_report(out, data)
         run.record(finished=True)
-    finally:
-        run.close()
     metrics = {key: dict(value) for key, value in data.metrics.items()}
     return AuditResult(out, metrics, data.samples, (), exceeded(thresholds, metrics))
 

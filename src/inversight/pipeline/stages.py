@@ -95,14 +95,14 @@ def train(
             progress=reporter.stage("target"),
             device=pick_device(device),
         )
-    out.mkdir(parents=True, exist_ok=True)
-    save_classifier(trained.classifier, out / FILE_NAME)
     facts = {
         "epochs": trained.epochs,
         "train_accuracy": trained.train_accuracy,
         "validation_accuracy": trained.validation_accuracy,
     }
-    write_json(out / "facts.json", facts)
+    with atomic_folder(out) as folder:
+        save_classifier(trained.classifier, folder / FILE_NAME)
+        write_json(folder / "facts.json", facts)
     checked = trained.validation_accuracy
     return out / FILE_NAME, (
         f"{trained.epochs} epochs, accuracy {trained.train_accuracy:.1%} on training images"
