@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from inversight.adaptation import ARMS, Pull, adapt, pulls_of
 from inversight.adaptation.guidance import Guidance
-from inversight.adaptation.knowledge import pseudo_labels, soft_labels, taken_for
 from inversight.adaptation.terms import CriticEntropy, Margin, Observation
 from inversight.arm_names import ARM_NAMES
 from inversight.core.errors import ConfigError
@@ -24,6 +23,7 @@ from inversight.models.target import Target
 from inversight.models.transformations import Transformations
 from inversight.priors import Critic, StylePrior, train_prior
 from inversight.priors.game import Made
+from inversight.priors.pseudo_labels import predicted_labels, pseudo_labels, soft_labels
 from inversight.settings import Adaptation, PriorTraining
 
 SHAPE = (3, 8, 8)
@@ -219,12 +219,12 @@ def test_a_class_of_conditional_has_its_share_of_the_public_images(
 
 @settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1000), st.data())
-def test_every_image_is_taken_for_its_class_and_small_classes_are_filled(
+def test_every_image_is_predicted_labels_its_class_and_small_classes_are_filled(
     n: int, k: int, seed: int, data: st.DataObject
 ) -> None:
     least = data.draw(st.integers(1, n))
     scores = torch.rand(n, k, generator=generator(seed)).log_softmax(1)
-    rows, classes = taken_for(scores, least)
+    rows, classes = predicted_labels(scores, least)
     own = scores.argmax(1).tolist()
     expected = set()
     for c in range(k):
@@ -246,9 +246,9 @@ def test_conditional_may_take_all_public_images(
 
     def note(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
         asked.append(least)
-        return taken_for(scores, least)
+        return predicted_labels(scores, least)
 
-    monkeypatch.setattr(sys.modules["inversight.adaptation.adapt"], "taken_for", note)
+    monkeypatch.setattr(sys.modules["inversight.adaptation.adapt"], "predicted_labels", note)
     made = run(prior, "conditional", steps=1, conditional_top=0)
     assert asked == [30] and made.num_classes == 3
     few = coloured(20)

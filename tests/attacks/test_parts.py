@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from inversight.attacks import Gmi, IfGmi, Lomma, Vmi
 from inversight.attacks.constraints import Coordinates, within_l1_ball
-from inversight.attacks.mi_face import MiFace, statistics_gaps, total_variation
-from inversight.attacks.search import descend, ramp
+from inversight.attacks.mi_face import MiFace, statistics_gap, total_variation
 from inversight.core.seeding import generator
+from inversight.models.activations import record_batch_norms
 from inversight.models.target import Target
+from inversight.priors.descent import descend, ramp
 from tests.attacks.toy import LABELS, FlatPrior, Nearest, OpenPrior, toy_target
 from tests.examples import NoisePrior
 
@@ -234,20 +235,20 @@ def test_total_variation_by_hand() -> None:
     assert float(total_variation(torch.ones(3, 1, 4, 4))) == 0.0
 
 
-def test_statistics_gaps_by_hand() -> None:
+def test_statistics_gap_by_hand() -> None:
     norm = nn.BatchNorm2d(2).eval()
     norm.running_mean = torch.tensor([1.0, 0.0])
     norm.running_var = torch.tensor([1.0, 4.0])
     x = torch.randn(5, 2, 3, 3, generator=generator(0))
     network = nn.Sequential(norm, nn.BatchNorm2d(2, track_running_stats=False))
-    with statistics_gaps(network) as gaps:
+    with record_batch_norms(network) as layers:
         network(x)
     mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
     expected = (mean - norm.running_mean).norm() + (variance - norm.running_var).norm()
-    assert len(gaps) == 1
-    torch.testing.assert_close(gaps[0], expected)
+    assert len(layers) == 1
+    torch.testing.assert_close(statistics_gap(layers[0]), expected)
     network(x)
-    assert len(gaps) == 1  # it looks no longer
+    assert len(layers) == 1  # no longer recorded
 
 
 def test_pixels_are_drawn_to_the_statistics_of_training() -> None:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inversight.adaptation import adapt
-from inversight.adaptation.knowledge import soft_labels
 from inversight.attacks.selection import classified_pool
 from inversight.core.errors import ConfigError, DataError
 from inversight.core.seeding import generator
@@ -23,6 +22,7 @@ from inversight.models.target import Target
 from inversight.priors import StylePrior, train_prior
 from inversight.priors.base import Pivoted
 from inversight.priors.pivots import Nearness, project, sampled_scores, surest_images
+from inversight.priors.pseudo_labels import soft_labels
 from inversight.settings import Adaptation
 from tests.adaptation.test_adapt import PUBLIC, SHAPE, TRAINING, linear_target, run
 from tests.adaptation.test_projected import deep

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, Pull
-from inversight.adaptation.knowledge import check_enough, pseudo_labels, soft_labels, taken_for
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import (
@@ -32,20 +31,25 @@ from inversight.adaptation.terms import (
     Spread,
     Statistics,
     Term,
-    batch_norms,
-    convolutions,
 )
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.embeddings.base import Embedding
+from inversight.models.activations import batch_norms, convolutions
 from inversight.models.target import Target
 from inversight.models.transformations import Transformations
 from inversight.priors import StylePrior, Watch, play
 from inversight.priors.classes import conditioned, telling_classes
 from inversight.priors.pivotal_tuning import kept_pivots, tune
 from inversight.priors.pivots import SAMPLES, project, sampled_scores, surest_images
+from inversight.priors.pseudo_labels import (
+    check_enough,
+    predicted_labels,
+    pseudo_labels,
+    soft_labels,
+)
 from inversight.settings import Adaptation, PriorTraining
 
 TERMS: dict[str, tuple[Term, ...]] = {
@@ -112,12 +116,12 @@ def check_arm(arm: str, target: Target) -> None:
         ConfigError: statistics without batch normalisation; projected, diverse or conditional without
             convolutions.
     """
-    if arm == "statistics" and not batch_norms(target):
+    if arm == "statistics" and not batch_norms(target.module):
         raise ConfigError(
             f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
             f"{target.spec} has none: use another --arm"
         )
-    if arm in _PROJECTING and not convolutions(target):
+    if arm in _PROJECTING and not convolutions(target.module):
         raise ConfigError(
             f"arm {arm} needs a target with convolutions, by whose maps it judges; {target.spec} has "
             "none: use another --arm"
@@ -353,7 +357,7 @@ def _with_knowledge(
         if top > 0:
             rows, labels = pseudo_labels(scores, top)
         else:
-            rows, labels = taken_for(scores, min(len(public), _LEAST_OF_A_CLASS))
+            rows, labels = predicted_labels(scores, min(len(public), _LEAST_OF_A_CLASS))
         if prior.num_classes == 0:
             prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
         return prior, public[rows], F.one_hot(labels, classes).float()

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from inversight.adaptation.standardised import NEEDS, StandardisedMaps
-from inversight.adaptation.terms import Observation
+from inversight.adaptation.terms import Need, Observation
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import draw_seed
 from inversight.models.target import Target
+from inversight.priors.feature_maps import StandardisedMaps
 
 WIDTH = 64
 
@@ -36,7 +36,7 @@ class Projected:
     """
 
     name = "projected"
-    needs = NEEDS
+    needs: tuple[Need, ...] = ("maps",)
 
     def __init__(
         self, target: Target, public: Tensor, *, learning_rate: float, rng: torch.Generator

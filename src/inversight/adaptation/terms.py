@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inversight.attacks.objectives import entropy, max_margin
+from inversight.models.activations import BatchNormInput, record_batch_norms, record_convolutions
 from inversight.models.target import Target
 
 Need = Literal["layers", "maps", "critic"]
 """What a term may look at beside the logits: see :class:`Observation`."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A batch normalisation's input (N, C, ...) and the mean and variance (C,) that training left."""
-
-    values: Tensor
-    mean: Tensor
-    variance: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Observation:
     """
 
     logits: Tensor
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[BatchNormInput, ...] = ()
     maps: tuple[Tensor, ...] = ()
     classes: Tensor | None = None
     critic: Tensor | None = None
@@ -44,7 +37,7 @@ class Observation:
         """The observation of the first n images alone."""
         return Observation(
             self.logits[:n],
-            tuple(Layer(one.values[:n], one.mean, one.variance) for one in self.layers),
+            tuple(replace(one, values=one.values[:n]) for one in self.layers),
             tuple(one[:n] for one in self.maps),
             None if self.classes is None else self.classes[:n],
             None if self.critic is None else self.critic[:n],
@@ -52,43 +45,18 @@ class Observation:
 
 
 def observe(target: Target, images: Tensor, needs: Collection[Need] = ()) -> Observation:
-    """Send images (N, C, H, W) in [0, 1] through the target; ``needs``: what inside it is asked for.
+    """Evaluate the target on images (N, C, H, W) in [0, 1] and record what ``needs`` names.
 
     Layers and maps are in the order in which they are called.
     """
-    layers: list[Layer] = []
-    maps: list[Tensor] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        mean, variance = module.running_mean, module.running_var
-        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
-            layers.append(Layer(inputs[0], mean, variance))
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        maps.append(output)
-
-    hooks = []
-    if "layers" in needs:
-        hooks += [m.register_forward_pre_hook(note) for m in batch_norms(target)]
-    if "maps" in needs:
-        hooks += [m.register_forward_hook(keep) for m in convolutions(target)]
-    try:
+    with ExitStack() as stack:
+        layers, maps = [], []
+        if "layers" in needs:
+            layers = stack.enter_context(record_batch_norms(target.module))
+        if "maps" in needs:
+            maps = stack.enter_context(record_convolutions(target.module))
         logits = target(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return Observation(logits, tuple(layers), tuple(maps))
-
-
-def batch_norms(target: Target) -> list[nn.Module]:
-    """The target's batch normalisations that keep running statistics."""
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return [m for m in target.module.modules() if isinstance(m, kinds) and m.track_running_stats]
-
-
-def convolutions(target: Target) -> list[nn.Module]:
-    """The target's convolutions over images."""
-    return [m for m in target.module.modules() if isinstance(m, nn.Conv2d)]
 
 
 class Term(Protocol):
@@ -204,7 +172,7 @@ class CriticEntropy:
         return entropy(seen.critic).mean()
 
 
-def _divergence(layer: Layer) -> Tensor:
+def _divergence(layer: BatchNormInput) -> Tensor:
     dims = [0, *range(2, layer.values.dim())]
     mean = layer.values.mean(dims)
     variance = layer.values.var(dims, unbiased=False) + 1e-5

@@ -12,7 +12,6 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions, check_fits
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import descend
 from inversight.attacks.selection import FinalSelection, truncated
 from inversight.core.config import Fraction, settings
 from inversight.core.errors import InputError
@@ -20,6 +19,7 @@ from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
+from inversight.priors.descent import descend
 
 
 @settings

@@ -19,10 +19,11 @@ from torch import Tensor
 from inversight.attacks.base import critic_of
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem, descend
+from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem
 from inversight.core.config import Fraction, settings
 from inversight.models.target import Target
 from inversight.priors.base import Prior
+from inversight.priors.descent import descend
 
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Images (N, C, H, W) and labels (N,) -> losses (N,)."""

@@ -24,10 +24,11 @@ from inversight.attacks.base import intermediate_of
 from inversight.attacks.constraints import within_l1_ball
 from inversight.attacks.objectives import OBJECTIVES
 from inversight.attacks.plug_and_play import DescentInW
-from inversight.attacks.search import Candidates, Improve, Losses, Problem, descend
+from inversight.attacks.search import Candidates, Improve, Problem
 from inversight.core.config import settings
 from inversight.models.target import Target
 from inversight.priors.base import Halfway, Prior
+from inversight.priors.descent import Losses, descend
 
 _WIDTH = 512
 """Coordinates of W that published radii are for."""

@@ -14,24 +14,24 @@ paper's for CIFAR-10). What differs, and why:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, check_fits
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Pixels, descend
+from inversight.attacks.search import Pixels
 from inversight.attacks.selection import FinalSelection
 from inversight.core.config import settings
 from inversight.core.errors import InputError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
+from inversight.models.activations import BatchNormInput, record_batch_norms
 from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
+from inversight.priors.descent import descend
 
 
 @settings
@@ -141,10 +141,10 @@ class MiFace(FinalSelection):
         def losses(variables: Sequence[Tensor]) -> list[Tensor]:
             by = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=shifts).tolist()
             pixels = variables[0].roll(by, dims=(2, 3))
-            with statistics_gaps(target.module) as gaps:
+            with record_batch_norms(target.module) as layers:
                 loss = objective(target(pixels * std + mean), labels).mean()
             loss = loss + self.variation_weight * total_variation(pixels)
-            return [loss + self.statistics_weight * sum(gaps)]
+            return [loss + self.statistics_weight * sum(map(statistics_gap, layers))]
 
         (pixels,) = descend(
             clip([noise]), losses, steps=self.steps, constrain=clip,
@@ -165,27 +165,11 @@ def total_variation(images: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(a - b) for a, b in pairs]).sum()
 
 
-@contextmanager
-def statistics_gaps(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While it holds, a forward pass adds to the list how far each batch norm's input is from training.
+def statistics_gap(layer: BatchNormInput) -> Tensor:
+    """Return the distance in [0, inf) of a batch norm's input from its running statistics.
 
-    The length of the difference of channel means, plus that of channel variances, in [0, inf).
+    The length of the difference of channel means plus that of channel variances.
     """
-    gaps: list[Tensor] = []
-
-    def see(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        if norm.running_mean is None or norm.running_var is None:
-            return  # one that normalises by the batch at hand
-        own = inputs[0].transpose(0, 1).flatten(1)
-        mean, variance = own.mean(1), own.var(1, correction=0)
-        gap = torch.linalg.vector_norm(mean - norm.running_mean)
-        gaps.append(gap + torch.linalg.vector_norm(variance - norm.running_var))
-
-    handles = [
-        m.register_forward_pre_hook(see) for m in module.modules() if isinstance(m, _BatchNorm)
-    ]
-    try:
-        yield gaps
-    finally:
-        for handle in handles:
-            handle.remove()
+    own = layer.values.transpose(0, 1).flatten(1)
+    gaps = own.mean(1) - layer.mean, own.var(1, correction=0) - layer.variance
+    return torch.stack([torch.linalg.vector_norm(gap) for gap in gaps]).sum()

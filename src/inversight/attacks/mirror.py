@@ -18,8 +18,9 @@ from torch import Tensor
 
 from inversight.attacks.constraints import PSpace
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem, descend, ramp
+from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem
 from inversight.core.config import Fraction, settings
+from inversight.priors.descent import descend, ramp
 
 
 @settings

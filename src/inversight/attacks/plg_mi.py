@@ -20,7 +20,6 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions, check_fits, conditional_of
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import descend
 from inversight.attacks.selection import FinalSelection
 from inversight.core.config import settings
 from inversight.core.errors import InputError
@@ -29,6 +28,7 @@ from inversight.core.seeding import draw_seed, generator
 from inversight.models.target import Access, Target
 from inversight.models.transformations import Transformations
 from inversight.priors.base import Prior
+from inversight.priors.descent import descend
 
 
 @settings

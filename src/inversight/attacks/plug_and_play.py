@@ -17,7 +17,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem, descend
+from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem
 from inversight.attacks.selection import robust_confidence, surest
 from inversight.core.config import Fraction, settings
 from inversight.core.device import compiled
@@ -25,6 +25,7 @@ from inversight.core.progress import Progress
 from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors.base import Prior
+from inversight.priors.descent import descend
 
 
 @settings

@@ -1,4 +1,4 @@
-"""What white-box attacks share: descent along gradients, and the search from a pool to the best.
+"""What white-box attacks share: the search from a pool to the best candidates.
 
 An attack says how candidates of a class are improved (:meth:`LatentSearch.begin`); which samples of
 the prior they begin as, and which of them are kept, is the same for all, Plug & Play's.
@@ -6,9 +6,8 @@ the prior they begin as, and which of them are kept, is the same for all, Plug &
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,53 +23,6 @@ from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
-
-Losses = Callable[[Sequence[Tensor]], Iterable[Tensor]]
-"""Variables -> losses, of any shape. Their sum is descended; each part is freed before the next."""
-
-
-def descend(
-    start: Sequence[Tensor],
-    losses: Losses,
-    *,
-    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer],
-    steps: int,
-    constrain: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
-    rate: Callable[[float], float] | None = None,
-) -> list[Tensor]:
-    """What ``start`` becomes in ``steps`` steps down the sum of ``losses``.
-
-    A loss of one row adds nothing to another row's gradient, so that with losses of single rows what
-    else is in a batch does not matter. ``constrain`` brings variables back to where they may be, after
-    each step. ``rate`` scales the step size: share of the steps done, (0, 1] -> factor.
-    """
-    variables = [one.detach().clone().requires_grad_(True) for one in start]
-    optimise = optimiser(variables)
-    rates = [group["lr"] for group in optimise.param_groups]
-    for step in range(steps):
-        optimise.zero_grad(set_to_none=True)
-        for part in losses(variables):
-            gradients = torch.autograd.grad(part.sum(), variables, materialize_grads=True)
-            for one, gradient in zip(variables, gradients, strict=True):
-                one.grad = gradient if one.grad is None else one.grad + gradient
-        if rate is not None:
-            for group, full in zip(optimise.param_groups, rates, strict=True):
-                group["lr"] = full * rate((step + 1) / steps)
-        optimise.step()
-        if constrain is not None:
-            with torch.no_grad():
-                for one, new in zip(variables, constrain(variables), strict=True):
-                    one.copy_(new)
-    return [one.detach() for one in variables]
-
-
-def ramp(done: float, *, up: float = 0.05, down: float = 0.25) -> float:
-    """Factor of the step size: linear over the first 5 %, half a cosine over the last quarter.
-
-    As projection into W has it (Karras et al. 2020, StyleGAN2, appendix D).
-    """
-    fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1.0 - done) / down))
-    return fall * min(1.0, done / up)
 
 
 @dataclass(frozen=True)

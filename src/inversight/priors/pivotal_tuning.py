@@ -19,13 +19,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from inversight.attacks.search import ramp
 from inversight.core.checkpoints import load_state, reading, save_state
 from inversight.core.errors import StageError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
 from inversight.models.target import Target
 from inversight.priors import StylePrior
+from inversight.priors.descent import ramp
 from inversight.priors.pivots import BETAS, SAMPLES, Nearness, latent_rate
 
 _EVERY = 50

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.adaptation.knowledge import pseudo_labels
-from inversight.adaptation.standardised import StandardisedMaps
-from inversight.attacks.search import descend, ramp
 from inversight.core.progress import Progress, silent
 from inversight.models.target import Target
 from inversight.priors import StylePrior
+from inversight.priors.descent import descend, ramp
+from inversight.priors.feature_maps import StandardisedMaps
+from inversight.priors.pseudo_labels import pseudo_labels
 
 SAMPLES = 2048
 """Samples of the prior of which the nearest to an image is where its projection begins."""

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from inversight.adaptation.terms import Need, observe
+from inversight.models.activations import record_convolutions
 from inversight.models.target import Target
 
 MOST_MAPS = 4
-NEEDS: tuple[Need, ...] = ("maps",)
 _MEASURED = 1024
 """Least number of public images that mean and variance are measured on, if there are as many."""
 
@@ -38,7 +37,7 @@ class StandardisedMaps:
 
     def of(self, images: Tensor) -> list[Tensor]:
         """Maps, each (N, c, h, w), of images (N, C, S, S) in [0, 1]; differentiable."""
-        return self.among(observe(self.target, images, NEEDS).maps)
+        return self.among(_maps(self.target, images))
 
     def among(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The same out of all maps of the target's, as an observation has them."""
@@ -56,7 +55,7 @@ def _moments(
     device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
     sums: list[tuple[Tensor, Tensor]] = []
     for images in public.split(batch_size):
-        maps = observe(target, images.to(device).float() / 255.0, NEEDS).maps
+        maps = _maps(target, images.to(device).float() / 255.0)
         exact = [m.cpu().double() for m in maps]  # not every device has float64
         found = [(_total(m), _total(m.square())) for m in exact]
         before = sums or [(torch.zeros(()), torch.zeros(()))] * len(found)
@@ -67,6 +66,13 @@ def _moments(
         scale = ((second / len(public) - mean.square()).clamp_min(0.0) + 1e-5).rsqrt()
         moments.append((_for_channels(mean, device), _for_channels(scale, device)))
     return moments
+
+
+def _maps(target: Target, images: Tensor) -> list[Tensor]:
+    """Return the outputs of all convolutions, in order of calls, for images (N, C, S, S) in [0, 1]."""
+    with record_convolutions(target.module) as maps:
+        target(images)
+    return maps
 
 
 def _total(maps: Tensor) -> Tensor:

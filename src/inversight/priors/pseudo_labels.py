@@ -41,7 +41,7 @@ def pseudo_labels(
     return order.T.flatten(), torch.arange(classes).repeat_interleave(top)
 
 
-def taken_for(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
+def predicted_labels(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
     """Rows (M,) of every image in the class that its score is highest for, and these classes.
 
     scores (N, K), for example log-probabilities. A class that has fewer than ``least`` is given those
