@@ -16,17 +16,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inversight.core.errors import TargetError
+from inversight.models.loading import load_target
 from inversight.models.networks import build_classifier, save_classifier
-from inversight.models.target import Access, Target, absolute_spec, load_target
+from inversight.models.spec import ModelSpec, absolute_spec
+from inversight.models.target import Access, Target
 
 CLASSES = ("a", "b", "c")
 
 
 def load(spec: object, **changes: Any) -> Target:
-    options: dict[str, Any] = dict(
-        classes=CLASSES, class_order=None, size=8, channels=1, mean=None, std=None, trust=False
-    )
-    return load_target(str(spec), **{**options, **changes})
+    """Load ``spec`` for grey 8x8 images; ``changes`` go to the ModelSpec, or to load_target."""
+    images: dict[str, Any] = dict(classes=CLASSES, size=8, channels=1)
+    images |= {name: changes.pop(name) for name in images.keys() & changes.keys()}
+    if "class_order" in changes:
+        changes["classes"] = changes.pop("class_order")
+    if changes.pop("size_given", False):
+        changes["size"] = images["size"]
+    return load_target(ModelSpec(str(spec), **changes), **images)
 
 
 def refusal(spec: object, *parts: str, **changes: Any) -> None:

@@ -18,8 +18,9 @@ from inversight.core.console import Quiet, Terminal
 from inversight.core.errors import ConfigError
 from inversight.core.processes import Processes
 from inversight.data import ImageSet
+from inversight.models.spec import ModelSpec
 from inversight.pipeline.score_folders import _named_sets
-from inversight.pipeline.stages import TargetChoice, attack_stage
+from inversight.pipeline.stages import attack_stage
 from inversight.priors import StylePrior
 from tests.examples import OwnNetwork
 from tests.pipeline.test_audit import make
@@ -461,7 +462,7 @@ def test_a_service_and_an_audit_are_the_work_of_one_process(
     class OneOfTwo:
         num_processes, process_index = 2, 1
 
-    service = TargetChoice("endpoint:http://127.0.0.1:9", None, None, None, None, False)
+    service = ModelSpec("endpoint:http://127.0.0.1:9")
     with pytest.raises(ConfigError, match="attacked by one process"):
         attack_stage(
             tmp_path / "prior", tmp_path / "out", model=service, attack="brep-mi", limit=None,

@@ -35,7 +35,8 @@ from inversight.core.config import from_mapping, settings
 from inversight.core.errors import ConfigError, StageError, TargetError
 from inversight.core.imaging import to_uint8
 from inversight.data import to_pil
-from inversight.models.target import SERVICE, Access, Target
+from inversight.models.spec import SERVICE
+from inversight.models.target import Access, Target
 
 _LEAST = 1e-12
 """What a probability of 0 is taken for, so that its logarithm is a number."""

@@ -183,9 +183,9 @@ def _model(
     target: str, classes: Path | None, mean: str | None, std: str | None, size: int | None,
     trust: bool,
 ) -> Any:  # fmt: skip
-    from inversight.pipeline.stages import TargetChoice
+    from inversight.models.spec import ModelSpec
 
-    return TargetChoice(
+    return ModelSpec(
         target,
         classes,
         None if mean is None else _numbers("mean", mean),
@@ -674,7 +674,7 @@ def triage(
 ) -> None:
     """Rank private images by how exposed they are likely to be, in seconds, without an attack."""
     from inversight.core.run import check_new_folder
-    from inversight.pipeline.triage_stage import Models, triage_private, triage_run, write_triage
+    from inversight.pipeline.triage_stage import triage_private, triage_run, write_triage
 
     given = dict(
         private=private, target=target, checkpoint=checkpoint, classes=classes, mean=mean, std=std,
@@ -695,17 +695,13 @@ def triage(
     if run is not None:
         found = triage_run(run)
     elif private is not None and target is not None:
-        models = Models(
-            target, tuple(checkpoint or ()), classes,
-            None if mean is None else _numbers("mean", mean),
-            None if std is None else _numbers("std", std),
-            size, trust_target,
-        )  # fmt: skip
+        model = _model(target, classes, mean, std, size, trust_target)
         terminal = Terminal()
         with terminal.live():
             found = triage_private(
-                private, models, learn_from=learn, device=device, reporter=terminal
-            )
+                private, model, checkpoints=checkpoint or (), learn_from=learn, device=device,
+                reporter=terminal,
+            )  # fmt: skip
     if out is not None:
         write_triage(found, out)
     _print_triage(found, out)

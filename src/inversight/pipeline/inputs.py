@@ -18,7 +18,9 @@ from inversight.data import (
     digits,
     load_folder,
 )
-from inversight.models.target import Target, load_target
+from inversight.models.loading import load_target
+from inversight.models.spec import ModelSpec
+from inversight.models.target import Target
 from inversight.settings import AuditSettings
 
 
@@ -76,15 +78,15 @@ def read_inputs(
     evaluator = None
     if settings.evaluator is not None:
         evaluator = load_target(
-            settings.evaluator,
+            ModelSpec(
+                settings.evaluator,
+                classes=settings.classes,
+                trust=settings.trust_target,
+                role="--evaluator",
+            ),
             classes=inputs.private.classes,
-            class_order=settings.classes,
             size=inputs.size,
             channels=inputs.channels,
-            mean=None,
-            std=None,
-            trust=settings.trust_target,
-            role="--evaluator",
         )
         if inputs.target is not None and evaluator.classes != inputs.target.classes:
             raise InputError(
@@ -159,17 +161,15 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
         )
     target = None
     if settings.target is not None:
-        target = load_target(
+        model = ModelSpec(
             settings.target,
-            classes=private.classes,
-            class_order=settings.classes,
-            size=private.size,
-            size_given=size is not None,
-            channels=channels,
+            classes=settings.classes,
             mean=settings.mean,
             std=settings.std,
+            size=size,
             trust=settings.trust_target,
         )
+        target = load_target(model, classes=private.classes, size=private.size, channels=channels)
     split = (
         f"private: {len(private)} images in {len(private.classes)} classes ({settings.private}); "
         f"public: {len(public)} images ({settings.public}); holdout: "

@@ -23,7 +23,8 @@ from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, working_size
 from inversight.embeddings import check_name, named_embedding
-from inversight.models.target import Target, absolute_spec
+from inversight.models.spec import absolute_spec
+from inversight.models.target import Target
 from inversight.pipeline.estimate import Estimate, estimate, untrained_target
 from inversight.pipeline.evaluation import check_pairs
 from inversight.pipeline.gate import gates

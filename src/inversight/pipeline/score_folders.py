@@ -23,8 +23,9 @@ from inversight.data import (
     load_folder,
 )
 from inversight.embeddings import named_embedding
+from inversight.models.loading import load_target
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
-from inversight.models.target import absolute_spec, load_target
+from inversight.models.spec import ModelSpec, absolute_spec
 from inversight.pipeline import AuditResult
 from inversight.pipeline.evaluation import (
     CONTROL_GAP,
@@ -198,17 +199,12 @@ def score_folders(
     judge = None
     order = own.classes
     if against.evaluator is not None:
-        judge = load_target(
-            against.evaluator,
-            classes=own.classes,
-            class_order=against.classes,
-            size=own.size,
-            channels=own.channels,
-            mean=None,
-            std=None,
-            trust=against.trust,
-            role="--evaluator",
-        ).to(where)
+        model = ModelSpec(
+            against.evaluator, classes=against.classes, trust=against.trust, role="--evaluator"
+        )
+        judge = load_target(model, classes=own.classes, size=own.size, channels=own.channels).to(
+            where
+        )
         order = judge.classes
     own = own.relabel(order, role="--private")
     held = held.relabel(order, role="--holdout") if held is not None else None

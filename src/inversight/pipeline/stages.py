@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ from inversight.core.run import atomic_folder, check_new_folder, is_disk_full, w
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, check_size, load_folder, working_size
 from inversight.embeddings import Embedding, named_embedding
+from inversight.models.loading import load_target
 from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.models.target import SERVICE, Target, load_target, read_classes
+from inversight.models.spec import ModelSpec, read_classes
+from inversight.models.target import Target
 from inversight.models.training import rotation_task, train_classifier
 from inversight.pipeline.one_by_one import OneByOne
 from inversight.pipeline.outputs import write_report
@@ -194,7 +196,7 @@ def adapt_stage(
     public: Path,
     out: Path,
     *,
-    model: TargetChoice,
+    model: ModelSpec,
     arm: str,
     guidance_embedding: str,
     features: str,
@@ -223,7 +225,7 @@ def adapt_stage(
     start = given_prior.prior
     check_adaptable(start, prior)
     channels, size, _ = start.image_shape
-    target = model.load(given_prior)
+    target = _load_for(given_prior, model)
     check_arm(arm, target)
     images = load_folder(
         public, role="--public", channels=channels, labelled=False, size=size,
@@ -292,7 +294,7 @@ def attack_stage(
     prior: Path,
     out: Path,
     *,
-    model: TargetChoice,
+    model: ModelSpec,
     attack: str,
     limit: int | None,
     preset: str,
@@ -309,7 +311,7 @@ def attack_stage(
     Raises:
         InputError: wrong input; nothing has been written.
     """
-    if processes.count > 1 and model.spec.startswith(SERVICE):
+    if processes.count > 1 and model.is_service:
         raise ConfigError(
             f"--target {model.spec}: a service is attacked by one process, which keeps to its rate and "
             "goes on where it was stopped; run the command without accelerate launch"
@@ -327,12 +329,12 @@ def attack_stage(
         if not isinstance(made, Attack):
             raise ConfigError(f"--attack {attack}: has no `access` and `run`")
         given_prior = read_prior(prior)
-        if model.spec.startswith(SERVICE):
+        if model.is_service:
             plan = OneByOne(out, made, name, seed, model.spec, given_prior.fingerprint)
             return _attack_service(
                 given_prior, model, plan, limit=limit, device=where, reporter=reporter
             )
-        target = model.load(given_prior).to(where)
+        target = _load_for(given_prior, model).to(where)
         attacked = given_prior.prior.to(where)
         check_fits(made, target, attacked)
         check_new_folder(out, needed_bytes=50_000_000)
@@ -362,7 +364,7 @@ def attack_stage(
 
 def _attack_service(
     prior: GivenPrior,
-    model: TargetChoice,
+    model: ModelSpec,
     plan: OneByOne,
     *,
     limit: int | None,
@@ -371,7 +373,7 @@ def _attack_service(
 ) -> Path:
     """Attack a service class after class; what is finished is kept, and the same call goes on."""
     plan.check()
-    target, endpoint = model.service(prior, reporter)
+    target, endpoint = _connect(prior, model, reporter)
     attacked = prior.prior.to(device)
     check_fits(plan.attack, target, attacked)
     labels = torch.arange(min(limit or target.num_classes, target.num_classes))
@@ -381,76 +383,54 @@ def _attack_service(
     return plan.out / "reconstructions"
 
 
-@dataclass(frozen=True)
-class TargetChoice:
-    """A target as the command line names it, without private images at hand."""
+def _load_for(prior: GivenPrior, model: ModelSpec) -> Target:
+    """Load the target; a model of any size takes images of the prior's.
 
-    spec: str
-    classes: Path | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    size: int | None
-    trust: bool
-    headers: tuple[str, ...] = ()
-    """NAME=VARIABLE, for a service: what the environment's VARIABLE holds is sent as header NAME."""
-
-    def load(self, prior: GivenPrior) -> Target:
-        """The target; a model of any size takes images of the prior's.
-
-        Raises:
-            TargetError: wrong in any way, or its class names are not known.
-            DataError: the prior's images are colour and the model's are not, or the other way round.
-        """
-        if self.headers:
-            raise ConfigError(
-                f"--endpoint-header: is for a service, and --target {self.spec} is none; leave it out"
-            )
-        channels, size, _ = prior.prior.image_shape
-        target = load_target(
-            self.spec,
-            classes=(),
-            class_order=self.classes,
-            size=self.size or size,
-            size_given=self.size is not None,
-            channels=channels,
-            mean=self.mean,
-            std=self.std,
-            trust=self.trust,
+    Raises:
+        TargetError: wrong in any way, or its class names are not known.
+        DataError: the prior's images are colour and the model's are not, or the other way round.
+    """
+    if model.headers:
+        raise ConfigError(
+            f"--endpoint-header: is for a service, and --target {model.spec} is none; leave it out"
         )
-        check_channels(
-            prior.prior,
-            prior.file,
-            target.image_shape[0],
-            f"those that {self.spec} takes",
-            "give a prior trained on images like the target's, or name the target as "
-            "package.module:factory, a function that returns it behind a layer that converts",
-        )
-        return target
+    channels, size, _ = prior.prior.image_shape
+    target = load_target(model, classes=(), size=size, channels=channels)
+    check_channels(
+        prior.prior,
+        prior.file,
+        target.image_shape[0],
+        f"those that {model.spec} takes",
+        "give a prior trained on images like the target's, or name the target as "
+        "package.module:factory, a function that returns it behind a layer that converts",
+    )
+    return target
 
-    def service(self, prior: GivenPrior, reporter: Reporter) -> tuple[Target, Endpoint]:
-        """The service that the spec names, sent images of --size, or as large as the prior's.
 
-        Raises:
-            TargetError: its class names are missing, or it gives no usable answer.
-        """
-        if self.classes is None:
-            raise TargetError(
-                f"--target {self.spec}: give the names of its classes in the order of its "
-                "probabilities with --classes FILE"
-            )
-        if self.mean is not None or self.std is not None:
-            raise TargetError(
-                f"--target {self.spec}: a service normalises images itself; leave --mean and --std out"
-            )
-        channels, size, _ = prior.prior.image_shape
-        side = self.size or size
-        return endpoint_target(
-            self.spec,
-            classes=read_classes(self.classes),
-            image_shape=(channels, side, side),
-            headers=read_headers(self.headers),
-            warn=reporter.warn,
+def _connect(prior: GivenPrior, model: ModelSpec, reporter: Reporter) -> tuple[Target, Endpoint]:
+    """Return the service that the spec names, sent images of --size, or as large as the prior's.
+
+    Raises:
+        TargetError: its class names are missing, or it gives no usable answer.
+    """
+    if model.classes is None:
+        raise TargetError(
+            f"--target {model.spec}: give the names of its classes in the order of its "
+            "probabilities with --classes FILE"
         )
+    if model.mean is not None or model.std is not None:
+        raise TargetError(
+            f"--target {model.spec}: a service normalises images itself; leave --mean and --std out"
+        )
+    channels, size, _ = prior.prior.image_shape
+    side = model.size or size
+    return endpoint_target(
+        model.spec,
+        classes=read_classes(model.classes),
+        image_shape=(channels, side, side),
+        headers=read_headers(model.headers),
+        warn=reporter.warn,
+    )
 
 
 def public_network(

@@ -6,8 +6,8 @@ and a target it ranks the images in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from inversight.core.device import pick_device
 from inversight.core.errors import InputError, RunError
 from inversight.core.run import atomic_folder, check_new_folder, write_json
 from inversight.core.seeding import generator
-from inversight.data import ImageSet, load_folder
-from inversight.models.target import Target, load_target
+from inversight.data import load_folder
+from inversight.models.loading import load_target
+from inversight.models.spec import ModelSpec
+from inversight.models.target import Target
 from inversight.pipeline.ledger import signals_of, signals_table
 from inversight.report.reading import read_mapping, read_table
 from inversight.risk.signals import SIGNALS, signals
@@ -64,44 +66,6 @@ class Triage:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Models:
-    """The target as ``--target`` names it, and earlier states of its training in their order."""
-
-    target: str
-    checkpoints: tuple[str, ...]
-    classes: Path | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    size: int | None
-    trust: bool
-
-    def load(self, private: ImageSet) -> tuple[Target, tuple[Target, ...]]:
-        """The target and the checkpoints.
-
-        Raises:
-            TargetError: one of them is wrong.
-        """
-
-        def one(spec: str, role: str) -> Target:
-            return load_target(
-                spec,
-                classes=private.classes,
-                class_order=self.classes,
-                size=private.size,
-                size_given=self.size is not None,
-                channels=private.channels,
-                mean=self.mean,
-                std=self.std,
-                trust=self.trust,
-                role=role,
-            )
-
-        return one(self.target, "--target"), tuple(
-            one(spec, "--checkpoint") for spec in self.checkpoints
-        )
-
-
 def triage_run(run: Path, *, seed: int = 0) -> Triage:
     """Signals of a finished audit against what it measured.
 
@@ -134,8 +98,9 @@ def triage_run(run: Path, *, seed: int = 0) -> Triage:
 
 def triage_private(
     private: Path,
-    models: Models,
+    model: ModelSpec,
     *,
+    checkpoints: Sequence[str] = (),
     learn_from: Path | None,
     device: str,
     reporter: Reporter,
@@ -143,7 +108,8 @@ def triage_private(
 ) -> Triage:
     """Rank private images by signals of the target, in one forward pass, without an attack.
 
-    ``learn_from`` is a finished audit of some of the classes, of the same target and images: the
+    ``checkpoints`` are specs of earlier states of the target's training, oldest first. ``learn_from``
+    is a finished audit of some of the classes, of the same target and images: the
     measured distances there teach what to expect of the others (:func:`inversight.risk.triage.learn`).
     Images of classes that were attacked come with what was measured.
 
@@ -153,15 +119,17 @@ def triage_private(
     where = pick_device(device)
     samples = _ledger(learn_from) if learn_from is not None else None
     images = load_folder(
-        private, role="--private", size=models.size, progress=reporter.stage("reading")
+        private, role="--private", size=model.size, progress=reporter.stage("reading")
     )
-    target, checkpoints = models.load(images)
+    target, *earlier = (
+        load_target(m, classes=images.classes, size=images.size, channels=images.channels)
+        for m in (model, *(replace(model, spec=c, role="--checkpoint") for c in checkpoints))
+    )
     images = images.relabel(target.classes, role="--private")
-    checkpoints = tuple(_same_classes(c, target).to(where) for c in checkpoints)
     found = signals(
         target.to(where),
         images,
-        checkpoints=checkpoints,
+        checkpoints=tuple(_same_classes(c, target).to(where) for c in earlier),
         batch_size=batch_size,
         progress=reporter.stage("signals"),
     )

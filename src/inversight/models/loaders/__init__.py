@@ -1,0 +1,1 @@
+"""Loaders of models, one file for each format."""

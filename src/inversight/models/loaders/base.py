@@ -1,0 +1,84 @@
+"""What every loader returns, and weights that are read without unpickling."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from inversight.models.spec import ModelSpec
+
+CONVERT = (
+    "convert it once where you trust it: "
+    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+)
+"""What to do with a pickle."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as its file gave it; ``channels`` None: to be found by calling it."""
+
+    module: nn.Module
+    size: int
+    channels: int | None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    classes: tuple[str, ...] = ()
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error's message, its type if it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def read_safetensors(path: Path, model: ModelSpec) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name; nothing is unpickled.
+
+    Raises:
+        TargetError: it is not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            head = file.read(16)
+        # Tested only now: a good file begins with its header's length, which can look like a pickle.
+        if zipfile.is_zipfile(path) or _is_pickle(head):
+            raise model.error(
+                f"{path} is a pickle or an archive that may hold one, which can run code when "
+                f"loaded; {CONVERT}"
+            ) from None
+        raise model.error(f"{path} is not a whole safetensors file ({one_line(error)})") from None
+
+
+def _is_pickle(head: bytes) -> bool:
+    return head[:1] == b"\x80" or head.startswith((b"(dp", b"c", b"]q", b"}q"))
+
+
+def load_weights(module: nn.Module, found: dict[str, Tensor], model: ModelSpec) -> None:
+    """Load tensors into a network.
+
+    Raises:
+        TargetError: a tensor is missing, superfluous or of another shape.
+    """
+    expected = module.state_dict()
+    where = f"{model.weights}"
+    for name, tensor in expected.items():
+        if name not in found:
+            raise model.error(
+                f"{where} has no {name}, which the network needs; does it belong to another network?"
+            )
+        if found[name].shape != tensor.shape:
+            raise model.error(
+                f"{name} in {where} has shape {tuple(found[name].shape)}, the network needs "
+                f"{tuple(tensor.shape)}; does it belong to another network, or to other classes?"
+            )
+    extra = next((name for name in found if name not in expected), None)
+    if extra is not None:
+        raise model.error(f"{where} holds {extra}, which the network does not have")
+    module.load_state_dict(found)

@@ -1,0 +1,98 @@
+"""How a model is named and read: its spec, its class names and its preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from inversight.core.config import nearest
+from inversight.core.errors import TargetError
+
+SERVICE = "endpoint:"
+"""How the spec of a service begins: see inversight.attacks.endpoint."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as the user names it, and what its file does not say.
+
+    spec: ``timm:NAME?weights=FILE.safetensors``, ``package.module:factory[?weights=FILE]``, a file or
+    folder of a known format, or ``endpoint:URL``. classes: a file with one class name a line, in the
+    order of the model's outputs. mean, std: normalisation of each channel (1 or 3 numbers), instead
+    of the file's. size: height and width of the input, instead of the images' own. trust: whether to
+    load formats whose loading runs code. headers: for a service, ``NAME=VARIABLE`` sends the value of
+    an environment variable as the header NAME. role: the option that error messages name.
+    """
+
+    spec: str
+    classes: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+    trust: bool = False
+    headers: tuple[str, ...] = ()
+    role: str = "--target"
+
+    @property
+    def is_service(self) -> bool:
+        """Whether the model is reached over the network."""
+        return self.spec.startswith(SERVICE)
+
+    @property
+    def name(self) -> str:
+        """The spec without ``?weights=FILE``."""
+        return self.spec.partition("?")[0]
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of ``?weights=FILE``, None without one.
+
+        Raises:
+            TargetError: the part behind ``?`` is something else, or the file does not exist.
+        """
+        query = self.spec.partition("?")[2]
+        if not query:
+            return None
+        settings = dict(parse_qsl(query, keep_blank_values=True))
+        for key in settings:
+            if key != "weights":
+                raise self.error(f"unknown setting {key}{nearest(key, ['weights'])}")
+        if not settings:
+            raise self.error("expected ?weights=FILE.safetensors after the name")
+        weights = Path(settings["weights"])
+        if not weights.is_file():
+            raise self.error(f"{weights}: no such weights file")
+        return weights
+
+    def error(self, reason: str) -> TargetError:
+        """Return an error that begins with the option and the spec."""
+        return TargetError(f"{self.role} {self.spec}: {reason}")
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Return the model's class names in the order of its outputs, one a line of ``--classes FILE``.
+
+    Raises:
+        TargetError: the file cannot be read, is empty, or names a class twice.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TargetError(f"--classes {path}: cannot be read ({error})") from None
+    names = tuple(line for line in lines if line)
+    if not names:
+        raise TargetError(f"--classes {path}: is empty; expected one class name a line")
+    repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if repeated is not None:
+        raise TargetError(f"--classes {path}: names {repeated} twice")
+    return names
+
+
+def absolute_spec(spec: str) -> str:
+    """Return the spec of the same model with absolute paths."""
+    name, separator, query = spec.partition("?")
+    if Path(name).exists():
+        name = str(Path(name).absolute())
+    files = [(key, str(Path(value).absolute())) for key, value in parse_qsl(query)]
+    return name + separator + "&".join(f"{key}={value}" for key, value in files)
