@@ -108,6 +108,31 @@ class ImageSet:
         return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
+def image_set(
+    images: Tensor, labels: Sequence[str], ids: Sequence[str], classes: Sequence[str]
+) -> ImageSet:
+    """Return a set of images in memory.
+
+    Args:
+        images: uint8 (N, C, S, S).
+        labels: the name of each image's class, among ``classes``.
+        ids: the distinct name of each image.
+        classes: the names that labels index.
+    """
+    position = {name: i for i, name in enumerate(classes)}
+    return ImageSet(
+        images=images,
+        labels=torch.tensor([position[name] for name in labels], dtype=torch.int64),
+        ids=tuple(ids),
+        classes=tuple(classes),
+        hashes=tuple(_pixel_hash(to_pil(image)) for image in images),
+    )
+
+
+def _pixel_hash(image: Image.Image) -> str:
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
 def load_folder(
     path: Path,
     *,
@@ -135,7 +160,7 @@ def load_folder(
     images, hashes = [], []
     for done, (file, _) in enumerate(files, start=1):
         pixels = _decode(file, role)
-        hashes.append(hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest())
+        hashes.append(_pixel_hash(pixels))
         images.append(_to_tensor(pixels, size, wanted))
         progress(done, len(files), role)
     position = {name: i for i, name in enumerate(classes)}
