@@ -1,10 +1,10 @@
-"""What was tried to make scoring under LPIPS (VGG16, 256 x 256) faster, and what it gave.
+"""Settings tried to make LPIPS (VGG16, 256 x 256) faster, and their times.
 
 uv run python benchmarks/scoring_tried.py            24 images, three rounds
 uv run python benchmarks/scoring_tried.py --small    4 images of 64 x 64, one round
 
-Each row is the bare network in one setting. relative error: the worst of the distances between all
-pairs, against the same network in float32; scores are promised to 1e-5.
+Each row times the network alone in one setting. *relative error* is the largest one of all pairwise
+distances, against the same network in float32; scores are promised to 1e-5.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SIZE, SMALL_SIZE = 256, 64
 
 
 def pictures(n: int, seed: int, size: int) -> Tensor:
-    """Smooth random colour images (n, 3, size, size) in [0, 1]."""
+    """Return smooth random colour images (n, 3, size, size) in [0, 1]."""
     coarse = torch.rand(n, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
 
 
 def layers(backbone: dict[str, Tensor]) -> nn.Sequential:
-    """VGG16's convolutions as LPIPS uses them."""
+    """Return VGG16's convolutions as LPIPS uses them."""
     import torchvision
 
     network = torchvision.models.vgg16().features[:30]
@@ -44,7 +44,7 @@ def layers(backbone: dict[str, Tensor]) -> nn.Sequential:
 
 
 def fused(network: nn.Sequential, x: Tensor) -> Tensor:
-    """Convolution and activation in one call of oneDNN."""
+    """Compute convolution and activation in one call of oneDNN."""
     for layer in network:
         if isinstance(layer, nn.Conv2d):
             x = torch.ops.mkldnn._convolution_pointwise(
@@ -57,7 +57,7 @@ def fused(network: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def distances(embedding: Lpips, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """All pairs' distances (N, N) float64, from features computed under ``dtype``."""
+    """Return all pairwise distances (N, N) in float64, from features computed with ``dtype``."""
     blocks = []
     for image in images:
         context = (
@@ -106,14 +106,14 @@ def main() -> None:
     settings: dict[str, Callable[[], None]] = {
         "default layout, one image at a time": batches(plain, images, 1),
         "default layout, batches of 8": batches(plain, images, 8),
-        "channels-last, one image at a time": batches(last, by_pixel, 1),
+        "channels-last, one image at a time (used)": batches(last, by_pixel, 1),
         "channels-last, batches of 8": batches(last, by_pixel, 8),
         "the same, convolution and ReLU fused": batches(lambda x: fused(last, x), by_pixel, 1),
         "bfloat16 autocast, channels-last": batches(bfloat16, by_pixel, 1),
         "decoding the PNG files alone": decode,
     }
     notes: dict[str, str] = {}
-    if not options.small:  # compiling takes longer than all the rest
+    if not options.small:  # compiling takes longer than everything else
         try:
             compiled = torch.compile(last)
             run = batches(compiled, by_pixel, 1)
@@ -123,7 +123,7 @@ def main() -> None:
                 f"compiling took {time.perf_counter() - started:.0f} s"
             )
             settings["torch.compile, channels-last"] = run
-        except Exception as error:  # no C++ compiler here, or none that it knows
+        except Exception as error:  # there is no C++ compiler that it can use
             notes["torch.compile, channels-last"] = f"not here: {type(error).__name__}"
     times: dict[str, list[float]] = {name: [] for name in settings}
     for run in settings.values():
@@ -149,7 +149,7 @@ def main() -> None:
     ]
     used = next(row["ms an image"] for row in rows if "(used)" in row["setting"])
     figures = {f"{row['setting']}, over what is used": row["ms an image"] / used for row in rows}
-    finish("what was tried for speed", figures, rows, options)
+    finish("settings tried for speed", figures, rows, options)
 
 
 if __name__ == "__main__":
