@@ -1,4 +1,4 @@
-"""What the benchmark of attacks attacks: targets and priors of base_audits.py, and what is measured."""
+"""Targets and priors that the attack benchmarks use, and the measures of their reconstructions."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ MEASURES = (
     "leakage_gap",
 )  # fmt: skip
 STEPS = {"digits": 300, "faces-32": 250, "vehicles-same": 500}
-"""Steps of the adaptation; arm vanilla goes on for as many without guidance."""
+"""Steps of the adaptation; the arm vanilla takes as many without guidance."""
 AS_PUBLISHED = {"plug-and-play": TRUNCATED, "lokt": {"white_box": TRUNCATED}}
-"""Where the presets differ from what an attack's paper has; the results that are kept have the paper's."""
+"""Settings of attacks as in their papers, where the presets differ; kept results use them."""
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """A target and its private images, with a prior of each arm."""
+    """A target, its images, and a prior for each arm of the adaptation."""
 
     name: str
     seed: int
@@ -55,14 +55,14 @@ class Attacked:
 
     @classmethod
     def of(cls, name: str, seed: int, *, data: Path, work: Path, small: bool) -> Attacked:
-        """Trained where it is not there yet."""
+        """Return the problem of a data set and seed; train what is missing."""
         folder = base_audit(name, seed, data=data, work=work, small=small)
         settings = base_settings(name, seed, data=data, work=work, small=small)
         return cls.in_run(name, seed, settings, folder)
 
     @classmethod
     def in_run(cls, name: str, seed: int, settings: AuditSettings, folder: Path) -> Attacked:
-        """What the audit with ``settings`` that was written to ``folder`` attacked."""
+        """Return the problem that the audit in ``folder``, run with ``settings``, attacked."""
         plan = Plan.prepare(settings, Quiet())
         given = json.loads((folder / "run.json").read_text())["given"]
         inputs = plan.inputs
@@ -72,7 +72,7 @@ class Attacked:
         )  # fmt: skip
 
     def first(self, classes: int) -> Attacked:
-        """The same with so many classes to attack and to score."""
+        """Return the same problem with the first ``classes`` classes only."""
 
         def some(images: ImageSet) -> ImageSet:
             return images.select((images.labels < classes).nonzero().flatten())
@@ -109,11 +109,11 @@ class Attacked:
 
     @cached_property
     def trained(self) -> StylePrior:
-        """The prior that no arm has touched."""
+        """The prior before any adaptation."""
         return StylePrior.load(self.folder / "stages" / "prior" / "prior.safetensors")
 
     def prior(self, arm: str, steps: int) -> StylePrior:
-        """The prior after ``steps`` of an arm, made where it is not there yet."""
+        """Return the prior after ``steps`` of an arm; adapt it if it is missing."""
         file = self.folder.parent / "priors" / f"{arm}-{steps}.safetensors"
         if not file.is_file():
             file.parent.mkdir(exist_ok=True)
@@ -137,20 +137,20 @@ class Attacked:
         return StylePrior.load(file)
 
     def attack(self, name: str, **changed: Any) -> Attack:
-        """The attack as `inversight audit --preset quick` would run it here, but for AS_PUBLISHED."""
+        """Return the attack as `inversight audit --preset quick` runs it here, except for AS_PUBLISHED."""
         spec = {"class": name, **AS_PUBLISHED.get(name, {}), **changed}
         found = resolve({**self.given, "attack": [spec]}).attack[0]
         attack: Attack = build(found, ATTACKS, role="--attack")
         return attack
 
     def unguided(self, prior: StylePrior, keep: int) -> Reconstructions:
-        """As many samples of the prior as an attack keeps, given out to the classes at random."""
+        """Return ``keep`` samples of the prior for each class, assigned at random."""
         labels = self.labels.repeat_interleave(keep)
         rng = generator(self.seed, "control")
         return control(prior, labels, rng=rng, truncation=TRUNCATED["truncation"])
 
     def run(self, attack: Attack, prior: StylePrior) -> tuple[Reconstructions, float]:
-        """What the attack makes of all classes, and the seconds that it took."""
+        """Return the reconstructions of all classes, and the seconds that the attack took."""
         started = time.perf_counter()
         made = run_attack(
             attack, self.target, prior, self.labels, rng=generator(self.seed, "attack")
@@ -158,7 +158,7 @@ class Attacked:
         return made, time.perf_counter() - started
 
     def scored(self, made: Reconstructions) -> tuple[dict[str, float | None], Evaluation]:
-        """The measures, and all that was found."""
+        """Return the values of MEASURES, and the whole evaluation."""
         names = tuple(f"{number:06d}" for number in range(len(made)))
         images = ImageSet(to_uint8(made.images), made.labels, names, self.private.classes, names)
         found = evaluate(

@@ -1,18 +1,17 @@
-"""How fast attacks are, and what they reconstruct.
+"""Speed of Plug & Play, and what each attack reconstructs.
 
-uv run python benchmarks/attacks.py                    Plug & Play, quick against plain: ratios
-uv run python benchmarks/attacks.py --run              what is missing of the table of attacks
-uv run python benchmarks/attacks.py --table            table of what is there
-uv run python benchmarks/attacks.py --rescore          after a change of the measures
-uv run python benchmarks/attacks.py --sheet FILE       nearest reconstructions by each attack, as a picture
+uv run python benchmarks/attacks.py                    speed: Plug & Play, quick settings against plain ones
+uv run python benchmarks/attacks.py --run              compute what is missing in the table of attacks
+uv run python benchmarks/attacks.py --table            print the table of existing results
+uv run python benchmarks/attacks.py --rescore          compute the measures again, after they changed
+uv run python benchmarks/attacks.py --sheet FILE       draw the nearest reconstructions by each attack
 
-Plain is the paper's: all candidates for all steps, in float32. Both are measured on the same priors and
-targets, those of benchmarks/base_audits.py, and scored alike.
+Speed: *plain* is the paper's procedure, all candidates for all steps in float32. Both run on the targets
+and priors of benchmarks/base_audits.py and are scored in the same way.
 
-The table: each attack as `inversight audit --preset quick` runs it, on a prior that went on training
-unguided (vanilla) and on one adapted to the target (natural-gradient); PLG-MI and KED-MI also on the
-adaptation that their papers have. A result is a few numbers in a JSON file under --evidence, from which
---run goes on where it stopped.
+Table: each attack as `inversight audit --preset quick` runs it, on a prior whose training was continued
+without guidance (vanilla) and on one adapted to the target (natural-gradient); PLG-MI and KED-MI also on
+the adaptations of their papers. Results are JSON files under --evidence; --run computes the missing ones.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ WORK = Path("benchmarks/out/defences")
 ARMS = ("vanilla", "natural-gradient")
 _ALL_ARMS = (*ARMS, "pseudo-labels", "target-aware")
 BASELINES = ("unguided", "selection")
-"""Samples of the prior given out at random, and the pool's surest samples as they are."""
+"""Samples of the prior assigned at random, and the most confident samples of the pool, unoptimised."""
 OWN_ARM = {"plg-mi": ("pseudo-labels",), "mi-face": ("vanilla",)}
-"""Attacks that are run on other arms alone: one needs classes, one needs no prior."""
+"""Attacks that run on other arms only: one needs classes, one needs no prior."""
 MORE_ARMS = {
     "ked-mi": ("target-aware",),
     "gmi": ("target-aware",),
@@ -61,7 +60,7 @@ VARIANTS = {
 }
 OURS = "halvings, half"
 _CLASSES = 10
-"""Classes attacked at most: half of the faces' twenty people, to save time."""
+"""Largest number of classes attacked: half of the twenty people, to save time."""
 ORDERINGS = (
     ("plug-and-play", "vanilla", "gmi", "vanilla"),
     ("plug-and-play", "vanilla", "vmi", "vanilla"),
@@ -75,7 +74,8 @@ ORDERINGS = (
     ("rlb-mi", "vanilla", "mirror-black-box", "vanilla"),
     ("lokt", "vanilla", "brep-mi", "vanilla"),
 )
-"""What the first attack's paper, each with its own prior, reports to be below it in accuracy."""
+"""Pairs (attack, arm, attack, arm): the first one's paper reports a higher accuracy than the second's, each
+with its own prior."""
 PAPER = {"pool": 5000, "candidates": 200, "steps": 70, "keep": 50, "crops": 100}
 """The paper's budget."""
 SMALL = {"pool": 500, "candidates": 40, "steps": 24, "keep": 10, "crops": 10}
@@ -104,7 +104,7 @@ def _dispatch(options: argparse.Namespace) -> None:
         if options.markdown:
             tables = [_markdown(compact(name, options)) for name in options.datasets]
             options.markdown.write_text("\n".join([*tables, _markdown(claims)]))
-        finish("papers' orderings, accuracy", {}, claims, argparse.Namespace(seed=0, json=None))
+        finish("papers' orderings", {}, claims, argparse.Namespace(seed=0, json=None))
         finish(f"attacks, seeds {options.seeds}", adapted(options), rows, options)
     else:
         speed(options)
@@ -121,11 +121,11 @@ def _options() -> argparse.Namespace:
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
     work_option(made)
     made.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
-    made.add_argument("--classes", type=int, default=4, help="attacked where speed is measured")
+    made.add_argument("--classes", type=int, default=4, help="for the measurement of speed")
     made.add_argument("--run", action="store_true")
     made.add_argument("--table", action="store_true")
-    made.add_argument("--rescore", action="store_true", help="measure again what --run has made")
-    made.add_argument("--markdown", type=Path, help="write the table there as well")
+    made.add_argument("--rescore", action="store_true", help="score kept results again")
+    made.add_argument("--markdown", type=Path, help="also write the table to this file")
     made.add_argument("--sheet", type=Path)
     options = made.parse_args()
     options.seeds = numbers(options.seeds or ("0" if options.small else "0-2"))
@@ -142,7 +142,7 @@ def _options() -> argparse.Namespace:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Plug & Play's ways to be quick, each against the plain one."""
+    """Time the quick variants of Plug & Play against the plain one."""
     rows: list[dict[str, Any]] = []
     for name in options.datasets:
         for seed in options.seeds:
@@ -174,7 +174,7 @@ def speed(options: argparse.Namespace) -> None:
         figures[f"ddcs_ratio{suffix}"] = _mean(b["ddcs"] for _, b in pairs) / _mean(
             a["ddcs"] for a, _ in pairs
         )
-    finish("Plug & Play, plain and quick", figures, rows, options)
+    finish("Plug & Play, plain and quick settings", figures, rows, options)
 
 
 def _timed(problem: Attacked, attack: PlugAndPlay) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _timed(problem: Attacked, attack: PlugAndPlay) -> dict[str, Any]:
 
 
 class _Peak:
-    """Most memory that this process has beyond what it had before, looked at every 20 ms."""
+    """Measure the peak memory of this process above its initial memory, every 20 ms."""
 
     def __enter__(self) -> _Peak:
         self._process = psutil.Process()
@@ -221,7 +221,7 @@ def _mean(values: Any) -> float:
 
 
 def run(name: str, seed: int, options: argparse.Namespace) -> None:
-    """All attacks on one target, those that are there already left out."""
+    """Run the missing attacks on one target."""
     missing = [(a, arm) for arm, a in _wanted(options) if not _known(name, arm, a, seed, options)]
     if not missing:
         return
@@ -249,7 +249,7 @@ def _made(problem: Attacked, name: str, prior: StylePrior) -> tuple[Reconstructi
 
 
 def rescore(name: str, seed: int, options: argparse.Namespace) -> None:
-    """Measure again what was made before, after a change of the measures."""
+    """Compute the measures of kept reconstructions again."""
     problem = _problem(name, seed, options)
     for arm in _ALL_ARMS:
         file = _file(name, arm, seed, options)
@@ -261,7 +261,7 @@ def rescore(name: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Arms and attacks, the arms in order."""
+    """Return (arm, attack) pairs, ordered by arm."""
     pairs = []
     for attack in options.attacks:
         arms = OWN_ARM.get(attack, (*ARMS, *MORE_ARMS.get(attack, ())))
@@ -300,7 +300,7 @@ def _note(
 
 
 def table(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each data set, attack and arm: means over seeds with half of their 95 % intervals."""
+    """Return a row for each data set, attack and arm: means over seeds ± half of the 95 % intervals."""
     rows = []
     for name in options.datasets:
         for attack in options.attacks:
@@ -321,7 +321,7 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _values(
     name: str, arm: str, attack: str, measure: str, options: argparse.Namespace
 ) -> dict[int, float]:
-    """A measure by seed; seconds of the first seed's kind of processor alone."""
+    """Return a measure by seed; seconds only from the first seed's kind of processor."""
     found: dict[int, float] = {}
     processor = None
     for seed in options.seeds:
@@ -337,9 +337,9 @@ def _values(
 
 
 def compact(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each attack on one data set: on the unguided prior / on the adapted one.
+    """Return a row for each attack on one data set: on the unguided prior / on the adapted one.
 
-    Without what was run on one of several seeds alone.
+    Attacks that ran on one of several seeds only are left out.
     """
     rows = []
     enough = min(2, len(options.seeds))
@@ -362,7 +362,7 @@ def compact(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def orderings(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """How far the first attack is above the second in accuracy and DDCS, paired by seed."""
+    """Return the differences of accuracy and DDCS between the attacks of ORDERINGS, paired by seed."""
     rows = []
     for first, arm, second, other in ORDERINGS:
         row: dict[str, Any] = {"first": f"{first} ({arm})", "second": f"{second} ({other})"}
@@ -378,7 +378,7 @@ def orderings(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def adapted(options: argparse.Namespace) -> dict[str, str]:
-    """What the natural gradient adds over vanilla: mean over attacks, interval over seeds."""
+    """Return what the natural gradient adds over vanilla: mean over attacks, interval over seeds."""
     figures = {}
     for name in options.datasets:
         for measure in ("accuracy_top1", "ddcs_best", "coverage", "frechet", "leakage_gap"):
@@ -402,7 +402,7 @@ def _signed(differences: list[float]) -> str:
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows as a table."""
+    """Return rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
@@ -421,7 +421,7 @@ def _shown(values: list[float], measure: str) -> str:
 
 
 def sheet(options: argparse.Namespace) -> None:
-    """The same private images in each column, and in each row what came nearest by one attack."""
+    """Draw private images in columns and, in each row, their nearest reconstructions by one attack."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -430,13 +430,13 @@ def sheet(options: argparse.Namespace) -> None:
     name, seed = options.datasets[0], options.seeds[0]
     problem = _problem(name, seed, options)
     first = [int((problem.private.labels == k).nonzero()[0]) for k in problem.labels[:10]]
-    if len(first) < 10:  # few classes: several of each
+    if len(first) < 10:  # few classes: several images of each
         step = max(1, len(problem.private) // 10)
         first = list(range(0, len(problem.private), step))[:10]
     ids = [problem.private.ids[row] for row in first]
     rows = [("private", problem.private.floats()[first])]
     for arm, attack in _wanted(options):
-        # One row for each attack: on the arm that it needs, else on the unguided prior.
+        # One row for each attack: on the arm that it needs, or on the unguided prior.
         if arm != OWN_ARM.get(attack, ("vanilla",))[0]:
             continue
         if not _kept(problem, arm, attack).is_file():
@@ -467,7 +467,7 @@ def sheet(options: argparse.Namespace) -> None:
 
 
 def _kept(problem: Attacked, arm: str, attack: str) -> Path:
-    """Where images and labels of what was made are."""
+    """Return the file of an attack's images and labels."""
     return problem.folder.parent / "made" / arm / f"{attack}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Whole audits that several benchmarks start from: those of benchmarks/study.py, not guided."""
+"""Whole audits that several benchmarks start from: those of benchmarks/study.py, without guidance."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ BUDGETS: dict[str, dict[str, Any]] = {
     },
     "vehicles-same": {**_TO_THE_END, "prior": {"steps": 1500}},
 }
-"""Where this differs from the study: priors are not adapted and faces are attacked with less, since many
-models are attacked; targets are trained to the last epoch, since with a hundred images early stopping ends
-before anything could leak."""
+"""Differences from the study. Priors are not adapted, and faces are attacked with a smaller budget, since
+many models are attacked. Targets are trained to the last epoch: with a hundred images early stopping ends the
+training before anything could leak."""
 
 
 def base_settings(
     name: str, seed: int, *, data: Path, work: Path, small: bool = False
 ) -> AuditSettings:
-    """Settings of the audit of data set ``name``."""
+    """Return the settings of the audit of data set ``name``."""
     given: dict[str, Any] = {**DATASETS[name].given(seed, data, work), "seed": seed, "arm": BASE}
     given |= BUDGETS.get(name, {})
     given["attack"] = [{**one, **TRUNCATED} for one in given["attack"]]
@@ -47,7 +47,7 @@ def base_settings(
 
 
 def base_audit(name: str, seed: int, *, data: Path, work: Path, small: bool = False) -> Path:
-    """The finished run folder, made or gone on with where it is not there."""
+    """Return the finished run folder; run or resume the audit if it is missing."""
     settings = base_settings(name, seed, data=data, work=work, small=small)
     folder = work / f"{name}-{seed}" / BASE
     if (folder / "run.json").is_file() and json.loads((folder / "run.json").read_text())[

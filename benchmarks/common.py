@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, the machine, a table, a JSON file."""
+"""Options, machine facts, table and JSON file of all benchmarks."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from rich.table import Table
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark takes."""
+    """Return a parser with the options of every benchmark."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--small", action="store_true", help="smaller sizes, within two minutes")
+    made.add_argument("--small", action="store_true", help="smaller sizes, at most two minutes")
     made.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
     made.add_argument("--seed", type=int, default=0)
     return made
 
 
 def work_option(made: argparse.ArgumentParser) -> None:
-    """--work, for benchmarks that start from audits which others may have made already."""
+    """Add --work, for benchmarks that start from audits which others may have run already."""
     made.add_argument(
-        "--work", type=Path, help="run folders (small versions: thrown away unless named here)"
+        "--work", type=Path, help="run folders (small versions: deleted unless given)"
     )
 
 
 def work_folder(options: argparse.Namespace, *, usual: Path, temporary: str) -> Path:
-    """Where run folders are: where --work says, else ``usual``, or ``temporary`` of small versions."""
+    """Return where run folders go: --work, else ``usual``, or ``temporary`` with --small."""
     if options.work is not None:
         return Path(options.work)
     return Path(temporary) / "work" if options.small else usual
 
 
 def machine(seed: int) -> dict[str, Any]:
-    """Where and when the figures were measured."""
+    """Return where and when the figures were measured."""
     cpu = platform.processor() or platform.machine()
     for line in (
         Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

@@ -1,18 +1,18 @@
-"""Do flags mean what they say? Harmless audits, planted leaks and trained leaks.
+"""Do flags mean what they say? Audits without a leak, planted leaks and trained leaks.
 
-uv run python benchmarks/controls.py                              everything that is missing
-uv run python benchmarks/controls.py --parts null,planted         what trains nothing
-uv run python benchmarks/controls.py --table                      table and figures of what is there
+uv run python benchmarks/controls.py                              compute everything that is missing
+uv run python benchmarks/controls.py --parts null,planted         the parts that train nothing
+uv run python benchmarks/controls.py --table                      print table and figures of existing results
 
-null: simulated nearest distances without leakage; the share of audits with any flag at 10 %. With it:
-what unequal proportions of classes do, and the leakage gap without leakage.
-planted: digits; reconstructions moved towards a known tenth of the private images.
-no-leak: whole attacks on digits; the target is trained on a third set, disjoint from private and
-holdout, so that every flag is a false alarm.
-trained-leak: whole attacks; the target is trained on the private images, a tenth of them repeated.
+null          simulated nearest distances without leakage: the share of audits with any flag at 10 %;
+              also unequal proportions of classes, and the leakage gap without leakage
+planted       digits; reconstructions are moved towards a known tenth of the private images
+no-leak       whole attacks on digits; the target is trained on a third set, disjoint from private and
+              holdout, so that every flag is a false alarm
+trained-leak  whole attacks; the target is trained on the private images, a tenth of them repeated
 
-Each whole attack leaves a small JSON file under --evidence and a run folder under --work, from which
-a stopped benchmark goes on.
+Each whole attack leaves a small JSON file under --evidence and a run folder under --work; a stopped
+benchmark continues from them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from inversight.settings import resolve
 
 PARTS = ("null", "planted", "no-leak", "trained-leak")
 PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50
-"""Digits of each class in whole attacks; the rest is public. How often a leaked image is trained on."""
+"""Number of digits of each class in whole attacks (the rest is public), and how often a leaked image is
+repeated in training."""
 
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _TARGET: dict[str, Any] = {**_NO_FLIP, "epochs": 200, "patience": 60, "batch_size": 32}
@@ -50,7 +51,7 @@ _ATTACK: dict[str, Any] = {
     "features": "public",
     "guidance_embedding": "public",
     "public_training": {**_NO_FLIP, "epochs": 30, "batch_size": 64},
-    # Nothing here reads the evaluator.
+    # The evaluator is not used here.
     "evaluator_training": {**_NO_FLIP, "epochs": 5},
     "prior": {"steps": 1500},
     "adaptation": {"steps": 300},
@@ -68,7 +69,7 @@ _ATTACK: dict[str, Any] = {
     ],
     "fdr": RATE,
 }
-"""The digits' own settings of the quick preset."""
+"""Settings of the quick preset for digits."""
 
 _SMALL_TARGET: dict[str, Any] = {"epochs": 40}
 _SMALL: dict[str, Any] = {
@@ -116,14 +117,14 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
-    made.add_argument("--seeds", type=int, default=None, help="of planted and no-leak; default 20")
-    made.add_argument("--leak-seeds", type=int, default=None, help="of trained-leak; default 5")
+    made.add_argument("--seeds", type=int, default=None, help="for planted and no-leak; default 20")
+    made.add_argument("--leak-seeds", type=int, default=None, help="for trained-leak; default 5")
     made.add_argument(
         "--work", type=Path, default=Path("benchmarks/out/controls"), help="run folders"
     )
     made.add_argument("--evidence", type=Path, default=Path("docs/controls"))
     made.add_argument("--figures", type=Path, default=Path("docs/images"))
-    made.add_argument("--table", action="store_true", help="attack nothing")
+    made.add_argument("--table", action="store_true", help="run no attack")
     options = made.parse_args()
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
@@ -135,7 +136,7 @@ def _options() -> argparse.Namespace:
 
 
 def _planted(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of the two curves, and the figures at their last point."""
+    """Return the rows of the two curves, and the figures at their last point."""
     images = everything()
     levels = np.linspace(0.0, 1.0, 3 if options.small else 11)
     rows = []
@@ -161,7 +162,7 @@ def _planted(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
 
 
 def _interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t; NaN for one value."""
+    """Return the mean and half the width of its 95 % interval by Student's t; NaN for one value."""
     if len(values) < 2:
         return values[0], math.nan
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
@@ -171,7 +172,7 @@ def _interval(values: list[float]) -> tuple[float, float]:
 def _attacked(
     part: str, seeds: int, figures: dict[str, Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Run what is missing; a row for each seed, and the figures over them."""
+    """Run missing seeds; return a row for each seed, and add summaries to ``figures``."""
     found = []
     for seed in range(seeds):
         file = options.evidence / f"{part}-{seed}.json"
@@ -205,7 +206,7 @@ def _attacked(
 
 
 def _auc(one: dict[str, Any]) -> float:
-    """How often a repeated image has a smaller p-value than another private one; ties half."""
+    """Return how often a repeated image has a smaller p value than another private one; ties count half."""
     a, b = np.array(one["p_repeated"])[:, None], np.array(one["p_others"])[None, :]
     return float(((a < b) + 0.5 * (a == b)).mean())
 
@@ -215,14 +216,14 @@ def _is_current(file: Path, options: argparse.Namespace) -> bool:
 
 
 def _digest(small: bool) -> str:
-    # The truncation had no need to be named when the first results were kept.
+    # The first results were kept without naming the truncation.
     attack = {k: v for k, v in _ATTACK["attack"][0].items() if k != "truncation"}
     values = [{**_ATTACK, "attack": [attack]}, _TARGET, PRIVATE, HOLDOUT, THIRD, REPEATS, small]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> None:
-    """One whole attack and what is kept of it."""
+    """Run one whole attack and write what is kept of it."""
     home = options.work / f"{part}-{seed}-{_digest(options.small)}"
     private, holdout, third, public = drawn(everything(), (PRIVATE, HOLDOUT, THIRD), seed)
     leaked = _firsts(private)
@@ -271,7 +272,7 @@ def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> No
 
 
 def _firsts(images: ImageSet) -> list[int]:
-    """A tenth of each class's rows, which come in random order."""
+    """Return a tenth of each class's rows, which are in random order."""
     return [
         int(row)
         for label in images.labels.unique()
@@ -288,7 +289,7 @@ def _values(samples: pd.DataFrame, name: str, rows: pd.Series) -> dict[str, list
 
 
 def _draw_planted(rows: list[dict[str, Any]], path: Path) -> None:
-    """Recall and false-discovery proportion against how near the leak was planted."""
+    """Plot recall and false-discovery proportion against the distance of the planted leak."""
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for i, setting in enumerate(dict.fromkeys(row["setting"] for row in rows)):
@@ -310,7 +311,7 @@ def _draw_planted(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _draw_attacked(options: argparse.Namespace) -> None:
-    """Shares of images below each p-value: on the diagonal where nothing leaked."""
+    """Plot the share of images below each p value; without leakage it is the diagonal."""
     found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob("*.json"))]
     none = [o["p_repeated"] + o["p_others"] for o in found if o["control"] == "no-leak"]
     leak = [o for o in found if o["control"] == "trained-leak"]

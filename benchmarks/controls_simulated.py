@@ -1,4 +1,4 @@
-"""The controls of benchmarks/controls.py that train nothing: harmless audits, and planted leaks."""
+"""The parts of benchmarks/controls.py that train nothing: audits without a leak, and planted leaks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SETTINGS = ((20, 5, 5), (10, 10, 10), (10, 20, 20), (10, 50, 50), (10, 50, 5), (
 """(classes, holdout images a class, private images a class)"""
 
 PRIVATE, HOLDOUT, MADE = 40, 80, 40
-"""Digits of each class: private, holdout, and third images that stand for reconstructions."""
+"""Number of digits of each class: private, holdout, and third images used as reconstructions."""
 
 
 def null_rows(seeds: int) -> list[dict[str, Any]]:
-    """Share of harmless audits with any flag: ours, and with each class's own mean and deviation.
+    """Return the share of audits without a leak that have a flag: ours, and with naive standardisation.
 
-    Classes differ in how near and how widely spread their images are.
+    Classes differ in level and spread of their distances.
     """
     rows = []
     for classes, holdout, private in SETTINGS:
@@ -72,7 +72,7 @@ def _null(seed: int, classes: int, private: int, holdout: int, shape: str) -> tu
 
 
 def _naive(private: Floats, holdout: Floats) -> bool:
-    """Holdout images measured by themselves among others, as one would do first."""
+    """Return whether an audit has flags if holdout images are standardised by themselves among others."""
     centre, scale = holdout.mean(1, keepdims=True), holdout.std(1, ddof=1, keepdims=True)
     pool = np.sort(((holdout - centre) / scale).ravel())
     nearer = np.searchsorted(pool, ((private - centre) / scale).ravel(), side="right")
@@ -81,7 +81,7 @@ def _naive(private: Floats, holdout: Floats) -> bool:
 
 
 def unequal_rows(seeds: int) -> list[dict[str, Any]]:
-    """What the second assumption is worth: ten times as many private images in the widest classes.
+    """Return the effect of unequal proportions: ten times as many private images in the widest classes.
 
     A tenth of the private images leaked, far nearer than any other; 50 holdout images a class.
     """
@@ -118,7 +118,7 @@ def unequal_rows(seeds: int) -> list[dict[str, Any]]:
 
 
 def gap_rows(seeds: int) -> list[dict[str, Any]]:
-    """Leakage gap of normal features without leakage: how often its interval holds 0, and p <= 0.05."""
+    """Return how often the gap's interval holds 0, and p <= 0.05, for normal features without leakage."""
     rows = []
     for private, holdout in ((10, 10), (5, 50), (50, 5), (30, 30)):
         for width in (4, 16, 64):
@@ -144,13 +144,13 @@ def gap_rows(seeds: int) -> list[dict[str, Any]]:
 
 
 def _features(each: int, width: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``each`` normal features of ten classes, the last spread thrice as widely as the first."""
+    """Return ``each`` normal features of ten classes; the last has three times the spread of the first."""
     labels = torch.arange(10).repeat_interleave(each)
     return torch.randn(len(labels), width, generator=rng) * (0.5 + labels[:, None] / 9), labels
 
 
 def everything() -> ImageSet:
-    """All different digits that scikit-learn has."""
+    """Return all distinct digits of scikit-learn."""
     found = digits(seed=0, per_class=1, public_images=10_000)
     parts = (found.private, found.holdout, found.public)
     return ImageSet(
@@ -163,7 +163,7 @@ def everything() -> ImageSet:
 
 
 def drawn(images: ImageSet, sizes: tuple[int, ...], seed: int) -> list[ImageSet]:
-    """Disjoint random parts with so many images of each class; what is left is one part more."""
+    """Return disjoint random parts with ``sizes`` images of each class, and the rest as another part."""
     rng = generator(seed, "controls")
     parts: list[list[int]] = [[] for _ in range(len(sizes) + 1)]
     for label in range(len(images.classes)):
@@ -176,12 +176,12 @@ def drawn(images: ImageSet, sizes: tuple[int, ...], seed: int) -> list[ImageSet]
 
 
 def planted(images: ImageSet, seed: int, levels: Floats, of_class: bool) -> list[dict[str, float]]:
-    """Recall and false-discovery proportion for each level of a leak that was put there.
+    """Return recall and false-discovery proportion for each level of a planted leak.
 
-    One reconstruction each is moved towards a tenth of each class's private images, on the straight
-    line between the two in pixel space, to a distance between the null's median (level 0) and 0.9 of
-    its smallest (level 1), logarithmically. The null: nearest distances of the holdout, of all classes
-    together or ``of_class``. Before that, reconstructions are digits that are in neither set.
+    For a tenth of each class's private images one reconstruction each is moved towards the image, on the
+    straight line in pixel space, to a distance between the null's median (level 0) and 0.9 of its smallest
+    (level 1), on a logarithmic scale. The null is the holdout's nearest distances, of all classes together or
+    ``of_class``. Reconstructions are digits of neither set.
     """
     private, holdout, made, _ = drawn(images, (PRIVATE, HOLDOUT, MADE), seed)
     ours, theirs, start = (_pixels(s) for s in (private, holdout, made))
@@ -189,7 +189,7 @@ def planted(images: ImageSet, seed: int, levels: Floats, of_class: bool) -> list
     leaked = torch.zeros(len(private), dtype=torch.bool)
     pairs = []
     for label in private.labels.unique().tolist():
-        # Drawn in random order already.
+        # The order is random already.
         rows = (private.labels == label).nonzero().squeeze(1)[: PRIVATE // 10]
         leaked[rows] = True
         known = null[holdout.labels == label] if of_class else null
@@ -219,6 +219,6 @@ def planted(images: ImageSet, seed: int, levels: Floats, of_class: bool) -> list
 
 
 def _pixels(images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Features whose squared distance is the mean squared error."""
+    """Return features whose squared distance is the mean squared error."""
     values = images.floats().double().flatten(1)
     return values / values.shape[1] ** 0.5, images.labels

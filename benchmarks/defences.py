@@ -1,13 +1,13 @@
-"""Which defences help, and what do they cost? Every defence on several data sets, over seeds.
+"""Which defences help, and what do they cost? Every defence on several data sets and seeds.
 
-uv run python benchmarks/defences.py                                 what is missing of the study
+uv run python benchmarks/defences.py                                 compute what is missing
 uv run python benchmarks/defences.py --datasets digits --seeds 0-4   a part of it
-uv run python benchmarks/defences.py --table                         table and figure of what is there
+uv run python benchmarks/defences.py --table                         print table and figure of existing results
 
-For each data set and seed one audit (the same as benchmarks/study.py's, not guided) trains target,
-evaluator, public network and prior; `inversight defend` then trains each defended model and attacks it
-anew, white box and black box. Everything, the undefended training too, differs between seeds. What is
-kept of each is a small JSON file under --evidence, from which a stopped study goes on.
+For each data set and seed one audit (that of benchmarks/study.py, without guidance) trains target,
+evaluator, public network and prior. `inversight defend` then trains each defended model and attacks it,
+white box and black box. Everything differs between seeds, the undefended training too. Results are small
+JSON files under --evidence, from which a stopped benchmark continues.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ SHOWN = {
     "distance": "distance",
     "distance_protected": "protected",
 }
-"""Measures of the table and their short names."""
+"""Measures in the table and their short names."""
 SMALL_DEFENCES = ("removal", "negative-label-smoothing", "purification")
 BLACK_BOX_BUDGETS: dict[str, dict[str, Any]] = {
     "faces-32": {"searches": 12, "generations": 12, "keep": 10, "crops": 10},
 }
-"""Budgets of the black box, where they differ from the preset's."""
+"""Budgets of the black-box attack, where they differ from the preset's."""
 SMALL_BLACK_BOX: dict[str, Any] = {
     "pool": 300, "searches": 4, "population": 4, "generations": 3, "keep": 4, "crops": 4,
 }  # fmt: skip
@@ -90,7 +90,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--figure", type=Path, default=Path("docs/images/defences.png"))
     made.add_argument("--table", action="store_true", help="run nothing")
     made.add_argument(
-        "--set", action="append", default=[], metavar="DEFENCE.SETTING=VALUE", help="to try one"
+        "--set", action="append", default=[], metavar="DEFENCE.SETTING=VALUE", help="one to try"
     )
     options = made.parse_args()
     options.seeds = numbers(options.seeds or ("0-1" if options.small else "0-2"))
@@ -103,7 +103,7 @@ def _options() -> argparse.Namespace:
 
 
 def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
-    """All defences of one data set and seed; those that are there already are left out."""
+    """Run the missing defences of one data set and seed."""
     settings: dict[str, Any] = {}
     for text in options.set:
         settings = merge(settings, parse_assignment(text))
@@ -155,7 +155,7 @@ def _black_box(name: str, small: bool) -> dict[str, Any]:
 
 
 def _stamp(base: Any, spec: dict[str, Any], black_box: dict[str, Any]) -> str:
-    """A hash of what a result depends on."""
+    """Return a hash of everything that a result depends on."""
     own = {} if spec["class"] == NONE else to_mapping(build(spec, DEFENCES, role="--defence"))
     values = [digest(base), own, black_box]
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -178,7 +178,7 @@ def _read(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _changes(found: list[dict[str, Any]], data: str, defence: str, key: str) -> dict[int, float]:
-    """By seed: differences to the undefended model, ratios of distances."""
+    """Return by seed the difference to the undefended model; for distances the ratio."""
     by = {(o["defence"], o["seed"]): o["measures"] for o in found if o["data"] == data}
     changes = {}
     for (name, seed), own in by.items():
@@ -189,7 +189,7 @@ def _changes(found: list[dict[str, Any]], data: str, defence: str, key: str) -> 
 
 
 def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each data set and defence: means over seeds and changes with 95 % intervals."""
+    """Return a row for each data set and defence: means over seeds, and changes with 95 % intervals."""
     rows = []
     order = {name: i for i, name in enumerate([NONE, *DEFENCES])}
     for data in dict.fromkeys(o["data"] for o in found):
@@ -219,9 +219,11 @@ def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def levels(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sample level against model level at equal accuracy: what each level's defences change on average,
-    of those that cost at most the tolerance of holdout accuracy (mean over seeds), and their difference
-    with its 95 % interval over seeds."""
+    """Compare sample-level with model-level defences at equal accuracy.
+
+    Only defences that cost at most the tolerance of holdout accuracy (mean over seeds) count. Returns the
+    average change by each level's defences, and their difference with its 95 % interval over seeds.
+    """
     figures: dict[str, Any] = {}
     for data in dict.fromkeys(o["data"] for o in found):
         fine: dict[str, list[str]] = {}
@@ -271,7 +273,7 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Change of DDCS against change of holdout accuracy, a panel for each data set."""
+    """Plot the change of DDCS against that of holdout accuracy, one panel for each data set."""
     import matplotlib
 
     matplotlib.use("Agg")

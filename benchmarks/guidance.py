@@ -1,12 +1,12 @@
-"""The paper's guidance: how much it weighs, how the natural gradient is damped, how long it lasts.
+"""The paper's guidance: weight, damping of the natural gradient, and length of the adaptation.
 
-uv run python benchmarks/guidance.py                                    what is missing
-uv run python benchmarks/guidance.py --datasets digits --seeds 5-9
-uv run python benchmarks/guidance.py --table                            the table of what is there
+uv run python benchmarks/guidance.py                                    compute what is missing
+uv run python benchmarks/guidance.py --datasets digits --seeds 5-9      a part of it
+uv run python benchmarks/guidance.py --table                            print the table of existing results
 
-Whole audits as benchmarks/study.py makes them, on its targets and priors (--work), one setting of the
-adaptation changed in each. Gains are over `vanilla`, for what lasts longer over a `vanilla` that lasts as
-long. Each seed and data set leaves a JSON file under --evidence, from which it goes on.
+Whole audits as in benchmarks/study.py, with its targets and priors (--work); each changes one setting of
+the adaptation. Gains are over `vanilla`, for longer adaptations over a `vanilla` of the same length. Results
+are JSON files under --evidence, one for each seed and data set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from study import BASE, MEASURES, SMALL, audit_arm
 from study_data import DATASETS
 
 LONGER = 4
-"""How many times as many steps of the adaptation the longer ones have."""
+"""Factor by which the longer adaptations have more steps."""
 LONG = f"{BASE}, {LONGER} times the steps"
 GUIDED = "natural-gradient"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     f"entropy, {LONGER} times the steps": ("entropy", {}),
     f"{GUIDED}, {LONGER} times the steps": (GUIDED, {}),
 }
-"""The arm, and the settings of the adaptation that are changed; less damping takes more products."""
+"""Arm, and changed settings of the adaptation; less damping takes more products."""
 LASTING = tuple(name for name in VARIANTS if name.endswith("times the steps"))
 IN_SMALL = (BASE, LONG, LASTING[-1])
 SHOWN = (
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The measures of each variant, of one data set and seed."""
+    """Return the measures of each variant for one data set and seed."""
     home = options.work / f"{name}-{seed}"
     measures: Measured = {}
     for variant in IN_SMALL if options.small else VARIANTS:
@@ -67,14 +67,14 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         settings = settings_of(variant, name, seed, options)
         result = audit_arm(settings, folder, home / BASE)
         measures[variant] = {measure: result[measure]["value"] for measure in MEASURES}
-    # The tables and pictures stay, the checkpoints are large.
+    # Checkpoints are large; tables and pictures are kept.
     for folder in home.glob("guidance, *"):
         shutil.rmtree(folder / "stages", ignore_errors=True)
     return {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
 
 
 def settings_of(variant: str, name: str, seed: int, options: argparse.Namespace) -> AuditSettings:
-    """The study's settings of an audit, with the variant's changes."""
+    """Return the study's settings of an audit, with the variant's changes."""
     arm, changes = VARIANTS[variant]
     given = {**DATASETS[name].given(seed, options.data, options.work), "seed": seed, "arm": arm}
     settings = resolve(given | SMALL if options.small else given)
@@ -84,7 +84,7 @@ def settings_of(variant: str, name: str, seed: int, options: argparse.Namespace)
 
 
 def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
-    """Means over seeds, and gains over an adaptation of the same length that nothing guides."""
+    """Return means over seeds, and gains over a vanilla adaptation of the same length."""
     short = [one for one in VARIANTS if one in found[0] and one not in LASTING]
     lasting = [one for one in LASTING if one in found[0]]
     return [

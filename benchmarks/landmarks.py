@@ -1,16 +1,16 @@
-"""What scores are worth: images that nobody reconstructed, scored as if an attack had made them.
+"""What scores are worth: images that were not reconstructed, scored as if they were.
 
-uv run python benchmarks/landmarks.py                                  what is missing
-uv run python benchmarks/landmarks.py --datasets faces-32 --seeds 5-9
-uv run python benchmarks/landmarks.py --table                          the table of what is there
+uv run python benchmarks/landmarks.py                                  compute what is missing
+uv run python benchmarks/landmarks.py --datasets faces-32 --seeds 5-9  a part of it
+uv run python benchmarks/landmarks.py --table                          print the table of existing results
 
-random    public images, given out to the classes at random: nobody asked the target anything
-surest    of each class the public images that the target is surest of: no prior, no search
-holdout   other images of the private classes: about as near as an honest model of a class comes
+random    public images, assigned to the classes at random, without any query
+surest    for each class the public images with the highest target confidence: no prior, no search
+holdout   other images of the private classes: about as near as a good model of the class comes
 
-On the study's data sets, with its targets, as many images of each class as its attack keeps, at the
-size at which its priors draw. An attack whose scores are those of `surest` has only chosen.
-Each seed and data set leaves a JSON file under --evidence, from which a stopped benchmark goes on.
+On the study's data sets and targets, with as many images of each class as its attack keeps, at the size of
+its priors. An attack with the scores of `surest` has only selected images. Results are JSON files under
+--evidence, one for each seed and data set.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NETWORKS_ALONE: dict[str, Any] = {
         {"class": "plug-and-play", "pool": 40, "candidates": 2, "keep": 1, "steps": 1, "crops": 1}
     ],
 }
-"""Nothing but target, evaluator and public network is used of an audit with these settings."""
+"""Of an audit with these settings only target, evaluator and public network are used."""
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The measures of each landmark, of one data set and seed."""
+    """Return the measures of each landmark for one data set and seed."""
     given: dict[str, Any] = {**DATASETS[name].given(seed, options.data, options.work)}
     given |= {"seed": seed, "arm": BASE} | (SMALL if options.small else {})
     kept = int(resolve(given).attack[0]["keep"])  # type: ignore[index]
@@ -70,7 +70,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def landmarks(problem: Attacked, kept: int) -> dict[str, Reconstructions]:
-    """The images of each landmark, ``kept`` public ones of each class."""
+    """Return the images of each landmark, ``kept`` public ones for each class."""
     public = to_float(problem.public.images)
     labels = problem.labels.repeat_interleave(kept)
     rng = generator(problem.seed, "landmarks")
@@ -91,7 +91,7 @@ def _shown(images: Tensor, labels: Tensor) -> Reconstructions:
 
 
 def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
-    """Means over seeds of each landmark, with half of their 95 % intervals."""
+    """Return means over seeds of each landmark, ± half of their 95 % intervals."""
     made = []
     for landmark in found[0]:
         row: dict[str, Any] = {"data": name, "images": landmark, "seeds": len(found)}

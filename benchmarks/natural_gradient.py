@@ -1,22 +1,22 @@
-"""The natural gradient: what it costs, and how near it is to the exact one. Random-weight VGG16.
+"""The natural gradient: its cost, and its distance from the exact one. VGG16 with random weights.
 
-uv run python benchmarks/natural_gradient.py                   64 x 64 on a CPU, 16 images at 256 x 256 on a GPU
+uv run python benchmarks/natural_gradient.py                   64 x 64 on a CPU; 16 images at 256 x 256 on a GPU
 uv run python benchmarks/natural_gradient.py --small           smaller batches, AlexNet; eigenpairs at 32 x 32
 uv run python benchmarks/natural_gradient.py --parts steps     one of the three parts alone
 
-arpack_over_eigen   20 eigenpairs by one ARPACK run for each image (k = 20, ncv = 40, tol = 0, as
-                    published) over ours for the whole batch, at a largest Ritz residual no worse,
-                    both measured with float64 products on the images that ARPACK is timed on
+arpack_over_eigen   time of 20 eigenpairs by one ARPACK run for each image (k = 20, ncv = 40, tol = 0, as
+                    published) over ours for the whole batch, at a largest Ritz residual no worse; both
+                    measured with float64 products on the images that ARPACK is timed on
 arpack_over_damped  the same over the damped inverse, at a mean relative residual of at most 0.1 for
                     eps = 0.1 of the largest eigenvalue
-step_over_vanilla   an adaptation step of the default arm over a vanilla one, standard preset
-direction_cosine    of the default's direction and the converged one, mean over images
-gradient_cosine     of the plain gradient and the converged direction: what no work at all gives
-turn_cosine         direction_cosine of what differs from the gradient: 1 is all of the way, 0 none
+step_over_vanilla   time of an adaptation step of the default arm over a vanilla step, standard preset
+direction_cosine    cosine of the default's and the converged direction, mean over images
+gradient_cosine     cosine of the plain gradient and the converged direction: the value without any work
+turn_cosine         direction_cosine after removing the part along the gradient; 1 is best
 
-Images are crops of the two photographs that ship with scikit-learn, gradients those of the entropy
-of a random classifier. ARPACK's products go through PyTorch's graph of a graph, built once for each
-image: the cheapest way that does not know the network. It is timed on some images and scaled.
+Images are crops of the two photographs in scikit-learn; gradients are those of the entropy of a random
+classifier. ARPACK's products use PyTorch's double backward, with the graph built once for each image: the
+cheapest way that does not know the network. ARPACK is timed on some images and scaled.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ from inversight.settings import AuditSettings, PriorTraining, prior_training, re
 PARTS = ("eigenpairs", "direction", "steps")
 RANK, NCV = 20, 40
 STANDARD = resolve({"preset": "standard", "private": Path("private"), "public": Path("public")})
-LPIPS_LEAST = 64  # the audit gives LPIPS no smaller images
+LPIPS_LEAST = 64  # audits give LPIPS no smaller images
 
 
 def photographs(n: int, size: int, seed: int) -> Tensor:
-    """Random square crops of two photographs, (n, 3, size, size) in [0, 1]."""
+    """Return random square crops of two photographs, (n, 3, size, size) in [0, 1]."""
     rng = generator(seed, "photographs")
     photos = [
         torch.from_numpy(i.copy()).permute(2, 0, 1) / 255 for i in load_sample_images().images
@@ -79,7 +79,7 @@ def photographs(n: int, size: int, seed: int) -> Tensor:
 
 
 def classifier(size: int, seed: int, device: torch.device) -> Target:
-    """A random target of the standard preset's shape, ten classes."""
+    """Return a random target with the standard preset's architecture and ten classes."""
     saved = build_classifier(
         STANDARD.target_training.architecture,
         classes=tuple("abcdefghij"),
@@ -100,7 +100,7 @@ def entropy_gradient(target: Target, images: Tensor) -> Tensor:
 
 
 def embedding_of(name: str, size: int, seed: int, device: torch.device) -> Embedding:
-    """The embedding that a value of ``--guidance-embedding`` names, with random weights."""
+    """Return the embedding named as in ``--guidance-embedding``, with random weights."""
     if name == "public":
         training = STANDARD.public_training
         saved = build_classifier(
@@ -120,7 +120,7 @@ def embedding_of(name: str, size: int, seed: int, device: torch.device) -> Embed
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """What ``run`` took, and what it gave."""
+    """Return the seconds that ``run`` takes, and its result."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -132,7 +132,7 @@ def seconds(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 @dataclass
 class Case:
-    """Images, the gradients on them, and the metric of the default guidance embedding."""
+    """Images, their gradients, and the metric of the default guidance embedding."""
 
     images: Tensor
     gradients: Tensor
@@ -144,13 +144,13 @@ class Case:
         return self.images.device
 
     def plain_product(self, rows: slice) -> Callable[[Tensor], Tensor]:
-        """Products with M at some of the images, by PyTorch's graphs."""
+        """Return the product with M at some of the images, by PyTorch's autograd."""
         gram = recorded_gram(self.embedding, self.images[rows])
         return lambda v: 2.0 * gram(v)
 
 
 def arpack(case: Case, row: int) -> tuple[Eigenspace, int]:
-    """One image's eigenpairs as the published code finds them."""
+    """Return one image's eigenpairs as the published code computes them, and the number of products."""
     only = slice(row, row + 1)
     product = case.plain_product(only)
     shape, size = case.images[only].shape, case.images[0].numel()
@@ -175,7 +175,7 @@ def arpack(case: Case, row: int) -> tuple[Eigenspace, int]:
 
 
 def in_float64(case: Case, rows: slice) -> Case:
-    """Some of the images, with an embedding that works in float64."""
+    """Return some of the images with an embedding in float64."""
     embedding = copy.deepcopy(case.embedding)
     if not isinstance(embedding, Lpips):
         raise TypeError(f"expected LPIPS, found {embedding.name}")
@@ -186,7 +186,7 @@ def in_float64(case: Case, rows: slice) -> Case:
 
 
 def worst_residual(exact: Case, space: Eigenspace) -> float:
-    """The largest |M v - value v| / value over the images of ``exact``, by its products."""
+    """Return the largest |M v - value v| / value over the images of ``exact``, by its products."""
     n = len(exact.images)
     product = exact.plain_product(slice(None))
     worst = 0.0
@@ -200,7 +200,7 @@ def worst_residual(exact: Case, space: Eigenspace) -> float:
 def time_eigenpairs(
     case: Case, timed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Eigenspace]:
-    """ARPACK on ``timed`` of the images, ours on all of them, in turn."""
+    """Time ARPACK on ``timed`` of the images and ours on all of them, alternately."""
     n = len(case.images)
 
     def ours() -> Eigenspace:
@@ -217,7 +217,7 @@ def time_eigenpairs(
             for row, (_, (space, _)) in enumerate(runs)
         )
         exact = in_float64(case, slice(0, timed))
-        # Rounding adds to the residual that the iteration knows of: stop earlier if it does.
+        # Rounding adds to the residual that the iteration computes: lower the tolerance if needed.
         tolerance = target
         while (reached := worst_residual(exact, ours())) > target:
             print(f"ours at tolerance {tolerance:.2g}: {reached:.3g} of {target:.3g}", flush=True)
@@ -263,7 +263,7 @@ def row_of(
 def time_damped(
     case: Case, largest: Tensor, arpack_seconds: float
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The damped inverse with as few products as reach a residual of 0.1 for the true eps."""
+    """Time the damped inverse with as few products as give a residual of 0.1 for the true eps."""
     eps = 0.1 * largest.view(-1, 1, 1, 1)
     product = case.plain_product(slice(None))
     for iterations in range(1, 20):
@@ -286,14 +286,14 @@ def time_damped(
 
 
 def turn(direction: Tensor, gradient: Tensor) -> Tensor:
-    """What of ``direction`` is not along ``gradient``, for each image (N, D)."""
+    """Return the part of ``direction`` that is orthogonal to ``gradient``, for each image (N, D)."""
     d, g = direction.flatten(1).double(), gradient.flatten(1).double()
     g = g / g.norm(dim=1, keepdim=True)
     return d - (d * g).sum(1, keepdim=True) * g
 
 
 def compare(found: Tensor, exact: Tensor, gradient: Tensor) -> dict[str, float]:
-    """Mean cosine of two directions, and of their turns away from the gradient."""
+    """Return the mean cosine of two directions, and of their parts orthogonal to the gradient."""
     cosine = cosine_similarity(found.flatten(1).double(), exact.flatten(1).double())
     turns = cosine_similarity(turn(found, gradient), turn(exact, gradient))
     return {"cosine": float(cosine.mean()), "turn": float(turns.mean())}
@@ -310,7 +310,7 @@ def converged(case: Case) -> Tensor:
 
 
 def table(case: Case, exact: Tensor, size: int, few: bool) -> Iterator[dict[str, Any]]:
-    """Products, time and direction for numbers of steps, working sizes and embeddings."""
+    """Yield products, time and direction for several numbers of steps, working sizes and embeddings."""
     own, damping = case.embedding, STANDARD.adaptation.damping
     steps = (2,) if few else (2, 3, 4, 6)
     tried: list[tuple[str, Embedding, bool, tuple[int, ...]]] = [
@@ -335,7 +335,7 @@ def table(case: Case, exact: Tensor, size: int, few: bool) -> Iterator[dict[str,
             agrees = compare(times[0][1], exact, case.gradients)
             yield row_of(name, iterations, taken, damped.logged["residual"], **agrees)
     yield row_of("the gradient itself", 0, 0.0, **compare(case.gradients, exact, case.gradients))
-    # Another direction altogether: what the published inverse keeps of the gradient.
+    # The published inverse gives a different direction.
     paper = PaperEigen(own, rank=4 if few else RANK)
     taken, found = seconds(lambda: paper(case.images, case.gradients), case.device)
     yield row_of(
@@ -347,7 +347,7 @@ def table(case: Case, exact: Tensor, size: int, few: bool) -> Iterator[dict[str,
 def time_steps(
     settings: AuditSettings, training: PriorTraining, metric: Embedding, options: Any
 ) -> dict[str, float]:
-    """Steps of the adversarial game, vanilla and with the default arm, in turn."""
+    """Time steps of the adversarial game, vanilla and with the default arm, alternately."""
     repeats, steps = (1, 2) if options.small else (2, 9)
     device = torch.device(options.device)
     size = settings.working_size
@@ -387,7 +387,7 @@ def time_steps(
 
 
 def say(figures: dict[str, Any]) -> None:
-    """Say what is known already: a run that has too little time has not run for nothing."""
+    """Print the rows so far, so that a run without enough time is not lost."""
     print(figures, flush=True)
 
 

@@ -1,18 +1,18 @@
-"""The arm `projected`: what its discriminator looks through, how much it weighs, how fast it learns.
+"""The arm `projected`: the network of its discriminator, its weight and its step size.
 
-uv run python benchmarks/projected.py                                  what is missing
-uv run python benchmarks/projected.py --datasets digits --seeds 0-2
-uv run python benchmarks/projected.py --table                          the table of what is there
+uv run python benchmarks/projected.py                                  compute what is missing
+uv run python benchmarks/projected.py --datasets digits --seeds 0-2    a part of it
+uv run python benchmarks/projected.py --table                          print the table of existing results
 
-vanilla     the same adaptation without it
+vanilla     the same adaptation without the second discriminator
 target      the arm as it is; `target, weight W` and `target, rate R` with another weight or step size
-public      through the attacker's own network instead of the target: what needs no target
-evaluator   through another network that was trained on the private images
-untrained   through the target's architecture with random weights
+public      the attacker's own network instead of the target: needs no target
+evaluator   another network trained on the private images
+untrained   the target's architecture with random weights
 
-On the targets and priors of base_audits.py, attacked by Plug & Play as in the quick preset, three
-times each with other random numbers. Seeds 0-4 are those that settings are chosen on. Each seed and
-data set leaves a JSON file under --evidence, from which it goes on.
+On the targets and priors of base_audits.py, attacked three times by Plug & Play as in the quick preset, with
+different random numbers. Settings were chosen on seeds 0-4. Results are JSON files under --evidence, one for
+each seed and data set.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ SHOWN = ("ddcs_best", "covered", "coverage", "frechet", "knn_distance", "accurac
 
 def main() -> None:
     run(
-        "what the projected discriminator looks through", __doc__ or "", datasets=tuple(STEPS),
+        "network of the projected discriminator", __doc__ or "", datasets=tuple(STEPS),
         seeds="0-2", evidence=Path("docs/projected"), work=Path("benchmarks/out/defences"),
         measure=measured, rows=rows,
     )  # fmt: skip
 
 
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The mean measures of each variant over the attacks, of one data set and seed."""
+    """Return the mean measures of each variant over the attacks, for one data set and seed."""
     problem = Attacked.of(name, seed, data=options.data, work=options.work, small=options.small)
     attack = problem.attack("plug-and-play", truncation=1.0)
     repetitions = 1 if options.small else ATTACKS
@@ -82,7 +82,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def network(problem: Attacked, name: str) -> Target:
-    """A network of the base audit; untrained: as the target is built, with random weights."""
+    """Return a network of the base audit; "untrained": the target's architecture with random weights."""
     if name == "target":
         return problem.target
     if name != "untrained":
@@ -98,7 +98,7 @@ def network(problem: Attacked, name: str) -> Target:
 
 
 def means(found: list[dict[str, float | None]]) -> dict[str, float | None]:
-    """Measure by measure; None where one is missing."""
+    """Return the mean of each measure; None where a value is missing."""
     made: dict[str, float | None] = {}
     for measure in MEASURES:
         values = [one.get(measure) for one in found]
@@ -108,7 +108,7 @@ def means(found: list[dict[str, float | None]]) -> dict[str, float | None]:
 
 
 def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
-    """Means over seeds, and gains over the adaptation without it."""
+    """Return means over seeds, and gains over the adaptation without it."""
     variants = tuple(one for one in VARIANTS if one in found[0])
     return gains(name, found, what="through", of=variants, over=BASE, shown=SHOWN)
 

@@ -1,16 +1,16 @@
-"""Adapting a prior of the published size, 256 x 256: seconds a step and memory. Random weights.
+"""Adaptation of a prior of the published size, 256 x 256: seconds a step and memory. Random weights.
 
 uv run python benchmarks/published_size.py            StyleGAN2-ADA as paper256, on a GPU
 uv run python benchmarks/published_size.py --small    a small network at 16 x 16
 
-ARM_step_seconds   a step of the game, lazy penalties with their share
+ARM_step_seconds   a step of the game, with its share of the lazy penalties
 ARM_over_vanilla   the same over vanilla's
-ARM_gib            most memory of the GPU that PyTorch held at once
-half_difference    mean absolute difference that half precision makes to images in [0, 1]
-samples_a_second   images drawn, as an attack's pool has them
+ARM_gib            peak GPU memory held by PyTorch
+half_difference    mean absolute difference between images in half and full precision, in [0, 1]
+samples_a_second   images drawn, as for an attack's pool
 
-The game goes on as with an imported network (batch and penalties of the authors' --cfg=auto). Images
-are crops of the two photographs that ship with scikit-learn; the metric is LPIPS by VGG16.
+The game continues as with an imported network (batch and penalties of the authors' --cfg=auto). Images are
+crops of the two photographs in scikit-learn; the metric is LPIPS with VGG16.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
             rng=generator(options.seed),
             progress=note,
         )
-        # The first step warms up; those after it have each lazy penalty as often as any others.
+        # The first step is a warm-up; the others contain each lazy penalty equally often.
         figures[f"{name}_step_seconds"] = (moments[-1] - moments[0]) / (steps - 1)
         figures[f"{name}_over_vanilla"] = (
             figures[f"{name}_step_seconds"] / figures["vanilla_step_seconds"]

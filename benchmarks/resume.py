@@ -1,4 +1,4 @@
-"""Kill an audit at random moments, resume it, and compare the tables' hashes with an undisturbed run.
+"""Kill an audit at random moments, resume it, and compare its tables with those of an undisturbed run.
 
 uv run python benchmarks/resume.py            ten kills of the digits audit, quick preset
 uv run python benchmarks/resume.py --small    one kill of a very short audit
@@ -30,7 +30,7 @@ SMALL = {
 
 
 def hashes(run: Path) -> dict[str, str]:
-    """SHA-256 of each table, and of all reconstructions together."""
+    """Return the SHA-256 of each table, and of all reconstructions together."""
     found = {t: hashlib.sha256((run / t).read_bytes()).hexdigest()[:16] for t in TABLES}
     pictures = sorted((run / "reconstructions").rglob("*.png"))
     together = b"".join(p.read_bytes() for p in pictures)

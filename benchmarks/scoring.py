@@ -1,14 +1,14 @@
-"""DDCS under LPIPS (VGG16, 256 x 256): the published loop, ours, and the bare network.
+"""Time of DDCS under LPIPS (VGG16, 256 x 256): the published loop, ours, and the network alone.
 
-uv run python benchmarks/scoring.py            46 private images and 50 reconstructions a class
+uv run python benchmarks/scoring.py            46 private images and 50 reconstructions in a class
 uv run python benchmarks/scoring.py --small    5 and 6, at 64 x 64
 
-loop_over_ours             a loop over reconstructions, embedding included on both sides, over ours
+loop_over_ours             a loop over reconstructions over ours, the network included in both
 distances_loop_over_ours   the same without the network
-ours_over_forward          all of ours over the bare float32 network at its fastest
+ours_over_forward          all of ours over the float32 network alone in its fastest setting
 worst_relative_error       of a distance, against the authors' package in float64
 
-Weights are random (He normal): the published ones make no difference to time.
+Weights are random (He normal); the published ones take the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MEMORY = 2 << 30
 
 
 def pictures(n: int, seed: int, size: int) -> Tensor:
-    """Smooth random colour images, uint8 (n, 3, size, size)."""
+    """Return smooth random colour images, uint8 (n, 3, size, size)."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, 3, 24, 24, generator=rng)
     fine = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
@@ -59,7 +59,7 @@ class Plain:
         return [lpips.normalize_tensor(f) for f in self.model.net(x)]
 
     def distances(self, private: list[Tensor], one: list[Tensor]) -> Tensor:
-        """One image's distances to all private ones, element by element."""
+        """Return one image's distances to all private ones, element by element."""
         total = torch.zeros(len(private[0]), device=self.device)
         for ours, theirs, linear in zip(private, one, self.model.lins, strict=True):
             total += linear((ours - theirs) ** 2).mean((1, 2, 3))
@@ -67,7 +67,7 @@ class Plain:
 
     @torch.no_grad()
     def score(self, private: Tensor, made: Tensor) -> tuple[float, Tensor]:
-        """DDCS best of one class, and all distances (M, N)."""
+        """Return DDCS best of one class, and all distances (M, N)."""
         parts = [self.features(x) for x in private.split(8)]
         held = [torch.cat(layer) for layer in zip(*parts, strict=True)]
         rows = torch.stack([self.distances(held, self.features(x[None])) for x in made])
@@ -75,7 +75,7 @@ class Plain:
 
 
 def best(rows: Tensor) -> float:
-    """DDCS best from distances (M, N), one reconstruction after another."""
+    """Return DDCS best from distances (M, N), one reconstruction after another."""
     smallest: dict[int, float] = {}
     for row in rows.tolist():
         owner = min(range(len(row)), key=row.__getitem__)
@@ -85,7 +85,7 @@ def best(rows: Tensor) -> float:
 
 @dataclass
 class Cached:
-    """A staged embedding whose maps are there already: images hold their row in their first pixel."""
+    """A staged embedding with precomputed maps: each image has its row number in its first pixel."""
 
     network: Lpips
     maps: list[Tensor]
@@ -114,7 +114,7 @@ class Cached:
 
 
 class Stopwatch:
-    """Times several things in turn, says each at once, and keeps the median of each."""
+    """Time several functions alternately, print each time at once, and keep the median of each."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -140,9 +140,9 @@ class Stopwatch:
 def fastest_forward(
     network: nn.Module, images: Tensor, device: torch.device, *, small: bool
 ) -> tuple[str, Callable[[], object]]:
-    """The bare network's fastest setting, found by trying on some of the images.
+    """Return the fastest setting of the network alone, found by trying on some of the images.
 
-    Layouts and batch sizes, ours (channels-last) among them.
+    Tries layouts and batch sizes, ours (channels-last) among them.
     """
     batches = (1, 2, 4, 8) if device.type == "cpu" else (8, 16, 32, 48)
     if small:
@@ -183,7 +183,7 @@ def time_distances(
     watch: Stopwatch,
     repeats: int,
 ) -> None:
-    """Everything but the network: from the maps that it gave, the first ``n`` images private."""
+    """Time everything but the network, from given feature maps; the first ``n`` images are private."""
     maps: list[Tensor] = []
     states = [network.enter(image[None]) for image in images]
     while states:
@@ -193,7 +193,7 @@ def time_distances(
         states = [state for state, _ in found if state is not None]
     rows = torch.arange(len(images), dtype=torch.uint8).view(-1, 1, 1, 1)
     cached = Cached(network, maps)
-    # The loop normalises private features once, and has them in its own layout.
+    # The loop normalises private features once, in its own layout.
     held = [lpips.normalize_tensor(f[:n].contiguous()) for f in maps]
     passing = [f[n:].contiguous() for f in maps]
 
@@ -208,7 +208,7 @@ def time_distances(
 
 
 def worst_error(network: Lpips, backbone: dict[str, Tensor], pairs: int) -> list[dict[str, Any]]:
-    """Relative errors of our distances against the package in float64, by how near the pair is."""
+    """Return relative errors of our distances against the package in float64, by distance of the pair."""
     left = pictures(pairs, 11, network.size).float() / 255
     noise = torch.randn(left.shape, generator=torch.Generator().manual_seed(12))
     model = Plain(backbone, torch.device("cpu")).model.double()
@@ -241,7 +241,7 @@ def worst_error(network: Lpips, backbone: dict[str, Tensor], pairs: int) -> list
 
 
 def bootstrap() -> None:
-    """Intervals of three summaries of 10,000 images in 1,000 classes."""
+    """Compute the intervals of three summaries of 10,000 images in 1,000 classes."""
     values = torch.rand(10_000, 3, generator=torch.Generator().manual_seed(0))
     interval_of_means(
         values, torch.full((1000,), 10), resamples=1000, rng=torch.Generator().manual_seed(0)
@@ -280,7 +280,7 @@ def main() -> None:
         x = plain.model.scaling_layer(2 * both - 1)
         bare = Plain(backbone, device).model.net
         setting, forward = fastest_forward(bare, x, device, small=options.small)
-        # Alike on both sides: the network in place, ours warmed up, then in turn.
+        # The same on both sides: network loaded, ours warmed up, then alternately.
         watch = Stopwatch(device)
         ours()
         for _ in range(repeats):

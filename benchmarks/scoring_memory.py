@@ -1,12 +1,12 @@
-"""Memory and time of scoring as the number of images grows, and what LPIPS would take.
+"""Memory and time of scoring against the number of images, with a projection for LPIPS.
 
 uv run python benchmarks/scoring_memory.py                 up to 100,000 + 100,000 in 1,000 classes
 uv run python benchmarks/scoring_memory.py --small         1,000 + 1,000
 uv run python benchmarks/scoring_memory.py --plot FILE     draw it
 
-Every row is a process of its own that scores 32 x 32 colour images, half of them private, a hundred
-of each side a class, under --memory 2 GiB; peak is the process's largest resident memory, most of it
-PyTorch itself and the images. LPIPS (VGG16 at 256 x 256) is timed on one class and projected.
+Every row is a process of its own that scores 32 x 32 colour images, half of them private, a hundred of each
+side in a class, under --memory 2 GiB. *peak* is the largest resident memory of the process, most of it PyTorch
+and the images. LPIPS (VGG16 at 256 x 256) is timed on one class and projected.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ A_CLASS = 100
 
 
 def images(n: int, seed: int, size: int = 32) -> ImageSet:
-    """n random images in classes of a hundred."""
+    """Return n random images in classes of a hundred."""
     labels = torch.arange(n) // A_CLASS
     classes = tuple(f"{c:05d}" for c in range(int(labels[-1]) + 1))
     pixels = torch.randint(0, 256, (n, 3, size, size), generator=generator(seed), dtype=torch.uint8)
@@ -45,7 +45,7 @@ def images(n: int, seed: int, size: int = 32) -> ImageSet:
 
 
 def one(kind: str, n: int) -> dict[str, Any]:
-    """Score n private images against n reconstructions; this process's time and peak."""
+    """Score n private images against n reconstructions; return this process's time and peak memory."""
     private, made = images(n, 0), images(n, 1)
     saved = build_classifier(
         "resnet", classes=("a", "b"), image_shape=(3, 32, 32), width=16, mean=[0.5] * 3,
@@ -150,7 +150,7 @@ def main() -> None:
     }
     if options.plot:
         draw(rows, options.plot)
-    finish("scoring as the number of images grows, --memory 2 GiB", figures, rows, options)
+    finish("scoring against the number of images, --memory 2 GiB", figures, rows, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Benchmarks that keep a JSON file for each data set and seed, and go on with what is missing."""
+"""Benchmarks that keep a JSON file for each data set and seed, and compute what is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inversight.core.run import write_json
 from study import LOWER_IS_BETTER, interval, numbers
 
 Measured = dict[str, dict[str, float | None]]
-"""What was compared -> measure -> value."""
+"""Variant -> measure -> value."""
 
 
 def run(
@@ -28,10 +28,10 @@ def run(
     measure: Callable[[str, int, argparse.Namespace], dict[str, Any]],
     rows: Callable[[str, list[Measured]], list[dict[str, Any]]],
 ) -> None:
-    """The whole of such a benchmark, from its options to its table.
+    """Run such a benchmark, from its options to its table.
 
-    ``measure`` gives what is kept of a data set and seed, with ``measures``; ``rows`` the table's rows of
-    a data set from the measures of its seeds. Small versions take digits with seed 0, and keep nothing.
+    ``measure`` returns the facts kept for a data set and seed, with ``measures``. ``rows`` returns the table's
+    rows of a data set from the measures of its seeds. --small takes digits with seed 0 and keeps nothing.
     """
     made = parser(doc)
     made.add_argument("--datasets", default=",".join(datasets), type=lambda text: text.split(","))
@@ -74,10 +74,10 @@ def gains(
     over: str,
     shown: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Rows of a data set: means over seeds of the measures ``shown``.
+    """Return the rows of a data set: means over seeds of the measures ``shown``.
 
-    In brackets, but for ``over``, the mean paired gain over that one, positive where it is better, and
-    half of its 95 % interval. ``what``: the column that says which of ``of`` a row is about.
+    In brackets, except for ``over``, the mean paired gain over that variant, positive where better, ± half
+    of its 95 % interval. ``what`` is the column that names the variant (one of ``of``).
     """
     made = []
     for one in of:

@@ -1,13 +1,13 @@
 """Does guiding the prior help? Arms of the adaptation on several data sets, over seeds.
 
-uv run python benchmarks/study.py                                   what is missing of the study
+uv run python benchmarks/study.py                                   compute what is missing
 uv run python benchmarks/study.py --datasets digits --seeds 5-9     a part of it
-uv run python benchmarks/study.py --table                           table and figure of what is there
+uv run python benchmarks/study.py --table                           print table and figure of existing results
 
-For each data set and seed one audit trains target, evaluator, public network and prior; each arm goes
-on from there: adaptation, attack, scores. An arm's result is a small JSON file under --evidence, from
-which the study goes on where it stopped; run folders under --work make a stopped audit go on too.
-Seeds 0-4 are for choosing settings; what is reported are seeds 5-9, which nothing was chosen by.
+For each data set and seed one audit trains target, evaluator, public network and prior. Each arm continues
+from there: adaptation, attack, scores. An arm's result is a small JSON file under --evidence; a stopped study
+continues from these, and a stopped audit from its run folder under --work. Seeds 0-4 are for choosing settings;
+reported are seeds 5-9, on which nothing was chosen.
 """
 
 from __future__ import annotations
@@ -60,30 +60,30 @@ STUDIED = (
     "conditional", "vanilla-pivots", "diverse-pivots", "vanilla-tuned", "diverse-tuned",
     "vanilla-sure", "diverse-sure", "conditional-sure", "conditional-all", "conditional-all-sure",
 )  # fmt: skip
-"""The arms that are compared where none are named; two more are halves of other attacks."""
+"""Arms that are compared by default; two more are parts of other attacks."""
 PIVOTED, TUNED, SURE = "-pivots", "-tuned", "-sure"
-"""What the names of arms end with that also give attacks pivots, as many of a class as they keep: however
-unsure the target is of them; the same, and the generator is tuned to them; those alone that it is surer of
-than of samples, and tuned for longer."""
+"""Suffixes of arms that also give attacks pivots, as many of a class as they keep: whatever the target's
+confidence; the same with the generator tuned to them; only those with a higher target confidence than samples,
+with a longer tuning."""
 ALL = "conditional-all"
-"""``conditional`` with every public image in the class that the target takes it for."""
+"""``conditional`` with every public image in its predicted class."""
 _BEFORE = {"pivots_surer_than": 0.0, "pivots_left": 0.1}
-"""What was so before it became a setting, when the first results were kept."""
+"""Fixed values, before they became settings; the first results were kept with them."""
 _PIVOTS: dict[str, dict[str, Any]] = {
     PIVOTED: _BEFORE,
     TUNED: {**_BEFORE, "pivots_tuning": 1500},
     SURE: {"pivots_surer_than": 0.5, "pivots_tuning": 4000, "pivots_left": 0.03},
 }
-"""Settings of the adaptation, by how an arm's name ends, beside the number of pivots."""
+"""Settings of the adaptation by suffix of the arm, in addition to the number of pivots."""
 _OWN_SETTINGS = {
     "pseudo_labels_": ("pseudo-labels",),
     "target_aware_": ("target-aware",),
     "projected_": ("projected", "diverse", "conditional"),
     "conditional_": ("conditional",),
 }
-"""How settings begin that only some arms have, and which."""
+"""Prefixes of settings that only some arms use, and these arms."""
 SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
-"""Those of a small version: the paper's, and one with classes, pivots and tuning."""
+"""Arms with --small: the paper's, and one with classes, pivots and tuning."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 80},
     "adaptation": {"steps": 16},
@@ -152,13 +152,13 @@ def _options() -> argparse.Namespace:
 
 
 def numbers(text: str) -> list[int]:
-    """Seeds: "5-9" or "0,3"."""
+    """Return the seeds in "5-9" or "0,3"."""
     first, _, last = text.partition("-")
     return list(range(int(first), int(last) + 1)) if last else [int(n) for n in text.split(",")]
 
 
 def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
-    """All arms of one seed, those that are there already left out."""
+    """Run the missing arms of one seed."""
     given = {**data.given(seed, options.data, options.work), "seed": seed}
     if options.small:
         given |= SMALL
@@ -178,7 +178,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
         row = {name: result[name]["value"] for name in MEASURES}
         if arm == BASE:
             beside = row
-            if arm not in missing:  # made again, as the folder that the other arms go on from
+            if arm not in missing:  # run again only because the other arms start from its folder
                 continue
         file = _file(options, data, arm, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -200,13 +200,13 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
         partial.write_text(json.dumps(facts, indent=1) + "\n")
         partial.replace(file)
     if not options.small:
-        for arm in options.arms:  # the tables and pictures stay, the checkpoints are large
+        for arm in options.arms:  # checkpoints are large; tables and pictures are kept
             if arm != BASE:
                 shutil.rmtree(home / arm / "stages", ignore_errors=True)
 
 
 def _with_arm(given: dict[str, Any], name: str) -> AuditSettings:
-    """Settings of an arm, or of one with pivots, tuned to them or not."""
+    """Return the settings of an arm, with or without pivots."""
     arm, _, end = name.rpartition("-")
     changed = _PIVOTS.get(f"-{end}")
     if name == ALL:
@@ -227,7 +227,7 @@ def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, An
     try:
         if folder != base:
             for stage in SHARED:
-                # What comes before the adaptation is the same in every arm, from the same seed.
+                # The stages before the adaptation are the same in every arm of a seed.
                 if not (folder / "stages" / stage).exists():
                     shutil.copytree(base / "stages" / stage, folder / "stages" / stage)
         with reporter.live():
@@ -237,10 +237,10 @@ def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, An
 
 
 def digest(settings: AuditSettings) -> str:
-    """A hash of the settings that results depend on: not of where the folders are."""
+    """Return a hash of the settings that results depend on, which folders are not."""
     values = {name: to_mapping(settings)[name] for name in DEPENDS}
     values["attack"] = [_as_first_kept(one) for one in values["attack"]]
-    # What belongs to other arms changes nothing here.
+    # Settings of other arms do not affect the result.
     others = tuple(
         prefix
         for prefix, arms in _OWN_SETTINGS.items()
@@ -248,7 +248,7 @@ def digest(settings: AuditSettings) -> str:
     )
     if settings.adaptation.pivots == 0:
         others = (*others, "pivots")
-    elif settings.adaptation.pivots_tuning == 0:  # not there yet when the first results were kept
+    elif settings.adaptation.pivots_tuning == 0:  # newer than the first results
         others = (*others, "pivots_tuning", "pivots_missed", "pivots_left", "pivots_learning_rate")
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if (k, v) not in _BEFORE.items()
@@ -260,7 +260,7 @@ def digest(settings: AuditSettings) -> str:
 
 
 def _as_first_kept(attack: dict[str, Any]) -> dict[str, Any]:
-    """Without what Plug & Play's paper has too: the first results were kept before it had to be named."""
+    """Return the attack without the paper's values; the first results did not name them."""
     published = (("halvings", 0), ("half", False), ("truncation", 0.5))
     return {k: v for k, v in attack.items() if (k, v) not in published}
 
@@ -271,21 +271,21 @@ def _file(options: argparse.Namespace, data: DataSet, arm: str, seed: int) -> Pa
 
 
 def _known(file: Path, settings: AuditSettings) -> bool:
-    """Whether a result is there, of these settings."""
+    """Return whether there is a result with these settings."""
     return file.is_file() and json.loads(file.read_text())["settings"] == digest(settings)
 
 
 def read(evidence: Path) -> list[dict[str, Any]]:
-    """All results under a folder."""
+    """Return all results under a folder."""
     return [json.loads(f.read_text()) for f in sorted(evidence.glob("*/*.json"))]
 
 
 def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
-    """A row for each data set and arm: means over seeds, and gains over vanilla with intervals.
+    """Return a row for each data set and arm: means over seeds, and gains over vanilla with intervals.
 
-    A gain is the mean of paired differences to vanilla, positive where it is better: to the run of
-    vanilla that the arm went on beside, since another processor trains another prior from a seed. The row
-    of vanilla also has what shares of the private images the targets put in their class, where it is kept.
+    A gain is the mean of paired differences to vanilla, positive where better. An arm is paired with the
+    vanilla of the same machine, since another processor trains another prior from the same seed. The row of
+    vanilla also has the targets' accuracy on the private images, where it was kept.
     """
     found = [f for f in found if f["seed"] in seeds]
     by = {(f["data"], f["arm"], f["seed"]): f["measures"] for f in found}
@@ -319,7 +319,7 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
 
 
 def interval(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95 % interval by Student's t; None for one value."""
+    """Return the mean and half the width of its 95 % interval by Student's t; None for one value."""
     if len(values) < 2:
         return (values[0] if values else math.nan), None
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
@@ -341,9 +341,9 @@ def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Gains over vanilla in per cent of vanilla's value: a panel for each measure.
+    """Plot gains over vanilla in per cent of vanilla's value, one panel for each measure.
 
-    With intervals from three seeds on; of fewer, which have none or a useless one, a hollow point.
+    Intervals are drawn for three seeds or more; fewer seeds give a hollow point.
     """
     import matplotlib
 

@@ -14,25 +14,25 @@ from inversight.core.seeding import generator
 PUBLIC_FEATURES = {"embedding": "public", "features": "public", "guidance_embedding": "public"}
 
 PLAIN_DESCENT = {"halvings": 0, "half": False}
-"""Plug & Play's descent as published, with which the results that are kept were measured."""
+"""Plug & Play's descent as published; kept results were measured with it."""
 
 TRUNCATED = {"truncation": 0.5}
-"""Plug & Play's pool as published; presets other than thorough draw from all of the prior."""
+"""Plug & Play's pool as published; presets other than thorough draw from the whole prior."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set of the study; ``same_domain``: the public images are of the private ones' kind."""
+    """A data set of the study. ``same_domain``: public and private images are of the same kind."""
 
     name: str
     what: str
     same_domain: bool
     settings: dict[str, Any] = field(default_factory=dict)
     images: str | None = None
-    """The data set whose images these are, if it is another one's."""
+    """The data set whose images are used, if it is another one."""
 
     def given(self, seed: int, data: Path, work: Path) -> dict[str, Any]:
-        """Settings of an audit: folders, made under ``work`` where they must be drawn first."""
+        """Return the settings of an audit; draw missing folders of images under ``work``."""
         if self.name == "digits":
             return {"attack": [{"class": "plug-and-play"}], **self.settings}
         if self.name.startswith("faces"):
@@ -48,7 +48,7 @@ class DataSet:
 
 
 _VEHICLES = {
-    # private classes, images of each in private and as many in holdout; public classes, images of each
+    # private classes, images of each in private (and in holdout); public classes, images of each
     "vehicles-other": (("airplane", "automobile"), 100, ("ship", "truck"), 1500),
     "vehicles-same": (("airplane", "automobile", "ship", "truck"), 50, None, 750),
 }
@@ -106,7 +106,7 @@ DATASETS = {
 
 
 def _vehicles(name: str, seed: int, archive: Path, work: Path) -> Path:
-    """Draw private, holdout and public images from the archive; each image is in one of them."""
+    """Draw disjoint private, holdout and public images from the archive; return their folder."""
     folder = work / "data" / f"{name}-{seed}"
     if (folder / "complete").is_file():
         return folder

@@ -1,14 +1,13 @@
-"""How well do signals of the target tell exposed images without an attack? On several data sets.
+"""How well do signals of the target predict which images an attack comes near to?
 
-uv run python benchmarks/triage.py                                  what is missing, then the table
-uv run python benchmarks/triage.py --runs RUN RUN ...               finished audits, wherever they are
-uv run python benchmarks/triage.py --table                          table of what is there
+uv run python benchmarks/triage.py                                  compute what is missing, print the table
+uv run python benchmarks/triage.py --runs RUN RUN ...               use these finished audits
+uv run python benchmarks/triage.py --table                          print the table of existing results
 
-For each data set and seed one audit (benchmarks/study.py's vanilla arm, in the same folders) measures
-nearest distances and DDCS; Spearman's correlation of each signal and predictor with them is kept in a
-small JSON file under --evidence. "learned" is judged on classes left out of the learning, a fifth of them at
-a time; "learned-few" learns from three classes drawn at random and is judged on all others, mean over
-ten draws.
+For each data set and seed one audit (the arm vanilla of benchmarks/study.py, in the same folders) measures
+nearest distances and DDCS. Spearman's correlations of each signal and predictor with them are kept in JSON
+files under --evidence. "learned" is judged on classes left out of the fit, a fifth of them at a time.
+"learned-few" learns from three classes drawn at random and is judged on all others, mean over ten draws.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from study_data import DATASETS
 
 WORK = Path("benchmarks/out/study")
 FEW, DRAWS = 3, 10
-"""Classes that "learned-few" learns from, and how often they are drawn."""
+"""Number of classes that "learned-few" learns from, and number of draws."""
 FEWER = "learned-few"
 ORDER = (*SIGNALS, EXPECTED, LEARNED, FEWER)
 
@@ -71,7 +70,7 @@ def main() -> None:
                 single = [r for r in rows if r["data"] == data and r["predictor"] in SIGNALS]
                 best = max(single, key=lambda r: r[measure])["predictor"]
                 figures[f"{data}_best_single_signal_{measure}"] = best
-        finish("Spearman correlation with what was measured", figures, _shown(rows), options)
+        finish("Spearman correlation with nearness and DDCS", figures, _shown(rows), options)
 
 
 def _options() -> argparse.Namespace:
@@ -82,7 +81,7 @@ def _options() -> argparse.Namespace:
         type=lambda text: text.split(","),
     )
     made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    made.add_argument("--runs", nargs="+", type=Path, help="finished audits, read as they are")
+    made.add_argument("--runs", nargs="+", type=Path, help="use these finished audits")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
     work_option(made)
     made.add_argument("--evidence", type=Path, default=Path("docs/triage"))
@@ -98,7 +97,7 @@ def _options() -> argparse.Namespace:
 
 
 def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
-    """The evidence of one data set and seed, unless it is there, of these settings."""
+    """Compute the evidence of one data set and seed, unless it exists with these settings."""
     where: dict[str, Any] = {"data": options.data, "work": options.work, "small": options.small}
     settings = digest(base_settings(name, seed, **where))
     file = options.evidence / f"{name}-{seed}.json"
@@ -110,14 +109,14 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def _name(run: Path) -> tuple[str, int]:
-    """Data set and seed of a run folder: DATA-SEED/ARM as study.py names them, or the folder's name."""
+    """Return data set and seed of a run folder: DATA-SEED/ARM as in study.py, or the folder's name."""
     seed = int(read_manifest(run)["seed"])
     above = run.absolute().parent.name
     return above.removesuffix(f"-{seed}") if above.endswith(f"-{seed}") else run.name, seed
 
 
 def _measure(run: Path, name: str, seed: int, *, settings: str) -> dict[str, Any]:
-    """Correlations in one finished audit, by measure and predictor."""
+    """Return the correlations in one finished audit, by measure and predictor."""
     found = triage_run(run, seed=seed)
     measures = {
         measure: {predictor: one.as_json() for predictor, one in by.items()}
@@ -136,7 +135,7 @@ def _measure(run: Path, name: str, seed: int, *, settings: str) -> dict[str, Any
 
 
 def _few(run: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """Learned from a few classes drawn at random, judged on the others: means over draws."""
+    """Learn from a few random classes, judge on the others; return means over draws."""
     samples = read_table(run, "samples.parquet", ("id", "label", *MEASURED)).sort_values("id")
     values, labels = signals_of(samples), samples["label"].astype(str).tolist()
     columns = {m: torch.tensor(samples[m].to_numpy(dtype="float64")) for m in MEASURED}
@@ -171,7 +170,7 @@ def _few(run: Path, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each data set and predictor: means over seeds and half their 95 % interval."""
+    """Return a row for each data set and predictor: means over seeds ± half of the 95 % interval."""
     rows = []
     for data in dict.fromkeys(f["data"] for f in found):
         own = sorted((f for f in found if f["data"] == data), key=lambda f: f["seed"])

@@ -1,11 +1,11 @@
-"""How far to truncate the prior that Plug & Play draws its pool from: 0.5 as published, or less.
+"""Truncation of the prior from which Plug & Play draws its pool: 0.5 as published, or less.
 
-uv run python benchmarks/truncation.py                                  what is missing
-uv run python benchmarks/truncation.py --datasets digits --seeds 0-2
-uv run python benchmarks/truncation.py --table                          the table of what is there
+uv run python benchmarks/truncation.py                                  compute what is missing
+uv run python benchmarks/truncation.py --datasets digits --seeds 0-2    a part of it
+uv run python benchmarks/truncation.py --table                          print the table of existing results
 
-On the targets and priors of base_audits.py, vanilla adapted as in attacks.py, as the quick preset
-attacks. Each seed and data set leaves a JSON file under --evidence, from which it goes on.
+On the targets and priors of base_audits.py, with vanilla adapted as in attacks.py, and the attack of the quick
+preset. Results are JSON files under --evidence, one for each seed and data set.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The measures at each truncation, of one data set and seed."""
+    """Return the measures at each truncation for one data set and seed."""
     problem = Attacked.of(
         name, seed, data=options.data, work=options.work, small=options.small
     ).first(10)
@@ -45,7 +45,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
-    """Means over seeds, and gains over the published truncation."""
+    """Return means over seeds, and gains over the published truncation."""
     truncations = tuple(map(str, TRUNCATIONS))
     return gains(name, found, what="truncation", of=truncations, over="0.5", shown=SHOWN)
 
