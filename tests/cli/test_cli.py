@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 
 from inversight import AuditResult
-from inversight.cli import main
 from inversight.core.run import Run
+from tests.command import refused, run
 from tests.reference.ddcs_loop import ddcs_loop
 
 WEIGHTLESS = [
@@ -51,26 +51,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("INVERSIGHT_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     return tmp_path / "home"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, printed.out, printed.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[object], *parts: str) -> None:
-    """Exit code 2, and one line on stderr that holds ``parts``; nothing in the current folder."""
-    code, out, err = run(capsys, *arguments)
-    complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
-    assert code == 2, (out, err)
-    assert len(complaints) == 1 and err.endswith("\n")
-    assert "Traceback" not in err
-    for part in parts:
-        assert part in complaints[0]
-    assert not list(Path.cwd().iterdir())
 
 
 # The command line itself

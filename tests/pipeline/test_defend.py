@@ -16,7 +16,7 @@ from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.pipeline import resume
 from inversight.pipeline.defend import DefendResult, defend
 from tests.defences import examples
-from tests.pipeline.test_audit import TINY, make
+from tests.pipeline.tiny import TINY, image_folders
 
 PLUG = TINY["attack"][0]
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
@@ -30,7 +30,7 @@ ANSWERS = "tests.defences.examples:Answers"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make(tmp_path_factory.mktemp("images"), False)
+    return image_folders(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -20,19 +20,7 @@ from inversight.pipeline.evaluation import METRICS, Evaluation, evaluate
 from inversight.pipeline.scored import by_set, read_scored, write_evaluation
 from inversight.risk import calibrate, leakage_gap
 from tests.examples import HalfMeans, OwnNetwork
-
-COLUMNS = [
-    "id",
-    "label",
-    "ddcs_best",
-    "ddcs_average",
-    "reconstructions",
-    "nearest_distance",
-    "nearest_reconstruction",
-    "exact_hit",
-    "psnr",
-    "nearest_set",
-]
+from tests.pipeline.tables import COLUMNS, RISK_COLUMNS, assert_same
 
 
 def images(counts: list[int], seed: int, name: str = "x") -> ImageSet:
@@ -134,9 +122,6 @@ def test_rows_may_come_in_any_order(judge: Target) -> None:
     pd.testing.assert_frame_equal(one.samples, other.samples, rtol=1e-5)
     assert one.holdout is not None and other.holdout is not None
     pd.testing.assert_frame_equal(one.holdout, other.holdout, rtol=1e-5)
-
-
-RISK_COLUMNS = ["p_value", "q_value", "flagged"]
 
 
 def test_a_holdout_gives_flags_and_a_gap() -> None:
@@ -253,18 +238,6 @@ def test_accuracy_is_the_evaluators(judge: Target) -> None:
 def test_a_class_that_private_has_not() -> None:
     with pytest.raises(DataError, match=r"d/r009\.png is of class d"):
         score(PRIVATE, images([5, 2, 2, 1], 1, "r"))
-
-
-def assert_same(
-    found: dict[str, dict[str, object]], expected: dict[str, dict[str, object]]
-) -> None:
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key].keys() == value.keys()
-        for field, number in value.items():
-            if isinstance(number, float):
-                number = pytest.approx(number, rel=1e-6, abs=1e-9)
-            assert found[key][field] == number, (key, field)
 
 
 SETS = {"one": images([4, 3, 1], 7, "one"), "two": images([5, 0, 3], 8, "two")}

@@ -19,8 +19,17 @@ from inversight.core.seeding import generator
 from inversight.pipeline.estimate import Estimate
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
-from tests.pipeline.test_audit import TINY, Stop, StopAt, hashes, make
-from tests.pipeline.test_stages import ATTACK, PRIOR, own, run
+from tests.command import refused, run
+from tests.pipeline.tiny import (
+    SMALL_ATTACK,
+    SMALL_PRIOR,
+    TINY,
+    Stop,
+    StopAt,
+    hashes,
+    image_folders,
+    untrained_spec,
+)
 from tests.priors.published import pickled, published_file, random_prior
 
 SMALL = Architecture(
@@ -49,7 +58,7 @@ PIXEL = ("--embedding", "pixel", "--features", "pixel", "--guidance-embedding", 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.chdir(tmp_path)
-    return make(tmp_path, False)
+    return image_folders(tmp_path)
 
 
 @pytest.fixture
@@ -87,7 +96,15 @@ def test_from_a_published_file_to_scores(
     assert adapted.training.images_at_once == 2
     assert not torch.equal(adapted(w), kept(w))
     code, _, err = run(
-        capsys, "attack", "--prior", "adapted", "--target", "target", "--out", "attacked", *ATTACK
+        capsys,
+        "attack",
+        "--prior",
+        "adapted",
+        "--target",
+        "target",
+        "--out",
+        "attacked",
+        *SMALL_ATTACK,
     )
     assert code == 0, err
     code, out, err = run(
@@ -244,16 +261,6 @@ def test_the_announcement_and_the_printed_settings(
     assert code == 0 and "\nprior: ffhq\n" in out
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object, parts: tuple[str, ...]) -> None:
-    before = sorted(Path.cwd().iterdir())
-    code, _, err = run(capsys, *arguments)
-    complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
-    assert code == 2 and len(complaints) == 1 and "Traceback" not in err, err
-    for part in parts:
-        assert part in complaints[0]
-    assert sorted(Path.cwd().iterdir()) == before
-
-
 def test_files_that_are_not_imported(
     published: StylePrior, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,8 +273,8 @@ def test_files_that_are_not_imported(
         ("hostile.pkl", ("asks for posix.system", "nothing in it was run")),
         ("cut.pkl", ("cut.pkl: cut short",)),
     ):
-        refused(capsys, "prior", "import", file, "--out", "new", parts=parts)
-    refused(capsys, "prior", "import", "ffhq.pkl", "--out", "private", parts=("other files",))
+        refused(capsys, ["prior", "import", file, "--out", "new"], *parts)
+    refused(capsys, ["prior", "import", "ffhq.pkl", "--out", "private"], "other files")
 
 
 COLOUR = replace(SMALL, channels=3)
@@ -304,7 +311,7 @@ def test_priors_that_do_not_fit(published: StylePrior, capsys: pytest.CaptureFix
         ),
         (("attack", "--prior", "colour", "--target", "target", "--out", "new"), colour),
     ):  # fmt: skip
-        refused(capsys, *arguments, parts=parts)
+        refused(capsys, arguments, *parts)
 
 
 def test_a_prior_of_another_size_says_which_size_the_target_needs(
@@ -313,9 +320,18 @@ def test_a_prior_of_another_size_says_which_size_the_target_needs(
     """A network of one size only; its own file does not say which."""
     imported(capsys)
     Path("classes.txt").write_text("ann\nbob\n")
-    spec = own(Path("own.safetensors"))
-    attack = ("attack", "--prior", "ffhq", "--target", spec, "--classes", "classes.txt", *ATTACK)
-    refused(capsys, *attack, "--out", "new", parts=("16x16", "--size"))
+    spec = untrained_spec(Path("own.safetensors"))
+    attack = (
+        "attack",
+        "--prior",
+        "ffhq",
+        "--target",
+        spec,
+        "--classes",
+        "classes.txt",
+        *SMALL_ATTACK,
+    )
+    refused(capsys, [*attack, "--out", "new"], "16x16", "--size")
     assert run(capsys, *attack, "--size", "8", "--out", "new")[0] == 0
 
 
@@ -336,7 +352,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("patched", "arguments", "parts"),
     [
-        ("inversight.pipeline.stages.train_prior", ("prior", "train", "--public", "public", *PRIOR),
+        ("inversight.pipeline.stages.train_prior", ("prior", "train", "--public", "public", *SMALL_PRIOR),
          ("prior train: out of memory", "--set images_at_once=2", "goes on from its checkpoint")),
         ("inversight.pipeline.stages.train_classifier", ("train", "--private", "private"),
          ("train: out of memory", "--set batch_size=")),
@@ -402,7 +418,7 @@ def test_timing_without_memory_writes_nothing(
 def test_a_prior_that_diverges_stops_at_its_last_checkpoint(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = (*PRIOR, "--set", "steps=40", "--set", "checkpoint_seconds=1e-9")
+    settings = (*SMALL_PRIOR, "--set", "steps=40", "--set", "checkpoint_seconds=1e-9")
     command = ("prior", "train", "--public", "public", *settings, "--out", "prior")
     complaint = failed(capsys, *command, "--set", "learning_rate=1e20")
     assert "not a number" in complaint and "learning_rate" in complaint

@@ -16,7 +16,7 @@ from inversight.priors import train_prior
 from inversight.settings import PriorTraining
 from tests.attacks.service import Answer, Service, good, labels, probabilities, serving
 from tests.attacks.test_endpoint import status
-from tests.pipeline.test_stages import run
+from tests.command import run
 
 CMA = (
     "--attack", "cma-es", "--set", "pool=40", "--set", "searches=2", "--set", "population=4",

@@ -10,10 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from inversight.attacks import load_latents
-from inversight.cli import main
 from inversight.core.console import Quiet, Terminal
 from inversight.core.errors import ConfigError
 from inversight.core.processes import Processes
@@ -22,34 +20,31 @@ from inversight.models.spec import ModelSpec
 from inversight.pipeline.score_folders import _named_sets
 from inversight.pipeline.stages import attack_stage
 from inversight.priors import StylePrior
-from tests.examples import OwnNetwork
-from tests.pipeline.test_audit import make
-from tests.pipeline.test_evaluation import assert_same
+from tests.command import run
+from tests.pipeline.tables import assert_same
+from tests.pipeline.tiny import (
+    SMALL_ATTACK,
+    SMALL_PRIOR,
+    SMALL_TRAINING,
+    image_folders,
+    untrained_spec,
+)
 from tests.priors.test_processes import together
-
-PRIOR = ("--features", "none", "--set", "steps=4", "--set", "batch_size=4", "--set", "width=2")
-TRAIN = ("--set", "epochs=3", "--set", "width=2")
-ATTACK = ("--set", "pool=20", "--set", "candidates=4", "--set", "keep=3", "--set", "steps=2")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    printed = capsys.readouterr()
-    return int(caught.value.code or 0), printed.out, printed.err
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.chdir(tmp_path)
-    return make(tmp_path, False)
+    return image_folders(tmp_path)
 
 
 @pytest.fixture
 def made(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Path]:
     """A target and a prior, by their own commands."""
-    assert run(capsys, "train", "--private", "private", "--out", "target", *TRAIN)[0] == 0
-    assert run(capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR)[0] == 0
+    assert run(capsys, "train", "--private", "private", "--out", "target", *SMALL_TRAINING)[0] == 0
+    assert (
+        run(capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)[0] == 0
+    )
     return folders
 
 
@@ -66,7 +61,15 @@ def test_from_training_to_scores(made: dict[str, Path], capsys: pytest.CaptureFi
     assert "entropy" in after.log[-1]
 
     code, out, _ = run(
-        capsys, "attack", "--prior", "adapted", "--target", "target", "--out", "attacked", *ATTACK
+        capsys,
+        "attack",
+        "--prior",
+        "adapted",
+        "--target",
+        "target",
+        "--out",
+        "attacked",
+        *SMALL_ATTACK,
     )
     assert code == 0 and "inversight score --reconstructions attacked/reconstructions" in out
     assert load_latents(Path("attacked"))["labels"].tolist() == [0, 0, 0, 1, 1, 1]
@@ -215,7 +218,7 @@ def test_runs_that_cannot_be_added_to(
     code, _, err = run(capsys, *score, "second", "--reuse", "first")
     assert code == 2 and "not the ones it was scored against" in err
     shutil.rmtree("private")
-    make(Path.cwd() / "again", False)
+    image_folders(Path.cwd() / "again")
     shutil.copytree("again/private", "private")
     code, _, err = run(
         capsys, *score, "held", "--private", "private", "--holdout", "again/holdout", *pixel
@@ -299,7 +302,16 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
     )  # fmt: skip
     assert code == 0 and "public images as well" in err, err
     assert StylePrior.load(Path("pivoted") / "prior.safetensors").pivots is not None
-    attack = ("attack", "--target", "target", "--attack", "plg-mi", *ATTACK, "--set", "crops=2")
+    attack = (
+        "attack",
+        "--target",
+        "target",
+        "--attack",
+        "plg-mi",
+        *SMALL_ATTACK,
+        "--set",
+        "crops=2",
+    )
     assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0
     code, _, err = run(capsys, *attack, "--prior", "vanilla", "--out", "refused")
     assert code == 2 and "--arm pseudo-labels" in err and not Path("refused").exists()
@@ -318,9 +330,9 @@ def test_training_is_watched(
         return lambda done, total, note="": None
 
     monkeypatch.setattr(Terminal, "stage", noting)
-    assert run(capsys, "train", "--private", "private", "--out", "target", *TRAIN)[0] == 0
+    assert run(capsys, "train", "--private", "private", "--out", "target", *SMALL_TRAINING)[0] == 0
     code, _, err = run(
-        capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR[2:],
+        capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR[2:],
         "--set", "watch_images=8",
     )  # fmt: skip
     assert code == 0, err
@@ -350,7 +362,7 @@ def test_training_is_watched(
 def test_a_training_goes_on_with_what_it_began_with(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("prior", "train", "--public", "public", "--out", "prior", *PRIOR)
+    command = ("prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -374,7 +386,7 @@ def test_a_training_that_diverges_fails_in_one_line(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run(
-        capsys, "prior", "train", "--public", "public", "--out", "prior", *PRIOR,
+        capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR,
         "--set", "learning_rate=1e30", "--set", "checkpoint_seconds=1e-9",
     )  # fmt: skip
     assert code == 1 and "diverged at step" in err and "lower prior.learning_rate" in err
@@ -403,7 +415,7 @@ def test_published_settings_are_laid_below_what_is_given(
 def test_two_processes_write_one_prior(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ("prior", "train", "--public", "public", *PRIOR, "--device", "cpu")
+    command = ("prior", "train", "--public", "public", *SMALL_PRIOR, "--device", "cpu")
     two = together(
         "-m", "inversight", *command, "--features", "pixel", "--out", "two", folder=Path.cwd()
     )
@@ -420,7 +432,7 @@ def test_two_processes_write_one_prior(
 def test_two_processes_write_one_attack(
     made: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ("attack", "--prior", "prior", "--target", "target", "--device", "cpu", *ATTACK)
+    command = ("attack", "--prior", "prior", "--target", "target", "--device", "cpu", *SMALL_ATTACK)
     command = (*command, "--set", "half=false")  # whose rounding depends on what else is in a batch
     two = together("-m", "inversight", *command, "--out", "two", folder=Path.cwd())
     assert [process.returncode for process in two] == [0, 0], two
@@ -483,11 +495,6 @@ def test_a_service_and_an_audit_are_the_work_of_one_process(
     assert not list(tmp_path.iterdir())
 
 
-def own(path: Path) -> str:
-    save_file(OwnNetwork(2).state_dict(), path)
-    return f"tests.examples:own_network?weights={path}"
-
-
 ADAPT = ("adapt", "--prior", "prior", "--public", "public", "--out", "new")
 
 
@@ -526,7 +533,7 @@ def test_wrong_input(
     arguments: tuple[str, ...],
     parts: tuple[str, ...],
 ) -> None:
-    spec = own(made["private"].parent / "own.safetensors")
+    spec = untrained_spec(made["private"].parent / "own.safetensors")
     code, _, err = run(capsys, *[spec if a == "own" else a for a in arguments])
     complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
     assert code == 2 and len(complaints) == 1 and "Traceback" not in err
@@ -538,7 +545,15 @@ def test_wrong_input(
 def test_a_stopped_prior_says_how_to_go_on_and_does(
     folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("prior", "train", "--public", "public", *PRIOR, "--set", "checkpoint_seconds=1e-9")
+    command = (
+        "prior",
+        "train",
+        "--public",
+        "public",
+        *SMALL_PRIOR,
+        "--set",
+        "checkpoint_seconds=1e-9",
+    )
     assert run(capsys, *command, "--out", "whole")[0] == 0
 
     from inversight.core.console import Terminal

@@ -21,25 +21,11 @@ from inversight.models.target import target_of
 from inversight.pipeline.triage_stage import EXPECTED, LEARNED, triage_run
 from inversight.risk.signals import SIGNALS, forgetting_events, signals
 from inversight.risk.triage import expected_exposure
-from tests.pipeline.test_audit import TINY, folder
+from tests.command import refused, run
+from tests.pipeline.tiny import TINY, class_folders
 
 CLASSES = ("ann", "bob", "cid")
 TRAIN = ("--set", "epochs=3", "--set", "width=2")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    printed = capsys.readouterr()
-    return int(caught.value.code or 0), printed.out, printed.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Exit 2 with one line, which is returned."""
-    code, out, err = run(capsys, *arguments)
-    assert (code, out) == (2, ""), (out, err)
-    (line,) = err.splitlines()
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Private and public images of three classes, a target, an earlier state of it, an audit."""
     home = tmp_path_factory.mktemp("triage")
     for name, seed in (("private", 0), ("public", 2)):
-        folder(home / name, seed, CLASSES[:2] if name == "public" else CLASSES, 6, False)
+        class_folders(home / name, seed, CLASSES[:2] if name == "public" else CLASSES, 6, False)
     shutil.copy(home / "private" / "ann" / "1.png", home / "private" / "ann" / "twin.png")
     for out, epochs in (("target", 6), ("early", 1)):
         with pytest.raises(SystemExit) as caught:
@@ -158,9 +144,9 @@ def test_another_target_or_other_images_are_no_teachers(
 ) -> None:
     base = ("triage", "--private", "private", "--learn", "run", "--out", tmp_path / "out")
     wrong = ("--target", "target", "--mean", "0.9", "--std", "0.1")
-    assert "of the same target" in refused(capsys, *base, *wrong)
-    folder(tmp_path / "other", 9, CLASSES, 2, False)
-    line = refused(capsys, *base, "--target", "target", "--private", tmp_path / "other")
+    refused(capsys, [*base, *wrong], "of the same target")
+    class_folders(tmp_path / "other", 9, CLASSES, 2, False)
+    line = refused(capsys, [*base, "--target", "target", "--private", tmp_path / "other"])
     assert "is not in --private" in line
     assert not (tmp_path / "out").exists()
 
@@ -171,28 +157,25 @@ def test_runs_that_cannot_be_read(
     old = tmp_path / "old"
     shutil.copytree("run", old)
     shutil.copy(old / "stages" / "scores" / "samples.parquet", old / "samples.parquet")
-    assert "has no signals" in refused(capsys, "triage", old)
+    refused(capsys, ["triage", old], "has no signals")
     manifest = json.loads((old / "run.json").read_text())
     (old / "run.json").write_text(json.dumps({**manifest, "finished": False}))
-    assert f"--resume {old}" in refused(capsys, "triage", old)
+    refused(capsys, ["triage", old], f"--resume {old}")
     with pytest.raises(RunError, match="not a run folder"):
         triage_run(tmp_path)
     full = tmp_path / "full"
     full.mkdir()
     (full / "x").touch()
-    assert "holds other files" in refused(capsys, "triage", "run", "--out", full)
+    refused(capsys, ["triage", "run", "--out", full], "holds other files")
 
 
 def test_a_checkpoint_of_other_classes(
     home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    folder(tmp_path / "two", 0, CLASSES[:2], 3, False)
+    class_folders(tmp_path / "two", 0, CLASSES[:2], 3, False)
     assert (
         run(capsys, "train", "--private", tmp_path / "two", "--out", tmp_path / "t2", *TRAIN)[0]
         == 0
     )
-    line = refused(
-        capsys, "triage", "--private", "private", "--target", "target", "--checkpoint",
-        tmp_path / "t2", "--out", tmp_path / "out",
-    )  # fmt: skip
-    assert "--checkpoint" in line and "cid" in line
+    triage = ("triage", "--private", "private", "--target", "target", "--out", tmp_path / "out")
+    refused(capsys, [*triage, "--checkpoint", tmp_path / "t2"], "--checkpoint", "cid")

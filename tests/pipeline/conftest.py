@@ -1,0 +1,41 @@
+"""Finished audits, shared by all tests that only read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inversight import AuditResult, audit
+from tests.pipeline.tiny import TINY, TWO, image_folders, read_result, without_holdout
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture
+def grey(tmp_path: Path) -> dict[str, Path]:
+    """Private, holdout and public images of the test's own."""
+    return image_folders(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_home(once: Once) -> Path:
+    """A folder with images (private, holdout, public) and the audit TINY of them (run)."""
+    return once("finished", lambda f: audit(out=f / "run", **image_folders(f), **TINY))
+
+
+@pytest.fixture
+def finished(finished_home: Path) -> AuditResult:
+    """The audit TINY. Read only."""
+    return read_result(finished_home / "run")
+
+
+@pytest.fixture
+def finished_without_holdout(once: Once) -> AuditResult:
+    """The audit TWO without a holdout. Read only."""
+    home = once(
+        "finished-without-holdout",
+        lambda f: audit(out=f / "run", **without_holdout(image_folders(f)), **TWO),
+    )
+    return read_result(home / "run")

@@ -1,0 +1,141 @@
+"""The smallest audit that runs every stage, its images, and a stand-in for a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from inversight import AuditResult
+from inversight.core.console import Quiet
+from inversight.core.progress import Progress
+from tests.examples import OwnNetwork
+
+TINY: dict[str, Any] = {
+    "embedding": "public",
+    "features": "public",
+    "guidance_embedding": "public",
+    "prior": {"steps": 6, "batch_size": 4, "width": 2},
+    "adaptation": {"steps": 4, "iterations": 2},
+    "target_training": {"epochs": 3, "width": 2},
+    "evaluator_training": {"epochs": 3, "width": 2},
+    "public_training": {"epochs": 2, "width": 2},
+    "attack": [
+        {
+            "class": "plug-and-play",
+            "pool": 30,
+            "candidates": 6,
+            "keep": 4,
+            "steps": 3,
+            "crops": 2,
+        }
+    ],
+}
+CHECKPOINTS = {**TINY["prior"], "checkpoint_seconds": 1e-6}
+"""The prior's settings with a checkpoint, and a look at samples, after every step."""
+BLACK_BOX = {
+    "class": "mirror-black-box", "pool": 30, "population": 6, "generations": 2, "candidates": 4,
+    "keep": 3, "crops": 2,
+}  # fmt: skip
+TWO = {**TINY, "attack": [{**TINY["attack"][0], "halvings": 0}, BLACK_BOX]}
+"""A white-box and a black-box attack."""
+TABLES = ("metrics.json", "samples.parquet", "signals.parquet", "holdout.parquet")
+
+
+def class_folders(path: Path, seed: int, classes: tuple[str, ...], each: int, colour: bool) -> Path:
+    """Squares at a place that belongs to the class, on noise."""
+    rng = np.random.default_rng(seed)
+    for position, name in enumerate(classes):
+        (path / name).mkdir(parents=True)
+        for i in range(each):
+            values = rng.integers(0, 80, (8, 8, 3) if colour else (8, 8))
+            values[2 * position : 2 * position + 3, 2:6] += 150
+            Image.fromarray(values.astype(np.uint8)).save(path / name / f"{i}.png")
+    return path
+
+
+def image_folders(path: Path, colour: bool = False) -> dict[str, Path]:
+    """Write private, holdout and public images of 8x8."""
+    return {
+        "private": class_folders(path / "private", 0, ("ann", "bob"), 6, colour),
+        "holdout": class_folders(path / "holdout", 1, ("ann", "bob"), 5, colour),
+        "public": class_folders(path / "public", 2, ("x", "y", "z"), 8, colour),
+    }
+
+
+def without_holdout(folders: dict[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in folders.items() if name != "holdout"}
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Return a hash of each table of ``run``."""
+    return {t: hashlib.sha256((run / t).read_bytes()).hexdigest() for t in TABLES}
+
+
+def read_result(run: Path) -> AuditResult:
+    """What a finished audit in ``run`` returned."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    warnings = json.loads((run / "run.json").read_text())["warnings"]
+    return AuditResult(run, metrics, pd.read_parquet(run / "samples.parquet"), tuple(warnings))
+
+
+class Stop(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@dataclass
+class StopAt(Quiet):
+    """Stops the audit in a stage, after so many of its steps."""
+
+    name: str
+    after: int
+
+    def stage(self, name: str) -> Progress:
+        def progress(done: int, total: int, note: str = "") -> None:
+            if name == self.name and done >= self.after:
+                raise Stop
+
+        return progress
+
+
+def own_weights(path: Path, classes: int = 2) -> Path:
+    network = OwnNetwork(classes)
+    network.linear.weight.data = torch.randn(
+        classes, 64, generator=torch.Generator().manual_seed(1)
+    )
+    save_file(network.state_dict(), path)
+    return path
+
+
+def shared_file(folders: dict[str, Path]) -> dict[str, Any]:
+    image = Image.open(folders["private"] / "ann" / "3.png")
+    image.save(folders["public"] / "x" / "copy.bmp")  # another name and format, the same pixels
+    return {"private": folders["private"], "public": folders["public"]}
+
+
+def untrained_spec(path: Path) -> str:
+    """Return a target specification of a linear network whose weights are written to ``path``."""
+    save_file(OwnNetwork(2).state_dict(), path)
+    return f"tests.examples:own_network?weights={path}"
+
+
+SMALL_PRIOR = (
+    "--features",
+    "none",
+    "--set",
+    "steps=4",
+    "--set",
+    "batch_size=4",
+    "--set",
+    "width=2",
+)
+SMALL_TRAINING = ("--set", "epochs=3", "--set", "width=2")
+SMALL_ATTACK = ("--set", "pool=20", "--set", "candidates=4", "--set", "keep=3", "--set", "steps=2")
