@@ -47,18 +47,16 @@ STOPS = [
 ]
 
 
+@pytest.mark.parametrize(("name", "after"), STOPS)
 def test_stopped_anywhere_it_ends_with_the_same_tables(
-    finished: AuditResult, grey: dict[str, Path], tmp_path: Path
+    finished: AuditResult, grey: dict[str, Path], tmp_path: Path, name: str, after: int
 ) -> None:
-    expected = hashes(finished.run)
     given: dict[str, Any] = {**TINY, "prior": CHECKPOINTS}
-    for i, (name, after) in enumerate(STOPS):
-        run = tmp_path / f"stopped-{i}"
-        with pytest.raises(Stop):
-            audit(out=run, reporter=StopAt(name, after), **grey, **given)
-        assert not (run / "samples.parquet").exists()
-        resume(run)
-        assert hashes(run) == expected, (name, after)
+    with pytest.raises(Stop):
+        audit(out=tmp_path / "run", reporter=StopAt(name, after), **grey, **given)
+    assert not (tmp_path / "run" / "samples.parquet").exists()
+    resume(tmp_path / "run")
+    assert hashes(tmp_path / "run") == hashes(finished.run)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished_home: Path, tmp_path: Path) -> None:
