@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("no-deadline", deadline=None)  # examples take longer on a busy machine
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -217,7 +217,6 @@ def test_a_class_of_conditional_has_its_share_of_the_public_images(
         run(prior, "conditional", conditional_top=61)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1000), st.data())
 def test_every_image_is_predicted_labels_its_class_and_small_classes_are_filled(
     n: int, k: int, seed: int, data: st.DataObject

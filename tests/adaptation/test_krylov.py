@@ -89,7 +89,7 @@ def test_nothing_to_start_from() -> None:
     assert bool(space.ritz().vectors.isfinite().all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     block=st.integers(1, 4),
     values=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0]), min_size=D, max_size=D),

@@ -154,7 +154,7 @@ def test_damaged_pixels(folder: Path) -> None:
     refusal(folder, str(file), "damaged", "replace or remove")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 200), flip=st.integers(0, 255), at=st.integers(0, 199))
 def test_no_damage_ends_in_another_error(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int, at: int
@@ -373,7 +373,7 @@ def flat_set(labels: list[int]) -> ImageSet:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     fraction=st.floats(0.0, 1.0),

@@ -92,7 +92,7 @@ def test_near_duplicates_keep_their_distance(step: float) -> None:
     torch.testing.assert_close(found.diag(), expected.flatten(), rtol=1e-3, atol=0)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),

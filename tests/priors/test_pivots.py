@@ -63,7 +63,7 @@ def test_each_classs_surest_images_are_taken_once() -> None:
 
 
 @given(share=st.floats(0.0, 1.0), count=st.integers(1, len(PUBLIC)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_those_it_is_less_sure_of_than_of_samples_are_left_out(share: float, count: int) -> None:
     target = linear_target(1)
     told = target(PUBLIC.float() / 255).log_softmax(1)

@@ -514,9 +514,7 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(path: Path) -> None:
         refused(WHOLE[:length], path)
 
 
-@settings(
-    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(
         st.tuples(st.integers(1, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=4

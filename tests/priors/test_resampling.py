@@ -59,7 +59,7 @@ def test_filters_keep_constants() -> None:
     before=st.integers(-1, 4),
     after=st.integers(-1, 4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_upfirdn_is_its_definition(
     height: int, width: int, taps: int, up: int, down: int, before: int, after: int
 ) -> None:

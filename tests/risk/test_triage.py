@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor
@@ -57,7 +57,6 @@ def test_families_count_alike() -> None:
     assert expected_exposure({"loss": down, "local_density": up}).tolist() == [0.0, 1.0]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_only_ranks_matter_and_rows_do_not(seed: int) -> None:
     values = drawn(seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -131,7 +131,6 @@ def test_unexplained_is_that_of_a_slow_loop(channels: int) -> None:
 pictures = hnp.arrays(np.uint8, (2, 1, 6, 6))
 
 
-@settings(deadline=None)
 @given(pictures, st.floats(0.3, 0.9), st.floats(0.0, 0.1))
 def test_brightness_and_contrast_do_not_matter(x: np.ndarray, gain: float, offset: float) -> None:
     images = torch.from_numpy(x).float() / 255

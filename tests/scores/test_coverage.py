@@ -39,7 +39,7 @@ def test_equals_the_published_package_class_by_class(n: int, m: int, k: int) -> 
 POINTS = st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=2), min_size=4, max_size=9)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(POINTS, POINTS, st.integers(1, 3))
 def test_equals_the_definition_where_points_lie_on_the_rim(
     real: list[list[int]], fake: list[list[int]], k: int

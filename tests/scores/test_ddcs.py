@@ -159,7 +159,7 @@ def test_identical_private_images_resolve_to_the_first_id_in_spite_of_rounding()
     assert {swapped.nearest_reconstruction[i] for i in range(17)} == {first}
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(EITHER)
 def test_equals_the_definition_in_loops(pair: tuple[Features, Features]) -> None:
     private, made = pair
@@ -189,7 +189,7 @@ def test_equals_the_definition_in_loops(pair: tuple[Features, Features]) -> None
     assert value(result) == pytest.approx(mean, rel=1e-7)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(EITHER, st.integers(0, 99))
 def test_row_order_of_either_side_does_not_matter(
     pair: tuple[Features, Features], seed: int
@@ -203,7 +203,7 @@ def test_row_order_of_either_side_does_not_matter(
     assert found.summary == expected.summary
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(EITHER, st.sampled_from([1, 200, 500]))
 def test_block_size_does_not_matter(pair: tuple[Features, Features], memory: int) -> None:
     whole, parts = score(*pair), score(*pair, memory=memory)
@@ -212,7 +212,7 @@ def test_block_size_does_not_matter(pair: tuple[Features, Features], memory: int
     assert parts.nearest_reconstruction == whole.nearest_reconstruction
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(EITHER)
 def test_duplicated_reconstructions_change_neither_score(pair: tuple[Features, Features]) -> None:
     private, made = pair
@@ -228,7 +228,7 @@ def test_duplicated_reconstructions_change_neither_score(pair: tuple[Features, F
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(EITHER)
 def test_one_more_reconstruction_never_lowers_best_nor_moves_the_nearest_away(
     pair: tuple[Features, Features],
@@ -244,7 +244,7 @@ def test_one_more_reconstruction_never_lowers_best_nor_moves_the_nearest_away(
     assert bool((infinite[0] <= infinite[1] * (1 + 1e-9)).all())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(pairs(grid=False), st.sampled_from([0.25, 2.0, 16.0]))
 def test_scores_scale_with_the_inverse_of_the_distance(
     pair: tuple[Features, Features], factor: float
@@ -262,7 +262,7 @@ def test_scores_scale_with_the_inverse_of_the_distance(
         )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(EITHER)
 def test_a_class_without_reconstructions_scores_zero_and_leaves_the_rest(
     pair: tuple[Features, Features],
