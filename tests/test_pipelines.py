@@ -1,29 +1,26 @@
-"""The workflow in docs/pipelines.md: it parses, its commands exist, and its shell does what it says."""
+"""The workflow in docs/pipelines.md is valid, its commands exist, and its shell scripts work."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from inversight.cli.app import app
 from inversight.pipeline.gate import gates
+from tests.documentation import ROOT, blocks, parse_command
 
-TEXT = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text(encoding="utf-8")
-(WORKFLOW,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.M | re.S)
+(WORKFLOW,) = blocks(ROOT / "docs" / "pipelines.md", "yaml")
 STEPS: list[dict[str, Any]] = yaml.safe_load(WORKFLOW)["jobs"]["audit"]["steps"]
 BY_NAME = {step["name"]: step for step in STEPS if "name" in step}
 PRIVATE = ("reconstructions", "stages", "samples", "parquet", "run.json", "private-ids", ".log")
 
 
-def test_it_is_a_workflow_that_pull_requests_do_not_start() -> None:
+def test_pull_requests_do_not_start_the_workflow() -> None:
     found = yaml.safe_load(WORKFLOW)
     started = found[True]  # YAML reads "on" as true
     assert set(started) == {"workflow_dispatch", "push"}
@@ -36,33 +33,26 @@ def test_it_is_a_workflow_that_pull_requests_do_not_start() -> None:
 
 
 @pytest.mark.parametrize("name", ["Train the prior", "Audit"])
-def test_its_commands_exist_with_their_options(name: str) -> None:
+def test_commands_parse(name: str) -> None:
     lines = BY_NAME[name]["run"].replace("\\\n", " ").splitlines()
-    (line,) = [one for one in lines if one.lstrip().startswith("inversight ")]
-    words = shlex.split(line.partition(" >")[0] if " > " in line else line)[1:]
-    command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        command = command.commands[words.pop(0)]
-    context = command.make_context(name, words)
+    (line,) = [line for line in lines if line.lstrip().startswith("inversight ")]
+    context = parse_command(line.partition(" > ")[0])
     if name == "Audit":
         assert len(gates(context.params["fail_on"])) == 2
         assert context.params["hash_ids"] and context.params["images"] == "none"
 
 
 def test_nothing_private_is_uploaded_cached_or_logged() -> None:
-    for name, key in (
-        ("Keep the report and the card", "path"),
-        ("Prior from the last run", "path"),
-    ):
+    for name in ("Keep the report and the card", "Prior from the last run"):
         for secret in PRIVATE:
-            assert secret not in BY_NAME[name]["with"][key]
+            assert secret not in BY_NAME[name]["with"]["path"]
     for name in ("Train the prior", "Audit"):
         assert re.search(r'> "\$RUNNER_TEMP/\w+\.log" 2>&1', BY_NAME[name]["run"])
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 130])
-def test_its_shell_passes_the_exit_code_on(tmp_path: Path, code: int) -> None:
-    """Both scripts as a runner calls them, with a stand-in that leaves a card and a code."""
+def test_scripts_pass_on_the_exit_code(tmp_path: Path, code: int) -> None:
+    """Both scripts run as on a runner, with a stand-in for inversight that leaves a card and a code."""
     stand_in = tmp_path / "bin" / "inversight"
     stand_in.parent.mkdir()
     stand_in.write_text(
@@ -95,7 +85,7 @@ def test_its_shell_passes_the_exit_code_on(tmp_path: Path, code: int) -> None:
     assert ("threshold is exceeded; see the report" in verdict.stdout) == (code == 3)
 
 
-def test_the_uploaded_files_are_those_that_a_run_writes(tmp_path: Path) -> None:
+def test_a_run_writes_the_uploaded_files(tmp_path: Path) -> None:
     from inversight.pipeline.outputs import write_report
     from inversight.report import load_report_data
     from tests.report.examples import write_run

@@ -1,4 +1,4 @@
-"""The README keeps its word: commands that parse, settings that exist, links that lead somewhere."""
+"""The README is short, its commands and settings exist, and all links in the documentation work."""
 
 from __future__ import annotations
 
@@ -11,49 +11,60 @@ import typer
 
 from inversight.cli.app import app
 from inversight.settings import AuditSettings
+from tests.documentation import ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+PAGES = [
+    page.relative_to(ROOT).as_posix()
+    for page in sorted(ROOT.glob("**/*.md"))
+    if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
+]
 
 
-def test_the_first_block_is_the_two_commands() -> None:
-    lines = BLOCKS[0][1].splitlines()
-    assert len(lines) == 2
-    assert lines[0].endswith("inversight audit") and lines[1].endswith("pytest")
+def test_length() -> None:
+    assert len(TEXT.splitlines()) <= 130
+
+
+def test_first_block_has_the_two_commands() -> None:
+    """.ci/run takes the test command from it."""
+    audit, tests = blocks(README, "")[0].splitlines()
+    assert audit.endswith("inversight audit") and tests.endswith("pytest")
 
 
 def options(command: object) -> set[str]:
     found = {o for p in getattr(command, "params", []) for o in p.opts}
-    for child in getattr(command, "commands", {}).values():
-        found |= options(child)
-    return found
+    return found.union(*map(options, getattr(command, "commands", {}).values()))
 
 
-def test_every_option_named_exists() -> None:
-    known = options(typer.main.get_command(app))
+def test_options_exist() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
-    assert named and named <= known
+    assert named and named <= options(typer.main.get_command(app))
 
 
-def test_every_setting_in_the_python_example_exists() -> None:
-    (code,) = (body for language, body in BLOCKS if language == "python")
-    calls = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)]
-    (call,) = (c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "audit")
-    names = {k.arg for k in call.keywords} - {"out"}
+def test_settings_in_the_python_example_exist() -> None:
+    (code,) = blocks(README, "python")
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "audit"
+    )
+    names = {keyword.arg for keyword in call.keywords} - {"out"}
     assert names <= set(AuditSettings.__dataclass_fields__)
 
 
-@pytest.mark.parametrize(
-    "page",
-    sorted(
-        p.relative_to(ROOT).as_posix()
-        for p in ROOT.glob("**/*.md")
-        if not any(q.startswith(".") for q in p.parts[len(ROOT.parts) :])
-    ),
-)
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub names them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", text).strip().lower().replace(" ", "-") for text in found}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     file = ROOT / page
-    for link in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)]+)\)", file.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
         if not link.startswith("http"):
-            assert (file.parent / link).exists(), link
+            other = file.parent / path if path else file
+            assert other.exists(), link
+            assert not anchor or anchor in headings(other), link
