@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inversight.core.seeding import generator
-from inversight.data import ImageSet, digits
+from inversight.data import ImageSet, load_digits
 from inversight.risk import benjamini_hochberg, calibrate, leakage_gap
 from inversight.scores import ddcs
 
@@ -151,7 +151,7 @@ def _features(each: int, width: int, rng: torch.Generator) -> tuple[Tensor, Tens
 
 def everything() -> ImageSet:
     """Return all distinct digits of scikit-learn."""
-    found = digits(seed=0, per_class=1, public_images=10_000)
+    found = load_digits(seed=0, per_class=1, public_images=10_000)
     parts = (found.private, found.holdout, found.public)
     return ImageSet(
         images=torch.cat([s.images for s in parts]),

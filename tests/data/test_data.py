@@ -21,7 +21,7 @@ from inversight.data import (
     ImageSet,
     check_overlap,
     check_size,
-    digits,
+    load_digits,
     load_folder,
     split,
     working_size,
@@ -398,7 +398,7 @@ def test_split_parts_each_class_and_never_takes_its_last(
 
 
 def test_digits_are_disjoint_balanced_and_follow_the_seed() -> None:
-    found = digits(seed=3, per_class=4, public_images=100)
+    found = load_digits(seed=3, per_class=4, public_images=100)
     parts = (found.private, found.holdout, found.public)
     hashes = [h for part in parts for h in part.hashes]
     assert len(set(hashes)) == len(hashes)
@@ -411,10 +411,10 @@ def test_digits_are_disjoint_balanced_and_follow_the_seed() -> None:
             i.split("/")[0] == part.classes[y] for i, y in zip(part.ids, part.labels, strict=True)
         )
         assert int(part.images.max()) == 255
-    again = digits(seed=3, per_class=4, public_images=100)
+    again = load_digits(seed=3, per_class=4, public_images=100)
     assert again.private.ids == found.private.ids and again.public.ids == found.public.ids
     assert torch.equal(again.private.images, found.private.images)
-    assert digits(seed=4, per_class=4).private.ids != found.private.ids
+    assert load_digits(seed=4, per_class=4).private.ids != found.private.ids
 
 
 def test_floats_of_many_images_are_those_of_each() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from inversight.core.errors import StageError
 from inversight.core.seeding import generator
-from inversight.data import ImageSet, digits
+from inversight.data import ImageSet, load_digits
 from inversight.models.networks import Classifier
 from inversight.models.target import accuracy_on, target_of
 from inversight.models.training import (
@@ -191,7 +191,7 @@ def test_shifts_stay_in_range() -> None:
 
 
 def test_rotation_task_has_four_turns_of_each_image() -> None:
-    images = digits(seed=0).private
+    images = load_digits(seed=0).private
     task = rotation_task(images)
     n = len(images)
     assert len(task) == 4 * n and task.classes == ("0", "90", "180", "270")

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
-from inversight.data import ImageSet, digits, load_folder
+from inversight.data import ImageSet, load_digits, load_folder
 from inversight.risk.twins import find_twins, unexplained
 
 OLIVETTI = Path(__file__).parents[3] / "shared" / "data" / "olivetti"
@@ -80,7 +80,7 @@ def test_ordinary_shots_of_one_person_are_no_twins(part: str, size: int) -> None
 
 @pytest.mark.parametrize("part", ["private", "holdout"])
 def test_ordinary_digits_are_no_twins(part: str) -> None:
-    assert groups(getattr(digits(seed=0), part)) == {}
+    assert groups(getattr(load_digits(seed=0), part)) == {}
 
 
 @needs_faces

@@ -15,7 +15,7 @@ from inversight.data import (
     check_no_class_missing,
     check_overlap,
     check_size,
-    digits,
+    load_digits,
     load_folder,
 )
 from inversight.models.loading import load_target
@@ -59,7 +59,7 @@ def read_inputs(
         InputError: the first thing wrong.
     """
     if settings.private is None:
-        found = digits(seed=settings.seed)
+        found = load_digits(seed=settings.seed)
         private, holdout, public = found.private, found.holdout, found.public
         if settings.limit:
             private, holdout = (_limited(s, settings.limit) for s in (private, holdout))

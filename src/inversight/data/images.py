@@ -1,0 +1,136 @@
+"""Labelled images of one size with stable ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inversight.core.errors import DataError
+from inversight.core.imaging import fit, to_float, to_uint8
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N images of one size.
+
+    images: uint8 (N, C, H, W), C 1 or 3. labels: int64 (N,), -1 everywhere without classes. ids: the
+    path below the folder, ``/``-separated, distinct. classes: names that labels index, () without.
+    hashes: SHA-256 of the decoded pixels at the file's own size, so that a copy in another file
+    format is found too.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    hashes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return int(self.images.shape[2])
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (colour)."""
+        return int(self.images.shape[1])
+
+    def select(self, index: Tensor) -> ImageSet:
+        """The rows at positions ``index`` (int64), in that order."""
+        rows = index.tolist()
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            ids=tuple(self.ids[i] for i in rows),
+            hashes=tuple(self.hashes[i] for i in rows),
+        )
+
+    def relabel(self, classes: Sequence[str], *, role: str) -> ImageSet:
+        """The same images with labels that index ``classes``.
+
+        Raises:
+            DataError: an image's class is not among ``classes``.
+        """
+        position = {name: i for i, name in enumerate(classes)}
+        for name in self.classes:
+            if name not in position:
+                raise DataError(
+                    f"{role}: class {name} is not among the {len(position)} classes of the model; "
+                    "give its class names in the order of its outputs with --classes FILE"
+                )
+        if not self.classes:
+            return self
+        table = torch.tensor([position[name] for name in self.classes])
+        return replace(self, labels=table[self.labels], classes=tuple(classes))
+
+    def floats(self, *, size: int | None = None, channels: int | None = None) -> Tensor:
+        """float32 images in [0, 1], (N, channels, size, size)."""
+        side, depth = size or self.size, channels or self.channels
+        out = torch.empty(len(self), depth, side, side)
+        # In parts, so that large images are never all in memory as floats at their own size.
+        for part, source in zip(out.split(256), self.images.split(256), strict=True):
+            part.copy_(fit(to_float(source), size=side, channels=depth))
+        return out
+
+    def resized(self, *, size: int, channels: int) -> ImageSet:
+        """The same set at another size and number of channels, uint8 again."""
+        if (size, channels) == (self.size, self.channels):
+            return self
+        return replace(self, images=to_uint8(self.floats(size=size, channels=channels)))
+
+    def fingerprint(self) -> str:
+        """Hash of ids, contents and class names, whatever the row order."""
+        label = [self.classes[i] if self.classes else "" for i in self.labels.tolist()]
+        rows = sorted(zip(self.ids, self.hashes, label, strict=True))
+        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+def image_set(
+    images: Tensor, labels: Sequence[str], ids: Sequence[str], classes: Sequence[str]
+) -> ImageSet:
+    """Return a set of images in memory.
+
+    Args:
+        images: uint8 (N, C, S, S).
+        labels: the name of each image's class, among ``classes``.
+        ids: the distinct name of each image.
+        classes: the names that labels index.
+    """
+    position = {name: i for i, name in enumerate(classes)}
+    return ImageSet(
+        images=images,
+        labels=torch.tensor([position[name] for name in labels], dtype=torch.int64),
+        ids=tuple(ids),
+        classes=tuple(classes),
+        hashes=tuple(pixel_hash(to_pil(image)) for image in images),
+    )
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """Return the SHA-256 of size and pixels of an image of mode L or RGB."""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def write_images(folder: Path, images: Tensor, names: Sequence[str]) -> None:
+    """Write uint8 images (N, C, H, W) as PNG files ``folder/name``, making subfolders."""
+    for image, name in zip(images, names, strict=True):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(file, format="PNG")
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A uint8 image (C, H, W) -> Pillow image, grey or RGB."""
+    array = image.numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else np.moveaxis(array, 0, 2))
