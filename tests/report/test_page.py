@@ -161,11 +161,11 @@ def test_the_ledger_starts_with_the_smallest_distance_and_ends_with_the_unknown_
     assert f'data-v="">{NONE}</td>' in body
 
 
-def test_a_long_ledger_shows_the_most_exposed_and_says_where_the_rest_is():
+def test_a_long_ledger_shows_the_nearest_and_says_where_the_rest_is():
     page = render(plain_data(samples=samples(MOST_ROWS + 100)))
     body = page[page.index('<table class="ledger" id="ledger-table">') :]
     assert body.count("<tr><td") == MOST_ROWS
-    assert f"The {MOST_ROWS} most exposed of {MOST_ROWS + 100}" in page
+    assert f"The {MOST_ROWS} nearest of {MOST_ROWS + 100}" in page
     assert "samples.parquet" in page
 
 
@@ -186,7 +186,7 @@ def test_pages_without_any_score_or_distance_still_come_out():
     table = samples().assign(ddcs_best=0.0, nearest_distance=float("nan"), exact_hit=False)
     page = render(plain_data(samples=table, metrics={}))
     assert "No private image scores above 0." in page
-    assert "says nothing about how exposed" in page
+    assert "No private image has a reconstruction of its class." in page
     assert "<svg" not in page
 
 

@@ -4,9 +4,14 @@ from math import comb
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from inversight.report.verdict import median_interval, verdict
-from tests.report.examples import metrics, plain_data, samples
+from inversight.report import model_card, render_card
+from inversight.report.card import escaped
+from inversight.report.verdict import headline, median_interval, summary, verdict
+from inversight.report.words import number
+from tests.report.examples import manifest, metrics, plain_data, samples
 
 
 def covering(n: int, k: int) -> float:
@@ -29,69 +34,144 @@ def test_fewer_than_six_values_have_no_interval():
     assert str(median_interval([2.0])) == "2"
 
 
-def judged(private, holdout, **changes):
-    table = samples(len(private)).assign(nearest_distance=private, exact_hit=False)
-    return verdict(plain_data(samples=table, holdout_nearest=holdout, **changes))
+def judged(private, holdout=None, *, found=None, exact=False, **changes):
+    table = samples(len(private)).assign(nearest_distance=private, exact_hit=exact)
+    return verdict(
+        plain_data(samples=table, holdout_nearest=holdout, metrics=found or metrics(), **changes)
+    )
 
 
-def test_private_clearly_nearer_than_holdout_is_leakage():
-    found = judged(np.linspace(0.1, 0.2, 40), np.linspace(0.3, 0.4, 40).tolist())
-    assert found.level == "leak"
-    assert "median nearest distance 0.15 against 0.35" in found.sentence
-    below = [ground for ground in found.grounds if "the nearest 5 %" in ground]
-    assert below[0].startswith("40 of 40 private images")
+def metrics_of(gap=0.4, p=0.012, count=0, *, not_judged=0, **changes):
+    """Metrics of a run that tested both the set and each image; None: without that test."""
+    found = metrics()
+    found["leakage_gap"] = {
+        "value": gap, "low": -1.0, "high": 1.5, "private": 2.4, "holdout": 2.0, "p_value": p,
+        **changes,
+    }  # fmt: skip
+    found["flagged"] = {
+        "value": None if count is None else count / 30, "reason": "needs more holdout images",
+        "count": count, "fdr": 0.1, "smallest_possible": 3, "private_images": 30 - not_judged,
+        "holdout_images": 119, "not_judged": not_judged,
+    }  # fmt: skip
+    return found
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_equally_near_or_farther_is_no_leakage_seen_and_never_called_safe(shift):
-    holdout = np.linspace(0.1, 0.4, 40)
-    found = judged(holdout + shift, holdout.tolist())
-    assert found.level == "none-seen"
-    assert "does not prove that any image is safe" in found.sentence
+NEAR, FAR = np.linspace(0.1, 0.2, 40), np.linspace(0.3, 0.4, 40)
+SAME = np.linspace(0.1, 0.4, 40)
+
+
+@pytest.mark.parametrize(
+    ("found", "level", "named"),
+    [
+        (metrics_of(0.38, 0.005, 0), "leak", "leakage gap 0.38, p = 0.005"),
+        (metrics_of(0.38, 0.005, 4), "leak", "leakage gap 0.38, p = 0.005"),
+        (metrics_of(0.02, 0.4, 0), "none-seen", "leakage gap 0.02, p = 0.4"),
+        (metrics_of(0.02, 0.4, 4), "unclear", "leakage gap 0.02, p = 0.4"),
+        (metrics_of(-0.3, 0.9, 0), "none-seen", "leakage gap -0.3, p = 0.9"),
+        (metrics_of(None, None, 4), "leak", "4 of 30 private images are flagged"),
+        (metrics_of(0.4, None, 4), "leak", "false-discovery rate of 10 %"),
+        (metrics_of(None, None, 0), "none-seen", "None of 30 private images is flagged"),
+        (metrics_of(None, None, None), "unclear", "needs more holdout images"),
+        ({}, "unclear", "no holdout"),
+    ],
+)
+def test_the_first_test_that_there_is_decides_the_headline(found, level, named):
+    assert headline(found).level == level
+    assert named in headline(found).sentence
+
+
+@pytest.mark.parametrize("private", [NEAR, SAME, FAR])
+def test_medians_have_no_part_in_the_headline(private):
+    """Clearly apart or overlapping, they only describe."""
+    found = judged(private, SAME.tolist(), found=metrics_of(0.38, 0.005))
+    assert (found.level, found.sentence) == ("leak", headline(metrics_of(0.38, 0.005)).sentence)
+    assert any(g.startswith("Median nearest distance") for g in found.grounds)
+
+
+# A small p or a count is written exactly, a value to three digits.
+VALUES = st.one_of(st.none(), st.floats(-5, 5).map(lambda x: float(f"{x:.3g}")))
+CHANCES = st.one_of(st.none(), st.integers(1, 1001).map(lambda k: k / 1001))
+COUNTS = st.one_of(st.none(), st.integers(0, 30))
+
+
+@settings(deadline=None)
+@given(VALUES, CHANCES, COUNTS, st.sampled_from([NEAR, SAME, FAR]), st.booleans())
+def test_no_sentence_contradicts_a_number(gap, p, count, private, exact):
+    """Headline, report, card and printed summary agree with gap, p-value, flags and each other."""
+    found = metrics_of(gap, p, count)
+    report = judged(private, SAME.tolist(), found=found, exact=exact)
+    card = model_card(manifest(), found)
+    printed = summary(found)
+    first = headline(found)
+    assert report.sentence.startswith(first.sentence) and first.sentence in printed
+    assert card["inversight"]["verdict"] == first.sentence
+    assert escaped(first.sentence) in render_card(card)
+
+    set_tested = gap is not None and p is not None
+    shown = set_tested and gap > 0 and p <= 0.05
+    for text in (" ".join([report.sentence, *report.grounds]), printed, render_card(card)):
+        claims = {
+            "recovers something": shown,
+            "No leakage of the private images as a set was shown": set_tested and not shown,
+            "has no test of leakage": not set_tested and count is None,
+            "is flagged at": not set_tested and count == 0,
+            "are flagged at": not set_tested and bool(count),
+            "One by one": set_tested and not shown and bool(count),
+        }
+        assert {claim: claim in text for claim in claims} == claims
+        for word in ("exposed", "not clearly nearer", "no clear leakage"):
+            assert word not in text
+        if set_tested:
+            assert f"leakage gap {number(gap)}, p = {number(p)}" in text
+    if exact:
+        assert "reproduced exactly" in report.sentence and report.level == "leak"
+    elif shown:
+        assert report.level == "leak"
+
+
+def test_the_distances_of_both_sets_are_described():
+    found = judged(NEAR, FAR.tolist())
+    [below] = [g for g in found.grounds if "the nearest 5 % of the holdout" in g]
+    assert below.startswith("40 of 40 private images") and "about 2 would by chance" in below
+    assert any("private 0.15 [" in g and "holdout 0.35 [" in g for g in found.grounds)
 
 
 def test_without_a_holdout_the_run_cannot_tell():
-    found = judged(np.linspace(0.1, 0.2, 40), None)
+    found = judged(NEAR)
     assert found.level == "unclear"
-    assert "cannot tell" in found.sentence
     assert any("--holdout" in ground for ground in found.grounds)
 
 
-def test_the_gap_to_the_control_is_told_with_what_it_cannot_say():
+def test_the_gap_to_the_control_is_given_with_what_it_cannot_say():
     gap = {"value": 2.5, "low": 1.5, "high": 3.5, "attack": 4.0, "control": 1.5}
-    near = np.linspace(0.1, 0.2, 40)
-    found = judged(near, None, metrics={**metrics(), "control_gap": gap})
+    found = judged(NEAR, found={**metrics(), "control_gap": gap})
     assert found.level == "unclear"
     [ground] = [g for g in found.grounds if g.startswith("Gap to the control")]
     assert "2.5 [1.5, 3.5]" in ground and "(4)" in ground and "(1.5)" in ground
-    assert "no evidence that any image leaked, and has no p value" in ground
+    assert "no evidence that any image leaked" in ground
     none = {"value": None, "reason": "there is a holdout"}
     for holdout in (None, [0.5] * 40):
-        text = " ".join(judged(near, holdout, metrics={**metrics(), "control_gap": none}).grounds)
+        text = " ".join(judged(NEAR, holdout, found={**metrics(), "control_gap": none}).grounds)
         assert "control" not in text
 
 
-def test_too_few_images_are_not_compared():
-    assert judged(np.array([0.1, 0.2, 0.3]), [0.9, 0.8, 0.9]).level == "unclear"
-
-
 def test_distances_in_the_evaluators_features_are_not_compared_with_the_holdout():
-    private, holdout = np.linspace(0.1, 0.2, 40), np.linspace(0.3, 0.4, 40).tolist()
-    found = judged(private, holdout, embedding="evaluator")
+    found = judged(NEAR, FAR.tolist(), embedding="evaluator")
     assert found.level == "unclear"
     assert any("trained on the private images" in ground for ground in found.grounds)
+    assert not any("Median" in ground for ground in found.grounds)
 
 
-def test_an_exact_hit_leads_the_verdict_and_is_named():
+def test_an_exact_hit_is_in_the_headline_and_named():
     found = verdict(plain_data())
     assert found.level == "leak"
-    assert found.sentence.startswith("1 of 30 private images was reproduced exactly")
+    assert "1 of 30 private images was reproduced exactly" in found.sentence
     assert "p1/1.png" in found.sentence
 
 
-def test_the_closest_three_are_named_in_order():
-    found = judged(np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6]), None)
-    assert "p1/1.png (0.1), p3/3.png (0.2), p2/2.png (0.3)" in found.grounds[0]
+def test_the_nearest_three_are_named_in_order():
+    text = " ".join(judged(np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6])).grounds)
+    assert "p1/1.png (0.1), p3/3.png (0.2), p2/2.png (0.3)" in text
 
 
 def test_images_whose_class_was_not_reconstructed_are_counted_apart():
@@ -99,61 +179,23 @@ def test_images_whose_class_was_not_reconstructed_are_counted_apart():
     assert any(ground.startswith("2 of 4 private images have no") for ground in found.grounds)
 
 
-def test_every_verdict_says_that_zero_is_not_safe_and_that_nothing_is_calibrated():
-    for holdout in (None, [0.2] * 40):
-        text = " ".join(judged(np.linspace(0.1, 0.2, 40), holdout).grounds)
-        assert "does not mean that they are safe" in text
+@pytest.mark.parametrize("count", [0, 4, None])
+def test_no_image_is_called_safe(count):
+    text = " ".join(judged(SAME, SAME.tolist(), found=metrics_of(count=count, not_judged=2)).grounds)
+    assert "does not mean that they are safe" in text
+    if count is None:
         assert "No number here is a calibrated risk" in text
+        assert "against the holdout: needs more holdout images." in text
+    else:
+        assert f"{count} of 28 images flagged" in text and "not shown to be safe" in text
+        assert "119 holdout images, 3 or more" in text
+        assert "2 images were not tested" in text
 
 
-def calibrated(count, *, not_judged=0, **gap):
-    judged = 30 - not_judged
-    return {
-        **metrics(),
-        "flagged": {
-            "value": count / judged, "low": None, "high": None, "count": count, "fdr": 0.1,
-            "smallest_possible": 3, "private_images": judged, "holdout_images": 119,
-            "not_judged": not_judged,
-        },
-        "leakage_gap": {
-            "value": 0.4, "low": 0.1, "high": 0.7, "private": 2.4, "holdout": 2.0,
-            "private_images": 30, "holdout_images": 119, "p_value": 0.012, **gap,
-        },
-    }  # fmt: skip
-
-
-def test_flagged_images_are_a_leak_told_with_their_rate_and_power():
-    same = np.linspace(0.1, 0.4, 30)
-    found = judged(same, same.tolist(), metrics=calibrated(4))
-    assert found.level == "leak"
-    assert found.sentence.startswith("4 of 30 private images are flagged")
-    assert "at most 10 % of flags are false alarms" in found.sentence
-    text = " ".join(found.grounds)
-    assert "With 119 holdout images none is flagged unless 3 or more stand out together" in text
-    assert "drawn as the private ones" in text and "not shown to be safe" in text
-    assert "No number here" not in text
-
-
-def test_no_flag_is_not_called_safe():
-    same = np.linspace(0.1, 0.4, 30)
-    found = judged(same, same.tolist(), metrics=calibrated(0, not_judged=2))
-    assert found.level == "none-seen"
-    text = " ".join(found.grounds)
-    assert "0 of 28 images flagged" in text and "not shown to be safe" in text
-    assert "2 images were not judged" in text
-
-
-def test_the_gap_is_told_with_its_interval_and_chance():
-    text = " ".join(judged(np.linspace(0.1, 0.4, 30), [0.2] * 40, metrics=calibrated(0)).grounds)
+def test_the_gap_has_its_interval_and_p_value():
+    text = " ".join(judged(SAME, [0.2] * 40, found=metrics_of(low=0.1, high=0.7)).grounds)
     assert "Leakage gap: 0.4 [0.1, 0.7]" in text and "(2.4)" in text and "(2)" in text
-    assert "as large in 1.2 % of cases" in text
-    bare = calibrated(0, low=None, high=None, p_value=None)
-    text = " ".join(judged(np.linspace(0.1, 0.4, 30), [0.2] * 40, metrics=bare).grounds)
-    assert "Leakage gap: 0.4, the DDCS" in text and "cases" not in text
-
-
-def test_what_could_not_be_judged_says_why():
-    found = {**metrics(), "flagged": {"value": None, "reason": "needs at least 9 holdout images"}}
-    text = " ".join(judged(np.linspace(0.1, 0.4, 30), [0.2] * 8, metrics=found).grounds)
-    assert "by itself against the holdout: needs at least 9 holdout images." in text
-    assert "No number here is a calibrated risk" in text
+    assert "as large in 1.2 % of cases (p = 0.012)" in text
+    bare = metrics_of(low=None, high=None, p=None)
+    text = " ".join(judged(SAME, [0.2] * 40, found=bare).grounds)
+    assert "Leakage gap: 0.4, the mean" in text and "cases" not in text

@@ -811,9 +811,9 @@ def _print_result(result: Any) -> None:
         table.add_row(name, f"{found['value']:.4g}", interval)
     console.print(table)
     from inversight.core.run import read_manifest
-    from inversight.report import flags
+    from inversight.report import summary
 
-    console.print(f"\n{flags(result.metrics['flagged'])}", markup=False, soft_wrap=True)
+    console.print(f"\n{summary(result.metrics)}", markup=False, soft_wrap=True)
 
     _print_sets(console, result)
     manifest = read_manifest(result.run)
@@ -825,7 +825,7 @@ def _print_result(result: Any) -> None:
     if stages:
         took = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in stages)
         console.print(f"\nStages: {took}", markup=False, soft_wrap=True)
-    console.print("\nMost exposed (smallest distance to a reconstruction of their class):")
+    console.print("\nNearest to a reconstruction of their class:")
     for row in result.samples.head(3).itertuples():
         console.print(
             f"  {row.id}  distance {row.nearest_distance:.4g}  nearest {row.nearest_reconstruction}",

@@ -7,14 +7,14 @@ from inversight.report.compare import Comparison, compare, render_text
 from inversight.report.contents import GalleryItem, ReportData, load_report_data
 from inversight.report.defences import render_defences, render_defences_text
 from inversight.report.page import render
-from inversight.report.verdict import flags
+from inversight.report.verdict import headline, summary
 
 __all__ = [
     "Comparison",
     "GalleryItem",
     "ReportData",
     "compare",
-    "flags",
+    "headline",
     "load_report_data",
     "model_card",
     "render",
@@ -22,4 +22,5 @@ __all__ = [
     "render_defences",
     "render_defences_text",
     "render_text",
+    "summary",
 ]

@@ -54,7 +54,7 @@ def budget_part(table: pd.DataFrame | None) -> BudgetPart | None:
             "private images covered, %",
             "Share of the private images covered, against images sent",
         ),
-        ("ddcs_best", 1.0, "DDCS, best (up: more exposed)", "DDCS, best, against images sent"),
+        ("ddcs_best", 1.0, "DDCS, best (up: nearer)", "DDCS, best, against images sent"),
     )
     figures = []
     for key, factor, axis, caption in wanted:

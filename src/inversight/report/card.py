@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inversight.report import words
+from inversight.report.verdict import headline
 
 METRICS = ("flagged", "leakage_gap", "control_gap", "ddcs_best", "covered", "coverage")
 """Measures that a card states, in this order."""
@@ -51,7 +52,8 @@ def model_card(
 
     ``inversight`` holds the rest: ``version``, ``created``, ``seed``; ``model``; ``attacks`` (each
     name, access, budget); ``prior`` (kind, arm, budget); ``data`` (images and classes of private,
-    holdout, public; ``source``; ``split``: what each is, in words); ``embedding``, ``features``;
+    holdout, public; ``source``; ``split``: what each is, in words); ``verdict`` (a sentence);
+    ``embedding``, ``features``;
     ``not_computed`` (metric -> reason); ``warnings`` (how many); ``limits`` (sentences).
     """
     settings = _mapping(manifest.get("settings"))
@@ -86,6 +88,7 @@ def model_card(
             "attacks": _attacks(manifest),
             "prior": _prior(manifest, settings),
             "data": data,
+            "verdict": _text(headline(metrics).sentence),
             "embedding": _text(manifest.get("embedding")),
             "features": _text(manifest.get("features")),
             "not_computed": missing,
@@ -108,7 +111,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         escaped(own["created"]) if own["created"] else "",
         f"seed {escaped(str(own['seed']))}" if own["seed"] is not None else "",
     ]
-    lines += [f"How exposed are the model's training images? {', '.join(filter(None, made))}.", ""]
+    lines += [f"{', '.join(filter(None, made))}.", "", escaped(own["verdict"]), ""]
     lines += ["| Audit | |", "|---|---|"]
     lines += [f"| {name} | {escaped(text)} |" for name, text in _described(own)]
     lines += ["", "| Measure | Value | 95 % interval | Worse if | What it means |"]

@@ -1,4 +1,4 @@
-"""Two runs side by side: measures, settings, and the images whose exposure changed most."""
+"""Two runs side by side: measures, settings, and the images whose distance changed most."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def render_text(comparison: Comparison, *, images: int = 10, width: int = 110) -
             shown = [_signed(v) if i % 3 == 2 else words.number(v) for i, v in enumerate(numbers)]
             table.add_row(words.visible(str(image)), *shown)
         console.print(table)
-        console.print("A smaller nearest distance and a higher score are more exposed.")
+        console.print("A smaller nearest distance and a higher score mean a nearer reconstruction.")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

@@ -58,7 +58,7 @@ class ReportData:
     holdout_nearest: distance of each holdout image to the nearest reconstruction of its class,
         NaN where the class has none; None without a holdout.
     budget: as in ``budget.parquet``, a row for each attack and number of queries; None without.
-    gallery: pairs to show, the most exposed first; empty if ``images`` is "none".
+    gallery: pairs to show, the nearest first; empty if ``images`` is "none".
     images: whether pictures may be shown: "none", "blurred" (the items are so already), "full".
     evaluator: facts about the evaluator; ``holdout_accuracy`` in [0, 1] or None decides its trust.
     target, inputs, settings, versions: facts in mappings, nested as they come.
@@ -188,7 +188,7 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def most_exposed_first(samples: pd.DataFrame) -> pd.DataFrame:
+def nearest_first(samples: pd.DataFrame) -> pd.DataFrame:
     """Rows by nearest distance, smallest first, then by id; those without a distance last."""
     return samples.sort_values(["nearest_distance", "id"], na_position="last", kind="stable")
 

@@ -54,7 +54,7 @@ def score_histogram(scores: Sequence[float]) -> str | None:
             edgecolor="white",
             linewidth=0.5,
         )
-        axes.set_xlabel("DDCS best of an image (right: more exposed)")
+        axes.set_xlabel("DDCS best of an image (right: nearer)")
         axes.set_ylabel("private images")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         return to_svg(figure, "scores", f"Histogram of the scores of {len(values)} images above 0")
@@ -88,7 +88,7 @@ def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None
             axes.axvline(max(middle, floor), color=colour, linestyle="--", linewidth=1.4)
         clipped = bool((np.concatenate([ours, theirs]) < floor).any())
         first = "; first bar: all below it too" if clipped else ""
-        axes.set_xlabel(f"nearest distance (left: more exposed{first})")
+        axes.set_xlabel(f"nearest distance (left: nearer{first})")
         axes.set_ylabel("% of images")
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, borderaxespad=0.2)
         names = "private and holdout" if len(theirs) else "private"

@@ -36,7 +36,7 @@ def headings(
     word: Callable[[str], words.Word],
     filtered: Collection[str] = ("label",),
 ) -> list[Column]:
-    """A numbering and the columns of ``table`` in ``order``, each most exposed first.
+    """Return a numbering and the columns of ``table`` in ``order``, each with its first direction.
 
     The filter reads columns of text and those in ``filtered``.
     """

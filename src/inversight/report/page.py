@@ -12,7 +12,7 @@ import pandas as pd
 
 from inversight.report import words
 from inversight.report.budget import budget_part
-from inversight.report.contents import GalleryItem, ReportData, most_exposed_first
+from inversight.report.contents import GalleryItem, ReportData, nearest_first
 from inversight.report.figures import distance_histogram, score_histogram
 from inversight.report.ledger import headings, rows
 from inversight.report.reading import flatten
@@ -67,7 +67,7 @@ class Trust:
 
 def render(data: ReportData) -> str:
     """One self-contained HTML page: no file beside it, no network, every name in it inert text."""
-    samples = most_exposed_first(data.samples)
+    samples = nearest_first(data.samples)
     shown = samples.head(MOST_ROWS)
     order = _column_order(shown)
     scores = data.samples["ddcs_best"].astype("float64")

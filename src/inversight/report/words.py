@@ -164,8 +164,8 @@ COLUMNS: dict[str, Word] = {
     "twins": Word(
         "Twins",
         "",
-        "the first image of the group of near-duplicates it belongs to; of twins DDCS credits one, so "
-        "that the others may score 0 and be exposed all the same",
+        "the first image of the group of near-duplicates it belongs to; DDCS credits one of them, so "
+        "that the others may score 0 although they were recovered as well",
     ),
     "loss": Word("Loss", "lower", "the target's cross-entropy on the image, in nats"),
     "margin": Word("Margin", "higher", "logit of the image's class less the largest other one"),
@@ -222,6 +222,13 @@ def number(value: Any) -> str:
     if size >= 999.5:
         return f"{real:,.0f}"
     return f"{real:.3g}"
+
+
+def with_interval(value: Any, low: Any, high: Any) -> str:
+    """Return 'value [low, high]', or the value alone where a bound is missing."""
+    if is_missing(low) or is_missing(high):
+        return number(value)
+    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def visible(text: str) -> str:
