@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from inversight.core.progress import Progress, silent
-from inversight.defences import Defended, Level, Material
+from inversight.defences import DefenceData, Defended, Level
 from inversight.models.target import Target, target_of
 from inversight.models.training import train_classifier
 from inversight.settings import Training
@@ -25,18 +25,18 @@ class Twin:
 
     def fit(
         self,
-        material: Material,
+        data: DefenceData,
         undefended: Target,
         *,
         rng: torch.Generator,
         progress: Progress = silent,
         device: torch.device | str = "cpu",
     ) -> Defended:
-        return self._trained(material, material.training, rng)
+        return self._trained(data, data.training, rng)
 
-    def _trained(self, material: Material, training: Training, rng: torch.Generator) -> Defended:
+    def _trained(self, data: DefenceData, training: Training, rng: torch.Generator) -> Defended:
         saved = train_classifier(
-            material.private, training=training, image_shape=material.image_shape, rng=rng
+            data.private, training=training, image_shape=data.image_shape, rng=rng
         ).classifier
         return Defended(target_of(saved, "own"), saved, {"width": training.width})
 
@@ -50,7 +50,7 @@ class Other(Twin):
 
     def fit(
         self,
-        material: Material,
+        data: DefenceData,
         undefended: Target,
         *,
         rng: torch.Generator,
@@ -59,7 +59,7 @@ class Other(Twin):
     ) -> Defended:
         if self.stop:
             raise KeyboardInterrupt
-        return self._trained(material, replace(material.training, width=self.width), rng)
+        return self._trained(data, replace(data.training, width=self.width), rng)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Broken(Twin):
 
     def fit(
         self,
-        material: Material,
+        data: DefenceData,
         undefended: Target,
         *,
         rng: torch.Generator,
@@ -100,7 +100,7 @@ class Answers(Twin):
 
     def fit(
         self,
-        material: Material,
+        data: DefenceData,
         undefended: Target,
         *,
         rng: torch.Generator,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
-from inversight.defences import DEFENCES, Defence, Defended, Material
+from inversight.defences import DEFENCES, Defence, DefenceData, Defended
 from inversight.models.target import Target, target_of
 from inversight.models.training import train_classifier
 from inversight.settings import Training
@@ -40,19 +40,19 @@ def images(seed: int, per_class: int = 12, size: int = 8) -> ImageSet:
     )
 
 
-def material(size: int = 8, training: Training = QUICK, exposed: int = 2) -> Material:
-    """The first ``exposed`` rows of each class are exposed."""
+def training_data(size: int = 8, training: Training = QUICK, protected: int = 2) -> DefenceData:
+    """The first ``protected`` rows of each class are protected."""
     private = images(1, size=size)
     rows = torch.zeros(len(private), dtype=torch.bool)
     for label in range(3):
-        rows[(private.labels == label).nonzero().squeeze(1)[:exposed]] = True
-    return Material(private, rows, images(2, size=size), (1, size, size), training)
+        rows[(private.labels == label).nonzero().squeeze(1)[:protected]] = True
+    return DefenceData(private, rows, images(2, size=size), (1, size, size), training)
 
 
-def with_other_exposed_pixels(given: Material) -> Material:
-    """The same material but for the pixels of the exposed images."""
+def with_other_protected_pixels(given: DefenceData) -> DefenceData:
+    """The same material but for the pixels of the protected images."""
     pixels = given.private.images.clone()
-    pixels[given.exposed] = 255 - pixels[given.exposed]
+    pixels[given.protected] = 255 - pixels[given.protected]
     return replace(given, private=replace(given.private, images=pixels))
 
 
@@ -62,15 +62,15 @@ def undefended(size: int = 8) -> Target:
 
 @cache
 def _undefended(size: int) -> Target:
-    given = material(size)
+    given = training_data(size)
     trained = train_classifier(
         given.private, training=QUICK, image_shape=given.image_shape, rng=generator(0)
     )
     return target_of(trained.classifier, "undefended")
 
 
-def defend(defence: Defence, given: Material | None = None, seed: int = 3) -> Defended:
-    given = given or material()
+def defend(defence: Defence, given: DefenceData | None = None, seed: int = 3) -> Defended:
+    given = given or training_data()
     return defence.fit(given, undefended(given.image_shape[1]), rng=generator(seed))
 
 

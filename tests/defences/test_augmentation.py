@@ -7,7 +7,7 @@ import torch
 from inversight.core.seeding import generator
 from inversight.defences import Augmentation
 from inversight.defences.augmentation import StrongAugmentation
-from tests.defences.problem import defend, equal, images, material, with_other_exposed_pixels
+from tests.defences.problem import defend, equal, images, training_data, with_other_protected_pixels
 
 CHOSEN = torch.arange(36) % 2 == 0
 STRONG = StrongAugmentation(CHOSEN, operations=2, magnitude=15, erase=0.5)
@@ -40,14 +40,14 @@ def test_draws_come_from_the_generator_alone() -> None:
     assert not torch.equal(STRONG(x, rows, generator(2)), one)
 
 
-def test_the_exposed_images_are_the_augmented_ones() -> None:
-    given = material()
+def test_the_protected_images_are_the_augmented_ones() -> None:
+    given = training_data()
     made = defend(Augmentation(), given)
     assert made.facts["augmented"] == 6
-    assert not equal(made, defend(Augmentation(), with_other_exposed_pixels(given)))
-    assert not equal(made, defend(Augmentation(), material(exposed=1)))
+    assert not equal(made, defend(Augmentation(), with_other_protected_pixels(given)))
+    assert not equal(made, defend(Augmentation(), training_data(protected=1)))
 
 
-def test_without_exposed_images_it_is_the_undefended_training() -> None:
-    given = material(exposed=0)
+def test_without_protected_images_it_is_the_undefended_training() -> None:
+    given = training_data(protected=0)
     assert equal(defend(Augmentation(), given), defend(Augmentation(magnitude=0), given))

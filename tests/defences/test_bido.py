@@ -15,7 +15,7 @@ from inversight.defences import BiDO
 from inversight.defences.bido import RIDGE, DependencyLoss, dependency, kernel_operator
 from inversight.models.networks import Classifier
 from inversight.models.training import Batch, recipe_loss
-from tests.defences.problem import LONGER, QUICK, defend, images, material, undefended
+from tests.defences.problem import LONGER, QUICK, defend, images, training_data, undefended
 
 
 def slow(x: Tensor, y: Tensor, bandwidth: float) -> float:
@@ -71,7 +71,7 @@ def test_loss_is_the_sum_over_stages() -> None:
 
 
 def test_training_lowers_what_maps_tell_of_images() -> None:
-    given = material(training=LONGER)
+    given = training_data(training=LONGER)
     told = []
     for weight in (0.0, 1.0):
         made = defend(BiDO(image_weight=weight, label_weight=0.0), given)

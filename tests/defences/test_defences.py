@@ -13,10 +13,10 @@ import torch
 from inversight.core.config import build
 from inversight.core.errors import ConfigError, InputError
 from inversight.core.seeding import generator
-from inversight.defences import DEFENCES, Defence, Defended, Material
+from inversight.defences import DEFENCES, Defence, DefenceData, Defended
 from inversight.models.networks import load_classifier, save_classifier
 from inversight.models.target import Access, Target, target_of
-from tests.defences.problem import defend, equal, images, material, named, undefended
+from tests.defences.problem import defend, equal, images, named, training_data, undefended
 
 OPACUS = pytest.mark.skipif(
     importlib.util.find_spec("opacus") is None, reason="opacus is not installed"
@@ -29,7 +29,7 @@ class Nothing:
 
     level = "output"
 
-    def fit(self, material: Material, undefended: Target, **_: object) -> Defended:
+    def fit(self, data: DefenceData, undefended: Target, **_: object) -> Defended:
         return Defended(undefended, None, {})
 
 
@@ -54,7 +54,7 @@ def test_a_defence_gives_a_target_that_is_told_again_and_saved(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", [n for n in DEFENCES if n not in ("dp-sgd", "purification")])
 def test_what_is_defended_still_classifies(name: str) -> None:
-    given = material(size=16 if name == "tl-dmi" else 8)
+    given = training_data(size=16 if name == "tl-dmi" else 8)
     given = replace(given, training=replace(given.training, epochs=25))
     target = defend(named(name), given).target
     fresh = images(6, size=given.image_shape[1])
@@ -64,7 +64,7 @@ def test_what_is_defended_still_classifies(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in DEFENCES if n != "dp-sgd"])
 def test_access_stays_what_it_was(name: str) -> None:
-    given = material()
+    given = training_data()
     restricted = undefended().restricted(Access.SCORES)
     made = named(name).fit(given, restricted, rng=generator(0))
     assert made.target.access is Access.SCORES
@@ -89,7 +89,7 @@ def test_own_defences_and_wrong_settings() -> None:
         build({"class": "down-weighting", "weight": 2.0}, DEFENCES, role="--defence")
 
 
-@pytest.mark.parametrize("exposed", [torch.ones(3, dtype=torch.bool), torch.ones(36)])
-def test_exposed_is_one_truth_value_an_image(exposed: torch.Tensor) -> None:
+@pytest.mark.parametrize("protected", [torch.ones(3, dtype=torch.bool), torch.ones(36)])
+def test_protected_is_one_truth_value_an_image(protected: torch.Tensor) -> None:
     with pytest.raises(InputError, match="36 truth values"):
-        replace(material(), exposed=exposed)
+        replace(training_data(), protected=protected)

@@ -13,7 +13,7 @@ from inversight.core.seeding import generator
 from inversight.defences import DownWeighting
 from inversight.models.networks import build_classifier
 from inversight.models.training import recipe_loss
-from tests.defences.problem import CLASSES, LONGER, QUICK, defend, images, material
+from tests.defences.problem import CLASSES, LONGER, QUICK, defend, images, training_data
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
@@ -42,8 +42,8 @@ def test_weight_0_is_removal_and_weights_add_up(loss: Literal["cross-entropy", "
 
 def test_weights_stay_with_their_images() -> None:
     """Two of three classes, rows in random order, count for nothing: only the third is ever answered."""
-    given = material(training=LONGER)
-    given = replace(given, exposed=given.private.labels != 1)
+    given = training_data(training=LONGER)
+    given = replace(given, protected=given.private.labels != 1)
     answers = {}
     for weight in (0.0, 1.0):
         made = defend(DownWeighting(weight=weight), given)

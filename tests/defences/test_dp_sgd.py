@@ -16,7 +16,7 @@ from inversight.defences import DPSGD
 from inversight.defences.dp_sgd import PrivateSteps, mean_cross_entropy
 from inversight.models.networks import Classifier, NetworkOptions, build_classifier
 from inversight.models.training import Batch
-from tests.defences.problem import CLASSES, LONGER, defend, equal, images, kinds, material
+from tests.defences.problem import CLASSES, LONGER, defend, equal, images, kinds, training_data
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def network() -> Classifier:
 
 
 def step(module: Classifier, rows: torch.Tensor, noise: float, clip: float, seed: int = 0) -> int:
-    """One private step of size 1; returns how often a step was told of."""
-    told: list[int] = []
-    steps = PrivateSteps(noise=noise, clip=clip, images=10, taken=lambda: told.append(1))
+    """One private step of size 1; returns how often ``on_step`` was called."""
+    calls: list[int] = []
+    steps = PrivateSteps(noise=noise, clip=clip, images=10, on_step=lambda: calls.append(1))
     sgd = torch.optim.SGD(module.parameters(), lr=1.0)
     optimiser, release = steps.prepare(module, sgd, seed)
     data = images(1).select(rows)
@@ -43,7 +43,7 @@ def step(module: Classifier, rows: torch.Tensor, noise: float, clip: float, seed
     loss.backward()
     optimiser.step()
     release()
-    return len(told)
+    return len(calls)
 
 
 def flat(module: nn.Module) -> torch.Tensor:
@@ -84,7 +84,7 @@ def test_noise_has_the_stated_size_also_in_an_empty_step(opacus: None) -> None:
 
 
 def test_images_are_drawn_independently() -> None:
-    steps = PrivateSteps(noise=1.0, clip=1.0, images=10, taken=lambda: None)
+    steps = PrivateSteps(noise=1.0, clip=1.0, images=10, on_step=lambda: None)
     drawn = [b for k in range(200) for b in steps.batches(100, 10, generator(0, k))]
     sizes = torch.tensor([float(len(b)) for b in drawn])
     assert len(drawn) == 2000
@@ -123,7 +123,7 @@ def test_prv_needs_less_noise(opacus: None) -> None:
 
 
 def test_no_statistic_of_private_images(opacus: None) -> None:
-    given = material()
+    given = training_data()
     made = defend(DPSGD(), given)
     public = given.public.floats()
     assert made.target.mean[0] == pytest.approx(float(public.mean()))
@@ -133,12 +133,14 @@ def test_no_statistic_of_private_images(opacus: None) -> None:
     assert made.facts["epochs"] == 8  # no early stopping
 
 
-def test_exposed_images_are_treated_as_the_others(opacus: None) -> None:
-    assert equal(defend(DPSGD(), material(exposed=1)), defend(DPSGD(), material(exposed=5)))
+def test_protected_images_are_treated_as_the_others(opacus: None) -> None:
+    assert equal(
+        defend(DPSGD(), training_data(protected=1)), defend(DPSGD(), training_data(protected=5))
+    )
 
 
 def test_little_noise_learns_and_leaves_nothing_on_the_network(opacus: None) -> None:
-    given = material(training=replace(LONGER, learning_rate=0.03))
+    given = training_data(training=replace(LONGER, learning_rate=0.03))
     target = defend(DPSGD(epsilon=1e7, clip=10.0), given).target
     fresh = images(6)
     assert float((target(fresh.floats()).argmax(1) == fresh.labels).float().mean()) > 0.8
@@ -149,7 +151,7 @@ def test_little_noise_learns_and_leaves_nothing_on_the_network(opacus: None) -> 
 def test_what_it_needs(opacus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="delta below 1 / 36 images"):
         defend(DPSGD(delta=0.1))
-    given = material()
+    given = training_data()
     nothing = given.public.select(torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match="needs public images"):
         defend(DPSGD(), replace(given, public=nothing))

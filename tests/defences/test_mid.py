@@ -11,7 +11,7 @@ from inversight.defences.mid import InformationLoss, normal_divergence
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.models.networks import Classifier, NetworkOptions, build_classifier
 from inversight.models.training import Batch, recipe_loss
-from tests.defences.problem import CLASSES, LONGER, QUICK, defend, images, material
+from tests.defences.problem import CLASSES, LONGER, QUICK, defend, images, training_data
 
 
 def network() -> Classifier:
@@ -49,7 +49,7 @@ def test_random_in_training_and_the_mean_in_use() -> None:
 
 
 def test_a_larger_weight_leaves_less_information() -> None:
-    given = material(training=LONGER)
+    given = training_data(training=LONGER)
     x = images(7).floats()
     information = []
     for weight in (0.0, 0.1):

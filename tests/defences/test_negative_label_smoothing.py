@@ -11,7 +11,7 @@ from inversight.core.errors import ConfigError, InputError
 from inversight.core.seeding import generator
 from inversight.defences import NegativeLabelSmoothing
 from inversight.defences.negative_label_smoothing import ScheduledSmoothing, smoothed_loss
-from tests.defences.problem import LONGER, defend, images, material
+from tests.defences.problem import LONGER, defend, images, training_data
 
 LOGITS = torch.randn(6, 4, generator=generator(0))
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -37,7 +37,7 @@ def test_schedule() -> None:
 
 
 def test_networks_become_surer() -> None:
-    given = material(training=LONGER)
+    given = training_data(training=LONGER)
     x, spread = images(7).floats(), []
     for alpha in (0.0, -0.5):
         logits = defend(NegativeLabelSmoothing(alpha=alpha), given).target(x)

@@ -12,11 +12,11 @@ from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.defences import RoLSS
 from inversight.models.networks import Classifier
-from tests.defences.problem import QUICK, defend, material
+from tests.defences.problem import QUICK, defend, training_data
 
 
 def test_only_the_last_stage_loses_its_skip_connection() -> None:
-    module = defend(RoLSS(), material(size=16)).target.module
+    module = defend(RoLSS(), training_data(size=16)).target.module
     shortcuts = [name for name in module.state_dict() if "shortcut" in name]
     assert shortcuts == ["stages.0.shortcut.weight"]
     assert isinstance(module, Classifier)
@@ -27,12 +27,12 @@ def test_only_the_last_stage_loses_its_skip_connection() -> None:
 
 
 def test_all_stages() -> None:
-    module = defend(RoLSS(stages=2), material(size=16)).target.module
+    module = defend(RoLSS(stages=2), training_data(size=16)).target.module
     assert not [name for name in module.state_dict() if "shortcut" in name]
 
 
 def test_networks_that_it_does_not_fit() -> None:
     with pytest.raises(InputError, match="a vgg has no skip connections"):
-        defend(RoLSS(), material(training=replace(QUICK, architecture="vgg")))
+        defend(RoLSS(), training_data(training=replace(QUICK, architecture="vgg")))
     with pytest.raises(InputError, match="up to the network's 1, found 2"):
         defend(RoLSS(stages=2))

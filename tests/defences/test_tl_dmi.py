@@ -13,12 +13,12 @@ from inversight.defences import TLDMI
 from inversight.defences.tl_dmi import layers_below_logits
 from inversight.models.networks import Classifier
 from inversight.models.training import rotation_task, train_classifier
-from tests.defences.problem import defend, images, material, weights
+from tests.defences.problem import defend, images, training_data, weights
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
 def test_frozen_layers_are_those_of_the_pretraining(architecture: str) -> None:
-    given = material(size=16)
+    given = training_data(size=16)
     given = replace(given, training=replace(given.training, architecture=architecture))
     public = train_classifier(
         rotation_task(given.public),
@@ -41,14 +41,14 @@ def test_frozen_layers_are_those_of_the_pretraining(architecture: str) -> None:
 
 
 def test_layers_go_from_the_input_on() -> None:
-    module = defend(TLDMI(), material()).target.module
+    module = defend(TLDMI(), training_data()).target.module
     assert isinstance(module, Classifier)
     layers = layers_below_logits(module)
     assert layers[0] == "stem" and layers[-1] == "norm" and "classifier" not in layers
 
 
 def test_private_images_do_not_reach_frozen_layers() -> None:
-    given = material()
+    given = training_data()
     other = replace(given, private=replace(images(9), ids=given.private.ids))
     one, two = (weights(defend(TLDMI(freeze=1.0), m)) for m in (given, other))
     differing = {name for name in one if not torch.equal(one[name], two[name])}
@@ -56,7 +56,7 @@ def test_private_images_do_not_reach_frozen_layers() -> None:
 
 
 def test_without_public_images() -> None:
-    given = material()
+    given = training_data()
     nothing = given.public.select(torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match="needs public images"):
         defend(TLDMI(), replace(given, public=nothing))

@@ -181,7 +181,9 @@ def test_images_whose_class_was_not_reconstructed_are_counted_apart():
 
 @pytest.mark.parametrize("count", [0, 4, None])
 def test_no_image_is_called_safe(count):
-    text = " ".join(judged(SAME, SAME.tolist(), found=metrics_of(count=count, not_judged=2)).grounds)
+    text = " ".join(
+        judged(SAME, SAME.tolist(), found=metrics_of(count=count, not_judged=2)).grounds
+    )
     assert "does not mean that they are safe" in text
     if count is None:
         assert "No number here is a calibrated risk" in text

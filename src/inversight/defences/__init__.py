@@ -1,7 +1,14 @@
-"""Defences: private images and an undefended target -> a defended target."""
+"""Defences: each turns private images and an undefended target into a defended target."""
 
 from inversight.defences.augmentation import Augmentation
-from inversight.defences.base import Defence, Defended, Level, Material
+from inversight.defences.base import (
+    Defence,
+    DefenceData,
+    Defended,
+    Level,
+    TrainingDefence,
+    TrainingPlan,
+)
 from inversight.defences.bido import BiDO
 from inversight.defences.down_weighting import DownWeighting
 from inversight.defences.dp_sgd import DPSGD
@@ -36,13 +43,15 @@ __all__ = [
     "Augmentation",
     "BiDO",
     "Defence",
+    "DefenceData",
     "Defended",
     "DownWeighting",
     "Level",
-    "Material",
     "NegativeLabelSmoothing",
     "Purification",
     "Removal",
     "Replacement",
     "RoLSS",
+    "TrainingDefence",
+    "TrainingPlan",
 ]

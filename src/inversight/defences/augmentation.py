@@ -1,10 +1,10 @@
-"""Augmentation: exposed images are shown strongly changed, never as they are.
+"""Augmentation: protected images are trained on with strong random changes, never as they are.
 
 Paper: RandAugment (Cubuk et al., NeurIPS 2020) and random erasing (Zhong et al., AAAI 2020), both from
 torchvision; on chosen images only is our use of them.
-Protects: makes the exact exposed image harder to fit, since no step sees it twice the same.
+Protects: makes the exact protected image harder to fit, since each step sees it differently.
 Does not protect: gives no guarantee. What the changed copies have in common, such as a face, is still
-learnt; and the channels' mean and standard deviation, as well as early stopping where an exposed image
+learnt; and the channels' mean and standard deviation, as well as early stopping where a protected image
 fell into the validation split, use the images as they are.
 Costs: little accuracy, as a rule; the changes run image by image on the CPU.
 """
@@ -22,17 +22,17 @@ from torch import Tensor
 
 from inversight.core.config import Fraction, settings
 from inversight.core.imaging import to_float, to_uint8
-from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed
-from inversight.defences.base import Defended, Level, Material
-from inversight.defences.retraining import retrained
-from inversight.models.target import Target
+from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 from inversight.models.training import Variation
 
 
 @settings
-class Augmentation:
-    """Show the exposed images strongly augmented only."""
+class Augmentation(TrainingDefence):
+    """Train on the protected images with strong augmentation only."""
+
+    name = "augmentation"
+    level = "sample"
 
     operations: PositiveInt = 2
     """RandAugment's operations an image (paper: 2 for ImageNet)."""
@@ -41,36 +41,16 @@ class Augmentation:
     erase: Fraction = 0.5
     """Probability of blanking a random rectangle (paper: 0.5)."""
 
-    @property
-    def level(self) -> Level:
-        return "sample"
-
-    def fit(
-        self,
-        material: Material,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
-        """Train on all images by the same recipe, the exposed ones changed before its augmentation."""
-        change = StrongAugmentation(material.exposed, self.operations, self.magnitude, self.erase)
-        return retrained(
-            "augmentation",
-            material,
-            undefended,
-            variation=Variation(change=change),
-            facts={"augmented": int(material.exposed.sum())},
-            rng=rng,
-            progress=progress,
-            device=device,
-        )
+    def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
+        """Train on all images, the protected ones changed before the recipe's augmentation."""
+        change = StrongAugmentation(data.protected, self.operations, self.magnitude, self.erase)
+        facts = {"augmented": int(data.protected.sum())}
+        return TrainingPlan(variation=Variation(change=change), facts=facts)
 
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """RandAugment and random erasing of the rows where ``chosen`` (N,) is true; the others as given."""
+    """Applies RandAugment and random erasing to the rows where ``chosen`` (N,) is true."""
 
     chosen: Tensor
     operations: int
@@ -90,12 +70,12 @@ class StrongAugmentation:
         return changed
 
     def __call__(self, images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] at ``rows`` (B,) -> images of that shape."""
+        """Return images (B, C, H, W) in [0, 1] at ``rows`` (B,), changed where they are chosen."""
         places = self.chosen[rows].nonzero().squeeze(1).tolist()
         if not places:
             return images
         changed = images.clone()
-        # torchvision draws from the global generator: seeded from ours, and put back afterwards.
+        # torchvision draws from the global generator: seed it from ours and restore it afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(draw_seed(rng))
             for i in places:

@@ -1,78 +1,173 @@
-"""What a defence is given and what it returns."""
+"""What a defence is given and what it returns, and the template of those that train the model anew."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from inversight.core.errors import InputError
+from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.models.networks import SavedClassifier
-from inversight.models.target import Target
+from inversight.models.target import Target, target_of
+from inversight.models.training import PLAIN, Variation, train_classifier
 from inversight.settings import Training
 
 Level = Literal["sample", "model", "output"]
+Facts = Mapping[str, float | int | str]
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a defence may use.
+class DefenceData:
+    """The data that a defence may use.
 
-    private: the target's training images, labels in the order of the target's classes. exposed:
-    (N,) bool, the private rows to protect at sample level. public: images of the same kind that are
-    not private; their labels mean nothing here. image_shape: (C, S, S), the defended network's
-    input. training: recipe and budget of the undefended model.
+    private: the target's training images, labels in the order of the target's classes. protected:
+    (N,) bool, the private images that a defence at sample level protects. public: images of the
+    same kind that are not private; their labels have no meaning here. image_shape: (C, S, S), the
+    defended network's input. training: recipe and budget of the undefended model.
 
     Raises:
-        InputError: ``exposed`` is not one truth value for each private image.
+        InputError: ``protected`` is not one truth value for each private image.
     """
 
     private: ImageSet
-    exposed: Tensor
+    protected: Tensor
     public: ImageSet
     image_shape: tuple[int, int, int]
     training: Training
 
     def __post_init__(self) -> None:
-        if self.exposed.dtype != torch.bool or self.exposed.shape != (len(self.private),):
+        if self.protected.dtype != torch.bool or self.protected.shape != (len(self.private),):
             raise InputError(
-                f"exposed: expected {len(self.private)} truth values, one for each private image, "
-                f"found {self.exposed.dtype} of shape {tuple(self.exposed.shape)}"
+                f"protected: expected {len(self.private)} truth values, one for each private image, "
+                f"found {self.protected.dtype} of shape {tuple(self.protected.shape)}"
             )
+
+    def check_classes_left(self, name: str) -> None:
+        """Check that each class has an image that is not protected; ``name`` is the defence's.
+
+        Raises:
+            StageError: naming the first class that has none.
+        """
+        for label in self.private.labels.unique().tolist():
+            if bool(self.protected[self.private.labels == label].all()):
+                raise StageError(
+                    f"{name}: all images of class {self.private.classes[label]} are to be protected, "
+                    "so none is left to train the class on; protect fewer, add images, or choose a "
+                    "defence of the whole model"
+                )
 
 
 @dataclass(frozen=True)
 class Defended:
     """A defended model.
 
-    target: again a target. classifier: what can be saved of it, None if it cannot be saved. facts:
-    small and fit for JSON, such as the epsilon that was spent or how many images were removed.
+    target: the model as a target. classifier: the part of it that can be saved, None if nothing
+    can. facts: a few values that JSON can hold, such as the epsilon spent or the images removed.
     """
 
     target: Target
     classifier: SavedClassifier | None
-    facts: Mapping[str, float | int | str]
+    facts: Facts
 
 
 @runtime_checkable
 class Defence(Protocol):
-    """Private images and an undefended target -> a defended target."""
+    """Turns private images and an undefended target into a defended target."""
 
     @property
     def level(self) -> Level:
-        """What it changes: how single images are trained on, the model, or its answers."""
+        """What the defence changes: training of single images, the model, or its outputs."""
 
     def fit(
         self,
-        material: Material,
+        data: DefenceData,
         undefended: Target,
         *,
         rng: torch.Generator,
         progress: Progress = silent,
         device: torch.device | str = "cpu",
     ) -> Defended: ...
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How the training of a defended model differs from the undefended one.
+
+    variation: changes to the training. images: the training set; None: all private images.
+    training: the recipe; None: the undefended model's. facts: what to report of the defence.
+    final_facts: returns the facts that are known only after the training. progress: reporter of the
+    training; None: the one that ``fit`` was given.
+    """
+
+    variation: Variation = PLAIN
+    images: ImageSet | None = None
+    training: Training | None = None
+    facts: Facts = field(default_factory=dict)
+    final_facts: Callable[[], Facts] = dict
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """The generator, progress reporter and device that ``fit`` was given."""
+
+    rng: torch.Generator
+    progress: Progress
+    device: torch.device | str
+
+
+class TrainingDefence(ABC):
+    """Template of a defence that trains the model anew; a subclass writes :meth:`plan`.
+
+    ``name`` is the defence's name in messages and in the defended target's spec.
+    """
+
+    name: ClassVar[str]
+    level: ClassVar[Level] = "model"
+
+    @abstractmethod
+    def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
+        """Return how to train the defended model.
+
+        Raises:
+            InputError: the defence does not fit the data or the recipe.
+            StageError: a class would be left without training images.
+        """
+
+    def fit(
+        self,
+        data: DefenceData,
+        undefended: Target,
+        *,
+        rng: torch.Generator,
+        progress: Progress = silent,
+        device: torch.device | str = "cpu",
+    ) -> Defended:
+        """Train the defended model; its target has the access that ``undefended`` gives.
+
+        Raises:
+            InputError: the defence does not fit the data or the recipe.
+            StageError: the training failed.
+        """
+        plan = self.plan(data, FitContext(rng, progress, device))
+        trained = train_classifier(
+            data.private if plan.images is None else plan.images,
+            training=plan.training or data.training,
+            image_shape=data.image_shape,
+            rng=rng,
+            progress=plan.progress or progress,
+            device=device,
+            variation=plan.variation,
+        )
+        target = target_of(trained.classifier, f"{undefended.spec}, {self.name}")
+        return Defended(
+            target=replace(target, access=undefended.access).to(device),
+            classifier=trained.classifier,
+            facts={**plan.facts, "epochs": trained.epochs, **plan.final_facts()},
+        )

@@ -1,13 +1,14 @@
-"""BiDO: hidden maps that depend little on the image and much on its label.
+"""BiDO: feature maps that depend little on the image and much on its label.
 
 Paper: Peng et al., "Bilateral Dependency Optimization: Defending Against Model-inversion Attacks", KDD
-2022. The loss is the recipe's plus, summed over hidden maps z, ``image_weight`` * d(x, z) -
-``label_weight`` * d(z, y), d being the Hilbert-Schmidt independence criterion on the step's batch, with
-Gaussian kernels; here in the normalised form that the authors' code uses (Fukumizu et al. 2007).
-Protects: lowers, on average over a batch, how much hidden maps tell of the image.
+2022. The loss is the recipe's plus, summed over the stages' feature maps z, ``image_weight`` * d(x, z)
+- ``label_weight`` * d(z, y), d being the Hilbert-Schmidt independence criterion on the step's batch,
+with Gaussian kernels; here in the normalised form that the authors' code uses (Fukumizu et al. 2007).
+Protects: lowers the information that feature maps hold about the image, on average over a batch.
 Does not protect: gives no guarantee and nothing for a single image; a batch's criterion is a rough
 estimate, the rougher the smaller the batch.
-Costs: accuracy, growing with ``image_weight``; kernel matrices of each batch and two linear systems a map.
+Costs: accuracy, growing with ``image_weight``; kernel matrices of each batch and two linear systems for
+each map.
 """
 
 from __future__ import annotations
@@ -20,11 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inversight.core.config import settings
-from inversight.core.progress import Progress, silent
-from inversight.defences.base import Defended, Level, Material
-from inversight.defences.retraining import retrained
+from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 from inversight.models.networks import Classifier
-from inversight.models.target import Target
 from inversight.models.training import Batch, Variation, recipe_loss
 from inversight.settings import Training
 
@@ -33,48 +31,28 @@ RIDGE = 1e-5
 
 
 @settings
-class BiDO:
-    """Bilateral dependency optimisation with HSIC."""
+class BiDO(TrainingDefence):
+    """Make feature maps depend less on the image and more on the label (BiDO with HSIC)."""
+
+    name = "bido"
 
     image_weight: NonNegativeFloat = 0.05
-    """Weight of the dependency between image and hidden maps (paper: 0.05 for CelebA)."""
+    """Weight of the dependency between image and feature maps (paper: 0.05 for CelebA)."""
     label_weight: NonNegativeFloat = 0.5
-    """Weight of the dependency between hidden maps and labels (paper: 0.5 for CelebA)."""
+    """Weight of the dependency between feature maps and labels (paper: 0.5 for CelebA)."""
     bandwidth: PositiveFloat = 5.0
-    """The kernels' bandwidth, times the square root of the number of values (authors' code: 5)."""
+    """Bandwidth of the kernels, in units of the square root of the number of values (authors' code: 5)."""
 
-    @property
-    def level(self) -> Level:
-        return "model"
-
-    def fit(
-        self,
-        material: Material,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
-        """Train by the same recipe with the two dependencies in the loss."""
-        loss = DependencyLoss(
-            material.training, self.image_weight, self.label_weight, self.bandwidth
-        )
-        return retrained(
-            "bido",
-            material,
-            undefended,
-            variation=Variation(loss=loss),
-            facts={"image_weight": self.image_weight, "label_weight": self.label_weight},
-            rng=rng,
-            progress=progress,
-            device=device,
-        )
+    def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
+        """Train with the two dependencies in the loss."""
+        loss = DependencyLoss(data.training, self.image_weight, self.label_weight, self.bandwidth)
+        facts = {"image_weight": self.image_weight, "label_weight": self.label_weight}
+        return TrainingPlan(variation=Variation(loss=loss), facts=facts)
 
 
 @dataclass(frozen=True)
 class DependencyLoss:
-    """The recipe's loss plus the two dependencies of each stage's map."""
+    """The recipe's loss plus the two dependencies of each stage's feature map."""
 
     training: Training
     image_weight: float
@@ -96,7 +74,7 @@ class DependencyLoss:
 
 
 def kernel_operator(x: Tensor, bandwidth: float) -> Tensor:
-    """R = G (G + n RIDGE I)^-1 of rows x (n, D), G their centred Gaussian kernel matrix; (n, n).
+    """Return R = G (G + n RIDGE I)^-1, (n, n), of rows x (n, D) with centred Gaussian kernel matrix G.
 
     The kernel is exp(-|a - b|^2 / (2 bandwidth^2 D)). R is symmetric, its eigenvalues are in [0, 1).
     """
@@ -111,5 +89,5 @@ def kernel_operator(x: Tensor, bandwidth: float) -> Tensor:
 
 
 def dependency(a: Tensor, b: Tensor) -> Tensor:
-    """Normalised HSIC tr(A B) in [0, n - 1), 0 for independent sides; operators (n, n) -> scalar."""
+    """Return the normalised HSIC tr(A B) of two operators (n, n), a scalar in [0, n - 1); 0 if independent."""
     return (a * b.T).sum()

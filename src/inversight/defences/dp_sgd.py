@@ -1,4 +1,4 @@
-"""DP-SGD: a bound on what the model can tell of any one training image.
+"""DP-SGD: a bound on the influence of any one training image on the model.
 
 Paper: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, by opacus (Yousefpour et al.
 2021; the extra ``dp``). Each step draws its images independently (Poisson sampling), clips each image's
@@ -6,15 +6,15 @@ gradient to ``clip`` and adds normal noise; opacus's accountant finds the noise 
 together are (epsilon, delta)-differentially private, for neighbours that differ by one image added or
 removed.
 Protects: all private images alike, against any attack with any access. It is trained on all of them:
-noise and clipping for chosen images only, the exposed ones say, would give no guarantee for anyone,
-since the steps on the others depend on the model that the chosen ones made. So nothing here reads
-``exposed``, and there is no early stopping on private images and no statistic of them: normalisation is
-by public images' mean and standard deviation, groups of channels replace batches in the network.
+noise and clipping for the protected images only would give no guarantee for anyone, since the steps on
+the others depend on the model that those images trained. So ``protected`` is ignored, and there is no
+early stopping on private images and no statistic of them: normalisation is by public images' mean and
+standard deviation, groups of channels replace batches in the network.
 Does not protect: what many images share, a class's face where a class has many images of it: the bound
 is for one image. The number of images counts as known. Choosing among several such models by their
 accuracy on private images costs privacy that is not counted here. The noise comes from a seeded
-generator so that runs repeat (opacus's ``secure_mode`` is off): the guarantee holds for who does not
-know the seed and neglects floating-point attacks; keep the seed of a model that is given out.
+generator so that runs repeat (opacus's ``secure_mode`` is off): the guarantee holds against those who
+do not know the seed and neglects floating-point attacks; keep the seed of a published model secret.
 Costs: much accuracy where images are few, since the noise grows with the share of images in a step;
 per-image gradients take memory in proportion to the batch.
 """
@@ -33,20 +33,19 @@ from torch.nn import functional as F
 
 from inversight.core.config import settings
 from inversight.core.errors import InputError
-from inversight.core.progress import Progress, silent
 from inversight.core.seeding import follow, generator
-from inversight.defences.base import Defended, Level, Material
-from inversight.defences.retraining import retrained
+from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 from inversight.models.networks import Classifier, NetworkOptions
-from inversight.models.target import Target
 from inversight.models.training import Batch, Variation, channel_statistics
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 @settings
-class DPSGD:
+class DPSGD(TrainingDefence):
     """Differentially private training on all private images."""
+
+    name = "dp-sgd"
 
     epsilon: PositiveFloat = 8.0
     """The guarantee's epsilon; 8 is a common choice for images, below 1 a strong guarantee."""
@@ -55,45 +54,33 @@ class DPSGD:
     clip: PositiveFloat = 1.0
     """Largest Euclidean norm of an image's gradient (opacus's examples: 1)."""
     batch_size: PositiveInt | None = None
-    """Mean images a step; by default the recipe's. Larger ones give less noise but fewer steps."""
+    """Mean number of images in a step; by default the recipe's. More give less noise but fewer steps."""
     accountant: Literal["rdp", "prv"] = "rdp"
-    """How the privacy is counted: Renyi (Mironov 2017), or prv (Gopi et al. 2021), tighter and slower."""
+    """Privacy accountant: rdp (Mironov 2017) or prv (Gopi et al. 2021), which is tighter and slower."""
 
-    @property
-    def level(self) -> Level:
-        return "model"
-
-    def fit(
-        self,
-        material: Material,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
+    def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
         """Train privately on all private images for the recipe's epochs, by its optimiser.
 
         Raises:
             InputError: opacus is missing, there are no public images, or delta is too large.
         """
         opacus = import_opacus()
-        images = len(material.private)
+        images = len(data.private)
         delta = images**-1.1 if self.delta is None else self.delta
         if delta >= 1.0 / images:
             raise InputError(
                 f"dp-sgd: expected delta below 1 / {images} images, found {delta:g}; a larger one "
                 "allows giving whole images away"
             )
-        if len(material.public) == 0:
+        if len(data.public) == 0:
             raise InputError(
                 "dp-sgd: needs public images for the normalisation, since private images' mean and "
                 "standard deviation would leak; give --public DIR"
             )
         training = replace(
-            material.training,
+            data.training,
             validation=0.0,
-            batch_size=min(images, self.batch_size or material.training.batch_size),
+            batch_size=min(images, self.batch_size or data.training.batch_size),
         )
         steps = training.epochs_for(images) * math.ceil(images / training.batch_size)
         rate = training.batch_size / images
@@ -107,12 +94,9 @@ class DPSGD:
             )
         )
         accountant = opacus.accountants.create_accountant(self.accountant)
-        channels, size, _ = material.image_shape
-        mean, std = channel_statistics(material.public.floats(size=size, channels=channels))
-        defended = retrained(
-            "dp-sgd",
-            material,
-            undefended,
+        channels, size, _ = data.image_shape
+        mean, std = channel_statistics(data.public.floats(size=size, channels=channels))
+        return TrainingPlan(
             training=training,
             variation=Variation(
                 loss=mean_cross_entropy,
@@ -122,39 +106,35 @@ class DPSGD:
                     noise=noise,
                     clip=self.clip,
                     images=training.batch_size,
-                    taken=lambda: accountant.step(noise_multiplier=noise, sample_rate=rate),
+                    on_step=lambda: accountant.step(noise_multiplier=noise, sample_rate=rate),
                 ),
             ),
-            rng=rng,
-            progress=progress,
-            device=device,
+            final_facts=lambda: {
+                "epsilon": round(float(accountant.get_epsilon(delta=delta)), 4),
+                "delta": delta,
+                "noise_multiplier": noise,
+                "clip": self.clip,
+                "sample_rate": rate,
+                "steps": steps,
+            },
         )
-        facts = {
-            "epsilon": round(float(accountant.get_epsilon(delta=delta)), 4),
-            "delta": delta,
-            "noise_multiplier": noise,
-            "clip": self.clip,
-            "sample_rate": rate,
-            "steps": steps,
-        }
-        return replace(defended, facts={**defended.facts, **facts})
 
 
 @dataclass(frozen=True)
 class PrivateSteps:
     """Poisson-sampled steps with clipped and noised per-image gradients.
 
-    noise: standard deviation of the noise as a multiple of ``clip``. images: mean images a step.
-    taken: called after each step.
+    noise: standard deviation of the noise as a multiple of ``clip``. images: mean number of images
+    in a step. on_step: called after each step.
     """
 
     noise: float
     clip: float
     images: int
-    taken: Callable[[], None]
+    on_step: Callable[[], None]
 
     def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
-        """Each image is in each step with probability ``batch_size / images``; a step may be empty."""
+        """Draw each image for each step with probability ``batch_size / images``; a step may be empty."""
         steps = math.ceil(images / batch_size)
         drawn = torch.rand(steps, images, generator=rng) < batch_size / images
         return [row.nonzero().squeeze(1) for row in drawn]
@@ -172,20 +152,20 @@ class PrivateSteps:
             expected_batch_size=self.images,
             generator=follow(generator(seed, "noise"), device),
         )
-        private.attach_step_hook(lambda _: self.taken())
+        private.attach_step_hook(lambda _: self.on_step())
         return private, hooked.to_standard_module
 
 
 def mean_cross_entropy(module: Classifier, batch: Batch) -> Tensor:
-    """Mean cross-entropy, 0 for an empty batch; the one loss whose clipping the guarantee covers here."""
-    # Without a gradient to pass on, the first layer's hook would warn at every step.
+    """Return the mean cross-entropy, 0 for an empty batch; the guarantee covers this loss alone."""
+    # The first layer's hook warns at every step if its input needs no gradient.
     inputs = batch.inputs.detach().requires_grad_(True)
     total = F.cross_entropy(module(inputs), batch.labels, reduction="sum")
     return total / max(1, len(batch.labels))
 
 
 def import_opacus() -> Any:
-    """The opacus package with the parts used here.
+    """Return the opacus package with the modules used here imported.
 
     Raises:
         InputError: it is not installed.

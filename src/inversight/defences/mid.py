@@ -1,11 +1,11 @@
-"""MID: a bottleneck that limits what predictions tell of the image.
+"""MID: a bottleneck that limits the information that predictions hold about the image.
 
 Paper: Wang et al., "Improving Robustness to Model Inversion Attacks via Mutual Information
 Regularization", AAAI 2021; the bound is the deep variational information bottleneck's (Alemi et al.,
-ICLR 2017). A normal code z between penultimate features and logits; the loss is the recipe's on a
-drawn z plus ``weight`` times KL(q(z | x) || N(0, I)), an upper bound on the information between image
-and prediction.
-Protects: lowers, on average over images, what the prediction tells of the image.
+ICLR 2017). A normal code z is drawn between penultimate features and logits; the loss is the recipe's
+on z plus ``weight`` times KL(q(z | x) || N(0, I)), an upper bound on the information between image and
+prediction.
+Protects: lowers the information that predictions hold about the image, on average over images.
 Does not protect: gives no guarantee and nothing for a single image; the layers before the code are not
 limited, and an attacker with the weights can read those.
 Costs: accuracy, growing with ``weight``; one small layer.
@@ -20,58 +20,39 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from inversight.core.config import settings
-from inversight.core.progress import Progress, silent
-from inversight.defences.base import Defended, Level, Material
-from inversight.defences.retraining import retrained
+from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 from inversight.models.networks import Classifier, NetworkOptions, stages_for
-from inversight.models.target import Target
 from inversight.models.training import Batch, Variation, recipe_loss
 from inversight.settings import Training
 
 
 @settings
-class MID:
-    """Mutual information regularisation by a variational bottleneck."""
+class MID(TrainingDefence):
+    """Limit the information about the image by a variational bottleneck (MID)."""
+
+    name = "mid"
 
     weight: NonNegativeFloat = 0.01
     """Weight of the information term, in nats (published comparisons try 0.001 to 0.05)."""
     code: PositiveInt | None = None
-    """Values of the code; by default half as many as penultimate features, as published networks."""
+    """Dimension of the code; by default half that of the penultimate features, as in published networks."""
 
-    @property
-    def level(self) -> Level:
-        return "model"
-
-    def fit(
-        self,
-        material: Material,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
-        """Train a network with a bottleneck by the same recipe."""
-        features = material.training.width * 2 ** stages_for(material.image_shape[1])
+    def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
+        """Train a network with a bottleneck."""
+        features = data.training.width * 2 ** stages_for(data.image_shape[1])
         code = features // 2 if self.code is None else self.code
-        return retrained(
-            "mid",
-            material,
-            undefended,
+        return TrainingPlan(
             variation=Variation(
-                loss=InformationLoss(material.training, self.weight),
+                loss=InformationLoss(data.training, self.weight),
                 network=NetworkOptions(bottleneck=code),
             ),
             facts={"weight": self.weight, "code": code},
-            rng=rng,
-            progress=progress,
-            device=device,
         )
 
 
 @dataclass(frozen=True)
 class InformationLoss:
-    """The recipe's loss on a drawn code plus ``weight`` times its KL divergence from N(0, I)."""
+    """The recipe's loss on a random code plus ``weight`` times its KL divergence from N(0, I)."""
 
     training: Training
     weight: float
@@ -85,5 +66,5 @@ class InformationLoss:
 
 
 def normal_divergence(mean: Tensor, std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, I)) of each row in nats, in [0, inf); (N, D) -> (N,)."""
+    """Return KL(N(mean, std^2) || N(0, I)) of each row in nats, in [0, inf); (N, D) -> (N,)."""
     return 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * std.log()).sum(1)

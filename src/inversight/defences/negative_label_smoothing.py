@@ -1,14 +1,14 @@
-"""Negative label smoothing: labels sharper than hard ones.
+"""Negative label smoothing: labels that are sharper than one-hot ones.
 
 Paper: Struppek et al., "Be Careful What You Smooth For", ICLR 2024. The label is (1 - alpha) times the
 class plus alpha / K for each of the K classes, with alpha below 0. The network is pushed to give the
-other classes no probability at all, which makes its gradients poor guides for an attack; positive
+other classes no probability at all, which makes its gradients less useful to an attack; positive
 smoothing makes attacks easier.
-Protects: makes attacks that follow the target's gradients or scores find less.
-Does not protect: gives no guarantee. It acts on the guide and not on what is stored, so attacks that
-find their way without it are not concerned.
-Costs: calibration (overconfident scores), and some accuracy. Cross-entropy always; a recipe with focal
-loss loses it here.
+Protects: makes attacks that use the target's gradients or scores less effective.
+Does not protect: gives no guarantee. It changes gradients and scores, not what the network has
+memorised, so attacks that do not use them are not affected.
+Costs: calibration (overconfident scores), and some accuracy. The loss is cross-entropy, also where the
+recipe has the focal loss.
 """
 
 from __future__ import annotations
@@ -16,48 +16,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from inversight.core.config import Fraction, settings
 from inversight.core.errors import InputError
-from inversight.core.progress import Progress, silent
-from inversight.defences.base import Defended, Level, Material
-from inversight.defences.retraining import retrained
+from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 from inversight.models.networks import Classifier
-from inversight.models.target import Target
 from inversight.models.training import Batch, Variation
 
 Negative = Annotated[float, Field(le=0.0)]
 
 
 @settings
-class NegativeLabelSmoothing:
-    """Smooth labels by a negative share, moved towards step by step."""
+class NegativeLabelSmoothing(TrainingDefence):
+    """Smooth labels with a negative coefficient that is reached gradually."""
+
+    name = "negative-label-smoothing"
 
     alpha: Negative = -0.05
-    """The share at the end, at most 0 (paper: -0.05)."""
+    """Smoothing coefficient at the end of the training, at most 0 (paper: -0.05)."""
     hard_until: Fraction = 0.25
-    """Share of the training with hard labels; sharper ones from the start teach nothing yet."""
+    """Fraction of the training with one-hot labels; sharper ones teach an untrained network nothing."""
     full_from: Fraction = 0.75
-    """Share of the training from which alpha is whole; linear in between. No earlier epoch is kept."""
+    """Fraction of the training after which alpha applies in full, linear before; no earlier epoch is kept."""
 
-    @property
-    def level(self) -> Level:
-        return "model"
-
-    def fit(
-        self,
-        material: Material,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
-        """Train by the same recipe on such labels; early stopping looks at the final alpha's loss.
+    def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
+        """Train on smoothed labels; early stopping uses the loss with the final alpha.
 
         Raises:
             InputError: the schedule ends before it begins.
@@ -68,32 +54,26 @@ class NegativeLabelSmoothing:
                 f"{self.hard_until:g} and {self.full_from:g}"
             )
         loss = ScheduledSmoothing(self.alpha, self.hard_until, self.full_from)
-        return retrained(
-            "negative-label-smoothing",
-            material,
-            undefended,
+        return TrainingPlan(
             variation=Variation(
                 loss=loss,
                 held_loss=lambda logits, labels: smoothed_loss(logits, labels, self.alpha),
                 settles=self.full_from,
             ),
             facts={"alpha": self.alpha},
-            rng=rng,
-            progress=progress,
-            device=device,
         )
 
 
 @dataclass(frozen=True)
 class ScheduledSmoothing:
-    """Label smoothing whose share goes from 0 to ``alpha`` while the training is between two shares."""
+    """Label smoothing that goes from 0 to ``alpha`` between two fractions of the training."""
 
     alpha: float
     hard_until: float
     full_from: float
 
     def at(self, done: float) -> float:
-        """The share of smoothing where ``done`` in [0, 1) of the training lies behind."""
+        """Return the smoothing coefficient after ``done`` in [0, 1) of the training."""
         if done >= self.full_from:
             return self.alpha
         if done <= self.hard_until:
@@ -105,10 +85,10 @@ class ScheduledSmoothing:
 
 
 def smoothed_loss(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
-    """Mean cross-entropy with labels (1 - alpha) y + alpha / K, any alpha up to 1 (paper, section 2).
+    """Return the mean cross-entropy with labels (1 - alpha) y + alpha / K, alpha <= 1 (paper, section 2).
 
-    Below 0 for alpha < 0 once the network is sure. ``torch.nn.functional.cross_entropy`` smooths by
-    shares from 0 to 1 only.
+    It is negative for alpha < 0 once the network is confident. ``torch.nn.functional.cross_entropy``
+    takes smoothing from 0 to 1 only.
     """
     log_p = F.log_softmax(logits, dim=1)
     hard = F.nll_loss(log_p, labels)

@@ -1,18 +1,19 @@
-"""Purification: the model stays as it is, and its answers are made coarser.
+"""Purification: the model is unchanged, and its scores are made coarser.
 
 Paper: the name is Yang et al.'s, "Defending Model Inversion and Membership Inference Attacks via
 Prediction Purification", 2020, who train a network for it; rounding scores is Fredrikson et al.'s (CCS
-2015), and only the best classes is a common form (Shokri et al. 2017). These are the plain forms.
-Protects: gives an attacker with scores access less to climb by.
-Does not protect: does nothing at all against who has the weights, and next to nothing against label
-access, whose answers it leaves as they are; attacks made for labels work on coarse scores too. Averages
-over many slightly changed queries can win back what rounding took.
-Costs: no accuracy, the best class stays; scores that are no longer calibrated.
+2015), and giving out the top classes only is common (Shokri et al. 2017). These are the plain forms.
+Protects: gives an attacker with access to scores a coarser signal.
+Does not protect: it has no effect against an attacker who has the weights, and next to none against
+label access, because labels stay the same; attacks for labels work on coarse scores too. Averages over
+many slightly changed queries can recover rounded values.
+Costs: no accuracy, since the best class stays; scores are no longer calibrated.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -21,38 +22,36 @@ from torch import Tensor
 from inversight.core.config import settings
 from inversight.core.errors import InputError
 from inversight.core.progress import Progress, silent
-from inversight.defences.base import Defended, Level, Material
+from inversight.defences.base import DefenceData, Defended, Level
 from inversight.models.target import Target
 
 _LEAD = 1e-6
-"""What the best class is given above a tie that rounding makes."""
+"""Added to the best class, so that it stays the best where rounding makes a tie."""
 
 
 @settings
 class Purification:
-    """Give out coarser scores: softened, of the best classes only, rounded; in this order."""
+    """Give out coarser scores: softened, top classes only, rounded, in this order."""
+
+    level: ClassVar[Level] = "output"
 
     decimals: NonNegativeInt | None = 1
     """Decimals that scores are rounded to (Fredrikson et al. 2015: 0.05 to 0.1 stops their attack)."""
     top_k: PositiveInt | None = None
-    """Classes whose scores are given out, the others are 0; all by default."""
+    """Number of classes whose scores are given out, the others are 0; all by default."""
     temperature: PositiveFloat = 1.0
-    """Scores are raised to the power 1 / temperature: above 1 more even, below 1 more certain."""
-
-    @property
-    def level(self) -> Level:
-        return "output"
+    """Scores are raised to the power 1 / temperature: above 1 more even, below 1 more confident."""
 
     def fit(
         self,
-        material: Material,
+        data: DefenceData,
         undefended: Target,
         *,
         rng: torch.Generator,
         progress: Progress = silent,
         device: torch.device | str = "cpu",
     ) -> Defended:
-        """The undefended target with such answers; nothing is trained, and there is nothing to save.
+        """Return the undefended target with coarser scores; nothing is trained and nothing can be saved.
 
         Raises:
             InputError: the settings change nothing.
@@ -62,11 +61,8 @@ class Purification:
                 "purification: these settings change nothing; set decimals, top_k or temperature"
             )
         outputs = Purified(self.decimals, self.top_k, self.temperature)
-        facts: dict[str, float | int | str] = {"temperature": self.temperature}
-        if self.decimals is not None:
-            facts["decimals"] = self.decimals
-        if self.top_k is not None:
-            facts["top_k"] = self.top_k
+        values = {"temperature": self.temperature, "decimals": self.decimals, "top_k": self.top_k}
+        facts = {name: value for name, value in values.items() if value is not None}
         progress(1, 1)
         target = replace(undefended, outputs=outputs, spec=f"{undefended.spec}, purification")
         return Defended(target=target.to(device), classifier=None, facts=facts)
@@ -74,7 +70,7 @@ class Purification:
 
 @dataclass(frozen=True)
 class Purified:
-    """Probabilities (N, K) -> coarser probabilities (N, K) that sum to 1, with the same best class."""
+    """Maps probabilities (N, K) to coarser ones (N, K) that sum to 1, with the same best class."""
 
     decimals: int | None
     top_k: int | None

@@ -30,7 +30,7 @@ from inversight.core.run import (
     write_text,
 )
 from inversight.core.seeding import generator
-from inversight.defences import DEFENCES, Defence, Defended, Material
+from inversight.defences import DEFENCES, Defence, DefenceData, Defended
 from inversight.defences.outcomes import (
     NONE,
     TOLERANCE,
@@ -129,7 +129,7 @@ class _Comparison:
     samples: pd.DataFrame
     protected: tuple[str, ...]
     rule: str
-    exposed: torch.Tensor
+    protected_rows: torch.Tensor
     seeds: tuple[int, ...]
     tolerance: float
     reporter: Reporter
@@ -177,8 +177,8 @@ class _Comparison:
         names, rule = _protected(samples, protect, plan.settings.fdr)
         real = _real_names(run)
         row = {name: i for i, name in enumerate(plan.inputs.private.ids)}
-        exposed = torch.zeros(len(row), dtype=torch.bool)
-        exposed[[row[real.get(name, name)] for name in names]] = True
+        protected_rows = torch.zeros(len(row), dtype=torch.bool)
+        protected_rows[[row[real.get(name, name)] for name in names]] = True
         folder = out or run / "defences"
         if not (folder / "runs").is_dir():
             check_new_folder(folder, needed_bytes=20_000_000 * (1 + len(defences)) * seeds)
@@ -186,7 +186,7 @@ class _Comparison:
         # come out less so whenever anything is repeated, with or without a defence.
         first = plan.settings.seed + 1
         return cls(
-            run, folder, plan, defences, settings, samples, tuple(names), rule, exposed,
+            run, folder, plan, defences, settings, samples, tuple(names), rule, protected_rows,
             tuple(range(first, first + seeds)), tolerance, reporter,
         )  # fmt: skip
 
@@ -334,9 +334,9 @@ class _Comparison:
         """The defended model, trained unless that was done before."""
         defence = self.defences[name]
         undefended = self._undefended(self.folder / "runs" / f"{NONE}-{seed}")
-        material = Material(
+        data = DefenceData(
             private=self.plan.inputs.private,
-            exposed=self.exposed,
+            protected=self.protected_rows,
             public=self.plan.public_at_work,
             image_shape=self.plan.shape,
             training=self.plan.settings.target_training,
@@ -345,7 +345,7 @@ class _Comparison:
 
         def fit(progress: Progress) -> Defended:
             return defence.fit(
-                material,
+                data,
                 undefended.to(self.plan.device),
                 # The seed of the undefended training, so that both begin alike.
                 rng=generator(seed, "target"),
@@ -449,7 +449,7 @@ def _built(
         name = (spec if isinstance(spec, str) else str(spec["class"])).rpartition(":")[2]
         if not isinstance(made, Defence):
             raise ConfigError(
-                f"--defence {name}: expected `level` and `fit(material, undefended, *, rng, "
+                f"--defence {name}: expected `level` and `fit(data, undefended, *, rng, "
                 "progress, device)`"
             )
         if name in defences or name in (NONE, GIVEN):
