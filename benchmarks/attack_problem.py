@@ -14,7 +14,7 @@ from torch import Tensor
 
 from base_audits import base_audit, base_settings
 from inversight.adaptation import adapt
-from inversight.attacks import ATTACKS, Attack, Reconstructions, control, run_attack
+from inversight.attacks import Attack, Reconstructions, control, run_attack
 from inversight.core.config import build
 from inversight.core.console import Quiet
 from inversight.core.imaging import to_uint8
@@ -27,7 +27,7 @@ from inversight.models.target import Target, target_of
 from inversight.pipeline import Plan
 from inversight.pipeline.evaluation import Evaluation, evaluate
 from inversight.priors import StylePrior
-from inversight.settings import Adaptation, AuditSettings, resolve
+from inversight.settings import ATTACKS, Adaptation, AuditSettings, resolve
 from study_data import TRUNCATED
 
 MEASURES = (

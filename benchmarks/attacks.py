@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save_file
 
 from attack_problem import MEASURES, STEPS, Attacked
 from common import finish, machine, parser, work_folder, work_option
-from inversight.attack_names import ATTACK_NAMES
 from inversight.attacks import PlugAndPlay, Reconstructions
 from inversight.priors import StylePrior
+from inversight.settings import ATTACKS
 from study import interval, numbers
 
 WORK = Path("benchmarks/out/defences")
@@ -115,7 +115,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--datasets", type=lambda text: text.split(","))
     made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
     made.add_argument(
-        "--attacks", default=(*BASELINES, *ATTACK_NAMES), type=lambda text: text.split(",")
+        "--attacks", default=(*BASELINES, *ATTACKS), type=lambda text: text.split(",")
     )
     made.add_argument("--arms", default=_ALL_ARMS, type=lambda text: text.split(","))
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
@@ -132,7 +132,7 @@ def _options() -> argparse.Namespace:
     options.datasets = options.datasets or (
         ["digits"] if options.small else ["faces-32", "vehicles-same"]
     )
-    unknown = [name for name in options.attacks if name not in (*BASELINES, *ATTACK_NAMES)]
+    unknown = [name for name in options.attacks if name not in (*BASELINES, *ATTACKS)]
     if unknown:
         raise SystemExit(f"--attacks: no such attack: {', '.join(unknown)}")
     return options

@@ -27,12 +27,11 @@ from typing import Any
 from scipy.stats import t
 
 from common import finish, machine, parser
-from inversight.adaptation import ARMS
 from inversight.core.config import merge, parse_assignment, to_mapping
 from inversight.core.console import Terminal
 from inversight.core.run import Run, read_manifest
 from inversight.pipeline import Plan, execute
-from inversight.settings import AuditSettings, resolve
+from inversight.settings import ARMS, AuditSettings, resolve
 from study_data import DATASETS, DataSet
 
 MEASURES = (

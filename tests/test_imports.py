@@ -33,6 +33,10 @@ def test_help_and_typing_errors_load_nothing_heavy(arguments: list[str]) -> None
     assert not loaded(code) & set(HEAVY)
 
 
+def test_settings_load_no_pytorch() -> None:
+    assert not loaded("import inversight.settings; inversight.settings.resolve({})") & set(HEAVY)
+
+
 def test_an_audit_is_prepared_without_what_few_of_them_need() -> None:
     found = loaded("import inversight.pipeline")
     assert "torch" in found and not found & {"torchvision", "sklearn", "timm", "cmaes"}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from inversight.attacks import ATTACKS, MiFace, PlugAndPlay
+from inversight.attacks import MiFace, PlugAndPlay
 from inversight.core.config import build, documented_yaml, to_mapping
 from inversight.core.errors import ConfigError
 from inversight.models.target import Access
-from inversight.settings import AuditSettings, attack_budget, prior_training, resolve
+from inversight.settings import ATTACKS, AuditSettings, attack_budget, prior_training, resolve
 from tests.examples import NoisePrior
 
 REAL: dict[str, Any] = {"private": "p", "public": "q"}
@@ -94,7 +94,7 @@ def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
     preset: str, given: dict[str, Any]
 ) -> None:
     """Images forward and back before its halvings; pixels alone, without a prior, take twice as many."""
-    names = [n for n, kind in ATTACKS.items() if kind().access is Access.WHITE_BOX]
+    names = [n for n in ATTACKS if build(n, ATTACKS, role="attack").access is Access.WHITE_BOX]
     found = resolve({**given, "preset": preset, "attack": names})
     plain, *others = (build(spec, ATTACKS, role="attack") for spec in found.attack)
     assert isinstance(plain, PlugAndPlay) and len(others) == 8

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inversight.adaptation import ARMS, Pull, adapt, pulls_of
+from inversight.adaptation import Pull, adapt, pulls_of
 from inversight.adaptation.guidance import Guidance
 from inversight.adaptation.terms import CriticEntropy, Margin, Observation
-from inversight.arm_names import ARM_NAMES
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.models.target import Target
@@ -163,7 +162,6 @@ def test_the_critics_entropy_pulls_through_the_critic() -> None:
 
 
 def test_weights_are_the_arms_own() -> None:
-    assert ARMS == ARM_NAMES
     absolute = Adaptation(scale="absolute")
     assert pulls_of("pseudo-labels", absolute, None) == [Pull(Margin(), 0.2)]
     assert pulls_of("target-aware", absolute, None) == [Pull(CriticEntropy(), 1e-4)]

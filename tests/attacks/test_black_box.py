@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from inversight.attacks import (
-    ATTACKS,
     Attack,
     C2fMi,
     CmaEs,
@@ -29,6 +28,7 @@ from inversight.models.target import Access, Target
 from inversight.priors import Prior
 from tests.attacks.toy import (
     CENTRES,
+    CLASSES,
     LABELS,
     SIZE,
     FlatPrior,
@@ -315,7 +315,7 @@ def test_scores_are_enough_and_more_changes_nothing(how: Attack) -> None:
 
 @ALL
 def test_follows_the_protocol_and_tells_progress(target: Target, how: Attack) -> None:
-    assert isinstance(how, Attack) and type(how) in ATTACKS.values()
+    assert isinstance(how, Attack) and type(how) in CLASSES.values()
     told: list[tuple[int, int]] = []
     run_attack(
         how, target, FlatPrior(), LABELS, rng=generator(0),

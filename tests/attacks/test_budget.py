@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from inversight.attacks import (
-    ATTACKS,
     Attack,
     BrepMi,
     C2fMi,
@@ -27,6 +26,7 @@ from inversight.core.seeding import generator
 from inversight.models.target import Access
 from inversight.settings import Training
 from tests.attacks.toy import (
+    CLASSES,
     LABELS,
     FlatPrior,
     Nearest,
@@ -70,7 +70,7 @@ EACH: dict[str, Attack] = {
 
 @pytest.mark.parametrize("name", EACH)
 def test_no_more_is_sent_than_the_budget(name: str) -> None:
-    assert type(EACH[name]) is ATTACKS[name]
+    assert type(EACH[name]) is CLASSES[name]
     module = NearestByLayer()
     used = run_attack(EACH[name], toy_target(module), OpenPrior(), LABELS, rng=generator(0)).queries
     assert used is not None

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from inversight.attacks import (
-    ATTACKS,
     Attack,
     BrepMi,
     Lokt,
@@ -25,6 +24,7 @@ from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
 from inversight.settings import Training
 from tests.attacks.toy import (
+    CLASSES,
     LABELS,
     SIZE,
     Discs,
@@ -118,7 +118,7 @@ def test_the_size_of_scores_does_not_matter(how: Attack) -> None:
 @BOTH
 def test_the_shape_of_what_it_returns(target: Target, how: Attack) -> None:
     found = attack(target, how)
-    assert isinstance(how, Attack) and type(how) in ATTACKS.values()
+    assert isinstance(how, Attack) and type(how) in CLASSES.values()
     assert found.images.shape == (9, 1, SIZE, SIZE)
     assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert not found.latents.requires_grad and not found.images.requires_grad

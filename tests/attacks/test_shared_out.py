@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inversight.attacks import (
-    ATTACKS,
     Attack,
     CmaEs,
     MiFace,
@@ -32,12 +31,12 @@ from tests.attacks import one_of_two
 from tests.attacks.test_black_box import SHORT
 from tests.attacks.test_label_only import QUICK, REPELLED
 from tests.attacks.test_white_box import TABLE, short
-from tests.attacks.toy import LABELS, LinearPrior, NearestByLayer, OpenPrior, toy_target
+from tests.attacks.toy import CLASSES, LABELS, LinearPrior, NearestByLayer, OpenPrior, toy_target
 from tests.priors.test_processes import needs_accelerate, together
 
 EACH: dict[str, Attack] = {
     **{name: short(row) for name, row in TABLE.items()},
-    **{name: how for how in SHORT for name, kind in ATTACKS.items() if type(how) is kind},
+    **{name: how for how in SHORT for name, kind in CLASSES.items() if type(how) is kind},
     "brep-mi": replace(REPELLED, iterations=6),
     "lokt": QUICK,
 }
@@ -68,7 +67,7 @@ def together_as(parts: list[Part], name: str) -> Tensor:
 
 
 def test_every_attack_is_tried() -> None:
-    assert EACH.keys() == ATTACKS.keys()
+    assert EACH.keys() == CLASSES.keys()
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.attack_names import ATTACK_NAMES
 from inversight.attacks import (
-    ATTACKS,
     Attack,
     Gmi,
     IfGmi,
@@ -41,6 +39,7 @@ from inversight.priors.base import Prior
 from inversight.priors.classes import conditioned
 from inversight.settings import PriorTraining
 from tests.attacks.toy import (
+    CLASSES,
     LABELS,
     SIZE,
     FlatPrior,
@@ -163,9 +162,8 @@ def short(row: Row, **changes: Any) -> Any:
 
 
 def test_every_attack_with_gradients_is_in_the_table() -> None:
-    assert set(TABLE) == {n for n, kind in ATTACKS.items() if kind().access is Access.WHITE_BOX}
-    assert all(isinstance(row.attack, ATTACKS[name]) for name, row in TABLE.items())
-    assert tuple(ATTACKS) == ATTACK_NAMES
+    assert set(TABLE) == {n for n, kind in CLASSES.items() if kind().access is Access.WHITE_BOX}
+    assert all(isinstance(row.attack, CLASSES[name]) for name, row in TABLE.items())
 
 
 @EACH

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inversight.core.config import build
 from inversight.models.target import Target
 from inversight.priors import Halfway
+from inversight.settings import ATTACKS
+
+CLASSES = {name: type(build(name, ATTACKS, role="attack")) for name in ATTACKS}
+"""The attacks' classes by their names."""
 
 SIZE = 8
 LABELS = torch.tensor([0, 1, 2])

@@ -151,7 +151,7 @@ def test_import_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_build_known_parts() -> None:
-    known = {"inner": Inner}
+    known = {"inner": f"{__name__}:Inner"}
     assert build("inner", known, role="--part") == Inner()
     assert build({"class": "inner", "steps": 3}, known, role="--part") == Inner(steps=3)
     assert build("fractions:Fraction", known, role="--part") == 0

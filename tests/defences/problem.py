@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inversight.core.config import build
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
-from inversight.defences import DEFENCES, Defence, DefenceData, Defended
+from inversight.defences import Defence, DefenceData, Defended
 from inversight.models.target import Target, target_of
 from inversight.models.training import train_classifier
-from inversight.settings import Training
+from inversight.settings import DEFENCES, Training
 
 QUICK = Training(width=4, epochs=8, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
 LONGER = replace(QUICK, epochs=30, learning_rate=0.01)
@@ -88,6 +89,6 @@ def kinds(module: nn.Module) -> set[type[nn.Module]]:
 
 
 def named(name: str, **values: Any) -> Defence:
-    made = DEFENCES[name](**values)
+    made = build({"class": name, **values}, DEFENCES, role="--defence")
     assert isinstance(made, Defence)
     return made

@@ -13,9 +13,10 @@ import torch
 from inversight.core.config import build
 from inversight.core.errors import ConfigError, InputError
 from inversight.core.seeding import generator
-from inversight.defences import DEFENCES, Defence, DefenceData, Defended
+from inversight.defences import Defence, DefenceData, Defended
 from inversight.models.networks import load_classifier, save_classifier
 from inversight.models.target import Access, Target, target_of
+from inversight.settings import DEFENCES
 from tests.defences.problem import defend, equal, images, named, training_data, undefended
 
 OPACUS = pytest.mark.skipif(

@@ -17,14 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import inversight.pipeline.estimate
-from inversight.attacks import ATTACKS, run_attack
+from inversight.attacks import run_attack
 from inversight.core.config import merge
 from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
 from inversight.pipeline import Plan
 from inversight.pipeline.estimate import Estimate, _planned, duration
-from inversight.settings import resolve
+from inversight.settings import ATTACKS, resolve
 
 TINY: dict[str, Any] = {
     "prior": {"steps": 20, "batch_size": 4, "width": 2},

@@ -50,47 +50,21 @@ from inversight.priors.pseudo_labels import (
     pseudo_labels,
     soft_labels,
 )
-from inversight.settings import Adaptation, PriorTraining
+from inversight.settings import ARMS, Adaptation, PriorTraining
 
-TERMS: dict[str, tuple[Term, ...]] = {
-    "vanilla": (),
-    "entropy": (Entropy(),),
-    "natural-gradient": (Entropy(),),
-    "balanced": (Entropy(), Balance()),
-    "statistics": (Statistics(),),
-    "projected": (),
-    "diverse": (Spread(),),
-    "conditional": (Spread(),),
-    "pseudo-labels": (Margin(),),
-    "target-aware": (CriticEntropy(),),
+TERMS: dict[str, Term] = {
+    "entropy": Entropy(),
+    "balance": Balance(),
+    "statistics": Statistics(),
+    "spread": Spread(),
+    "margin": Margin(),
+    "critic-entropy": CriticEntropy(),
 }
-"""What each arm guides by; the first three are the paper's, five ours, the last two other attacks'.
-``projected``, ``diverse`` and ``conditional`` also guide by what is made for a target:
-:class:`Projected`."""
+"""The guidance terms that ``Arm.terms`` names."""
 
-CONDITIONED = ("conditional", "pseudo-labels")
-"""Arms whose prior is conditioned on the classes that the target puts public images in."""
-
-_PROJECTING = ("projected", "diverse", "conditional")
 _SPREAD = 0.5
 """Weight of what ``diverse`` adds to ``projected``, relative to the arm's own: from three seeds of
 digits."""
-
-ARMS = tuple(TERMS)
-
-WEIGHTS = {
-    "entropy": 0.3,
-    "natural-gradient": 0.3,
-    "balanced": 0.3,
-    "statistics": 1.0,
-    "projected": 3.0,
-    "diverse": 3.0,
-    "conditional": 3.0,
-    "pseudo-labels": 0.3,
-    "target-aware": 0.3,
-}
-"""Each guided arm's weight where none is given, from a few trials: see docs/evidence.md; those of the
-last two are like the paper's arms', not tried."""
 
 _LEAST_OF_A_CLASS = 30
 """Public images that a class of ``conditional`` has at least, where there are as many: PLG-MI's number."""
@@ -116,12 +90,12 @@ def check_arm(arm: str, target: Target) -> None:
         ConfigError: statistics without batch normalisation; projected, diverse or conditional without
             convolutions.
     """
-    if arm == "statistics" and not batch_norms(target.module):
+    if ARMS[arm].batch_norm and not batch_norms(target.module):
         raise ConfigError(
             f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
             f"{target.spec} has none: use another --arm"
         )
-    if arm in _PROJECTING and not convolutions(target.module):
+    if ARMS[arm].projected and not convolutions(target.module):
         raise ConfigError(
             f"arm {arm} needs a target with convolutions, by whose maps it judges; {target.spec} has "
             "none: use another --arm"
@@ -140,17 +114,16 @@ def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
             "adaptation.pivots_tuning: there is nothing to tune to without adaptation.pivots: set that "
             "as well, to about as many as an attack keeps of a class"
         )
-    if arm == "pseudo-labels":
-        check_enough(images, adaptation.pseudo_labels_top, "pseudo_labels_top")
-    if arm == "conditional" and adaptation.conditional_top is not None:
-        check_enough(images, adaptation.conditional_top, "conditional_top")
+    setting = ARMS[arm].images_per_class
+    top = None if setting is None else getattr(adaptation, setting)
+    if setting is not None and top is not None:
+        check_enough(images, top, setting)
 
 
 def weight_of(arm: str, adaptation: Adaptation) -> float:
     """The weight that was given, or else the arm's own; 0 for ``vanilla``."""
-    if arm == "vanilla" or adaptation.weight is None:
-        return WEIGHTS.get(arm, 0.0)
-    return adaptation.weight
+    default = ARMS[arm].weight
+    return default if default == 0.0 or adaptation.weight is None else adaptation.weight
 
 
 def pulls_of(
@@ -167,25 +140,25 @@ def pulls_of(
     """
     if arm not in ARMS:
         raise ConfigError(f"arm: expected one of {', '.join(ARMS)}, found {arm!r}")
+    facts = ARMS[arm]
     weight = weight_of(arm, adaptation)
-    published = {
-        "pseudo-labels": adaptation.pseudo_labels_alpha,
-        "target-aware": adaptation.target_aware_entropy,
-    }.get(arm)
+    name = facts.published_weight
+    published = None if name is None else float(getattr(adaptation, name))
     if weight == 0.0 or published == 0.0:
         return []
     if published is not None and adaptation.scale == "absolute":
         weight = published
-    if arm == "natural-gradient":
+    terms = [TERMS[name] for name in facts.terms]
+    if facts.natural_gradient:
         if metric is None:
             raise ConfigError("arm natural-gradient needs a guidance embedding")
         turned = preconditioner_of(adaptation, metric)
-        return [Pull(Entropy(), weight, turned, part=adaptation.guided_images)]
-    if arm in _PROJECTING:
+        return [Pull(term, weight, turned, part=adaptation.guided_images) for term in terms]
+    if facts.projected:
         if projected is None:
             raise ConfigError(f"arm {arm} needs the term made for the target")
-        return [Pull(projected, weight), *(Pull(term, _SPREAD * weight) for term in TERMS[arm])]
-    return [Pull(term, weight) for term in TERMS[arm]]
+        return [Pull(projected, weight), *(Pull(term, _SPREAD * weight) for term in terms)]
+    return [Pull(term, weight) for term in terms]
 
 
 def adapt(
@@ -218,7 +191,7 @@ def adapt(
     check_arm(arm, target)
     check_public(arm, adaptation, len(public))
     projected = None
-    if arm in _PROJECTING and weight_of(arm, adaptation) > 0.0:
+    if ARMS[arm].projected and weight_of(arm, adaptation) > 0.0:
         projected = Projected(
             target,
             public,
@@ -227,12 +200,12 @@ def adapt(
         )
     pulls = pulls_of(arm, adaptation, metric, projected)
     training = adaptation.training_of(training)
-    if arm in CONDITIONED:
+    if ARMS[arm].conditional:
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
     scores = None
-    if adaptation.pivots > 0 or arm in (*CONDITIONED, "target-aware"):
+    if adaptation.pivots > 0 or ARMS[arm].conditional or ARMS[arm].classifying_discriminator:
         scores = soft_labels(target, public)
     chosen, most = None, False
     if adaptation.pivots > 0 and scores is not None:
@@ -245,9 +218,9 @@ def adapt(
     summed = None
     if adaptation.scale == "absolute":
         # A mean in the papers of the two arms that are other attacks'.
-        summed = 1 if arm in ("pseudo-labels", "target-aware") else training.batch_size
+        summed = 1 if ARMS[arm].published_weight is not None else training.batch_size
     transform = None
-    if arm == "pseudo-labels":
+    if ARMS[arm].transformed:
         transform = partial(Transformations(), mirror=adaptation.pseudo_labels_mirror)
     guidance = None
     if pulls:
@@ -344,15 +317,16 @@ def _with_knowledge(
     """Where an arm that knows classes begins, its public images, and what the target says of them, by
     ``scores``, which such an arm has."""
     classes = target.num_classes
-    if prior.num_classes > 0 and (arm not in CONDITIONED or prior.num_classes != classes):
+    if prior.num_classes > 0 and (not ARMS[arm].conditional or prior.num_classes != classes):
+        able = " or ".join(name for name in ARMS if ARMS[name].conditional)
         raise ConfigError(
             f"arm {arm}: the prior is conditioned on {prior.num_classes} classes, and can go on with "
-            f"arm {' or '.join(CONDITIONED)} and a target of so many alone, found {classes}; give a "
+            f"arm {able} and a target of so many alone, found {classes}; give a "
             "prior that is not conditioned"
         )
     if scores is None:
         return prior, public, None
-    if arm in CONDITIONED:
+    if ARMS[arm].conditional:
         top = _images_of_a_class(arm, adaptation, len(public), classes)
         if top > 0:
             rows, labels = pseudo_labels(scores, top)
@@ -361,7 +335,7 @@ def _with_knowledge(
         if prior.num_classes == 0:
             prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
         return prior, public[rows], F.one_hot(labels, classes).float()
-    if arm == "target-aware":
+    if ARMS[arm].classifying_discriminator:
         return telling_classes(prior, classes), public, scores.exp()
     return prior, public, None
 

@@ -23,27 +23,7 @@ from inversight.attacks.search import LatentSearch
 from inversight.attacks.shared_out import gathered, run_share
 from inversight.attacks.vmi import Vmi
 
-ATTACKS = {
-    "plug-and-play": PlugAndPlay,
-    "gmi": Gmi,
-    "ked-mi": KedMi,
-    "vmi": Vmi,
-    "mirror": Mirror,
-    "lomma": Lomma,
-    "if-gmi": IfGmi,
-    "plg-mi": PlgMi,
-    "mi-face": MiFace,
-    "mirror-black-box": MirrorGenetic,
-    "cma-es": CmaEs,
-    "c2f-mi": C2fMi,
-    "rlb-mi": RlbMi,
-    "brep-mi": BrepMi,
-    "lokt": Lokt,
-}
-"""The attacks that have a name of their own."""
-
 __all__ = [
-    "ATTACKS",
     "Attack",
     "BrepMi",
     "C2fMi",

@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from inversight.arm_names import ARM_NAMES
-from inversight.attack_names import ATTACK_NAMES
 from inversight.core.config import documented_yaml, merge, nearest, parse_assignment, read_yaml
 from inversight.core.console import Terminal
 from inversight.core.errors import ConfigError, InversightError
+from inversight.settings import ARMS, ATTACKS
 
 app = typer.Typer(
     add_completion=False,
@@ -78,12 +77,10 @@ Features = Annotated[
 Guidance = Annotated[str | None, typer.Option(help="Metric of the natural gradient.")]
 Attacks = Annotated[
     list[str] | None,
-    typer.Option(
-        help=f"Attack to run: {', '.join(ATTACK_NAMES)} or package.module:Class; repeatable."
-    ),
+    typer.Option(help=f"Attack to run: {', '.join(ATTACKS)} or package.module:Class; repeatable."),
 ]
 ArmOption = Annotated[
-    str | None, typer.Option(help=f"How the prior is adapted: {', '.join(ARM_NAMES)}.")
+    str | None, typer.Option(help=f"How the prior is adapted: {', '.join(ARMS)}.")
 ]
 Images = Annotated[str | None, typer.Option(help="Pictures in the report: none, blurred, full.")]
 Set = Annotated[
@@ -389,7 +386,7 @@ def adapt(
     target: ModelOption,
     public: Annotated[Path, typer.Option(help="Folder of public images.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapted prior.")],
-    arm: Annotated[str, typer.Option(help=f"How the prior is adapted: {', '.join(ARM_NAMES)}.")] = (
+    arm: Annotated[str, typer.Option(help=f"How the prior is adapted: {', '.join(ARMS)}.")] = (
         "natural-gradient"
     ),
     guidance_embedding: Annotated[
@@ -441,7 +438,7 @@ def attack(
     out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
     attack: Annotated[
         str,
-        typer.Option(help=f"{', '.join(ATTACK_NAMES)} or package.module:Class."),
+        typer.Option(help=f"{', '.join(ATTACKS)} or package.module:Class."),
     ] = "plug-and-play",
     classes: Classes = None,
     mean: Mean = None,

@@ -14,13 +14,15 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import CoreSchema, PydanticKnownError
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from inversight.core.errors import ConfigError
 
@@ -53,6 +55,36 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the known word nearest to ``word``, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Annotates a setting that takes one or more of ``names``; help texts and --print-config list them.
+
+    ``names`` maps each to its meaning, which may be empty. With ``paths`` an import path
+    ``package.module:Class`` will do as well.
+    """
+
+    names: Mapping[str, str]
+    paths: bool = False
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The names, and how an import path looks if it is allowed."""
+        return (*self.names, "package.module:Class") if self.paths else tuple(self.names)
+
+    def check(self, value: Any) -> Any:
+        """Return ``value``; a string in it that is none of the names is a validation error."""
+        for name in value if isinstance(value, tuple) else (value,):
+            known = not isinstance(name, str) or name in self.names or (self.paths and ":" in name)
+            if not known:
+                raise PydanticKnownError("literal_error", {"expected": repr(self.expected)})
+        return value
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -169,11 +201,11 @@ def import_object(path: str, *, role: str) -> Any:
     return found
 
 
-def build(spec: str | Mapping[str, Any], known: Mapping[str, Any], *, role: str) -> Any:
+def build(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str) -> Any:
     """Make the part that ``spec`` names: a known name or an import path, with its settings.
 
-    ``spec`` is ``name`` or ``{"class": name, **settings}``; name is a key of ``known`` or
-    ``package.module:Class``. A plain class gets the settings as keyword arguments.
+    ``spec`` is ``name`` or ``{"class": name, **settings}``; name is a key of ``known``, a table of import
+    paths, or an import path ``package.module:Class``. A plain class gets the settings as keyword arguments.
 
     Raises:
         ConfigError: unknown name, unknown setting, value out of range, or the class refused.
@@ -182,15 +214,12 @@ def build(spec: str | Mapping[str, Any], known: Mapping[str, Any], *, role: str)
     name = values.pop("class", None)
     if not isinstance(name, str):
         raise ConfigError(f"{role}: expected a 'class' that names one of {', '.join(known)}")
-    if name in known:
-        cls = known[name]
-    elif ":" in name:
-        cls = import_object(name, role=role)
-    else:
+    if name not in known and ":" not in name:
         raise ConfigError(
             f"{role} {name}: expected one of {', '.join(known)} or package.module:Class"
             f"{nearest(name, known)}"
         )
+    cls = import_object(known.get(name, name), role=role)
     if hasattr(cls, "__pydantic_fields__"):
         return from_mapping(cls, values, where=f"{role} {name}: ")
     try:

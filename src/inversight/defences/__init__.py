@@ -20,23 +20,7 @@ from inversight.defences.replacement import Replacement
 from inversight.defences.rolss import RoLSS
 from inversight.defences.tl_dmi import TLDMI
 
-DEFENCES: dict[str, type[Defence]] = {
-    "removal": Removal,
-    "down-weighting": DownWeighting,
-    "augmentation": Augmentation,
-    "replacement": Replacement,
-    "dp-sgd": DPSGD,
-    "mid": MID,
-    "bido": BiDO,
-    "negative-label-smoothing": NegativeLabelSmoothing,
-    "tl-dmi": TLDMI,
-    "rolss": RoLSS,
-    "purification": Purification,
-}
-"""The defences that have a name of their own."""
-
 __all__ = [
-    "DEFENCES",
     "DPSGD",
     "MID",
     "TLDMI",

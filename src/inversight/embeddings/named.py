@@ -11,8 +11,8 @@ from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.embeddings.pixel import Pixel
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target, target_of
+from inversight.settings import EMBEDDINGS
 
-NAMES = ("lpips-vgg", "lpips-alex", "lpips-squeeze", "inception", "pixel", "public", "evaluator")
 Use = Literal["distance", "features"]
 
 
@@ -22,10 +22,10 @@ def check_name(name: str, *, role: str) -> None:
     Raises:
         ConfigError: with the nearest right name.
     """
-    if name not in NAMES and ":" not in name:
+    if name not in EMBEDDINGS and ":" not in name:
         raise ConfigError(
-            f"{role} {name}: expected one of {', '.join(NAMES)} or package.module:Class"
-            f"{nearest(name, NAMES)}"
+            f"{role} {name}: expected one of {', '.join(EMBEDDINGS)} or package.module:Class"
+            f"{nearest(name, EMBEDDINGS)}"
         )
 
 

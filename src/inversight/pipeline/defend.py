@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from inversight.attacks import ATTACKS
 from inversight.core.config import build, to_mapping
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, InputError, InversightError, RunError
@@ -30,7 +29,7 @@ from inversight.core.run import (
     write_text,
 )
 from inversight.core.seeding import generator
-from inversight.defences import DEFENCES, Defence, DefenceData, Defended
+from inversight.defences import Defence, DefenceData, Defended
 from inversight.defences.outcomes import (
     NONE,
     TOLERANCE,
@@ -45,7 +44,7 @@ from inversight.models.target import Access, Target, accuracy_on, target_of
 from inversight.pipeline import Plan, check_unchanged, execute
 from inversight.report.defences import render_defences
 from inversight.report.reading import read_mapping, read_table
-from inversight.settings import resolve
+from inversight.settings import ATTACKS, DEFENCES, resolve
 
 GIVEN = "given"
 """The model that was audited, where the user brought it: beside the undefended one trained here."""

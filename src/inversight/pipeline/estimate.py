@@ -41,6 +41,7 @@ from inversight.priors import Intermediate, Prior, StylePrior, train_prior
 from inversight.priors.pivotal_tuning import tune
 from inversight.priors.pivots import project
 from inversight.settings import (
+    ARMS,
     Adaptation,
     AuditSettings,
     ClassifierArchitecture,
@@ -250,7 +251,7 @@ def _adaptation_seconds(
     device: torch.device,
 ) -> float:
     metric: Embedding | None = None
-    if settings.arm == "natural-gradient":
+    if ARMS[settings.arm].natural_gradient:
         metric = _metric(settings.guidance_embedding, public, prior.image_shape, device)
 
     def run(steps: int) -> None:

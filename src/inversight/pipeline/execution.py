@@ -42,7 +42,7 @@ from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.priors.given import PRIOR_FILE, few_images
 from inversight.priors.pivotal_tuning import pivots_note
 from inversight.report import GalleryItem, load_report_data
-from inversight.settings import Training, prior_training
+from inversight.settings import ARMS, Training, prior_training
 
 LEDGER = "samples.parquet"
 LOW_TARGET_ACCURACY = 0.7
@@ -267,7 +267,7 @@ class _Execution:
             self.warn(few)
         size = self.plan.prior_shape[1]
         metric: Embedding | None = None
-        if self.settings.arm == "natural-gradient":
+        if ARMS[self.settings.arm].natural_gradient:
             metric = named_embedding(
                 self.settings.guidance_embedding,
                 use="distance",

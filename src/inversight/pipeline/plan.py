@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from inversight.adaptation import CONDITIONED, check_arm, check_public
-from inversight.attacks import ATTACKS, Attack, check_fits
+from inversight.adaptation import check_arm, check_public
+from inversight.attacks import Attack, check_fits
 from inversight.core.config import build, to_mapping
 from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy, pick_device
@@ -32,7 +32,7 @@ from inversight.pipeline.inputs import Inputs, read_inputs
 from inversight.priors import Prior, untrained_prior
 from inversight.priors.classes import conditioned
 from inversight.priors.given import COLOURS, GivenPrior, check_adaptable, check_channels, read_prior
-from inversight.settings import AuditSettings, prior_path, prior_training
+from inversight.settings import ARMS, ATTACKS, AuditSettings, prior_path, prior_training
 
 _LOWER = {
     "target": "target_training.batch_size",
@@ -102,7 +102,7 @@ class Plan:
             gate.check(holdout=not without, embedding=settings.embedding)
         check_pairs(settings.pairs)
         for name, role in roles:
-            unused = role == "--guidance-embedding" and settings.arm != "natural-gradient"
+            unused = role == "--guidance-embedding" and not ARMS[settings.arm].natural_gradient
             if name not in ("public", "evaluator") and not unused:
                 # Missing weights and broken classes come to light here, before anything long.
                 named_embedding(
@@ -167,7 +167,7 @@ class Plan:
         """
         if self.own_prior is not None:
             return self.own_prior
-        if not self.settings.adaptation.idle and self.settings.arm in CONDITIONED:
+        if not self.settings.adaptation.idle and ARMS[self.settings.arm].conditional:
             untrained = untrained_prior(self.prior_shape)
             return conditioned(untrained, len(self.inputs.classes), rng=generator(0))
         if self.given_prior is not None:
@@ -177,7 +177,7 @@ class Plan:
     @property
     def needs_public_network(self) -> bool:
         names = [self.settings.embedding, self.settings.features]
-        if self.settings.arm == "natural-gradient" and self.own_prior is None:
+        if ARMS[self.settings.arm].natural_gradient and self.own_prior is None:
             names.append(self.settings.guidance_embedding)
         return "public" in names
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from inversight.adaptation import ARMS, adapt, check_arm
+from inversight.adaptation import adapt, check_arm
 from inversight.attacks import (
-    ATTACKS,
     Attack,
     check_fits,
     gathered,
@@ -54,6 +53,8 @@ from inversight.priors.pivotal_tuning import pivots_note
 from inversight.priors.published_networks import import_published
 from inversight.report import load_report_data
 from inversight.settings import (
+    ARMS,
+    ATTACKS,
     Adaptation,
     PriorTraining,
     Training,
@@ -242,7 +243,7 @@ def adapt_stage(
     saved: SavedClassifier | None = None
     metric: Embedding | None = None
     known = network or _kept_network(out)
-    if arm == "natural-gradient":
+    if ARMS[arm].natural_gradient:
         if guidance_embedding == "evaluator":
             raise ConfigError(
                 "--guidance-embedding evaluator has seen the private images, which an attacker has "

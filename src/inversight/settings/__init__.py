@@ -11,6 +11,7 @@ from inversight.settings.audit import (
     resolve,
     stage_budget,
 )
+from inversight.settings.names import ARMS, ATTACKS, DEFENCES, EMBEDDINGS, Arm
 from inversight.settings.published import PublishedName, published_training
 from inversight.settings.stages import (
     Adaptation,
@@ -21,9 +22,14 @@ from inversight.settings.stages import (
 )
 
 __all__ = [
+    "ARMS",
+    "ATTACKS",
     "DEFAULT_FDR",
+    "DEFENCES",
+    "EMBEDDINGS",
     "PAIR_MEASURES",
     "Adaptation",
+    "Arm",
     "AuditSettings",
     "ClassifierArchitecture",
     "PairMeasure",

@@ -7,23 +7,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from inversight.core.config import from_mapping, merge, nearest, settings
+from inversight.core.config import Choice, from_mapping, merge, nearest, settings
 from inversight.core.errors import ConfigError
+from inversight.settings.names import ARMS
 from inversight.settings.stages import Adaptation, PriorTraining, Training, resolve_prior_training
 
 Preset = Literal["quick", "standard", "thorough"]
-Arm = Literal[
-    "vanilla",
-    "entropy",
-    "natural-gradient",
-    "balanced",
-    "statistics",
-    "projected",
-    "diverse",
-    "conditional",
-    "pseudo-labels",
-    "target-aware",
-]
 Pictures = Literal["none", "blurred", "full"]
 
 PairMeasure = Literal["psnr", "ssim", "dists"]
@@ -77,10 +66,10 @@ class AuditSettings:
     """Features of coverage, density, precision, recall and the Frechet distance; same values."""
     guidance_embedding: str = "lpips-vgg"
     """Metric of the natural gradient; same values, except evaluator: an attacker must have it."""
-    arm: Arm = "natural-gradient"
-    """How the prior is adapted to the target: vanilla (not guided), entropy, natural-gradient (the
-    paper's), balanced, statistics, projected, diverse, conditional (ours), pseudo-labels (PLG-MI's),
-    target-aware (KED-MI's)."""
+    arm: Annotated[str, Choice({arm.name: arm.meaning for arm in ARMS.values()})] = (
+        "natural-gradient"
+    )
+    """What guides the prior when it is fine-tuned against the target."""
     attack: tuple[str | dict[str, Any], ...] = ("plug-and-play",)
     """Attacks to run: names, import paths, or mappings {class: ..., setting: value}."""
     budget: tuple[PositiveInt, ...] = ()

@@ -1,0 +1,150 @@
+"""The tables of names: arms, attacks, defences and embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to fine-tune the prior against the target."""
+
+    name: str
+    meaning: str
+    """What guides the generator, beside the adversarial loss."""
+    weight: float = 0.0
+    """Weight of the guidance if ``adaptation.weight`` is not set; from a few trials (docs/evidence.md),
+    except for pseudo-labels and target-aware, which take that of the paper's arms."""
+    terms: tuple[str, ...] = ()
+    """Keys of :data:`inversight.adaptation.adapt.TERMS`."""
+    natural_gradient: bool = False
+    """The gradient is replaced by its natural gradient under the guidance embedding."""
+    projected: bool = False
+    """A discriminator of the target's feature maps guides too, and ``terms`` count half as much. The
+    target needs convolutions."""
+    batch_norm: bool = False
+    """The target needs batch normalisation, whose running statistics guide."""
+    images_per_class: str | None = None
+    """The setting of ``adaptation`` with the number of public images of each class, for an arm that
+    conditions the prior on the classes that the target predicts for them."""
+    classifying_discriminator: bool = False
+    """The discriminator learns to predict the target's classes."""
+    transformed: bool = False
+    """The target sees randomly transformed images."""
+    published_weight: str | None = None
+    """The setting of ``adaptation`` with the weight of a published attack; used with scale absolute."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the prior is conditioned on the target's classes."""
+        return self.images_per_class is not None
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("vanilla", "nothing: the prior is only trained on"),
+        Arm("entropy", "the entropy of the target's prediction", 0.3, ("entropy",)),
+        Arm(
+            "natural-gradient",
+            "the natural gradient of that entropy under the guidance embedding (the paper's arm)",
+            0.3,
+            ("entropy",),
+            natural_gradient=True,
+        ),
+        Arm(
+            "balanced",
+            "the entropy, and equal numbers of images for all classes",
+            0.3,
+            ("entropy", "balance"),
+        ),
+        Arm(
+            "statistics",
+            "the running statistics of the target's batch normalisation",
+            1.0,
+            ("statistics",),
+            batch_norm=True,
+        ),
+        Arm(
+            "projected", "a second discriminator on the target's feature maps", 3.0, projected=True
+        ),
+        Arm(
+            "diverse",
+            "projected, and different images from different latents",
+            3.0,
+            ("spread",),
+            projected=True,
+        ),
+        Arm(
+            "conditional",
+            "diverse, with a prior that is conditioned on the target's classes",
+            3.0,
+            ("spread",),
+            projected=True,
+            images_per_class="conditional_top",
+        ),
+        Arm(
+            "pseudo-labels",
+            "the max-margin loss, with a prior that is conditioned on the target's classes (PLG-MI)",
+            0.3,
+            ("margin",),
+            images_per_class="pseudo_labels_top",
+            transformed=True,
+            published_weight="pseudo_labels_alpha",
+        ),
+        Arm(
+            "target-aware",
+            "the entropy of a discriminator that predicts the target's classes (KED-MI)",
+            0.3,
+            ("critic-entropy",),
+            classifying_discriminator=True,
+            published_weight="target_aware_entropy",
+        ),
+    )
+}
+"""The first three are the paper's, the last two each one half of a published attack."""
+
+ATTACKS = {
+    "plug-and-play": "inversight.attacks:PlugAndPlay",
+    "gmi": "inversight.attacks:Gmi",
+    "ked-mi": "inversight.attacks:KedMi",
+    "vmi": "inversight.attacks:Vmi",
+    "mirror": "inversight.attacks:Mirror",
+    "lomma": "inversight.attacks:Lomma",
+    "if-gmi": "inversight.attacks:IfGmi",
+    "plg-mi": "inversight.attacks:PlgMi",
+    "mi-face": "inversight.attacks:MiFace",
+    "mirror-black-box": "inversight.attacks:MirrorGenetic",
+    "cma-es": "inversight.attacks:CmaEs",
+    "c2f-mi": "inversight.attacks:C2fMi",
+    "rlb-mi": "inversight.attacks:RlbMi",
+    "brep-mi": "inversight.attacks:BrepMi",
+    "lokt": "inversight.attacks:Lokt",
+}
+"""Import paths of the attacks."""
+
+DEFENCES = {
+    "removal": "inversight.defences:Removal",
+    "down-weighting": "inversight.defences:DownWeighting",
+    "augmentation": "inversight.defences:Augmentation",
+    "replacement": "inversight.defences:Replacement",
+    "dp-sgd": "inversight.defences:DPSGD",
+    "mid": "inversight.defences:MID",
+    "bido": "inversight.defences:BiDO",
+    "negative-label-smoothing": "inversight.defences:NegativeLabelSmoothing",
+    "tl-dmi": "inversight.defences:TLDMI",
+    "rolss": "inversight.defences:RoLSS",
+    "purification": "inversight.defences:Purification",
+}
+"""Import paths of the defences."""
+
+EMBEDDINGS = (
+    "lpips-vgg",
+    "lpips-alex",
+    "lpips-squeeze",
+    "inception",
+    "pixel",
+    "public",
+    "evaluator",
+)
+"""Names of the embeddings; :func:`inversight.embeddings.named.named_embedding` makes them."""
