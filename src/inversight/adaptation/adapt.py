@@ -342,8 +342,5 @@ def _with_knowledge(
 
 def _images_of_a_class(arm: str, adaptation: Adaptation, images: int, classes: int) -> int:
     """How many of so many public images each of the classes is given; 0: all that it is taken for."""
-    if arm == "pseudo-labels":
-        return adaptation.pseudo_labels_top
-    if adaptation.conditional_top is not None:
-        return adaptation.conditional_top
-    return min(images, max(_LEAST_OF_A_CLASS, images // classes))
+    top: int | None = getattr(adaptation, ARMS[arm].images_per_class or "conditional_top")
+    return top if top is not None else min(images, max(_LEAST_OF_A_CLASS, images // classes))
