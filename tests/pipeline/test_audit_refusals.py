@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from inversight import InputError, audit
-from inversight.attacks import ATTACKS
 from inversight.core.console import Quiet
 from inversight.core.seeding import generator
 from inversight.pipeline import Plan
 from inversight.priors import Architecture, StylePrior, train_prior
 from inversight.priors.stylegan2 import Discriminator, Generator
-from inversight.settings import PriorTraining, resolve
+from inversight.settings import ATTACKS, PriorTraining, resolve
 from tests.pipeline.tiny import TINY, own_weights, shared_file
 
 
