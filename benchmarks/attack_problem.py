@@ -41,7 +41,7 @@ AS_PUBLISHED = {"plug-and-play": TRUNCATED, "lokt": {"white_box": TRUNCATED}}
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackProblem:
     """A target, its images, and a prior for each arm of the adaptation."""
 
     name: str
@@ -54,14 +54,14 @@ class Attacked:
     public: ImageSet
 
     @classmethod
-    def of(cls, name: str, seed: int, *, data: Path, work: Path, small: bool) -> Attacked:
+    def load(cls, name: str, seed: int, *, data: Path, work: Path, small: bool) -> AttackProblem:
         """Return the problem of a data set and seed; train what is missing."""
         folder = base_audit(name, seed, data=data, work=work, small=small)
         settings = base_settings(name, seed, data=data, work=work, small=small)
-        return cls.in_run(name, seed, settings, folder)
+        return cls.from_run(name, seed, settings, folder)
 
     @classmethod
-    def in_run(cls, name: str, seed: int, settings: AuditSettings, folder: Path) -> Attacked:
+    def from_run(cls, name: str, seed: int, settings: AuditSettings, folder: Path) -> AttackProblem:
         """Return the problem that the audit in ``folder``, run with ``settings``, attacked."""
         plan = Plan.prepare(settings, Quiet())
         given = json.loads((folder / "run.json").read_text())["given"]
@@ -71,7 +71,7 @@ class Attacked:
             plan.public_for_prior,
         )  # fmt: skip
 
-    def first(self, classes: int) -> Attacked:
+    def first_classes(self, classes: int) -> AttackProblem:
         """Return the same problem with the first ``classes`` classes only."""
 
         def some(images: ImageSet) -> ImageSet:
@@ -152,23 +152,26 @@ class Attacked:
     def run(self, attack: Attack, prior: StylePrior) -> tuple[Reconstructions, float]:
         """Return the reconstructions of all classes, and the seconds that the attack took."""
         started = time.perf_counter()
-        made = run_attack(
+        reconstructions = run_attack(
             attack, self.target, prior, self.labels, rng=generator(self.seed, "attack")
         )
-        return made, time.perf_counter() - started
+        return reconstructions, time.perf_counter() - started
 
-    def scored(self, made: Reconstructions) -> tuple[dict[str, float | None], Evaluation]:
+    def scored(
+        self, reconstructions: Reconstructions
+    ) -> tuple[dict[str, float | None], Evaluation]:
         """Return the values of MEASURES, and the whole evaluation."""
-        names = tuple(f"{number:06d}" for number in range(len(made)))
-        images = ImageSet(to_uint8(made.images), made.labels, names, self.private.classes, names)
+        names = tuple(f"{number:06d}" for number in range(len(reconstructions)))
+        pixels, labels = to_uint8(reconstructions.images), reconstructions.labels
+        images = ImageSet(pixels, labels, names, self.private.classes, names)
         found = evaluate(
             self.private, {"attack": images}, distance=self.distance, features=self.features,
             evaluator=self.evaluator, holdout=self.holdout, memory=2**30, seed=self.seed,
         )  # fmt: skip
         with torch.no_grad():
-            own = torch.cat([self.target(x).argmax(1) for x in made.images.split(200)])
+            own = torch.cat([self.target(x).argmax(1) for x in reconstructions.images.split(200)])
         values: dict[str, Any] = {
             name: found.metrics[name]["value"] for name in MEASURES if name in found.metrics
         }
-        values["target_top1"] = float((own == made.labels).float().mean())
+        values["target_top1"] = float((own == labels).float().mean())
         return values, found

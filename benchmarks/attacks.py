@@ -28,7 +28,7 @@ import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
-from attack_problem import MEASURES, STEPS, Attacked
+from attack_problem import MEASURES, STEPS, AttackProblem
 from common import finish, machine, parser, work_folder, work_option
 from inversight.attacks import PlugAndPlay, Reconstructions
 from inversight.priors import StylePrior
@@ -111,23 +111,25 @@ def _dispatch(options: argparse.Namespace) -> None:
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__ or "")
-    made.add_argument("--datasets", type=lambda text: text.split(","))
-    made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    made.add_argument(
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--datasets", type=lambda text: text.split(","))
+    arguments.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
+    arguments.add_argument(
         "--attacks", default=(*BASELINES, *ATTACKS), type=lambda text: text.split(",")
     )
-    made.add_argument("--arms", default=_ALL_ARMS, type=lambda text: text.split(","))
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    work_option(made)
-    made.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
-    made.add_argument("--classes", type=int, default=4, help="for the measurement of speed")
-    made.add_argument("--run", action="store_true")
-    made.add_argument("--table", action="store_true")
-    made.add_argument("--rescore", action="store_true", help="score kept results again")
-    made.add_argument("--markdown", type=Path, help="also write the table to this file")
-    made.add_argument("--sheet", type=Path)
-    options = made.parse_args()
+    arguments.add_argument("--arms", default=_ALL_ARMS, type=lambda text: text.split(","))
+    arguments.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
+    )
+    work_option(arguments)
+    arguments.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
+    arguments.add_argument("--classes", type=int, default=4, help="for the measurement of speed")
+    arguments.add_argument("--run", action="store_true")
+    arguments.add_argument("--table", action="store_true")
+    arguments.add_argument("--rescore", action="store_true", help="score kept results again")
+    arguments.add_argument("--markdown", type=Path, help="also write the table to this file")
+    arguments.add_argument("--sheet", type=Path)
+    options = arguments.parse_args()
     options.seeds = numbers(options.seeds or ("0" if options.small else "0-2"))
     options.datasets = options.datasets or (
         ["digits"] if options.small else ["faces-32", "vehicles-same"]
@@ -147,7 +149,7 @@ def speed(options: argparse.Namespace) -> None:
     for name in options.datasets:
         for seed in options.seeds:
             problem = _problem(name, seed, options)
-            few = problem.first(options.classes)
+            few = problem.first_classes(options.classes)
             for variant, changed in VARIANTS.items():
                 if options.small and "compiled" in variant:
                     continue
@@ -177,14 +179,14 @@ def speed(options: argparse.Namespace) -> None:
     finish("Plug & Play, plain and quick settings", figures, rows, options)
 
 
-def _timed(problem: Attacked, attack: PlugAndPlay) -> dict[str, Any]:
+def _timed(problem: AttackProblem, attack: PlugAndPlay) -> dict[str, Any]:
     with _Peak() as peak:
-        made, seconds = problem.run(attack, problem.trained)
-    found, _ = problem.scored(made)
+        reconstructions, seconds = problem.run(attack, problem.trained)
+    found, _ = problem.scored(reconstructions)
     return {
         "seconds": seconds,
         "image steps/s": attack.image_steps * len(problem.labels) / seconds,
-        "reconstructions/s": len(made) / seconds,
+        "reconstructions/s": len(reconstructions) / seconds,
         "memory MiB": peak.bytes / 2**20,
         "accuracy": found["accuracy_top1"],
         "ddcs": found["ddcs_best"],
@@ -222,24 +224,29 @@ def _mean(values: Any) -> float:
 
 def run(name: str, seed: int, options: argparse.Namespace) -> None:
     """Run the missing attacks on one target."""
-    missing = [(a, arm) for arm, a in _wanted(options) if not _known(name, arm, a, seed, options)]
+    missing = [(a, arm) for arm, a in _wanted(options) if not _exists(name, arm, a, seed, options)]
     if not missing:
         return
     problem = _problem(name, seed, options)
     for arm in dict.fromkeys(arm for _, arm in missing):
         prior = problem.prior(arm, 16 if options.small else STEPS[name])
         for attack_name in (a for a, own in missing if own == arm):
-            made, seconds = _made(problem, attack_name, prior)
-            values, _ = problem.scored(made)
-            kept = _kept(problem, arm, attack_name)
+            reconstructions, seconds = _reconstruct(problem, attack_name, prior)
+            values, _ = problem.scored(reconstructions)
+            kept = _images_file(problem, arm, attack_name)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"images": made.images.contiguous(), "labels": made.labels}, kept)
-            facts = {"seconds": round(seconds, 2), "queries": made.queries, **values}
-            _note(name, arm, seed, attack_name, facts, options)
+            save_file(
+                {"images": reconstructions.images.contiguous(), "labels": reconstructions.labels},
+                kept,
+            )
+            facts = {"seconds": round(seconds, 2), "queries": reconstructions.queries, **values}
+            _save(name, arm, seed, attack_name, facts, options)
             print(name, seed, arm, attack_name, facts, flush=True)
 
 
-def _made(problem: Attacked, name: str, prior: StylePrior) -> tuple[Reconstructions, float]:
+def _reconstruct(
+    problem: AttackProblem, name: str, prior: StylePrior
+) -> tuple[Reconstructions, float]:
     if name == "unguided":
         return problem.unguided(prior, problem.attack("plug-and-play").keep), 0.0
     if name == "selection":
@@ -257,7 +264,7 @@ def rescore(name: str, seed: int, options: argparse.Namespace) -> None:
         for attack, facts in before.items():
             values, _ = problem.scored(_load(problem, arm, attack))
             kept = {key: facts[key] for key in ("seconds", "queries")}
-            _note(name, arm, seed, attack, {**kept, **values}, options)
+            _save(name, arm, seed, attack, {**kept, **values}, options)
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -269,9 +276,11 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: _ALL_ARMS.index(pair[0]))
 
 
-def _problem(name: str, seed: int, options: argparse.Namespace) -> Attacked:
-    made = Attacked.of(name, seed, data=options.data, work=options.work, small=options.small)
-    return made.first(_CLASSES)
+def _problem(name: str, seed: int, options: argparse.Namespace) -> AttackProblem:
+    problem = AttackProblem.load(
+        name, seed, data=options.data, work=options.work, small=options.small
+    )
+    return problem.first_classes(_CLASSES)
 
 
 def _file(name: str, arm: str, seed: int, options: argparse.Namespace) -> Path:
@@ -279,12 +288,12 @@ def _file(name: str, arm: str, seed: int, options: argparse.Namespace) -> Path:
     return file
 
 
-def _known(name: str, arm: str, attack: str, seed: int, options: argparse.Namespace) -> bool:
+def _exists(name: str, arm: str, attack: str, seed: int, options: argparse.Namespace) -> bool:
     file = _file(name, arm, seed, options)
     return file.is_file() and attack in json.loads(file.read_text())["attacks"]
 
 
-def _note(
+def _save(
     name: str, arm: str, seed: int, attack: str, facts: dict[str, Any], options: argparse.Namespace
 ) -> None:
     file = _file(name, arm, seed, options)
@@ -439,15 +448,15 @@ def sheet(options: argparse.Namespace) -> None:
         # One row for each attack: on the arm that it needs, or on the unguided prior.
         if arm != OWN_ARM.get(attack, ("vanilla",))[0]:
             continue
-        if not _kept(problem, arm, attack).is_file():
+        if not _images_file(problem, arm, attack).is_file():
             continue
-        made = _load(problem, arm, attack)
-        _, found = problem.scored(made)
+        reconstructions = _load(problem, arm, attack)
+        _, found = problem.scored(reconstructions)
         nearest = found.sets[0].assignment.nearest_row.tolist()
         order = {one: place for place, one in enumerate(found.subjects.ids)}
         picked = [nearest[order[one]] for one in ids]
-        blank = torch.ones_like(made.images[0])
-        images = [made.images[row] if row >= 0 else blank for row in picked]
+        blank = torch.ones_like(reconstructions.images[0])
+        images = [reconstructions.images[row] if row >= 0 else blank for row in picked]
         rows.append((attack, torch.stack(images)))
     height = 0.62 * len(rows)
     fig, axes = plt.subplots(len(rows), 10, figsize=(8.2, height), squeeze=False)
@@ -466,13 +475,13 @@ def sheet(options: argparse.Namespace) -> None:
     plt.close(fig)
 
 
-def _kept(problem: Attacked, arm: str, attack: str) -> Path:
+def _images_file(problem: AttackProblem, arm: str, attack: str) -> Path:
     """Return the file of an attack's images and labels."""
     return problem.folder.parent / "made" / arm / f"{attack}.safetensors"
 
 
-def _load(problem: Attacked, arm: str, attack: str) -> Reconstructions:
-    tensors = load_file(_kept(problem, arm, attack))
+def _load(problem: AttackProblem, arm: str, attack: str) -> Reconstructions:
+    tensors = load_file(_images_file(problem, arm, attack))
     unknown = torch.full((len(tensors["labels"]),), float("nan"))
     return Reconstructions(tensors["images"], tensors["labels"], unknown[:, None], unknown)
 

@@ -17,16 +17,18 @@ from rich.table import Table
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--small", action="store_true", help="smaller sizes, at most two minutes")
-    made.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
-    made.add_argument("--seed", type=int, default=0)
-    return made
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument(
+        "--small", action="store_true", help="smaller sizes, at most two minutes"
+    )
+    arguments.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
+    arguments.add_argument("--seed", type=int, default=0)
+    return arguments
 
 
-def work_option(made: argparse.ArgumentParser) -> None:
+def work_option(arguments: argparse.ArgumentParser) -> None:
     """Add --work, for benchmarks that start from audits which others may have run already."""
-    made.add_argument(
+    arguments.add_argument(
         "--work", type=Path, help="run folders (small versions: deleted unless given)"
     )
 

@@ -115,17 +115,21 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__ or "")
-    made.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
-    made.add_argument("--seeds", type=int, default=None, help="for planted and no-leak; default 20")
-    made.add_argument("--leak-seeds", type=int, default=None, help="for trained-leak; default 5")
-    made.add_argument(
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
+    arguments.add_argument(
+        "--seeds", type=int, default=None, help="for planted and no-leak; default 20"
+    )
+    arguments.add_argument(
+        "--leak-seeds", type=int, default=None, help="for trained-leak; default 5"
+    )
+    arguments.add_argument(
         "--work", type=Path, default=Path("benchmarks/out/controls"), help="run folders"
     )
-    made.add_argument("--evidence", type=Path, default=Path("docs/controls"))
-    made.add_argument("--figures", type=Path, default=Path("docs/images"))
-    made.add_argument("--table", action="store_true", help="run no attack")
-    options = made.parse_args()
+    arguments.add_argument("--evidence", type=Path, default=Path("docs/controls"))
+    arguments.add_argument("--figures", type=Path, default=Path("docs/images"))
+    arguments.add_argument("--table", action="store_true", help="run no attack")
+    options = arguments.parse_args()
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         raise SystemExit(f"--parts: expected some of {', '.join(PARTS)}, found {unknown}")

@@ -21,7 +21,7 @@ SHAPES = ("normal", "skewed", "heavy")
 SETTINGS = ((20, 5, 5), (10, 10, 10), (10, 20, 20), (10, 50, 50), (10, 50, 5), (50, 5, 5))
 """(classes, holdout images a class, private images a class)"""
 
-PRIVATE, HOLDOUT, MADE = 40, 80, 40
+PRIVATE, HOLDOUT, OTHERS = 40, 80, 40
 """Number of digits of each class: private, holdout, and third images used as reconstructions."""
 
 
@@ -183,8 +183,8 @@ def planted(images: ImageSet, seed: int, levels: Floats, of_class: bool) -> list
     (level 1), on a logarithmic scale. The null is the holdout's nearest distances, of all classes together or
     ``of_class``. Reconstructions are digits of neither set.
     """
-    private, holdout, made, _ = drawn(images, (PRIVATE, HOLDOUT, MADE), seed)
-    ours, theirs, start = (_pixels(s) for s in (private, holdout, made))
+    private, holdout, reconstructions, _ = drawn(images, (PRIVATE, HOLDOUT, OTHERS), seed)
+    ours, theirs, start = (_pixels(s) for s in (private, holdout, reconstructions))
     null = ddcs(theirs, start, bootstrap=0).per_sample["nearest_distance"]
     leaked = torch.zeros(len(private), dtype=torch.bool)
     pairs = []
@@ -193,7 +193,9 @@ def planted(images: ImageSet, seed: int, levels: Floats, of_class: bool) -> list
         rows = (private.labels == label).nonzero().squeeze(1)[: PRIVATE // 10]
         leaked[rows] = True
         known = null[holdout.labels == label] if of_class else null
-        pairs.append((rows, (made.labels == label).nonzero().squeeze(1)[: len(rows)], known))
+        pairs.append(
+            (rows, (reconstructions.labels == label).nonzero().squeeze(1)[: len(rows)], known)
+        )
     found = []
     for level in levels:
         moved = start[0].clone()

@@ -78,21 +78,25 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__ or "")
-    made.add_argument(
+    arguments = parser(__doc__ or "")
+    arguments.add_argument(
         "--datasets", default="faces-32,vehicles-same", type=lambda text: text.split(",")
     )
-    made.add_argument("--defences", default=",".join(DEFENCES), type=lambda text: text.split(","))
-    made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    work_option(made)
-    made.add_argument("--evidence", type=Path, default=Path("docs/defences"))
-    made.add_argument("--figure", type=Path, default=Path("docs/images/defences.png"))
-    made.add_argument("--table", action="store_true", help="run nothing")
-    made.add_argument(
+    arguments.add_argument(
+        "--defences", default=",".join(DEFENCES), type=lambda text: text.split(",")
+    )
+    arguments.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
+    arguments.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
+    )
+    work_option(arguments)
+    arguments.add_argument("--evidence", type=Path, default=Path("docs/defences"))
+    arguments.add_argument("--figure", type=Path, default=Path("docs/images/defences.png"))
+    arguments.add_argument("--table", action="store_true", help="run nothing")
+    arguments.add_argument(
         "--set", action="append", default=[], metavar="DEFENCE.SETTING=VALUE", help="one to try"
     )
-    options = made.parse_args()
+    options = arguments.parse_args()
     options.seeds = numbers(options.seeds or ("0-1" if options.small else "0-2"))
     if options.small:
         options.datasets, options.defences = ["digits"], list(SMALL_DEFENCES)

@@ -19,7 +19,7 @@ from typing import Any
 
 from common import machine
 from inversight.settings import AuditSettings, resolve
-from seed_by_seed import Measured, gains, run
+from seed_by_seed import Measures, gains, run
 from study import BASE, MEASURES, SMALL, audit_arm
 from study_data import DATASETS
 
@@ -61,7 +61,7 @@ def main() -> None:
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the measures of each variant for one data set and seed."""
     home = options.work / f"{name}-{seed}"
-    measures: Measured = {}
+    measures: Measures = {}
     for variant in IN_SMALL if options.small else VARIANTS:
         folder = home / (BASE if variant == BASE else f"guidance, {variant}")
         settings = settings_of(variant, name, seed, options)
@@ -83,7 +83,7 @@ def settings_of(variant: str, name: str, seed: int, options: argparse.Namespace)
     return replace(settings, adaptation=replace(settings.adaptation, **changes))
 
 
-def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
+def rows(name: str, found: list[Measures]) -> list[dict[str, Any]]:
     """Return means over seeds, and gains over a vanilla adaptation of the same length."""
     short = [one for one in VARIANTS if one in found[0] and one not in LASTING]
     lasting = [one for one in LASTING if one in found[0]]

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attack_problem import Attacked
+from attack_problem import AttackProblem
 from common import machine
 from inversight.attacks import Reconstructions
 from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
 from inversight.settings import resolve
-from seed_by_seed import Measured, run
+from seed_by_seed import Measures, run
 from study import BASE, MEASURES, SMALL, audit_arm, interval
 from study_data import DATASETS
 
@@ -59,8 +59,8 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     settings = resolve(given | _NETWORKS_ALONE)
     folder = options.work / f"{name}-{seed}"
     audit_arm(settings, folder, folder)
-    problem = Attacked.in_run(name, seed, settings, folder)
-    measures: Measured = {}
+    problem = AttackProblem.from_run(name, seed, settings, folder)
+    measures: Measures = {}
     for landmark, images in landmarks(problem, kept).items():
         _, found = replace(problem, holdout=None).scored(images)
         measures[landmark] = {one: found.metrics[one]["value"] for one in MEASURES}
@@ -69,15 +69,15 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     }  # fmt: skip
 
 
-def landmarks(problem: Attacked, kept: int) -> dict[str, Reconstructions]:
+def landmarks(problem: AttackProblem, kept: int) -> dict[str, Reconstructions]:
     """Return the images of each landmark, ``kept`` public ones for each class."""
     public = to_float(problem.public.images)
     labels = problem.labels.repeat_interleave(kept)
     rng = generator(problem.seed, "landmarks")
     random = torch.randint(len(public), (len(labels),), generator=rng)
     with torch.no_grad():
-        told = torch.cat([problem.target(x).softmax(1) for x in public.split(200)])
-    surest = told[:, problem.labels].topk(kept, dim=0).indices.T.flatten()
+        confidence = torch.cat([problem.target(x).softmax(1) for x in public.split(200)])
+    surest = confidence[:, problem.labels].topk(kept, dim=0).indices.T.flatten()
     found = {"random": _shown(public[random], labels), "surest": _shown(public[surest], labels)}
     if problem.holdout is not None:
         small = problem.holdout.resized(size=problem.public.size, channels=problem.public.channels)
@@ -90,16 +90,16 @@ def _shown(images: Tensor, labels: Tensor) -> Reconstructions:
     return Reconstructions(images, labels, latents=nothing, losses=nothing)
 
 
-def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
+def rows(name: str, found: list[Measures]) -> list[dict[str, Any]]:
     """Return means over seeds of each landmark, ± half of their 95 % intervals."""
-    made = []
+    table = []
     for landmark in found[0]:
         row: dict[str, Any] = {"data": name, "images": landmark, "seeds": len(found)}
         for measure in MEASURES:
             mean, half = interval([one[landmark][measure] for one in found])
             row[measure] = f"{mean:.3g}" + ("" if half is None else f" ± {half:.2g}")
-        made.append(row)
-    return made
+        table.append(row)
+    return table
 
 
 if __name__ == "__main__":

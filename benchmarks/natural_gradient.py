@@ -322,8 +322,8 @@ def table(case: Case, exact: Tensor, size: int, few: bool) -> Iterator[dict[str,
         ("lpips-squeeze", size),
         ("public", size),
     ):
-        made = embedding_of(name, at, case.seed, case.device)
-        tried.append((f"{name} at {at}", made, True, steps))
+        other = embedding_of(name, at, case.seed, case.device)
+        tried.append((f"{name} at {at}", other, True, steps))
     for name, embedding, half, counts in tried:
         for iterations in counts:
             damped = Damped(embedding, damping=damping, iterations=iterations, half=half)
@@ -392,12 +392,12 @@ def say(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument(
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument(
         "--parts", default=PARTS, type=lambda text: tuple(text.split(",")), help=", ".join(PARTS)
     )
-    options = made.parse_args()
+    options = arguments.parse_args()
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         raise SystemExit(f"--parts: expected some of {', '.join(PARTS)}, found {unknown}")

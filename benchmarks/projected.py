@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attack_problem import MEASURES, STEPS, Attacked
+from attack_problem import MEASURES, STEPS, AttackProblem
 from common import machine
 from inversight.adaptation import adapt
 from inversight.attacks import run_attack
@@ -30,7 +30,7 @@ from inversight.core.seeding import generator
 from inversight.models.networks import SavedClassifier, build_classifier, load_classifier
 from inversight.models.target import Target, target_of
 from inversight.settings import Adaptation
-from seed_by_seed import Measured, gains, run
+from seed_by_seed import Measures, gains, run
 from study import BASE
 
 VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
@@ -59,10 +59,12 @@ def main() -> None:
 
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the mean measures of each variant over the attacks, for one data set and seed."""
-    problem = Attacked.of(name, seed, data=options.data, work=options.work, small=options.small)
+    problem = AttackProblem.load(
+        name, seed, data=options.data, work=options.work, small=options.small
+    )
     attack = problem.attack("plug-and-play", truncation=1.0)
     repetitions = 1 if options.small else ATTACKS
-    measures: Measured = {}
+    measures: Measures = {}
     for variant in IN_SMALL if options.small else VARIANTS:
         through, changes = VARIANTS[variant]
         prior = adapt(
@@ -75,39 +77,39 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         found = []
         for repetition in range(repetitions):
             rng = generator(seed, "attack", repetition)
-            made = run_attack(attack, problem.target, prior, problem.labels, rng=rng)
-            found.append(problem.scored(made)[0])
+            reconstructions = run_attack(attack, problem.target, prior, problem.labels, rng=rng)
+            found.append(problem.scored(reconstructions)[0])
         measures[variant] = means(found)
     return {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
 
 
-def network(problem: Attacked, name: str) -> Target:
+def network(problem: AttackProblem, name: str) -> Target:
     """Return a network of the base audit; "untrained": the target's architecture with random weights."""
     if name == "target":
         return problem.target
     if name != "untrained":
         return target_of(load_classifier(problem.folder / "stages" / name), name)
     trained = load_classifier(problem.folder / "stages" / "target")
-    made: SavedClassifier = build_classifier(
+    untrained: SavedClassifier = build_classifier(
         trained.architecture, classes=trained.classes, image_shape=trained.image_shape,
         width=trained.width, mean=list(trained.mean), std=list(trained.std),
         rng=generator(problem.seed, "untrained"),
     )  # fmt: skip
-    made.module.eval().requires_grad_(False)
-    return target_of(made, name)
+    untrained.module.eval().requires_grad_(False)
+    return target_of(untrained, name)
 
 
 def means(found: list[dict[str, float | None]]) -> dict[str, float | None]:
     """Return the mean of each measure; None where a value is missing."""
-    made: dict[str, float | None] = {}
+    average: dict[str, float | None] = {}
     for measure in MEASURES:
         values = [one.get(measure) for one in found]
         known = [value for value in values if value is not None]
-        made[measure] = sum(known) / len(known) if len(known) == len(values) else None
-    return made
+        average[measure] = sum(known) / len(known) if len(known) == len(values) else None
+    return average
 
 
-def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
+def rows(name: str, found: list[Measures]) -> list[dict[str, Any]]:
     """Return means over seeds, and gains over the adaptation without it."""
     variants = tuple(one for one in VARIANTS if one in found[0])
     return gains(name, found, what="through", of=variants, over=BASE, shown=SHOWN)

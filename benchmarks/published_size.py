@@ -34,14 +34,14 @@ ARMS = ("vanilla", "entropy", "natural-gradient", "diverse", "conditional")
 
 
 def images_of(prior: StylePrior, w: torch.Tensor, half: bool) -> torch.Tensor:
-    made: torch.Tensor = prior.average(w, half=half)
-    return ((made.float() + 1) / 2).clamp(0, 1)
+    images: torch.Tensor = prior.average(w, half=half)
+    return ((images.float() + 1) / 2).clamp(0, 1)
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = made.parse_args()
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = arguments.parse_args()
     device = torch.device(options.device)
     small, gpu = options.small, device.type == "cuda"
     size, steps = (16, 2) if small else (256, 17)

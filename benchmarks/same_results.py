@@ -76,7 +76,7 @@ def run(source: Path, name: str, out: Path) -> None:
 
 
 def checkout(revision: str, folder: Path) -> Path:
-    """``revision`` of this repository in ``folder``."""
+    """Clone this repository into ``folder`` at ``revision``, unless it is there; return the folder."""
     if not folder.is_dir():
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
         subprocess.run(["git", "-C", str(folder), "checkout", "-q", revision], check=True)
@@ -84,7 +84,7 @@ def checkout(revision: str, folder: Path) -> Path:
 
 
 def differences(before: Path, after: Path) -> list[tuple[str, float]]:
-    """What differs between two runs' metrics and tables, each with its largest relative difference."""
+    """Return the differences between two runs' metrics and tables, each with its largest relative size."""
     found: list[tuple[str, float]] = []
     old, new = (json.loads((run / "metrics.json").read_text()) for run in (before, after))
     for key in sorted({*old, *new}):

@@ -66,11 +66,11 @@ class Plain:
         return total
 
     @torch.no_grad()
-    def score(self, private: Tensor, made: Tensor) -> tuple[float, Tensor]:
+    def score(self, private: Tensor, reconstructions: Tensor) -> tuple[float, Tensor]:
         """Return DDCS best of one class, and all distances (M, N)."""
         parts = [self.features(x) for x in private.split(8)]
         held = [torch.cat(layer) for layer in zip(*parts, strict=True)]
-        rows = torch.stack([self.distances(held, self.features(x[None])) for x in made])
+        rows = torch.stack([self.distances(held, self.features(x[None])) for x in reconstructions])
         return best(rows), rows
 
 
@@ -249,9 +249,9 @@ def bootstrap() -> None:
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = made.parse_args()
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = arguments.parse_args()
     device = torch.device(options.device)
     n, m, repeats = (5, 6, 1) if options.small else (46, 50, 3)
     size = SMALL_SIZE if options.small else SIZE

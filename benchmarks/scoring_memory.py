@@ -46,7 +46,7 @@ def images(n: int, seed: int, size: int = 32) -> ImageSet:
 
 def one(kind: str, n: int) -> dict[str, Any]:
     """Score n private images against n reconstructions; return this process's time and peak memory."""
-    private, made = images(n, 0), images(n, 1)
+    private, reconstructions = images(n, 0), images(n, 1)
     saved = build_classifier(
         "resnet", classes=("a", "b"), image_shape=(3, 32, 32), width=16, mean=[0.5] * 3,
         std=[0.25] * 3, rng=generator(2),
@@ -64,7 +64,7 @@ def one(kind: str, n: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     evaluate(
-        private, {"made": made}, distance=distance, features=pooled, evaluator=None, holdout=None,
+        private, {"all": reconstructions}, distance=distance, features=pooled, evaluator=None, holdout=None,
         memory=MEMORY, seed=0,
     )  # fmt: skip
     seconds = time.perf_counter() - started
@@ -112,10 +112,10 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--plot", type=Path, help="draw the growth to this file")
-    made.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    options = made.parse_args()
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--plot", type=Path, help="draw the growth to this file")
+    arguments.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]))))
         return

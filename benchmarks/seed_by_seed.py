@@ -13,7 +13,7 @@ from common import finish, parser, work_folder, work_option
 from inversight.core.run import write_json
 from study import LOWER_IS_BETTER, interval, numbers
 
-Measured = dict[str, dict[str, float | None]]
+Measures = dict[str, dict[str, float | None]]
 """Variant -> measure -> value."""
 
 
@@ -26,21 +26,25 @@ def run(
     evidence: Path,
     work: Path,
     measure: Callable[[str, int, argparse.Namespace], dict[str, Any]],
-    rows: Callable[[str, list[Measured]], list[dict[str, Any]]],
+    rows: Callable[[str, list[Measures]], list[dict[str, Any]]],
 ) -> None:
     """Run such a benchmark, from its options to its table.
 
     ``measure`` returns the facts kept for a data set and seed, with ``measures``. ``rows`` returns the table's
     rows of a data set from the measures of its seeds. --small takes digits with seed 0 and keeps nothing.
     """
-    made = parser(doc)
-    made.add_argument("--datasets", default=",".join(datasets), type=lambda text: text.split(","))
-    made.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    work_option(made)
-    made.add_argument("--evidence", type=Path, default=evidence)
-    made.add_argument("--table", action="store_true", help="run nothing")
-    options = made.parse_args()
+    arguments = parser(doc)
+    arguments.add_argument(
+        "--datasets", default=",".join(datasets), type=lambda text: text.split(",")
+    )
+    arguments.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
+    arguments.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
+    )
+    work_option(arguments)
+    arguments.add_argument("--evidence", type=Path, default=evidence)
+    arguments.add_argument("--table", action="store_true", help="run nothing")
+    options = arguments.parse_args()
     options.seeds = numbers(options.seeds or ("0" if options.small else seeds))
     unknown = [name for name in options.datasets if name not in datasets]
     if unknown:
@@ -79,7 +83,7 @@ def gains(
     In brackets, except for ``over``, the mean paired gain over that variant, positive where better, ± half
     of its 95 % interval. ``what`` is the column that names the variant (one of ``of``).
     """
-    made = []
+    table = []
     for one in of:
         row: dict[str, Any] = {"data": name, what: one, "seeds": len(found)}
         for measure in shown:
@@ -91,5 +95,5 @@ def gains(
                     [sign * (seed[one][measure] - seed[over][measure]) for seed in found]
                 )
                 row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
-        made.append(row)
-    return made
+        table.append(row)
+    return table

@@ -125,19 +125,25 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__ or "")
-    made.add_argument("--datasets", default=",".join(DATASETS), type=lambda text: text.split(","))
-    made.add_argument("--arms", default=None, type=lambda text: text.split(","))
-    made.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    made.add_argument("--work", type=Path, default=Path("benchmarks/out/study"), help="run folders")
-    made.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
-    made.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
-    made.add_argument("--table", action="store_true", help="run nothing")
-    made.add_argument(
+    arguments = parser(__doc__ or "")
+    arguments.add_argument(
+        "--datasets", default=",".join(DATASETS), type=lambda text: text.split(",")
+    )
+    arguments.add_argument("--arms", default=None, type=lambda text: text.split(","))
+    arguments.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
+    arguments.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
+    )
+    arguments.add_argument(
+        "--work", type=Path, default=Path("benchmarks/out/study"), help="run folders"
+    )
+    arguments.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
+    arguments.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
+    arguments.add_argument("--table", action="store_true", help="run nothing")
+    arguments.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting to try"
     )
-    options = made.parse_args()
+    options = arguments.parse_args()
     options.seeds = numbers(options.seeds or ("0-1" if options.small else "5-9"))
     options.arms = options.arms or list(SMALL_ARMS if options.small else STUDIED)
     if options.small:
@@ -165,7 +171,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
         given = merge(given, parse_assignment(text))
     settings = {arm: _with_arm(given, arm) for arm in options.arms}
     missing = [
-        arm for arm in options.arms if not _known(_file(options, data, arm, seed), settings[arm])
+        arm for arm in options.arms if not _exists(_file(options, data, arm, seed), settings[arm])
     ]
     if not missing:
         return
@@ -269,7 +275,7 @@ def _file(options: argparse.Namespace, data: DataSet, arm: str, seed: int) -> Pa
     return file
 
 
-def _known(file: Path, settings: AuditSettings) -> bool:
+def _exists(file: Path, settings: AuditSettings) -> bool:
     """Return whether there is a result with these settings."""
     return file.is_file() and json.loads(file.read_text())["settings"] == digest(settings)
 
@@ -362,15 +368,15 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, measure in zip(axes, measures, strict=True):
         for row, y in zip(guided, places, strict=True):
             scale = 100.0 / max(1e-12, abs(base[row["data"]][measure]))
-            told = row["seeds"] >= 3
-            half = row[f"{measure}_half"] if told else None
+            confidence = row["seeds"] >= 3
+            half = row[f"{measure}_half"] if confidence else None
             axis.errorbar(
                 row[f"{measure}_gain"] * scale,
                 y,
                 xerr=None if half is None else half * scale,
                 fmt="o",
                 color=f"C{arms.index(row['arm'])}",
-                markerfacecolor=None if told else "white",
+                markerfacecolor=None if confidence else "white",
                 capsize=3,
             )
         axis.axvline(0.0, color="0.4", linewidth=0.8)

@@ -74,19 +74,21 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__ or "")
-    made.add_argument(
+    arguments = parser(__doc__ or "")
+    arguments.add_argument(
         "--datasets",
         default="digits,faces-32,vehicles-same",
         type=lambda text: text.split(","),
     )
-    made.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    made.add_argument("--runs", nargs="+", type=Path, help="use these finished audits")
-    made.add_argument("--data", type=Path, default=Path("../shared/data"), help="the image folders")
-    work_option(made)
-    made.add_argument("--evidence", type=Path, default=Path("docs/triage"))
-    made.add_argument("--table", action="store_true", help="run nothing")
-    options = made.parse_args()
+    arguments.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
+    arguments.add_argument("--runs", nargs="+", type=Path, help="use these finished audits")
+    arguments.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
+    )
+    work_option(arguments)
+    arguments.add_argument("--evidence", type=Path, default=Path("docs/triage"))
+    arguments.add_argument("--table", action="store_true", help="run nothing")
+    options = arguments.parse_args()
     options.seeds = numbers(options.seeds or ("0-1" if options.small else "0-2"))
     if options.small:
         options.datasets = ["digits"]
@@ -148,13 +150,13 @@ def _few(run: Path, seed: int) -> dict[str, dict[str, Any]]:
     for _ in range(DRAWS):
         chosen = {classes[i] for i in torch.randperm(len(classes), generator=rng)[:few].tolist()}
         inside = torch.tensor([name in chosen for name in labels])
-        made = learn(values, nearest.masked_fill(~inside, float("nan")), labels)
+        learned = learn(values, nearest.masked_fill(~inside, float("nan")), labels)
         for measure in MEASURED:
             sign = -1.0 if measure == "nearest_distance" else 1.0
             measured = (sign * columns[measure]).masked_fill(
                 inside | ~nearest.isfinite(), float("nan")
             )
-            one = agreement({FEWER: made.exposure}, measured, labels, resamples=0)[FEWER]
+            one = agreement({FEWER: learned.exposure}, measured, labels, resamples=0)[FEWER]
             if one.value is not None:
                 drawn[measure].append((one.value, float(one.extra.get("within", one.value))))
     return {

@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attack_problem import MEASURES, STEPS, Attacked
+from attack_problem import MEASURES, STEPS, AttackProblem
 from common import machine
-from seed_by_seed import Measured, gains, run
+from seed_by_seed import Measures, gains, run
 
 TRUNCATIONS = (0.5, 0.7, 1.0)
 SHOWN = ("ddcs_best", "covered", "coverage", "frechet", "knn_distance", "accuracy_top1")
@@ -32,9 +32,9 @@ def main() -> None:
 
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the measures at each truncation for one data set and seed."""
-    problem = Attacked.of(
+    problem = AttackProblem.load(
         name, seed, data=options.data, work=options.work, small=options.small
-    ).first(10)
+    ).first_classes(10)
     prior = problem.prior("vanilla", 16 if options.small else STEPS[name])
     measures = {}
     for truncation in TRUNCATIONS:
@@ -44,7 +44,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     return {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
 
 
-def rows(name: str, found: list[Measured]) -> list[dict[str, Any]]:
+def rows(name: str, found: list[Measures]) -> list[dict[str, Any]]:
     """Return means over seeds, and gains over the published truncation."""
     truncations = tuple(map(str, TRUNCATIONS))
     return gains(name, found, what="truncation", of=truncations, over="0.5", shown=SHOWN)
