@@ -30,7 +30,7 @@ from tests.pipeline.tiny import (
     image_folders,
     untrained_spec,
 )
-from tests.priors.published import pickled, published_file, random_prior
+from tests.priors.stylegan2_files import pickled, published_file, random_prior
 
 SMALL = Architecture(
     size=16,

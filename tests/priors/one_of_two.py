@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from inversight.core.processes import ALONE, Processes, launched
 from inversight.core.seeding import generator
+from inversight.priors.architecture import architecture_of
 from inversight.priors.game import Game
-from inversight.priors.settings import architecture_of
 from inversight.priors.training import run_game
 from inversight.settings import PriorTraining
 from tests.priors.pullers import Puller

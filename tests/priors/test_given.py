@@ -20,7 +20,7 @@ from inversight.priors.given import (
     few_images,
     read_prior,
 )
-from tests.priors.published import random_prior
+from tests.priors.stylegan2_files import random_prior
 
 SMALL = Architecture(
     size=8, channels=1, z_dim=4, w_dim=4, mapping_depth=1, channel_base=16, channel_max=2

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
-from inversight.priors.architecture import Architecture
+from inversight.priors.architecture import Architecture, architecture_of
 from inversight.priors.game import Game, Share
-from inversight.priors.settings import architecture_of, build_networks
-from inversight.priors.stylegan2 import initialise
+from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
 from inversight.settings import PriorTraining
 from tests.priors import golden
@@ -265,7 +264,8 @@ def test_the_game_learns_the_mean_of_the_data() -> None:
 
 
 def test_networks_follow_the_settings() -> None:
-    g, d = build_networks((3, 16, 16), tiny(width=3))
+    architecture = architecture_of((3, 16, 16), tiny(width=3))
+    g, d = Generator(architecture), Discriminator(architecture)
     assert g.synthesis.b4.const.shape == (12, 4, 4)
     assert d.b16.fromrgb.weight.shape == (3, 3, 1, 1)
     small = architecture_of((1, 64, 64), tiny(width=3))
@@ -273,13 +273,14 @@ def test_networks_follow_the_settings() -> None:
     paper = architecture_of((3, 256, 256), tiny(config="paper256"))
     assert (paper.w_dim, paper.mapping_depth, paper.resampling) == (512, 8, "fir")
     with pytest.raises(ConfigError, match="prior: size: expected a power of two, found 24"):
-        build_networks((3, 24, 24), tiny())
+        architecture_of((3, 24, 24), tiny())
 
 
 @pytest.mark.parametrize("row", golden.read()["small"], ids=["digits", "colour"])
 def test_small_networks_and_their_draws_stay(row: dict[str, Any]) -> None:
     """Evidence gathered with small priors holds as long as the same seed gives the same networks."""
-    g, d = build_networks(tuple(row["image_shape"]), PriorTraining())
+    architecture = architecture_of(tuple(row["image_shape"]), PriorTraining())
+    g, d = Generator(architecture), Discriminator(architecture)
     initialise(g, generator(1, "generator"))
     initialise(d, generator(1, "discriminator"))
     for name, parameter in g.named_parameters():

@@ -50,7 +50,7 @@ from inversight.priors.given import (
     read_prior,
 )
 from inversight.priors.pivotal_tuning import pivots_note
-from inversight.priors.published_networks import import_published
+from inversight.priors.stylegan2_import import import_published
 from inversight.report import load_report_data
 from inversight.settings import (
     ARMS,

@@ -1,4 +1,4 @@
-"""What StyleGAN2-ADA networks need to be built, as one frozen and serialisable setting."""
+"""The architecture of StyleGAN2-ADA networks: published configurations and small ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pydantic import (
     model_validator,
 )
 
-from inversight.core.config import Fraction, settings
+from inversight.core.config import Fraction, from_mapping, settings
+from inversight.settings import PriorTraining
+from inversight.settings.published import PublishedName, configuration
 
 Resampling = Literal["fir", "fast"]
 Connections = Literal["skip", "resnet", "orig"]
@@ -116,3 +118,50 @@ class Architecture:
     def half_at(self, resolution: int) -> bool:
         """Whether the block of ``resolution`` may run in half precision."""
         return resolution > 4 and resolution << self.half_resolutions > self.size
+
+
+def published_architecture(
+    name: PublishedName, *, size: int, channels: int = 3, c_dim: int = 0, gpus: int = 1
+) -> Architecture:
+    """Return the networks of a published configuration for images (``channels``, ``size``, ``size``).
+
+    ``gpus`` matters for ``auto`` only, whose batch size depends on it.
+
+    Raises:
+        ConfigError: ``size`` is not a power of two in 8..1024.
+    """
+    found = configuration(name, size, gpus)
+    values = {
+        "size": size,
+        "channels": channels,
+        "c_dim": c_dim,
+        "mapping_depth": found.mapping_depth,
+        "channel_base": found.channel_base,
+        "half_resolutions": 4,
+        "conv_clamp": 256.0,
+        "discriminator": "orig" if found.simple else "resnet",
+        "group": found.group,
+    }
+    return from_mapping(Architecture, values, where=f"{name}: ")
+
+
+def architecture_of(image_shape: tuple[int, int, int], training: PriorTraining) -> Architecture:
+    """Return the networks that the settings name for images (C, S, S).
+
+    Raises:
+        ConfigError: S is not a power of two in 8..1024.
+    """
+    channels, size, _ = image_shape
+    if training.config != "small":
+        return published_architecture(training.config, size=size, channels=channels)
+    values = {
+        "size": size,
+        "channels": channels,
+        "z_dim": training.z_dim,
+        "w_dim": training.w_dim,
+        "mapping_depth": training.mapping_depth,
+        "channel_base": training.width * size,
+        "channel_max": 8 * training.width,
+        "resampling": "fast",
+    }
+    return from_mapping(Architecture, values, where="prior: ")

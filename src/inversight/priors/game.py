@@ -28,11 +28,10 @@ from torch.nn import functional as F
 from inversight.core.checkpoints import load_state, reading, save_state
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
-from inversight.priors.architecture import Architecture
+from inversight.priors.architecture import Architecture, architecture_of
 from inversight.priors.augment import OverfittingControl, augment
 from inversight.priors.layers import NoiseMode
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
-from inversight.priors.settings import architecture_of
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.settings import PriorTraining
 

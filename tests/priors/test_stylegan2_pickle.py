@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from inversight.core.errors import DataError
 from inversight.core.seeding import generator
-from inversight.priors.published_pickle import PublishedFile, read_published
-from tests.priors.published import Persistent, augment_pipe, persistent, pickled
+from inversight.priors.stylegan2_pickle import PublishedFile, read_published
+from tests.priors.stylegan2_files import Persistent, augment_pipe, persistent, pickled
 
 RAN = []
 """What a hostile file made happen; nothing ever."""
@@ -93,12 +93,12 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_networks_are_read(path: Path, protocol: int) -> None:
     found = read(pickled(file(augment_pipe=augment_pipe(0.25)), protocol), path)
-    assert (found.generator.class_name, found.discriminator.class_name) == (
+    assert (found.networks["G"].class_name, found.networks["D"].class_name) == (
         "Generator",
         "Discriminator",
     )
     expected = network().state_dict()
-    for one in (found.generator, found.discriminator, found.average):
+    for one in found.networks.values():
         assert set(one.state) == set(expected) == {"layer.weight", "layer.filter", "mean"}
         for name, value in expected.items():
             assert torch.equal(one.state[name], value) and one.state[name].dtype == torch.float32
@@ -121,7 +121,7 @@ def test_converted_networks_have_no_training_set(path: Path) -> None:
 def test_other_precisions_become_float32(path: Path, dtype: torch.dtype) -> None:
     values = torch.randn(3, 4, generator=generator(0)).to(dtype)
     found = read(pickled(file(G=persistent(network(weight=values)))), path)
-    assert torch.equal(found.generator.state["layer.weight"], values.float())
+    assert torch.equal(found.networks["G"].state["layer.weight"], values.float())
 
 
 def test_strides_are_kept(path: Path) -> None:
@@ -129,8 +129,8 @@ def test_strides_are_kept(path: Path) -> None:
     last = values.to(memory_format=torch.channels_last)
     part = torch.randn(4, 6, generator=generator(1))[1:, 2:5]
     found = read(pickled(file(G=persistent(network(weight=last, part=part)))), path)
-    assert torch.equal(found.generator.state["layer.weight"], values)
-    assert torch.equal(found.generator.state["layer.part"], part)
+    assert torch.equal(found.networks["G"].state["layer.weight"], values)
+    assert torch.equal(found.networks["G"].state["layer.part"], part)
 
 
 def test_a_shared_tensor_is_read_once_for_each_name(path: Path) -> None:
@@ -139,14 +139,14 @@ def test_a_shared_tensor_is_read_once_for_each_name(path: Path) -> None:
     module.register_parameter("a", shared)
     module.register_parameter("b", shared)
     found = read(pickled(file(G=persistent(module))), path)
-    assert torch.equal(found.generator.state["a"], shared)
-    assert torch.equal(found.generator.state["b"], shared)
+    assert torch.equal(found.networks["G"].state["a"], shared)
+    assert torch.equal(found.networks["G"].state["b"], shared)
 
 
 def test_arrays_in_attributes_do_no_harm(path: Path) -> None:
     """StyleGAN3's layers have some; they are not looked at."""
     module = Persistent("Generator", {"sizes": np.arange(3), "objects": np.array([{}, ()], object)})
-    assert read(pickled(file(G=module)), path).generator.state == {}
+    assert read(pickled(file(G=module)), path).networks["G"].state == {}
 
 
 # Names and calls
@@ -199,7 +199,7 @@ def test_a_call_anywhere_is_refused_and_not_made(
     path: Path, place: Callable[[Hostile], Any]
 ) -> None:
     data = pickled(place(Hostile()))
-    refused(data, path, "asks for tests.priors.test_published_pickle.ran")
+    refused(data, path, "asks for tests.priors.test_stylegan2_pickle.ran")
 
 
 SYSTEM = b"cos\nsystem\n"
@@ -221,17 +221,23 @@ ALLOWED = b"ctorch.storage\n_load_from_bytes\n"
         (ALLOWED + b")R)R.", "not a name"),
         (ALLOWED + b")R)\x81.", "not a name"),
         (ALLOWED + b"]R.", "not a name"),
-        (b"}K\x01a.", "not a list"),
-        (ALLOWED + b"K\x01K\x02s.", "not those of a mapping"),
+        (b"}K\x01a.", "append"),
+        (ALLOWED + b"K\x01K\x02s.", "item assignment"),
         (b"}]K\x02s.", "not those of a mapping"),
-        (b"\x8c\x02id]\x93.", "not text"),
+        (b"\x8c\x02id]\x93.", "STACK_GLOBAL"),
         (b"\x8c\x02idQ.", "BINPERSID"),
         (b"P0\n.", "PERSID"),
-        (b"\x80\x09.", "protocol 9"),
+        (b"\x80\x09.", "protocol: 9"),
     ],
 )
 def test_other_instructions_are_refused(path: Path, program: bytes, part: str) -> None:
     refused(b"\x80\x02" + program, path, part)
+
+
+@pytest.mark.parametrize("program", [b"}%sK\x01s.", b"\x8f(%s\x90.", b"(%s\x91."])
+def test_deeply_nested_keys_do_not_overflow_the_stack(path: Path, program: bytes) -> None:
+    """Tuples are hashed recursively, without a limit: as a key, this one would end the process."""
+    refused(b"\x80\x04" + program % (b")" + b"\x85" * 300_000), path)
 
 
 def test_extension_codes_are_refused(path: Path) -> None:
@@ -270,7 +276,7 @@ def test_a_large_length_takes_no_memory(path: Path) -> None:
 
 
 def test_many_instructions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inversight.priors.pickle_records.MOST_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("inversight.priors.restricted_pickle.MAX_INSTRUCTIONS", 1000)
     refused(b"\x80\x02" + b"]" * 2000 + b".", path, "more instructions")
 
 
@@ -347,7 +353,7 @@ SIX = legacy(storage_of(torch.arange(6.0)))
 
 def test_a_plain_tensor_is_read(path: Path) -> None:
     found = read(with_tensor(tensor(SIX, 1, (2, 2), (3, 1))), path)
-    assert found.generator.state["x"].tolist() == [[1, 2], [4, 5]]
+    assert found.networks["G"].state["x"].tolist() == [[1, 2], [4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +407,7 @@ def test_bytes_are_loaded_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
     views = {f"x{i}": tensor(SIX, i, (1,), (1,)) for i in range(5)}
     found = read(pickled(file(G=Persistent("Generator", {"_buffers": views}))), path)
-    assert [float(found.generator.state[f"x{i}"]) for i in range(5)] == [0, 1, 2, 3, 4]
+    assert [float(found.networks["G"].state[f"x{i}"]) for i in range(5)] == [0, 1, 2, 3, 4]
     assert len(loads) == 1 + 2 * len(network().state_dict())
 
 
@@ -426,13 +432,13 @@ def identity(*, count: Any = 1, kind: Any = torch.FloatStorage, view: Any = None
 
 def test_a_storage_of_that_format_is_read(path: Path) -> None:
     data = storage_file(identity(), data=struct.pack("<f", 2.5))
-    assert read(with_tensor(tensor(data, 0, (), ())), path).generator.state["x"].item() == 2.5
+    assert read(with_tensor(tensor(data, 0, (), ())), path).networks["G"].state["x"].item() == 2.5
 
 
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        (legacy(Hostile()), "asks for tests.priors.test_published_pickle.ran"),
+        (legacy(Hostile()), "asks for tests.priors.test_stylegan2_pickle.ran"),
         (legacy([storage_of(torch.ones(2)), Hostile()]), "asks for"),
         (storage_file(("module", Hostile(), "file.py", "source")), "asks for"),
         (storage_file(identity(kind=torch.nn.Linear)), "asks for torch.nn.modules.linear.Linear"),

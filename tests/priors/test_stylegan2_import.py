@@ -15,11 +15,10 @@ import torch
 from inversight.core.errors import DataError
 from inversight.core.seeding import generator
 from inversight.priors import StylePrior
-from inversight.priors.architecture import Architecture
-from inversight.priors.published import published_architecture
-from inversight.priors.published_networks import _configuration, import_published
+from inversight.priors.architecture import Architecture, published_architecture
 from inversight.priors.stylegan2 import Generator
-from tests.priors.published import (
+from inversight.priors.stylegan2_import import configuration_name, import_published
+from tests.priors.stylegan2_files import (
     Persistent,
     persistent_discriminator,
     persistent_generator,
@@ -95,9 +94,9 @@ def test_the_facts_say_where_it_came_from(path: Path) -> None:
 )
 def test_published_configurations_are_recognised(name: Any, size: int) -> None:
     architecture = published_architecture(name, size=size)
-    assert _configuration(architecture) == name
-    assert _configuration(replace(architecture, half_resolutions=0, conv_clamp=None)) == name
-    assert _configuration(replace(architecture, w_dim=100)) == "custom"
+    assert configuration_name(architecture) == name
+    assert configuration_name(replace(architecture, half_resolutions=0, conv_clamp=None)) == name
+    assert configuration_name(replace(architecture, w_dim=100)) == "custom"
 
 
 def test_training_goes_on_as_the_authors_do(path: Path) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from inversight.core.config import from_mapping
 from inversight.core.errors import ConfigError
-from inversight.priors.architecture import Architecture
-from inversight.priors.published import published_architecture
+from inversight.priors.architecture import Architecture, published_architecture
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.settings import published_training
 from tests.priors import golden

@@ -1,0 +1,239 @@
+"""Imports published StyleGAN2-ADA networks as a prior with the same values.
+
+The architecture is read from attributes of the modules where possible, since the defaults of the
+arguments differ between NVIDIA's two repositories with StyleGAN2 (stylegan2-ada-pytorch and stylegan3).
+All names and shapes are compared before any network is built, so that no network is larger than its
+file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from inversight.core.config import from_mapping, to_mapping
+from inversight.core.errors import ConfigError, DataError
+from inversight.priors.architecture import Architecture, published_architecture
+from inversight.priors.restricted_pickle import printable
+from inversight.priors.style_prior import StylePrior
+from inversight.priors.stylegan2 import Discriminator, Generator
+from inversight.priors.stylegan2_pickle import PublishedNetwork, read_published
+from inversight.settings import PriorTraining, PublishedName, published_training
+
+_CLASSES: dict[str, type[Generator] | type[Discriminator]] = {
+    "G": Generator,
+    "D": Discriminator,
+    "G_ema": Generator,
+}
+_MAPPING = {
+    "num_layers", "embed_features", "layer_features", "activation", "lr_multiplier", "w_avg_beta",
+}  # fmt: skip
+_SHARED = {"channel_base", "channel_max", "num_fp16_res", "conv_clamp", "architecture"}
+_LAYERS = {"activation", "resample_filter", "fp16_channels_last"}
+_SYNTHESIS = _SHARED | _LAYERS | {"use_noise", "fused_modconv_default"}
+_IMAGES = {"c_dim", "img_resolution", "img_channels"}
+_ARGUMENTS: dict[str, dict[str, set[str]]] = {
+    "Generator": {
+        # The stylegan3 repository passes the synthesis network's arguments without nesting.
+        "": _IMAGES | _SYNTHESIS | {"z_dim", "w_dim"},
+        "mapping_kwargs": _MAPPING,
+        "synthesis_kwargs": _SYNTHESIS,
+    },
+    "Discriminator": {
+        "": _IMAGES | _SHARED | {"cmap_dim"},
+        "mapping_kwargs": _MAPPING,
+        "block_kwargs": _LAYERS | {"freeze_layers"},
+        "epilogue_kwargs": {"mbstd_group_size", "mbstd_num_channels", "activation"},
+    },
+}
+"""Arguments of StyleGAN2-ADA's classes, by the argument that they are nested in."""
+_TRANSFER_ADA_IMAGES = 100e3
+"""Images in which augmentation may go from 0 to 1 when training goes on with other images."""
+
+
+@dataclass(frozen=True)
+class ImportedPrior:
+    """A published prior, and facts about its file for a JSON file."""
+
+    prior: StylePrior
+    facts: Mapping[str, Any]
+
+
+def import_published(path: Path) -> ImportedPrior:
+    """Read NVIDIA's pickled networks as a prior, without running anything in the file.
+
+    Raises:
+        DataError: not such a file, hostile, damaged, or of another layout.
+    """
+    found = read_published(path)
+    networks = found.networks
+    try:
+        for label, network in networks.items():
+            _check_arguments(label, network)
+        architecture = _architecture(networks)
+        _check_states(networks, architecture)
+    except _LayoutError as error:
+        raise DataError(
+            f"{path}: not the layout of StyleGAN2-ADA's networks: {printable(str(error), 200)}; networks "
+            "of StyleGAN2-ADA for PyTorch and StyleGAN2's of the stylegan3 repository can be imported"
+        ) from None
+    raw, average = Generator(architecture), Generator(architecture)
+    critic = Discriminator(architecture)
+    for module, label in ((raw, "G"), (critic, "D"), (average, "G_ema")):
+        module.load_state_dict(dict(networks[label].state))
+        module.requires_grad_(False)
+    prior = StylePrior(
+        average=average,
+        raw=raw,
+        critic=critic,
+        training=_training(architecture),
+        image_shape=architecture.image_shape,
+        augmentation=found.augmentation,
+    )
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return ImportedPrior(
+        prior,
+        {
+            "source": path.name,
+            "sha256": digest,
+            "classes": {label: network.class_name for label, network in networks.items()},
+            "configuration": configuration_name(architecture),
+            "image_shape": list(prior.image_shape),
+            "architecture": to_mapping(architecture),
+            "augmentation": found.augmentation,
+            "training_set": found.training_set,
+        },
+    )
+
+
+def configuration_name(architecture: Architecture) -> str:
+    """Return the published configuration with these networks in any precision, or 'custom'."""
+    a = architecture
+    for name in get_args(PublishedName):
+        published = replace(
+            published_architecture(name, size=a.size, channels=a.channels, c_dim=a.c_dim),
+            half_resolutions=a.half_resolutions,
+            conv_clamp=a.conv_clamp,
+            cmap_dim=a.cmap_dim,
+        )
+        if published == architecture:
+            return str(name)
+    return "custom"
+
+
+class _LayoutError(Exception):
+    pass
+
+
+def _check_arguments(label: str, network: PublishedNetwork) -> None:
+    kind = _CLASSES[label].__name__
+    if network.class_name != kind:
+        raise _LayoutError(f"{label} is of class {network.class_name}, expected {kind}")
+    known = _ARGUMENTS[kind]
+    groups = {"": network.arguments} | {k: v for k, v in network.arguments.items() if k in known}
+    for group, values in groups.items():
+        if not isinstance(values, Mapping):
+            raise _LayoutError(f"{label} has no settings in {group}")
+        for name, value in values.items():
+            if name not in known[group] and not (group == "" and name in known):
+                raise _LayoutError(f"{label} has the setting {f'{group}.{name}'.lstrip('.')}")
+            if name == "activation" and value != "lrelu":
+                raise _LayoutError(f"{label} has the activation {value}, expected lrelu")
+
+
+def _architecture(networks: Mapping[str, PublishedNetwork]) -> Architecture:
+    g, d = networks["G_ema"], networks["D"]
+
+    def setting(label: str, name: str) -> Any:
+        if name not in networks[label].settings:
+            raise _LayoutError(f"{label} does not say its {name}")
+        return networks[label].settings[name]
+
+    size = setting("G_ema", "img_resolution")
+    g_clamp = setting("G_ema", f"synthesis.b{size}.conv1.conv_clamp")
+    d_clamp = setting("D", f"b{size}.conv0.conv_clamp")
+    if g_clamp != d_clamp:
+        raise _LayoutError(f"G_ema clamps at {g_clamp}, D at {d_clamp}")
+    values = {
+        "size": size,
+        "channels": setting("G_ema", "img_channels"),
+        "z_dim": setting("G_ema", "z_dim"),
+        "w_dim": setting("G_ema", "w_dim"),
+        "c_dim": setting("G_ema", "c_dim"),
+        "mapping_depth": setting("G_ema", "mapping.num_layers"),
+        "mapping_rate": setting("G_ema", "mapping.fc0.bias_gain"),
+        "w_avg_beta": setting("G_ema", "mapping.w_avg_beta"),
+        "half_resolutions": min(_half_precision_blocks(g), _half_precision_blocks(d)),
+        "conv_clamp": g_clamp,
+        "generator": setting("G_ema", f"synthesis.b{size}.architecture"),
+        "discriminator": setting("D", f"b{size}.architecture"),
+        "noise": setting("G_ema", "synthesis.b4.conv1.use_noise"),
+        "group": d.settings.get("b4.mbstd.group_size"),
+        "group_channels": d.settings.get("b4.mbstd.num_channels", 0),
+    }
+    if values["c_dim"]:
+        values["cmap_dim"] = setting("D", "b4.cmap_dim")
+        values["cmap_depth"] = setting("D", "mapping.num_layers")
+        values["cmap_rate"] = setting("D", "mapping.fc0.bias_gain")
+    synthesis = {**g.arguments, **g.arguments.get("synthesis_kwargs", {})}
+    for name, argument in (
+        ("channel_base", "channel_base"),
+        ("channel_max", "channel_max"),
+        ("filter_taps", "resample_filter"),
+    ):
+        if argument in synthesis:
+            values[name] = synthesis[argument]
+    depths = values["mapping_depth"], values.get("cmap_depth", 0)
+    if any(not isinstance(n, int) or n > len(g.state) for n in depths):
+        raise _LayoutError("its mapping networks have more layers than parameters")
+    try:
+        architecture = from_mapping(Architecture, values)
+    except ConfigError as error:
+        raise _LayoutError(str(error)) from None
+    if architecture.channels not in (1, 3):
+        raise _LayoutError(f"its images have {architecture.channels} channels, expected 1 or 3")
+    return architecture
+
+
+def _check_states(networks: Mapping[str, PublishedNetwork], architecture: Architecture) -> None:
+    """Compare names and shapes of all tensors with those of networks without memory."""
+    try:
+        with torch.device("meta"):
+            states = {kind: kind(architecture).state_dict() for kind in set(_CLASSES.values())}
+    except (RuntimeError, TypeError, OverflowError):
+        raise _LayoutError("its sizes are beyond any network's") from None
+    for label, kind in _CLASSES.items():
+        state, expected = networks[label].state, states[kind]
+        for name in sorted(expected.keys() | state.keys()):
+            if name not in state:
+                raise _LayoutError(f"{label} has no {name}")
+            if name not in expected:
+                raise _LayoutError(f"{label} has {name}")
+            found, wanted = tuple(state[name].shape), tuple(expected[name].shape)
+            if found != wanted:
+                raise _LayoutError(f"{label} has {name} of {found}, expected {wanted}")
+
+
+def _half_precision_blocks(network: PublishedNetwork) -> int:
+    return sum(
+        value is True
+        for name, value in network.settings.items()
+        if name.rpartition(".")[2] == "use_fp16"
+    )
+
+
+def _training(architecture: Architecture) -> PriorTraining:
+    """Return how the authors' code goes on with a network on one GPU (`--cfg=auto --resume`)."""
+    values = {
+        **published_training("auto", size=architecture.size),
+        "ada_images": _TRANSFER_ADA_IMAGES,
+        "ema_rampup": None,
+        "noise": architecture.noise,
+    }
+    return from_mapping(PriorTraining, values)
