@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from inversight.core.errors import DataError
 from inversight.core.imaging import fit
@@ -21,6 +21,7 @@ from inversight.data import (
     ImageSet,
     check_overlap,
     check_size,
+    image_set,
     load_digits,
     load_folder,
     split,
@@ -285,18 +286,46 @@ def test_exif_turns_are_applied(tmp_path: Path, orientation: int, turn: int) -> 
     assert np.array_equal(found, np.rot90(np.asarray(stored), turn))
 
 
-def test_the_same_pixels_in_another_format_have_the_same_hash(tmp_path: Path) -> None:
+GREY = picture(1)
+"""An image whose pixels each of the modes below can hold."""
+GREY_AS = {
+    "L.png": GREY,
+    "L.bmp": GREY,
+    "L.tif": GREY,
+    "LA.png": GREY.convert("LA"),
+    "P.png": GREY.convert("P"),
+    "RGB.png": GREY.convert("RGB"),
+    "RGB.webp": GREY.convert("RGB"),
+    "RGBA.png": GREY.convert("RGBA"),
+    "CMYK.tif": Image.merge("CMYK", [Image.new("L", GREY.size)] * 3 + [ImageOps.invert(GREY)]),
+    "I;16.png": Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257),
+}
+
+
+@pytest.mark.parametrize("name", GREY_AS)
+def test_the_same_grey_pixels_in_another_mode_or_format_are_found(
+    tmp_path: Path, name: str
+) -> None:
+    save(GREY, tmp_path / "private" / "a" / "1.png")
+    save(GREY_AS[name], tmp_path / "public" / "a" / name, lossless=True)
+    save(picture(1, mode="RGB"), tmp_path / "public" / "a" / "other.png")
+    private, public = (load_folder(tmp_path / r, role=r) for r in ("private", "public"))
+    shared = check_overlap(private, public, ("private", "public"), allow=True)
+    assert (shared, public.hashes[0]) == (1, private.hashes[0])
+    # At another working size the file's own pixels still count.
+    assert load_folder(tmp_path / "public", role="public", size=4).hashes == public.hashes
+    # In memory an image hashes as it does in a file, grey or repeated in three channels.
+    again = image_set(private.resized(size=8, channels=3).images, ["a"], ["1"], ["a"])
+    assert again.hashes == private.hashes
+
+
+def test_the_same_colours_in_another_format_have_the_same_hash(tmp_path: Path) -> None:
     for name in ("1.png", "2.bmp", "3.tif", "4.webp"):
-        save(
-            picture(1, mode="RGB"),
-            tmp_path / "a" / name,
-            **({"lossless": True} if "webp" in name else {}),
-        )
-    save(picture(2, mode="RGB"), tmp_path / "a" / "5.png")
+        save(picture(1, mode="RGB"), tmp_path / "a" / name, lossless=True)
+    # Its luma is that of the others, and its pixels are not.
+    save(picture(1, mode="RGB").convert("L"), tmp_path / "a" / "5.png")
     hashes = load_folder(tmp_path, role="--private").hashes
     assert len(set(hashes[:4])) == 1 and hashes[4] != hashes[0]
-    # At another working size the file's own pixels still count.
-    assert load_folder(tmp_path, role="--private", size=4).hashes == hashes
 
 
 def test_fingerprint_forgets_row_order_and_sees_changes(folder: Path) -> None:

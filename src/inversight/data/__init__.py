@@ -10,7 +10,7 @@ from inversight.data.checks import (
 )
 from inversight.data.digits import Digits, load_digits
 from inversight.data.folder import load_folder
-from inversight.data.images import ImageSet, image_set, to_pil, write_images
+from inversight.data.images import ImageSet, image_set, pixel_hash, to_pil, write_images
 from inversight.data.splits import split
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "image_set",
     "load_digits",
     "load_folder",
+    "pixel_hash",
     "split",
     "to_pil",
     "working_size",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from inversight.core.seeding import generator
-from inversight.data.images import ImageSet
+from inversight.data.images import ImageSet, image_set
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The embedded demonstration data and what its split is."""
+    """The data of the demonstration; ``description`` says how it was split."""
 
     private: ImageSet
     holdout: ImageSet
@@ -23,33 +23,32 @@ class Digits:
 
 
 def load_digits(*, seed: int, per_class: int = 10, public_images: int = 800) -> Digits:
-    """scikit-learn's handwritten digits (8x8 grey, 10 classes) in three disjoint parts."""
+    """Return scikit-learn's handwritten digits (8x8 grey, 10 classes) in three disjoint parts.
+
+    ``per_class`` images of each digit are private and as many the holdout; of the rest at most
+    ``public_images`` are public. Of equal images the first counts.
+    """
     from sklearn import datasets
 
     raw = datasets.load_digits()
     pixels = torch.from_numpy(np.round(raw.images * (255.0 / 16.0)).astype(np.uint8))[:, None]
-    labels = torch.from_numpy(raw.target.astype(np.int64))
-    everything = ImageSet(
-        images=pixels,
-        labels=labels,
-        ids=tuple(f"{int(y)}/digit-{i:04d}.png" for i, y in enumerate(labels)),
-        classes=tuple(str(d) for d in range(10)),
-        hashes=tuple(hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in pixels),
+    names = [str(digit) for digit in raw.target]
+    everything = image_set(
+        pixels,
+        labels=names,
+        ids=[f"{name}/digit-{i:04d}.png" for i, name in enumerate(names)],
+        classes=[str(d) for d in range(10)],
     )
-    first: dict[str, int] = {}
-    for i, digest in enumerate(everything.hashes):
-        first.setdefault(digest, i)
+    first = {digest: i for i, digest in reversed([*enumerate(everything.hashes)])}
     unique = torch.tensor(sorted(first.values()))
     order = unique[torch.randperm(len(unique), generator=generator(seed, "digits"))]
     private: list[int] = []
     holdout: list[int] = []
     rest: list[int] = []
-    taken: dict[int, int] = {}
+    taken: Counter[str] = Counter()
     for i in order.tolist():
-        label = int(labels[i])
-        n = taken.get(label, 0)
-        taken[label] = n + 1
-        (private if n < per_class else holdout if n < 2 * per_class else rest).append(i)
+        (private, holdout, rest)[min(taken[names[i]] // per_class, 2)].append(i)
+        taken[names[i]] += 1
 
     def part(rows: list[int]) -> ImageSet:
         return everything.select(torch.tensor(sorted(rows, key=everything.ids.__getitem__)))

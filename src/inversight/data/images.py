@@ -118,8 +118,11 @@ def image_set(
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """Return the SHA-256 of size and pixels of an image of mode L or RGB."""
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    """Return the SHA-256 of an image's size and pixels, the same for grey pixels as L and as RGB."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
+        pixels = pixels[:, :, 0]
+    return hashlib.sha256(repr(image.size).encode() + pixels.tobytes()).hexdigest()
 
 
 def write_images(folder: Path, images: Tensor, names: Sequence[str]) -> None:

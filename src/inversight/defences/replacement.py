@@ -13,14 +13,13 @@ pixels are blurred images.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import torch
 
 from inversight.core.config import settings
 from inversight.core.imaging import to_float, to_uint8
-from inversight.data import ImageSet
+from inversight.data import ImageSet, pixel_hash, to_pil
 from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 
 
@@ -58,5 +57,5 @@ def with_replacements(data: DefenceData, *, rng: torch.Generator) -> ImageSet:
         share = float(torch.rand((), generator=rng))
         first, second = to_float(private.images[pair[[0, -1]]])
         images[row] = to_uint8(share * first + (1.0 - share) * second)
-        hashes[row] = hashlib.sha256(images[row].numpy().tobytes()).hexdigest()
+        hashes[row] = pixel_hash(to_pil(images[row]))
     return replace(private, images=images, hashes=tuple(hashes))
