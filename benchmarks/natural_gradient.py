@@ -44,8 +44,8 @@ from inversight.core.device import fast_dtype
 from inversight.core.imaging import fit, to_uint8
 from inversight.core.seeding import generator
 from inversight.embeddings import Embedding, PullbackMetric, StageEmbedding
+from inversight.embeddings.distances import exact_products
 from inversight.embeddings.lpips import Lpips, random_backbone
-from inversight.embeddings.pairs import exact_products
 from inversight.embeddings.pullback import recorded_gram
 from inversight.models.networks import build_classifier
 from inversight.models.target import Target, target_of

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from common import finish, parser
 from inversight.embeddings import Workspace, image_pairs
+from inversight.embeddings.distances import exact_products
 from inversight.embeddings.lpips import Lpips, random_backbone
-from inversight.embeddings.pairs import exact_products
 from inversight.scores import DDCS, Assigner, ddcs_of
 from inversight.scores.bootstrap import interval_of_means
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 
 from inversight.attacks import Reconstructions
 from inversight.core.errors import InputError
+from inversight.core.imaging import to_uint8
 from inversight.core.progress import Progress, silent
+from inversight.embeddings.pixel import Pixel
 from inversight.models.target import Access, Target
 from inversight.priors import Prior
 
@@ -125,3 +129,15 @@ def own_network(weights: str | None = None) -> OwnNetwork:
     else:
         nn.init.constant_(network.linear.weight, 0.01)
     return network
+
+
+class CountingPixels:
+    """Pixels at 8 x 8; ``times`` counts how often each image came, whichever instance it came to."""
+
+    name = "counting-pixels"
+    times: ClassVar[Counter[bytes]] = Counter()
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        for image in to_uint8(images):
+            self.times[image.numpy().tobytes()] += 1
+        return Pixel((8, 8))(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inversight.core.errors import ConfigError, StageError
-from inversight.embeddings import StagedEmbedding, Workspace, image_pairs, pairs
+from inversight.embeddings import StagedEmbedding, Workspace, image_pairs
+from inversight.embeddings.distances import exact_products
 from inversight.embeddings.lpips import Lpips, Net
 from inversight.embeddings.pixel import Pixel
 from tests.embeddings.test_lpips import authors, backbone
@@ -30,9 +31,12 @@ def small(net: Net = "alex") -> Lpips:
     return Lpips(net, size=64, backbone=backbone(net))
 
 
-def all_pairs(embedding: object, left: Tensor, right: Tensor, **options: object) -> Tensor:
+def all_pairs(
+    embedding: object, left: Tensor, right: Any, columns: int | None = None, **options: object
+) -> Tensor:
     """The whole matrix; checks that every pair came once."""
-    found = torch.full((len(left), len(right)), float("nan"), dtype=torch.float64)
+    size = len(left), columns or len(right)
+    found = torch.full(size, float("nan"), dtype=torch.float64)
     for tile in image_pairs(embedding, left, right, **{"memory": MEMORY, **options}):  # type: ignore[arg-type]
         assert bool((tile.left.diff() > 0).all()) and bool((tile.right.diff() > 0).all())
         assert bool(found[tile.left[:, None], tile.right[None]].isnan().all())
@@ -179,6 +183,33 @@ def test_sizes_may_differ_between_the_sides() -> None:
     torch.testing.assert_close(found, by_differences(small(), left, right), rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("memory", [1, 1_000_000, 6_000_000, MEMORY])
+@pytest.mark.parametrize("staged", [False, True])
+def test_pairs_within_the_first_left_images(memory: int, staged: bool) -> None:
+    embedding = small() if staged else Pixel((16, 16))
+    left, right = noise(7), noise(3, seed=1)
+    left[4] = left[1]
+    whole = all_pairs(embedding, left[:6], left[:6])
+    for others in (right, right[:0]):
+        found = torch.full((7, 7), float("nan"), dtype=torch.float64)
+        rest = torch.full((7, len(others)), float("nan"), dtype=torch.float64)
+        for tile in image_pairs(embedding, left, others, memory=memory, within=6):
+            into = found if tile.within else rest
+            assert bool(into[tile.left[:, None], tile.right[None]].isnan().all())
+            into[tile.left[:, None], tile.right[None]] = tile.distances
+        torch.testing.assert_close(found[:6, :6], whole, rtol=3e-6, atol=1e-9)
+        assert bool(rest.isfinite().all())
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_sets_of_several_sizes_on_one_side(staged: bool) -> None:
+    embedding = small() if staged else Pixel((16, 16))
+    left, parts = noise(3), [noise(2, seed=1), noise(3, size=9, channels=1, seed=2)]
+    found = all_pairs(embedding, left, parts, columns=5)
+    apart = [by_differences(embedding, left, part) for part in parts]
+    torch.testing.assert_close(found, torch.cat(apart, 1), rtol=2e-6, atol=0)
+
+
 def test_no_images_give_no_tiles() -> None:
     assert list(image_pairs(Pixel((8, 8)), noise(0), noise(3), memory=10)) == []
     with pytest.raises(ConfigError, match="memory"):
@@ -199,7 +230,7 @@ def test_an_image_without_a_number_is_named(side: int) -> None:
     sets = [noise(4) // 2, noise(5, seed=1) // 2]
     sets[side][2, 0, 0, 0] = 255
     with pytest.raises(StageError, match=f"broken.*image {'left' if side == 0 else 'right'}2"):
-        all_pairs(Broken(), *sets, names=lambda left, row: f"{'left' if left else 'right'}{row}")
+        all_pairs(Broken(), *sets, names=[[f"{x}{i}" for i in range(5)] for x in ("left", "right")])
 
 
 def test_progress_counts_every_image() -> None:
@@ -213,7 +244,7 @@ def test_settings_of_the_caller_come_back() -> None:
     tiles = image_pairs(Pixel((8, 8)), noise(1), noise(1, seed=1), memory=MEMORY)
     next(tiles)
     assert torch.is_grad_enabled() and torch.backends.cudnn.allow_tf32 == before
-    with pairs.exact_products():
+    with exact_products():
         assert not torch.backends.cudnn.allow_tf32 and not torch.is_grad_enabled()
     assert torch.backends.cudnn.allow_tf32 == before
 

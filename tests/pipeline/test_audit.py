@@ -17,7 +17,7 @@ from inversight.core.console import Quiet
 from inversight.data import load_folder
 from inversight.models.networks import load_classifier
 from inversight.models.target import Target, target_of
-from inversight.pipeline.evaluation import METRICS
+from inversight.pipeline.metrics import METRICS
 from tests.examples import SampleAttack
 from tests.pipeline.tables import COLUMNS, RISK_COLUMNS
 from tests.pipeline.tiny import (

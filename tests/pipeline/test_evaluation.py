@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import pytest
 import torch
 
 from inversight.core.errors import DataError
+from inversight.core.imaging import to_uint8
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.embeddings.network import PooledEmbedding
 from inversight.embeddings.pixel import Pixel
 from inversight.models.target import Target
-from inversight.pipeline import evaluation
-from inversight.pipeline.evaluation import METRICS, Evaluation, evaluate
+from inversight.pipeline.evaluation import evaluate
+from inversight.pipeline.metrics import METRICS, Evaluation
 from inversight.pipeline.scored import by_set, read_scored, write_evaluation
 from inversight.risk import calibrate, leakage_gap
+from inversight.scores import comparison
 from tests.examples import HalfMeans, OwnNetwork
 from tests.pipeline.tables import COLUMNS, RISK_COLUMNS, assert_same
 
@@ -62,7 +65,7 @@ def score(
         memory=2**30,
         seed=0,
         control=control,
-        earlier=None if earlier is None else (earlier.subjects, earlier.sets),
+        earlier=None if earlier is None else (earlier.reference, earlier.sets),
     )
 
 
@@ -190,7 +193,7 @@ def test_the_control_is_in_its_gap_and_nowhere_else() -> None:
     reason = without.metrics.pop("control_gap")["reason"]
     assert "which only an audit makes" in str(reason)
     gap = found.metrics.pop("control_gap")
-    assert found.metrics == without.metrics
+    assert_same(found.metrics, without.metrics)
     pd.testing.assert_frame_equal(found.samples, without.samples)
     assert [one.name for one in found.sets] == ["made"]
     alone = score(PRIVATE, CONTROL).metrics["ddcs_best"]["value"]
@@ -283,9 +286,11 @@ def test_sets_added_to_what_was_kept_score_as_at_once(judge: Target, tmp_path: P
     whole = score(PRIVATE, SETS, evaluator=judge, holdout=LARGER)
     first = score(PRIVATE, {"one": SETS["one"]}, evaluator=judge, holdout=LARGER)
     write_evaluation(tmp_path, first)
-    kept = replace(first, subjects=read_scored(tmp_path)[0], sets=read_scored(tmp_path)[1])
+    kept = replace(first, reference=read_scored(tmp_path)[0], sets=read_scored(tmp_path)[1])
     both = score(PRIVATE, {"two": SETS["two"]}, evaluator=judge, holdout=LARGER, earlier=kept)
-    assert both.metrics == whole.metrics and both.by_set == whole.by_set
+    assert_same(both.metrics, whole.metrics)
+    for name in SETS:
+        assert_same(both.by_set[name], whole.by_set[name])
     pd.testing.assert_frame_equal(both.samples, whole.samples)
     pd.testing.assert_frame_equal(both.holdout, whole.holdout)
     pd.testing.assert_frame_equal(by_set(both), by_set(whole))
@@ -301,6 +306,42 @@ def test_features_that_do_not_fit_the_memory_give_a_reason() -> None:
         assert "more than --memory" in str(found.metrics[key]["reason"])
     whole = score(PRIVATE, MADE)
     assert_same({"d": found.metrics["ddcs_best"]}, {"d": whole.metrics["ddcs_best"]})
+
+
+class Counted:
+    """Pixels; counts how often each 8 x 8 image comes."""
+
+    name = "pixel"
+
+    def __init__(self) -> None:
+        self.times: Counter[bytes] = Counter()
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        for image in to_uint8(images):
+            self.times[image.numpy().tobytes()] += 1
+        return Pixel((8, 8))(images)
+
+
+class CountedStages(Counted):
+    """The same as a staged embedding of two stages, the upper and the lower half."""
+
+    def batch_size(self, device: torch.device) -> int:
+        return 2
+
+    def enter(self, images: torch.Tensor) -> torch.Tensor:
+        self(images)
+        return images / 8
+
+    def advance(self, stage: int, state: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        return (None if stage else state), state[:, :, 4 * stage : 4 * stage + 4]
+
+    def refer(self, stage: int, maps: torch.Tensor, reference: torch.Tensor) -> None:
+        torch.neg(maps[0].flatten(), out=reference)
+
+    def write(
+        self, stage: int, maps: torch.Tensor, reference: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        torch.add(maps.flatten(1), reference, out=out)
 
 
 class Stop(BaseException):
@@ -321,11 +362,11 @@ class Tiring:
         return Pixel((8, 8))(images)
 
 
-@pytest.mark.parametrize("calls", [1, 4, 7, 10])
+@pytest.mark.parametrize("calls", [1, 3, 4, 6])
 def test_a_stopped_scoring_goes_on_with_the_classes_that_are_left(
     calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(comparison, "_CHECKPOINT_SECONDS", -1.0)
     whole = score(PRIVATE, SETS, holdout=HOLDOUT)
 
     def attempt(embedding: Tiring) -> Evaluation:
@@ -338,8 +379,8 @@ def test_a_stopped_scoring_goes_on_with_the_classes_that_are_left(
         attempt(Tiring(calls))
     rested = Tiring(1000)
     found = attempt(rested)
-    # Two calls a class (both sides), one for the width, five classes with reconstructions in both sets.
-    assert 1000 - rested.left == 1 + 10 - 2 * ((calls - 1) // 2)
+    # One call for the width, then for each class one for private images and one for reconstructions.
+    assert 1000 - rested.left == 1 + 6 - 2 * ((calls - 1) // 2)
     assert found.metrics == whole.metrics
     pd.testing.assert_frame_equal(found.samples, whole.samples)
     pd.testing.assert_frame_equal(found.holdout, whole.holdout)
@@ -356,3 +397,44 @@ def test_ssim_of_images_below_its_window_has_a_reason(size: int) -> None:
     assert found.metrics["ssim"]["value"] is None
     assert f"found {size}x{size}" in str(found.metrics["ssim"]["reason"])
     assert found.metrics["psnr"]["value"] is not None and "ssim" not in found.samples
+
+
+def seen_once(counted: Counted, *groups: ImageSet) -> None:
+    """Check that each image of the groups went through the network once, and nothing else did."""
+    expected = {image.numpy().tobytes() for group in groups for image in group.images}
+    assert set(counted.times) - expected <= {bytes(64)}  # the blank image that is measured
+    assert {counted.times[image] for image in expected} == {1}
+
+
+@pytest.mark.parametrize("against", ["holdout", "control"])
+@pytest.mark.parametrize("kind", ["plain", "staged", "features"])
+def test_each_image_goes_through_the_distance_network_once(against: str, kind: str) -> None:
+    counted = CountedStages() if kind == "staged" else Counted()
+    more = images([3, 0, 2], 11, "budget")
+    others = {"holdout": HOLDOUT, "control": images([12, 5, 6], 17, "c")}
+    found = evaluate(
+        PRIVATE, SETS, distance=counted, features=counted if kind == "features" else HalfMeans(),
+        evaluator=None, memory=2**30, seed=0, distance_only={"less": more}, neighbours=True,
+        **{"holdout": None, against: others[against]},
+    )  # fmt: skip
+    seen_once(counted, PRIVATE, more, others[against], *SETS.values())
+    assert set(found.nearness) == {"one", "two", "less"}
+    near = found.reference.neighbour_distance
+    assert near is not None and near.isnan().tolist() == [False] * 11 + [True]
+    plain = evaluate(
+        PRIVATE, {"less": more}, distance=Pixel((8, 8)), features=HalfMeans(), evaluator=None,
+        holdout=None, memory=2**30, seed=0,
+    )  # fmt: skip
+    assert found.nearness["less"]["ddcs_best"].value == pytest.approx(
+        plain.metrics["ddcs_best"]["value"]
+    )
+
+
+def test_too_little_memory_gives_the_same_scores_with_more_passes() -> None:
+    counted = CountedStages()
+    found = evaluate(
+        PRIVATE, SETS, distance=counted, features=HalfMeans(), evaluator=None, holdout=HOLDOUT,
+        memory=6000, seed=0, neighbours=True,
+    )  # fmt: skip
+    assert max(counted.times.values()) > 1
+    assert_same(found.metrics, score(PRIVATE, SETS, holdout=HOLDOUT).metrics)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inversight.core.errors import ConfigError
-from inversight.pipeline.evaluation import METRICS
 from inversight.pipeline.gate import Gate, exceeded, gates
+from inversight.pipeline.metrics import METRICS
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 FINITE = st.floats(-1e6, 1e6)

@@ -1,4 +1,4 @@
-"""Kinds, rule by rule, and the distance to the neighbours against a slow loop."""
+"""Kinds, rule by rule."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.embeddings.pixel import Pixel
-from inversight.risk.kinds import KINDS, is_far, kinds, neighbour_distances
+from inversight.risk.kinds import KINDS, is_far, kinds
 from inversight.risk.twins import Twins
-from tests.risk.test_twins import noise
 
 N = 40
 LABELS = torch.arange(N) % 4
@@ -97,25 +95,3 @@ def test_classes_on_other_scales_do_not_matter() -> None:
     scaled = distances * torch.tensor([1.0, 100.0, 0.01, 7.0], dtype=torch.float64)[LABELS]
     assert torch.equal(is_far(distances, LABELS), is_far(scaled, LABELS))
     assert is_far(distances, LABELS).nonzero().squeeze(1).tolist() == [7]
-
-
-def test_neighbour_distances_are_those_of_a_slow_loop() -> None:
-    images = noise(11, classes=3)
-    found = neighbour_distances(Pixel((12, 12)), images, memory=1 << 26, neighbours=2)
-    x = images.floats().double().flatten(1)
-    for i in range(11):
-        others = [j for j in range(11) if j != i and j % 3 == i % 3]
-        near = sorted(float((x[i] - x[j]).square().mean()) for j in others)[:2]
-        assert found[i].item() == pytest.approx(sum(near) / len(near), rel=1e-5)
-    order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
-    again = neighbour_distances(Pixel((12, 12)), images.select(order), memory=1 << 26, neighbours=2)
-    assert torch.equal(found[order], again)
-
-
-def test_little_memory_and_classes_of_one_image() -> None:
-    images = noise(11, classes=3)
-    whole = neighbour_distances(Pixel((12, 12)), images, memory=1 << 26)
-    parts = neighbour_distances(Pixel((12, 12)), images, memory=4000)
-    torch.testing.assert_close(whole, parts)
-    alone = neighbour_distances(Pixel((12, 12)), noise(3, classes=3), memory=1 << 26)
-    assert alone.isnan().all()

@@ -1,7 +1,7 @@
 """Embeddings: images -> features whose squared distance is the distance."""
 
-from inversight.embeddings.base import Embedding, Features, StagedEmbedding, squared_distances
-from inversight.embeddings.compute import embed
+from inversight.embeddings.base import Embedding, Features, Identity, StagedEmbedding, embed
+from inversight.embeddings.distances import squared_distances
 from inversight.embeddings.named import check_name, named_embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.embeddings.pairs import Tile, Workspace, image_pairs
@@ -10,6 +10,7 @@ from inversight.embeddings.pullback import PullbackMetric
 __all__ = [
     "Embedding",
     "Features",
+    "Identity",
     "PooledEmbedding",
     "PullbackMetric",
     "StageEmbedding",

@@ -1,10 +1,9 @@
 """Distances of all pairs of two image sets in bounded memory, at the speed of the network.
 
-For a :class:`StagedEmbedding` both sets go through the network layer by layer: a layer's features of
-one side are held, those of the other side stream past, and only what the next layer needs is kept.
-Distances are matrix products in float32, summed in float64, on features taken relative to those of
-one image of the set, so that what cancels is small; what is small all the same is computed again by
-differences.
+Both sets go through the network stage by stage: a stage's features of one side are held, those of the
+other side stream past, and only the input of the next stage is kept. Distances are matrix products in
+float32, summed in float64, on features relative to those of one image of the set, so that cancelling
+terms are small; distances that are small all the same are computed again by differences.
 """
 
 from __future__ import annotations
@@ -12,71 +11,85 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.imaging import to_float
-from inversight.embeddings.base import Embedding, StagedEmbedding, squared_distances
-
-CLOSE = 0.02
-"""A layer's distance below this share of its scale is computed again by differences. The products'
-error is some 1e-7 of the scale at most, so that what is kept is right to 5e-6 of itself."""
+from inversight.embeddings.base import Embedding, StagedEmbedding
+from inversight.embeddings.distances import (
+    exact_products,
+    part_norms,
+    squared_distances,
+    total_norms,
+    wide_distances,
+)
 
 _NARROW = 1 << 16
-"""Features up to this many values are compared in float64, which then costs little."""
-
-_CHUNK = 1 << 13
-"""Values whose products are summed in float32 before float64 takes over."""
+"""Features without stages of up to this many values are compared in float64, which then costs little."""
 
 _PAD = 32
-"""Values between one image's features and the next one's: rows that start a power of two apart would
-get in each other's way in the caches."""
+"""Values between the features of one image and the next: rows that start a power of two apart compete
+for the same cache lines."""
 
 _BYTES_PER_PAIR = 40
 """Float64 temporaries of one distance."""
+
+Images = Tensor | Sequence[Tensor]
+"""Images (N, C, H, W), or several such sets one after another, each of its own size."""
+
+_Part = tuple[bool, slice, slice, Tensor]
+"""(are both sides left, different left images, different images of the other side, distances)"""
 
 
 @dataclass(frozen=True)
 class Tile:
     """Distances (a, b) float64 on the CPU, of rows ``left`` (a,) and ``right`` (b,), int64.
 
-    Rows ascend within a tile; identical images have bitwise identical distances.
+    Rows ascend within a tile; identical images have bitwise identical distances. ``within``: both are
+    rows of the left images.
     """
 
     left: Tensor
     right: Tensor
     distances: Tensor
+    within: bool = False
 
 
 class Workspace:
-    """One stretch of memory that is used again and again: fresh memory costs more than what is
-    written to it. It grows to what is asked of it; a CPU backs only what was touched."""
+    """A buffer that is used again and again, since allocating fresh memory costs more than filling it.
+
+    It grows to the largest request; on a CPU only touched pages take memory.
+    """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._flat = torch.empty(0, device=self.device)
-        self._known: list[tuple[Embedding, torch.Size, tuple[Sequence[int], ...]]] = []
+        self._sizes: list[tuple[Embedding, torch.Size, list[int], list[int]]] = []
 
-    def sizes(
-        self,
-        embedding: Embedding,
-        shape: torch.Size,
-        measure: Callable[[], tuple[Sequence[int], ...]],
-    ) -> tuple[Sequence[int], ...]:
-        """What ``measure`` found for images of this shape, which is the same for every class."""
-        for known, of, found in self._known:
-            if known is embedding and of == shape:
-                return found
-        found = measure()
-        self._known.append((embedding, shape, found))
-        return found
+    def sizes(self, embedding: StagedEmbedding, image: Tensor) -> tuple[list[int], list[int]]:
+        """Return how many values one image has at each stage: of its block, and of the stage's input.
+
+        Inputs are 0 for the first stage, and a 0 follows the last. Measured once for each shape.
+        """
+        for known, shape, widths, states in self._sizes:
+            if known == embedding and shape == image.shape:
+                return widths, states
+        widths, states = [], [0]
+        blank = torch.zeros_like(image)[None].to(self.device)
+        state: Tensor | None = embedding.enter(to_float(blank))
+        while state is not None:
+            state, maps = embedding.advance(len(widths), state)
+            widths.append(maps.numel())
+            states.append(0 if state is None else state.numel())
+        self._sizes.append((embedding, image.shape, widths, states))
+        return widths, states
 
     def reserve(self, values: int) -> Tensor:
-        """At least so many float32 values, uninitialised; earlier reservations are overwritten."""
+        """Return at least so many uninitialised float32 values; overwrites earlier reservations."""
         if self._flat.numel() < values:
             self._flat = torch.empty(0, device=self.device)  # not both at once
             self._flat = torch.empty(values, device=self.device)
@@ -85,342 +98,345 @@ class Workspace:
 
 def image_pairs(
     embedding: Embedding,
-    left: Tensor,
-    right: Tensor,
+    left: Images,
+    right: Images,
     *,
     memory: int,
+    within: int = 0,
     device: torch.device | str = "cpu",
     workspace: Workspace | None = None,
-    names: Callable[[bool, int], str] | None = None,
+    names: Sequence[Sequence[str]] | None = None,
     seen: Callable[[int], None] | None = None,
 ) -> Iterator[Tile]:
-    """Distances of all pairs of images (N, C, H, W) and (M, C', H', W'), tile by tile.
+    """Yield the distances of all pairs of left and right images, tile by tile.
 
-    Every pair is in exactly one tile. Images are uint8, or floats in [0, 1].
+    Every pair is in exactly one tile. Images are uint8, or floats in [0, 1]. Each image goes through the
+    network once if ``memory`` holds the states of all of them between two stages and a stage's features
+    of the left ones; else as few times as it allows.
 
     Args:
-        memory: bytes of features and of what is kept between layers, beside the network; at least
-            one image of either side is in memory, whatever it is.
+        memory: bytes of features and of states between stages, beside the network; at least one
+            image of either side is in memory, whatever it is.
+        within: also yield the pairs among so many first left images, in both directions.
         workspace: buffers to use again, for calls on many classes.
-        names: (is it a left image, its row) -> its name in messages.
-        seen: told of every so many images that went through the whole network.
+        names: what messages call the left and the right images.
+        seen: called with the number of images that went through the network since the last call.
 
     Raises:
         ConfigError: ``memory`` is not positive.
-        StageError: the embedding gave a NaN or an infinity.
+        StageError: the embedding returned a NaN or an infinity.
     """
     if memory <= 0:
         raise ConfigError(f"memory: expected a positive number of bytes, found {memory}")
-    if len(left) == 0 or len(right) == 0:
+    work = workspace or Workspace(device)
+    sides = _Side(left, work.device), _Side(right, work.device)
+    if len(sides[0]) == 0 or len(sides[1]) + within == 0:
         return
-    where = torch.device(device)
-    work = workspace or Workspace(where)
-    sides = (_Side(left, where), _Side(right, where))
-    maker = (
-        _Staged(embedding, work, memory)
-        if isinstance(embedding, StagedEmbedding)
-        else _Whole(embedding, work, memory)
-    )
-    tiles = maker.tiles(sides[0], sides[1], seen or (lambda n: None))
+    tiles = _Pairs(embedding, work, memory, seen or (lambda n: None)).tiles(*sides, within)
     while True:
-        # Not around the yield: whoever reads the tiles works under settings of their own.
+        # Not around the yield: the consumer's own settings apply there.
         with exact_products():
             found = next(tiles, None)
         if found is None:
             return
-        a, b, distances = found
+        own, a, b, distances = found
+        other = sides[0] if own else sides[1]
         if not bool(distances.isfinite().all()):
             raise StageError(_not_finite(embedding, sides, names))
-        rows, columns = sides[0].rows_of(a), sides[1].rows_of(b)
-        distances = distances.index_select(0, sides[0].unique_of(rows) - a.start)
-        distances = distances.index_select(1, sides[1].unique_of(columns) - b.start)
-        yield Tile(rows, columns, distances)
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Full float32 in convolutions and products, without derivatives.
-
-    TF32, a default on GPUs, keeps ten bits only, and the caller may be under autocast.
-    """
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    convolution, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for device in devices:
-                stack.enter_context(torch.autocast(device, enabled=False))
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolution
-        torch.backends.cuda.matmul.allow_tf32 = product
+        rows, columns = sides[0].rows_of(a), other.rows_of(b)
+        distances = distances.index_select(0, sides[0].inverse[rows] - a.start)
+        distances = distances.index_select(1, other.inverse[columns] - b.start)
+        yield Tile(rows, columns, distances, own)
+        if own and b.start >= a.stop:
+            yield Tile(columns, rows, distances.T, own)
 
 
 class _Side:
-    """One side's images, each different one once, in the order of first appearance."""
+    """The distinct images of one side, in the order of first appearance."""
 
-    def __init__(self, images: Tensor, device: torch.device) -> None:
-        self.images = images
+    def __init__(self, images: Images, device: torch.device) -> None:
+        parts = [images] if isinstance(images, Tensor) else images
+        self.images = [image for part in parts for image in part]
         self.device = device
         position: dict[bytes, int] = {}
         first: list[int] = []
         inverse: list[int] = []
-        for row, image in enumerate(images):
+        for row, image in enumerate(self.images):
             key = hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes()).digest()
-            if key not in position:
-                position[key] = len(first)
+            if position.setdefault(key, len(first)) == len(first):
                 first.append(row)
             inverse.append(position[key])
-        self.first = torch.tensor(first)
-        self._inverse = torch.tensor(inverse)
+        self.first = first
+        self.inverse = torch.tensor(inverse, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def floats(self, rows: slice) -> Tensor:
-        """The different images in ``rows``, float32 on the device."""
-        return to_float(self.images[self.first[rows].to(self.images.device)].to(self.device))
+    def through(self, function: Callable[[Tensor], Tensor], rows: slice) -> Tensor:
+        """Return ``function`` of the distinct images in ``rows``, float32 on the device.
+
+        It is called once for each run of images of one shape.
+        """
+        images = [self.images[i] for i in self.first[rows]]
+        groups = groupby(images, key=lambda x: (x.shape, x.dtype))
+        found = [
+            function(to_float(torch.stack(list(group)).to(self.device))) for _, group in groups
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def rows_of(self, part: slice) -> Tensor:
-        """All rows, ascending, whose image is one of the different ones in ``part``."""
-        inside = (self._inverse >= part.start) & (self._inverse < part.stop)
+        """Return all rows, ascending, whose image is one of the distinct ones in ``part``."""
+        inside = (self.inverse >= part.start) & (self.inverse < part.stop)
         rows: Tensor = inside.nonzero().squeeze(1)
         return rows
 
-    def unique_of(self, rows: Tensor) -> Tensor:
-        return self._inverse[rows]
 
+class _OneStage:
+    """Any embedding as a staged one: all its blocks side by side are the only stage."""
 
-class _Whole:
-    """An embedding that is asked for all its blocks at once."""
-
-    def __init__(self, embedding: Embedding, work: Workspace, memory: int) -> None:
+    def __init__(self, embedding: Embedding) -> None:
         self.embedding = embedding
-        self.work = work
-        self.memory = memory
+        self.name = embedding.name
 
-    def tiles(
-        self, left: _Side, right: _Side, seen: Callable[[int], None]
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        ((width,),) = self.work.sizes(
-            self.embedding,
-            left.images.shape[1:],
-            lambda: ([self._features(left, slice(0, 1)).shape[1]],),
-        )
-        # A quarter of the memory is for the tile of distances and its temporaries.
-        room = max(2, self.memory * 3 // 4 // (4 * width))
-        stream = max(1, min(len(right), room // 4))
-        hold = max(1, min(len(left), room - stream))
-        stream = min(stream, max(1, self.memory // 4 // (_BYTES_PER_PAIR * hold)))
-        flat = self.work.reserve((hold + stream) * width)
-        for a in _parts(len(left), hold):
-            held = flat[: (a.stop - a.start) * width].view(-1, width)
-            self._fill(left, a, held, seen)
-            reference, norms = held[0].clone(), None
-            for b in _parts(len(right), stream):
-                passing = flat[held.numel() :][: (b.stop - b.start) * width].view(-1, width)
-                self._fill(right, b, passing, seen)
-                if width <= _NARROW:
-                    yield a, b, squared_distances((held.cpu(),), (passing.cpu(),))
-                    continue
-                if norms is None:
-                    norms = _norms(held.sub_(reference))
-                passing.sub_(reference)
-                yield a, b, _wide_distances(held, norms, passing, _norms(passing))
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _OneStage) and self.embedding is other.embedding
 
-    def _fill(self, side: _Side, rows: slice, out: Tensor, seen: Callable[[int], None]) -> None:
-        for part in _parts(len(out), 64):
-            out[part] = self._features(side, _shift(part, rows.start))
-            seen(part.stop - part.start)
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.embedding(images)
 
-    def _features(self, side: _Side, rows: slice) -> Tensor:
-        blocks = self.embedding(side.floats(rows))
-        return torch.cat([b.flatten(1).float() for b in blocks], dim=1)
+    def batch_size(self, device: torch.device) -> int:
+        return 64
+
+    def enter(self, images: Tensor) -> Tensor:
+        return torch.cat([b.flatten(1).float() for b in self.embedding(images)], dim=1)
+
+    def advance(self, stage: int, state: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None, state
+
+    def refer(self, stage: int, maps: Tensor, reference: Tensor) -> None:
+        if maps.shape[1] > _NARROW:
+            torch.neg(maps[0], out=reference)
+        else:
+            reference.zero_()
+
+    def write(self, stage: int, maps: Tensor, reference: Tensor, out: Tensor) -> None:
+        torch.add(maps, reference, out=out)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a tile goes through the stages in the memory at hand.
+    """How a tile of ``rows`` x ``columns`` images goes through the stages in the memory at hand.
 
     widths: values of one image's block at each stage. states: of each stage's input, 0 for the
     first, and one more 0. hold, stream: images whose blocks are held and stream past at each stage.
     """
 
-    widths: tuple[int, ...]
-    states: tuple[int, ...]
-    hold: tuple[int, ...]
-    stream: tuple[int, ...]
+    rows: int
+    columns: int
+    widths: Sequence[int]
+    states: Sequence[int]
+    hold: Sequence[int]
+    stream: Sequence[int]
 
     @classmethod
     def fit(
-        cls, rows: int, columns: int, widths: Sequence[int], states: Sequence[int], values: int
+        cls, rows: int, columns: int, widths: Sequence[int], states: Sequence[int], memory: int
     ) -> _Layout | None:
-        """The layout for ``values`` float32 in all, or None if so large a tile does not fit."""
+        """Return the layout within ``memory`` bytes, or None if so large a tile does not fit."""
+        for_pairs = min(memory // 4, _BYTES_PER_PAIR * rows * columns)
+        sums = 2 * rows * (rows + columns) if len(widths) > 1 else 0
         hold, stream = [], []
         for stage, width in enumerate(widths):
-            between = (rows + columns) * (states[stage] + states[stage + 1])
+            between = (rows + columns) * (states[stage] + states[stage + 1]) + sums
             # Beside what is held and what streams past there is the reference.
-            room = (values - between) // (width + _PAD) - 1
+            room = ((memory - for_pairs) // 4 - between) // (width + _PAD) - 1
             passing = min(columns, max(room - rows, room // 3))
             holding = min(rows, room - passing)
             if passing < min(columns, 4) or holding < min(rows, 4):
                 return None
             hold.append(holding)
-            stream.append(passing)
-        return cls(tuple(widths), tuple(states), tuple(hold), tuple(stream))
+            stream.append(min(passing, max(1, for_pairs // (_BYTES_PER_PAIR * holding))))
+        return cls(rows, columns, widths, states, hold, stream)
 
-    def passes(self, rows: int, columns: int) -> float:
-        """Images that go through the network, those again counted that stream past again."""
-        again = [math.ceil(rows / h) - 1 for h in self.hold]
-        return rows + columns * (1 + sum(again) / len(again))
+    def passes(self) -> float:
+        """Return the number of images through the network, counting those that stream past again."""
+        again = [math.ceil(self.rows / h) - 1 for h in self.hold]
+        return self.rows + self.columns * (1 + sum(again) / len(again))
 
-    def values(self, rows: int, columns: int) -> int:
-        """Float32 values that the tile needs."""
+    def values(self) -> int:
+        """Return the number of float32 values that the tile needs."""
         return max(
-            (rows + columns) * (self.states[i] + self.states[i + 1])
+            (self.rows + self.columns) * (self.states[i] + self.states[i + 1])
             + (self.hold[i] + self.stream[i] + 1) * (width + _PAD)
             for i, width in enumerate(self.widths)
         )
 
 
-class _Staged:
-    """An embedding that goes through its network stage by stage."""
+class _Source:
+    """The images of one side of a tile, and what they carry from a stage to the next."""
 
-    def __init__(self, embedding: StagedEmbedding, work: Workspace, memory: int) -> None:
-        self.embedding = embedding
+    def __init__(self, side: _Side, part: slice) -> None:
+        self.side = side
+        self.start = part.start
+        self.count = part.stop - part.start
+        self.inputs: _States | None = None
+        self.outputs: _States | None = None
+
+
+class _Pairs:
+    """Takes two sides' images through an embedding and yields their distances."""
+
+    def __init__(
+        self, embedding: Embedding, work: Workspace, memory: int, seen: Callable[[int], None]
+    ) -> None:
+        self.embedding = (
+            embedding if isinstance(embedding, StagedEmbedding) else _OneStage(embedding)
+        )
         self.work = work
         self.memory = memory
-        self.batch = embedding.batch_size(work.device)
+        self.batch = self.embedding.batch_size(work.device)
+        self.seen = seen
+        self.passed = self.reported = 0
+        self.stages = 1
 
-    def tiles(
-        self, left: _Side, right: _Side, seen: Callable[[int], None]
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
-        rows, columns, layout = self._tiling(left, len(right))
-        flat = self.work.reserve(layout.values(rows, columns))
-        for a in _parts(len(left), rows):
-            for b in _parts(len(right), columns):
-                yield a, b, self._tile(left, a, right, b, layout, flat, seen)
+    def tiles(self, left: _Side, right: _Side, within: int) -> Iterator[_Part]:
+        """Yield all pairs of distinct images, and those within the first ``within`` left rows."""
+        own = int(left.inverse[:within].max()) + 1 if within else 0
+        layout = self._layout(left, max(1, len(right)))
+        for a in _parts(len(left), layout.rows):
+            later = [_shift(b, a.stop) for b in _parts(own - a.stop, layout.columns)]
+            parts = [(left, b) for b in later]
+            parts += [(right, b) for b in _parts(len(right), layout.columns)]
+            for i, (side, b) in enumerate(parts or [(right, slice(0, 0))]):
+                sources = _Source(left, a), _Source(side, b)
+                inside = max(0, min(own, a.stop) - a.start) if i == 0 else 0
+                for among, rows, columns, distances in self._tile(*sources, layout, inside):
+                    start = a.start if among else b.start
+                    among = among or side is left
+                    yield among, _shift(rows, a.start), _shift(columns, start), distances
 
-    def _tiling(self, left: _Side, m: int) -> tuple[int, int, _Layout]:
-        """Rows and columns of a tile: as few passes through the network as the memory allows."""
+    def _layout(self, left: _Side, m: int) -> _Layout:
+        """Return the tiles that need the fewest passes through the network in the given memory."""
         n = len(left)
-        widths, states = self.work.sizes(
-            self.embedding, left.images.shape[1:], lambda: self._measured(left)
-        )
-        # One image of either side goes through, whatever the memory.
-        smallest = _Layout(tuple(widths), tuple(states), *[(1,) * len(widths)] * 2)
-        best = n * m * 2.0, 1, 1, smallest
+        widths, states = self.work.sizes(self.embedding, left.images[0])
+        self.stages = len(widths)
+        best: _Layout | None = None
+        least = math.inf
         for rows in _divisions(n):
             for columns in _divisions(m):
-                layout = _Layout.fit(rows, columns, widths, states, self.memory // 4)
+                layout = _Layout.fit(rows, columns, widths, states, self.memory)
                 if layout is not None:
-                    tiles = math.ceil(n / rows) * math.ceil(m / columns)
-                    cost = tiles * layout.passes(rows, columns)
-                    if cost < best[0] or best[3] is smallest:
-                        best = cost, rows, columns, layout
-        return best[1:]
+                    cost = math.ceil(n / rows) * math.ceil(m / columns) * layout.passes()
+                    if cost < least:
+                        least, best = cost, layout
+        # One image of either side goes through, whatever the memory.
+        return best or _Layout(1, 1, widths, states, *[[1] * len(widths)] * 2)
 
-    def _measured(self, left: _Side) -> tuple[list[int], list[int]]:
-        """Values of one image's block at each stage, and of each stage's input, from one image."""
-        widths: list[int] = []
-        states = [0]
-        state: Tensor | None = self.embedding.enter(left.floats(slice(0, 1)))
-        while state is not None:
-            state, maps = self.embedding.advance(len(widths), state)
-            widths.append(maps.numel())
-            states.append(0 if state is None else state.numel())
-        return widths, states
+    def _tile(self, left: _Source, right: _Source, layout: _Layout, own: int) -> Iterator[_Part]:
+        """Yield the distances of a tile, and those among its first ``own`` left images.
 
-    def _tile(
-        self,
-        left: _Side,
-        a: slice,
-        right: _Side,
-        b: slice,
-        layout: _Layout,
-        flat: Tensor,
-        seen: Callable[[int], None],
-    ) -> Tensor:
-        n, m = a.stop - a.start, b.stop - b.start
-        total = torch.zeros(n, m, dtype=torch.float64)
-        inputs: tuple[_States | None, _States | None] = (None, None)
-        for stage, width in enumerate(layout.widths):
-            room = _Room(flat)
-            # Inputs lie at one end of the memory and the next stage's at the other, in turn.
-            room.take((n + m) * layout.states[stage], low=stage % 2 == 0)
-            kept = room.take((n + m) * layout.states[stage + 1], low=stage % 2 == 1)
-            nexts = (_States(kept, 0), _States(kept, n)) if kept.numel() else (None, None)
-            held = room.rows(layout.hold[stage], width)
-            passing = room.rows(layout.stream[stage], width)
-            reference = room.rows(1, width)[0]
-            for i, rows in enumerate(_parts(n, len(held))):
-                ours = held[: rows.stop - rows.start]
-                our_norms = self._fill(
-                    stage, ours, reference, left, a.start, rows, inputs[0], nexts[0], new=i == 0
-                )
-                for columns in _parts(m, len(passing)):
-                    theirs = passing[: columns.stop - columns.start]
-                    keep = nexts[1] if i == 0 else None
-                    their_norms = self._fill(
-                        stage, theirs, reference, right, b.start, columns, inputs[1], keep
-                    )
-                    total[rows, columns] += _wide_distances(ours, our_norms, theirs, their_norms)
-            inputs = nexts
-            done = (n + m) * (stage + 1) // len(layout.widths)
-            seen(done - (n + m) * stage // len(layout.widths))
-        return total
+        Sums over stages are kept; at the last stage they are yielded as they become complete.
+        """
+        flat = self.work.reserve(layout.values())
+        last = len(layout.widths) - 1
+        sums = {}
+        if last:
+            sums[False] = torch.zeros(left.count, right.count, dtype=torch.float64)
+            sums[True] = torch.zeros(left.count, own, dtype=torch.float64)
+        for stage in range(last + 1):
+            for among, rows, columns, part in self._stage(stage, left, right, layout, own, flat):
+                if last:
+                    part = sums[among][rows, columns].add_(part)
+                if stage == last:
+                    yield among, rows, columns, part
+
+    def _stage(
+        self, stage: int, left: _Source, right: _Source, layout: _Layout, own: int, flat: Tensor
+    ) -> Iterator[_Part]:
+        """Yield one stage's share of the distances of a tile."""
+        width, images = layout.widths[stage], left.count + right.count
+        room = _Room(flat)
+        # Inputs lie at one end of the memory and the next stage's at the other, in turn.
+        room.take(images * layout.states[stage], low=stage % 2 == 0)
+        kept = room.take(images * layout.states[stage + 1], low=stage % 2 == 1)
+        if kept.numel():
+            left.outputs, right.outputs = _States(kept, 0), _States(kept, left.count)
+        hold = room.rows(layout.hold[stage], width)
+        stream = room.rows(layout.stream[stage], width)
+        reference = room.rows(1, width)[0]
+        for i, rows in enumerate(_parts(left.count, len(hold))):
+            held = hold[: rows.stop - rows.start]
+            norms = self._fill(stage, left, rows, held, reference, new=i == 0, keep=True)
+            inside = slice(rows.start, min(rows.stop, own))
+            size = max(0, inside.stop - inside.start)
+            for part in _parts(size, len(stream)):
+                passing = held[:size], norms[:size], held[part], norms[part]
+                yield True, inside, _shift(part, rows.start), self._distances(*passing)
+            # Left images that are held later stream past too, and so do all right ones.
+            later = [_shift(part, rows.stop) for part in _parts(own - rows.stop, len(stream))]
+            parts = [(left, part) for part in later]
+            parts += [(right, part) for part in _parts(right.count, len(stream))]
+            for source, part in parts:
+                theirs = stream[: part.stop - part.start]
+                keep = source is right and i == 0
+                their_norms = self._fill(stage, source, part, theirs, reference, keep=keep)
+                distances = self._distances(held, norms, theirs, their_norms)
+                yield source is left, rows, part, distances
+        for source in (left, right):
+            source.inputs, source.outputs = source.outputs, None
+
+    def _distances(self, a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) -> Tensor:
+        if isinstance(self.embedding, _OneStage) and a.shape[1] <= _NARROW:
+            return squared_distances((a.cpu(),), (b.cpu(),))
+        return wide_distances(a, a_norms, b, b_norms)
 
     def _fill(
-        self,
-        stage: int,
-        out: Tensor,
-        reference: Tensor,
-        side: _Side,
-        start: int,
-        part: slice,
-        states: _States | None,
-        nexts: _States | None,
-        *,
-        new: bool = False,
-    ) -> Tensor:
-        """Blocks of images ``start + part`` at a stage relative to ``reference``; their norms.
+        self, stage: int, source: _Source, part: slice, out: Tensor, reference: Tensor,
+        *, new: bool = False, keep: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Write a stage's blocks of the images in ``part`` to ``out``; return their norms.
 
-        ``new``: the first image becomes the reference. ``nexts`` keeps the next stage's inputs.
+        new: the first image becomes the reference. keep: the next stage's inputs are kept.
         """
         norms = []
         for inner in _parts(len(out), self.batch):
             rows = _shift(inner, part.start)
-            if states is None:
-                state = self.embedding.enter(side.floats(_shift(rows, start)))
+            if source.inputs is None:
+                state = source.side.through(self.embedding.enter, _shift(rows, source.start))
             else:
-                state = states.read(rows)
+                state = source.inputs.read(rows)
             following, maps = self.embedding.advance(stage, state)
-            if nexts is not None and following is not None:
-                nexts.write(rows, following)
+            if keep and source.outputs is not None and following is not None:
+                source.outputs.write(rows, following)
             if new and inner.start == 0:
                 self.embedding.refer(stage, maps[:1], reference)
             self.embedding.write(stage, maps, reference, out[inner])
-            norms.append(_part_norms(out[inner]))  # while it is in the caches
-        return _whole_norms(torch.cat(norms))
+            norms.append(part_norms(out[inner]))  # while it is in the caches
+            self._count(inner.stop - inner.start)
+        return total_norms(torch.cat(norms))
+
+    def _count(self, images: int) -> None:
+        """Report images that went through all stages."""
+        self.passed += images
+        whole = self.passed // self.stages
+        self.seen(whole - self.reported)
+        self.reported = whole
 
 
 class _Room:
-    """Parts of one stretch of memory, taken from its low or its high end."""
+    """Parts of a buffer, taken from its low or its high end."""
 
     def __init__(self, flat: Tensor) -> None:
         self._flat = flat
 
     def take(self, values: int, *, low: bool = True) -> Tensor:
-        if low:
-            taken, self._flat = self._flat[:values], self._flat[values:]
-        else:
-            cut = len(self._flat) - values
-            taken, self._flat = self._flat[cut:], self._flat[:cut]
+        cut = values if low else len(self._flat) - values
+        first, second = self._flat[:cut], self._flat[cut:]
+        taken, self._flat = (first, second) if low else (second, first)
         return taken
 
     def rows(self, count: int, width: int) -> Tensor:
-        """(count, width) whose rows do not start at the same place in the caches."""
+        """Return (count, width) values, with padding between the rows."""
         return self.take(count * (width + _PAD)).view(count, width + _PAD)[:, :width]
 
 
@@ -444,57 +460,11 @@ class _States:
         return part.view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
-def _norms(rows: Tensor) -> Tensor:
-    """Squared lengths (N,) float64 on the CPU of rows (N, D)."""
-    return _whole_norms(_part_norms(rows))
-
-
-def _part_norms(rows: Tensor) -> Tensor:
-    """Lengths (N, parts) of the parts of rows (N, D) that float32 can sum."""
-    whole = rows.shape[1] // _CHUNK * _CHUNK
-    parts: Tensor = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, _CHUNK)), dim=2)
-    if whole < rows.shape[1]:
-        rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
-        parts = torch.cat([parts, rest], dim=1)
-    return parts
-
-
-def _whole_norms(parts: Tensor) -> Tensor:
-    squares: Tensor = _near_float64(parts).double().square().sum(1)
-    return squares.cpu()
-
-
-def _near_float64(values: Tensor) -> Tensor:
-    """``values`` where float64 can be had: on the CPU if their device has none."""
-    return values if values.device.type in ("cpu", "cuda") else values.cpu()
-
-
-def _wide_distances(left: Tensor, left_norms: Tensor, right: Tensor, right_norms: Tensor) -> Tensor:
-    """Squared distances (N, M) float64 on the CPU of rows (N, D) and (M, D), D large."""
-    width = left.shape[1]
-    whole = width // _CHUNK * _CHUNK
-    a = left[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
-    b = right[:, :whole].unflatten(1, (-1, _CHUNK)).permute(1, 2, 0)
-    products = _near_float64(torch.bmm(a, b)).sum(0, dtype=torch.float64)
-    if whole < width:
-        products += _near_float64(left[:, whole:] @ right[:, whole:].T).double()
-    products = products.cpu()
-    scale = left_norms[:, None] + right_norms[None, :]
-    distances = scale - 2.0 * products
-    for i, j in (distances < CLOSE * scale).nonzero().tolist():
-        distances[i, j] = _by_differences(left[i], right[j])
-    return distances.clamp_min_(0.0)
-
-
-def _by_differences(left: Tensor, right: Tensor) -> float:
-    """Squared distance of two long rows: float32 differences, whose squares are summed in parts."""
-    return float(_norms((left - right)[None]))
-
-
 def _parts(rows: int, size: int) -> Iterator[slice]:
-    """0..rows in consecutive slices of ``size``, as even as they can be."""
-    count = math.ceil(rows / max(1, size))
-    size = math.ceil(rows / count)
+    """Yield 0..rows in consecutive slices of at most ``size``, as even as possible; none if rows <= 0."""
+    if rows <= 0:
+        return
+    size = math.ceil(rows / math.ceil(rows / max(1, size)))
     for start in range(0, rows, size):
         yield slice(start, min(rows, start + size))
 
@@ -504,20 +474,20 @@ def _shift(part: slice, by: int) -> slice:
 
 
 def _divisions(rows: int) -> list[int]:
-    """Sizes of the even parts into which so many rows can be cut."""
+    """Return the sizes of the even parts into which so many rows can be cut."""
     return sorted({math.ceil(rows / count) for count in range(1, min(rows, 256) + 1)} | {1})
 
 
 def _not_finite(
-    embedding: Embedding, sides: tuple[_Side, _Side], names: Callable[[bool, int], str] | None
+    embedding: Embedding, sides: tuple[_Side, _Side], names: Sequence[Sequence[str]] | None
 ) -> str:
-    """Which image gives features that are no numbers."""
+    """Return the message that names the image whose features are not finite."""
     for number, side in enumerate(sides):
-        for row, first in enumerate(side.first.tolist()):
+        for row, first in enumerate(side.first):
             with exact_products():
-                blocks = embedding(side.floats(slice(row, row + 1)))
-            if not all(bool(block.isfinite().all()) for block in blocks):
-                name = names(number == 0, first) if names else f"{first} of set {number + 1}"
+                found = side.through(_OneStage(embedding).enter, slice(row, row + 1))
+            if not bool(found.isfinite().all()):
+                name = names[number][first] if names else f"{first} of set {number + 1}"
                 return (
                     f"embedding {embedding.name}: not a finite number for image {name}; check that "
                     "image and the embedding"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifi
 from inversight.models.target import Access, Target, accuracy_on, describe_target, target_of
 from inversight.models.training import rotation_task, train_classifier
 from inversight.pipeline.budgets import BUDGET, CURVES, with_curves
-from inversight.pipeline.evaluation import evaluate, nearness
+from inversight.pipeline.evaluation import evaluate
 from inversight.pipeline.gallery import gallery
 from inversight.pipeline.gate import exceeded, gates
 from inversight.pipeline.hidden_names import hidden_names
@@ -36,7 +36,12 @@ from inversight.pipeline.ledger import SIGNALS_FILE, exposure_table, hidden, joi
 from inversight.pipeline.outputs import write_report
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.result import AuditResult
-from inversight.pipeline.scored import FILES, write_evaluation
+from inversight.pipeline.scored import (
+    FILES,
+    read_nearness,
+    read_neighbour_distance,
+    write_evaluation,
+)
 from inversight.pipeline.watching import FrechetToPublic, watched_features
 from inversight.priors import Prior, StylePrior, Watch, train_prior
 from inversight.priors.given import PRIOR_FILE, few_images
@@ -81,10 +86,11 @@ class _Execution:
             self.attack(name, attack, target, prior)
         reconstructions = self.collect()
         unguided = self.control(given, reconstructions) if self.inputs.holdout is None else None
-        metrics, samples = self.scores(reconstructions, unguided, evaluator, public_network)
-        samples = self.signals(samples, target, evaluator, public_network)
-        if self.settings.budget:
-            metrics = self.budgets(metrics, target, prior, evaluator, public_network)
+        points = self.budget_points(target, prior) if self.settings.budget else []
+        metrics, samples = self.scores(reconstructions, unguided, points, evaluator, public_network)
+        samples = self.signals(samples, target)
+        if points:
+            metrics = self.budgets(metrics, points)
         self.run.record(warnings=self.warnings, notes=self.notes)
         self.report(reconstructions)
         self.run.record(finished=True)
@@ -353,18 +359,14 @@ class _Execution:
             if facts.get("left_out"):
                 self.warn(f"{name}: {facts['left_out']}")
 
-    def budgets(
-        self, metrics: dict[str, dict[str, Any]], target: Target, prior: Prior, evaluator: Target,
-        public_network: SavedClassifier | None,
-    ) -> dict[str, dict[str, Any]]:  # fmt: skip
-        """budget.parquet: what each attack covers within so many queries, and as it was run.
+    def budget_points(
+        self, target: Target, prior: Prior
+    ) -> list[tuple[str, int | None, Path | None]]:
+        """Run each attack again within so many queries; return attack, budget and folder.
 
-        Returns ``metrics`` with the curves in them, as metrics.json has them then.
+        The folder is None where the budget is too small for any attempt.
         """
         labels = self.inputs.private.labels.unique(sorted=True)
-        distance = self._scoring(
-            self.settings.embedding, "distance", "--embedding", evaluator, public_network
-        )
         points: list[tuple[str, int | None, Path | None]] = []
         for name, attack in self.plan.attacks.items():
             used = self.queries[name]
@@ -373,16 +375,25 @@ class _Execution:
                 folder = None if less is None else self._cut(name, less, queries, target, prior)
                 points.append((name, queries, folder))
             points.append((name, None, self.run.path / "stages" / f"attack-{name}"))
+        return points
+
+    def budgets(
+        self,
+        metrics: dict[str, dict[str, Any]],
+        points: Sequence[tuple[str, int | None, Path | None]],
+    ) -> dict[str, dict[str, Any]]:
+        """Write budget.parquet: what each attack covers within so many queries, and as it was run.
+
+        Returns ``metrics`` with the curves in them, as metrics.json has them then.
+        """
 
         def fill(folder: Path) -> None:
-            rows = [self._point(*point, distance) for point in points]
+            rows = [self._point(*point) for point in points]
             pd.DataFrame(rows).to_parquet(folder / BUDGET, index=False)
             write_json(folder / "metrics.json", with_curves(metrics, rows))
 
         folder = self.stage("budget", fill)
         self.run.publish(folder / BUDGET)
-        if not (folder / "metrics.json").is_file():  # an earlier version's stage
-            return metrics
         self.run.publish(folder / "metrics.json")
         found: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())
         return found
@@ -405,10 +416,8 @@ class _Execution:
 
         return self.stage(f"attack-{name}-within-{queries}", fill, name)
 
-    def _point(
-        self, name: str, queries: int | None, folder: Path | None, distance: Embedding
-    ) -> dict[str, Any]:
-        """One row of budget.parquet."""
+    def _point(self, name: str, queries: int | None, folder: Path | None) -> dict[str, Any]:
+        """Return one row of budget.parquet."""
         row: dict[str, Any] = {"attack": name, "budget": queries, "queries": None, "reason": None}
         row |= {"reconstructions": 0}
         row |= dict.fromkeys(("covered", "ddcs_best", "ddcs_average", "nearest_distance"))
@@ -417,19 +426,29 @@ class _Execution:
         facts = json.loads((folder / "facts.json").read_text())
         if "reason" in facts:
             return row | {"reason": facts["reason"]}
-        made = load_folder(
-            folder / "images", role="reconstructions", channels=self.inputs.channels
-        ).relabel(self.inputs.classes, role="reconstructions")
-        found = nearness(
-            self.inputs.private, made, distance=distance, memory=self.settings.memory,
-            seed=self.settings.seed, device=self.plan.device,
-            progress=self.reporter.stage(f"budget: {name}"),
-        )  # fmt: skip
+        scores = self.run.path / "stages" / "scores"
+        found = read_nearness(scores)[name if queries is None else folder.name]
         values = {key: one.value for key, one in found.items()}
         bounds = {
             f"{key}_{end}": getattr(found[key], end) for key in CURVES for end in ("low", "high")
         }
-        return row | values | bounds | {"queries": facts["queries"], "reconstructions": len(made)}
+        reconstructions = found["covered"].extra["reconstructions"]
+        return (
+            row
+            | values
+            | bounds
+            | {
+                "queries": facts["queries"],
+                "reconstructions": reconstructions,
+            }
+        )
+
+    def images_of(self, folder: Path) -> ImageSet:
+        """Return the reconstructions in a stage's folder."""
+        images = load_folder(
+            folder / "images", role="reconstructions", channels=self.inputs.channels
+        )
+        return images.relabel(self.inputs.classes, role="reconstructions")
 
     def collect(self) -> dict[str, ImageSet]:
         """Each attack's reconstructions; all of them together are in RUN/reconstructions."""
@@ -447,15 +466,8 @@ class _Execution:
         if not shown.is_dir():
             with atomic_folder(shown) as copy:
                 shutil.copytree(folder / "reconstructions", copy, dirs_exist_ok=True)
-        found = {}
-        for name in self.plan.attacks:
-            images = load_folder(
-                self.run.path / "stages" / f"attack-{name}" / "images",
-                role="reconstructions",
-                channels=self.inputs.channels,
-            )
-            found[name] = images.relabel(self.inputs.classes, role="reconstructions")
-        return found
+        stages = self.run.path / "stages"
+        return {name: self.images_of(stages / f"attack-{name}") for name in self.plan.attacks}
 
     def control(self, prior: Prior, reconstructions: dict[str, ImageSet]) -> ImageSet:
         """As many samples of the unadapted prior of each class as all attacks made, unguided."""
@@ -479,6 +491,7 @@ class _Execution:
         self,
         reconstructions: dict[str, ImageSet],
         unguided: ImageSet | None,
+        points: Sequence[tuple[str, int | None, Path | None]],
         evaluator: Target,
         public_network: SavedClassifier | None,
     ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
@@ -499,6 +512,12 @@ class _Execution:
                 evaluator=evaluator,
                 holdout=self.inputs.holdout,
                 control=unguided,
+                distance_only={
+                    stage.name: self.images_of(stage)
+                    for _, queries, stage in points
+                    if queries is not None and stage is not None and (stage / "images").is_dir()
+                },
+                neighbours=True,
                 memory=self.settings.memory,
                 seed=self.settings.seed,
                 pairs=self.settings.pairs,
@@ -525,20 +544,15 @@ class _Execution:
         self,
         samples: pd.DataFrame,
         target: Target,
-        evaluator: Target,
-        public_network: SavedClassifier | None,
     ) -> pd.DataFrame:
         """What the target says of each private image, and its twins, joined to the ledger."""
-        name = self.settings.embedding
 
         def fill(folder: Path) -> None:
             table = exposure_table(
                 target,
                 self.inputs.private,
-                distance=self._scoring(name, "distance", "--embedding", evaluator, public_network),
-                seen=name == "evaluator",
-                memory=self.settings.memory,
-                device=self.plan.device,
+                neighbour_distance=read_neighbour_distance(self.run.path / "stages" / "scores"),
+                seen=self.settings.embedding == "evaluator",
                 progress=self.reporter.stage("signals"),
             )
             if self.settings.hash_ids:

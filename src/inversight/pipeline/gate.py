@@ -9,7 +9,7 @@ from typing import Any
 
 from inversight.core.config import nearest
 from inversight.core.errors import ConfigError
-from inversight.pipeline.evaluation import CONTROL_GAP, METRICS, RISKS
+from inversight.pipeline.metrics import CONTROL_GAP, METRICS, RISKS
 from inversight.risk import check_embedding
 
 _FORM = re.compile(r"\s*([a-z_0-9]+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*")

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
-from inversight.embeddings import Embedding
 from inversight.models.target import Target
-from inversight.risk.kinds import kinds, neighbour_distances
+from inversight.risk.kinds import kinds
 from inversight.risk.signals import SIGNALS, Signals, signals
 from inversight.risk.twins import Twins, find_twins
 
@@ -27,32 +26,25 @@ def exposure_table(
     target: Target,
     private: ImageSet,
     *,
-    distance: Embedding,
+    neighbour_distance: Tensor,
     seen: bool,
-    memory: int,
-    device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> pd.DataFrame:
-    """One row for each private image, by id: signals, ``neighbour_distance``, ``kind``, ``twins``.
+    """Return one row for each private image, by id: signals, ``neighbour_distance``, ``kind``, ``twins``.
 
-    ``distance`` is the scoring distance, ``seen`` whether its network was trained on the private
-    images; ``memory`` what its features may take.
+    neighbour_distance: (N,) float64 in the scoring distance, of the private images in the order of
+    their ids. seen: the network of that distance was trained on the private images.
 
     Raises:
-        StageError: the target or the embedding gave a NaN or an infinity.
+        StageError: the target returned a NaN or an infinity.
     """
+    private = private.select(torch.tensor(sorted(range(len(private)), key=private.ids.__getitem__)))
     found = signals(target, private, progress=progress)
     twins = find_twins(private, progress=progress)
-    near = neighbour_distances(distance, private, memory=memory, device=device)
-    table = signals_table(found, private, twins)
-    words = kinds(private.labels, found.values, twins, near, seen=seen)
-    more = pd.DataFrame(
-        {"neighbour_distance": near.numpy(), "kind": pd.array(words, dtype="string")},
-        index=list(private.ids),
-    ).loc[table["id"]]
-    for name in more:
-        table[name] = more[name].array
-    return table
+    words = kinds(private.labels, found.values, twins, neighbour_distance, seen=seen)
+    return signals_table(found, private, twins).assign(
+        neighbour_distance=neighbour_distance.numpy(), kind=pd.array(words, dtype="string")
+    )
 
 
 def signals_table(found: Signals, private: ImageSet, twins: Twins) -> pd.DataFrame:

@@ -27,15 +27,9 @@ from inversight.models.loading import load_target
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.models.spec import ModelSpec, absolute_spec
 from inversight.pipeline import AuditResult
-from inversight.pipeline.evaluation import (
-    CONTROL_GAP,
-    ScoredSet,
-    Subjects,
-    check_classes,
-    check_pairs,
-    evaluate,
-)
+from inversight.pipeline.evaluation import check_classes, check_pairs, evaluate
 from inversight.pipeline.gate import exceeded, gates
+from inversight.pipeline.metrics import CONTROL_GAP, ReferenceSet, ScoredSet
 from inversight.pipeline.outputs import write_report
 from inversight.pipeline.scored import FILES, read_scored, write_evaluation
 from inversight.pipeline.stages import public_network
@@ -373,15 +367,15 @@ def _check_same(run: Path, role: str, images: ImageSet | None) -> None:
 
 
 def _check_names(
-    earlier: tuple[Subjects, tuple[ScoredSet, ...]],
+    earlier: tuple[ReferenceSet, tuple[ScoredSet, ...]],
     own: ImageSet,
     sets: dict[str, ImageSet],
     reuse: Path | None,
 ) -> None:
-    subjects, before = earlier
-    if subjects.classes != own.classes or sorted(own.ids) != list(subjects.ids):
+    reference, before = earlier
+    if reference.classes != own.classes or sorted(own.ids) != list(reference.ids):
         raise RunError(
-            f"--reuse {reuse}: its classes come in another order ({', '.join(subjects.classes[:3])}"
+            f"--reuse {reuse}: its classes come in another order ({', '.join(reference.classes[:3])}"
             " ...); score all folders together instead"
         )
     known = {i for s in before for i in s.ids}

@@ -1,7 +1,8 @@
-"""What a scoring leaves in a run folder, so that more reconstructions can be added to it later.
+"""The files that a scoring leaves in a run folder, so that more reconstructions can be added later.
 
 ``reconstructions.parquet`` and ``samples_by_set.parquet`` are tables for people too;
-``vectors.safetensors`` holds the small vectors (never LPIPS features) that set measures need.
+``vectors.safetensors`` holds the small vectors (never LPIPS features) that set measures need;
+``nearness.json`` what distances alone tell of each set.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,8 +21,8 @@ from torch import Tensor
 
 from inversight.core.errors import RunError
 from inversight.core.run import write_json
-from inversight.pipeline.evaluation import Evaluation, ScoredSet, Subjects
-from inversight.scores import Assignment
+from inversight.pipeline.metrics import Evaluation, ReferenceSet, ScoredSet, nearest_distances
+from inversight.scores import Assignment, Summary
 from inversight.settings import PAIR_MEASURES
 
 FILES = (
@@ -31,9 +33,11 @@ FILES = (
     "reconstructions.parquet",
     "holdout.parquet",
 )
-"""What a run folder shows of a scoring."""
+"""Files of a scoring that a run folder shows."""
 
 VECTORS = "vectors.safetensors"
+NEARNESS = "nearness.json"
+_METADATA = "inversight.pipeline.scored"
 _NAMES = ("id", "label", "nearest_reconstruction", "assigned_to")
 """Columns that hold names of images or classes."""
 
@@ -42,10 +46,7 @@ _WIDEST = 1 << 14
 
 
 def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], str] = str) -> None:
-    """Write all of ``found`` into ``folder``, which a stage makes visible when it is whole.
-
-    ``hide`` is what becomes of names of images and classes before they are written.
-    """
+    """Write ``found`` to ``folder``; ``hide`` is applied to names of images and classes."""
     write_json(folder / "metrics.json", found.metrics)
     write_json(folder / "metrics_by_set.json", found.by_set)
     tables = {
@@ -56,13 +57,24 @@ def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], s
     if found.holdout is not None:
         tables["holdout"] = found.holdout
     for name, table in tables.items():
-        for column in _NAMES:
-            if column in table:
-                hidden = [hide(v) if isinstance(v, str) else None for v in table[column]]
-                table = table.assign(**{column: pd.array(hidden, dtype="string")})
-        table.to_parquet(folder / f"{name}.parquet", index=False)
-    tensors: dict[str, Tensor] = {}
-    owners: list[tuple[str, Subjects | ScoredSet]] = [("subjects", found.subjects)]
+        hidden = {
+            column: pd.array(
+                [hide(v) if isinstance(v, str) else None for v in table[column]], dtype="string"
+            )
+            for column in _NAMES
+            if column in table
+        }
+        table.assign(**hidden).to_parquet(folder / f"{name}.parquet", index=False)
+    nearness = {
+        name: {key: {**vars(one), "extra": dict(one.extra)} for key, one in summaries.items()}
+        for name, summaries in found.nearness.items()
+    }
+    write_json(folder / NEARNESS, nearness)
+    reference = found.reference
+    tensors: dict[str, Tensor | None] = {
+        "reference/neighbour_distance": reference.neighbour_distance
+    }
+    owners: list[tuple[str, ReferenceSet | ScoredSet]] = [("reference", reference)]
     owners += [(f"set{i}", one) for i, one in enumerate(found.sets)]
     for name, owner in owners:
         for field in ("features", "evaluator", "logits"):
@@ -73,129 +85,153 @@ def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], s
         if one.holdout is not None:
             tensors |= {f"set{i}/holdout/{k}": v for k, v in vars(one.holdout).items()}
     names = {
-        "classes": [hide(n) for n in found.subjects.classes],
-        "ids": [hide(n) for n in found.subjects.ids],
-        "labels": found.subjects.labels.tolist(),
-        "holdout_ids": [hide(n) for n in found.subjects.holdout_ids],
+        "classes": [hide(n) for n in reference.classes],
+        "ids": [hide(n) for n in reference.ids],
+        "labels": reference.labels.tolist(),
+        "holdout_ids": [hide(n) for n in reference.holdout_ids],
         "holdout_labels": None
-        if found.subjects.holdout_labels is None
-        else found.subjects.holdout_labels.tolist(),
-        "missing": dict(found.subjects.missing),
+        if reference.holdout_labels is None
+        else reference.holdout_labels.tolist(),
+        "missing": dict(reference.missing),
         "sets": [
             {"name": s.name, "ids": [hide(n) for n in s.ids], "labels": s.labels.tolist()}
             for s in found.sets
         ],
     }
-    tensors["none"] = torch.zeros(1)  # a file of no tensors is no file
-    save_file(tensors, folder / VECTORS, metadata={"inversight.pipeline.scored": json.dumps(names)})
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    kept = kept or {"none": torch.zeros(1)}  # safetensors writes no file without tensors
+    save_file(kept, folder / VECTORS, metadata={_METADATA: json.dumps(names)})
 
 
 def by_set(found: Evaluation) -> pd.DataFrame:
-    """One row for each private image and set: its nearest reconstruction in that set."""
-    frames = []
-    for one in found.sets:
-        rows = one.assignment.nearest_row.tolist()
-        distance = one.assignment.nearest
-        frames.append(
-            pd.DataFrame(
-                {
-                    "set": one.name,
-                    "id": found.subjects.ids,
-                    "nearest_distance": distance.where(
-                        distance.isfinite(), torch.tensor(float("nan"), dtype=distance.dtype)
-                    ).numpy(),
-                    "nearest_reconstruction": pd.array(
-                        [one.ids[row] if row >= 0 else None for row in rows], dtype="string"
-                    ),
-                    **{m: values.numpy() for m, values in one.pairs.items()},
-                }
-            )
+    """Return one row for each private image and set: its nearest reconstruction in that set."""
+    frames = [
+        pd.DataFrame(
+            {
+                "set": one.name,
+                "id": found.reference.ids,
+                "nearest_distance": nearest_distances(one.assignment).numpy(),
+                "nearest_reconstruction": pd.array(
+                    [
+                        one.ids[row] if row >= 0 else None
+                        for row in one.assignment.nearest_row.tolist()
+                    ],
+                    dtype="string",
+                ),
+                **{m: values.numpy() for m, values in one.pairs.items()},
+            }
         )
+        for one in found.sets
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
 def assignments(found: Evaluation) -> pd.DataFrame:
-    """One row for each reconstruction: the private image of its class it is nearest to."""
-    frames = []
-    for one in found.sets:
-        frames.append(
-            pd.DataFrame(
-                {
-                    "set": one.name,
-                    "id": one.ids,
-                    "label": [found.subjects.classes[y] for y in one.labels.tolist()],
-                    "assigned_to": [found.subjects.ids[i] for i in one.assignment.owner.tolist()],
-                    "distance": one.assignment.distance.numpy(),
-                }
-            )
+    """Return one row for each reconstruction: the private image of its class it is nearest to."""
+    reference = found.reference
+    frames = [
+        pd.DataFrame(
+            {
+                "set": one.name,
+                "id": one.ids,
+                "label": [reference.classes[y] for y in one.labels.tolist()],
+                "assigned_to": [reference.ids[i] for i in one.assignment.owner.tolist()],
+                "distance": one.assignment.distance.numpy(),
+            }
         )
+        for one in found.sets
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
-def read_scored(folder: Path) -> tuple[Subjects, tuple[ScoredSet, ...]]:
-    """Read what :func:`write_evaluation` left in ``folder``.
+def read_nearness(folder: Path) -> dict[str, dict[str, Summary]]:
+    """Return ``Evaluation.nearness`` as :func:`write_evaluation` left it in ``folder``."""
+    found = json.loads((folder / NEARNESS).read_text(encoding="utf-8"))
+    return {
+        name: {key: Summary(**one) for key, one in summaries.items()}
+        for name, summaries in found.items()
+    }
+
+
+def read_neighbour_distance(folder: Path) -> Tensor:
+    """Return ``ReferenceSet.neighbour_distance``, in the order of the private images' ids."""
+    with safe_open(folder / VECTORS, "pt") as handle:
+        found: Tensor = handle.get_tensor("reference/neighbour_distance")
+    return found
+
+
+def read_scored(folder: Path) -> tuple[ReferenceSet, tuple[ScoredSet, ...]]:
+    """Return the reference and sets that :func:`write_evaluation` left in ``folder``.
 
     Raises:
         RunError: missing or damaged.
     """
     try:
         with safe_open(folder / VECTORS, "pt") as handle:
-            names = json.loads((handle.metadata() or {})["inversight.pipeline.scored"])
+            names = json.loads((handle.metadata() or {})[_METADATA])
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         table = pd.read_parquet(folder / "reconstructions.parquet")
         nearest = pd.read_parquet(folder / "samples_by_set.parquet")
-        ids = tuple(names["ids"])
-        position = {name: i for i, name in enumerate(ids)}
-        held = names["holdout_labels"]
-        subjects = Subjects(
-            ids=ids,
+        labels = names["holdout_labels"]
+        reference = ReferenceSet(
+            ids=tuple(names["ids"]),
             labels=torch.tensor(names["labels"]),
             classes=tuple(names["classes"]),
             holdout_ids=tuple(names["holdout_ids"]),
-            holdout_labels=None if held is None else torch.tensor(held),
-            features=tensors.get("subjects/features"),
-            evaluator=tensors.get("subjects/evaluator"),
+            holdout_labels=None if labels is None else torch.tensor(labels),
+            features=tensors.get("reference/features"),
+            evaluator=tensors.get("reference/evaluator"),
             missing=names["missing"],
+            neighbour_distance=tensors.get("reference/neighbour_distance"),
         )
-        sets = []
-        for i, one in enumerate(names["sets"]):
-            mine = table[table["set"] == one["name"]]
-            near = nearest[nearest["set"] == one["name"]]
-            row = {name: j for j, name in enumerate(one["ids"])}
-            sets.append(
-                ScoredSet(
-                    name=one["name"],
-                    ids=tuple(one["ids"]),
-                    labels=torch.tensor(one["labels"]),
-                    assignment=Assignment(
-                        owner=torch.tensor([position[n] for n in mine["assigned_to"]]),
-                        distance=torch.from_numpy(mine["distance"].to_numpy(copy=True)),
-                        nearest=torch.from_numpy(
-                            near["nearest_distance"].fillna(float("inf")).to_numpy(copy=True)
-                        ),
-                        nearest_row=torch.tensor(
-                            [row.get(n, -1) for n in near["nearest_reconstruction"].fillna("")]
-                        ),
-                    ),
-                    holdout=None
-                    if held is None
-                    else Assignment(
-                        **{f.name: tensors[f"set{i}/holdout/{f.name}"] for f in fields(Assignment)}
-                    ),
-                    features=tensors.get(f"set{i}/features"),
-                    evaluator=tensors.get(f"set{i}/evaluator"),
-                    logits=tensors.get(f"set{i}/logits"),
-                    pairs={
-                        m: torch.from_numpy(near[m].to_numpy(copy=True))
-                        for m in PAIR_MEASURES
-                        if m in near
-                    },
-                )
+        sets = tuple(
+            _read_set(
+                f"set{i}", one, reference, tensors, table[table["set"] == one["name"]],
+                nearest[nearest["set"] == one["name"]],
             )
+            for i, one in enumerate(names["sets"])
+        )  # fmt: skip
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RunError(
             f"{folder}: holds no scores that more could be added to ({reason}); score all folders "
             "together instead"
         ) from None
-    return subjects, tuple(sets)
+    return reference, sets
+
+
+def _read_set(
+    key: str,
+    names: dict[str, Any],
+    reference: ReferenceSet,
+    tensors: dict[str, Tensor],
+    table: pd.DataFrame,
+    nearest: pd.DataFrame,
+) -> ScoredSet:
+    """Return one set: ``names`` of its images, its rows of reconstructions and samples_by_set."""
+    position = {name: i for i, name in enumerate(reference.ids)}
+    row = {name: j for j, name in enumerate(names["ids"])}
+    distances = nearest["nearest_distance"].fillna(float("inf")).to_numpy(copy=True)
+    rows = [row.get(n, -1) for n in nearest["nearest_reconstruction"].fillna("")]
+    holdout = None
+    if reference.holdout_labels is not None:
+        found = {f.name: tensors[f"{key}/holdout/{f.name}"] for f in fields(Assignment)}
+        holdout = Assignment(**found)
+    return ScoredSet(
+        name=names["name"],
+        ids=tuple(names["ids"]),
+        labels=torch.tensor(names["labels"]),
+        assignment=Assignment(
+            owner=torch.tensor([position[n] for n in table["assigned_to"]]),
+            distance=torch.from_numpy(table["distance"].to_numpy(copy=True)),
+            nearest=torch.from_numpy(distances),
+            nearest_row=torch.tensor(rows),
+        ),
+        holdout=holdout,
+        **{name: tensors.get(f"{key}/{name}") for name in ("features", "evaluator", "logits")},
+        pairs={
+            m: torch.from_numpy(nearest[m].to_numpy(copy=True))
+            for m in PAIR_MEASURES
+            if m in nearest
+        },
+    )

@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inversight.data import ImageSet
-from inversight.embeddings import Embedding, Workspace, image_pairs
-from inversight.risk.signals import NEIGHBOURS
 from inversight.risk.twins import Twins
 
 KINDS: dict[str, str] = {
@@ -31,13 +28,17 @@ def kinds(
     *,
     seen: bool = False,
 ) -> tuple[str, ...]:
-    """The kind of each of N images, by the rules in ``KINDS``.
+    """Return the kind of each of N images, by the rules in ``KINDS``.
 
-    labels: (N,). values: signals, each (N,) (:func:`inversight.risk.signals.signals`); rules whose
-    signals are missing do not apply. neighbour_distance: (N,), as :func:`neighbour_distances` gives
-    it, or None. seen: the distance's network was trained on the private images: then nothing is called
-    memorised, because the distance may have learnt the images too. "Far" is beyond the fence of
-    :func:`is_far`.
+    Args:
+        labels: (N,).
+        values: signals, each (N,) (:func:`inversight.risk.signals.signals`); rules whose signals are
+            missing do not apply.
+        neighbour_distance: (N,), mean scoring distance to the nearest images of the class, or None.
+        seen: the distance's network was trained on the private images. Then nothing is called
+            memorised, because the distance may have learnt the images too.
+
+    "Far" is beyond the fence of :func:`is_far`.
     """
     nothing = torch.zeros(len(labels), dtype=torch.bool)
     apart = nothing if neighbour_distance is None else is_far(neighbour_distance, labels)
@@ -71,47 +72,6 @@ def is_far(distances: Tensor, labels: Tensor) -> Tensor:
     low, high = np.quantile(known.numpy(), (0.25, 0.75))
     far: Tensor = centred > high + 1.5 * (high - low)
     return far
-
-
-def neighbour_distances(
-    embedding: Embedding,
-    images: ImageSet,
-    *,
-    memory: int,
-    device: torch.device | str = "cpu",
-    neighbours: int = NEIGHBOURS,
-) -> Tensor:
-    """(N,) float64 >= 0: mean distance d to the nearest other images of the class in ``embedding``.
-
-    To all others in classes with fewer; NaN for the only image of a class. Each image goes twice
-    through the embedding's network; ``memory`` as in :func:`inversight.embeddings.image_pairs`.
-    Independent of row order.
-    """
-    order = torch.tensor(sorted(range(len(images)), key=images.ids.__getitem__))
-    images = images.select(order)
-    found = torch.full((len(images),), float("nan"), dtype=torch.float64)
-    work = Workspace(device)
-    for label in images.labels.unique().tolist():
-        at = (images.labels == label).nonzero().squeeze(1)
-        if len(at) < 2:
-            continue
-        k = min(neighbours, len(at) - 1)
-        nearest = torch.full((len(at), k), float("inf"), dtype=torch.float64)
-        own = images.images[at]
-
-        def named(_: bool, row: int, at: Tensor = at) -> str:
-            return images.ids[int(at[row])]
-
-        for tile in image_pairs(
-            embedding, own, own, memory=memory, device=device, workspace=work,
-            names=named,
-        ):  # fmt: skip
-            itself = tile.left[:, None] == tile.right[None, :]
-            seen = tile.distances.masked_fill(itself, float("inf"))
-            both = torch.cat([nearest[tile.left], seen], dim=1)
-            nearest[tile.left] = both.topk(k, dim=1, largest=False).values
-        found[at] = nearest.mean(1)
-    return found[order.argsort()]
 
 
 def _less_class_median(values: Tensor, labels: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from inversight.core.errors import ConfigError, StageError, TargetError
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
-from inversight.embeddings.base import squared_distances
+from inversight.embeddings.distances import exact_products, squared_distances
 from inversight.embeddings.network import PooledEmbedding
-from inversight.embeddings.pairs import exact_products
 from inversight.models.target import Access, Target
 
 NEIGHBOURS = 5

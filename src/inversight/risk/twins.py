@@ -20,7 +20,7 @@ from torch import Tensor
 
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
-from inversight.embeddings.pairs import exact_products
+from inversight.embeddings.distances import exact_products
 
 SIDE = 64
 """Pixels of a side to which larger images are shrunk before they are compared."""

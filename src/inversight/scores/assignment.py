@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inversight.embeddings.base import Features, squared_distances
+from inversight.embeddings.base import Features
+from inversight.embeddings.distances import squared_distances
 from inversight.scores.classwise import TIE, bounded, rows_by_class, take
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from inversight.core.errors import ConfigError
-from inversight.embeddings.base import Features, squared_distances
+from inversight.embeddings.base import Features
+from inversight.embeddings.distances import squared_distances
 from inversight.scores.bootstrap import default_rng, equal_classes, interval_of_means
 from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.classwise import TIE, bounded, rows_by_class, take

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from inversight.embeddings.base import squared_distances
+from inversight.embeddings.distances import squared_distances
 from inversight.scores.bootstrap import default_rng, interval_of_means
 from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.classwise import bounded, rows_by_class, take

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.embeddings import base
-from inversight.embeddings.base import Features, squared_distances
+from inversight.embeddings import distances
+from inversight.embeddings.base import Features
+from inversight.embeddings.distances import squared_distances
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -53,7 +54,7 @@ def test_the_size_of_the_parts_does_not_matter(
     left, right = (randn(6, 40), randn(6, 9, seed=1)), (randn(5, 40, seed=2), randn(5, 9, seed=3))
     left[0][:3], left[1][:3] = right[0][:3] + 1e-4, right[1][:3]
     whole = squared_distances(left, right)
-    monkeypatch.setattr(base, "_SCRATCH", scratch)
+    monkeypatch.setattr(distances, "_SCRATCH", scratch)
     torch.testing.assert_close(squared_distances(left, right), whole, rtol=1e-9, atol=0)
 
 

@@ -1,0 +1,174 @@
+"""Assignments between several sets of images, with each image through the embedding once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from inversight.core.progress import Progress, silent
+from inversight.embeddings.base import Embedding
+from inversight.embeddings.pairs import Workspace, image_pairs
+from inversight.scores.assignment import Assigner, Assignment
+
+_CHECKPOINT_SECONDS = 30.0
+
+
+class LabelledImages(Protocol):
+    """images: (N, C, H, W), uint8 or floats in [0, 1]. labels: (N,) int64. ids: N names."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+
+class Labelled(NamedTuple):
+    """Labelled images, or features (N, D) in their place (see :class:`LabelledImages`)."""
+
+    images: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of :func:`compare`.
+
+    assignments: ``[i][j]`` of real set i and reconstructed set j. neighbour_distance: (N,) float64 >= 0
+    of the first real set, NaN for the only image of a class; None where it was not asked for.
+    """
+
+    assignments: list[list[Assignment]]
+    neighbour_distance: Tensor | None
+
+
+def compare(
+    embedding: Embedding,
+    real: Sequence[LabelledImages],
+    reconstructed: Sequence[LabelledImages],
+    *,
+    memory: int,
+    neighbours: int = 0,
+    device: torch.device | str = "cpu",
+    workspace: Workspace | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compare every reconstructed set with every real one, class by class.
+
+    All images of a class go through the embedding together, so each image goes through it once where
+    ``memory`` allows it (:func:`inversight.embeddings.image_pairs`). The result does not depend on row
+    order.
+
+    Args:
+        neighbours: also return the mean distance of each image of the first real set to so many
+            nearest other images of its class (to all others in smaller classes); 0 for none.
+        checkpoint: file in which the classes done are kept from time to time. A later call with the
+            same sets goes on with the others. The caller deletes it.
+
+    Raises:
+        StageError: the embedding returned a NaN or an infinity.
+    """
+    assigners = [[Assigner(a.ids, b.ids) for b in reconstructed] for a in real]
+    nearest = torch.full((len(real[0].ids), neighbours), float("inf"), dtype=torch.float64)
+    done_labels = torch.empty(0, dtype=torch.int64)
+    if checkpoint is not None and checkpoint.is_file():
+        state = load_file(checkpoint)
+        nearest, done_labels = state["nearest"], state["done"]
+        for name, assigner in _named(assigners):
+            assigner.restore({k: state[f"{name}/{k}"] for k in assigner.state()})
+    wanted = [s.labels for s in reconstructed] + ([real[0].labels] if neighbours else [])
+    classes = {}
+    for label in torch.cat(wanted).unique().tolist():
+        rows, columns = ([_rows(s, label) for s in sets] for sets in (real, reconstructed))
+        if not sum(map(len, columns)):  # only the first set is looked at, for its neighbours
+            rows = [rows[0], *(index[:0] for index in rows[1:])]
+        classes[label] = rows, columns
+    counts = {k: sum(map(len, rows)) + sum(map(len, cols)) for k, (rows, cols) in classes.items()}
+    done, total = sum(counts[k] for k in done_labels.tolist()), sum(counts.values())
+    work = workspace or Workspace(device)
+    saved = time.monotonic()
+    for label, (rows, columns) in classes.items():
+        if label in done_labels:
+            continue
+
+        def seen(images: int) -> None:
+            nonlocal done
+            # Images that go through the network again, for want of memory, are not counted twice.
+            done = min(done + images, total)
+            progress(done, total, embedding.name)
+
+        names = [
+            [s.ids[i] for s, index in zip(sets, found, strict=True) for i in index.tolist()]
+            for sets, found in ((real, rows), (reconstructed, columns))
+        ]
+        for tile in image_pairs(
+            embedding,
+            [s.images[index] for s, index in zip(real, rows, strict=True)],
+            [s.images[index] for s, index in zip(reconstructed, columns, strict=True)],
+            memory=memory, within=len(rows[0]) if neighbours else 0, device=device,
+            workspace=work, names=names, seen=seen,
+        ):  # fmt: skip
+            if tile.within:
+                _see_neighbours(nearest, rows[0], tile.left, tile.right, tile.distances)
+                continue
+            for i, mine, at in _split(tile.left, rows):
+                for j, theirs, to in _split(tile.right, columns):
+                    assigners[i][j].see(at, to, tile.distances[mine][:, theirs])
+        done_labels = torch.cat([done_labels, torch.tensor([label])])
+        if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            # Whole classes only, so that a resumed comparison equals one that was not stopped.
+            state = {"nearest": nearest, "done": done_labels}
+            for name, assigner in _named(assigners):
+                state |= {f"{name}/{k}": v.contiguous() for k, v in assigner.state().items()}
+            partial = checkpoint.with_name(f".{checkpoint.name}.partial")
+            save_file(state, partial)
+            partial.replace(checkpoint)
+            saved = time.monotonic()
+    known = nearest.where(nearest.isfinite(), torch.full_like(nearest, float("nan")))
+    return Comparison(
+        [[assigner.result() for assigner in row] for row in assigners],
+        known.nanmean(1) if neighbours else None,
+    )
+
+
+def _rows(images: LabelledImages, label: int) -> Tensor:
+    """Return the positions of the images of one class."""
+    return (images.labels == label).nonzero().squeeze(1)
+
+
+def _see_neighbours(
+    nearest: Tensor, rows: Tensor, left: Tensor, right: Tensor, distances: Tensor
+) -> None:
+    """Update ``nearest`` (N, k) with distances among the images at ``rows`` of one class."""
+    left_own, right_own = left < len(rows), right < len(rows)
+    left, right = left[left_own], right[right_own]
+    itself = left[:, None] == right[None, :]
+    found = distances[left_own][:, right_own].masked_fill(itself, float("inf"))
+    both = torch.cat([nearest[rows[left]], found], dim=1)
+    nearest[rows[left]] = both.topk(nearest.shape[1], dim=1, largest=False).values
+
+
+def _split(index: Tensor, rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (set, mask over ``index``, row in the set) for positions in the sets' joined ``rows``."""
+    start = 0
+    for number, own in enumerate(rows):
+        mask = (index >= start) & (index < start + len(own))
+        if bool(mask.any()):
+            yield number, mask, own[index[mask] - start]
+        start += len(own)
+
+
+def _named(assigners: Sequence[Sequence[Assigner]]) -> Iterator[tuple[str, Assigner]]:
+    for i, row in enumerate(assigners):
+        for j, assigner in enumerate(row):
+            yield f"{i}/{j}", assigner
