@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.adaptation import Pull, adapt, pulls_of
+from inversight.adaptation import WeightedTerm, adapt, guidance_terms
 from inversight.adaptation.preconditioners import Damped
 from inversight.adaptation.terms import Balance, Entropy, Spread, Statistics
 from inversight.attacks.objectives import entropy
@@ -138,20 +138,28 @@ def test_a_stopped_adaptation_goes_on_bit_by_bit(prior: StylePrior, tmp_path: Pa
 
 def test_arms_choose_what_they_guide_by() -> None:
     settings = Adaptation(damping=0.2, iterations=3, weight=0.7, guided_images=5)
-    assert pulls_of("vanilla", settings, None) == []
-    assert pulls_of("entropy", settings, None) == [Pull(Entropy(), 0.7)]
+    assert guidance_terms("vanilla", settings, None) == []
+    assert guidance_terms("entropy", settings, None) == [WeightedTerm(Entropy(), 0.7)]
     turned = Damped(METRIC, damping=0.2, iterations=3)
-    assert pulls_of("natural-gradient", settings, METRIC) == [Pull(Entropy(), 0.7, turned, part=5)]
-    assert pulls_of("balanced", settings, None) == [Pull(Entropy(), 0.7), Pull(Balance(), 0.7)]
+    assert guidance_terms("natural-gradient", settings, METRIC) == [
+        WeightedTerm(Entropy(), 0.7, turned, part=5)
+    ]
+    assert guidance_terms("balanced", settings, None) == [
+        WeightedTerm(Entropy(), 0.7),
+        WeightedTerm(Balance(), 0.7),
+    ]
     term = Statistics()  # stands for what is made for a target
-    assert pulls_of("projected", settings, None, term) == [Pull(term, 0.7)]
-    assert pulls_of("diverse", settings, None, term) == [Pull(term, 0.7), Pull(Spread(), 0.35)]
+    assert guidance_terms("projected", settings, None, term) == [WeightedTerm(term, 0.7)]
+    assert guidance_terms("diverse", settings, None, term) == [
+        WeightedTerm(term, 0.7),
+        WeightedTerm(Spread(), 0.35),
+    ]
     with pytest.raises(ConfigError, match="arm diverse needs the term made for the target"):
-        pulls_of("diverse", settings, None)
+        guidance_terms("diverse", settings, None)
     with pytest.raises(ConfigError, match="needs a guidance embedding"):
-        pulls_of("natural-gradient", settings, None)
+        guidance_terms("natural-gradient", settings, None)
     with pytest.raises(ConfigError, match="expected one of vanilla"):
-        pulls_of("natural", settings, METRIC)
+        guidance_terms("natural", settings, METRIC)
 
 
 def test_statistics_need_batch_normalisation(prior: StylePrior) -> None:

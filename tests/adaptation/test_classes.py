@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inversight.adaptation import Pull, adapt, pulls_of
+from inversight.adaptation import WeightedTerm, adapt, guidance_terms
 from inversight.adaptation.guidance import Guidance
 from inversight.adaptation.terms import CriticEntropy, Margin, Observation
 from inversight.core.errors import ConfigError
@@ -21,7 +21,7 @@ from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.models.transformations import Transformations
 from inversight.priors import Critic, StylePrior, train_prior
-from inversight.priors.game import Made
+from inversight.priors.game import GeneratedBatch
 from inversight.priors.pseudo_labels import predicted_labels, pseudo_labels, soft_labels
 from inversight.settings import Adaptation, PriorTraining
 
@@ -80,7 +80,7 @@ def same(one: StylePrior, other: StylePrior) -> bool:
 
 
 def hits(prior: StylePrior) -> float:
-    """Share of a class's samples that the target puts in it."""
+    """Microbatch of a class's samples that the target puts in it."""
     labels = torch.arange(3).repeat_interleave(60)
     images = prior(prior.sample_of(labels, rng=generator(3)))
     return float((TARGET(images).argmax(1) == labels).float().mean())
@@ -137,10 +137,10 @@ def test_the_target_is_shown_transformed_images() -> None:
             return super().forward(x)
 
     target = replace(TARGET, module=Noting())
-    guide = Guidance(target, [Pull(Margin(), 1.0)], transform=lambda x, rng: x.flip(3) / 2)
+    guide = Guidance(target, [WeightedTerm(Margin(), 1.0)], transform=lambda x, rng: x.flip(3) / 2)
     images = PUBLIC[:6].float() / 255
     classes = torch.tensor([0, 1, 2, 2, 1, 0])
-    found = guide(images, Made(classes, generator(0), None))["margin"]
+    found = guide(images, GeneratedBatch(classes, generator(0), None))["margin"]
     torch.testing.assert_close(seen[0], images.flip(3) / 2)
     # d/dx of mean over images of 10 (largest other - own), halved by the transformation.
     size = 10.0 / 2 / 64 / 6
@@ -154,7 +154,9 @@ def test_the_critics_entropy_pulls_through_the_critic() -> None:
         return 5.0 * x.mean((2, 3))
 
     images = PUBLIC[:6].float() / 255
-    found = Guidance(TARGET, [Pull(CriticEntropy(), 1.0)])(images, Made(None, generator(0), critic))
+    found = Guidance(TARGET, [WeightedTerm(CriticEntropy(), 1.0)])(
+        images, GeneratedBatch(None, generator(0), critic)
+    )
     x = images.clone().requires_grad_(True)
     log_p = critic(x).log_softmax(1)
     (expected,) = torch.autograd.grad(-(log_p.exp() * log_p).sum(1).mean(), x)
@@ -163,15 +165,17 @@ def test_the_critics_entropy_pulls_through_the_critic() -> None:
 
 def test_weights_are_the_arms_own() -> None:
     absolute = Adaptation(scale="absolute")
-    assert pulls_of("pseudo-labels", absolute, None) == [Pull(Margin(), 0.2)]
-    assert pulls_of("target-aware", absolute, None) == [Pull(CriticEntropy(), 1e-4)]
-    assert pulls_of("pseudo-labels", Adaptation(weight=0.7), None) == [Pull(Margin(), 0.7)]
+    assert guidance_terms("pseudo-labels", absolute, None) == [WeightedTerm(Margin(), 0.2)]
+    assert guidance_terms("target-aware", absolute, None) == [WeightedTerm(CriticEntropy(), 1e-4)]
+    assert guidance_terms("pseudo-labels", Adaptation(weight=0.7), None) == [
+        WeightedTerm(Margin(), 0.7)
+    ]
     for arm, name in (
         ("pseudo-labels", "pseudo_labels_alpha"),
         ("target-aware", "target_aware_entropy"),
     ):
         for changes in ({name: 0.0}, {"weight": 0.0}):
-            assert pulls_of(arm, Adaptation(**changes), None) == []  # type: ignore[arg-type]
+            assert guidance_terms(arm, Adaptation(**changes), None) == []  # type: ignore[arg-type]
 
 
 # What becomes of the prior

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.adaptation.guidance import Guidance, Pull
+from inversight.adaptation.guidance import Guidance, WeightedTerm
 from inversight.adaptation.terms import Balance, Entropy
 from inversight.models.target import Target
 
@@ -50,15 +50,15 @@ def entropy_gradient(target: Target, x: Tensor) -> Tensor:
 
 
 def test_the_gradient_is_that_of_the_mean_entropy(target: Target) -> None:
-    found = Guidance(target, [Pull(Entropy(), 0.3)])(images())["entropy"]
+    found = Guidance(target, [WeightedTerm(Entropy(), 0.3)])(images())["entropy"]
     torch.testing.assert_close(
         found.double(), entropy_gradient(target, images()), rtol=1e-3, atol=1e-6
     )
 
 
 def test_a_part_of_the_batch_is_guided_as_if_it_were_the_batch(target: Target) -> None:
-    found = Guidance(target, [Pull(Entropy(), 0.3, part=2)])(images())["entropy"]
-    alone = Guidance(target, [Pull(Entropy(), 0.3)])(images()[:2])["entropy"]
+    found = Guidance(target, [WeightedTerm(Entropy(), 0.3, part=2)])(images())["entropy"]
+    alone = Guidance(target, [WeightedTerm(Entropy(), 0.3)])(images()[:2])["entropy"]
     torch.testing.assert_close(found[:2], alone)
     assert torch.equal(found[2:], torch.zeros_like(found[2:]))
 
@@ -67,15 +67,15 @@ def test_a_preconditioner_turns_and_does_not_stretch(target: Target) -> None:
     def swap(x: Tensor, g: Tensor) -> Tensor:
         return 1000.0 * g.flip(3)
 
-    plain = Guidance(target, [Pull(Entropy(), 0.3)])
-    turned = Guidance(target, [Pull(Entropy(), 0.3, swap)])
+    plain = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
+    turned = Guidance(target, [WeightedTerm(Entropy(), 0.3, swap)])
     a, b = plain(images())["entropy"], turned(images())["entropy"]
     torch.testing.assert_close(a.flip(3), b)
     assert turned.logged["cosine"] < 1.0
 
 
 def test_the_published_scale_keeps_what_the_preconditioner_gives_and_sums(target: Target) -> None:
-    guide = Guidance(target, [Pull(Entropy(), 2.0, lambda x, g: 7.0 * g)], summed=8)
+    guide = Guidance(target, [WeightedTerm(Entropy(), 2.0, lambda x, g: 7.0 * g)], summed=8)
     found = guide(images())["entropy"]
     torch.testing.assert_close(
         found.double(), 7.0 * entropy_gradient(target, images()), rtol=1e-3, atol=1e-5
@@ -86,7 +86,9 @@ def test_the_published_scale_keeps_what_the_preconditioner_gives_and_sums(target
 
 
 def test_factors_set_lengths_on_the_parameters(target: Target) -> None:
-    guide = Guidance(target, [Pull(Entropy(), 0.3), Pull(Balance(), 0.6)], memory=0.5)
+    guide = Guidance(
+        target, [WeightedTerm(Entropy(), 0.3), WeightedTerm(Balance(), 0.6)], memory=0.5
+    )
     guide.measure(2.0, {"entropy": 10.0, "balance": 0.1})
     assert guide.factor("entropy") == pytest.approx(0.3 * 2.0 / 10.0)
     assert guide.factor("balance") == pytest.approx(0.6 * 2.0 / 0.1)
@@ -97,14 +99,14 @@ def test_factors_set_lengths_on_the_parameters(target: Target) -> None:
 
 
 def test_lengths_are_wanted_at_intervals(target: Target) -> None:
-    guide = Guidance(target, [Pull(Entropy(), 0.3)], interval=4)
+    guide = Guidance(target, [WeightedTerm(Entropy(), 0.3)], interval=4)
     assert [step for step in range(10) if guide.due(step)] == [0, 4, 8]
 
 
 def test_the_state_goes_on_where_it_was(target: Target) -> None:
-    first = Guidance(target, [Pull(Entropy(), 0.3)])
+    first = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
     first.measure(1.0, {"entropy": 3.0})
-    second = Guidance(target, [Pull(Entropy(), 0.3)])
+    second = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
     second.state.update(first.state)
     for guide in (first, second):
         guide.measure(5.0, {"entropy": 1.0})
@@ -112,7 +114,7 @@ def test_the_state_goes_on_where_it_was(target: Target) -> None:
 
 
 def test_what_it_logs(target: Target) -> None:
-    guide = Guidance(target, [Pull(Entropy(), 0.3), Pull(Balance(), 0.3)])
+    guide = Guidance(target, [WeightedTerm(Entropy(), 0.3), WeightedTerm(Balance(), 0.3)])
     guide(images())
     logits = target(images())
     categorical = torch.distributions.Categorical
@@ -126,7 +128,7 @@ def test_what_it_logs(target: Target) -> None:
 def test_a_saturated_target_gives_no_pull(target: Target) -> None:
     target.module[1].weight.data.zero_()
     target.module[1].bias.data = torch.tensor([1e4, 0.0, 0.0])
-    guide = Guidance(target, [Pull(Entropy(), 0.3)])
+    guide = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
     pull = guide(images())["entropy"]
     assert torch.equal(pull, torch.zeros_like(pull))
     guide.measure(1.0, {"entropy": 0.0})

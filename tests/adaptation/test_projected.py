@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.adaptation import Pull, adapt, pulls_of
+from inversight.adaptation import WeightedTerm, adapt, guidance_terms
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import observe
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors import Game, StylePrior, train_prior
-from inversight.priors.game import Share
+from inversight.priors.game import Microbatch
 from inversight.settings import Adaptation
 from tests.adaptation.test_adapt import PUBLIC, SHAPE, TRAINING, linear_target, pictures, run
 
@@ -166,7 +166,7 @@ def test_shares_of_a_batch_add_up() -> None:
         game = Recording(image_shape=SHAPE, training=TRAINING)
         game.start_from(begun.generator, begun.average, begun.discriminator, 0.0)
         game.accompany(projected(deep()))
-        game._step_discriminators([Share(x, generator(seed)) for x, seed in some])
+        game._step_discriminators([Microbatch(x, generator(seed)) for x, seed in some])
     together, first, second = seen[1::2]  # the game's own, then the second, each time
     for whole, a, b in zip(together, first, second, strict=True):
         torch.testing.assert_close(whole, (a + b) / 2)
@@ -227,6 +227,6 @@ def test_what_it_needs(prior: StylePrior) -> None:
     with pytest.raises(ConfigError, match="arm projected needs a target with convolutions"):
         run(prior, linear_target(1), "projected")
     with pytest.raises(ConfigError, match="needs the term made for the target"):
-        pulls_of("projected", Adaptation(), None)
+        guidance_terms("projected", Adaptation(), None)
     term = projected(deep())
-    assert pulls_of("projected", Adaptation(), None, term) == [Pull(term, 3.0)]
+    assert guidance_terms("projected", Adaptation(), None, term) == [WeightedTerm(term, 3.0)]

@@ -36,7 +36,7 @@ from inversight.models.target import Access, Target, target_of
 from inversight.models.transformations import Transformations
 from inversight.priors import StylePrior, train_prior
 from inversight.priors.base import Prior
-from inversight.priors.classes import conditioned
+from inversight.priors.classes import condition_on_classes
 from inversight.settings import PriorTraining
 from tests.attacks.toy import (
     CLASSES,
@@ -287,7 +287,7 @@ def test_a_prior_of_other_classes(style: StylePrior, network: Target) -> None:
     with pytest.raises(InputError, match="--arm pseudo-labels") as caught:
         how.run(network, style, labels, rng=generator(0))
     assert "\n" not in str(caught.value)
-    three = conditioned(style, 3, rng=generator(4))
+    three = condition_on_classes(style, 3, rng=generator(4))
     with pytest.raises(InputError, match="the target's 2 classes, but it is on 3"):
         how.run(network, three, labels, rng=generator(0))
     with pytest.raises(InputError, match="judges images with their classes"):
@@ -339,7 +339,7 @@ def network() -> Target:
 def test_works_with_a_style_based_prior(row: Row, style: StylePrior, network: Target) -> None:
     how = replace(short(row), crops=2)
     if isinstance(how, PlgMi):
-        style = conditioned(style, 2, rng=generator(4))
+        style = condition_on_classes(style, 2, rng=generator(4))
     labels = torch.tensor([0, 1])
     found = how.run(network, style, labels, rng=generator(0))
     assert found.images.shape == (6, 1, 16, 16) and bool(found.images.isfinite().all())

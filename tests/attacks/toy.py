@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inversight.core.config import build
 from inversight.models.target import Target
-from inversight.priors import Halfway
+from inversight.priors import BlockFeatures
 from inversight.settings import ATTACKS
 
 CLASSES = {name: type(build(name, ATTACKS, role="attack")) for name in ATTACKS}
@@ -91,11 +91,13 @@ class OpenPrior(FlatPrior):
         """Higher for brighter images."""
         return images.mean((1, 2, 3))
 
-    def until(self, block: int, latents: Tensor, start: Halfway | None = None) -> Halfway:
+    def until(
+        self, block: int, latents: Tensor, start: BlockFeatures | None = None
+    ) -> BlockFeatures:
         assert block == 1 and start is None
-        return Halfway(1, torch.sigmoid(latents), None)
+        return BlockFeatures(1, torch.sigmoid(latents), None)
 
-    def finish(self, start: Halfway, latents: Tensor) -> Tensor:
+    def finish(self, start: BlockFeatures, latents: Tensor) -> Tensor:
         left, right = start.features.clamp(0.0, 1.0).unbind(1)
         row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
         return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)

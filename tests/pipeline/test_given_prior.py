@@ -233,7 +233,7 @@ def test_a_prior_without_pivots_since_the_target_is_surer_of_samples(
     imported(capsys)
     certain = torch.zeros(8, 2)
     adapting = sys.modules["inversight.adaptation.adapt"]
-    monkeypatch.setattr(adapting, "sampled_scores", lambda *given, **options: certain)
+    monkeypatch.setattr(adapting, "sample_log_probabilities", lambda *given, **options: certain)
     settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_surer_than": 0.5}}
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
     notes = json.loads((result.run / "run.json").read_text())["notes"]

@@ -15,10 +15,10 @@ from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.priors import Conditional, StylePrior, train_prior
 from inversight.priors.architecture import Architecture
-from inversight.priors.classes import conditioned, telling_classes
-from inversight.priors.game import SOFT_LABELS, Game, Made, Share
+from inversight.priors.classes import add_class_logits, condition_on_classes
+from inversight.priors.game import SOFT_LABELS, Game, GeneratedBatch, Microbatch
 from inversight.priors.training import run_game
-from tests.priors.pullers import Puller
+from tests.priors.fixed_guidance import FixedGuidance
 from tests.priors.test_training import PUBLISHED, SHAPE, assert_same, public, state, tiny
 
 CLASSES = 3
@@ -27,11 +27,11 @@ Way = Callable[[StylePrior], StylePrior]
 
 
 def with_classes(prior: StylePrior) -> StylePrior:
-    return conditioned(prior, CLASSES, rng=generator(5))
+    return condition_on_classes(prior, CLASSES, rng=generator(5))
 
 
 def aware(prior: StylePrior) -> StylePrior:
-    return telling_classes(prior, CLASSES)
+    return add_class_logits(prior, CLASSES)
 
 
 EITHER = pytest.mark.parametrize("way", [with_classes, aware])
@@ -83,15 +83,15 @@ def test_class_vectors_tell_classes_apart(prior: StylePrior) -> None:
     for mapping in (found.raw.mapping, found.critic.mapping):
         vectors = mapping.embed(torch.eye(CLASSES))
         assert float(torch.pdist(vectors).min()) > 0.1 * float(vectors.norm(dim=1).mean())
-    other = conditioned(prior, CLASSES, rng=generator(6))
+    other = condition_on_classes(prior, CLASSES, rng=generator(6))
     assert not torch.equal(other.raw.mapping.embed.weight, found.raw.mapping.embed.weight)
 
 
 def test_a_critic_that_told_classes_apart_can_be_given_others(prior: StylePrior) -> None:
     told = aware(prior)
-    assert telling_classes(told, CLASSES) is told
-    for further in (telling_classes(told, 5), prior):
-        judged = conditioned(further, 2, rng=generator(1)).critic
+    assert add_class_logits(told, CLASSES) is told
+    for further in (add_class_logits(told, 5), prior):
+        judged = condition_on_classes(further, 2, rng=generator(1)).critic
         c = torch.tensor([[0.0, 1.0]]).expand(20, -1)
         torch.testing.assert_close(
             judged(images(), c), prior.critic(images()), rtol=1e-4, atol=1e-5
@@ -101,7 +101,7 @@ def test_a_critic_that_told_classes_apart_can_be_given_others(prior: StylePrior)
 def test_the_prior_is_not_touched(prior: StylePrior) -> None:
     before = {k: v.clone() for k, v in prior.critic.state_dict().items()}
     for way in (with_classes, aware):
-        run_game(game_of(way(prior)), public(), knowledge=LABELS, steps=2, rng=generator(0))
+        run_game(game_of(way(prior)), public(), class_labels=LABELS, steps=2, rng=generator(0))
     assert all(torch.equal(v, prior.critic.state_dict()[k]) for k, v in before.items())
 
 
@@ -142,7 +142,7 @@ def test_each_player_is_told_the_class(prior: StylePrior) -> None:
 
     game.discriminator.judgement = judge  # type: ignore[method-assign,assignment]
     game.generator.mapping.forward = generate  # type: ignore[method-assign,assignment]
-    game.step_on([Share(images()[:4], generator(0), LABELS[:4])])
+    game.step_on([Microbatch(images()[:4], generator(0), LABELS[:4])])
     real, fake, again = told
     assert torch.equal(real, LABELS[:4])
     assert torch.equal(fake, made[0]) and torch.equal(again, made[1])
@@ -157,16 +157,18 @@ def test_classes_are_drawn_evenly(prior: StylePrior) -> None:
 
 
 def test_guidance_is_told_what_images_were_made_for(prior: StylePrior) -> None:
-    seen: list[Made] = []
+    seen: list[GeneratedBatch] = []
 
-    class Noting(Puller):
-        def __call__(self, images: Tensor, made: Made) -> dict[str, Tensor]:
+    class Noting(FixedGuidance):
+        def __call__(self, images: Tensor, made: GeneratedBatch) -> dict[str, Tensor]:
             seen.append(made)
             return super().__call__(images, made)
 
     guide = Noting(torch.zeros_like)
     for way in (with_classes, aware, lambda one: one):
-        game_of(way(prior))._step_generator([Share(images()[:4], generator(0), LABELS[:4])], guide)
+        game_of(way(prior))._step_generator(
+            [Microbatch(images()[:4], generator(0), LABELS[:4])], guide
+        )
     classes, told, plain = seen
     assert classes.classes is not None and classes.classes.shape == (4,) and classes.critic is None
     assert told.classes is None and told.critic is not None
@@ -178,11 +180,11 @@ def test_soft_labels_add_their_cross_entropy(prior: StylePrior) -> None:
     """The critic's gradient with them, less that without: the cross-entropy's, by hand."""
     soft = torch.softmax(torch.randn(4, CLASSES, generator=generator(8)), 1)
     kept = []
-    for knowledge in (soft, None):
+    for class_labels in (soft, None):
         game = game_of(aware(prior), r1=0.0)
         game.control.p = 0.0
         game.optimise_d.step = lambda: None  # type: ignore[method-assign,assignment]
-        game._step_discriminators([Share(images()[:4], generator(0), knowledge)])
+        game._step_discriminators([Microbatch(images()[:4], generator(0), class_labels)])
         kept.append([p.grad.clone() for p in game.discriminator.parameters()])
     critic = game.discriminator
     log_p = critic.outputs(images()[:4]).log_softmax(1)
@@ -199,7 +201,7 @@ def test_the_critic_learns_the_soft_labels(prior: StylePrior) -> None:
     soft = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])[bright]
     game = game_of(aware(prior), learning_rate=1e-2, ada_images=1e9)
     game.control.p = 0.0
-    run_game(game, data, knowledge=soft, steps=150, rng=generator(0))
+    run_game(game, data, class_labels=soft, steps=150, rng=generator(0))
     x = data.float() / 127.5 - 1.0
     with torch.no_grad():
         found = game.discriminator.outputs(x).softmax(1)
@@ -214,10 +216,10 @@ def test_a_resumed_game_goes_on_bit_by_bit(
     changes = PUBLISHED | {"images_at_once": 2} if published else {}
     file = tmp_path / "checkpoint.safetensors"
     whole, part, resumed = (game_of(way(prior), **changes) for _ in range(3))
-    run_game(whole, public(), knowledge=LABELS, steps=4, rng=generator(0))
-    run_game(part, public(), knowledge=LABELS, steps=2, rng=generator(0))
+    run_game(whole, public(), class_labels=LABELS, steps=4, rng=generator(0))
+    run_game(part, public(), class_labels=LABELS, steps=2, rng=generator(0))
     part.save(file, {"log": [], "guidance": {}})
-    run_game(resumed, public(), knowledge=LABELS, steps=4, rng=generator(0), checkpoint=file)
+    run_game(resumed, public(), class_labels=LABELS, steps=4, rng=generator(0), checkpoint=file)
     assert_same(state(whole), state(resumed))
 
 
@@ -231,8 +233,8 @@ def test_knowledge_that_does_not_fit(prior: StylePrior) -> None:
     with pytest.raises(ValueError, match="needs the public images' classes"):
         run_game(game, public(), steps=1, rng=generator(0))
     for wrong in (LABELS[:5], LABELS[:, :2]):
-        with pytest.raises(ValueError, match=r"expected knowledge \(20, 3\), found"):
-            run_game(game, public(), knowledge=wrong, steps=1, rng=generator(0))
+        with pytest.raises(ValueError, match=r"expected class_labels \(20, 3\), found"):
+            run_game(game, public(), class_labels=wrong, steps=1, rng=generator(0))
     # A critic that tells classes apart can play on without being taught.
     run_game(game_of(aware(prior)), public(), steps=1, rng=generator(0))
 

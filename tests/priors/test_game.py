@@ -1,4 +1,4 @@
-"""One step of the game: averages, penalties in steps of their own, mixing, shares of a batch."""
+"""One step of the game: averages, penalties in steps of their own, mixing, microbatches of a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inversight.core.errors import ConfigError, DataError
 from inversight.core.seeding import generator
-from inversight.priors.game import Game, Share
+from inversight.priors.game import Game, Microbatch
 from inversight.priors.penalties import r1_penalty
 from inversight.settings import PriorTraining, resolve_prior_training
 from tests.priors.test_training import SHAPE, assert_same, fresh_game, public, state, tiny
@@ -80,16 +80,16 @@ def test_r1_looks_at_images_before_the_published_augmentation() -> None:
     game.control.p = 0.8
     v = torch.randn(1, *SHAPE, generator=generator(5))
     game.discriminator.outputs = lambda images: (v * images).sum((1, 2, 3))[:, None]  # type: ignore[method-assign]
-    judged = game._judge_real(Share(real(), generator(6)), follow=True)
+    judged = game._judge_real(Microbatch(real(), generator(6)), follow=True)
     assert torch.equal(judged.images, real())
     found = float(r1_penalty(judged.logits, judged.images).detach())
     # The transpose of the augmentation, which is affine in the images: pixel by pixel.
-    zero = game._judge_real(Share(torch.zeros(4, *SHAPE), generator(6)), follow=False).logits
+    zero = game._judge_real(Microbatch(torch.zeros(4, *SHAPE), generator(6)), follow=False).logits
     slopes = []
     for pixel in range(64):
         unit = torch.zeros(4, 64)
         unit[:, pixel] = 1.0
-        moved = game._judge_real(Share(unit.view(4, *SHAPE), generator(6)), follow=False)
+        moved = game._judge_real(Microbatch(unit.view(4, *SHAPE), generator(6)), follow=False)
         slopes.append(moved.logits - zero)
     expected = torch.stack(slopes).square().sum(0).mean()
     assert found == pytest.approx(float(expected), rel=1e-3)
@@ -98,7 +98,7 @@ def test_r1_looks_at_images_before_the_published_augmentation() -> None:
 def test_without_the_filter_r1_looks_at_what_the_discriminator_sees() -> None:
     game = fresh_game(tiny())
     game.control.p = 1.0
-    judged = game._judge_real(Share(real(), generator(6)), follow=True)
+    judged = game._judge_real(Microbatch(real(), generator(6)), follow=True)
     assert not torch.allclose(judged.images, real(), atol=0.1)
     torch.testing.assert_close(judged.logits, game.discriminator(judged.images))
 
@@ -120,7 +120,7 @@ def test_styles_are_mixed_as_often_as_asked() -> None:
 
 
 def test_shares_add_up_to_the_batch() -> None:
-    """A discriminator's gradient of two shares is the mean of each one's."""
+    """A discriminator's gradient of two microbatches is the mean of each one's."""
     seen: list[list[Tensor]] = []
 
     class Recording(Game):
@@ -132,7 +132,7 @@ def test_shares_add_up_to_the_batch() -> None:
     for some in (parts, parts[:1], parts[1:]):
         game = Recording(image_shape=SHAPE, training=tiny())
         game.start_from(begun.generator, begun.average, begun.discriminator, 0.5)
-        game._step_discriminators([Share(x, generator(seed)) for x, seed in some])
+        game._step_discriminators([Microbatch(x, generator(seed)) for x, seed in some])
     together, *alone = seen
     for whole, one, other in zip(together, *alone, strict=True):
         torch.testing.assert_close(whole, (one + other) / 2)

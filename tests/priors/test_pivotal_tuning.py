@@ -21,8 +21,8 @@ from inversight.core.progress import Progress
 from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors import StylePrior, train_prior
-from inversight.priors.pivotal_tuning import kept_pivots, pivots_note, tune
-from inversight.priors.pivots import Nearness, project
+from inversight.priors.pivotal_tuning import describe_pivots, saved_pivots, tune
+from inversight.priors.pivots import ReconstructionLoss, project
 from inversight.settings import Adaptation
 from tests.adaptation.test_adapt import PUBLIC, TRAINING, linear_target, run
 from tests.adaptation.test_projected import deep
@@ -93,7 +93,7 @@ def test_a_step_goes_down_the_nearness(pivoted: StylePrior) -> None:
     pivoted.sample(2048, rng=rng)  # by which step sizes of latents are told
     rows = torch.randint(len(IMAGES), (4,), generator=rng)
     fresh = replace(pivoted, average=tuned(pivoted, steps=0).average.requires_grad_(True))
-    nearness = Nearness(deep(), PUBLIC)
+    nearness = ReconstructionLoss(deep(), PUBLIC)
     assert fresh.pivots is not None
     loss = sum(
         nearness.between(fresh(fresh.pivots[r][None]), nearness.seen(IMAGES[r][None] / 255)) / 4
@@ -170,7 +170,7 @@ def test_stopped_and_gone_on_with_it_is_the_same_bit_by_bit(
     undisturbed = tuned(pivoted, **kept)
     with pytest.raises(Stopped):
         tuned(pivoted, **kept, checkpoint=file, progress=stop_at(step))
-    begun = kept_pivots(file)
+    begun = saved_pivots(file)
     assert (begun is None) == (step == 1)  # what is told comes before what is kept
     steps: list[int] = []
     made = tuned(pivoted, **kept, checkpoint=file, progress=lambda done, *_: steps.append(done))
@@ -181,7 +181,7 @@ def test_stopped_and_gone_on_with_it_is_the_same_bit_by_bit(
 @pytest.mark.usefixtures("at_every_step")
 def test_a_checkpoint_of_something_else_is_refused(pivoted: StylePrior, tmp_path: Path) -> None:
     file = tmp_path / "tuning"
-    assert kept_pivots(file) is None
+    assert saved_pivots(file) is None
     with pytest.raises(Stopped):
         tuned(pivoted, steps=9, checkpoint=file, progress=stop_at(3))
     assert pivoted.pivots is not None
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_something_else_is_refused(pivoted: StylePrior, tmp_path
         )  # fmt: skip
     good = file.read_bytes()
     file.write_bytes(good[: len(good) // 2])
-    for use in (lambda: tuned(pivoted, steps=9, checkpoint=file), lambda: kept_pivots(file)):
+    for use in (lambda: tuned(pivoted, steps=9, checkpoint=file), lambda: saved_pivots(file)):
         with pytest.raises(DataError, match="not a checkpoint of this tuning"):
             use()
     save_file({"latents": pivoted.pivots}, file)
@@ -205,13 +205,13 @@ def test_the_last_good_state_of_a_tuning_that_diverges_is_named(
     pivoted: StylePrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "tuning"
-    between, calls = Nearness.between, [0]
+    between, calls = ReconstructionLoss.between, [0]
 
-    def fails(self: Nearness, images: Tensor, wanted: list[Tensor]) -> Tensor:
+    def fails(self: ReconstructionLoss, images: Tensor, wanted: list[Tensor]) -> Tensor:
         calls[0] += images.requires_grad
         return between(self, images, wanted) * (float("nan") if calls[0] == 4 else 1.0)
 
-    monkeypatch.setattr(Nearness, "between", fails)
+    monkeypatch.setattr(ReconstructionLoss, "between", fails)
     with pytest.raises(StageError, match=f"diverged at step 4 .*last good state is in {file}"):
         tuned(pivoted, steps=9, checkpoint=file)
     with safe_open(file, "pt") as handle:
@@ -282,7 +282,7 @@ def test_without_images_there_is_nothing_to_tune_to(pivoted: StylePrior) -> None
 
 
 def missed(prior: StylePrior) -> float:
-    nearness = Nearness(deep(), PUBLIC)
+    nearness = ReconstructionLoss(deep(), PUBLIC)
     assert prior.pivots is not None
     each = zip(prior.pivots, IMAGES, strict=True)
     found = [float(nearness.between(prior(w[None]), nearness.seen(x[None] / 255))) for w, x in each]
@@ -328,14 +328,14 @@ def test_to_less_than_half_of_the_images_nothing_is_tuned(
     samples = torch.zeros(8, 3)
     samples[:, :passing] = -100.0
     adapting = sys.modules["inversight.adaptation.adapt"]
-    monkeypatch.setattr(adapting, "sampled_scores", lambda *given, **options: samples)
+    monkeypatch.setattr(adapting, "sample_log_probabilities", lambda *given, **options: samples)
     w = pivoted.sample(3, rng=generator(2))
     pivots = {"pivots": 1, "pivots_steps": 2, "pivots_missed": 0}
     plain = run(pivoted, linear_target(1), "vanilla", **pivots)
     made = run(pivoted, linear_target(1), "vanilla", **pivots, pivots_tuning=3)
     assert made.pivots is not None and len(made.pivots) == passing
-    assert "tuned" not in pivots_note(plain, tuning=0)
-    told = pivots_note(made, tuning=3)
+    assert "tuned" not in describe_pivots(plain, tuning=0)
+    told = describe_pivots(made, tuning=3)
     assert f"begin with {passing} public images" in told
     assert ("too few to tune the prior to" in told) is (passing == 1)
     assert ("tuned in 3 steps" in told) is (passing == 2)

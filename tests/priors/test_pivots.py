@@ -21,7 +21,12 @@ from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors import StylePrior, train_prior
 from inversight.priors.base import Pivoted
-from inversight.priors.pivots import Nearness, project, sampled_scores, surest_images
+from inversight.priors.pivots import (
+    ReconstructionLoss,
+    confident_images,
+    project,
+    sample_log_probabilities,
+)
 from inversight.priors.pseudo_labels import soft_labels
 from inversight.settings import Adaptation
 from tests.adaptation.test_adapt import PUBLIC, SHAPE, TRAINING, linear_target, run
@@ -57,9 +62,9 @@ def test_each_classs_surest_images_are_taken_once() -> None:
     for count in (1, 5, len(PUBLIC)):
         ranked = [sorted(range(len(PUBLIC)), key=lambda i: -float(logits[i, k])) for k in range(3)]
         expected = sorted({row for one in ranked for row in one[:count]})
-        assert surest_images(logits, count).tolist() == expected
+        assert confident_images(logits, count).tolist() == expected
     with pytest.raises(ConfigError, match=r"adaptation.pivots: expected at most the 24 public"):
-        surest_images(logits, 25)
+        confident_images(logits, 25)
 
 
 @given(share=st.floats(0.0, 1.0), count=st.integers(1, len(PUBLIC)))
@@ -76,26 +81,26 @@ def test_those_it_is_less_sure_of_than_of_samples_are_left_out(share: float, cou
             beaten = sum(one <= float(told[row, k]) for one in rivals)
             if beaten / count >= share:
                 expected.add(row)
-    found = surest_images(told, count, surer_than=share, samples=samples)
+    found = confident_images(told, count, surer_than=share, samples=samples)
     assert found.tolist() == sorted(expected)
 
 
 def test_samples_to_be_surer_than_are_asked_for() -> None:
     for samples in (None, torch.zeros(1, 3)):
         with pytest.raises(ValueError, match="expected 2 samples or more"):
-            surest_images(torch.zeros(4, 3), 2, surer_than=0.5, samples=samples)
+            confident_images(torch.zeros(4, 3), 2, surer_than=0.5, samples=samples)
 
 
 def test_what_the_target_says_of_samples(prior: StylePrior) -> None:
     target = linear_target(1)
-    found = sampled_scores(target, prior, 10, batch_size=4, rng=generator(5))
+    found = sample_log_probabilities(target, prior, 10, batch_size=4, rng=generator(5))
     latents = prior.truncated(1.0).sample(10, rng=generator(5))
     torch.testing.assert_close(found, target(prior(latents)).log_softmax(1))
 
 
 def test_a_prior_that_can_do_better_has_no_pivots(prior: StylePrior) -> None:
     """Grey public images, of which the target is less sure than of any sample."""
-    samples = sampled_scores(linear_target(1), prior, 2048, rng=generator(5))
+    samples = sample_log_probabilities(linear_target(1), prior, 2048, rng=generator(5))
     grey = torch.full((24, *SHAPE), 128, dtype=torch.uint8)
     unsure = linear_target(1)(grey.float() / 255).log_softmax(1)[0]
     assert bool((samples.topk(4, dim=0).values > unsure).all())
@@ -163,7 +168,7 @@ def test_a_pivot_hangs_on_no_other(prior: StylePrior) -> None:
 def test_nearness_in_closed_form() -> None:
     """Pixels and maps, each in standard deviations of the public images, weigh the same."""
     target = deep()
-    nearness = Nearness(target, PUBLIC)
+    nearness = ReconstructionLoss(target, PUBLIC)
     spread = float((PUBLIC.float() / 255).std()) + 1e-3
     a, b = (torch.rand(4, *SHAPE, generator=generator(seed)) for seed in (1, 2))
     kinds = [(a / spread, b / spread)]
@@ -186,7 +191,7 @@ def test_they_change_nothing_but_themselves(prior: StylePrior, tmp_path: Path) -
     ):
         assert torch.equal(one, other)
     assert adapted.pivots is not None
-    expected = len(surest_images(soft_labels(linear_target(1), PUBLIC), 2))
+    expected = len(confident_images(soft_labels(linear_target(1), PUBLIC), 2))
     assert adapted.pivots.shape == (expected, TRAINING.w_dim)
     adapted.save(tmp_path / "prior.safetensors")
     again = StylePrior.load(tmp_path / "prior.safetensors")
@@ -204,7 +209,7 @@ def test_a_further_adaptation_finds_its_own(prior: StylePrior) -> None:
 
 
 def test_without_a_game_the_prior_stays(prior: StylePrior) -> None:
-    assert not Adaptation(steps=0, pivots=1).idle and Adaptation(steps=0).idle
+    assert not Adaptation(steps=0, pivots=1).keeps_prior and Adaptation(steps=0).keeps_prior
     told: list[tuple[int, int]] = []
     settings = Adaptation(steps=0, pivots=4, pivots_surer_than=0, pivots_steps=3, images_at_once=4)
     adapted = adapt(

@@ -20,7 +20,7 @@ from inversight.core.seeding import generator
 from inversight.priors.game import Game
 from inversight.priors.training import run_game
 from inversight.settings import PriorTraining
-from tests.priors import one_of_two
+from tests.priors import distributed_worker as worker
 
 ROOT = Path(__file__).parents[2]
 needs_accelerate = pytest.mark.skipif(
@@ -78,24 +78,26 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], **close: float
 @needs_accelerate
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
     """Equal parameters on both, the same as alone but for rounding, also when stopped and resumed."""
-    for process in together("-m", "tests.priors.one_of_two", str(tmp_path), folder=tmp_path):
+    for process in together(
+        "-m", "tests.priors.distributed_worker", str(tmp_path), folder=tmp_path
+    ):
         assert process.returncode == 0, process.stderr
     (tmp_path / "alone" / "classes").mkdir(parents=True)
-    game = one_of_two.play(tmp_path / "alone", second=True)
+    game = worker.play(tmp_path / "alone", second=True)
     assert game is not None and game.second is not None
-    assert game.second.settled == one_of_two.STEPS
-    alone = one_of_two.state(game)
+    assert game.second.settled == worker.STEPS
+    alone = worker.state(game)
     first, second = (load_file(tmp_path / "stop-None" / f"{i}.safetensors") for i in range(2))
     assert_same(first, second)
     assert_same(first, alone, rtol=1e-3, atol=1e-4)
     assert float(alone["memory"][0]) > 0  # path lengths were looked at
     for i in range(2):
         assert_same(load_file(tmp_path / "stop-4" / f"{i}.safetensors"), first)
-    known = one_of_two.play(tmp_path / "alone" / "classes", classes=True)
+    known = worker.play(tmp_path / "alone" / "classes", classes=True)
     assert known is not None
     first, second = (load_file(tmp_path / f"classes-{i}.safetensors") for i in range(2))
     assert_same(first, second)
-    assert_same(first, one_of_two.state(known), rtol=1e-3, atol=1e-4)
+    assert_same(first, worker.state(known), rtol=1e-3, atol=1e-4)
 
 
 def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +139,12 @@ class Bfloat16:
 def test_bfloat16_trains_as_float32_does_but_for_rounding() -> None:
     rows = []
     for processes in (ALONE, Processes(Bfloat16())):
-        game = Game(image_shape=one_of_two.SHAPE, training=one_of_two.TRAINING, processes=processes)
-        rows.append(run_game(game, one_of_two.PUBLIC, steps=3, rng=generator(3), fresh=True))
+        game = Game(
+            image_shape=worker.SHAPE,
+            training=worker.TRAINING,
+            processes=processes,
+        )
+        rows.append(run_game(game, worker.PUBLIC, steps=3, rng=generator(3), fresh=True))
         assert all(p.dtype == torch.float32 for p in game.generator.parameters())
     for exact, rounded in zip(*rows, strict=True):
         assert exact["generator"] != rounded["generator"]

@@ -20,7 +20,7 @@ from inversight.priors import (
     Prior,
     StylePrior,
     Truncatable,
-    play,
+    continue_training,
     train_prior,
 )
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
@@ -177,7 +177,7 @@ def test_play_keeps_the_architecture() -> None:
         training=TRAINING,
         image_shape=architecture.image_shape,
     )
-    further = play(
+    further = continue_training(
         PUBLIC,
         training=TRAINING,
         start=start,
@@ -213,7 +213,7 @@ def test_training_repeats(prior: StylePrior) -> None:
 
 def test_play_goes_on_from_the_prior(prior: StylePrior) -> None:
     before = {k: v.clone() for k, v in prior.raw.state_dict().items()}
-    further = play(
+    further = continue_training(
         PUBLIC,
         training=TRAINING,
         start=prior,
@@ -223,7 +223,7 @@ def test_play_goes_on_from_the_prior(prior: StylePrior) -> None:
         rng=generator(3),
     )
     assert all(torch.equal(v, prior.raw.state_dict()[k]) for k, v in before.items())
-    still = play(
+    still = continue_training(
         PUBLIC,
         training=TRAINING,
         start=prior,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
 from inversight.priors.architecture import Architecture, architecture_of
-from inversight.priors.game import Game, Share
+from inversight.priors.game import Game, Microbatch
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
 from inversight.settings import PriorTraining
 from tests.priors import golden
-from tests.priors.pullers import Puller
+from tests.priors.fixed_guidance import FixedGuidance
 
 SHAPE = (1, 8, 8)
 PUBLISHED: dict[str, object] = {
@@ -91,11 +91,11 @@ def test_both_players_are_trained_and_neither_trains_the_other() -> None:
     game = fresh_game(tiny())
     before = state(game)
     real = public()[:4].float() / 127.5 - 1.0
-    game._step_discriminators([Share(real, generator(3))])
+    game._step_discriminators([Microbatch(real, generator(3))])
     middle = state(game)
     moved = {n for n in before if not torch.equal(before[n], middle[n])}
     assert moved and all(n.startswith("d.") for n in moved)
-    game._step_generator([Share(real, generator(4))], None)
+    game._step_generator([Microbatch(real, generator(4))], None)
     after = state(game)
     moved = {n for n in before if not torch.equal(middle[n], after[n])}
     assert moved and all(n.startswith("g.") for n in moved)
@@ -105,13 +105,13 @@ def test_guidance_of_nothing_is_no_guidance() -> None:
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     real = public()[:4].float() / 127.5 - 1.0
     plain.step(real, generator(3))
-    guided.step(real, generator(3), Puller(torch.zeros_like))
+    guided.step(real, generator(3), FixedGuidance(torch.zeros_like))
     for (name, a), (_, b) in zip(state(plain).items(), state(guided).items(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
 
 def test_guidance_sees_images_in_0_1_and_moves_them_against_its_gradient() -> None:
-    darken = Puller(torch.ones_like, times=1.0)
+    darken = FixedGuidance(torch.ones_like, times=1.0)
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     data = public().float() / 127.5 - 1.0
     for i in range(20):
@@ -127,7 +127,7 @@ def test_guidance_is_told_lengths_on_the_generators_parameters() -> None:
     """Against the gradients that backward leaves on the parameters, of either alone."""
 
     def length(times: float, *, gan: bool) -> tuple[float, tuple[float, float]]:
-        game, puller = fresh_game(tiny()), Puller(torch.ones_like, times)
+        game, puller = fresh_game(tiny()), FixedGuidance(torch.ones_like, times)
         if not gan:
             nn.init.zeros_(
                 game.discriminator.b4.out.weight
@@ -141,7 +141,7 @@ def test_guidance_is_told_lengths_on_the_generators_parameters() -> None:
             )
         )
         real = public()[:4].float() / 127.5 - 1.0
-        game._step_generator([Share(real, generator(4))], puller)
+        game._step_generator([Microbatch(real, generator(4))], puller)
         return kept[0], puller.measured[0]
 
     gan_alone, (gan, _) = length(0.0, gan=True)
@@ -195,7 +195,7 @@ def test_checkpoints_appear_in_time(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
-class Poison(Puller):
+class Poison(FixedGuidance):
     """Guidance that turns to NaN at a step; the loss of that step is still a number."""
 
     def __init__(self, at: int) -> None:

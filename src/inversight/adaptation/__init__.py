@@ -1,8 +1,8 @@
 """Fine-tuning the prior against the target."""
 
-from inversight.adaptation.adapt import adapt, check_arm, check_public, pulls_of
+from inversight.adaptation.adapt import adapt, check_arm, check_public, guidance_terms
 from inversight.adaptation.eigen import Eigenspace, PaperEigen, top_eigenspace
-from inversight.adaptation.guidance import Guidance, Pull
+from inversight.adaptation.guidance import Guidance, WeightedTerm
 from inversight.adaptation.preconditioners import Damped, Identity, Preconditioner
 
 __all__ = [
@@ -12,10 +12,10 @@ __all__ = [
     "Identity",
     "PaperEigen",
     "Preconditioner",
-    "Pull",
+    "WeightedTerm",
     "adapt",
     "check_arm",
     "check_public",
-    "pulls_of",
+    "guidance_terms",
     "top_eigenspace",
 ]

@@ -1,4 +1,4 @@
-"""Fine-tunes the prior against the target: the adversarial game goes on, and the target pulls.
+"""Fine-tunes the prior against the target: the adversarial game goes on, and the target terms.
 
 Li et al. 2025 (METHOD section 3), three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
 entropy of the target's prediction, ``natural-gradient`` replaces that entropy's gradient on the
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inversight.adaptation.eigen import PaperEigen
-from inversight.adaptation.guidance import Guidance, Pull
+from inversight.adaptation.guidance import Guidance, WeightedTerm
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import (
@@ -40,12 +40,12 @@ from inversight.embeddings.base import Embedding
 from inversight.models.activations import batch_norms, convolutions
 from inversight.models.target import Target
 from inversight.models.transformations import Transformations
-from inversight.priors import StylePrior, Watch, play
-from inversight.priors.classes import conditioned, telling_classes
-from inversight.priors.pivotal_tuning import kept_pivots, tune
-from inversight.priors.pivots import SAMPLES, project, sampled_scores, surest_images
+from inversight.priors import SampleMonitor, StylePrior, continue_training
+from inversight.priors.classes import add_class_logits, condition_on_classes
+from inversight.priors.pivotal_tuning import saved_pivots, tune
+from inversight.priors.pivots import SAMPLES, confident_images, project, sample_log_probabilities
 from inversight.priors.pseudo_labels import (
-    check_enough,
+    check_top,
     predicted_labels,
     pseudo_labels,
     soft_labels,
@@ -108,7 +108,7 @@ def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
     Raises:
         ConfigError: they do.
     """
-    check_enough(images, adaptation.pivots, "pivots")
+    check_top(images, adaptation.pivots, "pivots")
     if adaptation.pivots_tuning > 0 and adaptation.pivots == 0:
         raise ConfigError(
             "adaptation.pivots_tuning: there is nothing to tune to without adaptation.pivots: set that "
@@ -117,7 +117,7 @@ def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
     setting = ARMS[arm].images_per_class
     top = None if setting is None else getattr(adaptation, setting)
     if setting is not None and top is not None:
-        check_enough(images, top, setting)
+        check_top(images, top, setting)
 
 
 def weight_of(arm: str, adaptation: Adaptation) -> float:
@@ -126,12 +126,12 @@ def weight_of(arm: str, adaptation: Adaptation) -> float:
     return default if default == 0.0 or adaptation.weight is None else adaptation.weight
 
 
-def pulls_of(
+def guidance_terms(
     arm: str,
     adaptation: Adaptation,
     metric: Embedding | None,
     projected: Term | None = None,
-) -> list[Pull]:
+) -> list[WeightedTerm]:
     """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of that arm, of
     ``diverse`` and of ``conditional`` that is made for a target.
 
@@ -153,12 +153,15 @@ def pulls_of(
         if metric is None:
             raise ConfigError("arm natural-gradient needs a guidance embedding")
         turned = preconditioner_of(adaptation, metric)
-        return [Pull(term, weight, turned, part=adaptation.guided_images) for term in terms]
+        return [WeightedTerm(term, weight, turned, part=adaptation.guided_images) for term in terms]
     if facts.projected:
         if projected is None:
             raise ConfigError(f"arm {arm} needs the term made for the target")
-        return [Pull(projected, weight), *(Pull(term, _SPREAD * weight) for term in terms)]
-    return [Pull(term, weight) for term in terms]
+        return [
+            WeightedTerm(projected, weight),
+            *(WeightedTerm(term, _SPREAD * weight) for term in terms),
+        ]
+    return [WeightedTerm(term, weight) for term in terms]
 
 
 def adapt(
@@ -173,7 +176,7 @@ def adapt(
     rng: torch.Generator,
     progress: Progress = silent,
     checkpoint: Path | None = None,
-    watch: Watch | None = None,
+    monitor: SampleMonitor | None = None,
     processes: Processes = ALONE,
 ) -> StylePrior:
     """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
@@ -198,8 +201,8 @@ def adapt(
             learning_rate=adaptation.projected_learning_rate,
             rng=generator(draw_seed(rng), "projected"),
         )
-    pulls = pulls_of(arm, adaptation, metric, projected)
-    training = adaptation.training_of(training)
+    terms = guidance_terms(arm, adaptation, metric, projected)
+    training = adaptation.training_settings(training)
     if ARMS[arm].conditional:
         # Classes are new: an average that reaches back behind the adaptation would not know them.
         images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
@@ -214,7 +217,9 @@ def adapt(
         )
         chosen = public[rows] if len(rows) > 0 else None
     everything = public
-    prior, public, knowledge = _with_knowledge(prior, target, public, scores, arm, adaptation, rng)
+    prior, public, class_labels = _with_knowledge(
+        prior, target, public, scores, arm, adaptation, rng
+    )
     summed = None
     if adaptation.scale == "absolute":
         # A mean in the papers of the two arms that are other attacks'.
@@ -223,8 +228,8 @@ def adapt(
     if ARMS[arm].transformed:
         transform = partial(Transformations(), mirror=adaptation.pseudo_labels_mirror)
     guidance = None
-    if pulls:
-        guidance = Guidance(target, pulls, summed=summed, transform=transform, second=projected)
+    if terms:
+        guidance = Guidance(target, terms, summed=summed, transform=transform, second=projected)
     at_once = training.images_at_once or training.batch_size
     parts = 0 if chosen is None else math.ceil(len(chosen) / at_once)
     searching = parts * adaptation.pivots_steps
@@ -239,25 +244,25 @@ def adapt(
 
         return tell
 
-    adapted = play(
+    adapted = continue_training(
         public,
         training=training,
         start=prior,
-        knowledge=knowledge,
+        class_labels=class_labels,
         steps=adaptation.steps,
         learning_rate_factor=adaptation.learning_rate_factor,
         guidance=guidance,
         rng=rng,
         progress=after(0, adaptation.steps),
         checkpoint=checkpoint,
-        watch=watch,
+        monitor=monitor,
         processes=processes,
     )
     if chosen is None:
         return adapted
     seed = draw_seed(rng)
     kept = None if checkpoint is None else checkpoint.with_name(TUNING_FILE)
-    pivots = None if kept is None or tuning == 0 else kept_pivots(kept)
+    pivots = None if kept is None or tuning == 0 else saved_pivots(kept)
     if pivots is None:
         pivots = project(
             adapted,
@@ -299,14 +304,14 @@ def _pivotal(
     least half of those that the target is surest of: a generator that is tuned to a few alone forgets what
     else it drew. ``scores``: what the target says of the public images."""
     wanted, share = adaptation.pivots, adaptation.pivots_surer_than
-    surest = surest_images(scores, wanted)
+    surest = confident_images(scores, wanted)
     if share == 0.0:
         return surest, True
-    samples = sampled_scores(
+    samples = sample_log_probabilities(
         target, prior, max(SAMPLES, wanted), batch_size=at_once or 32,
         rng=generator(draw_seed(rng), "surer-than"),
     )  # fmt: skip
-    chosen = surest_images(scores, wanted, surer_than=share, samples=samples)
+    chosen = confident_images(scores, wanted, surer_than=share, samples=samples)
     return chosen, 2 * len(chosen) >= len(surest)
 
 
@@ -333,10 +338,10 @@ def _with_knowledge(
         else:
             rows, labels = predicted_labels(scores, min(len(public), _LEAST_OF_A_CLASS))
         if prior.num_classes == 0:
-            prior = conditioned(prior, classes, rng=generator(draw_seed(rng), "classes"))
+            prior = condition_on_classes(prior, classes, rng=generator(draw_seed(rng), "classes"))
         return prior, public[rows], F.one_hot(labels, classes).float()
     if ARMS[arm].classifying_discriminator:
-        return telling_classes(prior, classes), public, scores.exp()
+        return add_class_logits(prior, classes), public, scores.exp()
     return prior, public, None
 
 

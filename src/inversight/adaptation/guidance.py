@@ -18,11 +18,11 @@ from inversight.adaptation.preconditioners import Identity, Preconditioner
 from inversight.adaptation.terms import Term, observe
 from inversight.embeddings.pullback import dot
 from inversight.models.target import Target
-from inversight.priors.game import Made, SecondDiscriminator
+from inversight.priors.game import GeneratedBatch, SecondDiscriminator
 
 
 @dataclass(frozen=True)
-class Pull:
+class WeightedTerm:
     """A term that the target guides by, how much it counts, and what turns its gradient.
 
     ``part``: it is taken on so many of a batch's images only, which are as random as the batch; what
@@ -54,7 +54,7 @@ class Guidance:
     def __init__(
         self,
         target: Target,
-        pulls: Sequence[Pull],
+        terms: Sequence[WeightedTerm],
         *,
         memory: float = 0.9,
         interval: int = 8,
@@ -63,7 +63,7 @@ class Guidance:
         second: SecondDiscriminator | None = None,
     ) -> None:
         self.target = target
-        self.pulls = {pull.term.name: pull for pull in pulls}
+        self.terms = {pull.term.name: pull for pull in terms}
         self.memory = memory
         self.interval = interval
         self.summed = summed
@@ -72,13 +72,13 @@ class Guidance:
         self.state: dict[str, float] = {}
         self.logged: dict[str, float] = {}
 
-    def __call__(self, images: Tensor, made: Made | None = None) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, made: GeneratedBatch | None = None) -> dict[str, Tensor]:
         """Images (N, C, H, W) in [0, 1] -> a gradient of that shape for each term.
 
         ``made``: what the game knows of them; terms and transformations may need it.
         """
         x = images.detach().requires_grad_(True)
-        terms = [pull.term for pull in self.pulls.values()]
+        terms = [pull.term for pull in self.terms.values()]
         with torch.enable_grad():
             shown = x
             if self.transform is not None and made is not None:
@@ -91,7 +91,7 @@ class Guidance:
                 seen = replace(seen, classes=made.classes, critic=critic)
             values = {
                 name: pull.term(seen.first(pull.part or len(x)))
-                for name, pull in self.pulls.items()
+                for name, pull in self.terms.items()
             }
         mean_prediction = seen.logits.detach().softmax(1).mean(0)
         self.logged = {
@@ -103,7 +103,7 @@ class Guidance:
         gradients = {}
         for name, value in values.items():
             (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
-            part = self.pulls[name].part or len(x)
+            part = self.terms[name].part or len(x)
             step = gradient.clone()
             step[:part] = self._turned(name, images[:part].detach(), gradient[:part])
             gradients[name] = step
@@ -114,21 +114,21 @@ class Guidance:
         """Whether lengths on the generator's parameters are wanted at this step."""
         return self.summed is None and step % self.interval == 0
 
-    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+    def measure(self, gan: float, terms: Mapping[str, float]) -> None:
         """Take note of the lengths of the GAN loss's and the terms' gradients on the parameters."""
         self._run("gan", gan)
-        for name, length in pulls.items():
+        for name, length in terms.items():
             self._run(name, length)
 
     def factor(self, name: str) -> float:
         """What a term's gradient on the images is multiplied by."""
-        weight = self.pulls[name].weight
+        weight = self.terms[name].weight
         if self.summed is not None:
             return weight * self.summed
         return weight * self._length("gan") / max(self._length(name), 1e-20)
 
     def _turned(self, name: str, images: Tensor, gradient: Tensor) -> Tensor:
-        preconditioner = self.pulls[name].preconditioner
+        preconditioner = self.terms[name].preconditioner
         if isinstance(preconditioner, Identity):
             return gradient
         natural = preconditioner(images, gradient)

@@ -123,7 +123,7 @@ class Spread:
     """Mean likeness of images that the target takes for one class, in [-1, 1]: they shall differ.
 
     Likeness is the cosine of what the target's last convolution gives, each less the batch's mean;
-    pairs count by the probability that both images are of one class, which nothing pulls at. Mode
+    pairs count by the probability that both images are of one class, which nothing terms at. Mode
     seeking (Mao et al. 2019, "Mode seeking generative adversarial networks") pushes apart what
     different latents make; here it is only images of one class that have to differ, since it is
     there that reconstructions collapse onto one image.

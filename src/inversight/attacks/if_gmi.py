@@ -27,7 +27,7 @@ from inversight.attacks.plug_and_play import DescentInW
 from inversight.attacks.search import Candidates, Improve, Problem
 from inversight.core.config import settings
 from inversight.models.target import Target
-from inversight.priors.base import Halfway, Prior
+from inversight.priors.base import BlockFeatures, Prior
 from inversight.priors.descent import Losses, descend
 
 _WIDTH = 512
@@ -80,13 +80,13 @@ class IfGmi(DescentInW):
                 return [objective(problem.logits(variables[0]), labels)]
 
             (w,) = search([start], of_latents, 0)
-            halfway: Halfway | None = None
+            halfway: BlockFeatures | None = None
             for layer in range(1, min(self.layers, prior.blocks - 1) + 1):
                 with torch.no_grad():
                     begun = prior.until(layer, w, halfway)
 
                 def of_features(
-                    variables: Sequence[Tensor], begun: Halfway = begun
+                    variables: Sequence[Tensor], begun: BlockFeatures = begun
                 ) -> list[Tensor]:
                     w, features = variables
                     images = prior.finish(replace(begun, features=features), w)

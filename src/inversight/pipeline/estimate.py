@@ -143,7 +143,7 @@ def estimate(
         with remedy("prior"):
             style = train(2)
             seconds["prior"] = training_.steps * _step(train)
-    if style is not None and not settings.adaptation.idle:
+    if style is not None and not settings.adaptation.keeps_prior:
         with remedy("adaptation"):
             seconds["adaptation"] = _adaptation_seconds(
                 settings, style, stand_in, public_for_prior, device
@@ -272,7 +272,7 @@ def _adaptation_seconds(
     seconds = settings.adaptation.steps * _step(run) if settings.adaptation.steps > 0 else 0.0
     if settings.adaptation.pivots == 0:
         return seconds
-    training = settings.adaptation.training_of(prior.training)
+    training = settings.adaptation.training_settings(prior.training)
     at_once = training.images_at_once or training.batch_size
     few = public.images[:at_once]
 

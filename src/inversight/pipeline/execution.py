@@ -43,9 +43,9 @@ from inversight.pipeline.scored import (
     write_evaluation,
 )
 from inversight.pipeline.watching import FrechetToPublic, watched_features
-from inversight.priors import Prior, StylePrior, Watch, train_prior
-from inversight.priors.given import PRIOR_FILE, few_images
-from inversight.priors.pivotal_tuning import pivots_note
+from inversight.priors import Prior, SampleMonitor, StylePrior, train_prior
+from inversight.priors.pivotal_tuning import describe_pivots
+from inversight.priors.prior_file import PRIOR_FILE, few_images
 from inversight.report import GalleryItem, load_report_data
 from inversight.settings import ARMS, Training, prior_training
 
@@ -236,14 +236,14 @@ class _Execution:
                 progress=self.reporter.stage("prior"),
                 checkpoint=folder / "checkpoint.safetensors",
                 device=self.plan.device,
-                watch=self.watch(folder, public_network),
+                monitor=self.watch(folder, public_network),
             ).save(folder / PRIOR_FILE)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
         folder = self.stage("prior", fill)
         return StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
 
-    def watch(self, folder: Path, public_network: SavedClassifier | None) -> Watch:
+    def watch(self, folder: Path, public_network: SavedClassifier | None) -> SampleMonitor:
         """Looks at a prior in training, with features that cost little beside it: see decisions.md."""
         name = "none"
         if public_network is not None:
@@ -255,9 +255,9 @@ class _Execution:
         size = self.plan.prior_shape[1]
         embedding = watched_features(name, size=size, public_network=public_network)
         if embedding is None:
-            return Watch(folder)
+            return SampleMonitor(folder)
         images = self.plan.public_for_prior.images
-        return Watch(folder, FrechetToPublic(images, embedding, self.plan.device))
+        return SampleMonitor(folder, FrechetToPublic(images, embedding, self.plan.device))
 
     def adapted(
         self, prior: Prior, target: Target, public_network: SavedClassifier | None
@@ -265,7 +265,7 @@ class _Execution:
         """The prior fine-tuned against the target."""
         if not isinstance(prior, StylePrior):
             return prior
-        if self.settings.adaptation.idle:
+        if self.settings.adaptation.keeps_prior:
             self.notes.append("The prior was used as it is: adaptation.steps is 0.")
             return prior
         few = few_images(len(self.inputs.public))
@@ -296,7 +296,7 @@ class _Execution:
                 rng=self.rng("adaptation"),
                 progress=self.reporter.stage("adaptation"),
                 checkpoint=folder / "checkpoint.safetensors",
-                watch=self.watch(folder, public_network),
+                monitor=self.watch(folder, public_network),
             ).save(folder / PRIOR_FILE)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
@@ -304,7 +304,7 @@ class _Execution:
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
         if self.settings.adaptation.pivots > 0:
             tuning = self.settings.adaptation.pivots_tuning
-            self.notes.append(pivots_note(adapted, tuning=tuning))
+            self.notes.append(describe_pivots(adapted, tuning=tuning))
         if self.settings.arm != "vanilla":
             self._check_collapse(target, prior, adapted)
         if self.settings.arm != "vanilla" or adapted.pivots is not None:

@@ -30,8 +30,14 @@ from inversight.pipeline.evaluation import check_pairs
 from inversight.pipeline.gate import gates
 from inversight.pipeline.inputs import Inputs, read_inputs
 from inversight.priors import Prior, untrained_prior
-from inversight.priors.classes import conditioned
-from inversight.priors.given import COLOURS, GivenPrior, check_adaptable, check_channels, read_prior
+from inversight.priors.classes import condition_on_classes
+from inversight.priors.prior_file import (
+    COLOURS,
+    PriorFile,
+    check_adaptable,
+    check_channels,
+    read_prior,
+)
 from inversight.settings import ARMS, ATTACKS, AuditSettings, prior_path, prior_training
 
 _LOWER = {
@@ -54,7 +60,7 @@ class Plan:
     inputs: Inputs
     attacks: dict[str, Attack]
     own_prior: Prior | None
-    given_prior: GivenPrior | None
+    given_prior: PriorFile | None
     work: int
     device: torch.device
 
@@ -127,7 +133,7 @@ class Plan:
                 "the private and public images",
                 f"save the images in {word}, or give a prior that was trained on images like them",
             )
-            if not settings.adaptation.idle:
+            if not settings.adaptation.keeps_prior:
                 check_adaptable(given.prior, path)
         plan = cls(settings, inputs, attacks, own, given, work, device)
         plan.check_parts()
@@ -141,7 +147,7 @@ class Plan:
                 settings contradict each other.
         """
         target, prior = self.likely_target, self.likely_prior
-        if self.own_prior is None and not self.settings.adaptation.idle:
+        if self.own_prior is None and not self.settings.adaptation.keeps_prior:
             check_arm(self.settings.arm, target)
             check_public(self.settings.arm, self.settings.adaptation, len(self.inputs.public))
         for name, attack in self.attacks.items():
@@ -167,9 +173,9 @@ class Plan:
         """
         if self.own_prior is not None:
             return self.own_prior
-        if not self.settings.adaptation.idle and ARMS[self.settings.arm].conditional:
+        if not self.settings.adaptation.keeps_prior and ARMS[self.settings.arm].conditional:
             untrained = untrained_prior(self.prior_shape)
-            return conditioned(untrained, len(self.inputs.classes), rng=generator(0))
+            return condition_on_classes(untrained, len(self.inputs.classes), rng=generator(0))
         if self.given_prior is not None:
             return self.given_prior.prior
         return untrained_prior(self.shape)

@@ -40,16 +40,16 @@ from inversight.models.training import rotation_task, train_classifier
 from inversight.pipeline.one_by_one import OneByOne
 from inversight.pipeline.outputs import write_report
 from inversight.pipeline.watching import FrechetToPublic, check_watched, watched_features
-from inversight.priors import Watch, train_prior
-from inversight.priors.given import (
+from inversight.priors import SampleMonitor, train_prior
+from inversight.priors.pivotal_tuning import describe_pivots
+from inversight.priors.prior_file import (
     PRIOR_FILE,
-    GivenPrior,
+    PriorFile,
     check_adaptable,
     check_channels,
     few_images,
     read_prior,
 )
-from inversight.priors.pivotal_tuning import pivots_note
 from inversight.priors.stylegan2_import import import_published
 from inversight.report import load_report_data
 from inversight.settings import (
@@ -161,7 +161,7 @@ def train_prior_stage(
             progress=reporter.stage("prior"),
             checkpoint=out / _CHECKPOINT,
             device=where,
-            watch=watch,
+            monitor=watch,
             processes=processes,
         )
     if processes.main:
@@ -268,7 +268,7 @@ def adapt_stage(
         watch = _watch(images, out, features, saved, where)
         _begin(out, facts, saved)
     _warn_of_few(images, reporter)
-    with _game_remedy("adapt", adaptation.training_of(start.training), processes):
+    with _game_remedy("adapt", adaptation.training_settings(start.training), processes):
         adapted = adapt(
             start.to(where),
             target.to(where),
@@ -280,14 +280,14 @@ def adapt_stage(
             rng=generator(seed, "adaptation"),
             progress=reporter.stage("adaptation"),
             checkpoint=out / _CHECKPOINT,
-            watch=watch,
+            monitor=watch,
             processes=processes,
         )
     if processes.main:
         adapted.save(out / PRIOR_FILE)
         (out / _CHECKPOINT).unlink(missing_ok=True)
     if adaptation.pivots > 0:
-        reporter.say(pivots_note(adapted, tuning=adaptation.pivots_tuning))
+        reporter.say(describe_pivots(adapted, tuning=adaptation.pivots_tuning))
     return out / PRIOR_FILE
 
 
@@ -364,7 +364,7 @@ def attack_stage(
 
 
 def _attack_service(
-    prior: GivenPrior,
+    prior: PriorFile,
     model: ModelSpec,
     plan: OneByOne,
     *,
@@ -384,7 +384,7 @@ def _attack_service(
     return plan.out / "reconstructions"
 
 
-def _load_for(prior: GivenPrior, model: ModelSpec) -> Target:
+def _load_for(prior: PriorFile, model: ModelSpec) -> Target:
     """Load the target; a model of any size takes images of the prior's.
 
     Raises:
@@ -408,7 +408,7 @@ def _load_for(prior: GivenPrior, model: ModelSpec) -> Target:
     return target
 
 
-def _connect(prior: GivenPrior, model: ModelSpec, reporter: Reporter) -> tuple[Target, Endpoint]:
+def _connect(prior: PriorFile, model: ModelSpec, reporter: Reporter) -> tuple[Target, Endpoint]:
     """Return the service that the spec names, sent images of --size, or as large as the prior's.
 
     Raises:
@@ -516,12 +516,12 @@ def _kept_network(folder: Path) -> Path | None:
 
 def _watch(
     images: ImageSet, out: Path, features: str, network: SavedClassifier | None, where: torch.device
-) -> Watch:
+) -> SampleMonitor:
     """Looks at a training, told in ``out``."""
     embedding = watched_features(features, size=images.size, public_network=network)
     if embedding is None:
-        return Watch(out)
-    return Watch(out, FrechetToPublic(images.images, embedding, where))
+        return SampleMonitor(out)
+    return SampleMonitor(out, FrechetToPublic(images.images, embedding, where))
 
 
 def report_again(run: Path) -> Path:

@@ -2,29 +2,34 @@
 
 from inversight.priors.architecture import Architecture
 from inversight.priors.base import (
+    BlockFeatures,
     Conditional,
     Critic,
-    Halfway,
     Intermediate,
     Prior,
     Truncatable,
 )
 from inversight.priors.game import Game
-from inversight.priors.style_prior import StylePrior, play, train_prior, untrained_prior
-from inversight.priors.watch import Watch
+from inversight.priors.monitor import SampleMonitor
+from inversight.priors.style_prior import (
+    StylePrior,
+    continue_training,
+    train_prior,
+    untrained_prior,
+)
 
 __all__ = [
     "Architecture",
+    "BlockFeatures",
     "Conditional",
     "Critic",
     "Game",
-    "Halfway",
     "Intermediate",
     "Prior",
+    "SampleMonitor",
     "StylePrior",
     "Truncatable",
-    "Watch",
-    "play",
+    "continue_training",
     "train_prior",
     "untrained_prior",
 ]

@@ -64,16 +64,16 @@ class Conditional(Protocol):
 
 
 @dataclass(frozen=True)
-class Halfway:
+class BlockFeatures:
     """Images in the making. block: how many of the generator's blocks are done, 1 or more.
 
-    features (N, ...): what the next block starts from; shown (N, C, h, w): what the blocks so far add
+    features (N, ...): what the next block starts from; image (N, C, h, w): what the blocks so far add
     to the image, None if nothing.
     """
 
     block: int
     features: Tensor
-    shown: Tensor | None
+    image: Tensor | None
 
 
 @runtime_checkable
@@ -84,8 +84,10 @@ class Intermediate(Protocol):
     def blocks(self) -> int:
         """How many blocks there are from latents to images."""
 
-    def until(self, block: int, latents: Tensor, start: Halfway | None = None) -> Halfway:
+    def until(
+        self, block: int, latents: Tensor, start: BlockFeatures | None = None
+    ) -> BlockFeatures:
         """Go on to the end of ``block`` (1..blocks), from ``start`` or else from the latents alone."""
 
-    def finish(self, start: Halfway, latents: Tensor) -> Tensor:
+    def finish(self, start: BlockFeatures, latents: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] from ``start``, differentiable in its features and latents."""

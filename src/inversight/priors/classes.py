@@ -25,7 +25,7 @@ puts in it was 0.12 at 0.1, 0.19 at 1 and 0.34 at 3 (moving average; of 10 class
 
 
 @torch.no_grad()
-def conditioned(prior: StylePrior, classes: int, *, rng: torch.Generator) -> StylePrior:
+def condition_on_classes(prior: StylePrior, classes: int, *, rng: torch.Generator) -> StylePrior:
     """``prior`` with both networks conditioned on ``classes``, as PLG-MI's are.
 
     Each class has a random vector in either network, from which it is learnt. The generator's mapping
@@ -55,7 +55,7 @@ def conditioned(prior: StylePrior, classes: int, *, rng: torch.Generator) -> Sty
 
 
 @torch.no_grad()
-def telling_classes(prior: StylePrior, classes: int) -> StylePrior:
+def add_class_logits(prior: StylePrior, classes: int) -> StylePrior:
     """``prior`` with a critic that tells ``classes`` apart, as KED-MI's does.
 
     Each class's logit is at first the critic's one logit less log(classes), so that their log-sum-exp is

@@ -41,7 +41,7 @@ code of KED-MI: 1 beside a half)."""
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedBatch:
     """What the game knows of generated images (N, C, S, S) beside what they look like.
 
     classes (N,) int64 that they were generated for, None where the generator knows none; rng, the
@@ -74,7 +74,7 @@ class SecondDiscriminator(Protocol):
 
 
 class ImageGuidance(Protocol):
-    """What pulls at generated images beside the discriminator.
+    """What terms at generated images beside the discriminator.
 
     ``state`` is saved and restored with the game; ``logged`` goes into its log. ``second``: what it
     asks and the game has to train, or None.
@@ -84,13 +84,13 @@ class ImageGuidance(Protocol):
     logged: dict[str, float]
     second: SecondDiscriminator | None
 
-    def __call__(self, images: Tensor, made: Made) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, made: GeneratedBatch) -> dict[str, Tensor]:
         """Images (N, C, S, S) in [0, 1] -> gradients of that shape, by name."""
 
     def due(self, step: int) -> bool:
         """Whether :meth:`measure` is to be called at this step."""
 
-    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
+    def measure(self, gan: float, terms: Mapping[str, float]) -> None:
         """Lengths on the generator's parameters of the GAN loss's gradient and of one's own."""
 
     def factor(self, name: str) -> float:
@@ -98,16 +98,16 @@ class ImageGuidance(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
+class Microbatch:
     """Part of a batch: real images (n, C, S, S) in [-1, 1], and the randomness of what is done with it.
 
-    knowledge (n, K): what is known of the classes of each; class weights in a game that is conditioned
+    class_labels (n, K): what is known of the classes of each; class weights in a game that is conditioned
     on classes, soft labels that sum to 1 for a discriminator that tells classes apart.
     """
 
     real: Tensor
     rng: torch.Generator
-    knowledge: Tensor | None = None
+    class_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -177,20 +177,20 @@ class Game:
         self, real: Tensor, rng: torch.Generator, guidance: ImageGuidance | None = None
     ) -> dict[str, float]:
         """One step of discriminator and generator on real images (N, C, S, S) in [-1, 1]."""
-        return self.step_on([Share(real, rng)], guidance)
+        return self.step_on([Microbatch(real, rng)], guidance)
 
     def step_on(
-        self, shares: Sequence[Share], guidance: ImageGuidance | None = None
+        self, microbatches: Sequence[Microbatch], guidance: ImageGuidance | None = None
     ) -> dict[str, float]:
-        """One step on this process's shares of a batch, all equally large, on every process."""
-        d_loss, second_loss, signs = self._step_discriminators(shares)
-        g_loss = self._step_generator(shares, guidance)
+        """One step on this process's microbatches of a batch, all equally large, on every process."""
+        d_loss, second_loss, signs = self._step_discriminators(microbatches)
+        g_loss = self._step_generator(microbatches, guidance)
         g_loss, d_loss, second_loss, signs = self.processes.means(
             [g_loss, d_loss, second_loss, signs]
         )
         signs *= self.processes.count
         self.processes.average([b for b in self.generator.buffers() if b.is_floating_point()])
-        images = sum(len(share.real) for share in shares) * self.processes.count
+        images = sum(len(microbatch.real) for microbatch in microbatches) * self.processes.count
         self.control.see(signs, images)
         self.done += 1
         if self.done % 4 == 0:
@@ -216,8 +216,10 @@ class Game:
         networks = self._modules().values()
         return all(bool(t.isfinite().all()) for m in networks for t in m.state_dict().values())
 
-    def _step_discriminators(self, shares: Sequence[Share]) -> tuple[float, float, float]:
-        """This process's shares' mean loss, the second discriminator's (0 where there is none), and the
+    def _step_discriminators(
+        self, microbatches: Sequence[Microbatch]
+    ) -> tuple[float, float, float]:
+        """This process's microbatches' mean loss, the second discriminator's (0 where there is none), and the
         sum of the first's signs on their real images."""
         training = self.training
         penalised = training.r1 > 0 and self.done % training.r1_interval == 0
@@ -228,16 +230,16 @@ class Game:
         if self.optimise_second is not None:
             self.optimise_second.zero_grad(set_to_none=True)
         loss_sum, second_sum, sign_sum = 0.0, 0.0, 0.0
-        for share in shares:
-            rng = share.rng
-            c = self._classes(len(share.real), rng)
+        for microbatch in microbatches:
+            rng = microbatch.rng
+            c = self._classes(len(microbatch.real), rng)
             with torch.no_grad():
-                fake = self._images(self._latents(len(share.real), rng, c)[1], rng)
+                fake = self._images(self._latents(len(microbatch.real), rng, c)[1], rng)
             if self.second is not None:
-                second = self.second.loss(_shown(share.real), _shown(fake))
+                second = self.second.loss(_shown(microbatch.real), _shown(fake))
                 second_sum += float(second.detach())
-                (second / len(shares)).backward()
-            judged = self._judge_real(share, follow=joint)
+                (second / len(microbatches)).backward()
+            judged = self._judge_real(microbatch, follow=joint)
             on_real = judged.logits
             on_fake = self._judge(self._augmented(fake, rng), c)
             loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
@@ -245,66 +247,70 @@ class Game:
             sign_sum += float(on_real.detach().sign().sum())
             if joint:
                 loss = loss + r1_penalty(on_real, judged.images) * weight
-            if self.tells_classes and share.knowledge is not None:
-                loss = loss + SOFT_LABELS * F.cross_entropy(judged.outputs, share.knowledge)
-            (loss / len(shares)).backward()
+            if self.has_class_logits and microbatch.class_labels is not None:
+                loss = loss + SOFT_LABELS * F.cross_entropy(judged.outputs, microbatch.class_labels)
+            (loss / len(microbatches)).backward()
         self._apply(self.optimise_d)
         if self.second is not None and self.optimise_second is not None:
             self._apply(self.optimise_second)
             self.second.settle()
         if penalised and not joint:
             self.optimise_d.zero_grad(set_to_none=True)
-            for share in shares:
-                judged = self._judge_real(share, follow=True)
-                (r1_penalty(judged.logits, judged.images) * (weight / len(shares))).backward()
+            for microbatch in microbatches:
+                judged = self._judge_real(microbatch, follow=True)
+                (r1_penalty(judged.logits, judged.images) * (weight / len(microbatches))).backward()
             self._apply(self.optimise_d)
-        return loss_sum / len(shares), second_sum / len(shares), sign_sum
+        return loss_sum / len(microbatches), second_sum / len(microbatches), sign_sum
 
-    def _step_generator(self, shares: Sequence[Share], guidance: ImageGuidance | None) -> float:
-        """The loss, a mean over this process's shares."""
+    def _step_generator(
+        self, microbatches: Sequence[Microbatch], guidance: ImageGuidance | None
+    ) -> float:
+        """The loss, a mean over this process's microbatches."""
         training = self.training
         penalised = training.path_length > 0 and self.done % training.path_length_interval == 0
         self.discriminator.requires_grad_(False)
         self.optimise_g.zero_grad(set_to_none=True)
         loss_sum, latents = 0.0, []
         memory = _Memory(guidance)
-        for share in shares:
-            rng = share.rng
-            c = self._classes(len(share.real), rng)
-            w, ws = self._latents(len(share.real), rng, c)
+        for microbatch in microbatches:
+            rng = microbatch.rng
+            c = self._classes(len(microbatch.real), rng)
+            w, ws = self._latents(len(microbatch.real), rng, c)
             latents.append(w.detach())
             fake = self._images(ws, rng)
             if guidance is None:
                 loss = F.softplus(-self._judge(self._augmented(fake, rng), c)).mean()
-                (loss / len(shares)).backward()
+                (loss / len(microbatches)).backward()
             else:
                 images = fake.detach().requires_grad_(True)
                 loss = F.softplus(-self._judge(self._augmented(images, rng), c)).mean()
                 (gradient,) = torch.autograd.grad(loss, images)
-                made = Made(
+                made = GeneratedBatch(
                     None if c is None else c.argmax(1),
                     rng,
-                    self._class_logits if self.tells_classes else None,
+                    self._class_logits if self.has_class_logits else None,
                 )
                 with memory.of_share():
                     pull = self._pull(guidance, fake, gradient, made)
-                fake.backward((gradient + pull) / len(shares))
+                fake.backward((gradient + pull) / len(microbatches))
             loss_sum += float(loss.detach())
         memory.merge(self.processes)
         if penalised and not training.penalty_steps:
-            self._penalise_paths(shares)
+            self._penalise_paths(microbatches)
         self._apply(self.optimise_g)
         if penalised and training.penalty_steps:
             self.optimise_g.zero_grad(set_to_none=True)
-            self._penalise_paths(shares)
+            self._penalise_paths(microbatches)
             self._apply(self.optimise_g)
         self.generator.mapping.track(torch.cat(latents))
-        return loss_sum / len(shares)
+        return loss_sum / len(microbatches)
 
-    def _pull(self, guidance: ImageGuidance, fake: Tensor, gradient: Tensor, made: Made) -> Tensor:
+    def _pull(
+        self, guidance: ImageGuidance, fake: Tensor, gradient: Tensor, made: GeneratedBatch
+    ) -> Tensor:
         """What guidance adds to the GAN loss's gradient on the generated images."""
         # Guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
-        pulls = {name: pull / 2.0 for name, pull in guidance(_shown(fake.detach()), made).items()}
+        terms = {name: pull / 2.0 for name, pull in guidance(_shown(fake.detach()), made).items()}
         if guidance.due(self.done):
             parameters = list(self.generator.parameters())
 
@@ -315,28 +321,28 @@ class Game:
                 norms = torch._foreach_norm([g for g in grads if g is not None])
                 return float(torch.stack(norms).norm())
 
-            guidance.measure(length(gradient), {n: length(pull) for n, pull in pulls.items()})
+            guidance.measure(length(gradient), {n: length(pull) for n, pull in terms.items()})
         added = torch.zeros_like(gradient)
-        for name, pull in pulls.items():
+        for name, pull in terms.items():
             added += guidance.factor(name) * pull
         return added
 
-    def _penalise_paths(self, shares: Sequence[Share]) -> None:
-        """Add the gradient of the path-length penalty, on half of each share (StyleGAN2, app. B)."""
+    def _penalise_paths(self, microbatches: Sequence[Microbatch]) -> None:
+        """Add the gradient of the path-length penalty, on half of each microbatch (StyleGAN2, app. B)."""
         weight = self.training.path_length * self.training.path_length_interval
         means = 0.0
-        for share in shares:
-            rng, half = share.rng, max(1, len(share.real) // 2)
+        for microbatch in microbatches:
+            rng, half = microbatch.rng, max(1, len(microbatch.real) // 2)
             _, ws = self._latents(half, rng, self._classes(half, rng))
             if ws.dim() == 2:
                 ws = ws[:, None].expand(-1, self.generator.num_ws, -1)
             penalty, mean = self.path_length.penalty(self._images(ws, rng), ws, rng)
-            (penalty * (weight / len(shares))).backward()
-            means += mean / len(shares)
+            (penalty * (weight / len(microbatches))).backward()
+            means += mean / len(microbatches)
         (self.path_length.mean,) = self.processes.means([means])
 
     @property
-    def tells_classes(self) -> bool:
+    def has_class_logits(self) -> bool:
         """Whether the discriminator tells classes apart."""
         return self.discriminator.architecture.critic_classes > 0
 
@@ -384,17 +390,17 @@ class Game:
         """The discriminator's class logits (N, K) of images in [0, 1]."""
         return self._judgement(images * 2.0 - 1.0)[1]
 
-    def _judge_real(self, share: Share, *, follow: bool) -> _Judged:
+    def _judge_real(self, microbatch: Microbatch, *, follow: bool) -> _Judged:
         """What the discriminator makes of real images once augmented.
 
         As published R1 looks at the images before augmentation. Plain bilinear sampling can be
         differentiated once only, so without the filter it looks at those after it.
         """
-        c = None if self.tells_classes else share.knowledge
+        c = None if self.has_class_logits else microbatch.class_labels
         if follow and self.training.augment_filter:
-            real = share.real.detach().requires_grad_(True)
-            return _Judged(*self._judgement(self._augmented(real, share.rng), c), real)
-        seen = self._augmented(share.real, share.rng)
+            real = microbatch.real.detach().requires_grad_(True)
+            return _Judged(*self._judgement(self._augmented(real, microbatch.rng), c), real)
+        seen = self._augmented(microbatch.real, microbatch.rng)
         if follow:
             seen = seen.detach().requires_grad_(True)
         return _Judged(*self._judgement(seen, c), seen)
@@ -470,8 +476,8 @@ class Game:
 
 
 class _Memory:
-    """A guidance's ``state`` over the shares of a step: each share begins from the same state, and
-    the mean of what they end in is kept, so that nothing depends on who works on which share."""
+    """A guidance's ``state`` over the microbatches of a step: each microbatch begins from the same state, and
+    the mean of what they end in is kept, so that nothing depends on who works on which microbatch."""
 
     def __init__(self, guidance: ImageGuidance | None) -> None:
         self.state: dict[str, float] = guidance.state if guidance is not None else {}
@@ -500,7 +506,7 @@ def _shown(images: Tensor) -> Tensor:
 
 
 def _at_once(training: PriorTraining, processes: int) -> int:
-    """Images of one share of the batch."""
+    """Images of one microbatch of the batch."""
     own, rest = divmod(training.batch_size, processes)
     if rest:
         raise ConfigError(

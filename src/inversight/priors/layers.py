@@ -166,7 +166,7 @@ class Mapping(nn.Module):
 
     @torch.no_grad()
     def track(self, w: Tensor) -> None:
-        """Running mean of w, towards which truncation pulls."""
+        """Running mean of w, towards which truncation terms."""
         if self.beta is not None:
             self.w_avg.lerp_(w.detach().mean(0), 1.0 - self.beta)
 

@@ -26,7 +26,7 @@ from inversight.core.progress import Progress, silent
 from inversight.models.target import Target
 from inversight.priors import StylePrior
 from inversight.priors.descent import ramp
-from inversight.priors.pivots import BETAS, SAMPLES, Nearness, latent_rate
+from inversight.priors.pivots import BETAS, SAMPLES, ReconstructionLoss, latent_rate
 
 _EVERY = 50
 """Steps after which it is looked how much is missed."""
@@ -54,7 +54,8 @@ def tune(
 ) -> StylePrior:
     """The prior whose generator draws images, uint8 (M, C, S, S), better at its M pivots.
 
-    Better in :class:`Nearness`, by which the pivots were found, for ``steps`` steps at most. Not at all
+    Better in :class:`ReconstructionLoss`, by which the pivots were found, for ``steps`` steps at most. Not
+    at all
     where the mean over images is at most ``missed``, and no longer than until it is at most ``left``. The
     search for the pivots goes on meanwhile, with its own step size; both are warmed up and down as it
     was. What training would go on with stays as it is, and so does the mapping. The last row of the log
@@ -72,7 +73,7 @@ def tune(
     if pivots is None or len(pivots) != len(images):
         found = "none" if pivots is None else len(pivots)
         raise ValueError(f"expected a pivot for each of {len(images)} images, found {found}")
-    nearness = Nearness(target, public)
+    nearness = ReconstructionLoss(target, public)
     latents = pivots.clone().requires_grad_(True)
     tuned = replace(prior, average=copy.deepcopy(prior.average))
     parameters = list(tuned.average.synthesis.parameters())
@@ -124,7 +125,7 @@ def tune(
     return replace(tuned, pivots=latents.detach(), log=(*prior.log, row))
 
 
-def kept_pivots(checkpoint: Path) -> Tensor | None:
+def saved_pivots(checkpoint: Path) -> Tensor | None:
     """The latents (M, w_dim) that a tuning which stopped goes on from; None where there is none.
 
     Raises:
@@ -189,7 +190,11 @@ def _diverged(step: int, checkpoint: Path | None) -> StageError:
 
 @torch.no_grad()
 def _missed(
-    prior: StylePrior, nearness: Nearness, latents: Tensor, images: Tensor, batch_size: int
+    prior: StylePrior,
+    nearness: ReconstructionLoss,
+    latents: Tensor,
+    images: Tensor,
+    batch_size: int,
 ) -> float:
     """Mean over images of what their pictures miss."""
     total = 0.0
@@ -199,7 +204,7 @@ def _missed(
     return total / len(images)
 
 
-def pivots_note(adapted: StylePrior, *, tuning: int) -> str:
+def describe_pivots(adapted: StylePrior, *, tuning: int) -> str:
     """What became of the pivots that were asked for, in a sentence; ``tuning``: steps that were allowed."""
     if adapted.pivots is None:
         return (

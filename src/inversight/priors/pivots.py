@@ -33,7 +33,7 @@ BETAS = (0.5, 0.99)
 """Adam's betas."""
 
 
-def surest_images(
+def confident_images(
     scores: Tensor,
     per_class: int,
     *,
@@ -62,7 +62,7 @@ def surest_images(
 
 
 @torch.no_grad()
-def sampled_scores(
+def sample_log_probabilities(
     target: Target, prior: StylePrior, n: int, *, batch_size: int = 32, rng: torch.Generator
 ) -> Tensor:
     """The target's log-probabilities (n, K) of samples of the whole prior; on the CPU."""
@@ -88,7 +88,7 @@ def project(
     deviations of the ``public`` images'. An image's latent hangs on no other's. The search for it begins
     at the nearest of ``samples``, of at least 2.
     """
-    nearness = Nearness(target, public)
+    nearness = ReconstructionLoss(target, public)
     known = prior.truncated(1.0).sample(samples, rng=rng)
     start = _nearest(prior, known, images, batch_size=batch_size)
     rate = latent_rate(known)
@@ -114,7 +114,7 @@ def latent_rate(samples: Tensor) -> float:
     return _RATE * float(samples.std(0).mean())
 
 
-class Nearness:
+class ReconstructionLoss:
     """How near images are: squared differences in pixels and in the target's maps.
 
     Both are taken in standard deviations of the public images' (N, C, S, S), uint8.

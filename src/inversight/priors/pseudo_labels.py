@@ -36,7 +36,7 @@ def pseudo_labels(
         ConfigError: there are fewer images than ``top``.
     """
     images, classes = scores.shape
-    check_enough(images, top, setting)
+    check_top(images, top, setting)
     order = scores.argsort(dim=0, descending=True, stable=True)[:top]
     return order.T.flatten(), torch.arange(classes).repeat_interleave(top)
 
@@ -50,14 +50,14 @@ def predicted_labels(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
     Raises:
         ConfigError: there are fewer images than ``least``.
     """
-    check_enough(len(scores), least, "conditional_top")
+    check_top(len(scores), least, "conditional_top")
     own = F.one_hot(scores.argmax(1), scores.shape[1]).bool()
     first = torch.where(own, math.inf, scores).argsort(dim=0, descending=True, stable=True)[:least]
     classes, rows = own.scatter(0, first, True).T.nonzero().unbind(1)
     return rows, classes
 
 
-def check_enough(images: int, top: int, setting: str) -> None:
+def check_top(images: int, top: int, setting: str) -> None:
     """Refuse to take the ``top`` of fewer images; ``setting`` is what asks for them.
 
     Raises:

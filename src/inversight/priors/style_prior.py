@@ -19,12 +19,12 @@ from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.priors.architecture import Architecture
-from inversight.priors.base import Halfway
+from inversight.priors.base import BlockFeatures
 from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
+from inversight.priors.monitor import SampleMonitor
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.priors.training import run_game
-from inversight.priors.watch import Watch
 from inversight.settings import PriorTraining
 
 _KEY = "inversight.prior"
@@ -73,7 +73,7 @@ class StylePrior:
     def sample_of(self, labels: Tensor, *, rng: torch.Generator) -> Tensor:
         """A latent w of each class in ``labels`` (n,), as :meth:`sample` has them.
 
-        Truncation pulls towards the mean of all classes.
+        Truncation terms towards the mean of all classes.
 
         Raises:
             InputError: the prior is not conditioned on classes, or not on these.
@@ -130,7 +130,9 @@ class StylePrior:
         """Blocks of the generator: one for each resolution from 4x4 up."""
         return len(self.average.synthesis.resolutions)
 
-    def until(self, block: int, latents: Tensor, start: Halfway | None = None) -> Halfway:
+    def until(
+        self, block: int, latents: Tensor, start: BlockFeatures | None = None
+    ) -> BlockFeatures:
         """Features (N, channels, r, r) after ``block`` blocks, r = 2 x 2^block, and the image so far.
 
         Raises:
@@ -140,15 +142,15 @@ class StylePrior:
         if not done < block <= self.blocks:
             raise ValueError(f"expected a block in {done + 1}..{self.blocks}, found {block}")
         features, shown = self._part(latents, start, block)
-        return Halfway(block, features, shown)
+        return BlockFeatures(block, features, shown)
 
-    def finish(self, start: Halfway, latents: Tensor) -> Tensor:
+    def finish(self, start: BlockFeatures, latents: Tensor) -> Tensor:
         """Images (N, C, S, S), clamped to [0, 1], of the blocks after ``start``."""
         _, images = self._part(latents, start, self.blocks)
         return ((cast(Tensor, images).to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def _part(
-        self, latents: Tensor, start: Halfway | None, last: int
+        self, latents: Tensor, start: BlockFeatures | None, last: int
     ) -> tuple[Tensor, Tensor | None]:
         """From ``start`` or the latents to the end of block ``last``, in the parameters' precision."""
         ws = self.average.rows(latents)
@@ -156,7 +158,7 @@ class StylePrior:
             return self.average.synthesis.part(ws, self._noise, None, False, last=last)
         return self.average.synthesis.part(
             ws, self._noise, None, False,
-            x=start.features, image=start.shown, first=start.block, last=last,
+            x=start.features, image=start.image, first=start.block, last=last,
         )  # fmt: skip
 
     @property
@@ -259,7 +261,7 @@ def train_prior(
     progress: Progress = silent,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
-    watch: Watch | None = None,
+    monitor: SampleMonitor | None = None,
     processes: Processes = ALONE,
 ) -> StylePrior:
     """Train a prior on public images, uint8 (N, C, S, S), S a power of two in 8..1024.
@@ -280,29 +282,29 @@ def train_prior(
         progress=progress,
         checkpoint=checkpoint,
         fresh=True,
-        watch=watch,
+        monitor=monitor,
     )
     return _finished(game, training, shape, log)
 
 
-def play(
+def continue_training(
     public: Tensor,
     *,
     training: PriorTraining,
     start: StylePrior,
-    knowledge: Tensor | None = None,
+    class_labels: Tensor | None = None,
     steps: int,
     learning_rate_factor: float,
     guidance: ImageGuidance | None,
     rng: torch.Generator,
     progress: Progress = silent,
     checkpoint: Path | None = None,
-    watch: Watch | None = None,
+    monitor: SampleMonitor | None = None,
     processes: Processes = ALONE,
 ) -> StylePrior:
     """Go on with the game of a trained prior for ``steps`` steps, guided or not.
 
-    ``knowledge`` (N, K): what is known of the classes of each public image, class weights for a prior
+    ``class_labels`` (N, K): what is known of the classes of each public image, class weights for a prior
     that is conditioned on classes, soft labels for one whose critic tells them apart.
 
     Raises:
@@ -322,13 +324,13 @@ def play(
     log = run_game(
         game,
         public,
-        knowledge=knowledge,
+        class_labels=class_labels,
         steps=steps,
         rng=rng,
         guidance=guidance,
         progress=progress,
         checkpoint=checkpoint,
-        watch=watch,
+        monitor=monitor,
     )
     return _finished(game, training, start.image_shape, log)
 

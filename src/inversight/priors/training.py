@@ -1,7 +1,7 @@
 """Plays the adversarial game to its end: trains a prior, and goes on with it in the adaptation.
 
-All randomness derives from (seed, step, share of the batch), so a game resumed from a checkpoint goes
-on bit by bit, whoever works on which share. What has to be told on the way is told: losses, images
+All randomness derives from (seed, step, microbatch of the batch), so a game resumed from a checkpoint goes
+on bit by bit, whoever works on which microbatch. What has to be told on the way is told: losses, images
 seen, samples and their distance from the public images.
 """
 
@@ -17,37 +17,37 @@ from torch import Tensor
 from inversight.core.errors import StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
-from inversight.priors.game import Game, ImageGuidance, Share
+from inversight.priors.game import Game, ImageGuidance, Microbatch
+from inversight.priors.monitor import SampleMonitor
 from inversight.priors.stylegan2 import initialise
-from inversight.priors.watch import Watch
 
 
 def run_game(
     game: Game,
     public: Tensor,
     *,
-    knowledge: Tensor | None = None,
+    class_labels: Tensor | None = None,
     steps: int,
     rng: torch.Generator,
     guidance: ImageGuidance | None = None,
     progress: Progress = silent,
     checkpoint: Path | None = None,
     fresh: bool = False,
-    watch: Watch | None = None,
+    monitor: SampleMonitor | None = None,
 ) -> list[dict[str, float]]:
     """Play until ``steps`` steps are done; the log has a row for about every hundredth of them.
 
-    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S), ``knowledge`` (N, K) what is
-    known of the classes of each, as :class:`Share` has it. ``watch``
+    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S), ``class_labels`` (N, K) what is
+    known of the classes of each, as :class:`Microbatch` has it. ``monitor``
     looks at the samples as it goes. Of several processes only the first writes.
 
     Raises:
-        ValueError: ``knowledge`` is not one row an image with a number for each class.
+        ValueError: ``class_labels`` is not one row an image with a number for each class.
         StageError: the loss or the networks stopped being numbers; the last good checkpoint stays.
         DataError: the checkpoint is not one of this game.
     """
     training, main = game.training, game.processes.main
-    _check_knowledge(game, public, knowledge)
+    _check_labels(game, public, class_labels)
     seed = draw_seed(rng)
     if fresh:
         initialise(game.generator, generator(seed, "generator"))
@@ -62,10 +62,10 @@ def run_game(
         log = extra["log"]
         state.update(extra["guidance"])
     game.processes.wait()  # nobody writes a checkpoint before all have read theirs
-    looks = _Looks(game, steps, watch if main else None)
+    looks = _Looks(game, steps, monitor if main else None)
     looks.at_start()
     data = public.to(game.device)
-    known = None if knowledge is None else knowledge.to(game.device)
+    known = None if class_labels is None else class_labels.to(game.device)
     saved = time.monotonic()
     every = max(1, steps // 100)
     while game.done < steps:
@@ -88,40 +88,40 @@ def run_game(
     return log
 
 
-def _check_knowledge(game: Game, public: Tensor, knowledge: Tensor | None) -> None:
+def _check_labels(game: Game, public: Tensor, class_labels: Tensor | None) -> None:
     architecture = game.discriminator.architecture
-    if knowledge is None:
+    if class_labels is None:
         if architecture.c_dim > 0:
             raise ValueError(
                 f"a game conditioned on {architecture.c_dim} classes needs the public images' classes"
             )
         return
     expected = (len(public), architecture.c_dim or architecture.critic_classes)
-    if tuple(knowledge.shape) != expected:
-        raise ValueError(f"expected knowledge {expected}, found {tuple(knowledge.shape)}")
+    if tuple(class_labels.shape) != expected:
+        raise ValueError(f"expected class_labels {expected}, found {tuple(class_labels.shape)}")
 
 
-def _shares(game: Game, data: Tensor, known: Tensor | None, seed: int) -> list[Share]:
-    """This process's shares of the next batch: real images, what is known of them, and randomness."""
+def _shares(game: Game, data: Tensor, known: Tensor | None, seed: int) -> list[Microbatch]:
+    """This process's microbatches of the next batch: real images, what is known of them, and randomness."""
     count = game.training.batch_size // game.at_once
     own = count // game.processes.count
     first = own * game.processes.index
-    shares = []
+    microbatches = []
     for number in range(first, first + own):
         rng = generator(seed, game.done, *([number] if count > 1 else []))
         index = torch.randint(len(data), (game.at_once,), generator=rng)
         index = index.to(game.device)
         real = data[index].float() / 127.5 - 1.0
-        shares.append(Share(real, rng, None if known is None else known[index]))
-    return shares
+        microbatches.append(Microbatch(real, rng, None if known is None else known[index]))
+    return microbatches
 
 
 class _Looks:
     """When a game is looked at, and what it last looked like."""
 
-    def __init__(self, game: Game, steps: int, watch: Watch | None) -> None:
+    def __init__(self, game: Game, steps: int, monitor: SampleMonitor | None) -> None:
         self.game = game
-        self.watch = watch
+        self.monitor = monitor
         self.steps = steps
         total = steps * game.training.batch_size
         self.every = game.training.watch_images or max(1, total // 10)
@@ -149,8 +149,8 @@ class _Looks:
         return told if self.distance is None else f"{told}, Frechet {self.distance:.3g}"
 
     def _look(self, row: dict[str, float]) -> None:
-        if self.watch is not None:
-            self.distance = self.watch.look(
+        if self.monitor is not None:
+            self.distance = self.monitor.record(
                 self.game.samples, images=self.images, every=self.every, facts=row
             )
 

@@ -186,11 +186,11 @@ class Adaptation:
     (paper: 1e-4); 0: none at any scale."""
 
     @property
-    def idle(self) -> bool:
+    def keeps_prior(self) -> bool:
         """Whether there is nothing to do: the prior is used as it is."""
         return self.steps == 0 and self.pivots == 0
 
-    def training_of(self, training: PriorTraining) -> PriorTraining:
+    def training_settings(self, training: PriorTraining) -> PriorTraining:
         """How the game goes on with a prior that ``training`` made."""
         return replace(
             training,

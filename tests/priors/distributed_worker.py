@@ -1,6 +1,6 @@
 """One of two processes that train a prior together; run by ``test_processes``.
 
-``python -m tests.priors.one_of_two OUT``, with the environment that torchrun or ``accelerate launch``
+``python -m tests.priors.distributed_worker OUT``, with the environment that torchrun or ``accelerate launch``
 gives. Each process writes what it ends with, so that the test can compare.
 """
 
@@ -21,7 +21,7 @@ from inversight.priors.architecture import architecture_of
 from inversight.priors.game import Game
 from inversight.priors.training import run_game
 from inversight.settings import PriorTraining
-from tests.priors.pullers import Puller
+from tests.priors.fixed_guidance import FixedGuidance
 
 SHAPE = (1, 8, 8)
 PUBLIC = torch.randint(0, 256, (20, *SHAPE), generator=generator(7)).to(torch.uint8)
@@ -41,14 +41,14 @@ TRAINING = PriorTraining(
 STEPS = 6
 
 
-class Brighten(Puller):
+class Brighten(FixedGuidance):
     """Guidance with a memory, as the target's has: a running mean of what it is told."""
 
     def __init__(self) -> None:
         super().__init__(lambda images: -images)
 
-    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
-        level = gan / max(pulls["pull"], 1e-20)
+    def measure(self, gan: float, terms: Mapping[str, float]) -> None:
+        level = gan / max(terms["pull"], 1e-20)
         self.state["level"] = 0.9 * self.state.get("level", level) + 0.1 * level
 
     def factor(self, name: str) -> float:
@@ -106,7 +106,7 @@ def play(
         run_game(
             game,
             PUBLIC,
-            knowledge=torch.eye(3)[torch.arange(len(PUBLIC)) % 3] if classes else None,
+            class_labels=torch.eye(3)[torch.arange(len(PUBLIC)) % 3] if classes else None,
             steps=STEPS,
             rng=generator(3),
             guidance=guidance,

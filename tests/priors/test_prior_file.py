@@ -12,7 +12,7 @@ from inversight.core.errors import DataError
 from inversight.core.seeding import generator
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
-from inversight.priors.given import (
+from inversight.priors.prior_file import (
     FEW_IMAGES,
     PRIOR_FILE,
     check_adaptable,

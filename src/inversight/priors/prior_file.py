@@ -17,7 +17,7 @@ COLOURS = {1: "grey", 3: "colour"}
 
 
 @dataclass(frozen=True)
-class GivenPrior:
+class PriorFile:
     """A prior, the file that it was read from and a hash of what is in it."""
 
     prior: StylePrior
@@ -25,7 +25,7 @@ class GivenPrior:
     fingerprint: str
 
 
-def read_prior(path: Path) -> GivenPrior:
+def read_prior(path: Path) -> PriorFile:
     """Read the prior in ``path``, a folder or a file.
 
     Raises:
@@ -40,7 +40,7 @@ def read_prior(path: Path) -> GivenPrior:
     prior = StylePrior.load(file)
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return GivenPrior(prior, file, digest[:16])
+    return PriorFile(prior, file, digest[:16])
 
 
 def check_channels(prior: StylePrior, where: Path, channels: int, what: str, remedy: str) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from inversight.core.seeding import generator
 from inversight.priors.game import Game
+from inversight.priors.monitor import SampleMonitor, grid_of
 from inversight.priors.training import run_game
-from inversight.priors.watch import Watch, grid_of
 from tests.priors.test_training import SHAPE, assert_same, public, state, tiny
 
 
@@ -39,7 +39,7 @@ def trained(folder: Path | None, **changes: object) -> tuple[Game, list[str]]:
         rng=generator(0),
         fresh=True,
         progress=lambda done, total, note="": told.append(note),
-        watch=None if folder is None else Watch(folder, mean_level),
+        monitor=None if folder is None else SampleMonitor(folder, mean_level),
     )
     return game, told
 
@@ -61,7 +61,12 @@ def test_looks_are_taken_in_time(tmp_path: Path) -> None:
 def test_ten_looks_by_default(tmp_path: Path) -> None:
     game = Game(image_shape=SHAPE, training=tiny(batch_size=2))
     run_game(
-        game, public(), steps=40, rng=generator(0), fresh=True, watch=Watch(tmp_path, mean_level)
+        game,
+        public(),
+        steps=40,
+        rng=generator(0),
+        fresh=True,
+        monitor=SampleMonitor(tmp_path, mean_level),
     )
     assert [row["images"] for row in rows(tmp_path)] == list(range(0, 81, 8))
 
@@ -89,7 +94,7 @@ def test_grids_of_large_images_have_few(tmp_path: Path, size: int, side: int) ->
     def draw(n: int, rng: torch.Generator) -> Iterator[Tensor]:
         yield torch.rand(1, 3, 1, 1, generator=rng).expand(n, 3, size, size)
 
-    assert Watch(tmp_path).look(draw, images=5, every=1, facts={}) is None
+    assert SampleMonitor(tmp_path).record(draw, images=5, every=1, facts={}) is None
     with Image.open(tmp_path / "samples" / "images-000000005.png") as grid:
         assert grid.size == (side * (size + 2), side * (size + 2)) and grid.mode == "RGB"
     assert rows(tmp_path) == [{"images": 5}]
@@ -106,9 +111,9 @@ def test_rows_that_a_kill_undid_are_dropped_and_numbers_alone_are_kept(tmp_path:
     def draw(n: int, rng: torch.Generator) -> Iterator[Tensor]:
         yield torch.zeros(n, *SHAPE)
 
-    watch = Watch(tmp_path, lambda images: float("nan"))
+    monitor = SampleMonitor(tmp_path, lambda images: float("nan"))
     for images in (0, 10, 20, 10):
-        watch.look(draw, images=images, every=10, facts={"generator": 0.5})
+        monitor.record(draw, images=images, every=10, facts={"generator": 0.5})
     assert [row["images"] for row in rows(tmp_path)] == [0, 10]
     assert "frechet" not in rows(tmp_path)[0]
     assert not list(tmp_path.rglob("*.partial"))
@@ -122,5 +127,5 @@ def test_the_distance_costs_a_share_of_the_training(tmp_path: Path, every: int, 
         asked.append(n)
         yield torch.zeros(n, *SHAPE)
 
-    Watch(tmp_path, mean_level).look(draw, images=1, every=every, facts={})
+    SampleMonitor(tmp_path, mean_level).record(draw, images=1, every=every, facts={})
     assert asked[-1] == count

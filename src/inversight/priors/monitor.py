@@ -33,7 +33,7 @@ _PIXELS = 2048
 
 
 @dataclass(frozen=True)
-class Watch:
+class SampleMonitor:
     """Writes ``folder/samples/images-000123456.png`` and adds a row to ``folder/progress.json``.
 
     The number is of images that the game has seen; a grid shows the same latents at each look.
@@ -46,7 +46,9 @@ class Watch:
     fewest: int = 128
     most: int = 2000
 
-    def look(self, draw: Draw, *, images: int, every: int, facts: dict[str, float]) -> float | None:
+    def record(
+        self, draw: Draw, *, images: int, every: int, facts: dict[str, float]
+    ) -> float | None:
         """One look after so many ``images``; the distance, if there is one.
 
         ``facts`` go into the row; what is not a finite number is left out.

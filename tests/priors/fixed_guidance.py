@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from inversight.priors.game import Made, SecondDiscriminator
+from inversight.priors.game import GeneratedBatch, SecondDiscriminator
 
 
-class Puller:
+class FixedGuidance:
     """A guidance of one gradient, ``pull(images)``, times ``times``; notes what it was told."""
 
     def __init__(self, pull: Callable[[Tensor], Tensor], times: float = 1.0) -> None:
@@ -21,15 +21,15 @@ class Puller:
         self.seen: list[Tensor] = []
         self.measured: list[tuple[float, float]] = []
 
-    def __call__(self, images: Tensor, made: Made) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, made: GeneratedBatch) -> dict[str, Tensor]:
         self.seen.append(images)
         return {"pull": self.pull(images)}
 
     def due(self, step: int) -> bool:
         return True
 
-    def measure(self, gan: float, pulls: Mapping[str, float]) -> None:
-        self.measured.append((gan, pulls["pull"]))
+    def measure(self, gan: float, terms: Mapping[str, float]) -> None:
+        self.measured.append((gan, terms["pull"]))
 
     def factor(self, name: str) -> float:
         return self.times
