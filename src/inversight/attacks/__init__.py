@@ -15,12 +15,12 @@ from inversight.attacks.lomma import Lomma
 from inversight.attacks.mi_face import MiFace
 from inversight.attacks.mirror import Mirror
 from inversight.attacks.mirror_genetic import MirrorGenetic
+from inversight.attacks.parallel import gather, run_assigned
 from inversight.attacks.plg_mi import PlgMi
 from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
 from inversight.attacks.search import LatentSearch
-from inversight.attacks.shared_out import gathered, run_share
 from inversight.attacks.vmi import Vmi
 
 __all__ = [
@@ -47,10 +47,10 @@ __all__ = [
     "black_box",
     "check_fits",
     "control",
-    "gathered",
+    "gather",
     "load_latents",
     "require_access",
+    "run_assigned",
     "run_attack",
-    "run_share",
     "write_reconstructions",
 ]

@@ -1,14 +1,16 @@
-"""What an attack is given and what it returns."""
+"""The protocol of an attack, its result, and the checks before it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
+from inversight.core.config import settings
 from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
@@ -21,11 +23,11 @@ ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """What an attack made: M images, best first within each class.
+    """The M images that an attack reconstructed, best first within each class.
 
-    images (M, C, H, W) float in [0, 1]; labels (M,) int64, the class each was made for; latents
-    (M, ...); losses (M,), the attack's own selection criterion, lower is better; queries, how many
-    images were sent to the target for them, where it was counted.
+    images: (M, C, H, W) float in [0, 1]. labels: (M,) int64, the class of each image. latents:
+    (M, ...). losses: (M,), the attack's own selection criterion, lower is better. queries: the
+    number of images sent to the target; None if they were not counted.
     """
 
     images: Tensor
@@ -42,9 +44,11 @@ class Reconstructions:
 class Attack(Protocol):
     """Target and prior -> reconstructions of the classes in ``labels`` (distinct, int64).
 
-    An audit gives it the target with ``access`` and no more (:func:`inversight.attacks.run_attack`).
-    What it makes of a class should not depend on which others are attacked. One of which this is not
-    true says so by an attribute ``joint`` that is True, and is not shared out by classes.
+    An audit passes the target with ``access`` and no more (:func:`inversight.attacks.run_attack`).
+    The result of a class should not depend on which other classes are attacked. If it does, set the
+    attribute ``joint`` to True: then several processes do not divide the classes among them. An
+    attack can have ``check(target, prior)`` (:class:`Checked`) and ``workload(prior)``
+    (:class:`~inversight.attacks.workload.Measurable`).
     """
 
     @property
@@ -63,14 +67,56 @@ class Attack(Protocol):
 
 
 class NoSampleError(StageError):
-    """No sample of the prior is in any of the classes to reconstruct, by an attack that needs one."""
+    """No sample of the prior falls into any of the classes, and the attack needs one."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """An attack that has requirements of the target or the prior beyond access."""
+
+    def check(self, target: Target, prior: Prior) -> None:
+        """Raise if target or prior lacks what the attack needs, without a counted query.
+
+        Called before a run, with networks that may be untrained: check what they are, not what they
+        answer.
+
+        Raises:
+            InputError: says what is missing.
+        """
+
+
+@settings
+class AttackSettings:
+    """Settings of every attack of this package, and the check of their order."""
+
+    ascending: ClassVar[tuple[str, ...]]
+    """Names of settings whose values must not decrease from left to right."""
+
+    keep: PositiveInt = 50
+    """Reconstructions kept for each class."""
+    batch_size: PositiveInt = 200
+    """Images that go through prior and target at once; changes memory, not results."""
+
+    def check(self, target: Target, prior: Prior) -> None:
+        """Raise if the target, the prior or the settings do not allow the attack, before any query.
+
+        Raises:
+            InputError: the prior or target lacks what the attack needs, or settings contradict
+                each other.
+        """
+        values = {name: getattr(self, name) for name in self.ascending}
+        if list(values.values()) != sorted(values.values()):
+            found = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise InputError(
+                f"{type(self).__name__}: expected {' <= '.join(values)}, found {found}"
+            )
 
 
 def require_access(attack: Attack, target: Target) -> None:
-    """Refuse a target that gives less than the attack needs.
+    """Check that the target gives the access that the attack needs.
 
     Raises:
-        InputError: naming both.
+        InputError: it gives less; names both.
     """
     if ACCESS_ORDER.index(target.access) < ACCESS_ORDER.index(attack.access):
         raise InputError(
@@ -79,50 +125,37 @@ def require_access(attack: Attack, target: Target) -> None:
         )
 
 
-@runtime_checkable
-class Demanding(Protocol):
-    """An attack that not every target or prior is enough for."""
-
-    def check(self, target: Target, prior: Prior) -> None:
-        """Refuse a target or a prior that lacks what the attack needs, spending no counted query.
-
-        Asked before a run, of networks that may not be trained yet: what they are is to be judged, not
-        what they answer.
-
-        Raises:
-            InputError: it lacks something; says what.
-        """
-
-
 def check_fits(attack: Attack, target: Target, prior: Prior) -> None:
-    """Refuse a target or a prior that lacks what the attack needs, before anything is run.
+    """Check that the attack can run with this target and prior, before anything is run.
 
     Raises:
         InputError: the target gives too little access, or the attack's own check fails.
     """
     require_access(attack, target)
-    if isinstance(attack, Demanding):
+    if isinstance(attack, Checked):
         attack.check(target, prior)
 
 
-def left_out(made: Reconstructions | None, labels: Tensor, classes: Sequence[str]) -> str | None:
-    """A warning that names the classes among ``labels`` that nothing was made for, else None."""
-    there = set() if made is None else set(made.labels.tolist())
-    missing = [classes[label] for label in labels.tolist() if label not in there]
+def missing_classes(
+    found: Reconstructions | None, labels: Tensor, classes: Sequence[str]
+) -> str | None:
+    """Return a warning that names the classes in ``labels`` without a reconstruction, or None."""
+    present = set() if found is None else set(found.labels.tolist())
+    missing = [classes[label] for label in labels.tolist() if label not in present]
     if not missing:
         return None
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return (
-        f"found no sample of the prior in class {', '.join(missing[:3])}{more}, and has made no "
-        "reconstruction of it: that says nothing about its images"
+        f"found no sample of the prior in class {', '.join(missing[:3])}{more}, so there is no "
+        "reconstruction of it; this says nothing about its images"
     )
 
 
-def critic_of(attack: Attack, prior: Prior) -> Critic:
-    """``prior`` as one that has a critic, which has been asked about one image.
+def require_critic(attack: Attack, prior: Prior) -> Critic:
+    """Return ``prior`` as one with a critic, after a trial with one image.
 
     Raises:
-        InputError: it has none, or one that cannot judge an image alone.
+        InputError: it has no critic, or one that cannot judge an image without its class.
     """
     if not isinstance(prior, Critic):
         raise _lacking(attack, prior, "a critic (`realness`)")
@@ -136,8 +169,8 @@ def critic_of(attack: Attack, prior: Prior) -> Critic:
     return prior
 
 
-def intermediate_of(attack: Attack, prior: Prior) -> Intermediate:
-    """``prior`` as one that can be stopped between its blocks.
+def require_intermediate(attack: Attack, prior: Prior) -> Intermediate:
+    """Return ``prior`` as one whose generator can be stopped between its blocks.
 
     Raises:
         InputError: it cannot.
@@ -147,23 +180,24 @@ def intermediate_of(attack: Attack, prior: Prior) -> Intermediate:
     return prior
 
 
-def conditional_of(attack: Attack, prior: Prior, classes: int) -> Conditional:
-    """``prior`` as one that is conditioned on so many classes, the target's.
+def require_conditional(attack: Attack, prior: Prior, classes: int) -> Conditional:
+    """Return ``prior`` as one that is conditioned on the target's ``classes`` classes.
 
     Raises:
         InputError: it is not.
     """
+    name = type(attack).__name__
     if not isinstance(prior, Conditional) or prior.num_classes == 0:
         raise InputError(
-            f"{type(attack).__name__} needs a prior that is conditioned on the target's classes, which "
+            f"{name} needs a prior that is conditioned on the target's classes, which "
             f"{type(prior).__name__} here is not; adapt it with --arm pseudo-labels, in an audit with "
             "adaptation.steps above 0, or choose another --attack"
         )
     if prior.num_classes != classes:
         raise InputError(
-            f"{type(attack).__name__} needs a prior that is conditioned on the target's {classes} "
-            f"classes, but it is on {prior.num_classes}; adapt one that is not conditioned with --arm "
-            "pseudo-labels to this target, or choose another --attack"
+            f"{name} needs a prior that is conditioned on the target's {classes} classes, but it is "
+            f"on {prior.num_classes}; adapt an unconditioned prior to this target with --arm "
+            "pseudo-labels, or choose another --attack"
         )
     return prior
 

@@ -1,6 +1,6 @@
-"""The control of an audit without a holdout: samples of the prior that nobody guided.
+"""The control of an audit without a holdout: unguided samples of the prior.
 
-Threat model: none. No access to the target at all, and a prior that was not adapted to it.
+Threat model: none. No access to the target, and a prior that was not adapted to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inversight.attacks.base import Attack, Reconstructions
-from inversight.attacks.selection import pictures, truncated
+from inversight.attacks.selection import render, truncated
 from inversight.core.progress import Progress, silent
 from inversight.priors.base import Prior
 
@@ -28,15 +28,15 @@ def control(
     batch_size: int = 200,
     progress: Progress = silent,
 ) -> Reconstructions:
-    """A sample of ``prior`` for each of ``labels`` (M,), which are given out at random.
+    """Return a sample of ``prior`` for each of ``labels`` (M,), which are assigned at random.
 
-    ``truncation`` in [0, 1]: see :func:`least_truncation`. The labels come back sorted. ``losses`` are
-    NaN: nothing was preferred to anything.
+    ``truncation`` in [0, 1]: see :func:`control_truncation`. The returned labels are sorted. ``losses``
+    are NaN: nothing was selected.
     """
     latents = truncated(prior, truncation).sample(len(labels), rng=rng)
     order = torch.randperm(len(labels), generator=rng)
     latents = latents[order.to(latents.device)]
-    images = pictures(prior, latents, batch_size=batch_size)
+    images = render(prior, latents, batch_size=batch_size)
     progress(len(labels), len(labels), "samples of the prior")
     return Reconstructions(
         images=images,
@@ -47,10 +47,10 @@ def control(
     )
 
 
-def least_truncation(attacks: Iterable[Attack]) -> float:
-    """The truncation of the most varied of the attacks' pools, in [0, 1]; 1 is none.
+def control_truncation(attacks: Iterable[Attack]) -> float:
+    """Return the truncation of the most varied pool of the attacks, in [0, 1]; 1 is none.
 
-    With it a control is as varied as any attack, so that variety alone makes no gap between them.
+    The control is then as varied as any attack, so that variety alone makes no gap between them.
     """
-    found = [getattr(attack, "truncation", None) for attack in attacks]
-    return max(1.0 if psi is None else float(psi) for psi in found)
+    truncations = [getattr(attack, "truncation", None) for attack in attacks]
+    return max(1.0 if psi is None else float(psi) for psi in truncations)

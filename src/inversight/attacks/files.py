@@ -1,4 +1,4 @@
-"""Reconstructions on disk: pictures by class, and the latents they came from."""
+"""Write and read reconstructions: images by class, and their latents."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ LATENTS = "latents.safetensors"
 
 
 def write_reconstructions(
-    folder: Path, pictures: str, made: Reconstructions, *, classes: Sequence[str], name: str
+    folder: Path, subfolder: str, found: Reconstructions, *, classes: Sequence[str], name: str
 ) -> None:
-    """Write ``folder/pictures/CLASS/NAME-0001.png``, best first, and ``folder/latents.safetensors``."""
+    """Write ``folder/subfolder/CLASS/NAME-0001.png``, best first, and ``folder/latents.safetensors``."""
     order: dict[int, int] = {}
     names = []
-    for label in made.labels.tolist():
+    for label in found.labels.tolist():
         order[label] = order.get(label, 0) + 1
         names.append(f"{classes[label]}/{name}-{order[label]:04d}.png")
-    write_images(folder / pictures, to_uint8(made.images.cpu()), names)
-    tensors = {"latents": made.latents, "labels": made.labels, "losses": made.losses}
+    write_images(folder / subfolder, to_uint8(found.images.cpu()), names)
+    tensors = {"latents": found.latents, "labels": found.labels, "losses": found.losses}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / LATENTS)
 
 
 def load_latents(folder: Path) -> dict[str, Tensor]:
-    """Latents (M, ...), labels (M,) and losses (M,) that an attack ended with, in ``folder``."""
+    """Return the latents (M, ...), labels (M,) and losses (M,) of an attack written to ``folder``."""
     tensors: dict[str, Tensor] = load_file(folder / LATENTS)
     return tensors

@@ -1,4 +1,4 @@
-"""Normalising flows of several classes at once, made of affine couplings by the library zuko."""
+"""Normalising flows of several classes at once: affine couplings of the library zuko."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from inversight.core.errors import InputError
 
 @dataclass(frozen=True)
 class Flow:
-    """A flow for each of K classes: standard normal noise (K, S, D) to points of that shape.
+    """A flow for each of K classes, from standard normal noise (K, S, D) to points of that shape.
 
-    ``couplings`` of them in turn, each of which shifts and scales every second coordinate by what a
-    network with two hidden layers of ``hidden`` units makes of the others (Dinh et al. 2017, eq. 7).
+    Each of ``couplings`` couplings shifts and scales every second coordinate by the outputs of a network
+    of the other ones, with two hidden layers of ``hidden`` units (Dinh et al. 2017, eq. 7).
     """
 
     couplings: int
     hidden: int
 
     def start(self, classes: int, width: int) -> list[Tensor]:
-        """Variables, each (K, ...), of flows that change nothing.
+        """Return the variables, each (K, ...), of the identity.
 
-        Hidden layers begin at the same random values for each class, whichever others there are.
+        Hidden layers start from the same random values for every class.
         """
         one = _couplings(self.couplings, self.hidden, 1, width)
         return [p.detach().expand(classes, *p.shape[1:]).clone() for p in one.parameters()]
 
     def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """Points (K, S, D) of the noise."""
+        """Return the points (K, S, D) of the noise."""
         return self._moved(variables, noise)[0]
 
     def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """KL(q || N(0, I)) of each class, (K,), as the mean over its noise: unbiased, so it may be < 0.
+        """Return KL(q || N(0, I)), (K,), as the mean over the noise: unbiased, so it can be negative.
 
         By the change of variables log q(x) = log N(noise) - log |det dx / d noise|.
         """
@@ -45,25 +45,25 @@ class Flow:
         return (0.5 * (points.square() - noise.square()).sum(2) - log_volume).mean(1)
 
     def _moved(self, variables: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Points (K, S, D) and the logarithms of the Jacobian's determinants (K, S)."""
+        """Return points (K, S, D) and the logarithms of the Jacobian's determinants (K, S)."""
         classes, _, width = noise.shape
         module = _couplings(self.couplings, self.hidden, classes, width)
         names = [name for name, _ in module.named_parameters()]
         given = dict(zip(names, variables, strict=True))
-        # zuko has stacked networks on the last axis but one.
+        # zuko stacks networks along the last axis but one.
         points, log_volume = torch.func.functional_call(module, given, noise.transpose(0, 1))
         return points.transpose(0, 1), log_volume.transpose(0, 1)
 
 
 class _Couplings(nn.Module):
-    """zuko's couplings as one call, so that their parameters can be given with it."""
+    """zuko's couplings as one module, so that it can be called with given parameters."""
 
     def __init__(self, couplings: int, hidden: int, classes: int, width: int) -> None:
         super().__init__()
-        made = import_zuko().flows.RealNVP(
+        flow = import_zuko().flows.RealNVP(
             width, transforms=couplings, hidden_features=(hidden, hidden), stack=classes
         )
-        self.transform = made.transform
+        self.transform = flow.transform
         for coupling in self.transform.transforms:
             for parameter in coupling.hyper[-1].parameters():
                 nn.init.zeros_(parameter)
@@ -85,7 +85,7 @@ def _couplings(couplings: int, hidden: int, classes: int, width: int) -> _Coupli
 
 
 def import_zuko() -> Any:
-    """The zuko package.
+    """Import the zuko package.
 
     Raises:
         InputError: it is not installed.

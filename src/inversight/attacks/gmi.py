@@ -1,25 +1,27 @@
-"""GMI, generative model inversion (Zhang et al., CVPR 2020): latents, with the critic's opinion.
+"""GMI, generative model inversion (Zhang et al., CVPR 2020): latents, with the critic's prior loss.
 
 Threat model: white box. The attacker has the target's weights, a prior trained on public images and
-the critic that it was trained against. What differs from the paper, and why:
+the critic that it was trained against. Differences from the paper:
 
 - Its latents are normal. Here they are measured in standard deviations (:class:`Coordinates`).
-- It begins with the surest samples of a pool and ends with crops, as Plug & Play (paper: five random
-  starts, of which the surest is kept).
+- It starts from the most confident samples of a pool and ends with crops, as Plug & Play (paper: five
+  random starts, of which the most confident is kept).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import critic_of
+from inversight.attacks.base import require_critic
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem
+from inversight.attacks.search import Candidates, Improve, LatentProblem, LatentSearch
+from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.models.target import Target
 from inversight.priors.base import Prior
@@ -50,15 +52,18 @@ class Gmi(LatentSearch):
 
     def check(self, target: Target, prior: Prior) -> None:
         super().check(target, prior)
-        critic_of(self, prior)
+        require_critic(self, prior)
 
-    def identity_loss(self, problem: Problem) -> ImageLoss:
-        """What draws images to their class."""
+    def workload(self, prior: Prior) -> Workload:
+        return replace(super().workload(prior), critic=True)
+
+    def identity_loss(self, problem: LatentProblem) -> ImageLoss:
+        """Return the loss that draws images to their class."""
         objective = OBJECTIVES[self.objective]
         return lambda images, labels: objective(problem.target(images), labels)
 
-    def begin(self, problem: Problem) -> Improve:
-        critic = critic_of(self, problem.prior)
+    def begin(self, problem: LatentProblem) -> Improve:
+        critic = require_critic(self, problem.prior)
         space = Coordinates.of(problem.pool.latents)
         identity = self.identity_loss(problem)
 
@@ -77,6 +82,6 @@ class Gmi(LatentSearch):
                     v, lr=self.learning_rate, momentum=self.momentum, nesterov=True
                 ),
             )  # fmt: skip
-            return Candidates(space.latents(points))
+            return Candidates(space.latents(points), labels)
 
         return improve

@@ -1,14 +1,13 @@
-"""IF-GMI (Qiu et al., ECCV 2024): Plug & Play that goes on in the generator's features.
+"""IF-GMI (Qiu et al., ECCV 2024): Plug & Play that continues in the generator's features.
 
 Threat model: white box. The attacker has the target's weights and the weights of a prior trained on
-public images. First W is searched, then, layer by layer, the features that the next block starts from
-together with W, each within an L1 ball around where the layer's search began. What differs from the
-paper, and why:
+public images. First W is searched. Then, layer by layer, the input features of the next block and W are
+searched together, each within an L1 ball around its start in that layer. Differences from the paper:
 
-- What the blocks before a layer add to the image is kept (the published code drops it, which makes
-  another image before the search of the layer begins).
-- Radii are in proportion to the coordinates of W (published: absolute, for the 512 of StyleGAN2), so that
-  they bind in small generators too.
+- What the earlier blocks add to the image is kept (the published code drops it, so the image changes
+  before the search of a layer begins).
+- Radii are proportional to the number of coordinates of W (published: absolute, for the 512 of
+  StyleGAN2), so that they constrain small generators too.
 """
 
 from __future__ import annotations
@@ -20,25 +19,26 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import intermediate_of
-from inversight.attacks.constraints import within_l1_ball
+from inversight.attacks.base import require_intermediate
+from inversight.attacks.constraints import project_to_l1_ball
 from inversight.attacks.objectives import OBJECTIVES
 from inversight.attacks.plug_and_play import DescentInW
-from inversight.attacks.search import Candidates, Improve, Problem
+from inversight.attacks.search import Candidates, Improve, LatentProblem
+from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.models.target import Target
-from inversight.priors.base import BlockFeatures, Prior
+from inversight.priors.base import BlockFeatures, Intermediate, Prior
 from inversight.priors.descent import Losses, descend
 
 _WIDTH = 512
-"""Coordinates of W that published radii are for."""
+"""Coordinates of W for which the radii are published."""
 
 
 @settings
 class IfGmi(DescentInW):
     """IF-GMI: optimise W, then intermediate features layer by layer.
 
-    The latents it gives back are the W of each image, which does not make the image alone.
+    The latents that it returns are the W of each image, which alone does not generate the image.
     """
 
     layers: NonNegativeInt = 4
@@ -56,17 +56,24 @@ class IfGmi(DescentInW):
 
     def check(self, target: Target, prior: Prior) -> None:
         super().check(target, prior)
-        intermediate_of(self, prior)
+        require_intermediate(self, prior)
 
-    def begin(self, problem: Problem) -> Improve:
+    def workload(self, prior: Prior) -> Workload:
+        work = super().workload(prior)
+        if isinstance(prior, Intermediate):
+            layers = min(self.layers, prior.blocks - 1)
+            work = replace(work, backward=replace(self, layers=layers).image_steps)
+        return work
+
+    def begin(self, problem: LatentProblem) -> Improve:
         objective = OBJECTIVES[self.objective]
-        prior = intermediate_of(self, problem.prior)
+        prior = require_intermediate(self, problem.prior)
 
         def search(start: Sequence[Tensor], losses: Losses, layer: int) -> list[Tensor]:
             def near(variables: Sequence[Tensor]) -> list[Tensor]:
                 radius = (layer + 1) * self.radius * start[0][0].numel() / _WIDTH
                 return [
-                    within_l1_ball(one, centre, radius)
+                    project_to_l1_ball(one, centre, radius)
                     for one, centre in zip(variables, start, strict=True)
                 ]
 
@@ -76,26 +83,26 @@ class IfGmi(DescentInW):
             )  # fmt: skip
 
         def improve(start: Tensor, labels: Tensor) -> Candidates:
-            def of_latents(variables: Sequence[Tensor]) -> list[Tensor]:
+            def latent_loss(variables: Sequence[Tensor]) -> list[Tensor]:
                 return [objective(problem.logits(variables[0]), labels)]
 
-            (w,) = search([start], of_latents, 0)
-            halfway: BlockFeatures | None = None
+            (w,) = search([start], latent_loss, 0)
+            state: BlockFeatures | None = None
             for layer in range(1, min(self.layers, prior.blocks - 1) + 1):
                 with torch.no_grad():
-                    begun = prior.until(layer, w, halfway)
+                    begun = prior.until(layer, w, state)
 
-                def of_features(
+                def feature_loss(
                     variables: Sequence[Tensor], begun: BlockFeatures = begun
                 ) -> list[Tensor]:
                     w, features = variables
                     images = prior.finish(replace(begun, features=features), w)
                     return [objective(problem.target(images), labels)]
 
-                w, features = search([w, begun.features], of_features, layer)
-                halfway = replace(begun, features=features)
+                w, features = search([w, begun.features], feature_loss, layer)
+                state = replace(begun, features=features)
             with torch.no_grad():
-                images = problem.prior(w) if halfway is None else prior.finish(halfway, w)
-            return Candidates(w, images.cpu())
+                images = problem.prior(w) if state is None else prior.finish(state, w)
+            return Candidates(w, labels, images.cpu())
 
         return improve

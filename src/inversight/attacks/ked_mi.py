@@ -1,26 +1,28 @@
 """KED-MI's distributional recovery (Chen et al., ICCV 2021): a diagonal Gaussian for each class.
 
 Threat model: white box. The attacker has the target's weights, a prior trained on public images and
-the critic that it was trained against. The constants are those of the published code. What differs
-from the paper, and why:
+the critic that it was trained against. The constants are those of the published code. Differences
+from the paper:
 
-- Its prior is a GAN whose critic was trained to know the target's classes, which is the arm target-aware
-  of the adaptation. Any other prior will do too: all that is asked of its critic is real or not.
+- Its prior is a GAN whose critic was trained on the target's classes, which is the arm target-aware of
+  the adaptation. Any other prior with a critic works too: only real or not is asked of it.
 - Its latents are normal. Here they are measured in standard deviations (:class:`Coordinates`).
-- It ends with crops, as Plug & Play (paper: a few samples of each distribution, unchosen).
+- It ends with crops, as Plug & Play (paper: a few samples of each distribution, without selection).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.attacks.base import critic_of
+from inversight.attacks.base import require_critic
 from inversight.attacks.distribution import DistributionSearch
+from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.models.target import Target
 from inversight.priors.base import Prior
@@ -35,18 +37,19 @@ class KedMi(DistributionSearch):
     learning_rate: PositiveFloat = 2e-2
     """Adam's step size (published: 0.02)."""
     start_log_variance: float = 1.0
-    """Logarithm of the variances at the start, where means are 0 (published: 1)."""
+    """Initial logarithm of the variances; initial means are 0 (published: 1)."""
 
     def check(self, target: Target, prior: Prior) -> None:
         super().check(target, prior)
-        critic_of(self, prior)
+        require_critic(self, prior)
+
+    def workload(self, prior: Prior) -> Workload:
+        return replace(super().workload(prior), critic=True)
 
     def start(self, classes: int, width: int) -> list[Tensor]:
-        """Means and logarithms of variances, both (K, D)."""
-        return [
-            torch.zeros(classes, width),
-            torch.full((classes, width), self.start_log_variance),
-        ]
+        """Return means and logarithms of variances, both (K, D)."""
+        log_variance = torch.full((classes, width), self.start_log_variance)
+        return [torch.zeros(classes, width), log_variance]
 
     def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
         mean, log_variance = variables
@@ -56,7 +59,7 @@ class KedMi(DistributionSearch):
         return torch.optim.Adam(variables, lr=self.learning_rate)
 
     def image_loss(self, target: Target, prior: Prior) -> Callable[[Tensor, Tensor], Tensor]:
-        critic = critic_of(self, prior)
+        critic = require_critic(self, prior)
         identity = super().image_loss(target, prior)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:

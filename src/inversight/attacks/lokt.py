@@ -1,16 +1,14 @@
-"""LOKT (Nguyen et al., NeurIPS 2023): knowledge transfer by labels, then white box on what learnt.
+"""LOKT (Nguyen et al., NeurIPS 2023): knowledge transfer by labels, then a white-box attack.
 
 Threat model: label. The attacker sends images and reads the predicted class, and has a prior trained
-on public images. Surrogates learn to answer as the target does from images of the prior that the
-target labelled; then a white-box attack is run on the surrogates, and the target is asked no more.
-What differs from the paper, and why:
+on public images. Surrogates learn the target's labels of images of the prior. Then a white-box attack
+runs on the surrogates, without further queries. Differences from the paper:
 
-- The images are samples of the prior at hand. The paper trains a generator of its own with the
-  surrogate as its classifier (T-ACGAN), which is asked for a class and so yields as many images of
-  each; here a prior of any kind must do. Images of rare classes weigh more instead, and a class that
-  no image falls into is left out.
+- The images are samples of the given prior. The paper trains its own generator with the surrogate as
+  its classifier (T-ACGAN), which generates as many images of each class; here any prior must do. So
+  images of rare classes are weighted more, and a class without any image is left out.
 - The surrogates are this package's small classifiers of two families; the paper's are three DenseNets.
-- The white-box attack is Plug & Play; the paper tries several. Any settings of it can be given.
+- The white-box attack is Plug & Play; the paper tries several. It can have any settings.
 """
 
 from __future__ import annotations
@@ -24,9 +22,10 @@ from torch import Tensor
 
 from inversight.attacks.base import NoSampleError, Reconstructions
 from inversight.attacks.plug_and_play import PlugAndPlay
-from inversight.attacks.queries import admitted
+from inversight.attacks.queries import restricted
 from inversight.attacks.selection import truncated
-from inversight.attacks.surrogates import Committee, answered, taught
+from inversight.attacks.surrogates import Ensemble, label_images, train_surrogates
+from inversight.attacks.workload import SurrogateWork, Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.errors import StageError
 from inversight.core.progress import Progress, silent
@@ -39,21 +38,21 @@ from inversight.settings import Training
 
 @settings
 class Lokt:
-    """LOKT: surrogates taught by the target's labels, attacked in its place with their gradients."""
+    """LOKT: surrogates that learn the target's labels are attacked in its place, with their gradients."""
 
     images: PositiveInt = 50_000
-    """Samples of the prior that the target labels, all the queries there are (paper: 500 a class for
-    the surrogates, after those that its generator's training took)."""
+    """Samples of the prior that the target labels; there are no other queries (paper: 500 for each class
+    for the surrogates, besides those of its generator's training)."""
     truncation: Fraction = 1.0
     """Truncation of the samples towards the mean latent (paper: none, 1)."""
     surrogates: PositiveInt = 3
-    """Surrogates, attacked as one whose logits are the mean of theirs (paper: 3)."""
+    """Surrogates; the attack is on the mean of their logits (paper: 3)."""
     training: Training = Field(
         default_factory=lambda: Training(epochs=30, batch_size=64, most_steps=20_000, rotation=5.0)
     )
-    """How surrogates are trained; every second one is of the other family of networks."""
+    """How surrogates are trained; the second, fourth, ... are of the other family of networks."""
     balance: Annotated[float, Field(ge=1.0)] = 20.0
-    """Weight that an image of a rare class has at most, beside one of the most frequent."""
+    """Largest weight of an image of a rare class, relative to one of the most frequent class."""
     white_box: PlugAndPlay = Field(default_factory=PlugAndPlay)
     """The attack on the surrogates."""
     batch_size: PositiveInt = 200
@@ -68,14 +67,14 @@ class Lokt:
         """Reconstructions kept for each class."""
         return self.white_box.keep
 
-    @property
-    def common(self) -> dict[str, int]:
-        """Settings that are images sent for all classes together, and how often each is sent."""
-        return {"images": 1}
-
-    def planned_queries(self, prior: Prior, classes: int) -> int:
-        """Images that the attack sends, however many classes there are."""
-        return self.images
+    def workload(self, prior: Prior) -> Workload:
+        return Workload(
+            kept=self.keep,
+            shared={"images": self.images},
+            surrogates=SurrogateWork(
+                self.surrogates, self.images, self.training, self.white_box.workload(prior)
+            ),
+        )
 
     def run(
         self,
@@ -88,36 +87,37 @@ class Lokt:
     ) -> Reconstructions:
         """Reconstruct each class in ``labels`` (distinct class indices) that a sample falls into.
 
-        ``losses`` are the white-box attack's, on the surrogates.
+        ``losses`` are those of the white-box attack on the surrogates.
 
         Raises:
             NoSampleError: no sample of the prior is in any of the classes.
-            StageError: all are in one.
+            StageError: all samples are in one class.
         """
-        target, meter = admitted(self, target, prior)
+        target, meter = restricted(self, target, prior)
         seed = draw_seed(rng)
         total = self.surrogates + 2
         latents = truncated(prior, self.truncation).sample(self.images, rng=generator(seed, "pool"))
-        shown = answered(target, prior, latents, batch_size=self.batch_size).images
+        labelled = label_images(target, prior, latents, batch_size=self.batch_size).images
         progress(1, total, f"{meter.used:,} images labelled")
-        counts = torch.bincount(shown.labels, minlength=len(target.classes))
+        counts = torch.bincount(labelled.labels, minlength=len(target.classes))
         known = labels[counts[labels] > 0]
-        if len(known) == 0 or int((counts > 0).sum()) < 2:
+        nonempty = int((counts > 0).sum())
+        if len(known) == 0 or nonempty < 2:
             raise (StageError if len(known) else NoSampleError)(
                 f"Lokt: the target puts {self.images:,} samples of the prior in "
-                f"{int((counts > 0).sum())} class(es), among them {len(known)} of those to "
+                f"{nonempty} class(es), among them {len(known)} of those to "
                 "reconstruct; raise images, or take a prior nearer to the classes"
             )
-        weights = (counts.max() / counts.clamp_min(1)).clamp(max=self.balance)[shown.labels]
+        weights = (counts.max() / counts.clamp_min(1)).clamp(max=self.balance)[labelled.labels]
         surrogates = []
-        for surrogate in taught(
-            shown, count=self.surrogates, training=self.training, seed=seed,
+        for surrogate in train_surrogates(
+            labelled, count=self.surrogates, training=self.training, seed=seed,
             variation=Variation(weights=weights / weights.mean()),
             image_shape=prior.image_shape, device=latents.device,
         ):  # fmt: skip
             surrogates.append(surrogate)
             progress(len(surrogates) + 1, total, "surrogates trained")
-        committee = replace(surrogates[0], module=Committee(surrogates), mean=(0.0,), std=(1.0,))
-        made = self.white_box.run(committee, prior, known, rng=generator(seed, "white-box"))
+        ensemble = replace(surrogates[0], module=Ensemble(surrogates), mean=(0.0,), std=(1.0,))
+        found = self.white_box.run(ensemble, prior, known, rng=generator(seed, "white-box"))
         progress(total, total, f"surrogates attacked, {meter.used:,} queries")
-        return replace(made, queries=meter.used)
+        return replace(found, queries=meter.used)

@@ -1,18 +1,19 @@
 """LOMMA (Nguyen et al., CVPR 2023) on GMI's search: logit loss and model augmentation.
 
 Threat model: white box, as GMI, and the target's penultimate features, which regularise the loss.
-Surrogates are taught the target's soft answers; the identity loss is the mean over the target and
-them, so that what one network alone is sure of pays less (section 4.2). Features are pulled to their
-mean in the target only, as in the published code. What differs from the paper, and why:
+Surrogates learn the target's soft answers. The identity loss is the mean over the target and the
+surrogates, so that images of which one network alone is confident count less (section 4.2). Features
+are pulled to their mean in the target only, as in the published code. Differences from the paper:
 
-- Samples of the prior stand for the public images that it was trained on, of which an attack here is
-  given none: both where features are on average (paper: on 5,000 public images) and what surrogates
-  are taught on.
+- Samples of the prior replace the public images on which it was trained, which an attack here does not
+  have: for the mean of the features (paper: over 5,000 public images), and to train the surrogates.
 - The surrogates are this package's small classifiers of two families, trained by its recipe; the
   paper's are EfficientNets B0, B1 and B2.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from inversight.attacks.gmi import Gmi, ImageLoss
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Problem
+from inversight.attacks.search import LatentProblem
 from inversight.attacks.selection import truncated
-from inversight.attacks.surrogates import answered, distillation, taught
+from inversight.attacks.surrogates import distillation, label_images, train_surrogates
+from inversight.attacks.workload import SurrogateWork, Workload
 from inversight.core.config import settings
 from inversight.core.errors import InputError, TargetError
 from inversight.core.seeding import generator
@@ -34,17 +36,17 @@ from inversight.settings import Training
 
 @settings
 class Lomma(Gmi):
-    """LOMMA: GMI that raises the class's logit in several networks and keeps features ordinary."""
+    """LOMMA: GMI that raises the class's logit in several networks and keeps features near their mean."""
 
     objective: ObjectiveName = "logit"
     """The identity loss (paper: logit, eq. 3)."""
     feature_weight: NonNegativeFloat = 1.0
     """Weight of the features' mean squared distance to their mean (published code: 1)."""
     surrogates: NonNegativeInt = 3
-    """Networks beside the target in the identity loss, all of one weight (paper: 3); 0 for none."""
+    """Networks besides the target in the identity loss, all with equal weight (paper: 3)."""
     images: PositiveInt = 30_000
-    """Samples of the prior that the target answers for surrogates to learn from, each a query
-    (published: the public images of the GAN)."""
+    """Samples of the prior on which surrogates learn the target's answers, each a query (published: the
+    public images of the GAN)."""
     temperature: PositiveFloat = 1.0
     """Temperature at which surrogates learn the target's answers (published code: 1)."""
     training: Training = Field(
@@ -53,20 +55,26 @@ class Lomma(Gmi):
             flip=False, shift=0.0, rotation=0.0,
         )
     )  # fmt: skip
-    """How surrogates are trained (published code: 20 epochs of batches of 64, images as they are); every
-    second one is of the other family of networks. Its own loss is not used."""
+    """How surrogates are trained (published code: 20 epochs of batches of 64, images as they are); the
+    second, fourth, ... are of the other family of networks. The loss that it names is not used."""
 
-    @property
-    def common(self) -> dict[str, int]:
-        """Settings that are images sent for all classes together, and how often each is sent."""
-        # The pool is classified, and then asked for its features.
-        return {"pool": 2, "images": 1} if self.surrogates else {"pool": 2}
+    def workload(self, prior: Prior) -> Workload:
+        work = super().workload(prior)
+        shared = {"pool": 2 * self.pool}  # classified, and then sent for its features
+        if not self.surrogates:
+            return replace(work, shared=shared)
+        seen = Workload(self.keep, backward=work.backward, generates=False)
+        return replace(
+            work,
+            shared=shared | {"images": self.images},
+            surrogates=SurrogateWork(self.surrogates, self.images, self.training, seen),
+        )
 
     def check(self, target: Target, prior: Prior) -> None:
         super().check(target, prior)
         try:
             pooled = PooledEmbedding("target", target)
-            if target.before is None:  # where queries count, the first of them tells it
+            if target.before is None:  # if queries are counted, the first batch shows it
                 device = pooled.last_linear().weight.device
                 with torch.no_grad():
                     image = torch.full((1, *target.image_shape), 0.5, device=device)
@@ -74,40 +82,40 @@ class Lomma(Gmi):
         except TargetError as error:
             raise _without_features(self, str(error)) from error
 
-    def identity_loss(self, problem: Problem) -> ImageLoss:
+    def identity_loss(self, problem: LatentProblem) -> ImageLoss:
         objective = OBJECTIVES[self.objective]
         pooled = PooledEmbedding("target", problem.target)
-        usual = self._usual_features(problem, pooled)
+        mean = self._mean_features(problem, pooled)
         surrogates = self._surrogates(problem)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             features, logits = pooled.with_logits(images)
-            away = (features - usual).square().mean(1)
+            distance = (features - mean).square().mean(1)
             all_logits = [logits, *(surrogate(images) for surrogate in surrogates)]
             identity = torch.stack([objective(one, labels) for one in all_logits]).mean(0)
-            return identity + self.feature_weight * away
+            return identity + self.feature_weight * distance
 
         return loss
 
-    def _surrogates(self, problem: Problem) -> list[Target]:
-        """Networks that answer as the target does: ``images`` queries, or none for no surrogates."""
+    def _surrogates(self, problem: LatentProblem) -> list[Target]:
+        """Return networks that learned the target's answers: ``images`` queries if there are any."""
         if not self.surrogates:
             return []
         rng = generator(problem.seed, "distillation")
         latents = truncated(problem.prior, self.truncation).sample(self.images, rng=rng)
-        # Not by batch_size, which changes answers by rounding, and what is learnt from them by more.
+        # Not by batch_size: it changes answers by rounding, and training amplifies that.
         size = self.training.batch_size
-        lesson = answered(problem.target, problem.prior, latents, batch_size=size)
-        made = taught(
-            lesson.images, count=self.surrogates, training=self.training, seed=problem.seed,
-            variation=distillation(lesson.answers, self.temperature),
+        labelled = label_images(problem.target, problem.prior, latents, batch_size=size)
+        surrogates = train_surrogates(
+            labelled.images, count=self.surrogates, training=self.training, seed=problem.seed,
+            variation=distillation(labelled.answers, self.temperature),
             image_shape=problem.prior.image_shape, device=latents.device,
         )  # fmt: skip
-        return list(made)
+        return list(surrogates)
 
     @torch.no_grad()
-    def _usual_features(self, problem: Problem, pooled: PooledEmbedding) -> Tensor:
-        """Mean (D,) of the features of the pool's samples: as many queries."""
+    def _mean_features(self, problem: LatentProblem, pooled: PooledEmbedding) -> Tensor:
+        """Return the mean (D,) of the features of the pool's samples, each a query."""
         total: Tensor | float = 0.0
         for w in problem.pool.latents.split(self.batch_size):
             features, logits = pooled.with_logits(problem.prior(w))
@@ -123,7 +131,7 @@ class Lomma(Gmi):
 
 
 def _without_features(attack: Lomma, reason: str) -> InputError:
-    """``reason`` may go on with what to do about it elsewhere, after a semicolon."""
+    """Return the error; what follows a semicolon in ``reason`` is advice that does not apply here."""
     return InputError(
         f"{type(attack).__name__} needs the target's penultimate features, but "
         f"{reason.partition(';')[0]}; choose another --attack"

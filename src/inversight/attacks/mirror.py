@@ -1,10 +1,10 @@
 """MIRROR's white-box attack (An et al., NDSS 2022): descent in W, clipped in P.
 
 Threat model: white box. The attacker has the target's weights and a prior trained on public images.
-The constants are those of the published code. What differs from it, and why:
+The constants are those of the published code. Differences from it:
 
-- It keeps what it has when the step size has come down to 0 (published: the step at which the loss of
-  the whole batch was lowest, which depends on what else is in the batch).
+- It keeps the latents of the last step, when the step size is 0 (published: those of the step at which
+  the loss of the whole batch was lowest, which depends on what else is in the batch).
 - It ends with crops, as Plug & Play.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inversight.attacks.constraints import PSpace
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem
+from inversight.attacks.search import Candidates, Improve, LatentProblem, LatentSearch
 from inversight.core.config import Fraction, settings
 from inversight.priors.descent import descend, ramp
 
@@ -28,9 +28,10 @@ class Mirror(LatentSearch):
     """MIRROR, white box: large steps in W that are clipped to the prior's usual range in P."""
 
     truncation: Fraction = 0.7
-    """Truncation of the pool towards the mean latent (published: 0.7); also W's statistics are its."""
+    """Truncation of the pool towards the mean latent (published: 0.7); the pool also gives the
+    statistics of W."""
     objective: ObjectiveName = "cross-entropy"
-    """What is descended (paper: cross-entropy)."""
+    """The loss (paper: cross-entropy)."""
     steps: PositiveInt = 20000
     """Steps of each candidate (published: 20,000)."""
     learning_rate: PositiveFloat = 0.2
@@ -39,10 +40,10 @@ class Mirror(LatentSearch):
     bound: PositiveFloat = 1.0
     """Standard deviations from the mean beyond which coordinates are clipped in P (published: 1)."""
     slope: PositiveFloat = 0.2
-    """Negative slope of the leaky rectifier that made W out of P (StyleGAN: 0.2); 1 for latents
-    that are no W, which are then clipped as they are."""
+    """Negative slope of the leaky rectifier from P to W (StyleGAN: 0.2); 1 for latents that are not W,
+    which are then clipped as they are."""
 
-    def begin(self, problem: Problem) -> Improve:
+    def begin(self, problem: LatentProblem) -> Improve:
         objective = OBJECTIVES[self.objective]
         space = PSpace.of(problem.pool.latents, slope=self.slope, bound=self.bound)
 
@@ -55,6 +56,6 @@ class Mirror(LatentSearch):
                 optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate),
                 constrain=lambda v: [space.clipped(v[0])],
             )  # fmt: skip
-            return Candidates(latents)
+            return Candidates(latents, labels)
 
         return improve

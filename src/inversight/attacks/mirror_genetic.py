@@ -1,140 +1,73 @@
 """MIRROR's black-box attack (An et al., NDSS 2022): a genetic search in W.
 
 Threat model: scores. The attacker sends images and reads probabilities, and has a prior trained on
-public images. The constants are those of the published code. What differs from it, and why:
+public images. The constants are those of the published code. Differences from it:
 
-- A coordinate comes from the first parent with probability c1 / (c1 + c2), c the parents' confidences.
-  The published code has their logarithms there, so that the less sure parent gives more.
-- Every child is mutated with noise of its own; the published code draws one noise a generation.
+- A coordinate comes from the first parent with probability c1 / (c1 + c2), where c are the parents'
+  confidences. The published code has their logarithms there, so that the less confident parent
+  contributes more.
+- Every child is mutated with its own noise; the published code draws one noise for each generation.
 - It returns several reconstructions of a class, the best distinct individuals of all generations, and
-  so does not stop at the first one of 0.95 confidence.
+  does not stop at the first one of 0.95 confidence.
 - The pool is smaller (published: 100,000 samples).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions
 from inversight.attacks.constraints import PSpace
-from inversight.attacks.queries import QueriesSpentError, admitted
-from inversight.attacks.selection import ScoreSearch, classified_pool, end_search, log_confidence
+from inversight.attacks.score_search import Problem, ScoreSearch, Search
+from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
-from inversight.core.errors import InputError
-from inversight.core.progress import Progress, silent
-from inversight.core.seeding import draw_seed, generator
-from inversight.models.target import Target
 from inversight.priors.base import Prior
 
 
 @settings
 class MirrorGenetic(ScoreSearch):
-    """MIRROR, black box: populations of latents, one a class, bred by the target's scores alone."""
+    """MIRROR, black box: a population of latents for each class, bred by the target's scores alone."""
+
+    ascending: ClassVar[tuple[str, ...]] = ("keep", "candidates", "population", "pool")
 
     pool: PositiveInt = 5000
-    """Latents sampled and classified once, for all classes together; also W's statistics are theirs
+    """Latents sampled and classified once, for all classes together; they also give the statistics of W
     (published: 100,000)."""
     truncation: Fraction = 0.7
     """Truncation of the pool towards the mean latent (published: 0.7)."""
     population: PositiveInt = 100
-    """Individuals of a class; at first the surest of the pool (published: 100)."""
+    """Individuals of a class; the first are the pool's most confident ones (published: 100)."""
     generations: PositiveInt = 100
     """Generations bred after the first (published: at most 100)."""
     mutation_probability: Fraction = 0.1
-    """Share of a child's coordinates that are mutated (published: 0.1)."""
+    """Fraction of a child's coordinates that are mutated (published: 0.1)."""
     mutation_scale: PositiveFloat = 0.1
     """Largest mutation, in standard deviations of the coordinate in P (published: 0.1)."""
     bound: PositiveFloat = 1.0
     """Standard deviations from the mean beyond which coordinates are clipped in P (published: 1)."""
     slope: PositiveFloat = 0.2
-    """Negative slope of the leaky rectifier that made W out of P (StyleGAN: 0.2); 1 for latents
-    that are no W, which are then clipped and mutated as they are."""
+    """Negative slope of the leaky rectifier from P to W (StyleGAN: 0.2); 1 for latents that are not W,
+    which are then clipped and mutated as they are."""
     candidates: PositiveInt = 100
-    """Best distinct individuals of a class that the final selection tries with crops."""
+    """Best distinct individuals of a class that are tried with crops at the end."""
 
-    def planned_queries(self, prior: Prior, classes: int) -> int:
-        """Images that the attack sends for so many classes if nothing limits it."""
+    @property
+    def max_steps(self) -> int:
+        return self.generations if self.population > 1 else 0
+
+    def workload(self, prior: Prior) -> Workload:
         children = self.generations * (self.population - 1)
-        return self.pool + classes * (children + self.candidates * self.crops)
+        return self.limited_workload(children + self.candidates * self.crops)
 
-    def check(self, target: Target, prior: Prior) -> None:
-        """Refuse settings that contradict each other, before the first query.
+    def begin(self, problem: Problem) -> Search:
+        return _Populations(self, problem)
 
-        Raises:
-            InputError: they do.
-        """
-        if not self.keep <= self.candidates <= self.population <= self.pool:
-            raise InputError(
-                "MirrorGenetic: expected keep <= candidates <= population <= pool, found "
-                f"keep={self.keep}, candidates={self.candidates}, population={self.population}, "
-                f"pool={self.pool}"
-            )
-
-    @torch.no_grad()
-    def run(
-        self,
-        target: Target,
-        prior: Prior,
-        labels: Tensor,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-    ) -> Reconstructions:
-        """Reconstruct each class in ``labels`` (distinct class indices).
-
-        Raises:
-            InputError: the target gives labels alone, or the settings contradict each other.
-            QueriesSpentError: ``most_queries`` does not even cover the pool.
-        """
-        target, meter = admitted(self, target, prior, self.most_queries)
-        seed = draw_seed(rng)
-        total = self.generations + 2
-        pool = classified_pool(
-            target, prior, self.pool, truncation=self.truncation,
-            batch_size=self.batch_size, rng=generator(seed, "pool"),
-        )  # fmt: skip
-        progress(1, total, "pool classified")
-        space = PSpace.of(pool.latents, slope=self.slope, bound=self.bound)
-        populations = []
-        for rows, label in zip(pool.best(labels, self.population), labels.tolist(), strict=True):
-            first = _Individuals(pool.latents[rows], pool.scores[rows, label])
-            populations.append(_Population(first, first.best(self.candidates)))
-        rngs = [generator(seed, "search", label) for label in labels.tolist()]
-        wanted = labels.repeat_interleave(self.population - 1)
-        try:
-            for generation in range(self.generations if self.population > 1 else 0):
-                children = [
-                    self._children(one.living, space, own)
-                    for one, own in zip(populations, rngs, strict=True)
-                ]
-                scores = log_confidence(
-                    target, prior, torch.cat(children), wanted, batch_size=self.batch_size
-                ).split(self.population - 1)
-                for one, born, score in zip(populations, children, scores, strict=True):
-                    one.succeed(_Individuals(born, score), self.candidates)
-                progress(generation + 2, total, f"generations, {meter.used:,} queries")
-        except QueriesSpentError:
-            pass  # The best so far is what there is.
-        made = end_search(
-            target,
-            prior,
-            labels,
-            torch.stack([one.best.latents for one in populations]),
-            torch.stack([one.best.scores for one in populations]),
-            self.crop_draws,
-            keep=self.keep,
-            batch_size=self.batch_size,
-            rng=generator(seed, "crops"),
-        )
-        progress(total, total, f"reconstructions selected, {meter.used:,} queries")
-        return replace(made, queries=meter.used)
-
-    def _children(self, parents: _Individuals, space: PSpace, rng: torch.Generator) -> Tensor:
-        """One child less than there are parents: drawn by confidence, crossed, mutated, clipped."""
+    def children(self, parents: Individuals, space: PSpace, rng: torch.Generator) -> Tensor:
+        """Return one child less than parents: drawn by confidence, crossed, mutated, clipped."""
         count = len(parents.scores) - 1
         weights = (parents.scores - parents.scores.max()).exp()
         drawn = torch.multinomial(weights, 2 * count, replacement=True, generator=rng)
@@ -153,38 +86,64 @@ class MirrorGenetic(ScoreSearch):
 
 
 @dataclass(frozen=True)
-class _Individuals:
-    """latents (n, ...); scores (n,), the logarithms of the target's confidence, on the CPU."""
+class Individuals:
+    """latents: (n, ...). scores: (n,), the logarithms of the target's confidence, on the CPU."""
 
     latents: Tensor
     scores: Tensor
 
-    def joined(self, other: _Individuals) -> _Individuals:
-        return _Individuals(
+    def joined(self, other: Individuals) -> Individuals:
+        """Return these and the others."""
+        return Individuals(
             torch.cat([self.latents, other.latents]), torch.cat([self.scores, other.scores])
         )
 
-    def best(self, count: int) -> _Individuals:
-        """The ``count`` surest that differ from each other, the surest first."""
+    def best(self, count: int) -> Individuals:
+        """Return the ``count`` most confident distinct individuals, in order."""
         seen: dict[bytes, int] = {}
         order = self.scores.argsort(descending=True, stable=True)
         rows = self.latents[order].flatten(1).cpu().numpy()
         for i, row in enumerate(rows):
             seen.setdefault(row.tobytes(), i)
         kept = order[torch.tensor(list(seen.values())[:count])]
-        return _Individuals(self.latents[kept], self.scores[kept])
+        return Individuals(self.latents[kept], self.scores[kept])
 
 
-@dataclass
-class _Population:
-    """One class's individuals, and the best distinct ones that there ever were."""
+class _Populations(Search):
+    """One population for each class, and the best distinct individuals of all its generations."""
 
-    living: _Individuals
-    best: _Individuals
+    def __init__(self, attack: MirrorGenetic, problem: Problem) -> None:
+        super().__init__(problem)
+        self.attack = attack
+        pool = attack.classified_pool(problem)
+        self.space = PSpace.of(pool.latents, slope=attack.slope, bound=attack.bound)
+        rows_by_class = pool.best(problem.labels, attack.population)
+        self.living = [
+            Individuals(pool.latents[rows], pool.scores[rows, label])
+            for rows, label in zip(rows_by_class, problem.labels.tolist(), strict=True)
+        ]
+        self.best = [population.best(attack.candidates) for population in self.living]
+        self.rngs = problem.rngs("search")
 
-    def succeed(self, children: _Individuals, candidates: int) -> None:
-        """The children take over; of the parents the surest one stays."""
-        self.best = self.best.joined(children).best(candidates)
-        first = self.living.scores.argmax()
-        elite = _Individuals(self.living.latents[first][None], self.living.scores[first][None])
-        self.living = elite.joined(children)
+    def advance(self, step: int) -> bool:
+        children = [
+            self.attack.children(parents, self.space, rng)
+            for parents, rng in zip(self.living, self.rngs, strict=True)
+        ]
+        count = self.attack.population - 1
+        labels = self.problem.labels.repeat_interleave(count)
+        scores = self.problem.log_confidence(torch.cat(children), labels).split(count)
+        for number, (latents, score) in enumerate(zip(children, scores, strict=True)):
+            born, parents = Individuals(latents, score), self.living[number]
+            self.best[number] = self.best[number].joined(born).best(self.attack.candidates)
+            first = parents.scores.argmax()[None]
+            # Of the parents only the most confident one survives.
+            elite = Individuals(parents.latents[first], parents.scores[first])
+            self.living[number] = elite.joined(born)
+        return True
+
+    def candidates(self) -> tuple[Tensor, Tensor]:
+        return (
+            torch.stack([best.latents for best in self.best]),
+            torch.stack([best.scores for best in self.best]),
+        )

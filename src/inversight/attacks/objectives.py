@@ -1,6 +1,6 @@
-"""What an attacker wants of the target's logits: each ``(logits, labels) -> per-sample loss``.
+"""Losses of an attacker on the target's logits: ``(logits, labels) -> loss of each sample``.
 
-logits (N, K), labels (N,) int64, result (N,); lower is closer to what the attacker wants.
+logits: (N, K). labels: (N,) int64. The result is (N,); lower is nearer to the attacker's aim.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ class Objective(Protocol):
 
 
 def entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Entropy of softmax(logits) in nats, in [0, log K]; labels are not used (METHOD section 3)."""
+    """Return the entropy of softmax(logits) in nats, in [0, log K] (METHOD section 3); ignore labels."""
     log_p = F.log_softmax(logits, dim=1)
     return -(log_p.exp() * log_p).sum(1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
-    """-log softmax(logits)[label], in [0, inf)."""
+    """Return -log softmax(logits)[label], in [0, inf)."""
     return F.cross_entropy(logits, _required(labels), reduction="none")
 
 
 def poincare(logits: Tensor, labels: Tensor | None, *, xi: float = 1e-4) -> Tensor:
-    """Hyperbolic distance of the L1-normalised logits to the label's corner, in [0, inf).
+    """Return the hyperbolic distance of the L1-normalised logits to the label's corner, in [0, inf).
 
     Struppek et al. 2022 (Plug & Play), eq. 4-5: ``arccosh(1 + 2|u - v|^2 / ((1-|u|^2)(1-|v|^2)))``
     with u the logits over their L1 norm and v the one-hot label less xi, clamped to [0, 1].
@@ -46,7 +46,7 @@ def poincare(logits: Tensor, labels: Tensor | None, *, xi: float = 1e-4) -> Tens
 
 
 def max_margin(logits: Tensor, labels: Tensor | None) -> Tensor:
-    """Largest other logit less the label's, in (-inf, inf); below 0 where the label is predicted.
+    """Return the largest other logit minus the label's, in (-inf, inf); < 0 if it is predicted.
 
     Yuan et al. 2023 (PLG-MI), eq. 5. Unlike cross-entropy's its gradient does not vanish.
     """
@@ -56,7 +56,7 @@ def max_margin(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def logit(logits: Tensor, labels: Tensor | None) -> Tensor:
-    """-logits[label], in (-inf, inf): the first term of the logit loss of Nguyen et al. 2023, eq. 3."""
+    """Return -logits[label], in (-inf, inf): first term of the logit loss, Nguyen et al. 2023, eq. 3."""
     return -logits.gather(1, _required(labels)[:, None]).squeeze(1)
 
 
@@ -68,7 +68,7 @@ OBJECTIVES: Mapping[ObjectiveName, Objective] = {
     "max-margin": max_margin,
     "logit": logit,
 }
-"""The objectives that know a label, which an attack on a class needs."""
+"""The objectives that use a label, as an attack on a class needs."""
 
 
 def _required(labels: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Plug & Play attack (Struppek et al., ICML 2022), the base attack of the paper.
 
 Threat model: white box. The attacker has the target's weights and a prior trained on public images.
-What goes beyond the paper is off by default: candidates that fall behind are given up on the way
+Two additions to the paper are off by default: candidates that fall behind are dropped on the way
 (successive halving, Jamieson and Talwalkar, AISTATS 2016), and steps can be compiled.
 """
 
@@ -17,8 +17,9 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentSearch, Problem
-from inversight.attacks.selection import robust_confidence, surest
+from inversight.attacks.search import Candidates, Improve, LatentProblem, LatentSearch
+from inversight.attacks.selection import most_confident
+from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.device import compiled
 from inversight.core.progress import Progress
@@ -30,17 +31,17 @@ from inversight.priors.descent import descend
 
 @settings
 class DescentInW(LatentSearch):
-    """How Plug & Play descends, and those that build on it."""
+    """The descent of Plug & Play, which other attacks build on."""
 
     objective: ObjectiveName = "poincare"
-    """What is descended (paper: poincare)."""
+    """The loss (paper: poincare)."""
     learning_rate: PositiveFloat = 5e-3
     """Adam's step size (paper: 5e-3)."""
     betas: tuple[Fraction, Fraction] = (0.1, 0.1)
     """Adam's betas (paper: 0.1, 0.1)."""
 
     def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
-        """What descends."""
+        """Return the optimiser of the latents."""
         return torch.optim.Adam(variables, lr=self.learning_rate, betas=self.betas)
 
 
@@ -49,49 +50,47 @@ class PlugAndPlay(DescentInW):
     """Plug & Play: choose latents, optimise them in W, keep those that survive random crops."""
 
     halvings: NonNegativeInt = 0
-    """How often the less sure half of a class's candidates is given up, though never fewer than
-    ``keep`` are left: at half of the steps, before that at a quarter, and so on (paper: 0)."""
+    """How often the less confident half of a class's candidates is dropped, down to ``keep`` at
+    least: at half of the steps, before that at a quarter, and so on (paper: 0)."""
     halving_crops: PositiveInt = 8
-    """Random crops that say at a halving which candidates are less sure; at most ``crops``."""
+    """Random crops that rank the candidates at a halving; at most ``crops``."""
     compiled: bool = False
-    """Compile the steps: half a minute first, after that up to twice as fast. Where there is no compiler
-    they go on as they are."""
+    """Compile the steps: takes half a minute, then steps are up to twice as fast. Without a compiler
+    they run uncompiled."""
 
     @property
     def image_steps(self) -> int:
-        return sum(steps * n for (steps, _), n in zip(self.rungs, self._numbers, strict=False))
+        return sum(steps * n for (steps, _), n in zip(self.rungs, self._remaining, strict=False))
+
+    def workload(self, prior: Prior) -> Workload:
+        halved = sum(n for n, left in pairwise(self._remaining) if left < n)
+        crops = self._halving_crops * halved + self.crops * self._remaining[-1]
+        return replace(super().workload(prior), forward=crops)
 
     @property
-    def crop_images(self) -> int:
-        halved = sum(n for n, left in pairwise(self._numbers) if left < n)
-        return self._looks * halved + self.crops * self._numbers[-1]
-
-    @property
-    def _looks(self) -> int:
-        """Random crops at a halving."""
+    def _halving_crops(self) -> int:
         return min(self.halving_crops, self.crops)
 
     @property
-    def _numbers(self) -> list[int]:
-        """Candidates of a class at first, and after each rung."""
+    def _remaining(self) -> list[int]:
+        """Candidates of a class at the start, and after each rung."""
         return [self.candidates, *(left for _, left in self.rungs)]
 
     @property
     def rungs(self) -> list[tuple[int, int]]:
         """Steps until the next halving, and the candidates of a class that are left after it."""
         marks = [round(self.steps / 2**k) for k in range(self.halvings, 0, -1)]
-        found, left = [], self.candidates
+        rungs, left = [], self.candidates
         for begun, mark in pairwise([0, *marks, self.steps]):
             if mark != self.steps:
                 left = max(self.keep, math.ceil(left / 2))
-            found.append((mark - begun, left))
-        return [(steps, left) for steps, left in found if steps > 0]
+            rungs.append((mark - begun, left))
+        return [(steps, left) for steps, left in rungs if steps > 0]
 
     def logits(self, target: Target, prior: Prior) -> Callable[[Tensor], Tensor]:
-        plain = super().logits(target, prior)
         if not self.compiled:
-            return plain
-        # Counting what is sent is no part of what is compiled.
+            return super().logits(target, prior)
+        # Queries are counted outside of the compiled function.
         uncounted = super().logits(replace(target, before=None), prior)
         fast = compiled(uncounted, rows=self.batch_size)
 
@@ -102,7 +101,7 @@ class PlugAndPlay(DescentInW):
 
         return counted
 
-    def begin(self, problem: Problem) -> Improve:
+    def begin(self, problem: LatentProblem) -> Improve:
         objective = OBJECTIVES[self.objective]
 
         def improve(start: Tensor, labels: Tensor) -> Candidates:
@@ -110,43 +109,29 @@ class PlugAndPlay(DescentInW):
                 return [objective(problem.logits(variables[0]), labels)]
 
             (latents,) = descend([start], losses, steps=self.steps, optimiser=self.optimiser)
-            return Candidates(latents)
+            return Candidates(latents, labels)
 
         return improve
 
-    def improved(
-        self, problem: Problem, start: Tensor, wanted: Tensor, progress: Progress
-    ) -> tuple[Candidates, Tensor]:
-        latents, total = start, self.image_steps
-        classes = len(start) // self.candidates
-        done = 0
+    def improved(self, problem: LatentProblem, start: Candidates, progress: Progress) -> Candidates:
+        found, classes, done = start, len(problem.labels), 0
         for number, (steps, left) in enumerate(self.rungs):
+            share = len(found.latents) // classes * steps
+
+            def rung_progress(
+                batches: int, of: int, note: str = "", before: int = done, share: int = share
+            ) -> None:
+                progress(before * of + share * batches, self.image_steps * of, note)
+
             rung = replace(self, steps=steps, halvings=0)
-            now = len(latents) // classes * steps
-            part = _part_of(progress, done, now, total)
-            found, wanted = super(PlugAndPlay, rung).improved(problem, latents, wanted, part)
-            latents, done = found.latents, done + now
-            if left * classes < len(latents):
-                rows = self._surer(problem, latents, wanted, left, number)
-                latents, wanted = latents[rows.to(latents.device)], wanted[rows]
-        return Candidates(latents), wanted
-
-    def _surer(
-        self, problem: Problem, latents: Tensor, wanted: Tensor, left: int, number: int
-    ) -> Tensor:
-        """Rows of the ``left`` surest candidates of each class."""
-        confidence = robust_confidence(
-            problem.target, problem.prior, latents, wanted,
-            replace(self.crop_draws, count=self._looks),
-            batch_size=self.batch_size, rng=generator(problem.seed, "halving", number),
-        )  # fmt: skip
-        return surest(confidence, len(wanted.unique()), left)
-
-
-def _part_of(progress: Progress, before: int, share: int, whole: int) -> Progress:
-    """Progress of a part that is ``share`` of ``whole``, ``before`` of which is done."""
-
-    def tell(done: int, total: int, note: str = "") -> None:
-        progress(before * total + share * done, whole * total, note)
-
-    return tell
+            found = super(PlugAndPlay, rung).improved(problem, found, rung_progress)
+            done += share
+            if left * classes < len(found.latents):
+                confidence = self.robust_confidence(
+                    problem.target, problem.prior, found.latents, found.labels,
+                    crops=self._halving_crops, rng=generator(problem.seed, "halving", number),
+                )  # fmt: skip
+                rows = most_confident(confidence, classes, left)
+                latents = found.latents[rows.to(found.latents.device)]
+                found = Candidates(latents, found.labels[rows])
+        return found

@@ -1,4 +1,4 @@
-"""Where searches without gradients move: a pool of latents, in its own standard deviations."""
+"""The space of searches without gradients: latents in standard deviations of a pool."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from inversight.attacks.constraints import Coordinates
 
 
 class PoolSpace:
-    """Coordinates of a pool of latents, and the range that it has in them.
+    """Coordinates in which a pool of latents has mean 0 and deviation 1, and the pool's range in them.
 
-    points (P, D) float64: the pool's own, on the CPU, where searches are; some accelerators know no
-    float64. A coordinate that does not vary in the pool stays where it is.
+    points: (P, D) float64, the pool's, on the CPU: searches run there, and some accelerators have no
+    float64. Coordinates that are constant in the pool stay constant.
     """
 
     def __init__(self, pool: Tensor) -> None:
-        """``pool`` (P, ...): latents of which the coordinates are made."""
+        """pool: latents (P, ...) that define the coordinates."""
         self._kind = pool[:0]
         wide = pool.cpu().double()
         self._coordinates = Coordinates.of(wide)
@@ -25,22 +25,19 @@ class PoolSpace:
 
     @property
     def width(self) -> int:
-        """D, the number of coordinates."""
+        """The number of coordinates, D."""
         return self._coordinates.width
 
     def points_of(self, latents: Tensor) -> Tensor:
-        """Latents (n, ...) in these coordinates, (n, D) float64 on the CPU."""
+        """Return latents (n, ...) in these coordinates, (n, D) float64 on the CPU."""
         return self._coordinates.points(latents.cpu().double())
 
     def clipped(self, points: Tensor) -> Tensor:
-        """Points (..., D) brought into the range that each coordinate has in the pool."""
+        """Clip points (..., D) to the range of each coordinate in the pool."""
         return points.clamp(self._low, self._high)
 
     def latents(self, points: Tensor, *, clip: bool = True) -> Tensor:
-        """Points (..., D) as latents like the pool's, one row each.
-
-        clip: to the range that each coordinate has in the pool.
-        """
+        """Return points (..., D) as latents like the pool's, one row each, by default clipped."""
         x = points.reshape(-1, self.width).double()
         x = self.clipped(x) if clip else torch.where(self._low == self._high, 0.0, x)
         return self._coordinates.latents(x).to(self._kind)

@@ -1,4 +1,4 @@
-"""The threat model, enforced: what an attack may ask of a target, and how often.
+"""Enforce the threat model: which access an attack has to a target, and how many queries.
 
 One query is one image sent to the target.
 """
@@ -25,21 +25,21 @@ from inversight.priors.base import Prior
 
 
 class QueriesSpentError(StageError):
-    """The next images would exceed the limit; they were not sent."""
+    """The next images would exceed the limit of queries; they were not sent."""
 
 
 @dataclass
 class QueryMeter:
-    """Counts the images sent to a target, up to ``limit`` (None: any number)."""
+    """Count the images sent to a target, up to ``limit`` (None: no limit)."""
 
     limit: int | None = None
     used: int = 0
 
     def check(self, images: int) -> None:
-        """See whether so many more may be sent.
+        """Check that ``images`` more images may be sent.
 
         Raises:
-            QueriesSpentError: they may not.
+            QueriesSpentError: they would exceed the limit.
         """
         if self.limit is not None and self.used + images > self.limit:
             raise QueriesSpentError(
@@ -48,30 +48,26 @@ class QueryMeter:
             )
 
 
-class _Sealed(nn.Module):
-    """A classifier as its answers alone: no parameters, no layers, no gradients."""
+class _AnswersOnly(nn.Module):
+    """A classifier without parameters, layers or gradients."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-
-        def ask(x: Tensor) -> Tensor:
-            return answer(x)
-
-        # Not the module itself, whose parameters would then be this one's.
-        self._answer = ask
+        # In a closure: a module that is an attribute would expose its parameters.
+        self._answer = lambda x: answer(x)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            found: Tensor = self._answer(x.detach())
-        return found.detach()
+            answers: Tensor = self._answer(x.detach())
+        return answers.detach()
 
 
 @dataclass(frozen=True)
-class _Metering:
-    """What a metered target tells before it sends images: every meter, then whoever was told before."""
+class _Meters:
+    """The ``before`` hook of a metered target: count in every meter, then call the hook it replaces."""
 
     meters: tuple[QueryMeter, ...]
-    other: Callable[[int], None] | None
+    replaced: Callable[[int], None] | None
 
     def check(self, images: int) -> None:
         for meter in self.meters:
@@ -79,54 +75,52 @@ class _Metering:
 
     def __call__(self, images: int) -> None:
         self.check(images)
-        if self.other is not None:
-            self.other(images)
+        if self.replaced is not None:
+            self.replaced(images)
         for meter in self.meters:
             meter.used += images
 
 
 def metered(target: Target, access: Access, meter: QueryMeter) -> Target:
-    """``target`` with no more than ``access``, every image sent to it counted by ``meter``.
+    """Return ``target`` with at most ``access``; ``meter`` counts every image sent to it.
 
-    Below white-box access its network is sealed: what is left are answers without gradients. A target
-    can be metered again; then all meters count and the lowest limit holds.
+    Below white-box access only the network's answers are left, without gradients. A metered target
+    can be metered again: all meters count, and the lowest limit holds.
     """
-    told = target.before
-    if isinstance(told, _Metering):
-        before = _Metering((meter, *told.meters), told.other)
+    before = target.before
+    if isinstance(before, _Meters):
+        before = _Meters((meter, *before.meters), before.replaced)
     else:
-        before = _Metering((meter,), told)
+        before = _Meters((meter,), before)
     least = min(access, target.access, key=ACCESS_ORDER.index)
-    module = target.module if least is Access.WHITE_BOX else _Sealed(target.module)
+    module = target.module if least is Access.WHITE_BOX else _AnswersOnly(target.module)
     return replace(target, module=module, access=least, before=before)
 
 
-def admitted(
-    attack: Attack, target: Target, prior: Prior, most: int | None = None
+def restricted(
+    attack: Attack, target: Target, prior: Prior, limit: int | None = None
 ) -> tuple[Target, QueryMeter]:
-    """``target`` with no more than the attack's access, and what counts the images sent to it.
+    """Return ``target`` with the attack's access and no more, and the meter of its queries.
 
-    Args:
-        most: images at most.
+    limit: the largest number of images sent.
 
     Raises:
-        InputError: the target gives less than the attack needs, or the attack cannot work with it,
-            with the prior or with its own settings.
+        InputError: the target gives less access than the attack needs, or the attack's check fails.
     """
     check_fits(attack, target, prior)
-    meter = QueryMeter(most)
+    meter = QueryMeter(limit)
     return metered(target, attack.access, meter), meter
 
 
 def check_queries(target: Target, images: int) -> None:
-    """See whether ``images`` may be sent to ``target`` as a whole, sending none.
+    """Check that all ``images`` may be sent to ``target``, without sending any.
 
-    So that a step that goes through in batches is taken entirely or not at all, whatever their size.
+    A step that is split into batches is then done as a whole or not at all, whatever their size.
 
     Raises:
-        QueriesSpentError: a limit forbids it.
+        QueriesSpentError: they would exceed a limit.
     """
-    if isinstance(target.before, _Metering):
+    if isinstance(target.before, _Meters):
         target.before.check(images)
 
 
@@ -137,7 +131,7 @@ def black_box(
     image_shape: tuple[int, int, int],
     spec: str = "a callable",
 ) -> Target:
-    """Any function that classifies images, such as a call of a remote service, as a target.
+    """Return a target whose scores come from any function, such as a call of a remote service.
 
     answer: images (N, C, H, W) in [0, 1] of ``image_shape`` (C, H, W) -> logits or logarithms of
     probabilities (N, K), one column for each of ``classes``.
@@ -161,7 +155,7 @@ def black_box(
         return scores
 
     return Target(
-        module=_Sealed(checked),
+        module=_AnswersOnly(checked),
         classes=tuple(classes),
         image_shape=image_shape,
         mean=(0.0,),
@@ -181,14 +175,14 @@ def run_attack(
     limit: int | None = None,
     progress: Progress = silent,
 ) -> Reconstructions:
-    """Run ``attack`` with the access that it names and no more, and count its queries.
+    """Run ``attack`` with the access that it declares and no more, and count its queries.
 
     Raises:
         InputError: the target gives less access than the attack needs.
-        QueriesSpentError: ``limit`` queries were not enough, and the attack has no way to end early.
+        QueriesSpentError: the attack needs more than ``limit`` queries and cannot end early.
     """
     require_access(attack, target)
     meter = QueryMeter(limit)
     allowed = metered(target, attack.access, meter)
-    made = attack.run(allowed, prior, labels, rng=rng, progress=progress)
-    return replace(made, queries=meter.used)
+    found = attack.run(allowed, prior, labels, rng=rng, progress=progress)
+    return replace(found, queries=meter.used)

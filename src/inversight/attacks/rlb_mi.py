@@ -1,18 +1,18 @@
-"""RLB-MI (Han et al., CVPR 2023): an agent that learns which latents please, by scores alone.
+"""RLB-MI (Han et al., CVPR 2023): an agent learns which latents raise the score, by scores alone.
 
 Threat model: scores. The attacker sends images and reads probabilities, and has a prior trained on
-public images. An agent sees a random latent (the state), names another (the action), and is rewarded
-for the target's confidence in the image of their mixture; it is taught by soft actor-critic (Haarnoja
-et al. 2018). Constants are those of the published code. What differs from it, and why:
+public images. An agent observes a random latent (the state), chooses another (the action), and its reward
+is the target's confidence in the image of their mixture. It is trained by soft actor-critic (Haarnoja
+et al. 2018). Constants are those of the published code. Differences from it:
 
 - As there, an episode has one step. Nothing follows it, so the critics learn the reward itself, and
-  the copies of them that discounted rewards would need are left out.
+  the copies of them that discounted rewards would need are omitted.
 - The entropy of an action is summed over its coordinates, as in soft actor-critic; the published code
   has their mean there, but still aims at minus their number.
 - An actor is improved by the lower of both critics, as in soft actor-critic; there by one of them.
-- The images of its own episodes are what a class's reconstructions are chosen from, so that none are
-  sent beside them; the published code tries the agent once more after each.
-- The agents of all classes are trained side by side, each by itself.
+- Reconstructions are selected from the images of the episodes, so that no others are sent; the published
+  code tries the agent once more after each episode.
+- The agents of all classes are trained side by side, each independently.
 """
 
 from __future__ import annotations
@@ -20,22 +20,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.attacks.base import Reconstructions
 from inversight.attacks.pool_space import PoolSpace
-from inversight.attacks.queries import QueriesSpentError, admitted, check_queries
-from inversight.attacks.selection import ScoreSearch, end_search, truncated
+from inversight.attacks.score_search import Problem, ScoreSearch, Search
+from inversight.attacks.selection import truncated
+from inversight.attacks.workload import AgentWork, Workload
 from inversight.core.config import Fraction, settings
-from inversight.core.errors import InputError
-from inversight.core.progress import Progress, silent
-from inversight.core.seeding import draw_seed, generator
-from inversight.models.target import Target
+from inversight.core.seeding import generator
 from inversight.priors.base import Prior
 
 _LOG_DEVIATION = (-20.0, 2.0)
@@ -44,7 +41,9 @@ _LOG_DEVIATION = (-20.0, 2.0)
 
 @settings
 class RlbMi(ScoreSearch):
-    """RLB-MI: one soft actor-critic a class, rewarded by the target's scores."""
+    """RLB-MI: one soft actor-critic for each class, rewarded by the target's scores."""
+
+    ascending: ClassVar[tuple[str, ...]] = ("keep", "candidates", "episodes")
 
     pool: PositiveInt = 1000
     """Latents sampled, not sent: coordinates are measured in their standard deviations."""
@@ -55,11 +54,11 @@ class RlbMi(ScoreSearch):
     reach: PositiveFloat = 1.0
     """Largest coordinate of an action, in standard deviations (published: 1)."""
     diversity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the state in the mixture, the paper's alpha (published: 0, the action alone)."""
+    """Weight of the state in the mixture, the paper's alpha (published: 0, the action alone)."""
     state_weight: NonNegativeFloat = 2.0
     """Weight of log p_y of the mixture in the reward (paper: 2)."""
     action_weight: NonNegativeFloat = 2.0
-    """Weight of log p_y of the action by itself (paper: 2)."""
+    """Weight of log p_y of the action alone (paper: 2)."""
     margin_weight: NonNegativeFloat = 8.0
     """Weight of log max(least, p_y - highest other p) of the mixture (paper: 8)."""
     least: PositiveFloat = 1e-7
@@ -69,113 +68,91 @@ class RlbMi(ScoreSearch):
     learning_rate: PositiveFloat = 5e-4
     """Adam's step size for actors, critics and entropy weight (published: 5e-4)."""
     training_batch: PositiveInt = 256
-    """Episodes remembered in a training step; training begins when there are so many (published: 256)."""
+    """Remembered episodes in a training step; training starts when there are as many (published: 256)."""
     at_once: PositiveInt = 1
     """Episodes between two training steps (published: 1)."""
     candidates: PositiveInt = 100
-    """Best episodes of a class that the final selection tries with crops."""
+    """Best episodes of a class that are tried with crops at the end."""
 
-    def planned_queries(self, prior: Prior, classes: int) -> int:
-        """Images that the attack sends for so many classes if nothing limits it."""
-        each = 1 if self.diversity == 0 else 2
-        return classes * (each * self.episodes + self.candidates * self.crops)
+    @property
+    def max_steps(self) -> int:
+        return math.ceil(self.episodes / self.at_once)
 
-    def check(self, target: Target, prior: Prior) -> None:
-        """Refuse settings that contradict each other, before the first query.
+    def workload(self, prior: Prior) -> Workload:
+        width = prior.sample(1, rng=generator(0)).numel()
+        images = 1 if self.diversity == 0 else 2
 
-        Raises:
-            InputError: they do.
-        """
-        if not self.keep <= self.candidates <= self.episodes:
-            raise InputError(
-                "RlbMi: expected keep <= candidates <= episodes, found "
-                f"keep={self.keep}, candidates={self.candidates}, episodes={self.episodes}"
-            )
+        def train(classes: int, steps: int) -> None:
+            agents = Agents(width, self, [generator(0, label) for label in range(classes)])
+            x = torch.zeros(classes, self.training_batch, width)
+            for _ in range(steps):
+                agents.learn(x, x, x[:, :, 0])
 
-    def run(
-        self,
-        target: Target,
-        prior: Prior,
-        labels: Tensor,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-    ) -> Reconstructions:
-        """Reconstruct each class in ``labels`` (distinct class indices).
-
-        Raises:
-            InputError: the target gives labels alone, or the settings contradict each other.
-            QueriesSpentError: ``most_queries`` does not even cover the candidates' episodes.
-        """
-        target, meter = admitted(self, target, prior, self.most_queries)
-        seed = draw_seed(rng)
-        pool = truncated(prior, self.truncation).sample(self.pool, rng=generator(seed, "pool"))
-        space = PoolSpace(pool)
-        rngs = [generator(seed, "agent", label) for label in labels.tolist()]
-        agents = Agents(space.width, self, rngs)
-        memory = _Memory.empty(len(labels), self.episodes, space.width)
-        try:
-            while memory.filled < self.episodes:
-                count = min(self.at_once, self.episodes - memory.filled)
-                shape = (count, space.width)
-                states = torch.stack([torch.randn(shape, generator=own) for own in rngs])
-                actions = agents.act(states)
-                rewards, scores = self._rewards(
-                    target, prior, labels, space, self._mixed(states, actions), self.reach * actions
-                )
-                memory.add(states, actions, rewards, scores)
-                if memory.filled >= self.training_batch:
-                    agents.learn(*memory.drawn(self.training_batch, rngs))
-                progress(memory.filled, self.episodes + 1, f"episodes, {meter.used:,} queries")
-        except QueriesSpentError:
-            if memory.filled < self.candidates:
-                raise
-        states, actions, scores = memory.best(self.candidates)
-        made = end_search(
-            target,
-            prior,
-            labels,
-            space.latents(self._mixed(states, actions), clip=False).view(
-                len(labels), -1, *pool.shape[1:]
-            ),
-            scores,
-            self.crop_draws,
-            keep=self.keep,
-            batch_size=self.batch_size,
-            rng=generator(seed, "crops"),
+        return replace(
+            self.limited_workload(images * self.episodes + self.candidates * self.crops),
+            shared={},  # the pool is not sent
+            agents=AgentWork(self.episodes / self.at_once, train),
         )
-        total = self.episodes + 1
-        progress(total, total, f"reconstructions selected, {meter.used:,} queries")
-        return replace(made, queries=meter.used)
+
+    def begin(self, problem: Problem) -> Search:
+        return _Episodes(self, problem)
+
+
+class _Episodes(Search):
+    """The agents, and all episodes of all classes."""
+
+    def __init__(self, attack: RlbMi, problem: Problem) -> None:
+        super().__init__(problem)
+        self.attack = attack
+        source = truncated(problem.prior, attack.truncation)
+        pool = source.sample(attack.pool, rng=generator(problem.seed, "pool"))
+        self.latent_shape = pool.shape[1:]
+        self.space = PoolSpace(pool)
+        self.rngs = problem.rngs("agent")
+        self.agents = Agents(self.space.width, attack, self.rngs)
+        self.memory = _Memory.empty(len(problem.labels), attack.episodes, self.space.width)
+
+    def advance(self, step: int) -> bool:
+        attack, memory = self.attack, self.memory
+        shape = (min(attack.at_once, attack.episodes - memory.filled), self.space.width)
+        states = torch.stack([torch.randn(shape, generator=rng) for rng in self.rngs])
+        actions = self.agents.act(states)
+        memory.add(states, actions, *self._rewards(states, actions))
+        if memory.filled >= attack.training_batch:
+            self.agents.learn(*memory.drawn(attack.training_batch, self.rngs))
+        return True
+
+    @property
+    def selectable(self) -> bool:
+        return self.memory.filled >= self.attack.candidates
+
+    def candidates(self) -> tuple[Tensor, Tensor]:
+        states, actions, scores = self.memory.best(self.attack.candidates)
+        latents = self.space.latents(self._mixed(states, actions), clip=False)
+        return latents.view(*scores.shape, *self.latent_shape), scores
 
     def _mixed(self, states: Tensor, actions: Tensor) -> Tensor:
-        """The points that states and actions make together."""
-        return self.diversity * states + (1.0 - self.diversity) * self.reach * actions
+        """Return the mixtures of states and actions."""
+        alpha = self.attack.diversity
+        return alpha * states + (1.0 - alpha) * self.attack.reach * actions
 
-    @torch.no_grad()
-    def _rewards(
-        self, target: Target, prior: Prior, labels: Tensor, space: PoolSpace, mixed: Tensor,
-        actions: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Rewards (L, n) and the mixtures' log confidences (L, n), of points (L, n, D)."""
-        # Without a share of the state in it, the mixture is the action.
-        points = mixed if self.diversity == 0 else torch.cat([mixed, actions])
-        latents = space.latents(points, clip=False)
-        check_queries(target, len(latents))
-        answers = torch.cat(
-            [target(prior(w)).log_softmax(1).cpu() for w in latents.split(self.batch_size)]
-        )
-        each = mixed.shape[1]
-        wanted = labels.repeat_interleave(each)[:, None]
-        mixture, action = answers[: len(wanted)], answers[-len(wanted) :]
-        own = mixture.gather(1, wanted).squeeze(1)
-        others = mixture.scatter(1, wanted, -math.inf).amax(1)
-        margin = (own.exp() - others.exp()).clamp_min(self.least).log()
-        by_itself = action.gather(1, wanted).squeeze(1)
+    def _rewards(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rewards (L, n) and the mixtures' log confidences (L, n) of n episodes a class."""
+        points = mixed = self._mixed(states, actions)
+        if self.attack.diversity > 0:  # else the mixture is the action
+            points = torch.cat([mixed, self.attack.reach * actions])
+        answers = self.problem.log_probabilities(self.space.latents(points, clip=False))
+        labels = self.problem.labels.repeat_interleave(mixed.shape[1])[:, None]
+        mixture, action = answers[: len(labels)], answers[-len(labels) :]
+        own = mixture.gather(1, labels).squeeze(1)
+        others = mixture.scatter(1, labels, -math.inf).amax(1)
+        margin = (own.exp() - others.exp()).clamp_min(self.attack.least).log()
         reward = (
-            self.state_weight * own + self.action_weight * by_itself + self.margin_weight * margin
+            self.attack.state_weight * own
+            + self.attack.action_weight * action.gather(1, labels).squeeze(1)
+            + self.attack.margin_weight * margin
         )
-        return reward.view(-1, each), own.view(-1, each)
+        return reward.view(mixed.shape[:2]), own.view(mixed.shape[:2])
 
 
 @dataclass
@@ -195,20 +172,20 @@ class _Memory:
         return cls(zeros(wide), zeros(wide), zeros(flat), zeros(flat))
 
     def add(self, states: Tensor, actions: Tensor, rewards: Tensor, scores: Tensor) -> None:
-        """n more episodes of each class: (L, n, D), (L, n, D), (L, n), (L, n)."""
+        """Add n episodes of each class: (L, n, D), (L, n, D), (L, n), (L, n)."""
         kept = (self.states, self.actions, self.rewards, self.scores)
         for where, what in zip(kept, (states, actions, rewards, scores), strict=True):
             where[:, self.filled : self.filled + what.shape[1]] = what
         self.filled += states.shape[1]
 
     def drawn(self, count: int, rngs: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
-        """States and actions (L, count, D) and rewards (L, count) of random episodes of each class."""
+        """Return states, actions (L, count, D) and rewards (L, count) of random episodes of each class."""
         rows = torch.stack([torch.randperm(self.filled, generator=r)[:count] for r in rngs])
         row = torch.arange(len(rngs))[:, None]
         return self.states[row, rows], self.actions[row, rows], self.rewards[row, rows]
 
     def best(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """States and actions (L, count, D) of each class's surest episodes, and scores (L, count)."""
+        """Return states, actions (L, count, D) and scores (L, count) of the most confident episodes."""
         order = self.scores[:, : self.filled].argsort(dim=1, descending=True, stable=True)
         rows = order[:, :count]
         row = torch.arange(len(rows))[:, None]
@@ -216,7 +193,7 @@ class _Memory:
 
 
 class _Perceptrons(nn.Module):
-    """One network a class, side by side: (L, n, inputs) -> (L, n, outputs)."""
+    """One network for each class, side by side: (L, n, inputs) -> (L, n, outputs)."""
 
     def __init__(self, sizes: tuple[int, ...], rngs: list[torch.Generator]) -> None:
         super().__init__()
@@ -234,40 +211,42 @@ class _Perceptrons(nn.Module):
 
 
 class Agents:
-    """One soft actor-critic a class, for episodes of one step. Losses are summed over classes, so
-    that each agent's gradient is its own."""
+    """One soft actor-critic for each class, for episodes of one step.
 
-    def __init__(self, width: int, how: RlbMi, rngs: list[torch.Generator]) -> None:
+    Losses are summed over classes, so that each agent's gradient is its own.
+    """
+
+    def __init__(self, width: int, attack: RlbMi, rngs: list[torch.Generator]) -> None:
         self.rngs = rngs
-        hidden = (how.hidden, how.hidden)
+        hidden = (attack.hidden, attack.hidden)
         self.actor = _Perceptrons((width, *hidden, 2 * width), rngs)
         self.critics = [_Perceptrons((2 * width, *hidden, 1), rngs) for _ in range(2)]
         self.log_weight = torch.zeros(len(rngs), 1, requires_grad=True)
         self.target_entropy = -float(width)
         critics = [p for critic in self.critics for p in critic.parameters()]
         self._optimisers = [
-            torch.optim.Adam(parameters, lr=how.learning_rate)
+            torch.optim.Adam(parameters, lr=attack.learning_rate)
             for parameters in (critics, list(self.actor.parameters()), [self.log_weight])
         ]
 
     def _sampled(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions (L, n, D) in [-1, 1] drawn for states (L, n, D), and log densities (L, n)."""
+        """Draw actions (L, n, D) in [-1, 1] for states (L, n, D); return log densities (L, n) too."""
         mean, log_deviation = self.actor(states).chunk(2, dim=2)
         log_deviation = log_deviation.clamp(*_LOG_DEVIATION)
         noise = torch.stack([torch.randn(mean.shape[1:], generator=rng) for rng in self.rngs])
         before = mean + log_deviation.exp() * noise
         density = -0.5 * noise.square() - log_deviation - 0.5 * math.log(2.0 * math.pi)
-        # log(1 - tanh(x)^2), written so that it holds for large x.
+        # log(1 - tanh(x)^2) in a form that is stable for large x.
         squashing = 2.0 * (math.log(2.0) - before - F.softplus(-2.0 * before))
         return before.tanh(), (density - squashing).sum(2)
 
     @torch.no_grad()
     def act(self, states: Tensor) -> Tensor:
-        """Actions (L, n, D) for states (L, n, D)."""
+        """Draw actions (L, n, D) for states (L, n, D)."""
         return self._sampled(states)[0]
 
     def learn(self, states: Tensor, actions: Tensor, rewards: Tensor) -> None:
-        """One step of critics, actors and entropy weights."""
+        """Take one training step of critics, actors and entropy weights."""
         critics, actor, weight = self._optimisers
         seen = torch.cat([states, actions], dim=2)
         loss = sum(

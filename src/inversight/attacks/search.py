@@ -1,7 +1,9 @@
-"""What white-box attacks share: the search from a pool to the best candidates.
+"""What white-box attacks share: the outer call, and the search that improves samples of a pool.
 
-An attack says how candidates of a class are improved (:meth:`LatentSearch.begin`); which samples of
-the prior they begin as, and which of them are kept, is the same for all, Plug & Play's.
+:class:`GradientSearch` owns the outer call; an attack says how candidates are found
+(:meth:`GradientSearch.search`). :class:`LatentSearch` is the search that most of them share, Plug &
+Play's: it starts from the most confident samples of a pool, and an attack says how they are improved
+(:meth:`LatentSearch.begin`).
 """
 
 from __future__ import annotations
@@ -9,16 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import Reconstructions, check_fits
-from inversight.attacks.selection import FinalSelection, Pool, classified_pool
+from inversight.attacks.selection import CandidateSelection, Pool, classified_pool
+from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.device import reduced_precision
-from inversight.core.errors import InputError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.models.target import Access, Target
@@ -27,36 +30,35 @@ from inversight.priors.base import Prior
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search is given: the pool is the prior's samples and what the target makes of them.
+    """The arguments of an attack, and the seed from which all of its randomness derives.
 
-    logits: latents (N, ...) -> the target's logits (N, K) of the prior's images, differentiable.
+    device: of the prior's images. progress: of the search alone.
     """
 
     target: Target
     prior: Prior
-    pool: Pool
+    labels: Tensor
     seed: int
-    logits: Callable[[Tensor], Tensor]
+    device: torch.device
+    progress: Progress
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """latents (N, ...) and, where they are not what the prior makes of them, images on the CPU."""
+    """Candidates of all classes, class by class and as many of each.
+
+    latents: (N, ...). labels: (N,). images: (N, C, H, W) on the CPU, if they are not what the prior
+    generates from the latents.
+    """
 
     latents: Tensor
+    labels: Tensor
     images: Tensor | None = None
-
-
-_PARTS = 1000
-"""Of the progress: the first is the pool's, the last the selection's."""
-
-Improve = Callable[[Tensor, Tensor], Candidates]
-"""Latents (N, ...) and their labels (N,) -> what they are improved to."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images as their own latents, wherever they are kept: the prior of who has none."""
+    """A stand-in for a prior whose latents are images."""
 
     image_shape: tuple[int, int, int]
     device: torch.device
@@ -68,19 +70,16 @@ class Pixels:
         return latents.to(self.device).clamp(0.0, 1.0)
 
 
-@settings
-class LatentSearch(FinalSelection, ABC):
-    """A search that improves the surest samples of a pool by gradients, each for itself."""
+_PROGRESS_STEPS = 1000
+"""Steps of the progress; the last one is the selection."""
 
-    pool: PositiveInt = 5000
-    """Latents sampled and classified once, for all classes together (Plug & Play: 5,000)."""
-    truncation: Fraction = 0.5
-    """Truncation of the pool towards the mean latent (Plug & Play: 0.5)."""
-    steps: PositiveInt = 70
-    """Steps of each candidate (Plug & Play: 70)."""
-    half: bool = False
-    """Search and select in bfloat16 where the hardware is faster at it (papers: float32); pictures are
-    made in float32. Its rounding depends on what else is in a batch."""
+
+@settings
+class GradientSearch(CandidateSelection, ABC):
+    """A white-box attack: it finds candidates by gradients and keeps those that survive crops."""
+
+    steps: PositiveInt
+    """Gradient steps of the search."""
 
     @property
     def access(self) -> Access:
@@ -88,47 +87,21 @@ class LatentSearch(FinalSelection, ABC):
 
     @property
     def image_steps(self) -> int:
-        """Images that go forward and back for a class, over all steps."""
+        """Images of each class that go forward and back, over all steps."""
         return self.candidates * self.steps
 
-    def check(self, target: Target, prior: Prior) -> None:
-        """Refuse a target or a prior that lacks what the attack needs, before the first query.
-
-        Raises:
-            InputError: it does, or the settings contradict each other.
-        """
-        if not self.keep <= self.candidates <= self.pool:
-            raise InputError(
-                f"{type(self).__name__}: expected keep <= candidates <= pool, found "
-                f"keep={self.keep}, candidates={self.candidates}, pool={self.pool}"
-            )
-
-    def logits(self, target: Target, prior: Prior) -> Callable[[Tensor], Tensor]:
-        """Latents (N, ...) -> the target's logits (N, K) of their images."""
-        return lambda latents: target(prior(latents))
+    def workload(self, prior: Prior) -> Workload:
+        return Workload(
+            kept=self.keep,
+            forward=self.candidates * self.crops,
+            backward=self.image_steps,
+            scales="candidates",
+            limited=("keep", "candidates"),
+        )
 
     @abstractmethod
-    def begin(self, problem: Problem) -> Improve:
-        """What the attack does with candidates."""
-
-    def improved(
-        self, problem: Problem, start: Tensor, wanted: Tensor, progress: Progress
-    ) -> tuple[Candidates, Tensor]:
-        """What becomes of all candidates, latents ``start`` (N, ...) of the labels ``wanted`` (N,).
-
-        Class by class, as many of each; with their labels, since some may have been given up.
-        """
-        improve = self.begin(problem)
-        batches = list(
-            zip(start.split(self.batch_size), wanted.split(self.batch_size), strict=True)
-        )
-        improved = []
-        for done, (some, labels) in enumerate(batches, start=1):
-            improved.append(improve(some, labels.to(some.device)))
-            progress(done, len(batches), "latents optimised")
-        images = [one.images for one in improved if one.images is not None]
-        latents = torch.cat([one.latents for one in improved])
-        return Candidates(latents, torch.cat(images) if images else None), wanted
+    def search(self, problem: Problem) -> Candidates:
+        """Return ``candidates`` candidates of each class, or fewer."""
 
     def run(
         self,
@@ -146,28 +119,100 @@ class LatentSearch(FinalSelection, ABC):
                 the settings contradict each other.
         """
         check_fits(self, target, prior)
-        seed = draw_seed(rng)
+
+        def search_progress(done: int, total: int, note: str = "") -> None:
+            progress(round((_PROGRESS_STEPS - 1) * done / total), _PROGRESS_STEPS, note)
+
+        device = prior.sample(1, rng=generator(0)).device
+        problem = Problem(target, prior, labels, draw_seed(rng), device, search_progress)
+        reconstructions = self.select(problem, self.search(problem))
+        progress(_PROGRESS_STEPS, _PROGRESS_STEPS, "reconstructions selected")
+        return reconstructions
+
+    def select(self, problem: Problem, found: Candidates) -> Reconstructions:
+        """Return the candidates that survive random crops."""
+        prior, shown = problem.prior, found.latents
+        if found.images is not None:
+            channels, height, width = found.images.shape[1:]
+            prior, shown = Pixels((channels, height, width), problem.device), found.images
+        confidence = self.robust_confidence(
+            problem.target, prior, shown, found.labels, rng=generator(problem.seed, "crops")
+        )
+        best, rows = self.best(prior, shown, found.labels, confidence)
+        return replace(best, latents=found.latents[rows.to(found.latents.device)].cpu())
+
+
+@dataclass(frozen=True)
+class LatentProblem(Problem):
+    """A problem with a pool of classified samples.
+
+    logits: latents (N, ...) -> the target's logits (N, K) of their images, differentiable.
+    """
+
+    pool: Pool
+    logits: Callable[[Tensor], Tensor]
+
+
+Improve = Callable[[Tensor, Tensor], Candidates]
+"""Latents (N, ...) and their labels (N,) -> the improved candidates."""
+
+
+@settings
+class LatentSearch(GradientSearch, ABC):
+    """A search that improves the most confident samples of a pool by gradients, each independently."""
+
+    ascending: ClassVar[tuple[str, ...]] = ("keep", "candidates", "pool")
+
+    pool: PositiveInt = 5000
+    """Latents sampled and classified once, for all classes together (Plug & Play: 5,000)."""
+    truncation: Fraction = 0.5
+    """Truncation of the pool towards the mean latent (Plug & Play: 0.5)."""
+    steps: PositiveInt = 70
+    """Steps of each candidate (Plug & Play: 70)."""
+    half: bool = False
+    """Search and select in bfloat16 where the hardware is faster at it (papers: float32); the final
+    images are computed in float32. Its rounding depends on what else is in a batch."""
+
+    def workload(self, prior: Prior) -> Workload:
+        return replace(super().workload(prior), shared={"pool": self.pool}, half=self.half)
+
+    def logits(self, target: Target, prior: Prior) -> Callable[[Tensor], Tensor]:
+        """Return a function from latents (N, ...) to the target's logits (N, K), differentiable."""
+        return lambda latents: target(prior(latents))
+
+    @abstractmethod
+    def begin(self, problem: LatentProblem) -> Improve:
+        """Return the function that improves a batch of candidates."""
+
+    def improved(self, problem: LatentProblem, start: Candidates, progress: Progress) -> Candidates:
+        """Return all candidates improved, batch by batch; an attack may drop some on the way."""
+        improve = self.begin(problem)
+        latents, labels = (x.split(self.batch_size) for x in (start.latents, start.labels))
+        batches = []
+        for done, (some, wanted) in enumerate(zip(latents, labels, strict=True), start=1):
+            batches.append(improve(some, wanted.to(some.device)))
+            progress(done, len(latents), "latents optimised")
+        images = [batch.images for batch in batches if batch.images is not None]
+        return Candidates(
+            torch.cat([batch.latents for batch in batches]),
+            start.labels,
+            torch.cat(images) if images else None,
+        )
+
+    def search(self, problem: Problem) -> Candidates:
         pool = classified_pool(
-            target, prior, self.pool, truncation=self.truncation,
-            batch_size=self.batch_size, rng=generator(seed, "pool"),
+            problem.target, problem.prior, self.pool, truncation=self.truncation,
+            batch_size=self.batch_size, rng=generator(problem.seed, "pool"),
         )  # fmt: skip
-        progress(1, _PARTS, "pool classified")
-        flat = pool.latents[pool.best(labels, self.candidates)].flatten(0, 1)
-        wanted = labels.repeat_interleave(self.candidates)
+        start = Candidates(
+            pool.latents[pool.best(problem.labels, self.candidates)].flatten(0, 1),
+            problem.labels.repeat_interleave(self.candidates),
+        )
+        with reduced_precision(problem.device, self.half):
+            logits = self.logits(problem.target, problem.prior)
+            latent_problem = LatentProblem(**vars(problem), pool=pool, logits=logits)
+            return self.improved(latent_problem, start, problem.progress)
 
-        def within(done: int, total: int, note: str = "") -> None:
-            progress(1 + round((_PARTS - 2) * done / total), _PARTS, note)
-
-        with reduced_precision(flat.device, self.half):
-            problem = Problem(target, prior, pool, seed, self.logits(target, prior))
-            found, wanted = self.improved(problem, flat, wanted, within)
-            made = self.select(
-                target,
-                prior if found.images is None else Pixels(prior.image_shape, flat.device),
-                found.latents if found.images is None else found.images,
-                wanted,
-                rng=generator(seed, "crops"),
-            )
-        progress(_PARTS, _PARTS, "reconstructions selected")
-        latents = found.latents[made.rows.to(found.latents.device)].cpu()
-        return replace(made.reconstructions, latents=latents)
+    def select(self, problem: Problem, found: Candidates) -> Reconstructions:
+        with reduced_precision(problem.device, self.half):
+            return super().select(problem, found)

@@ -1,7 +1,7 @@
-"""Surrogates: networks taught by what a target answers to images of the prior, as in LOKT and LOMMA.
+"""Surrogates: networks that learn a target's answers to images of the prior, as in LOKT and LOMMA.
 
-Both papers teach on other images, LOKT on those of a generator of its own, LOMMA on public ones. An
-attack here has neither: the prior that it is given stands for them.
+Both papers train on other images, LOKT on those of a generator of its own, LOMMA on public ones. An
+attack here has neither and uses samples of its prior.
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from inversight.priors.base import Prior
 from inversight.settings import ClassifierArchitecture, Training
 
 FAMILIES: tuple[ClassifierArchitecture, ...] = ("resnet", "vgg")
-"""Families that surrogates are of in turn."""
+"""Surrogates alternate between these families."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """images, labelled by the class that the target predicts; answers (N, K), its own, on the CPU."""
+class LabelledImages:
+    """Images labelled by the class that the target predicts, and its answers (N, K), on the CPU."""
 
     images: ImageSet
     answers: Tensor
 
 
 @torch.no_grad()
-def answered(target: Target, prior: Prior, latents: Tensor, *, batch_size: int) -> Answered:
-    """What the target answers to the latents' images, as classifiers are trained on: N queries."""
+def label_images(
+    target: Target, prior: Prior, latents: Tensor, *, batch_size: int
+) -> LabelledImages:
+    """Return the 8-bit images of the latents, labelled by the target: N queries."""
     check_queries(target, len(latents))
     images, answers = [], []
     for w in latents.split(batch_size):
-        shown = to_uint8(prior(w))
-        images.append(shown.cpu())
-        answers.append(target(to_float(shown)).cpu())
-    names = tuple(str(number) for number in range(len(latents)))
-    found = torch.cat(answers)
-    return Answered(
-        ImageSet(torch.cat(images), found.argmax(1), names, target.classes, names), found
-    )
+        rounded = to_uint8(prior(w))
+        images.append(rounded.cpu())
+        answers.append(target(to_float(rounded)).cpu())
+    names = tuple(map(str, range(len(latents))))
+    labels = torch.cat(answers).argmax(1)
+    labelled = ImageSet(torch.cat(images), labels, names, target.classes, names)
+    return LabelledImages(labelled, torch.cat(answers))
 
 
-def taught(
+def train_surrogates(
     images: ImageSet, *, count: int, training: Training, variation: Variation,
     image_shape: tuple[int, int, int], seed: int, device: torch.device,
 ) -> Iterator[Target]:  # fmt: skip
-    """``count`` surrogates, one after another, the first of ``training``'s family of networks."""
+    """Train ``count`` surrogates, one after another; the first is of ``training``'s family."""
     first = FAMILIES.index(training.architecture)
     for number in range(count):
         family = FAMILIES[(first + number) % len(FAMILIES)]
@@ -70,7 +71,7 @@ def taught(
 
 
 def distillation(answers: Tensor, temperature: float) -> Variation:
-    """A training by a target's ``answers`` (N, K) to the images, logits or log-probabilities."""
+    """Return a training on a target's ``answers`` (N, K) to the images, logits or log-probabilities."""
 
     def held_loss(logits: Tensor, answers: Tensor) -> Tensor:
         return distillation_loss(logits, answers, temperature)
@@ -82,17 +83,17 @@ def distillation(answers: Tensor, temperature: float) -> Variation:
 
 
 def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """T^2 times the mean over images of KL(softmax(answers / T) || softmax(logits / T)), in [0, inf).
+    """Return T^2 mean KL(softmax(answers / T) || softmax(logits / T)) over images, in [0, inf).
 
-    Hinton et al. 2015, section 2, without hard labels. logits and answers (N, K); lower is nearer.
-    The square keeps gradients of one size for all T.
+    Hinton et al. 2015, section 2, without hard labels. logits and answers: (N, K); lower is nearer.
+    The square keeps the size of gradients the same for all T.
     """
-    taught, told = (F.log_softmax(x / temperature, dim=1) for x in (logits, answers))
-    return temperature**2 * F.kl_div(taught, told, reduction="batchmean", log_target=True)
+    student, teacher = (F.log_softmax(x / temperature, dim=1) for x in (logits, answers))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-class Committee(nn.Module):
-    """Mean of the members' logits for images in [0, 1]."""
+class Ensemble(nn.Module):
+    """Return the mean of the members' logits for images in [0, 1]."""
 
     def __init__(self, members: list[Target]) -> None:
         super().__init__()

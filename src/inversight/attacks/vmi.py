@@ -1,16 +1,15 @@
 """VMI (Wang et al., NeurIPS 2021): a variational distribution of latents for each class.
 
 Threat model: white box. The attacker has the target's weights and a prior trained on public images.
-What is descended is E[-log p(class | image)] + weight KL(q || prior), the expectation over latents of
-q, a Gaussian with a full covariance or a normalising flow (section 4). What differs from the paper,
-and why:
+The loss is E[-log p(class | image)] + weight KL(q || prior), with the expectation over latents of q, a
+Gaussian with a full covariance or a normalising flow (section 4). Differences from the paper:
 
-- The covariance is that of a triangular factor with logarithms on its diagonal (published: any square
-  matrix), and its divergence is computed (published: estimated from samples, as that of flows).
-- Flows are of affine couplings (published: Glow's, with additive couplings, and a flow for each layer
+- The covariance has a triangular factor with logarithms on its diagonal (published: any square
+  matrix). Its divergence is computed in closed form (published: estimated from samples, as for flows).
+- Flows have affine couplings (published: Glow's, with additive couplings, and a flow for each layer
   of W).
-- The prior's latents are normal there. Here they are measured in standard deviations, one coordinate
-  at a time (:class:`Coordinates`), and taken for N(0, I).
+- There the prior's latents are normal. Here they are measured in standard deviations, one coordinate
+  at a time (:class:`Coordinates`), and treated as N(0, I).
 - It ends with crops, as Plug & Play.
 """
 
@@ -32,23 +31,23 @@ class Family(Protocol):
     """Distributions of K classes as functions of variables (K, ...) and noise (K, S, D)."""
 
     def start(self, classes: int, width: int) -> list[Tensor]:
-        """Variables of N(0, I)."""
+        """Return the variables of N(0, I)."""
 
     def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """Points (K, S, D) of standard normal noise."""
+        """Return points (K, S, D) for standard normal noise."""
 
     def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """KL(q || N(0, I)), (K,), computed or estimated from the noise."""
+        """Return KL(q || N(0, I)), (K,), in closed form or estimated from the noise."""
 
 
 @settings
 class Vmi(DistributionSearch):
-    """VMI: the distribution that is sure of the class and stays near the prior."""
+    """VMI: distributions that the target classifies as the class and that stay near the prior."""
 
     family: Literal["gaussian", "flow"] = "gaussian"
-    """What q is (paper: either). flow needs zuko: pip install 'inversight[flows]'."""
+    """The family of q (paper: both). flow needs zuko: pip install 'inversight[flows]'."""
     couplings: PositiveInt = 10
-    """Couplings of a flow, each of which moves every second coordinate (published: 10 a level)."""
+    """Couplings of a flow, each of which changes every second coordinate (published: 10 a level)."""
     hidden: PositiveInt = 64
     """Units in each of the two hidden layers of a flow's coupling."""
     divergence_weight: NonNegativeFloat = 1e-3
@@ -80,7 +79,7 @@ class Vmi(DistributionSearch):
 
 
 class Gaussian:
-    """Means (K, D) and factors (K, D, D), the logarithms of their diagonals in their places."""
+    """Gaussians with means (K, D) and factors (K, D, D), whose diagonals are stored as logarithms."""
 
     def start(self, classes: int, width: int) -> list[Tensor]:
         return [torch.zeros(classes, width), torch.zeros(classes, width, width)]
@@ -90,7 +89,7 @@ class Gaussian:
         return mean[:, None] + noise @ _factor(packed).mT
 
     def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """KL(N(m, L L^T) || N(0, I)) = (|L|^2 + |m|^2 - D) / 2 - sum of log diag L, (K,)."""
+        """Return KL(N(m, L L^T) || N(0, I)) = (|L|^2 + |m|^2 - D) / 2 - sum of log diag L, (K,)."""
         mean, packed = variables
         square = _factor(packed).square().sum((1, 2)) + mean.square().sum(1) - mean.shape[1]
         log_diagonal = packed.diagonal(dim1=1, dim2=2).sum(1)
@@ -98,5 +97,5 @@ class Gaussian:
 
 
 def _factor(packed: Tensor) -> Tensor:
-    """Lower triangular (K, D, D) with a positive diagonal."""
+    """Return the lower triangular factor (K, D, D), with a positive diagonal."""
     return packed.tril(-1) + torch.diag_embed(packed.diagonal(dim1=1, dim2=2).exp())
