@@ -53,7 +53,7 @@ def test_black_box_attacks_cost_about_as_much_as_plug_and_play(
     white, genetic, evolved = (build(spec, ATTACKS, role="attack") for spec in found.attack)
     work = white.candidates * (3 * white.steps + white.crops)
     for attack in (genetic, evolved):
-        images = attack.planned_queries(NoisePrior(), 1) - attack.pool
+        images = attack.workload(NoisePrior()).forward
         assert 0.8 * work < images < 1.25 * work
         assert (attack.pool, attack.keep, attack.crops) == (white.pool, white.keep, white.crops)
         assert attack.crop_flip == (given != {})
@@ -69,7 +69,7 @@ def test_so_do_the_others_beside_what_they_train(preset: str, given: dict[str, A
     )
     work = white.candidates * (3 * white.steps + white.crops)
     for attack in (coarse, agent, repelled):
-        images = attack.planned_queries(NoisePrior(), 2) - attack.planned_queries(NoisePrior(), 1)
+        images = attack.workload(NoisePrior()).forward
         assert 0.8 * work < images < 1.25 * work
         assert attack.keep == white.keep
     assert lokt.white_box == white and lokt.training.flip == (given != {})

@@ -20,7 +20,7 @@ from inversight.attacks import (
     run_attack,
 )
 from inversight.attacks.constraints import PSpace
-from inversight.attacks.mirror_genetic import _Individuals
+from inversight.attacks.mirror_genetic import Individuals
 from inversight.attacks.pool_space import PoolSpace
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
@@ -136,7 +136,8 @@ def test_wide_latents_are_searched_too() -> None:
     target = Target(Templates(), ("a", "b", "c", "none"), (1, 8, 8), (0.0,), (1.0,), "templates")
     prior = NoisePrior()
     how = replace(EVOLVED, searches=3, population=None, generations=100)
-    assert how._population(64) == 16 and how.planned_queries(prior, 3) == 300 + 9 * (100 * 16 + 4)
+    assert how.population_size(64) == 16
+    assert how.workload(prior).queries(3) == 300 + 9 * (100 * 16 + 4)
     pool = prior(prior.sample(300, rng=generator(1))).flatten(1)
     start = (pool[:, None] - templates[None]).square().sum(2).amin(0)
     found = attack(target, how, prior=prior)
@@ -183,7 +184,7 @@ def test_queries_are_counted_to_the_image(
     target: Target, module: WithoutGradients, how: Search
 ) -> None:
     found = attack(target, how)
-    assert found.queries == module.images <= how.planned_queries(FlatPrior(), 3)
+    assert found.queries == module.images <= how.workload(FlatPrior()).queries(3)
     module.images = 0
     alone = how.run(target, FlatPrior(), LABELS, rng=generator(0))
     assert alone.queries == module.images == found.queries
@@ -231,8 +232,8 @@ def test_a_share_of_the_state_is_asked_about_by_itself(
 ) -> None:
     how = replace(AGENT, episodes=20, diversity=0.2, training_batch=8, at_once=3)
     found = attack(target, how)
-    assert found.queries == module.images == how.planned_queries(FlatPrior(), 3)
-    assert how.planned_queries(FlatPrior(), 3) == 3 * (2 * 20 + 4 * 4)
+    assert found.queries == module.images == how.workload(FlatPrior()).queries(3)
+    assert how.workload(FlatPrior()).queries(3) == 3 * (2 * 20 + 4 * 4)
 
 
 def test_the_inverse_network_says_where_a_sure_answer_lies(target: Target) -> None:
@@ -242,7 +243,7 @@ def test_the_inverse_network_says_where_a_sure_answer_lies(target: Target) -> No
     space = PoolSpace(pool)
     with torch.no_grad():
         scores = blind(FlatPrior()(pool)).log_softmax(1)
-    inverted, sure = replace(COARSE, epochs=30)._inverted(space, scores, LABELS, generator(1))
+    inverted, sure = replace(COARSE, epochs=30).invert(space, scores, LABELS, generator(1))
     assert inverted.shape == (500, 2)
     gaps = (space.latents(sure) - CENTRES).norm(dim=1)
     assert bool((gaps < 0.7 * CENTRES.norm(dim=1)).all())
@@ -253,10 +254,10 @@ def test_children_mix_differences_and_the_best() -> None:
     how = replace(COARSE, difference=1e-12, crossover=1.0, attraction=0.5, population=3, keep=1)
     points = torch.tensor([[[0.0, 0.0], [2.0, 4.0], [1.0, 1.0]]]).double()
     scores = torch.tensor([[-2.0, -1.0, -3.0]])
-    found = how._children(points, scores, 0, [generator(0)])
+    found = how.children(points, scores, 0, [generator(0)])
     expected = torch.tensor([[[1.0, 2.0], [2.0, 4.0], [1.5, 2.5]]]).double()
     torch.testing.assert_close(found, expected)
-    still = replace(how, crossover=0.0)._children(points, scores, 0, [generator(0)])
+    still = replace(how, crossover=0.0).children(points, scores, 0, [generator(0)])
     torch.testing.assert_close(still, points)
 
 
@@ -388,12 +389,12 @@ def test_clipping_is_in_p() -> None:
 
 
 def test_children_take_after_the_surer_parent() -> None:
-    parents = _Individuals(
+    parents = Individuals(
         torch.tensor([[0.0], [1.0]]).expand(2, 400), torch.tensor([0.8, 0.2]).log()
     )
     how = replace(GENETIC, mutation_probability=0.0)
     space = PSpace(1.0, 1e9, torch.zeros(400), torch.ones(400))
-    shares = torch.stack([how._children(parents, space, generator(s)).mean() for s in range(400)])
+    shares = torch.stack([how.children(parents, space, generator(s)).mean() for s in range(400)])
     # A child is of the same parent twice with 0.64 or 0.04, of both with 0.32: then 0.2 is second's.
     assert float(shares.mean()) == pytest.approx(0.04 + 0.32 * 0.2, abs=0.03)
     mixed = shares[(shares > 0) & (shares < 1)]
@@ -401,7 +402,7 @@ def test_children_take_after_the_surer_parent() -> None:
 
 
 def test_the_surest_parent_lives_on_and_copies_are_left_out() -> None:
-    one = _Individuals(
+    one = Individuals(
         torch.tensor([[1.0], [2.0], [1.0], [3.0]]), torch.tensor([-1.0, -3.0, -1.0, -2.0])
     )
     found = one.best(3)

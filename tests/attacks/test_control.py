@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inversight.attacks import CmaEs, MiFace, PlugAndPlay, control
-from inversight.attacks.control import least_truncation
+from inversight.attacks.control import control_truncation
 from inversight.core.seeding import generator
 from tests.attacks.toy import SIZE, FlatPrior
 
@@ -66,6 +66,6 @@ def test_truncated_like_the_pool_of_the_attacks() -> None:
 
 
 def test_as_varied_as_the_most_varied_attack() -> None:
-    assert least_truncation([PlugAndPlay(truncation=0.4), CmaEs(truncation=0.6)]) == 0.6
+    assert control_truncation([PlugAndPlay(truncation=0.4), CmaEs(truncation=0.6)]) == 0.6
     assert not hasattr(MiFace(), "truncation")
-    assert least_truncation([PlugAndPlay(truncation=0.4), MiFace()]) == 1.0
+    assert control_truncation([PlugAndPlay(truncation=0.4), MiFace()]) == 1.0

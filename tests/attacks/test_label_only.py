@@ -17,8 +17,10 @@ from inversight.attacks import (
     Reconstructions,
     run_attack,
 )
-from inversight.attacks.brep_mi import _Searches
+from inversight.attacks.brep_mi import _Spheres, _Starts
 from inversight.attacks.pool_space import PoolSpace
+from inversight.attacks.queries import QueryMeter
+from inversight.attacks.score_search import Problem
 from inversight.core.errors import InputError, StageError
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
@@ -74,7 +76,7 @@ def test_reaches_the_middle_of_the_class(target: Target, how: BrepMi | Lokt, nea
     found = attack(target, how)
     assert float(from_middle(found.latents, found.labels).max()) < near
     assert torch.equal(target(LinearPrior()(found.latents)).argmax(1), found.labels)
-    assert found.queries is not None and found.queries <= how.planned_queries(LinearPrior(), 3)
+    assert found.queries is not None and found.queries <= how.workload(LinearPrior()).queries(3)
 
 
 @BOTH
@@ -209,18 +211,19 @@ def test_one_iteration_by_hand(target: Target) -> None:
     space = PoolSpace(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))  # itself
     # A third of the disc's radius inside its border, to the right of the middle.
     start = torch.tensor([[-1.2 + 0.7 * 2 / 3, 0.2]], dtype=torch.float64)
-    search = _Searches(start, torch.tensor([0]), how)
+    problem = Problem(target, LinearPrior(), torch.tensor([0]), 0, QueryMeter(), 200)
+    search = _Spheres(how, problem, _Starts(space, start, torch.tensor([0])))
     unit = (2 / 100) ** 0.5
     assert float(search.radius) == pytest.approx(2.0 * unit)
     across = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]]).double()
-    search.iterate(target, LinearPrior(), space, across)
+    search.iterate(across)
     # The sphere's radius, 0.28, reaches beyond the border on the right alone.
     moved = start + torch.tensor([[-1.0 / 4.0, 0.0]]) * (2.0 * unit / 3.0)
     torch.testing.assert_close(search.points, moved)
-    assert float(search.within) == 0.0 and float(search.radius) == pytest.approx(2.0 * unit)
+    assert float(search.inside) == 0.0 and float(search.radius) == pytest.approx(2.0 * unit)
     search.points[0] = torch.tensor([-1.2, 0.2])
-    search.iterate(target, LinearPrior(), space, across)
-    assert float(search.within) == pytest.approx(2.0 * unit)
+    search.iterate(across)
+    assert float(search.inside) == pytest.approx(2.0 * unit)
     assert float(search.radius) == pytest.approx(2.6 * unit)
     torch.testing.assert_close(search.points[0], torch.tensor([-1.2, 0.2]).double())
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.attacks import Gmi, IfGmi, Lomma, Vmi
-from inversight.attacks.constraints import Coordinates, within_l1_ball
+from inversight.attacks.constraints import Coordinates, project_to_l1_ball
 from inversight.attacks.mi_face import MiFace, statistics_gap, total_variation
 from inversight.core.seeding import generator
 from inversight.models.activations import record_batch_norms
@@ -76,7 +76,7 @@ def test_the_l1_ball_by_bisection() -> None:
     """The nearest point of the ball is a soft threshold, found here by bisection."""
     away = torch.randn(20, 3, 4, generator=generator(0), dtype=torch.float64)
     centres = torch.randn(20, 3, 4, generator=generator(1), dtype=torch.float64)
-    found = within_l1_ball(centres + away, centres, 4.0)
+    found = project_to_l1_ball(centres + away, centres, 4.0)
     for row, centre, mine in zip(away, centres, found, strict=True):
         low, high = 0.0, float(row.abs().max())
         for _ in range(80):
@@ -92,8 +92,8 @@ def test_the_l1_ball_by_bisection() -> None:
 def test_inside_the_l1_ball_nothing_moves() -> None:
     centres = torch.rand(4, 5, generator=generator(0))
     points = centres + 0.1 * torch.rand(4, 5, generator=generator(1))
-    assert torch.equal(within_l1_ball(points, centres, 1.0), points)
-    assert torch.equal(within_l1_ball(centres, centres, 1.0), centres)
+    assert torch.equal(project_to_l1_ball(points, centres, 1.0), points)
+    assert torch.equal(project_to_l1_ball(centres, centres, 1.0), centres)
 
 
 # The papers' own terms

@@ -12,7 +12,7 @@ from torchvision.transforms.functional import resized_crop
 
 from inversight.attacks import Attack, PlugAndPlay, Reconstructions
 from inversight.attacks.objectives import poincare
-from inversight.attacks.selection import Crops, classified_pool, crop_box, robust_confidence
+from inversight.attacks.selection import CropSelection, classified_pool, crop_box
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
@@ -108,8 +108,8 @@ def robust(
     target: Target, w: Tensor, labels: Tensor, rng: torch.Generator, count: int = 4,
     flip: bool = True,
 ) -> Tensor:  # fmt: skip
-    crops = Crops(count, (0.5, 0.9), (0.8, 1.2), flip)
-    return robust_confidence(target, FlatPrior(), w, labels, crops, batch_size=16, rng=rng)
+    selection = CropSelection(crops=count, crop_flip=flip, batch_size=16)
+    return selection.robust_confidence(target, FlatPrior(), w, labels, rng=rng)
 
 
 def test_final_selection_is_the_mean_over_crops(target: Target) -> None:

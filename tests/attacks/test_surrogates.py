@@ -11,7 +11,12 @@ from torch import Tensor
 
 from inversight.attacks import Lomma, QueriesSpentError, Reconstructions, lomma, run_attack
 from inversight.attacks.objectives import logit
-from inversight.attacks.surrogates import answered, distillation, distillation_loss, taught
+from inversight.attacks.surrogates import (
+    distillation,
+    distillation_loss,
+    label_images,
+    train_surrogates,
+)
 from inversight.core.seeding import generator
 from inversight.models.networks import ResidualBlock, build_classifier
 from inversight.models.target import Target, target_of
@@ -76,18 +81,18 @@ def test_its_gradient_is_that_of_soft_cross_entropy() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_surrogate_reaches_the_soft_answers(temperature: float) -> None:
     prior = OpenPrior()
-    lesson = answered(TARGET, prior, prior.sample(1500, rng=generator(0)), batch_size=64)
-    assert torch.equal(lesson.images.labels, lesson.answers.argmax(1))
+    labelled = label_images(TARGET, prior, prior.sample(1500, rng=generator(0)), batch_size=64)
+    assert torch.equal(labelled.images.labels, labelled.answers.argmax(1))
 
     def made(count: int, variation: Variation) -> list[Target]:
         return list(
-            taught(
-                lesson.images, count=count, training=TRAINING, variation=variation,
+            train_surrogates(
+                labelled.images, count=count, training=TRAINING, variation=variation,
                 image_shape=prior.image_shape, seed=0, device=torch.device("cpu"),
             )
         )  # fmt: skip
 
-    one, other = made(2, distillation(lesson.answers, temperature))
+    one, other = made(2, distillation(labelled.answers, temperature))
     (hard,) = made(1, Variation())
     vgg, resnet = (set(map(type, surrogate.module.modules())) for surrogate in (one, other))
     assert ResidualBlock in resnet - vgg
@@ -109,10 +114,10 @@ def test_descends_the_mean_over_the_target_and_its_surrogates(
     kept: list[Target] = []
 
     def watched(*given, **named):  # type: ignore[no-untyped-def]
-        kept.extend(taught(*given, **named))
+        kept.extend(train_surrogates(*given, **named))
         return kept
 
-    monkeypatch.setattr(lomma, "taught", watched)
+    monkeypatch.setattr(lomma, "train_surrogates", watched)
     found = attack(AUGMENTED)
     assert len(kept) == 2 and found.queries == 2 * 400 + 1500 + 3 * 6 * (80 + 4)
     prior = OpenPrior()

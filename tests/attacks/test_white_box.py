@@ -27,8 +27,8 @@ from inversight.attacks import (
     Vmi,
     run_attack,
 )
-from inversight.attacks.budget import within
 from inversight.attacks.objectives import cross_entropy, logit, max_margin, poincare
+from inversight.attacks.workload import cut_to
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.models.networks import build_classifier
@@ -311,7 +311,7 @@ def test_samples_of_a_class_are_not_sent() -> None:
     how = short(TABLE["plg-mi"])
     used = attack(how).queries
     assert used == 3 * 6 * (2 * 5 + 4)
-    less = within(how, used // 2, classes=3, used=used)
+    less = cut_to(how, used // 2, prior=OpenPrior(), classes=3, used=used)
     assert less is not None and less.candidates == 3 and less.pool == how.pool
     assert attack(less).queries == used // 2
 

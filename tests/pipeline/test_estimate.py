@@ -23,7 +23,7 @@ from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
 from inversight.pipeline import Plan
-from inversight.pipeline.estimate import Estimate, _planned, duration
+from inversight.pipeline.estimate import Estimate, duration
 from inversight.settings import ATTACKS, resolve
 
 TINY: dict[str, Any] = {
@@ -228,7 +228,7 @@ def test_queries_are_planned_as_they_are_sent(name: str, others: dict[str, Any])
     except StageError:  # the untrained target puts all samples in one class
         return
     assert sent is not None
-    planned = _planned(attack, prior, 10)
+    planned = attack.workload(prior).queries(10)
     early = name in ("brep-mi", "cma-es", "mirror-black-box")  # these may end before they must
     assert 0.5 * planned < sent <= planned if early else sent == planned
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -167,6 +167,12 @@ def require_critic(attack: Attack, prior: Prior) -> Critic:
             f"{type(attack).__name__} needs a critic that judges an image alone, but {error}"
         ) from error
     return prior
+
+
+def loss_with_critic(attack: Attack, prior: Prior) -> Callable[[Target, Tensor], Tensor]:
+    """Return a loss of images that goes through the target and the prior's critic."""
+    critic = require_critic(attack, prior)
+    return lambda target, images: target(images).sum() - critic.realness(images).sum()
 
 
 def require_intermediate(attack: Attack, prior: Prior) -> Intermediate:

@@ -24,7 +24,7 @@ from torch import Tensor
 from inversight.attacks.base import NoSampleError, Reconstructions
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError
-from inversight.attacks.score_search import Problem, Search
+from inversight.attacks.score_search import Problem, QuerySearch, Search
 from inversight.attacks.selection import most_confident, render, truncated
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
@@ -37,7 +37,7 @@ _PUBLISHED_WIDTH = 100
 
 
 @settings
-class BrepMi:
+class BrepMi(QuerySearch):
     """BREP-MI: latents repelled by the boundary of their class, by the target's labels alone.
 
     ``losses`` of the reconstructions are the negative radii of the last spheres inside the class, in

@@ -47,7 +47,7 @@ class DistributionSearch(GradientSearch, ABC):
 
     def workload(self, prior: Prior) -> Workload:
         # The search of a distribution costs the same, however many candidates are drawn from it.
-        return replace(super().workload(prior), scales="steps")
+        return replace(super().workload(prior), at_once=self.samples, scales="steps")
 
     @abstractmethod
     def start(self, classes: int, width: int) -> list[Tensor]:

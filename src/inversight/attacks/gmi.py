@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import require_critic
+from inversight.attacks.base import loss_with_critic, require_critic
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
 from inversight.attacks.search import Candidates, Improve, LatentProblem, LatentSearch
@@ -55,7 +55,7 @@ class Gmi(LatentSearch):
         require_critic(self, prior)
 
     def workload(self, prior: Prior) -> Workload:
-        return replace(super().workload(prior), critic=True)
+        return replace(super().workload(prior), loss=loss_with_critic(self, prior))
 
     def identity_loss(self, problem: LatentProblem) -> ImageLoss:
         """Return the loss that draws images to their class."""

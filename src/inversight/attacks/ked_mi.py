@@ -20,7 +20,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.attacks.base import require_critic
+from inversight.attacks.base import loss_with_critic, require_critic
 from inversight.attacks.distribution import DistributionSearch
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
@@ -44,7 +44,7 @@ class KedMi(DistributionSearch):
         require_critic(self, prior)
 
     def workload(self, prior: Prior) -> Workload:
-        return replace(super().workload(prior), critic=True)
+        return replace(super().workload(prior), loss=loss_with_critic(self, prior))
 
     def start(self, classes: int, width: int) -> list[Tensor]:
         """Return means and logarithms of variances, both (K, D)."""

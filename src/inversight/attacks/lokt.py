@@ -70,6 +70,7 @@ class Lokt:
     def workload(self, prior: Prior) -> Workload:
         return Workload(
             kept=self.keep,
+            batch_size=self.batch_size,
             shared={"images": self.images},
             surrogates=SurrogateWork(
                 self.surrogates, self.images, self.training, self.white_box.workload(prior)

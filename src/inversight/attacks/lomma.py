@@ -61,9 +61,10 @@ class Lomma(Gmi):
     def workload(self, prior: Prior) -> Workload:
         work = super().workload(prior)
         shared = {"pool": 2 * self.pool}  # classified, and then sent for its features
+        work = replace(work, shared=shared)
         if not self.surrogates:
-            return replace(work, shared=shared)
-        seen = Workload(self.keep, backward=work.backward, generates=False)
+            return work
+        seen = replace(work, shared={}, forward=0, loss=None, generates=False)
         return replace(
             work,
             shared=shared | {"images": self.images},

@@ -26,6 +26,8 @@ from inversight.attacks.search import Candidates, GradientSearch, Problem
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.core.seeding import generator
+from inversight.models.activations import BatchNormInput, record_batch_norms
+from inversight.models.target import Target
 from inversight.priors.base import Prior
 from inversight.priors.descent import descend
 
@@ -59,7 +61,10 @@ class MiFace(GradientSearch):
         return True
 
     def workload(self, prior: Prior) -> Workload:
-        return replace(super().workload(prior), generates=False)
+        def loss(target: Target, images: Tensor) -> Tensor:
+            return self._loss(target, images, images, torch.zeros(len(images), dtype=torch.int64))
+
+        return replace(super().workload(prior), generates=False, at_once=self.group, loss=loss)
 
     def search(self, problem: Problem) -> Candidates:
         shape = (self.candidates, *problem.target.image_shape)
@@ -80,7 +85,7 @@ class MiFace(GradientSearch):
 
     def _images(self, problem: Problem, noise: Tensor, labels: Tensor) -> Tensor:
         """Return images (N, C, S, S) in [0, 1] of the labels (N,), on the CPU, from normal noise."""
-        objective, target = OBJECTIVES[self.objective], problem.target
+        target = problem.target
         noise, labels = noise.to(problem.device), labels.to(problem.device)
         mean = noise.new_tensor(target.mean).view(1, -1, 1, 1)
         std = noise.new_tensor(target.std).view(1, -1, 1, 1)
@@ -93,16 +98,20 @@ class MiFace(GradientSearch):
         def losses(variables: Sequence[Tensor]) -> list[Tensor]:
             shift = torch.randint(-self.jitter, self.jitter + 1, (2,), generator=rng).tolist()
             pixels = variables[0].roll(shift, dims=(2, 3))
-            with record_batch_norms(target.module) as layers:
-                loss = objective(target(pixels * std + mean), labels).mean()
-            loss = loss + self.variation_weight * total_variation(pixels)
-            return [loss + self.statistics_weight * sum(map(statistics_gap, layers))]
+            return [self._loss(target, pixels * std + mean, pixels, labels)]
 
         (pixels,) = descend(
             clip([noise]), losses, steps=self.steps, constrain=clip,
             optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate),
         )  # fmt: skip
         return (pixels * std + mean).clamp(0.0, 1.0).cpu()
+
+    def _loss(self, target: Target, images: Tensor, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of images (N, C, S, S), which are ``pixels`` before normalisation."""
+        with record_batch_norms(target.module) as layers:
+            loss = OBJECTIVES[self.objective](target(images), labels.to(images.device)).mean()
+        loss = loss + self.variation_weight * total_variation(pixels)
+        return loss + self.statistics_weight * sum(map(statistics_gap, layers))
 
 
 def total_variation(images: Tensor) -> Tensor:

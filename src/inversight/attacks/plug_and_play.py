@@ -118,13 +118,9 @@ class PlugAndPlay(DescentInW):
         for number, (steps, left) in enumerate(self.rungs):
             share = len(found.latents) // classes * steps
 
-            def rung_progress(
-                batches: int, of: int, note: str = "", before: int = done, share: int = share
-            ) -> None:
-                progress(before * of + share * batches, self.image_steps * of, note)
-
+            part = _part_of(progress, done, share, self.image_steps)
             rung = replace(self, steps=steps, halvings=0)
-            found = super(PlugAndPlay, rung).improved(problem, found, rung_progress)
+            found = super(PlugAndPlay, rung).improved(problem, found, part)
             done += share
             if left * classes < len(found.latents):
                 confidence = self.robust_confidence(
@@ -135,3 +131,12 @@ class PlugAndPlay(DescentInW):
                 latents = found.latents[rows.to(found.latents.device)]
                 found = Candidates(latents, found.labels[rows])
         return found
+
+
+def _part_of(progress: Progress, before: int, share: int, whole: int) -> Progress:
+    """Return the progress of a part that is ``share`` of ``whole``, after ``before`` of it."""
+
+    def part_progress(done: int, total: int, note: str = "") -> None:
+        progress(before * total + share * done, whole * total, note)
+
+    return part_progress

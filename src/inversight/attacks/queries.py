@@ -54,12 +54,11 @@ class _AnswersOnly(nn.Module):
     def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         # In a closure: a module that is an attribute would expose its parameters.
-        self._answer = lambda x: answer(x)
+        self._answer: Callable[[Tensor], Tensor] = lambda x: answer(x)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            answers: Tensor = self._answer(x.detach())
-        return answers.detach()
+            return self._answer(x.detach()).detach()
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,11 @@ class QuerySearch(AttackSettings, ABC):
     def max_steps(self) -> int:
         """Steps of the search at most."""
 
+    @property
+    @abstractmethod
+    def access(self) -> Access:
+        """The least access to the target that the attack needs."""
+
     @abstractmethod
     def workload(self, prior: Prior) -> Workload:
         """Return the work of the attack with this prior."""
@@ -124,6 +129,7 @@ class QuerySearch(AttackSettings, ABC):
         """Return a workload of the pool and ``queries`` queries for each class, up to the limit."""
         return Workload(
             kept=self.keep,
+            batch_size=self.batch_size,
             shared={"pool": self.pool},
             forward=queries,
             scales="most_queries",

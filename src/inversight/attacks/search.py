@@ -93,6 +93,8 @@ class GradientSearch(CandidateSelection, ABC):
     def workload(self, prior: Prior) -> Workload:
         return Workload(
             kept=self.keep,
+            batch_size=self.batch_size,
+            at_once=self.candidates,
             forward=self.candidates * self.crops,
             backward=self.image_steps,
             scales="candidates",

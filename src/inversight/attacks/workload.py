@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from inversight.attacks.base import Attack
+from inversight.models.target import Target
 from inversight.priors.base import Prior
 from inversight.settings import Training
 
@@ -40,25 +43,30 @@ class AgentWork:
 class Workload:
     """Images that an attack processes with a given prior.
 
+    kept: reconstructions of each class. batch_size: images that are processed at once.
+
     shared: images sent to the target for all classes together, by the setting that gives their number.
     forward: images of each class that are only classified. backward: images of each class that are
-    classified and differentiated. Both are at most; an attack can end early. kept: reconstructions of
-    each class. scales: the setting that changes the work of each class; None if there is only shared
-    work. limit: the attack's own limit of queries for all classes. limited: settings that cannot
-    exceed the number of samples to start from.
+    classified and differentiated, at_once of them together. These are upper bounds: an attack can end
+    early. scales: the setting that changes the work of each class; None if there is only shared work.
+    limit: the attack's own limit of queries for all classes. limited: settings that cannot exceed the
+    number of samples to start from.
 
-    critic: differentiated images go through the prior's critic too. generates: images come from the
-    prior. half: bfloat16 where the hardware is faster at it. surrogates and agents: what is trained.
+    loss: the loss of differentiated images, from target and images; None: it costs no more than the
+    target. generates: images come from the prior. half: bfloat16 where the hardware is faster at it.
+    surrogates and agents: what is trained.
     """
 
     kept: int
+    batch_size: int
     shared: Mapping[str, int] = field(default_factory=dict)
     forward: int = 0
     backward: int = 0
+    at_once: int = 0
     scales: Literal["most_queries", "candidates", "steps"] | None = None
     limited: tuple[str, ...] = ()
     limit: int | None = None
-    critic: bool = False
+    loss: Callable[[Target, Tensor], Tensor] | None = None
     generates: bool = True
     half: bool = False
     surrogates: SurrogateWork | None = None
@@ -137,7 +145,7 @@ def share_queries(attack: Attack, prior: Prior, classes: int, *, of: int, pools:
         return attack
     pool = min(limit // pools, shared)
     part = pool + (limit - pools * pool) * classes // of
-    return replace(attack, most_queries=max(1, part))  # type: ignore[type-var, return-value]
+    return replace(attack, most_queries=max(1, part))  # type: ignore[type-var]
 
 
 def query_limit(attack: Attack, prior: Prior) -> tuple[int | None, int]:

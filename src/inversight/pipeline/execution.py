@@ -14,9 +14,9 @@ import torch
 from inversight.adaptation import adapt
 from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import Attack, control, run_attack, write_reconstructions
-from inversight.attacks.base import left_out
-from inversight.attacks.budget import within
-from inversight.attacks.control import least_truncation
+from inversight.attacks.base import missing_classes
+from inversight.attacks.control import control_truncation
+from inversight.attacks.workload import cut_to
 from inversight.core.console import Reporter
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.run import Run, atomic_folder, write_json
@@ -348,7 +348,7 @@ class _Execution:
             if self.settings.hash_ids:  # it is told in the report
                 with hidden_names(self.run.path) as hide:
                     classes = tuple(map(hide, classes))
-            missing = left_out(made, labels, classes)
+            missing = missing_classes(made, labels, classes)
             write_json(folder / "facts.json", {"queries": made.queries, "left_out": missing})
 
         file = self.stage(f"attack-{name}", fill, name) / "facts.json"
@@ -371,7 +371,7 @@ class _Execution:
         for name, attack in self.plan.attacks.items():
             used = self.queries[name]
             for queries in self.settings.budget:
-                less = within(attack, queries, classes=len(labels), used=used)
+                less = cut_to(attack, queries, prior=prior, classes=len(labels), used=used)
                 folder = None if less is None else self._cut(name, less, queries, target, prior)
                 points.append((name, queries, folder))
             points.append((name, None, self.run.path / "stages" / f"attack-{name}"))
@@ -472,7 +472,7 @@ class _Execution:
     def control(self, prior: Prior, reconstructions: dict[str, ImageSet]) -> ImageSet:
         """As many samples of the unadapted prior of each class as all attacks made, unguided."""
         labels = torch.cat([one.labels for one in reconstructions.values()])
-        truncation = least_truncation(self.plan.attacks.values())
+        truncation = control_truncation(self.plan.attacks.values())
 
         def fill(folder: Path) -> None:
             made = control(

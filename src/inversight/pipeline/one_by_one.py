@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inversight.attacks import Attack, Lokt, load_latents, run_attack, write_reconstructions
-from inversight.attacks.base import NoSampleError, left_out
-from inversight.attacks.budget import fair_share
+from inversight.attacks.base import NoSampleError, missing_classes
 from inversight.attacks.endpoint import Endpoint
 from inversight.attacks.files import LATENTS
+from inversight.attacks.workload import share_queries
 from inversight.core.config import to_mapping
 from inversight.core.console import Reporter
 from inversight.core.errors import InversightError, RunError
@@ -125,7 +125,7 @@ class OneByOne:
         try:
             made = run_attack(
                 # The pool is remembered, and sent once.
-                fair_share(self.attack, prior, len(group), of=classes),
+                share_queries(self.attack, prior, len(group), of=classes),
                 target,
                 prior,
                 torch.tensor(group),
@@ -134,7 +134,7 @@ class OneByOne:
             )
         except NoSampleError as error:  # it would come again, however often the command is run
             without = str(error)
-        missing = left_out(made, torch.tensor(group), target.classes)
+        missing = missing_classes(made, torch.tensor(group), target.classes)
         if missing is not None:
             reporter.warn(f"{self.name}: {missing}")
         facts = {"labels": group, "sent": endpoint.sent - before, "without": without}

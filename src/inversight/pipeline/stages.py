@@ -17,11 +17,11 @@ from inversight.adaptation import adapt, check_arm
 from inversight.attacks import (
     Attack,
     check_fits,
-    gathered,
-    run_share,
+    gather,
+    run_assigned,
     write_reconstructions,
 )
-from inversight.attacks.base import left_out
+from inversight.attacks.base import missing_classes
 from inversight.attacks.endpoint import Endpoint, endpoint_target, read_headers
 from inversight.core.config import build, from_mapping, merge, nearest
 from inversight.core.console import Quiet, Reporter
@@ -341,7 +341,7 @@ def attack_stage(
         check_new_folder(out, needed_bytes=50_000_000)
         labels = torch.arange(min(limit or target.num_classes, target.num_classes))
         with _remedy("attack", getattr(made, "batch_size", None)):
-            part = run_share(
+            part = run_assigned(
                 made,
                 target,
                 attacked,
@@ -350,10 +350,10 @@ def attack_stage(
                 rng=generator(seed, f"attack/{name}"),
                 progress=reporter.stage(name),
             )
-    found = gathered(part, processes)
+    found = gather(part, processes)
     if found is None:
         return out / "reconstructions"
-    missing = left_out(found, labels, target.classes)
+    missing = missing_classes(found, labels, target.classes)
     if missing is not None:
         reporter.warn(f"{name}: {missing}")
     with atomic_folder(out) as folder:

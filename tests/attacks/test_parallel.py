@@ -18,16 +18,16 @@ from inversight.attacks import (
     MirrorGenetic,
     QueriesSpentError,
     Reconstructions,
+    run_assigned,
     run_attack,
-    run_share,
 )
 from inversight.attacks.base import NoSampleError
-from inversight.attacks.shared_out import Part, gathered, shares
+from inversight.attacks.parallel import PartialResult, assignments, gather
 from inversight.core.errors import InputError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.seeding import generator
 from inversight.models.target import Access
-from tests.attacks import one_of_two
+from tests.attacks import two_processes
 from tests.attacks.test_black_box import SHORT
 from tests.attacks.test_label_only import QUICK, REPELLED
 from tests.attacks.test_white_box import TABLE, short
@@ -51,10 +51,10 @@ class OneOf:
     process_index: int
 
 
-def every(attack: Attack, processes: int, module: NearestByLayer) -> list[Part]:
+def every(attack: Attack, processes: int, module: NearestByLayer) -> list[PartialResult]:
     prior = LinearPrior() if attack.access is Access.LABEL else OpenPrior()
     return [
-        run_share(
+        run_assigned(
             attack, toy_target(module), prior, LABELS, rng=generator(0),
             processes=Processes(OneOf(processes, index)),
         )
@@ -62,8 +62,8 @@ def every(attack: Attack, processes: int, module: NearestByLayer) -> list[Part]:
     ]  # fmt: skip
 
 
-def together_as(parts: list[Part], name: str) -> Tensor:
-    return torch.cat([getattr(part.made, name) for part in parts if part.made is not None])
+def together_as(parts: list[PartialResult], name: str) -> Tensor:
+    return torch.cat([getattr(part.found, name) for part in parts if part.found is not None])
 
 
 def test_every_attack_is_tried() -> None:
@@ -87,11 +87,11 @@ def test_the_shares_make_what_the_whole_makes(name: str) -> None:
 
 def test_classes_are_shared_evenly_and_in_order() -> None:
     attack, labels = EACH["plug-and-play"], torch.tensor([7, 3, 5, 4, 9])
-    parts = [share.labels.tolist() for share in shares(attack, OpenPrior(), labels, 3)]
+    parts = [share.labels.tolist() for share in assignments(attack, OpenPrior(), labels, 3)]
     assert parts == [[7, 3], [5, 4], [9]]
-    parts = [share.labels.tolist() for share in shares(attack, OpenPrior(), labels[:2], 4)]
+    parts = [share.labels.tolist() for share in assignments(attack, OpenPrior(), labels[:2], 4)]
     assert parts == [[7], [3], [], []]
-    joint = [share.labels.tolist() for share in shares(MiFace(), OpenPrior(), labels, 3)]
+    joint = [share.labels.tolist() for share in assignments(MiFace(), OpenPrior(), labels, 3)]
     assert joint == [labels.tolist(), [], []]
 
 
@@ -109,7 +109,7 @@ def test_classes_are_shared_evenly_and_in_order() -> None:
 )
 def test_a_limit_of_queries_holds_for_all_together(most: int, expected: list[int]) -> None:
     attack = MirrorGenetic(pool=300, most_queries=most)
-    found = [s for s in shares(attack, OpenPrior(), torch.arange(5), 3) if len(s.labels)]
+    found = [s for s in assignments(attack, OpenPrior(), torch.arange(5), 3) if len(s.labels)]
     limits = [share.attack.most_queries for share in found]  # type: ignore[attr-defined]
     assert limits == expected and sum(limits) <= most
     assert sum(len(share.labels) for share in found) == 5
@@ -129,7 +129,7 @@ def test_no_more_is_sent_than_the_limit(most: int) -> None:
 def test_a_target_of_less_access_is_refused() -> None:
     target = toy_target(NearestByLayer()).restricted(Access.SCORES)
     with pytest.raises(InputError, match="needs white-box access"):
-        run_share(
+        run_assigned(
             EACH["gmi"], target, OpenPrior(), LABELS, processes=Processes(OneOf(5, 4)),
             rng=generator(0),
         )  # fmt: skip
@@ -138,18 +138,18 @@ def test_a_target_of_less_access_is_refused() -> None:
 def test_alone_it_is_the_attack() -> None:
     attack, target = EACH["plug-and-play"], toy_target(NearestByLayer())
     one = run_attack(attack, target, OpenPrior(), LABELS, rng=generator(0))
-    part = run_share(attack, target, OpenPrior(), LABELS, processes=ALONE, rng=generator(0))
-    other = gathered(part, ALONE)
+    part = run_assigned(attack, target, OpenPrior(), LABELS, processes=ALONE, rng=generator(0))
+    other = gather(part, ALONE)
     assert other is not None and other.queries == one.queries
     assert torch.equal(one.images, other.images) and torch.equal(one.latents, other.latents)
     with pytest.raises(NoSampleError, match="none of 180 samples"):
-        one_of_two.attacked("no-samples-at-all")
+        two_processes.attacked("no-samples-at-all")
 
 
 @needs_accelerate
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
     """The main one has all, whatever the other made; an error of one ends both, and only then."""
-    for process in together("-m", "tests.attacks.one_of_two", str(tmp_path), folder=tmp_path):
+    for process in together("-m", "tests.attacks.two_processes", str(tmp_path), folder=tmp_path):
         assert process.returncode == 0, process.stderr
     ends = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2)]
     left_out = {"a-class-without-samples"}
@@ -157,12 +157,12 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
         assert [end[name][0] for end in ends] == ["made", "gave"]
         found = load_file(tmp_path / f"{name}.safetensors")
         assert int(found.pop("queries")) == sum(end[name][1] for end in ends)
-        alone = one_of_two.attacked(name)
+        alone = two_processes.attacked(name)
         assert isinstance(alone, Reconstructions)
         assert found["labels"].tolist() == alone.labels.tolist()
         for what, tensor in found.items():
             torch.testing.assert_close(tensor, getattr(alone, what), rtol=1e-4, atol=1e-5)
-        assert set(found["labels"].tolist()) == set(one_of_two.CASES[name][2]) - (
+        assert set(found["labels"].tolist()) == set(two_processes.CASES[name][2]) - (
             {2} if name in left_out else set()
         )
     for end in ends:

@@ -1,6 +1,6 @@
-"""One of two processes that attack together; run by ``test_shared_out``.
+"""One of two processes that attack together; run by ``test_parallel``.
 
-``python -m tests.attacks.one_of_two OUT``, with the environment that torchrun or ``accelerate launch``
+``python -m tests.attacks.two_processes OUT``, with the environment that torchrun or ``accelerate launch``
 gives. Each process writes what it has in the end, so that the test can compare.
 """
 
@@ -23,8 +23,8 @@ from inversight.attacks import (
     MiFace,
     PlugAndPlay,
     Reconstructions,
-    gathered,
-    run_share,
+    gather,
+    run_assigned,
 )
 from inversight.core.errors import InputError, InversightError
 from inversight.core.processes import ALONE, Processes, launched
@@ -83,11 +83,11 @@ CASES: dict[str, tuple[Attack, nn.Module, list[int]]] = {
 def attacked(name: str, processes: Processes = ALONE) -> Reconstructions | None:
     attack, module, labels = CASES[name]
     with processes.together():
-        part = run_share(
+        part = run_assigned(
             attack, toy_target(module), FlatPrior(), torch.tensor(labels),
             processes=processes, rng=generator(3),
         )  # fmt: skip
-    return gathered(part, processes)
+    return gather(part, processes)
 
 
 def main(out: Path) -> None:

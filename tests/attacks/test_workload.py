@@ -21,7 +21,7 @@ from inversight.attacks import (
     RlbMi,
     run_attack,
 )
-from inversight.attacks.budget import within
+from inversight.attacks.workload import cut_to
 from inversight.core.seeding import generator
 from inversight.models.target import Access
 from inversight.settings import Training
@@ -74,10 +74,10 @@ def test_no_more_is_sent_than_the_budget(name: str) -> None:
     module = NearestByLayer()
     used = run_attack(EACH[name], toy_target(module), OpenPrior(), LABELS, rng=generator(0)).queries
     assert used is not None
-    assert within(EACH[name], used, classes=3, used=used) is EACH[name]
+    assert cut_to(EACH[name], used, prior=OpenPrior(), classes=3, used=used) is EACH[name]
     sent = []
     for queries in (used // 8, used // 3, used - 1):
-        less = within(EACH[name], queries, classes=3, used=used)
+        less = cut_to(EACH[name], queries, prior=OpenPrior(), classes=3, used=used)
         assert less is not None
         module.images = 0
         made = run_attack(
@@ -95,7 +95,7 @@ def test_more_queries_find_more() -> None:
     best = torch.tensor([surest_on_a_grid(blind, label)[1] for label in range(3)])
     gaps = []
     for queries in (150, used // 3, used):
-        less = within(EACH["cma-es"], queries, classes=3, used=used)
+        less = cut_to(EACH["cma-es"], queries, prior=OpenPrior(), classes=3, used=used)
         assert less is not None
         found = run_attack(less, target, FlatPrior(), LABELS, rng=generator(0), limit=queries)
         first = torch.stack([found.images[found.labels == label][0] for label in range(3)])
@@ -104,20 +104,23 @@ def test_more_queries_find_more() -> None:
 
 
 def test_what_cannot_be_cut_is_left_out() -> None:
-    assert within(SampleAttack(), 10, classes=3, used=50) is None
-    assert within(SampleAttack(), 50, classes=3, used=50) == SampleAttack()
+    assert cut_to(SampleAttack(), 10, prior=OpenPrior(), classes=3, used=50) is None
+    assert cut_to(SampleAttack(), 50, prior=OpenPrior(), classes=3, used=50) == SampleAttack()
     lomma = EACH["lomma"]
     assert isinstance(lomma, Lomma)
-    less = within(lomma, 350, classes=3, used=2 * 200 + 300 + 3 * 20 * 25)
+    less = cut_to(lomma, 350, prior=OpenPrior(), classes=3, used=2 * 200 + 300 + 3 * 20 * 25)
     assert isinstance(less, Lomma) and (less.pool, less.images) == (50, 75)
-    assert replace(lomma, surrogates=0).common == {"pool": 2}
+    assert replace(lomma, surrogates=0).workload(OpenPrior()).shared == {"pool": 400}
     # Two candidates of three classes, at 25 images each, do not fit into 100 beside the pool.
-    assert within(EACH["plug-and-play"], 100, classes=3, used=200 + 3 * 20 * 25) is None
-    assert within(EACH["rlb-mi"], 2, classes=3, used=1000) is None
+    assert (
+        cut_to(EACH["plug-and-play"], 100, prior=OpenPrior(), classes=3, used=200 + 3 * 20 * 25)
+        is None
+    )
+    assert cut_to(EACH["rlb-mi"], 2, prior=OpenPrior(), classes=3, used=1000) is None
 
 
 def test_the_limit_holds_whatever_the_attack_does() -> None:
-    less = within(EACH["cma-es"], 100, classes=3, used=5000)
+    less = cut_to(EACH["cma-es"], 100, prior=OpenPrior(), classes=3, used=5000)
     assert less is not None
     with pytest.raises(QueriesSpentError):
         run_attack(less, toy_target(Nearest()), FlatPrior(), LABELS, rng=generator(0), limit=20)
