@@ -14,9 +14,9 @@ from torch import Tensor
 
 from inversight.attacks import BrepMi, CmaEs, run_attack
 from inversight.attacks.endpoint import (
-    Calling,
     Endpoint,
     EndpointError,
+    EndpointSettings,
     endpoint_target,
     read_headers,
     read_spec,
@@ -43,8 +43,10 @@ def waited() -> list[float]:
     return []
 
 
-def calling(service: Service, waited: list[float], **settings: Any) -> Endpoint:
-    return Endpoint(Calling(url=service.url, **settings), CLASSES, sleep=lambda s: waited.append(s))
+def endpoint_of(service: Service, waited: list[float], **settings: Any) -> Endpoint:
+    return Endpoint(
+        EndpointSettings(url=service.url, **settings), CLASSES, sleep=lambda s: waited.append(s)
+    )
 
 
 def status(code: int, **headers: str) -> Callable[[Tensor], Answer]:
@@ -52,30 +54,30 @@ def status(code: int, **headers: str) -> Callable[[Tensor], Answer]:
 
 
 def test_the_answer_is_the_services_own(service: Service) -> None:
-    found = Endpoint(Calling(url=service.url), CLASSES)(IMAGES)
+    found = Endpoint(EndpointSettings(url=service.url), CLASSES)(IMAGES)
     torch.testing.assert_close(found, halves(IMAGES).log())
     torch.testing.assert_close(service.requests[0], IMAGES)
 
 
 def test_colour_goes_over_the_wire(service: Service) -> None:
     colour = to_float(to_uint8(torch.rand(2, 3, 8, 8, generator=generator(1))))
-    Endpoint(Calling(url=service.url), CLASSES)(colour)
+    Endpoint(EndpointSettings(url=service.url), CLASSES)(colour)
     torch.testing.assert_close(service.requests[0], colour)
 
 
 def test_batches(service: Service, waited: list[float]) -> None:
-    endpoint = calling(service, waited, batch=2)
+    endpoint = endpoint_of(service, waited, batch=2)
     torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
     assert [len(r) for r in service.requests] == [2, 2, 1] and endpoint.sent == 5 and not waited
 
 
 def test_nothing_is_asked_twice(service: Service, waited: list[float]) -> None:
-    endpoint = calling(service, waited)
+    endpoint = endpoint_of(service, waited)
     endpoint(IMAGES[:3])
     torch.testing.assert_close(endpoint(IMAGES.flip(0)), halves(IMAGES.flip(0)).log())
     endpoint(torch.cat([IMAGES, IMAGES]))
     assert service.images == endpoint.sent == 5
-    forgetful = calling(service, waited, remembered=2)
+    forgetful = endpoint_of(service, waited, remembered=2)
     for _ in range(2):
         forgetful(IMAGES)
     assert forgetful.sent == 5 + 3
@@ -100,7 +102,7 @@ def test_a_bad_answer_is_asked_for_again(
     service: Service, waited: list[float], first: Callable[[Tensor], Answer], asked: float
 ) -> None:
     service.answers = [first]
-    endpoint = calling(service, waited)
+    endpoint = endpoint_of(service, waited)
     torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
     assert waited == [asked] and endpoint.sent == 5 and len(service.requests) == 2
 
@@ -108,7 +110,7 @@ def test_a_bad_answer_is_asked_for_again(
 def test_a_date_to_wait_for(service: Service, waited: list[float]) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     service.answers = [status(503, Retry_After=soon), status(503, Retry_After="soon")]
-    calling(service, waited)(IMAGES)
+    endpoint_of(service, waited)(IMAGES)
     assert 25 < waited[0] <= 30 and waited[1] == 2.0
 
 
@@ -130,7 +132,7 @@ def test_in_the_end_there_is_one_line(
 ) -> None:
     service.usual = answer
     with pytest.raises(EndpointError, match=message) as caught:
-        calling(service, waited, retries=3)(IMAGES)
+        endpoint_of(service, waited, retries=3)(IMAGES)
     assert waited == [1.0, 2.0, 4.0] and len(service.requests) == 4
     assert "in the last of 4 tries; 0 images were answered before" in str(caught.value)
     assert service.url in str(caught.value) and "\n" not in str(caught.value)
@@ -142,19 +144,19 @@ def test_a_lost_request(service: Service, waited: list[float]) -> None:
         return probabilities(images)
 
     service.answers = [slow]
-    endpoint = calling(service, waited, timeout=0.1)
+    endpoint = endpoint_of(service, waited, timeout=0.1)
     torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
     assert waited == [1.0]
     service.usual = slow
     with pytest.raises(EndpointError, match=r"no answer within 0.1 s, in the last of 1 tries"):
-        calling(service, waited, timeout=0.1, retries=0)(IMAGES)
+        endpoint_of(service, waited, timeout=0.1, retries=0)(IMAGES)
 
 
 def test_nobody_there(waited: list[float]) -> None:
     with serving(Service(probabilities)) as gone:
         pass
     with pytest.raises(EndpointError, match="Connection refused"):
-        calling(gone, waited, retries=1)(IMAGES)
+        endpoint_of(gone, waited, retries=1)(IMAGES)
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 413])
@@ -163,12 +165,12 @@ def test_what_will_not_change_is_not_asked_again(
 ) -> None:
     service.usual = status(code)
     with pytest.raises(TargetError, match=f"refuses the request .status {code}"):
-        calling(service, waited)(IMAGES)
+        endpoint_of(service, waited)(IMAGES)
     assert len(service.requests) == 1 and not waited
 
 
 def test_the_rate_is_kept(service: Service, waited: list[float]) -> None:
-    calling(service, waited, batch=1, rate=4.0)(IMAGES)
+    endpoint_of(service, waited, batch=1, rate=4.0)(IMAGES)
     assert len(waited) == 4 and all(0.0 < s <= 0.25 for s in waited) and sum(waited) > 0.6
 
 
@@ -199,7 +201,7 @@ def test_a_label_only_service_that_says_more_is_warned_about(service: Service) -
     found = target(IMAGES)
     assert torch.equal(found.argmax(1), halves(IMAGES).argmax(1))
     assert set(found.unique().tolist()) == {0.0, 1.0}
-    assert len(told) == 1 and "label-only and answers with scores" in told[0]
+    assert len(told) == 1 and "answers with scores" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_a_label_only_service_that_says_more_is_warned_about(service: Service) -
 def test_wrong_labels(service: Service, waited: list[float], rows: Any, message: str) -> None:
     service.usual = lambda _: good({"labels": rows})
     with pytest.raises(EndpointError, match=message):
-        calling(service, waited, access=Access.LABEL, retries=0)(IMAGES)
+        endpoint_of(service, waited, access=Access.LABEL, retries=0)(IMAGES)
 
 
 def test_labels_where_scores_were_hoped_for(service: Service) -> None:
@@ -229,7 +231,7 @@ SECRET = {"Authorization": "Bearer s3cret"}
 
 
 def test_headers_are_sent_and_not_shown(service: Service) -> None:
-    endpoint = Endpoint(Calling(url=service.url), CLASSES, headers=SECRET)
+    endpoint = Endpoint(EndpointSettings(url=service.url), CLASSES, headers=SECRET)
     endpoint(IMAGES)
     assert service.headers[0]["Authorization"] == "Bearer s3cret"
     assert service.headers[0]["Content-Type"] == "application/json"
@@ -242,14 +244,13 @@ def test_headers_do_not_go_where_a_service_redirects(
 ) -> None:
     with serving(Service(probabilities)) as other:
         service.usual = status(code, Location=other.url)
-        endpoint = calling(service, waited, retries=0)
+        endpoint = endpoint_of(service, waited, retries=0)
         endpoint.headers = SECRET
         with pytest.raises((EndpointError, TargetError)) as caught:
             endpoint(IMAGES)
         assert "s3cret" not in str(caught.value)
         assert service.headers[0]["Authorization"] == "Bearer s3cret"
-        assert len(other.headers) == (1 if code < 307 else 0)
-        assert all("Authorization" not in one for one in other.headers)
+        assert not other.headers
 
 
 def test_headers_come_from_the_environment() -> None:
@@ -281,7 +282,9 @@ def test_wrong_headers_are_one_line_without_the_secret(text: str, message: str) 
 
 def test_the_spec() -> None:
     found = read_spec("endpoint:http://host:8/a/b?key=v&access=label&rate=2.5&batch=3")
-    assert found == Calling(url="http://host:8/a/b?key=v", access=Access.LABEL, rate=2.5, batch=3)
+    assert found == EndpointSettings(
+        url="http://host:8/a/b?key=v", access=Access.LABEL, rate=2.5, batch=3
+    )
 
 
 @pytest.mark.parametrize(

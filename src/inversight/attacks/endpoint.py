@@ -1,10 +1,11 @@
-"""A target that answers over HTTP: batched, retried, rate-limited, and never asked the same twice.
+"""A target that answers over HTTP, with batches, retries, a rate limit and a cache of answers.
 
-Its spec is ``endpoint:http://HOST/PATH[?access=label&rate=5&...]``, the settings of :class:`Calling`.
-The wire format is one POST of JSON a batch. The request is ``{"images": [PNG in base64, ...]}``,
-8-bit images of the size that the service takes. The answer is ``{"probabilities": [[...], ...]}``, a
-row that sums to 1 for each image with one number for each class, or ``{"labels": [...]}``, for each
-image the predicted class, by its name or its number from 0.
+Its spec is ``endpoint:http://HOST/PATH[?access=label&rate=5&...]``, with the settings of
+:class:`EndpointSettings`.
+Each batch is one POST of JSON. The request is ``{"images": [PNG in base64, ...]}``, 8-bit images of the
+size that the service expects. The answer is ``{"probabilities": [[...], ...]}``, with a row for each
+image that sums to 1 and has one number for each class, or ``{"labels": [...]}``, with the predicted class
+of each image by its name or its number from 0.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException
+from functools import cached_property
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
-from urllib.request import Request, urlopen
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
+from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry
+from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NewConnectionError
+from urllib3.exceptions import TimeoutError as HTTPTimeout
 
 from inversight.attacks.queries import black_box
 from inversight.core.config import from_mapping, settings
@@ -39,24 +41,24 @@ from inversight.models.spec import SERVICE
 from inversight.models.target import Access, Target
 
 _LEAST = 1e-12
-"""What a probability of 0 is taken for, so that its logarithm is a number."""
+"""Lower bound of probabilities, so that their logarithms are finite."""
 _SLACK = 0.01
-"""How far from 1 a row of probabilities may sum; services round them."""
+"""Largest deviation of a row's sum from 1; services round probabilities."""
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_HEADERS = ("host", "content-type", "content-length", "transfer-encoding", "connection")
 
 
 class EndpointError(StageError):
-    """The service gave no usable answer, however often it was asked."""
+    """The service gave no usable answer in all tries."""
 
 
 @settings
-class Calling:
-    """How an endpoint is called; all but the first can be given in the spec, as in ``?rate=5``."""
+class EndpointSettings:
+    """How an endpoint is called; all but the URL can be given in the spec, as in ``?rate=5``."""
 
     url: str
-    """Where images are posted to."""
+    """The address to which images are posted."""
     access: Access = Access.SCORES
     """What it answers with: scores or label."""
     batch: PositiveInt = 64
@@ -64,27 +66,27 @@ class Calling:
     rate: PositiveFloat | None = None
     """Requests a second at most; None: as many as it answers."""
     timeout: PositiveFloat = 30.0
-    """Seconds until a request counts as lost."""
+    """Seconds to wait for an answer."""
     retries: NonNegativeInt = 5
-    """Further tries after a request that failed."""
+    """Repetitions of a request that failed."""
     pause: PositiveFloat = 1.0
-    """Seconds before the first further try; each next one waits twice as long."""
+    """Seconds before the first repetition; each further one waits twice as long."""
     longest: PositiveFloat = 120.0
-    """Seconds to wait at most, also where the service asks for more (Retry-After)."""
+    """Longest wait in seconds, even if the service asks for more (Retry-After)."""
     remembered: NonNegativeInt = 20_000
-    """Answers that are remembered, so that the same image is not sent again."""
+    """Answers that are cached, so that the same image is not sent again."""
 
 
 @dataclass
 class Endpoint:
-    """Asks a service about images and checks what it says.
+    """Send images to a service and check its answers.
 
-    sent: images that were sent, those of tries that failed not counted. warn: told once if it says
-    more than it should. headers: sent with every request to the address itself, and nowhere that it
-    redirects to; they may be secrets, and stand in no message and no file.
+    sent: images that were answered. warn: called once if the service answers more than it should.
+    headers: sent with every request, and never to another address (redirects are not followed). They
+    may be secrets: no message and no file contains them.
     """
 
-    calling: Calling
+    settings: EndpointSettings
     classes: tuple[str, ...]
     warn: Callable[[str], None] = lambda _: None
     sleep: Callable[[float], None] = time.sleep
@@ -95,9 +97,9 @@ class Endpoint:
     _warned: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logarithms of probabilities (N, K) for images (N, C, H, W) in [0, 1].
+        """Return logarithms of probabilities (N, K) for images (N, C, H, W) in [0, 1].
 
-        With label access: 0 for the predicted class and -1 for the others.
+        With label access they are 0 for the predicted class and -1 for the others.
 
         Raises:
             EndpointError: no usable answer in all tries.
@@ -108,85 +110,103 @@ class Endpoint:
         fresh = {k: p for k, p in zip(keys, pictures, strict=True) if k not in self._known}
         answers: dict[bytes, Tensor] = {}
         names = list(fresh)
-        for start in range(0, len(names), self.calling.batch):
-            some = names[start : start + self.calling.batch]
-            rows = self._tried([fresh[name] for name in some])
+        for start in range(0, len(names), self.settings.batch):
+            some = names[start : start + self.settings.batch]
+            rows = self._ask([fresh[name] for name in some])
             self.sent += len(some)
             answers.update(zip(some, rows, strict=True))
         found = torch.stack([answers[k] if k in answers else self._known[k] for k in keys])
         for name, row in answers.items():
-            if len(self._known) < self.calling.remembered:
+            if len(self._known) < self.settings.remembered:
                 self._known[name] = row
         return found.to(images.device)
 
-    def _tried(self, pictures: list[bytes]) -> Tensor:
-        """The answer to one request (n, K), after as many tries as it takes."""
+    def _ask(self, pictures: list[bytes]) -> Tensor:
+        """Return the answer (n, K) to one request, repeated until it succeeds or tries run out."""
         body = json.dumps({"images": [base64.b64encode(p).decode() for p in pictures]}).encode()
-        pause = self.calling.pause
-        for left in range(self.calling.retries, -1, -1):
-            asked = None
+        how = self.settings
+        retry = Retry(
+            how.retries, allowed_methods=None, backoff_factor=how.pause, backoff_max=how.longest
+        )  # fmt: skip
+        while True:
+            response = None
             try:
-                return self._read(self._posted(body), len(pictures))
-            except HTTPError as error:
-                reason = f"status {error.code} {error.reason}"
-                if error.code not in (408, 425, 429) and error.code < 500:
-                    raise TargetError(
-                        f"{self._name}: refuses the request ({reason}); expected a service that "
-                        'answers a POST of {"images": [PNG in base64, ...]}'
-                    ) from None
-                asked = _retry_after(error.headers.get("Retry-After"))
-                error.close()
-            except TimeoutError:
-                reason = f"no answer within {self.calling.timeout:g} s"
-            except (URLError, HTTPException, OSError) as error:
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-                if "timed out" in reason:
-                    reason = f"no answer within {self.calling.timeout:g} s"
-            except _WrongAnswerError as error:
-                reason = str(error)
-            if left:
-                self.sleep(min(self.calling.longest, max(pause, asked or 0.0)))
-                pause *= 2.0
-        raise EndpointError(
-            f"{self._name}: {reason}, in the last of {self.calling.retries + 1} tries; "
-            f"{self.sent:,} images were answered before"
-        )
+                response = self._post(body)
+                return self._read(response, len(pictures))
+            except (HTTPError, _WrongAnswerError) as error:
+                reason = str(error) or type(error).__name__
+                # A refused connection is a timeout in urllib3's classes.
+                if isinstance(error, HTTPTimeout) and not isinstance(error, NewConnectionError):
+                    reason = f"no answer within {how.timeout:g} s"
+            try:
+                retry = retry.increment("POST", how.url, response)
+            except MaxRetryError:
+                raise EndpointError(
+                    f"{self._name}: {reason}, in the last of {how.retries + 1} tries; "
+                    f"{self.sent:,} images were answered before"
+                ) from None
+            wait = max(how.pause, retry.get_backoff_time(), _retry_after(retry, response))
+            self.sleep(min(how.longest, wait))
 
-    def _posted(self, body: bytes) -> Any:
-        if self.calling.rate is not None:
-            wait = self._last + 1.0 / self.calling.rate - time.monotonic()
+    @cached_property
+    def _connections(self) -> PoolManager:
+        parts = urlsplit(self.settings.url)
+        proxy = getproxies().get(parts.scheme)
+        if proxy and not proxy_bypass(parts.hostname or ""):
+            return ProxyManager(proxy)
+        return PoolManager()
+
+    def _post(self, body: bytes) -> BaseHTTPResponse:
+        """Send one request, not before the rate allows it."""
+        if self.settings.rate is not None:
+            wait = self._last + 1.0 / self.settings.rate - time.monotonic()
             if wait > 0:
                 self.sleep(wait)
         self._last = time.monotonic()
-        request = Request(  # noqa: S310 (http and https alone, see read_spec)
-            self.calling.url, data=body, headers={"Content-Type": "application/json"}
-        )
-        for name, value in self.headers.items():
-            request.add_unredirected_header(name, value)
-        with urlopen(request, timeout=self.calling.timeout) as response:  # noqa: S310
-            raw = response.read()
+        return self._connections.request(
+            "POST", self.settings.url, body=body, retries=False, redirect=False,
+            headers={**self.headers, "Content-Type": "application/json"},
+            timeout=self.settings.timeout,
+        )  # fmt: skip
+
+    def _read(self, response: BaseHTTPResponse, count: int) -> Tensor:
+        """Return the scores (count, K) of a response.
+
+        Raises:
+            TargetError: the service refuses the request, or gives labels instead of scores.
+            _WrongAnswerError: anything else that is wrong; the request can be repeated.
+        """
+        status = f"status {response.status} {response.reason}"
+        if response.status >= 500 or response.status in (408, 425, 429):
+            raise _WrongAnswerError(status)
+        if response.status >= 300:
+            raise TargetError(
+                f"{self._name}: refuses the request ({status}); expected a service that "
+                'answers a POST of {"images": [PNG in base64, ...]}'
+            )
         try:
-            return json.loads(raw)
+            answer = json.loads(response.data)
         except ValueError:
             raise _WrongAnswerError("answers with something that is not JSON") from None
+        return self._checked(answer, count)
 
-    def _read(self, answer: Any, count: int) -> Tensor:
-        expected = {Access.SCORES: "probabilities", Access.LABEL: "labels"}[self.calling.access]
+    def _checked(self, answer: Any, count: int) -> Tensor:
+        expected = {Access.SCORES: "probabilities", Access.LABEL: "labels"}[self.settings.access]
         if not isinstance(answer, dict) or not {"probabilities", "labels"} & set(answer):
             raise _WrongAnswerError(f'expected an answer {{"{expected}": [...]}}, found another')
-        if self.calling.access is Access.SCORES and "probabilities" not in answer:
+        if self.settings.access is Access.SCORES and "probabilities" not in answer:
             raise TargetError(
                 f"{self._name}: answers with labels alone; add ?access=label to the address, and "
                 "choose an --attack that needs no more"
             )
         if "probabilities" in answer:
             scores = self._scores(answer["probabilities"], count)
-            if self.calling.access is Access.SCORES:
+            if self.settings.access is Access.SCORES:
                 return scores
             if not self._warned:
                 self.warn(
-                    f"{self._name}: was named as label-only and answers with scores: an attacker "
-                    "has those too; only the labels are used, take away ?access=label to use them"
+                    f"{self._name}: was given as label-only but answers with scores, which an attacker "
+                    "has too; only labels are used, remove ?access=label to use the scores"
                 )
                 self._warned = True
             return _one_hot(scores.argmax(1), len(self.classes))
@@ -221,47 +241,47 @@ class Endpoint:
 
     @property
     def _name(self) -> str:
-        return f"--target {SERVICE}{self.calling.url}"
+        return f"--target {SERVICE}{self.settings.url}"
 
 
-def read_spec(spec: str) -> Calling:
-    """``endpoint:URL`` with settings of :class:`Calling` in its query; others stay the service's.
+def read_spec(spec: str) -> EndpointSettings:
+    """Parse ``endpoint:URL``; settings are taken from its query, whose other parts stay in the URL.
 
     Raises:
-        TargetError: no address of http or https, or a setting is out of range.
+        TargetError: the address is not http or https, or a setting is out of range.
     """
     parts = urlsplit(spec.removeprefix(SERVICE))
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise TargetError(
             f"--target {spec}: expected {SERVICE}http://HOST/PATH, {SERVICE}https://HOST/PATH"
         )
-    names = set(Calling.__dataclass_fields__) - {"url"}
+    names = set(EndpointSettings.__dataclass_fields__) - {"url"}
     query = parse_qsl(parts.query, keep_blank_values=True)
     url = urlunsplit(parts._replace(query=urlencode([(k, v) for k, v in query if k not in names])))
     given = {k: v for k, v in query if k in names}
     try:
-        calling = from_mapping(Calling, {"url": url, **given}, where=f"--target {spec}: ")
+        found = from_mapping(EndpointSettings, {"url": url, **given}, where=f"--target {spec}: ")
     except ConfigError as error:
         raise TargetError(str(error)) from None
-    if calling.access is Access.WHITE_BOX:
+    if found.access is Access.WHITE_BOX:
         raise TargetError(f"--target {spec}: access: expected scores or label, found white-box")
-    return calling
+    return found
 
 
 def read_headers(
     texts: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """``NAME=VARIABLE`` -> NAME and what the environment's VARIABLE holds, which no message repeats.
+    """Return headers from texts ``NAME=VARIABLE``; values come from environment variables.
 
     Raises:
-        ConfigError: another form, a header of the protocol's own, or a variable that is not set or
-            holds what no header can.
+        ConfigError: another form, a header that is set automatically, or a variable that is not set or
+            is not valid in a header. The message does not contain the value.
     """
     found: dict[str, str] = {}
     for text in texts:
         name, _, variable = text.partition("=")
         if not _TOKEN.fullmatch(name) or not _VARIABLE.fullmatch(variable):
-            # The text itself may be a secret that was put in the wrong place.
+            # The text itself may be a secret in the wrong place.
             raise ConfigError(
                 "--endpoint-header: expected NAME=VARIABLE, a header and the environment variable "
                 "that holds its value, as in Authorization=SERVICE_TOKEN"
@@ -291,32 +311,32 @@ def endpoint_target(
     headers: Mapping[str, str] | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[Target, Endpoint]:
-    """The service that ``spec`` names as a target, asked about one grey image to see that it answers.
+    """Return the service that ``spec`` names as a target, after a trial with one grey image.
 
-    classes: names in the order of its probabilities. image_shape: (C, H, W) of what it is sent. headers:
-    sent with every request, see :func:`read_headers`.
+    classes: names in the order of its probabilities. image_shape: (C, H, W) of the images to send.
+    headers: sent with every request, see :func:`read_headers`.
 
     Raises:
         TargetError: the address is wrong, or the service gives no usable answer.
     """
     endpoint = Endpoint(read_spec(spec), tuple(classes), warn, headers=headers or {})
     target = black_box(endpoint, classes=classes, image_shape=image_shape, spec=spec)
-    target = target.restricted(endpoint.calling.access)
-    patient = endpoint.calling
+    target = target.restricted(endpoint.settings.access)
+    given = endpoint.settings
     try:
-        # Nothing is lost yet, so that there is no need to wait long.
-        endpoint.calling = replace(patient, retries=min(1, patient.retries))
+        # Fail early: nothing is lost yet.
+        endpoint.settings = replace(given, retries=min(1, given.retries))
         target(torch.full((1, *image_shape), 0.5))
     except EndpointError as error:
         raise TargetError(str(error)) from None
     finally:
-        endpoint.calling = patient
+        endpoint.settings = given
     endpoint.sent = 0
     return target, endpoint
 
 
 class _WrongAnswerError(Exception):
-    """What came back is not what was asked for."""
+    """An answer that cannot be used; another try may help."""
 
 
 def _png(image: Tensor) -> bytes:
@@ -326,19 +346,13 @@ def _png(image: Tensor) -> bytes:
 
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:
-    """0 for the label and -1 elsewhere: an order, and no probabilities to be taken for one."""
-    return torch.nn.functional.one_hot(labels, classes).float() - 1.0
+    """Return 0 for the label and -1 elsewhere, which cannot be mistaken for probabilities."""
+    return F.one_hot(labels, classes).float() - 1.0
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a service asks to wait, given as a number or as a date."""
-    if value is None:
-        return None
+def _retry_after(retry: Retry, response: BaseHTTPResponse | None) -> float:
+    """Return the seconds that a service asks to wait, given as a number or a date; else 0."""
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None
+        return 0.0 if response is None else retry.get_retry_after(response) or 0.0
+    except InvalidHeader:
+        return 0.0
