@@ -41,9 +41,7 @@ def test_extra_cannot_hide_the_value() -> None:
 
 
 def test_on_features_names_them_and_leaves_the_rest() -> None:
-    before = ScoreResult(
-        "s", "lower", "lower: nearer", "private", {"a": Summary(1.0)}, {"a": torch.ones(2)}
-    )
+    before = ScoreResult("lower", "private", {"a": Summary(1.0)}, {"a": torch.ones(2)})
     after = before.on_features("pixel")
     assert after.summary["a"].features == "pixel"
     assert after.summary["a"].value == 1.0

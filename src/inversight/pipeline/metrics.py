@@ -26,7 +26,7 @@ from inversight.scores import (
     prdc,
     union,
 )
-from inversight.scores.bootstrap import interval_of_means
+from inversight.scores.bootstrap import class_order, mean_summary
 from inversight.settings import PAIR_MEASURES
 
 OF_FEATURES = ("coverage", "density", "precision", "recall", "frechet", "kid")
@@ -351,11 +351,9 @@ def _control_gap(
 
 def _mean(values: Tensor, reference: ReferenceSet, rng: torch.Generator) -> Summary:
     """Return the mean over private images that have a reconstruction in their class."""
-    known = values.isfinite().nonzero().squeeze(1).tolist()
-    if not known:
+    rows = values.isfinite().nonzero().squeeze(1)
+    if len(rows) == 0:
         return Summary(None, reason="no private image has a reconstruction of its class")
-    rows = torch.tensor(sorted(known, key=lambda i: (int(reference.labels[i]), reference.ids[i])))
-    kept = values[rows]
-    _, sizes = reference.labels[rows].unique_consecutive(return_counts=True)
-    [(low, high)] = interval_of_means(kept[:, None], sizes, resamples=1000, rng=rng)
-    return Summary(float(kept.mean()), low, high, extra={"private_images": len(rows)})
+    order, sizes = class_order(reference.labels[rows], [reference.ids[i] for i in rows.tolist()])
+    extra = {"private_images": len(rows)}
+    return mean_summary(values[rows][order], sizes, resamples=1000, rng=rng, extra=extra)

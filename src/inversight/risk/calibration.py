@@ -110,9 +110,7 @@ def calibrate(
     # The last digit of p N / k must not decide.
     flagged = q <= fdr * (1.0 + 1e-12)
     return ScoreResult(
-        name="risk",
         direction="higher",
-        meaning="higher: more private images are nearer than unseen images of their class",
         rows="private",
         summary={"flagged": _summary(flagged, judged, len(pool), fdr, reason)},
         per_sample={"p_value": p, "q_value": q, "flagged": flagged},

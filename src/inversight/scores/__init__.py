@@ -1,7 +1,7 @@
-"""Scores: features in, a frozen result out. They know nothing of attacks or targets.
+"""Scores: features in, a frozen result out, independent of attacks and targets.
 
-They stand alone: tensors or NumPy arrays in, as ``ddcs((values, labels), (values, labels))``.
-:class:`DDCS` takes images as they come.
+They take tensors or NumPy arrays, as in ``ddcs((values, labels), (values, labels))``. :class:`DDCS`
+takes images in batches.
 """
 
 from inversight.scores.accuracy import accuracy

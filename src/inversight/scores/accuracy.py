@@ -13,16 +13,16 @@ _Z = 1.959963984540054
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> ScoreResult:
-    """In [0, 1], higher is more leakage: the share of reconstructions an evaluator recognises.
+    """In [0, 1], higher is more leakage: the fraction of reconstructions an evaluator recognises.
 
     ``accuracy_top1`` and ``accuracy_top5``, with Wilson's 95 % interval (Wilson 1927). Equal logits
     rank in the order of their classes, so a constant evaluator is right about one class only. With
     5 classes or fewer top-5 is None with its reason. per_sample ``top1`` and, with more classes,
     ``top5``: (M,) bool for each reconstruction.
 
-    It cannot see whether any single private image was recovered: a typical face of the class is
-    enough. It inherits the evaluator's own mistakes, and the interval takes reconstructions as
-    independent, so it is too narrow where a class collapsed onto one image.
+    It does not show whether any single private image was recovered: a typical face of the class is
+    enough. It inherits the evaluator's own mistakes, and the interval assumes independent
+    reconstructions, so it is too narrow where a class collapsed onto one image.
 
     Args:
         logits: (M, K), the evaluator's on the reconstructions. labels: (M,) int64 in [0, K).
@@ -56,27 +56,20 @@ def accuracy(logits: Tensor, labels: Tensor) -> ScoreResult:
     right = {"top1": rank < 1}
     if classes > 5:
         right["top5"] = rank < 5
-    summary = {f"accuracy_{key}": _share(hits) for key, hits in right.items()}
+    summary = {f"accuracy_{key}": _fraction(hits) for key, hits in right.items()}
     if classes <= 5:
         reason = f"the evaluator has {classes} classes, so any answer is in the top 5"
         summary["accuracy_top5"] = Summary(None, reason=reason)
-    return ScoreResult(
-        name="accuracy",
-        direction="higher",
-        meaning="higher: an independent classifier recognises the class of more reconstructions",
-        rows="reconstructions",
-        summary=summary,
-        per_sample=right,
-    )
+    return ScoreResult("higher", "reconstructions", summary, right)
 
 
-def _share(hits: Tensor) -> Summary:
-    """The share of true entries with Wilson's interval."""
+def _fraction(hits: Tensor) -> Summary:
+    """Return the fraction of true entries with Wilson's interval."""
     n = len(hits)
-    share = int(hits.sum()) / n
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * (share * (1 - share) / n + _Z**2 / (4 * n**2)) ** 0.5
-    # At a share of 0 or 1 the bound on that side equals it, but for rounding.
-    low = min(share, max(0.0, centre - half))
-    high = max(share, min(1.0, centre + half))
-    return Summary(share, low, high, extra={"reconstructions": n})
+    value = int(hits.sum()) / n
+    centre = (value + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * (value * (1 - value) / n + _Z**2 / (4 * n**2)) ** 0.5
+    # At 0 or 1 the bound on that side equals the value, except for rounding.
+    low = min(value, max(0.0, centre - half))
+    high = max(value, min(1.0, centre + half))
+    return Summary(value, low, high, extra={"reconstructions": n})

@@ -1,7 +1,7 @@
-"""Which private image each reconstruction is nearest to: all that DDCS needs to know of distances.
+"""The nearest private image of each reconstruction, and the reverse: all that DDCS needs of distances.
 
-Assigning a reconstruction asks for its own distances alone, so that assignments of several sets of
-reconstructions can be put together later, and their union scores as if it had been scored at once.
+Each reconstruction is assigned independently, so assignments of several sets of reconstructions can be
+joined later, and their union scores as if all had been scored at once.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Assignment:
 
 
 class Assigner:
-    """Makes an assignment from distances that come tile by tile, in any order.
+    """Builds an assignment from distances that come tile by tile, in any order.
 
-    Distances that are equal (to 1e-8 of themselves) go to the id that sorts first, on both sides.
+    Among equal distances (up to a relative 1e-8) the id that sorts first wins, on both sides.
     """
 
     def __init__(self, private: Sequence[str], reconstructions: Sequence[str]) -> None:
@@ -44,30 +44,26 @@ class Assigner:
         self._nearest = [_Nearest(len(private)), _Nearest(len(reconstructions))]
 
     def see(self, rows: Tensor, columns: Tensor, distances: Tensor) -> None:
-        """Distances (a, b) of private ``rows`` (a,) to reconstruction ``columns`` (b,)."""
+        """Add distances (a, b) of private ``rows`` (a,) to reconstruction ``columns`` (b,)."""
         row_ranks, column_ranks = self._ranks[0][rows], self._ranks[1][columns]
         self._nearest[0].see(rows, distances, columns, column_ranks)
         self._nearest[1].see(columns, distances.T, rows, row_ranks)
 
     def state(self) -> dict[str, Tensor]:
-        """What was seen so far, for a checkpoint."""
-        names = ("private", "reconstructions")
-        return {
-            f"{name}/{key}": value
-            for name, nearest in zip(names, self._nearest, strict=True)
-            for key, value in vars(nearest).items()
-        }
+        """Return everything seen so far, for a checkpoint."""
+        sides = enumerate(self._nearest)
+        return {f"{i}/{key}": value for i, side in sides for key, value in vars(side).items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`state` gave."""
-        for name, nearest in zip(("private", "reconstructions"), self._nearest, strict=True):
-            for key in vars(nearest):
-                setattr(nearest, key, state[f"{name}/{key}"])
+        """Continue from a :meth:`state`."""
+        for i, side in enumerate(self._nearest):
+            for key in vars(side):
+                setattr(side, key, state[f"{i}/{key}"])
 
     def result(self) -> Assignment:
-        """What was seen so far."""
-        ours, theirs = self._nearest
-        return Assignment(theirs.row, theirs.distance, ours.distance, ours.row)
+        """Return the assignment by everything seen so far."""
+        private, reconstructed = self._nearest
+        return Assignment(reconstructed.row, reconstructed.distance, private.distance, private.row)
 
 
 class _Nearest:
@@ -84,11 +80,11 @@ class _Nearest:
         # Among equal ones the id that sorts first, which has the smallest rank.
         column = ranks.expand_as(distances).masked_fill(~equal, torch.iinfo(torch.int64).max)
         column = column.argmin(1)
-        # The smallest distance itself, so that nothing depends on how tiles are cut.
+        # The smallest distance itself, so that the result does not depend on the tiles.
         self.merge(rows, smallest.squeeze(1), others[column], ranks[column])
 
     def merge(self, rows: Tensor, found: Tensor, others: Tensor, ranks: Tensor) -> None:
-        """One more candidate for each of ``rows``: its distance, its row and its rank."""
+        """Add one candidate for each of ``rows``: its distance, its row and its rank."""
         before = self.distance[rows]
         tie = (found <= before * (1.0 + TIE)) & (before <= found * (1.0 + TIE))
         nearer = torch.where(tie, ranks < self._rank[rows], found < before)
@@ -98,7 +94,7 @@ class _Nearest:
 
 
 def assign(private: Features, reconstructions: Features, *, memory: int) -> Assignment:
-    """Compare the features of every class that both have, within ``memory`` bytes.
+    """Return the assignment of features, class by class, within ``memory`` bytes.
 
     Raises:
         ConfigError: ``memory`` is not positive.
@@ -116,7 +112,7 @@ def assign(private: Features, reconstructions: Features, *, memory: int) -> Assi
 
 
 def rank(ids: Sequence[str]) -> Tensor:
-    """Position (N,) int64 of each id when they are sorted."""
+    """Return the position (N,) int64 of each id when they are sorted."""
     ranks = torch.empty(len(ids), dtype=torch.int64)
     ranks[torch.tensor(sorted(range(len(ids)), key=ids.__getitem__), dtype=torch.int64)] = (
         torch.arange(len(ids))
@@ -125,7 +121,7 @@ def rank(ids: Sequence[str]) -> Tensor:
 
 
 def union(parts: Sequence[Assignment], ids: Sequence[Sequence[str]]) -> Assignment:
-    """Several sets of reconstructions against the same private images, as one set, one after another.
+    """Return the assignment of several sets to the same private images, as one set after another.
 
     ``ids``: each set's names, distinct over all of them.
     """

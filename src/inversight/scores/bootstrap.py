@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from inversight.core.errors import ConfigError
+from inversight.scores.result import Extra, Summary
 
 # Numbers held at once in each temporary: 8 MiB of float64, so that they stay in cache.
 _SCRATCH = 1 << 20
@@ -14,14 +17,16 @@ _SCRATCH = 1 << 20
 def interval_of_means(
     values: Tensor, sizes: Tensor, *, resamples: int, rng: torch.Generator
 ) -> list[tuple[float | None, float | None]]:
-    """95 % percentile bootstrap intervals of the S column means; None where there are none.
+    """Return 95 % percentile bootstrap intervals of the S column means; None where there are none.
 
-    values: (N, S), rows of one class side by side. sizes: (number of classes,) int64, rows of each
-    class in the same order, summing to N. Each class is resampled to its own size, so the interval
-    speaks of other images of the same classes. A class's deviations from its mean are stretched by
-    sqrt(n / (n - 1)) first: drawn from its own n images they would be too small by that (Efron 1982,
-    section 4), much for classes of a few images. There is none without resamples, or where every
-    class has a single image, since resampling one image shows no variation.
+    Each class is resampled to its own size, so the interval is about other images of the same classes.
+    A class's deviations from its mean are first multiplied by sqrt(n / (n - 1)): drawn from its own n
+    images they are too small by this factor (Efron 1982, section 4), which matters for classes of a few
+    images. There is no interval without resamples, or where every class has a single image.
+
+    Args:
+        values: (N, S), rows of one class side by side.
+        sizes: (number of classes,) int64, rows of each class in the same order, summing to N.
 
     Raises:
         ConfigError: ``resamples`` is negative.
@@ -43,14 +48,14 @@ def interval_of_means(
         drawn = values.index_select(0, index.flatten()).view(*shape, values.shape[1])
         means.append(drawn.mean(1))
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    # Stretched deviations can leave the range that means have, as of shares.
+    # Stretched deviations can leave the range of possible means, such as [0, 1] for fractions.
     bounds = torch.cat(means).quantile(levels, dim=0).clamp(lowest, highest)
     low, high = bounds.tolist()
     return list(zip(low, high, strict=True))
 
 
 def _extremes(values: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest mean (S,) that drawing from each class's values can give."""
+    """Return the smallest and the largest mean (S,) that drawing within classes can give."""
     owner = torch.arange(len(sizes)).repeat_interleave(sizes)[:, None].expand_as(values)
     weight = sizes[:, None].double() / len(values)
     found = []
@@ -62,7 +67,7 @@ def _extremes(values: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stretched(values: Tensor, sizes: Tensor) -> Tensor:
-    """Each class's deviations from its mean, times sqrt(n / (n - 1))."""
+    """Return the values with each class's deviations from its mean times sqrt(n / (n - 1))."""
     owner = torch.arange(len(sizes)).repeat_interleave(sizes)
     mean = values.new_zeros(len(sizes), values.shape[1]).index_add_(0, owner, values)
     mean = (mean / sizes[:, None])[owner]
@@ -70,12 +75,27 @@ def _stretched(values: Tensor, sizes: Tensor) -> Tensor:
     return mean + (values - mean) * factor[:, None]
 
 
+def mean_summary(
+    values: Tensor, sizes: Tensor, *, resamples: int, rng: torch.Generator, extra: Extra
+) -> Summary:
+    """Return the mean of values (N,) with its interval (see :func:`interval_of_means`)."""
+    [interval] = interval_of_means(values[:, None], sizes, resamples=resamples, rng=rng)
+    return Summary(float(values.mean()), *interval, extra=extra)
+
+
+def class_order(labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return the rows class by class in the order of their ids, and the size of each class."""
+    order = torch.tensor(sorted(range(len(ids)), key=lambda i: (int(labels[i]), ids[i])))
+    _, sizes = labels.cpu()[order].unique_consecutive(return_counts=True)
+    return order, sizes
+
+
 def equal_classes(sizes: Tensor) -> Tensor:
-    """What rows (N,) must be multiplied with, so that their mean is the mean of the classes' means."""
+    """Return weights (N,) for rows, so that their mean is the mean of the classes' means."""
     weight = sizes.sum().double() / (len(sizes) * sizes.double())
     return weight.repeat_interleave(sizes)
 
 
 def default_rng() -> torch.Generator:
-    """The generator of whoever gave none: seed 0, so that intervals repeat."""
+    """Return the default generator, of seed 0, so that intervals are reproducible."""
     return torch.Generator().manual_seed(0)

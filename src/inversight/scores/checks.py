@@ -1,4 +1,4 @@
-"""What scores demand of their input, each broken demand told in one line."""
+"""Checks of the input of scores; each error is one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FeaturesLike = Features | tuple[Tensor | ArrayLike, Tensor | ArrayLike]
 
 
 def as_features(given: FeaturesLike, role: str) -> Features:
-    """``given`` as features; rows of plain arrays are named ROLE-0, ROLE-1, ... in their order.
+    """Return ``given`` as features; rows of plain arrays are named ROLE-0, ROLE-1, ... in their order.
 
     Raises:
         InputError: not a pair of arrays, no numbers, or labels that are not integers.
@@ -49,18 +49,18 @@ def as_features(given: FeaturesLike, role: str) -> Features:
 def as_pair(
     private: FeaturesLike, reconstructions: FeaturesLike, *, by_class: bool = True
 ) -> tuple[Features, Features]:
-    """Both sides as features that can be compared.
+    """Return both sides as features that can be compared.
 
     Raises:
         InputError: see :func:`as_features` and :func:`check_pair`.
     """
-    ours, theirs = as_features(private, "private"), as_features(reconstructions, "reconstructions")
-    check_pair(ours, theirs, by_class=by_class)
-    return ours, theirs
+    real, made = as_features(private, "private"), as_features(reconstructions, "reconstructions")
+    check_pair(real, made, by_class=by_class)
+    return real, made
 
 
 def as_array(value: object, role: str) -> Tensor:
-    """A tensor from a tensor, a NumPy array or nested lists.
+    """Return a tensor from a tensor, a NumPy array or nested lists.
 
     Raises:
         InputError: not an array of numbers.
@@ -77,7 +77,7 @@ def as_array(value: object, role: str) -> Tensor:
 
 
 def check_features(features: Features, role: str) -> None:
-    """Refuse features that no score can read; ``role`` names them in the message.
+    """Check features that a score is to read; ``role`` names them in messages.
 
     Raises:
         InputError: no image, lengths that differ, an id twice, or a NaN or infinity.
@@ -101,7 +101,7 @@ def check_features(features: Features, role: str) -> None:
                 f"{role}: expected feature block {number} of shape ({rows}, D), "
                 f"found {tuple(block.shape)}"
             )
-        # A sum is not finite exactly if a term is not: float64 cannot overflow on float32 terms.
+        # The sum is finite only if all terms are: float32 terms cannot overflow float64.
         if not bool(block.sum(dtype=torch.float64).isfinite()):
             row = int((~block.isfinite()).any(1).nonzero()[0])
             raise InputError(
@@ -113,7 +113,7 @@ def check_features(features: Features, role: str) -> None:
 def check_pair(
     private: Features, reconstructions: Features, *, by_class: bool = True, role: str = "private"
 ) -> None:
-    """Refuse two sets that cannot be compared, class by class if ``by_class``.
+    """Check that two sets can be compared, class by class if ``by_class``.
 
     ``role`` is what messages call the first set.
 

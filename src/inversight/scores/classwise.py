@@ -1,4 +1,4 @@
-"""Class by class, block by block: what keeps scores independent of row order and of memory."""
+"""Rows class by class and block by block, so that scores do not depend on row order or memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
 
 TIE = 1e-8
-"""Distances this close to each other, relatively, are equal. It lies above the error of
-``squared_distances`` and below the resolution of float32 features, so that which of two identical
-images counts as nearer is decided by a rule and never by rounding."""
+"""Relative difference up to which distances are equal. It lies above the error of
+``squared_distances`` and below the resolution of float32 features, so that a rule and not rounding
+decides which of two identical images counts as nearer."""
 
-# squared_distances holds the result, its scale and what compares them beside each other.
+# Temporaries of squared_distances: the result, its scale and their comparison.
 _BYTES_PER_PAIR = 40
 
 
 def rows_by_class(features: Features) -> dict[int, Tensor]:
-    """Label -> positions (int64) of its rows in the order of their ids; labels ascend."""
+    """Return label -> positions (int64) of its rows in the order of their ids; labels ascend."""
     labels = features.labels.tolist()
     rows: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
     for position in sorted(range(len(labels)), key=features.ids.__getitem__):
@@ -29,12 +29,12 @@ def rows_by_class(features: Features) -> dict[int, Tensor]:
 
 
 def take(features: Features, rows: Tensor) -> tuple[Tensor, ...]:
-    """The blocks of the rows at positions ``rows``, without their labels and ids."""
+    """Return the blocks of the rows at positions ``rows``, without their labels and ids."""
     return tuple(block[rows.to(block.device)] for block in features.blocks)
 
 
 def bounded(features: Features, rows: Tensor, others: int, memory: int) -> Iterator[Tensor]:
-    """``rows`` in consecutive parts whose distances to ``others`` rows fit in ``memory`` bytes.
+    """Yield ``rows`` in consecutive parts whose distances to ``others`` rows fit in ``memory`` bytes.
 
     Counts the copied features too; a part has at least one row, whatever ``memory`` is.
 

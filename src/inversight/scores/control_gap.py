@@ -1,4 +1,4 @@
-"""What a target's guidance gained over samples of the prior: DDCS by both, image by image."""
+"""The gain of an attack over samples of the prior that no target guided, image by image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inversight.scores.assignment import Assignment
-from inversight.scores.bootstrap import interval_of_means
+from inversight.scores.bootstrap import class_order, mean_summary
 from inversight.scores.ddcs import ddcs_of
 from inversight.scores.result import Summary
 
@@ -25,52 +25,54 @@ def gap_to_control(
     bootstrap: int = 1000,
     rng: torch.Generator,
 ) -> Summary:
-    """DDCS best by guided reconstructions less that by as many unguided ones, in (-inf, inf).
+    """In (-inf, inf), higher is more leakage: DDCS best of guided less that of unguided reconstructions.
 
-    Higher: the guidance brought reconstructions closer to more of the private images. It holds what
-    images of a class have in common as well as what single ones leaked, and tells the two apart
-    nowhere: there is no p-value. The interval (95 %) resamples private images within their classes,
-    each with both of its scores; it leaves out the randomness of attack and control themselves.
+    Higher means that the guidance brought reconstructions closer to more of the private images. It
+    cannot separate class similarity from per-image leakage, so there is no p-value. The interval (95 %)
+    resamples private images within their classes, each with both of its scores; it leaves out the
+    randomness of attack and control themselves.
 
     Args:
         guided, control: the assignment of either to the same private images, with as many images of
-            each class (not checked). Owner and distance are all that is used of them.
+            each class (not checked). Only owner and distance are used.
         labels, ids: (N,) of the private images. reconstruction_ids, control_ids: names of either.
         bootstrap: number of resamples; 0 for no interval.
     """
 
-    def best(assignment: Assignment, names: Sequence[str]) -> Tensor:
-        unknown = replace(
-            assignment,
-            nearest=torch.full_like(assignment.nearest, float("inf")),
-            nearest_row=torch.full_like(assignment.nearest_row, -1),
-        )
-        found = ddcs_of(unknown, labels=labels, ids=ids, reconstruction_ids=names, bootstrap=0)
-        return found.per_sample["ddcs_best"]
+    with_target, without = (
+        ddcs_of(
+            _without_nearest(assignment),
+            labels=labels,
+            ids=ids,
+            reconstruction_ids=names,
+            bootstrap=0,
+        ).per_sample["ddcs_best"]
+        for assignment, names in ((guided, reconstruction_ids), (control, control_ids))
+    )
+    order, sizes = class_order(labels, ids)
+    extra = {
+        "attack": float(with_target[order].mean()),
+        "control": float(without[order].mean()),
+        "covered": float((with_target > 0).double().mean()),
+        "control_covered": float((without > 0).double().mean()),
+        "private_images": len(ids),
+        "reconstructions": len(reconstruction_ids),
+    }
+    gap = (with_target - without)[order]
+    return mean_summary(gap, sizes, resamples=bootstrap, rng=rng, extra=extra)
 
-    scores = best(guided, reconstruction_ids), best(control, control_ids)
-    order = torch.tensor(sorted(range(len(ids)), key=lambda i: (int(labels[i]), ids[i])))
-    _, sizes = labels.cpu()[order].unique_consecutive(return_counts=True)
-    with_target, without = (one[order] for one in scores)
-    gap = with_target - without
-    [(low, high)] = interval_of_means(gap[:, None], sizes, resamples=bootstrap, rng=rng)
-    return Summary(
-        float(gap.mean()),
-        low,
-        high,
-        extra={
-            "attack": float(with_target.mean()),
-            "control": float(without.mean()),
-            "covered": float((with_target > 0).double().mean()),
-            "control_covered": float((without > 0).double().mean()),
-            "private_images": len(ids),
-            "reconstructions": len(reconstruction_ids),
-        },
+
+def _without_nearest(assignment: Assignment) -> Assignment:
+    """Return the assignment without what DDCS does not need, which may be of more reconstructions."""
+    return replace(
+        assignment,
+        nearest=torch.full_like(assignment.nearest, float("inf")),
+        nearest_row=torch.full_like(assignment.nearest_row, -1),
     )
 
 
 def first_of_each(labels: Tensor, counts: Tensor) -> Tensor:
-    """Rows of the first ``counts[c]`` of each label c among ``labels`` (M,), in their order.
+    """Return the rows of the first ``counts[c]`` of each label c in ``labels`` (M,), in their order.
 
     Raises:
         ValueError: a label has fewer.

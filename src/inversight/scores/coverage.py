@@ -35,20 +35,24 @@ def prdc(
 ) -> ScoreResult:
     """In [0, 1] (density: [0, n / k], n images in the class), higher is more leakage.
 
-    A ball around an image reaches to its k-th nearest neighbour in its own set and does not hold
-    its rim. For each class, then averaged over classes with equal weight:
-    precision, the share of reconstructions in any private ball; density, the number of private
-    balls that hold a reconstruction, divided by k, averaged over reconstructions; recall, the share
-    of private images in any reconstruction's ball; coverage, the share of private images whose ball
-    holds a reconstruction. Classes with k or fewer images on either side are left out, counted in
-    ``classes_left_out``; none left gives a None value with its reason.
+    The ball around an image is open and reaches to its k-th nearest neighbour in its own set. The
+    measures are computed for each class and averaged over classes with equal weight:
+
+    - precision: fraction of reconstructions in any private ball;
+    - density: number of private balls that hold a reconstruction, divided by k, averaged over
+      reconstructions;
+    - recall: fraction of private images in any reconstruction's ball;
+    - coverage: fraction of private images whose ball holds a reconstruction.
+
+    Classes with k or fewer images on either side are left out and counted in ``classes_left_out``; if
+    none is left, the values are None with a reason.
 
     per_sample ``coverage``: (N,) float64, 1 where the image's ball holds a reconstruction, 0 where
     not, NaN where its class is left out.
 
-    They cannot see how close a reconstruction is, only whether it is nearer than the class's own
-    spread: an outlier has a ball that nearly anything falls into, an image with k exact copies one
-    that holds nothing.
+    They do not measure how close a reconstruction is, only whether it is nearer than the class's own
+    spread: nearly anything falls into the ball of an outlier, nothing into that of an image with k
+    exact copies.
 
     The intervals (95 %) resample private images within their classes for recall, density and
     coverage, which are means over them with the balls as they are, and reconstructions for
@@ -66,9 +70,9 @@ def prdc(
     """
     if k < 1:
         raise ConfigError(f"k: expected 1 or more neighbours, found {k}")
-    ours, theirs = as_pair(private, reconstructions)
-    hit = torch.full((len(ours),), float("nan"), dtype=torch.float64)
-    classes, reconstructed = rows_by_class(ours), rows_by_class(theirs)
+    real, made = as_pair(private, reconstructions)
+    hit = torch.full((len(real),), float("nan"), dtype=torch.float64)
+    classes, reconstructed = rows_by_class(real), rows_by_class(made)
     none = torch.empty(0, dtype=torch.int64)
     of_private: list[Tensor] = []
     of_reconstructions: list[Tensor] = []
@@ -76,25 +80,23 @@ def prdc(
         candidates = reconstructed.get(label, none)
         if min(len(rows), len(candidates)) <= k:
             continue
-        radius = _radii(ours, rows, k, memory)
-        other_radius = _radii(theirs, candidates, k, memory)
-        own = take(ours, rows)
-        covered = torch.zeros(len(rows), dtype=torch.bool)
-        recalled = torch.zeros(len(rows), dtype=torch.bool)
-        held = torch.zeros(len(rows), dtype=torch.float64)
+        radius = _radii(real, rows, k, memory)
+        made_radius = _radii(made, candidates, k, memory)
+        own = take(real, rows)
+        covered, recalled = torch.zeros(2, len(rows), dtype=torch.bool)
+        count = torch.zeros(len(rows), dtype=torch.float64)
         precise, position = [], 0
-        for part in bounded(theirs, candidates, len(rows), memory):
-            distances = squared_distances(own, take(theirs, part)).cpu()
+        for part in bounded(made, candidates, len(rows), memory):
+            distances = squared_distances(own, take(made, part)).cpu()
             inside = distances < radius[:, None]
             precise.append(inside.any(0).double())
-            held += inside.sum(1)
+            count += inside.sum(1)
             covered |= inside.any(1)
-            at = other_radius[position : position + len(part)]
-            recalled |= (distances < at[None, :]).any(1)
+            recalled |= (distances < made_radius[position : position + len(part)]).any(1)
             position += len(part)
         hit[rows] = covered.double()
         # As a mean over private images: n balls hold balls / n reconstructions each.
-        density = held * len(rows) / (k * len(candidates))
+        density = count * len(rows) / (k * len(candidates))
         of_private.append(torch.stack([recalled.double(), density, covered.double()], dim=1))
         # Sorted, so that the names of reconstructions do not decide the interval.
         of_reconstructions.append(torch.cat(precise).sort().values[:, None])
@@ -111,14 +113,7 @@ def prdc(
     else:
         reason = f"no class has more than {k} images on both sides"
         summary = {key: Summary(None, reason=reason, extra=extra) for key in MEASURES}
-    return ScoreResult(
-        name="prdc",
-        direction="higher",
-        meaning="higher: reconstructions lie where the private images lie, and everywhere there",
-        rows="private",
-        summary=summary,
-        per_sample={"coverage": hit},
-    )
+    return ScoreResult("higher", "private", summary, {"coverage": hit})
 
 
 def _summaries(
@@ -128,7 +123,7 @@ def _summaries(
     rng: torch.Generator,
     extra: Mapping[str, int],
 ) -> dict[str, Summary]:
-    """Means over the classes' means of (n, len(keys)) values each, with intervals."""
+    """Return the mean of the classes' means of (n, len(keys)) values each, with intervals."""
     means = torch.stack([values.mean(0) for values in classes]).mean(0).tolist()
     sizes = torch.tensor([len(values) for values in classes])
     weighted = torch.cat(list(classes)) * equal_classes(sizes)[:, None]
@@ -140,9 +135,9 @@ def _summaries(
 
 
 def _radii(features: Features, rows: Tensor, k: int, memory: int) -> Tensor:
-    """Squared distance (R,) of each row to its k-th nearest other row, less the tie tolerance.
+    """Return the squared distance (R,) of each row to its k-th nearest other row, less ``TIE``.
 
-    A point on the rim is outside; the tolerance keeps it there whichever way rounding goes.
+    A point on the rim is outside; the tolerance keeps it there whatever the rounding.
     """
     own = take(features, rows)
     radii, position = [], 0

@@ -1,7 +1,7 @@
-"""DDCS, the Diversity and Distance Composite Score: how close, and of how many images.
+"""DDCS, the Diversity and Distance Composite Score: how close, and to how many images.
 
 Li et al., "A Sample-Level Evaluation and Generative Framework for Model Inversion Attacks",
-AAAI 2025 (arXiv 2502.19070), kept for each image instead of summed away.
+AAAI 2025 (arXiv 2502.19070). Here it is kept for each image.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from inversight.core.errors import ConfigError
 from inversight.scores.assignment import Assignment, assign, rank
-from inversight.scores.bootstrap import default_rng, interval_of_means
+from inversight.scores.bootstrap import class_order, default_rng, interval_of_means
 from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.result import ScoreResult, Summary
 
 
 @dataclass(frozen=True)
 class DDCSResult(ScoreResult):
-    """A :class:`ScoreResult` on the private images, with the name of each one's nearest.
+    """A :class:`ScoreResult` on the private images, with the name of each one's nearest reconstruction.
 
     per_sample, each (N,) in private's row order:
         ddcs_best, ddcs_average: float64 in [0, 1 / floor], 0 for an uncovered image.
@@ -32,7 +32,7 @@ class DDCSResult(ScoreResult):
     nearest_reconstruction: id of that nearest one, None if the class has none.
     """
 
-    nearest_reconstruction: tuple[str | None, ...]
+    nearest_reconstruction: tuple[str | None, ...] = ()
 
 
 def ddcs(
@@ -49,13 +49,13 @@ def ddcs(
     Within a class each reconstruction is assigned to its nearest private image. An image with
     assigned reconstructions scores 1 / max(d, floor), where d is the smallest (``ddcs_best``) or
     the mean (``ddcs_average``) distance to them, and 0 without. The summary is the mean over all
-    private images, ``covered`` the share of them that scores above 0. Distances that are equal (to
+    private images, ``covered`` the fraction of them that scores above 0. Distances that are equal (to
     1e-8 of themselves) go to the id that sorts first, so nothing depends on row order.
 
-    It cannot see that an image is safe: of two near-identical private images only one gets the
-    reconstruction, so judge an image by ``nearest_distance``. Nor whether closeness comes from the
-    target or from the prior alone (only a holdout tells), nor what the embedding is blind to. Means
-    of private sets of different sizes do not compare. The intervals (95 %, private images
+    It cannot show that an image is safe: of two near-identical private images only one gets the
+    reconstruction, so judge an image by ``nearest_distance``. Nor does it show whether closeness comes
+    from the target or from the prior alone (only a holdout does), nor what the embedding ignores. Means
+    of private sets of different sizes are not comparable. The intervals (95 %, private images
     resampled within their classes, ``bootstrap`` times) leave out the attack's own randomness.
 
     Args:
@@ -70,12 +70,12 @@ def ddcs(
         InputError: see :func:`inversight.scores.checks.check_pair`.
         ConfigError: floor, memory or bootstrap out of range.
     """
-    ours, theirs = as_pair(private, reconstructions)
+    real, made = as_pair(private, reconstructions)
     return ddcs_of(
-        assign(ours, theirs, memory=memory),
-        labels=ours.labels,
-        ids=ours.ids,
-        reconstruction_ids=theirs.ids,
+        assign(real, made, memory=memory),
+        labels=real.labels,
+        ids=real.ids,
+        reconstruction_ids=made.ids,
         floor=floor,
         bootstrap=bootstrap,
         rng=rng,
@@ -92,7 +92,7 @@ def ddcs_of(
     bootstrap: int = 1000,
     rng: torch.Generator | None = None,
 ) -> DDCSResult:
-    """:func:`ddcs` from an assignment that was made before; labels (N,) and ids are private's.
+    """Return :func:`ddcs` of a given assignment; labels (N,) and ids are those of private.
 
     Raises:
         ConfigError: floor or bootstrap out of range.
@@ -100,7 +100,7 @@ def ddcs_of(
     if not 0 < floor < float("inf"):
         raise ConfigError(f"floor: expected a positive distance, found {floor}")
     images = len(ids)
-    # Summed in the order of the ids, so that not even the last digit knows the rows'.
+    # Summed in the order of the ids, so that not even the last digit depends on the row order.
     in_order = rank(reconstruction_ids).argsort()
     assigned = in_order[assignment.owner[in_order] >= 0]
     owner, distance = assignment.owner[assigned], assignment.distance[assigned]
@@ -120,8 +120,7 @@ def ddcs_of(
     exact = nearest < floor
 
     values = {"ddcs_best": score_best, "ddcs_average": score_average, "covered": covered.double()}
-    order = torch.tensor(sorted(range(images), key=lambda i: (int(labels[i]), ids[i])))
-    _, sizes = labels.cpu()[order].unique_consecutive(return_counts=True)
+    order, sizes = class_order(labels, ids)
     intervals = interval_of_means(
         torch.stack(list(values.values()), dim=1)[order],
         sizes,
@@ -138,9 +137,7 @@ def ddcs_of(
         for (key, column), (low, high) in zip(values.items(), intervals, strict=True)
     }
     return DDCSResult(
-        name="ddcs",
         direction="higher",
-        meaning="higher: reconstructions come closer to more of the private images",
         rows="private",
         summary=summary,
         per_sample={

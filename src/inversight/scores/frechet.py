@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, each taken for a Gaussian.
+"""Frechet distance between two sets of features, each modelled as a Gaussian.
 
 Dowson and Landau 1982; on Inception features it is the FID of Heusel et al. 2017.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inversight.scores.checks import FeaturesLike, as_pair
-from inversight.scores.result import ScoreResult, Summary
+from inversight.scores.result import ScoreResult, distance_of_sets
 
 
 def frechet_distance(private: FeaturesLike, reconstructions: FeaturesLike) -> ScoreResult:
@@ -26,34 +26,16 @@ def frechet_distance(private: FeaturesLike, reconstructions: FeaturesLike) -> Sc
     Raises:
         InputError: see :func:`inversight.scores.checks.check_pair`; classes need not match.
     """
-    ours, theirs = as_pair(private, reconstructions, by_class=False)
-    left, right = ours.flat(), theirs.flat()
-    extra = {
-        "private_images": len(left),
-        "reconstructions": len(right),
-        "dimensions": left.shape[1],
-    }
-    if min(len(left), len(right)) < 2:
-        reason = "needs at least 2 images on both sides"
-        summary = Summary(None, reason=reason, extra=extra)
-    else:
-        summary = Summary(_frechet(left, right), extra=extra)
-    return ScoreResult(
-        name="frechet",
-        direction="lower",
-        meaning="lower: reconstructions as a whole are distributed like the private images",
-        rows="private",
-        summary={"frechet": summary},
-        per_sample={},
-    )
+    left, right = (side.flat() for side in as_pair(private, reconstructions, by_class=False))
+    return distance_of_sets("frechet", left, right, _frechet, dimensions=left.shape[1])
 
 
 def _frechet(left: Tensor, right: Tensor) -> float:
-    """The distance of two sets (N, D) and (M, D).
+    """Return the distance of two sets (N, D) and (M, D).
 
     With S = A^T A and S' = B^T B the eigenvalues of S S' are the squared singular values of A B^T,
-    so tr (S S')^(1/2) is their plain sum. No root of a covariance is taken, which for fewer images
-    than dimensions is singular and where a general eigensolver loses half of the digits.
+    so tr (S S')^(1/2) is their sum. This takes no root of a covariance, which is singular for fewer
+    images than dimensions and for which a general eigensolver loses half of the digits.
     """
     mean_left, mean_right = left.double().mean(0), right.double().mean(0)
     a, b = _factor(left, mean_left), _factor(right, mean_right)
@@ -63,7 +45,7 @@ def _frechet(left: Tensor, right: Tensor) -> float:
 
 
 def _factor(features: Tensor, mean: Tensor) -> Tensor:
-    """A matrix (min(N, D), D) float64 whose Gram matrix is the covariance of ``features`` (N, D).
+    """Return a matrix (min(N, D), D) float64 whose Gram matrix is the covariance of ``features`` (N, D).
 
     The triangle of a QR decomposition, updated block by block so that memory depends on D alone.
     """

@@ -14,10 +14,10 @@ from inversight.embeddings.base import Features
 from inversight.scores.assignment import rank
 from inversight.scores.bootstrap import default_rng
 from inversight.scores.checks import FeaturesLike, as_pair
-from inversight.scores.result import ScoreResult, Summary
+from inversight.scores.result import ScoreResult, distance_of_sets
 
 MOST = 10_000
-"""Images a side above which so many are drawn: the work grows with the square."""
+"""Images used on a side; of more, as many are drawn, because the work grows with the square."""
 
 _BLOCK = 1024
 
@@ -39,31 +39,21 @@ def kernel_distance(
     Raises:
         InputError: see :func:`inversight.scores.checks.check_pair`; classes need not match.
     """
-    ours, theirs = as_pair(private, reconstructions, by_class=False)
     drawn = rng or default_rng()
-    left, right = _in_order(ours, drawn), _in_order(theirs, drawn)
-    extra: dict[str, float | int | str] = {
-        "private_images": len(left),
-        "reconstructions": len(right),
-    }
-    if min(len(left), len(right)) < 2:
-        summary = Summary(None, reason="needs at least 2 images on both sides", extra=extra)
-    else:
-        within = sum(
-            (_kernel_sum(x, x) - float(_kernel(x.square().sum(1), x.shape[1]).sum()))
-            / (len(x) * (len(x) - 1))
-            for x in (left, right)
-        )
-        value = within - 2.0 * _kernel_sum(left, right) / (len(left) * len(right))
-        summary = Summary(value, extra=extra)
-    return ScoreResult(
-        name="kid",
-        direction="lower",
-        meaning="lower: reconstructions as a whole are distributed like the private images",
-        rows="private",
-        summary={"kid": summary},
-        per_sample={},
+    left, right = (
+        _in_order(side, drawn) for side in as_pair(private, reconstructions, by_class=False)
     )
+    return distance_of_sets("kid", left, right, _unbiased)
+
+
+def _unbiased(left: Tensor, right: Tensor) -> float:
+    """Return the unbiased squared maximum mean discrepancy of (N, D) and (M, D)."""
+    within = sum(
+        (_kernel_sum(x, x) - float(_kernel(x.square().sum(1), x.shape[1]).sum()))
+        / (len(x) * (len(x) - 1))
+        for x in (left, right)
+    )
+    return within - 2.0 * _kernel_sum(left, right) / (len(left) * len(right))
 
 
 def _kernel(products: Tensor, dimensions: int) -> Tensor:
@@ -71,7 +61,7 @@ def _kernel(products: Tensor, dimensions: int) -> Tensor:
 
 
 def _kernel_sum(left: Tensor, right: Tensor) -> float:
-    """Sum of the kernel over all pairs, block by block."""
+    """Return the sum of the kernel over all pairs, computed block by block."""
     return sum(
         float(_kernel(a @ b.T, left.shape[1]).sum())
         for a in left.split(_BLOCK)
@@ -80,7 +70,7 @@ def _kernel_sum(left: Tensor, right: Tensor) -> float:
 
 
 def _in_order(features: Features, rng: torch.Generator) -> Tensor:
-    """float64 rows in the order of their ids, or as many of them as are used."""
+    """Return float64 rows in the order of their ids, or ``MOST`` drawn ones of them."""
     rows = rank(features.ids).argsort()
     if len(rows) > MOST:
         rows = rows[torch.randperm(len(rows), generator=rng)[:MOST]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from inversight.embeddings.distances import squared_distances
-from inversight.scores.bootstrap import default_rng, interval_of_means
+from inversight.scores.bootstrap import default_rng, mean_summary
 from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.classwise import bounded, rows_by_class, take
-from inversight.scores.result import ScoreResult, Summary
+from inversight.scores.result import ScoreResult
 
 
 def knn_distance(
@@ -39,30 +39,22 @@ def knn_distance(
         InputError: see :func:`inversight.scores.checks.check_pair`.
         ConfigError: memory or bootstrap out of range.
     """
-    ours, theirs = as_pair(private, reconstructions)
-    nearest = torch.empty(len(theirs), dtype=torch.float64)
-    classes, reconstructed = rows_by_class(ours), rows_by_class(theirs)
+    real, made = as_pair(private, reconstructions)
+    nearest = torch.empty(len(made), dtype=torch.float64)
+    classes, reconstructed = rows_by_class(real), rows_by_class(made)
     for label, rows in reconstructed.items():
-        own = take(ours, classes[label])
-        for part in bounded(theirs, rows, len(classes[label]), memory):
-            distances = squared_distances(take(theirs, part), own)
-            nearest[part] = distances.amin(1).cpu()
+        own = take(real, classes[label])
+        for part in bounded(made, rows, len(classes[label]), memory):
+            nearest[part] = squared_distances(take(made, part), own).amin(1).cpu()
     # Summed class by class in the order of the values, so that neither the row order nor the names
     # of the reconstructions decide the last digit or the interval.
-    values = torch.cat([nearest[rows].sort().values for rows in reconstructed.values()])
-    [(low, high)] = interval_of_means(
-        values[:, None],
+    summary = mean_summary(
+        torch.cat([nearest[rows].sort().values for rows in reconstructed.values()]),
         torch.tensor([len(rows) for rows in reconstructed.values()]),
         resamples=bootstrap,
         rng=rng or default_rng(),
+        extra={"private_images": len(real), "reconstructions": len(made)},
     )
-    extra = {"private_images": len(ours), "reconstructions": len(theirs)}
-    summary = Summary(float(values.mean()), low, high, extra=extra)
     return ScoreResult(
-        name="knn_distance",
-        direction="lower",
-        meaning="lower: reconstructions lie nearer to a private image of their class",
-        rows="reconstructions",
-        summary={"knn_distance": summary},
-        per_sample={"knn_distance": nearest},
+        "lower", "reconstructions", {"knn_distance": summary}, {"knn_distance": nearest}
     )

@@ -1,4 +1,4 @@
-"""How alike a private image and the reconstruction nearest to it are, pair by pair of images.
+"""Similarity of each private image and its nearest reconstruction.
 
 SSIM (Wang et al. 2004), PSNR and DISTS (Ding et al. 2020), computed by torchmetrics.
 """
@@ -15,14 +15,14 @@ SMALLEST_SSIM = 8
 """Pixels a side below which SSIM's window of 11 x 11 pixels says nothing."""
 
 _PEAK = 1e-10
-"""Smallest mean squared error that PSNR knows: exact copies are at 100 dB."""
+"""Lower bound of the mean squared error in PSNR: exact copies have 100 dB."""
 
 
 def ssim(private: Tensor, nearest: Tensor) -> Tensor:
     """In [-1, 1], higher is more leakage: structural similarity of each pair, (N,) float64.
 
-    Both (N, C, H, W) in [0, 1], at the private images' size; 11 x 11 Gaussian window. It cannot see a
-    likeness that is moved by a few pixels.
+    Both (N, C, H, W) in [0, 1], at the private images' size; 11 x 11 Gaussian window. It does not
+    recognise a likeness that is shifted by a few pixels.
 
     Raises:
         InputError: shapes that do not match, or smaller than 8 pixels.
@@ -44,7 +44,7 @@ def ssim(private: Tensor, nearest: Tensor) -> Tensor:
 def psnr(private: Tensor, nearest: Tensor) -> Tensor:
     """In dB, at most 100, higher is more leakage: peak signal-to-noise ratio of each pair, (N,).
 
-    ``-10 log10`` of the mean squared error of images in [0, 1]. It cannot see structure: a grey
+    ``-10 log10`` of the mean squared error of images in [0, 1]. It ignores structure: a grey
     average scores well.
 
     Raises:
@@ -59,7 +59,7 @@ def dists(private: Tensor, nearest: Tensor, *, network: nn.Module) -> Tensor:
     """In [0, 1], lower is more leakage: deep structure and texture distance of each pair, (N,).
 
     Both (N, C, H, W) in [0, 1]; brought to 256 x 256. ``network``: see :func:`dists_network`. It
-    cannot see where a texture lies.
+    ignores where a texture lies.
 
     Raises:
         InputError: shapes that do not match.
@@ -75,7 +75,7 @@ def dists(private: Tensor, nearest: Tensor, *, network: nn.Module) -> Tensor:
 
 
 def dists_network(backbone: dict[str, Tensor]) -> nn.Module:
-    """torchmetrics' DISTS network with ``backbone``, VGG16's published parameters (``features.*``)."""
+    """Return torchmetrics' DISTS network with ``backbone``, VGG16's published parameters (``features.*``)."""
     import torchvision
     from torchmetrics.functional.image import dists as module
 

@@ -1,13 +1,15 @@
-"""What every score returns: numbers for ``metrics.json`` and one value for each judged image."""
+"""The results of scores: numbers for ``metrics.json`` and one value for each image."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from torch import Tensor
+
+Extra = Mapping[str, float | int | str]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Summary:
     high: float | None = None
     reason: str | None = None
     features: str | None = None
-    extra: Mapping[str, float | int | str] = field(default_factory=dict)
+    extra: Extra = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.reason is not None):
@@ -35,36 +37,44 @@ class Summary:
                 raise ValueError(f"a summary holds finite numbers or None, found {number}")
 
     def as_json(self) -> dict[str, float | int | str | None]:
-        """``value``, ``low`` and ``high`` always; ``reason`` and ``features`` if set; ``extra``."""
-        out: dict[str, float | int | str | None] = {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-        }
-        if self.reason is not None:
-            out["reason"] = self.reason
-        if self.features is not None:
-            out["features"] = self.features
+        """Return ``value``, ``low`` and ``high``; ``reason`` and ``features`` if set; ``extra``."""
+        out = {name: value for name, value in vars(self).items() if name != "extra"}
+        for name in ("reason", "features"):
+            if out[name] is None:
+                del out[name]
         return {**out, **self.extra, **out}
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What a score found.
+    """The result of a score.
 
-    name: the score's name. direction: which way its values mean more leakage; meaning: that in
-    words. summary: by key of ``metrics.json``. per_sample: by column name, one value for each row
-    of the set named by ``rows``, in that set's row order.
+    direction: which way its values mean more leakage. summary: by key of ``metrics.json``.
+    per_sample: by column name, one value for each row of the set named by ``rows``, in that set's row
+    order.
     """
 
-    name: str
     direction: Literal["higher", "lower"]
-    meaning: str
     rows: Literal["private", "reconstructions"]
     summary: Mapping[str, Summary]
-    per_sample: Mapping[str, Tensor]
+    per_sample: Mapping[str, Tensor] = field(default_factory=dict)
 
     def on_features(self, name: str) -> Self:
-        """The same result with every summary naming the features it was measured on."""
+        """Return the same result with every summary naming the features it was measured on."""
         named = {key: replace(value, features=name) for key, value in self.summary.items()}
         return replace(self, summary=named)
+
+
+def distance_of_sets(
+    key: str, left: Tensor, right: Tensor, distance: Callable[[Tensor, Tensor], float], **extra: int
+) -> ScoreResult:
+    """Return the distance of private (N, D) and reconstructed (M, D) features under ``key``.
+
+    Fewer than 2 images on a side give a None value with its reason.
+    """
+    counts = {"private_images": len(left), "reconstructions": len(right), **extra}
+    if min(len(left), len(right)) < 2:
+        summary = Summary(None, reason="needs at least 2 images on both sides", extra=counts)
+    else:
+        summary = Summary(distance(left, right), extra=counts)
+    return ScoreResult("lower", "private", {key: summary})
