@@ -33,11 +33,11 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "lomma": {"steps": 8, "images": 200},
     "if-gmi": {"steps": 8},
     "mi-face": {"steps": 20},
-    "mirror-black-box": {"population": 12, "generations": 5},
-    "cma-es": {"searches": 4, "population": 6, "generations": 5},
-    "c2f-mi": {"population": 8, "generations": 6},
-    "rlb-mi": {"episodes": 240},
-    "brep-mi": {"searches": 4, "points": 8, "iterations": 5},
+    "mirror-black-box": {"population": 12, "generations": 5, "candidates": 6, "keep": 4},
+    "cma-es": {"searches": 4, "population": 6, "generations": 5, "keep": 4},
+    "c2f-mi": {"population": 8, "generations": 6, "keep": 4},
+    "rlb-mi": {"episodes": 240, "candidates": 6, "keep": 4},
+    "brep-mi": {"searches": 4, "points": 8, "iterations": 5, "keep": 4},
     "lokt": {"images": 300},
 }
 SMALL = ["--set", "prior.steps=150", "--set", "adaptation.steps=20"]
