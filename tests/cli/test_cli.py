@@ -64,7 +64,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["weights", "imprt", "x"], ("imprt", "did you mean import?")),
         (["audit", "--preset", "quik"], ("quik", "did you mean quick?")),
         (["audit", "--seed", "many"], ("--seed", "integer")),
-        (["audit", "--arm", "natural"], ("arm", "'natural'")),
+        (["audit", "--arm", "natural"], ("--arm natural", "did you mean natural-gradient?")),
         (["audit", "--mean", "0.5;0.5"], ("--mean 0.5;0.5", "commas")),
         (["audit", "--set", "prior.stps=5"], ("stps", "did you mean steps?")),
         (["audit", "--set", "prior"], ("--set prior", "NAME=VALUE")),

@@ -13,20 +13,33 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import yaml
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from inversight.core.errors import ConfigError
 
 T = TypeVar("T")
+
+IMPORT_PATH = "package.module:Class"
+"""How an import path looks, in help texts and messages."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 """A number in [0, 1]."""
@@ -71,7 +84,7 @@ class Choice:
     @property
     def expected(self) -> tuple[str, ...]:
         """The names, and how an import path looks if it is allowed."""
-        return (*self.names, "package.module:Class") if self.paths else tuple(self.names)
+        return (*self.names, IMPORT_PATH) if self.paths else tuple(self.names)
 
     def check(self, value: Any) -> Any:
         """Return ``value``; a string in it that is none of the names is a validation error."""
@@ -85,6 +98,38 @@ class Choice:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return no_info_after_validator_function(self.check, handler(source))
+
+
+def is_settings(kind: Any) -> bool:
+    """Return whether a class, or an object's class, is a settings class."""
+    return hasattr(kind, "__pydantic_fields__")
+
+
+def settings_fields(cls: Any) -> dict[str, FieldInfo]:
+    """Return pydantic's description of each field of a settings class."""
+    return dict(cls.__pydantic_fields__)
+
+
+def first_sentence(field: FieldInfo) -> str:
+    """Return the first sentence of a field's docstring, in one line."""
+    text = " ".join((field.description or "").split())
+    return text.partition(". ")[0]
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the names that a field may take, by its Choice or its Literal; none if it takes others."""
+    for extra in field.metadata:
+        if isinstance(extra, Choice):
+            return extra.expected
+    literals = [p for p in annotation_parts(field.annotation) if get_origin(p) is Literal]
+    return tuple(name for literal in literals for name in get_args(literal))
+
+
+def annotation_parts(annotation: Any) -> Iterator[Any]:
+    """Yield everything that an annotation is made of: origins, arguments, and the types of literals."""
+    yield from (annotation, get_origin(annotation), type(annotation))
+    for part in get_args(annotation):
+        yield from annotation_parts(part)
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -205,22 +250,14 @@ def build(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str)
     """Make the part that ``spec`` names: a known name or an import path, with its settings.
 
     ``spec`` is ``name`` or ``{"class": name, **settings}``; name is a key of ``known``, a table of import
-    paths, or an import path ``package.module:Class``. A plain class gets the settings as keyword arguments.
+    paths, or an import path ``package.module:Class``. A plain class gets the settings as keyword
+    arguments.
 
     Raises:
         ConfigError: unknown name, unknown setting, value out of range, or the class refused.
     """
-    values = {"class": spec} if isinstance(spec, str) else dict(spec)
-    name = values.pop("class", None)
-    if not isinstance(name, str):
-        raise ConfigError(f"{role}: expected a 'class' that names one of {', '.join(known)}")
-    if name not in known and ":" not in name:
-        raise ConfigError(
-            f"{role} {name}: expected one of {', '.join(known)} or package.module:Class"
-            f"{nearest(name, known)}"
-        )
-    cls = import_object(known.get(name, name), role=role)
-    if hasattr(cls, "__pydantic_fields__"):
+    name, cls, values = _named_class(spec, known, role)
+    if is_settings(cls):
         return from_mapping(cls, values, where=f"{role} {name}: ")
     try:
         return cls(**values)
@@ -229,24 +266,84 @@ def build(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str)
         raise ConfigError(f"{role} {name}: could not be built ({reason})") from error
 
 
-def documented_yaml(value: Any, indent: int = 0) -> str:
-    """Settings as YAML in which a comment above each line says what it means."""
+@dataclass(frozen=True)
+class Part:
+    """A part by its name, with all of its settings: a settings object, or a mapping for other classes."""
+
+    name: str
+    settings: Any
+
+
+def part(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str) -> Part:
+    """Return the part that :func:`build` would make, with defaults filled in but without making it.
+
+    Raises:
+        ConfigError: as in :func:`build`.
+    """
+    name, cls, values = _named_class(spec, known, role)
+    where = f"{role} {name}: "
+    return Part(name, from_mapping(cls, values, where=where) if is_settings(cls) else values)
+
+
+def _named_class(
+    spec: str | Mapping[str, Any], known: Mapping[str, str], role: str
+) -> tuple[str, Any, dict[str, Any]]:
+    """Return the name, the class and the settings of a part."""
+    values = {"class": spec} if isinstance(spec, str) else dict(spec)
+    name = values.pop("class", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{role}: expected a 'class' that names one of {', '.join(known)}")
+    if name not in known and ":" not in name:
+        raise ConfigError(
+            f"{role} {name}: expected one of {', '.join((*known, IMPORT_PATH))}{nearest(name, known)}"
+        )
+    return name, import_object(known.get(name, name), role=role), values
+
+
+def documented_yaml(value: Any, parts: Mapping[str, Part | list[Part]] | None = None) -> str:
+    """Return settings as YAML in which a comment above each line says what it means.
+
+    ``parts`` are printed with their own settings in place of the fields of these names.
+    """
     lines: list[str] = []
-    pad = "  " * indent
-    described = getattr(type(value), "__pydantic_fields__", {})
-    for field in fields(value):
-        current = getattr(value, field.name)
-        meaning = getattr(described.get(field.name), "description", None)
-        if meaning:
-            lines += [f"{pad}# {line}" for line in inspect.cleandoc(meaning).splitlines()]
-        if is_dataclass(current) and not isinstance(current, type):
-            lines += [f"{pad}{field.name}:", documented_yaml(current, indent + 1)]
+    for name, field in settings_fields(type(value)).items():
+        lines += [f"# {line}" for line in inspect.cleandoc(field.description or "").splitlines()]
+        lines += _choice_lines(field)
+        current = (parts or {}).get(name, getattr(value, name))
+        if is_settings(current) or isinstance(current, Part):
+            lines += [f"{name}:", *(f"  {line}" for line in _block(current))]
+        elif isinstance(current, list) and current and isinstance(current[0], Part):
+            lines.append(f"{name}:")
+            for item in current:
+                first, *rest = _block(item)
+                lines += [f"  - {first}", *(f"    {line}" for line in rest)]
         else:
-            dumped = yaml.safe_dump(
-                {field.name: to_mapping(current)}, sort_keys=False, allow_unicode=True
-            ).rstrip()
-            lines += [pad + line for line in dumped.splitlines()]
+            lines += _plain_yaml({name: to_mapping(current)})
     return "\n".join(lines)
+
+
+def _choice_lines(field: FieldInfo) -> list[str]:
+    """Return comment lines with the names that a field takes and their meanings."""
+    choice = next((extra for extra in field.metadata if isinstance(extra, Choice)), None)
+    meanings = choice.names if choice is not None else {}
+    if any(meanings.values()):
+        return ["# One of:", *(f"#   {name}: {text}." for name, text in meanings.items())]
+    known = choices(field)
+    return [f"# One of: {', '.join(known)}."] if known else []
+
+
+def _block(value: Any) -> list[str]:
+    """Return the YAML lines of settings, or of a part and its settings."""
+    if not isinstance(value, Part):
+        return documented_yaml(value).splitlines() or ["{}"]
+    settings_, first = value.settings, _plain_yaml({"class": value.name})
+    if is_settings(settings_):
+        return [*first, *documented_yaml(settings_).splitlines()]
+    return [*first, *(_plain_yaml(to_mapping(settings_)) if settings_ else [])]
+
+
+def _plain_yaml(values: Any) -> list[str]:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip().splitlines()
 
 
 def _one_line(cls: type[Any], error: ValidationError, where: str) -> str:
@@ -271,7 +368,7 @@ def _names(cls: Any, path: list[str]) -> list[str]:
     """Names of the fields of the settings class at ``path`` below ``cls``."""
     for part in path:
         annotation = cls.__pydantic_fields__[part].annotation
-        if not hasattr(annotation, "__pydantic_fields__"):
+        if not is_settings(annotation):
             return []
         cls = annotation
     return list(cls.__pydantic_fields__)

@@ -1,0 +1,88 @@
+"""How a command runs: in one process or among several, stopped by signals, with progress shown."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from inversight.cli.printing import complain
+from inversight.core.console import Terminal
+from inversight.core.errors import ConfigError, InversightError
+
+
+def require_one_process(command: str) -> None:
+    """Refuse to run as one of several processes, which would all write the same files.
+
+    Raises:
+        ConfigError: this process is one of several.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1"))
+    if several > 1:
+        raise ConfigError(
+            f"{command} runs in one process, and was launched as {several}; run it without accelerate "
+            "launch, which is for prior train, adapt and attack"
+        )
+
+
+@contextmanager
+def running(folder: Path | None = None, remedy: str = "") -> Iterator[Terminal]:
+    """Show progress while a command runs; see :func:`interruptible`."""
+    terminal = Terminal()
+    with interruptible(folder, remedy), terminal.live():
+        yield terminal
+
+
+@contextmanager
+def running_together(
+    device: str, folder: Path | None = None, remedy: str = ""
+) -> Iterator[tuple[Terminal, Any]]:
+    """As :func:`running`, for a command that accelerate may have launched as several processes.
+
+    Yields the terminal and :class:`inversight.core.processes.Processes`.
+    """
+    from inversight.core.processes import launched
+
+    processes = launched(device)
+    terminal = Terminal()
+    try:
+        with interruptible(folder, remedy), terminal.live(processes.main):
+            yield terminal, processes
+    except InversightError as error:
+        if processes.told and not processes.main:
+            raise typer.Exit(error.exit_code) from error  # The main process prints the error.
+        raise
+    # Not after an error, when the others would wait for this process.
+    processes.close()
+
+
+@contextmanager
+def interruptible(folder: Path | None, remedy: str) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM print one line that says how to continue, and exit with 130.
+
+    ``remedy`` is the command to continue with, if something was written to ``folder``. Without a folder
+    signals are left alone.
+    """
+    if folder is None:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        begun = any((folder / f).exists() for f in ("run.json", "training.json", "runs"))
+        complain(
+            f"stopped; continue with: {remedy}" if begun else "stopped before anything was written"
+        )
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,146 @@
+"""Single stages of an audit: ``train``, ``prior train``, ``prior import``, ``adapt`` and ``attack``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inversight.cli.launch import require_one_process, running, running_together
+from inversight.cli.options import (
+    MODEL,
+    Assignments,
+    Network,
+    Prior,
+    Target,
+    Watched,
+    assigned,
+    model_spec,
+    setting_options,
+)
+from inversight.settings import ATTACKS
+
+
+@setting_options("private", "size", "seed", "device", required=["private"])
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the trained classifier.")],
+    set_: Assignments = None,
+    **options: Any,
+) -> None:
+    """Train a small classifier on a folder; --target OUT audits it."""
+    require_one_process("train")
+    from inversight.pipeline.stages import train as run
+
+    private = options.pop("private")
+    with running() as terminal:
+        path, line = run(private, out, given=assigned(set_), reporter=terminal, **options)
+    typer.echo(
+        f"{line}\n{path}\naudit it with: inversight audit --target {out} --private {private}"
+    )
+
+
+@setting_options("public", "size", "seed", "device", required=["public"])
+def prior_train(
+    out: Annotated[Path, typer.Option(help="Folder for the prior.")],
+    features: Watched = "public",
+    network: Network = None,
+    set_: Assignments = None,
+    **options: Any,
+) -> None:
+    """Train a style-based prior on public images; OUT/samples and OUT/progress.json show progress.
+
+    On several GPUs: accelerate launch -m inversight prior train ...
+    """
+    from inversight.pipeline.stages import train_prior_stage
+
+    remedy = "prior train again with the same --out"
+    with running_together(options["device"], out, remedy) as (terminal, processes):
+        path = train_prior_stage(
+            options.pop("public"), out, features=features, network=network, given=assigned(set_),
+            reporter=terminal, processes=processes, **options,
+        )  # fmt: skip
+    if processes.main:
+        typer.echo(str(path))
+
+
+def prior_import(
+    file: Annotated[Path, typer.Argument(help="Networks as StyleGAN2-ADA's code pickled them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prior.")],
+) -> None:
+    """Import published StyleGAN2-ADA networks, running nothing that is in the file."""
+    from inversight.pipeline.stages import import_prior_stage
+
+    path, line = import_prior_stage(file, out)
+    typer.echo(
+        f"{line}\n{path}\nadapt it with: inversight adapt --prior {out} --target TARGET --public DIR"
+    )
+
+
+@setting_options(
+    "public", "arm", "guidance_embedding", *MODEL, "preset", "seed", "device", required=["public"]
+)
+def adapt(
+    prior: Prior,
+    target: Target,
+    out: Annotated[Path, typer.Option(help="Folder for the adapted prior.")],
+    features: Watched = "public",
+    network: Network = None,
+    set_: Assignments = None,
+    **options: Any,
+) -> None:
+    """Fine-tune a prior against a target; OUT/samples and OUT/progress.json show progress.
+
+    On several GPUs: accelerate launch -m inversight adapt ...
+    """
+    from inversight.pipeline.stages import adapt_stage
+
+    remedy = "adapt again with the same --out"
+    with running_together(options["device"], out, remedy) as (terminal, processes):
+        path = adapt_stage(
+            prior, options.pop("public"), out, model=model_spec(target, options), features=features,
+            network=network, given=assigned(set_), reporter=terminal, processes=processes, **options,
+        )  # fmt: skip
+    if processes.main:
+        typer.echo(str(path))
+
+
+@setting_options(*MODEL, "limit", "preset", "seed", "device")
+def attack(
+    prior: Prior,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="The target, named as for audit, or a service: endpoint:URL[?access=label]."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
+    attack: Annotated[
+        str, typer.Option(help=f"{', '.join(ATTACKS)} or package.module:Class.")
+    ] = "plug-and-play",
+    endpoint_header: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For a service: NAME=VARIABLE sends the value of an environment variable as header "
+            "NAME, as in Authorization=TOKEN; repeatable."
+        ),
+    ] = None,
+    set_: Assignments = None,
+    **options: Any,
+) -> None:
+    """Attack a target with a prior; `score` measures the reconstructions.
+
+    On several GPUs: accelerate launch -m inversight attack ...
+    """
+    from inversight.pipeline.stages import attack_stage
+
+    model = model_spec(target, options, headers=tuple(endpoint_header or ()))
+    with running_together(options["device"]) as (terminal, processes):
+        path = attack_stage(
+            prior, out, model=model, attack=attack, given=assigned(set_), reporter=terminal,
+            processes=processes, **options,
+        )  # fmt: skip
+    if processes.main:
+        typer.echo(
+            f"{path}\nscore it with: inversight score --reconstructions {path} --private DIR"
+        )

@@ -1,0 +1,207 @@
+"""The presets: budgets of all stages together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from inversight.core.config import merge, nearest
+from inversight.core.errors import ConfigError
+
+Preset = Literal["quick", "standard", "thorough"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+
+def _classifiers(**training: int) -> dict[str, dict[str, int]]:
+    """Return the same settings for each classifier that an audit trains."""
+    return {f"{name}_training": training for name in ("target", "evaluator", "public")}
+
+
+_STAGES: dict[Preset, dict[str, Any]] = {
+    "quick": {"working_size": 32, "prior": {"steps": 2000}, "adaptation": {"steps": 250}},
+    "standard": {
+        "working_size": 64,
+        "prior": {"steps": 12000, "width": 48},
+        "adaptation": {"steps": 1500, "guided_images": 20},
+        **_classifiers(epochs=100, most_steps=30000, width=24),
+    },
+    "thorough": {
+        "working_size": 256,
+        "prior": {"steps": 60000, "width": 64},
+        "adaptation": {"steps": 6000},
+        **_classifiers(epochs=125, most_steps=200000, width=32),
+    },
+}
+"""Settings of the audit other than attacks."""
+
+_PLUG_AND_PLAY: dict[Preset, dict[str, Any]] = {
+    "quick": {"pool": 2000, "candidates": 30, "steps": 40, "keep": 10, "crops": 25},
+    "standard": {"pool": 5000, "candidates": 100, "steps": 70, "keep": 25, "crops": 50},
+    "thorough": {"pool": 5000, "candidates": 200, "steps": 70, "keep": 50, "crops": 100},
+}
+"""Plug & Play's budget before halvings, from which the other attacks' budgets follow."""
+
+_SIZES: dict[Preset, dict[str, dict[str, Any]]] = {
+    "quick": {
+        "cma-es": {"population": 12},
+        "rlb-mi": {"at_once": 6, "hidden": 64, "training_batch": 64},
+        "brep-mi": {"points": 12},
+        "lokt": {"images": 6000, "surrogates": 2, "training": {"epochs": 10}},
+        "lomma": {
+            "images": 2000, "surrogates": 1, "training": {"epochs": 16, "batch_size": 32},
+        },
+    },
+    "standard": {
+        "mirror-black-box": {"generations": 100},
+        "cma-es": {"population": 20},
+        "rlb-mi": {"at_once": 4, "hidden": 128, "training_batch": 128},
+        "brep-mi": {"points": 32},
+        "lokt": {"images": 20000, "surrogates": 3, "training": {"epochs": 20}},
+        "lomma": {"images": 10000, "surrogates": 3, "training": {"epochs": 15}},
+    },
+    "thorough": {
+        "mirror-black-box": {"generations": 100},
+        "cma-es": {"population": 20},
+        "rlb-mi": {"hidden": 256, "training_batch": 256},
+        "brep-mi": {"points": 32},
+        "lokt": {"images": 50000, "surrogates": 3, "training": {"epochs": 30}},
+        "lomma": {"images": 30000, "surrogates": 3, "training": {"epochs": 20}},
+    },
+}  # fmt: skip
+"""Sizes that do not follow from Plug & Play's budget. Agents and surrogates are trained on top of it."""
+
+_FASTER: dict[str, Any] = {"halvings": 2, "half": True}
+"""Makes Plug & Play faster at the same result (benchmarks/attacks.py)."""
+
+_NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
+_LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
+_DIGITS: dict[str, Any] = {
+    "embedding": "public",
+    "features": "public",
+    "guidance_embedding": "public",
+    "images": "full",
+    "target_training": {**_NO_FLIP, **_LONGER},
+    "evaluator_training": {**_NO_FLIP, **_LONGER},
+    "public_training": {**_NO_FLIP, "epochs": 30, "batch_size": 64},
+    "adaptation": {"pseudo_labels_mirror": False},
+}
+"""A mirrored digit is another sign; a hundred private images make few steps an epoch; and the images
+are published, so the report may show them."""
+_DIGITS_QUICK: dict[str, Any] = {"prior": {"steps": 1500}, "adaptation": {"steps": 300}}
+_DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
+    "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30,
+}  # fmt: skip
+"""At 8x8 pixels every step is cheap; with these budgets the demonstration takes two minutes."""
+
+
+def check_preset(preset: Any) -> Preset:
+    """Return ``preset`` if there is one of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}"
+            f"{nearest(str(preset), PRESETS)}"
+        )
+    found: Preset = preset
+    return found
+
+
+def stage_budgets(preset: Preset, *, digits: bool = False) -> dict[str, Any]:
+    """Return a preset's settings other than attacks, for the embedded digits or for other images."""
+    budget = _STAGES[preset]
+    if digits:
+        budget = merge(budget, _DIGITS)
+    return merge(budget, _DIGITS_QUICK) if digits and preset == "quick" else budget
+
+
+def attack_budgets(preset: Preset, *, digits: bool = False) -> dict[str, dict[str, Any]]:
+    """Return each attack's settings in a preset, by its name.
+
+    All keep equally many reconstructions for equal work: as many images forward and back as Plug & Play
+    without halvings or, for a black-box attack, as many images sent for each class, where a step forward
+    and back counts as three images. Where a paper takes far more steps, its step size is raised instead.
+    """
+    quick_digits = digits and preset == "quick"
+    plain = _DIGITS_PLUG_AND_PLAY if quick_digits else _PLUG_AND_PLAY[preset]
+    sizes = _SIZES[preset]
+    if digits:
+        plain = {**plain, "crop_flip": False}
+        sizes = merge(sizes, {"lokt": {"training": {"flip": False}}})
+    # At 8x8 pixels halving and half precision save nothing. Truncated by half, as published, a small
+    # prior's pool is too alike to cover many private images (docs/attacks.md); the thorough preset, whose
+    # budget is the paper's, has the paper's truncation.
+    plug_and_play = {
+        **plain,
+        **({} if quick_digits else _FASTER),
+        **({} if preset == "thorough" else {"truncation": 1.0}),
+    }
+    budgets = {**_white_box(plain), **_black_box(plain, sizes), "plug-and-play": plug_and_play}
+    budgets["lokt"] = {"white_box": plug_and_play}
+    return merge(budgets, sizes)
+
+
+def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return budgets of white-box attacks by Plug & Play's ``plain`` budget.
+
+    Pixels need no prior; its part of a step's work goes into more steps.
+    """
+    steps = plain["steps"]
+    selection = {k: v for k, v in plain.items() if k not in ("pool", "steps")}
+    samples = {**plain, "samples": plain["candidates"]}
+    return {
+        "gmi": plain,
+        "mirror": plain,
+        "lomma": plain,
+        "if-gmi": {
+            **plain,
+            "learning_rate": 0.02,
+            "steps": round(0.4 * steps),
+            "layers": 4,
+            "layer_steps": round(0.15 * steps),
+        },
+        "plg-mi": {**plain, "transformations": 1},
+        "ked-mi": {**samples, "learning_rate": 0.1},
+        "vmi": {**samples, "learning_rate": 0.05},
+        "mi-face": {**selection, "steps": 2 * steps, "learning_rate": 0.1},
+    }
+
+
+def _black_box(
+    plain: dict[str, Any], sizes: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return budgets of black-box attacks by Plug & Play's ``plain`` budget and their own ``sizes``.
+
+    With images sent for each class: population x generations + candidates x crops for MIRROR,
+    searches x (population x generations + crops) for CMA-ES, population x (1 + generations + crops)
+    for C2FMI, episodes + candidates x crops for RLB-MI, searches x iterations x (points + 1) for BREP-MI.
+    """
+    candidates, keep, crops = (plain[name] for name in ("candidates", "keep", "crops"))
+    descent = 3 * candidates * plain["steps"]
+    work = descent + candidates * crops
+    generations = sizes.get("mirror-black-box", {}).get("generations", plain["steps"])
+    searches = round(1.4 * keep)
+    sampled = {k: v for k, v in plain.items() if k not in ("candidates", "steps")}
+    selected = {k: v for k, v in plain.items() if k not in ("pool", "steps")}
+    return {
+        "mirror-black-box": {
+            **sampled,
+            "candidates": candidates,
+            "population": descent // generations,
+            "generations": generations,
+        },
+        "cma-es": {
+            **sampled,
+            "searches": searches,
+            "generations": (work // searches - crops) // sizes["cma-es"]["population"],
+        },
+        "c2f-mi": {**sampled, "population": candidates, "generations": 3 * plain["steps"] - 1},
+        "rlb-mi": {**selected, "episodes": descent},
+        "brep-mi": {
+            "pool": plain["pool"],
+            "keep": keep,
+            "searches": keep,
+            "iterations": round(work / (keep * (sizes["brep-mi"]["points"] + 1))),
+        },
+    }
