@@ -208,7 +208,7 @@ def test_runs_that_cannot_be_added_to(
     assert code == 0, err
     for options, message in (
         (["--reuse", "nothing"], "not a run folder"),
-        (["--reuse", "first", "--embedding", "pixel"], "leave it out"),
+        (["--reuse", "first", "--embedding", "pixel"], "leave --embedding out"),
         ([], "--private is missing"),
         (["--private", "private", "--memory", "1000", *pixel], "at least 16777216"),
     ):
@@ -370,7 +370,7 @@ def test_a_training_goes_on_with_what_it_began_with(
     with monkeypatch.context() as patch:
         patch.setattr("inversight.pipeline.stages.train_prior", stop)
         code, _, err = run(capsys, *command)
-    assert code == 130 and "go on with: prior train again" in err
+    assert code == 130 and "continue with: prior train again" in err
     code, _, err = run(capsys, *command, "--seed", "1")
     assert code == 2 and "a training began there and --seed differed" in err
     shutil.copytree("public", "public/again")
@@ -491,7 +491,7 @@ def test_a_service_and_an_audit_are_the_work_of_one_process(
     ):
         code, _, err = run(capsys, *command)
         assert code == 2, command
-        assert f"{command[0]} is the work of one process, and was launched as 2" in err
+        assert f"{command[0]} runs in one process, and was launched as 2" in err
     assert not list(tmp_path.iterdir())
 
 
@@ -568,7 +568,7 @@ def test_a_stopped_prior_says_how_to_go_on_and_does(
     with monkeypatch.context() as patch:
         patch.setattr(Terminal, "stage", stopping)
         code, _, err = run(capsys, *command, "--out", "prior")
-    assert code == 130 and "go on with: prior train again with the same --out" in err
+    assert code == 130 and "continue with: prior train again with the same --out" in err
     assert run(capsys, *command, "--out", "prior")[0] == 0
     whole, resumed = (Path(f) / "prior.safetensors" for f in ("whole", "prior"))
     assert whole.read_bytes() == resumed.read_bytes()

@@ -55,7 +55,7 @@ def score(
         raise ConfigError(f"{missing} is missing; see inversight score --help")
     trust: dict[str, Any] = {"trust": True} if values.pop("trust_target", False) else {}
     if reuse is not None:
-        refuse_given(values, "--reuse takes it from the run")
+        refuse_given(values, "--reuse takes everything else from the run")
         against = replace(Against.of_run(reuse), **trust)
     elif "private" not in values:
         raise ConfigError("--private is missing: give the folder of private images, or --reuse RUN")
