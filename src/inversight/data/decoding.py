@@ -1,4 +1,4 @@
-"""Decodes one image file that nobody vouches for."""
+"""Reads one image file, which may be damaged or hostile."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 64_000_000
 """Images that declare more pixels than this are refused before they are decoded."""
-GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L", "I", "F"})
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+"""Tags of a TIFF file: bits of each value, and 0 where the lowest value is white."""
 
 
 def open_image(file: Path, role: str) -> Image.Image:
-    """Open for reading the header, refusing what is not an image or declares too many pixels."""
+    """Open an image and read its header.
+
+    Raises:
+        DataError: it cannot be read, is not an image, or declares more than ``MAX_PIXELS``.
+    """
     try:
         if file.stat().st_size == 0:
             raise DataError(f"{role} {file}: is empty (0 bytes); replace or remove it")
@@ -49,15 +54,36 @@ def _bomb(role: str, file: Path) -> str:
     )
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Return whether an opened image has no colour, by its mode."""
+    return image.mode in ("1", "L", "LA") or _is_deep(image)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether an image has grey values of more than eight bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
 def decode(file: Path, role: str) -> Image.Image:
-    """The whole image, turned upright, as L or RGB."""
+    """Return the whole image of a file, turned upright, as L or RGB.
+
+    Values of more than eight bits are scaled by the range of the file's type: integers by their
+    number of bits, floats from [0, 1].
+
+    Raises:
+        DataError: the file is damaged, or its values have no known range.
+    """
     with open_image(file, role) as image:
         try:
             image.load()
             upright: Image.Image = ImageOps.exif_transpose(image)
-            return _plain(upright)
+            if _is_deep(image):
+                return _eight_bits(upright, image)
+            return _on_white(upright)
         except MemoryError:
             raise
+        except _UnknownRangeError as error:
+            raise DataError(f"{role} {file}: {error}") from None
         except Exception as error:  # decoders of damaged files raise whatever they trip over
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
@@ -65,22 +91,51 @@ def decode(file: Path, role: str) -> Image.Image:
             ) from None
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        scale = 255.0 / 65535.0 if values.max(initial=0.0) > 255.0 else 1.0
-        return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
-    if image.mode in ("L", "1"):
-        return image.convert("L")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+class _UnknownRangeError(ValueError):
+    """Pixels that cannot be brought to eight bits without a guess."""
+
+
+def _eight_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """Scale grey values of more than eight bits to 0..255; ``opened`` has the file's format and tags."""
+    tags = getattr(opened, "tag_v2", {})
+    if opened.mode == "F":
+        highest = 1
+    elif opened.mode.startswith("I;16") or opened.format in ("PNG", "PPM"):
+        highest = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    else:
+        raise _UnknownRangeError(
+            "has 32-bit or signed integers, whose black and white are not known; save it with 8 or "
+            "16 unsigned bits"
+        )
+    values = np.asarray(image, dtype=np.float64)
+    if not ((values >= 0) & (values <= highest)).all():
+        raise _UnknownRangeError(
+            f"has values from {values.min():g} to {values.max():g}, expected 0 to {highest}; save it "
+            "with 8 or 16 unsigned bits"
+        )
+    if tags.get(_PHOTOMETRIC) == 0:
+        values = highest - values
+    if isinstance(transparent := opened.info.get("transparency"), int):
+        values = np.where(values == transparent, highest, values)
+    return Image.fromarray(np.round(values * (255.0 / highest)).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Convert an image of eight bits to L or RGB, transparent parts laid on white."""
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if image.has_transparency_data:
         layered = image.convert("RGBA")
         paper = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        flat = Image.alpha_composite(paper, layered)
-        return flat.convert("L" if image.mode in ("LA", "La") else "RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(paper, layered)
+    elif image.mode == "LAB":
+        raise _UnknownRangeError(
+            "has the colours of CIE Lab, which are not converted; save it as RGB"
+        )
+    return image.convert(mode)
 
 
 def to_tensor(image: Image.Image, size: int | None, channels: int) -> Tensor:
+    """Return uint8 (channels, H, W); with ``size`` the shorter side is brought to it and the centre cut."""
     image = image.convert("L" if channels == 1 else "RGB")
     if size is not None and image.size != (size, size):
         shorter = min(image.size)

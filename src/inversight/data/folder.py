@@ -9,7 +9,7 @@ import torch
 
 from inversight.core.errors import DataError
 from inversight.core.progress import Progress, silent
-from inversight.data.decoding import GREY_MODES, SUFFIXES, decode, open_image, to_tensor
+from inversight.data.decoding import SUFFIXES, decode, is_grey, open_image, to_tensor
 from inversight.data.images import ImageSet, pixel_hash
 
 
@@ -27,9 +27,9 @@ def load_folder(
 
     Sizes are checked from the files' headers before anything is decoded. With ``size`` the shorter
     side is brought to it and the centre cut out. ``channels`` None: 1 if every image is grey,
-    otherwise 3. Transparency is laid on white; 16-bit grey is scaled to 8 bits; EXIF turns are
-    applied; of an animation the first frame counts. ``labelled`` False: class subfolders are
-    optional. ``limit``: the first so many classes.
+    otherwise 3. Transparency is laid on white, values are scaled to 8 bits by the range of the file's
+    type, EXIF turns are applied, and of an animation the first frame counts. ``labelled`` False: class
+    subfolders are optional. ``limit``: the first so many classes.
 
     Raises:
         DataError: one line that names the folder or file.
@@ -118,7 +118,7 @@ def _check_headers(files: Sequence[tuple[Path, str | None]], role: str, size: in
     for file, _ in files:
         with open_image(file, role) as image:
             found = image.size
-            grey = grey and image.mode in GREY_MODES
+            grey = grey and is_grey(image)
         if size is not None:
             continue
         if found[0] != found[1]:

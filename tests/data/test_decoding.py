@@ -1,0 +1,169 @@
+"""Image files: hostile and damaged ones are refused, and pixels come out as documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from inversight.core.errors import DataError
+from inversight.data import (
+    load_folder,
+)
+from tests.data.files import grey_files, picture, png_header, refusal, save, tiff
+
+
+@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize("side", [8_001, 12_000, 100_000])
+def test_a_decompression_bomb_is_refused_from_its_header(
+    folder: Path, side: int, size: int | None
+) -> None:
+    bomb = folder / "b" / "bomb.png"
+    bomb.write_bytes(png_header(side, side))
+    refusal(folder, str(bomb), "64 million pixels", "remove it", size=size)
+
+
+def test_an_empty_file(folder: Path) -> None:
+    (folder / "a" / "3.png").write_bytes(b"")
+    refusal(folder, str(folder / "a" / "3.png"), "0 bytes", "replace or remove")
+
+
+def test_text_renamed_to_an_image(folder: Path) -> None:
+    (folder / "a" / "3.png").write_text("this is not an image")
+    refusal(folder, str(folder / "a" / "3.png"), "not a readable image", "replace or remove")
+
+
+@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif", "gif"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_a_file_cut_short(folder: Path, suffix: str, kept: float, size: int | None) -> None:
+    file = save(picture(9, (32, 32), "RGB"), folder / "a" / f"3.{suffix}")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * kept)])
+    for other in folder.rglob("*.png"):
+        if other != file:
+            save(picture(1, (32, 32)), other)
+    refusal(folder, str(file), "replace or remove", size=size)
+
+
+def test_damaged_pixels(folder: Path) -> None:
+    file = folder / "a" / "1.png"
+    content = bytearray(file.read_bytes())
+    start = content.index(b"IDAT") + 4
+    for i in range(start + 2, start + 30):
+        content[i] ^= 0xA5
+    file.write_bytes(bytes(content))
+    refusal(folder, str(file), "damaged", "replace or remove")
+
+
+@settings(max_examples=60)
+@given(cut=st.integers(0, 200), flip=st.integers(0, 255), at=st.integers(0, 199))
+def test_no_damage_ends_in_another_error(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int, at: int
+) -> None:
+    root = tmp_path_factory.mktemp("fuzz")
+    file = save(picture(3, mode="RGB"), root / "a" / "1.png")
+    content = bytearray(file.read_bytes()[: 30 + cut])
+    if at < len(content):
+        content[at] = flip
+    file.write_bytes(bytes(content))
+    try:
+        found = load_folder(root, role="--private")
+    except DataError as error:
+        assert str(root) in str(error) and "\n" not in str(error)
+    else:
+        assert len(found) == 1
+
+
+def test_size_brings_the_shorter_side_to_it_and_cuts_the_centre(tmp_path: Path) -> None:
+    # Three vertical bars 8 wide in a 24x8 image: the centre cut is the middle one.
+    bars = np.repeat(np.array([[10, 120, 250]], np.uint8), 8, axis=1).repeat(8, axis=0)
+    save(Image.fromarray(bars), tmp_path / "w" / "1.png")
+    save(Image.fromarray(bars.T.copy()), tmp_path / "w" / "2.png")
+    found = load_folder(tmp_path, role="--private", size=8)
+    assert found.images.shape == (2, 1, 8, 8)
+    assert (found.images == 120).all()
+    smaller = load_folder(tmp_path, role="--private", size=4)
+    assert (smaller.images[:, :, 1:3, 1:3] == 120).all()
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    values = np.zeros((8, 8, 4), np.uint8)
+    values[..., 0] = 200
+    values[:4, :, 3] = 255
+    values[4:, :, 3] = 51  # a fifth
+    save(Image.fromarray(values), tmp_path / "a" / "1.png")
+    found = load_folder(tmp_path, role="--private").images[0]
+    assert found[:, 0, 0].tolist() == [200, 0, 0]
+    expected = [round(200 * 0.2 + 255 * 0.8), 204, 204]
+    assert np.abs(found[:, 7, 7].numpy().astype(int) - expected).max() <= 1
+
+
+LEVELS = np.array([0, 1, 50, 51, 128, 200, 254, 255], np.uint8).repeat(8).reshape(8, 8)
+
+
+@pytest.mark.parametrize("highest", [255, 2, 0])
+@pytest.mark.parametrize("name", grey_files(LEVELS))
+def test_values_are_scaled_by_the_files_type_however_dark_the_image(
+    tmp_path: Path, name: str, highest: int
+) -> None:
+    levels = np.minimum(LEVELS, highest).astype(np.uint8)
+    save(grey_files(levels)[name], tmp_path / "a" / name)
+    found = load_folder(tmp_path, role="--private", channels=1).images
+    assert np.array_equal(found[0, 0].numpy(), levels)
+
+
+def test_one_bit_is_black_or_white(tmp_path: Path) -> None:
+    save(Image.fromarray(LEVELS > 127), tmp_path / "a" / "1.png")
+    found = load_folder(tmp_path, role="--private").images[0, 0].numpy()
+    assert np.array_equal(found, np.where(LEVELS > 127, 255, 0))
+
+
+FLOATS = (LEVELS / 255).astype("<f4")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (tiff(LEVELS.astype("<u4"), 32), "32-bit or signed integers"),
+        (tiff(LEVELS.astype("<i4"), 32), "32-bit or signed integers"),
+        (tiff(LEVELS.astype("<i2"), 16), "32-bit or signed integers"),
+        (tiff(FLOATS * 255, 32), "values from 0 to 255, expected 0 to 1"),
+        (tiff(FLOATS - 0.5, 32), "values from -0.5 to 0.5, expected 0 to 1"),
+        (tiff(np.where(FLOATS > 0.9, np.float32("nan"), FLOATS), 32), "nan"),
+    ],
+)
+def test_values_of_unknown_range_are_refused(folder: Path, content: bytes, expected: str) -> None:
+    file = save(content, folder / "a" / "3.tif")
+    refusal(folder, str(file), expected, "save it with 8 or 16 unsigned bits")
+
+
+def test_lab_is_refused(folder: Path) -> None:
+    file = save(Image.new("LAB", (8, 8)), folder / "a" / "3.tif")
+    refusal(folder, str(file), "CIE Lab", "save it as RGB")
+
+
+@pytest.mark.parametrize(
+    "image", [picture(3), Image.fromarray(np.asarray(picture(3)).astype(np.uint16) * 257)]
+)
+def test_one_transparent_grey_level_lies_on_white(tmp_path: Path, image: Image.Image) -> None:
+    grey = np.asarray(picture(3))
+    level = int(np.asarray(image)[2, 3])
+    save(image, tmp_path / "a" / "1.png", transparency=level)
+    found = load_folder(tmp_path, role="--private")
+    assert found.channels == 1
+    assert np.array_equal(found.images[0, 0].numpy(), np.where(grey == grey[2, 3], 255, grey))
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(3, 2), (6, -1), (8, 1)])
+def test_exif_turns_are_applied(tmp_path: Path, orientation: int, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = picture(4)
+    save(stored, tmp_path / "a" / "1.png", exif=exif)
+    found = load_folder(tmp_path, role="--private").images[0, 0].numpy()
+    assert np.array_equal(found, np.rot90(np.asarray(stored), turn))

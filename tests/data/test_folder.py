@@ -1,0 +1,106 @@
+"""Image folders: every wrong input is one clear line, and every right one is read as documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inversight.data import (
+    load_folder,
+)
+from tests.data.files import picture, refusal, save
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    refusal(tmp_path / "nowhere", str(tmp_path / "nowhere"), "no such folder", "CLASS/IMAGE")
+
+
+def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
+    file = save(picture(0), tmp_path / "image.png")
+    refusal(file, str(file), "is a file", "one subfolder for each class")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    refusal(tmp_path, str(tmp_path), "is empty")
+
+
+def test_no_class_subfolders(tmp_path: Path) -> None:
+    save(picture(0), tmp_path / "1.png")
+    refusal(tmp_path, str(tmp_path), "no class subfolders", "one subfolder for each class")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_class_without_images(folder: Path, labelled: bool) -> None:
+    (folder / "empty").mkdir()
+    (folder / "empty" / "notes.txt").write_text("nothing")
+    refusal(
+        folder, str(folder / "empty"), "holds no images", "remove the folder", labelled=labelled
+    )
+
+
+def test_an_unlabelled_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    refusal(tmp_path, str(tmp_path), "holds no images", labelled=False)
+
+
+def test_mixed_sizes_name_both_files(folder: Path) -> None:
+    save(picture(5, (16, 16)), folder / "b" / "3.png")
+    refusal(folder, "a/1.png is 8x8", "b/3.png is 16x16", "--size N")
+
+
+def test_images_that_are_not_square(folder: Path) -> None:
+    save(picture(5, (8, 10)), folder / "b" / "3.png")
+    refusal(folder, "b/3.png", "8x10", "--size N")
+
+
+def test_reading_gives_sorted_ids_labels_and_pixels(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = load_folder(
+        folder, role="--private", progress=lambda done, total, _: seen.append((done, total))
+    )
+    assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/2.png")
+    assert found.classes == ("a", "b")
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert (found.size, found.channels, found.images.dtype) == (8, 1, torch.uint8)
+    for i, image in enumerate(found.images):
+        assert np.array_equal(image[0].numpy(), np.asarray(picture(i)))
+    assert seen[-1] == (4, 4)
+
+
+def test_nested_folders_hidden_files_and_other_suffixes(folder: Path) -> None:
+    save(picture(7), folder / "a" / "deep" / "er" / "0.PNG")
+    (folder / "a" / ".hidden.png").write_text("not an image")
+    (folder / "a" / "readme.txt").write_text("not an image")
+    (folder / ".cache").mkdir()
+    found = load_folder(folder, role="--private")
+    assert found.ids == ("a/1.png", "a/2.png", "a/deep/er/0.PNG", "b/1.png", "b/2.png")
+    assert found.labels.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_limit_keeps_the_first_classes(folder: Path) -> None:
+    found = load_folder(folder, role="--private", limit=1)
+    assert found.classes == ("a",) and len(found) == 2
+
+
+def test_unlabelled_images_beside_each_other(tmp_path: Path) -> None:
+    save(picture(0), tmp_path / "2.png")
+    save(picture(1), tmp_path / "1.png")
+    found = load_folder(tmp_path, role="--public", labelled=False)
+    assert found.ids == ("1.png", "2.png")
+    assert found.labels.tolist() == [-1, -1] and found.classes == ()
+    assert found.relabel(["x"], role="--public") == found
+
+
+def test_grey_stays_one_channel_and_one_colour_image_makes_three(folder: Path) -> None:
+    assert load_folder(folder, role="--private").channels == 1
+    assert load_folder(folder, role="--private", channels=3).channels == 3
+    save(picture(8, mode="RGB"), folder / "a" / "3.png")
+    found = load_folder(folder, role="--private")
+    assert found.channels == 3
+    assert np.array_equal(
+        found.images[0].numpy(), np.repeat(np.asarray(picture(0))[None], 3, axis=0)
+    )
+    assert load_folder(folder, role="--private", channels=1).channels == 1
