@@ -1,4 +1,4 @@
-"""A service on this machine that classifies images, well or badly."""
+"""A local service that classifies images, with right or wrong answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The black-box attacks: they find the known answer with scores alone, within their queries."""
+"""The attacks by scores find the known answer, within their queries."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
 from inversight.priors import Prior
+from tests.attacks.table import AGENT, COARSE, EVOLVED, GENETIC, same
 from tests.attacks.toy import (
     CENTRES,
-    CLASSES,
     LABELS,
     SIZE,
     FlatPrior,
@@ -39,26 +39,7 @@ from tests.attacks.toy import (
 )
 from tests.examples import NoisePrior
 
-GENETIC = MirrorGenetic(
-    pool=300, population=40, generations=40, candidates=10, keep=3, crops=4, bound=2.0, slope=1.0
-)
-EVOLVED = CmaEs(pool=300, searches=6, population=6, generations=30, keep=3, crops=4)
-COARSE = C2fMi(
-    pool=300, population=20, generations=200, settling=30, keep=3, crops=4, hidden=32, epochs=10
-)
-AGENT = RlbMi(
-    pool=300, episodes=900, candidates=4, keep=3, crops=4, reach=2.0, hidden=32, training_batch=32,
-    learning_rate=3e-3,
-)  # fmt: skip
 BOTH = pytest.mark.parametrize("how", [GENETIC, EVOLVED], ids=["mirror", "cma"])
-SHORT = [
-    replace(GENETIC, generations=8),
-    replace(EVOLVED, generations=8),
-    replace(COARSE, generations=8, settling=4),
-    replace(AGENT, episodes=60),
-]
-ALL = pytest.mark.parametrize("how", SHORT, ids=["mirror", "cma", "c2f", "rlb"])
-Search = CmaEs | MirrorGenetic | C2fMi | RlbMi
 
 
 @pytest.fixture
@@ -75,10 +56,6 @@ def attack(
     target: Target, how: Attack, seed: int = 0, prior: Prior | None = None
 ) -> Reconstructions:
     return run_attack(how, target, prior or FlatPrior(), LABELS, rng=generator(seed))
-
-
-def same(one: Reconstructions, other: Reconstructions) -> bool:
-    return torch.equal(one.latents, other.latents) and torch.equal(one.losses, other.losses)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +83,7 @@ def test_reaches_the_best_reconstruction(
 
 
 @BOTH
-def test_the_search_finds_what_the_pool_has_not(target: Target, how: CmaEs | MirrorGenetic) -> None:
+def test_the_search_improves_on_the_pool(target: Target, how: CmaEs | MirrorGenetic) -> None:
     """The best of the attack's own pool, which is all that no generation leaves, is less sure."""
     blind = target.restricted(Access.SCORES)
 
@@ -123,7 +100,7 @@ def test_the_search_finds_what_the_pool_has_not(target: Target, how: CmaEs | Mir
     assert bool((end < 0.2 * start).all())
 
 
-def test_wide_latents_are_searched_too() -> None:
+def test_wide_latents_use_a_diagonal_covariance() -> None:
     """Sixty-four coordinates, a diagonal covariance: most of the way to the template of the class."""
     templates = torch.rand(3, 64, generator=generator(0))
 
@@ -145,58 +122,13 @@ def test_wide_latents_are_searched_too() -> None:
     assert bool((gaps.view(3, 3).amax(1) < 0.2 * start).all())
 
 
-@ALL
-def test_the_seed_decides(target: Target, how: Attack) -> None:
-    assert same(attack(target, how), attack(target, how))
-    assert not same(attack(target, how), attack(target, how, seed=1))
-
-
-@ALL
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_any_batch_size_gives_the_same(target: Target, how: Search, batch_size: int) -> None:
-    other = attack(target, replace(how, batch_size=batch_size))
-    torch.testing.assert_close(attack(target, how).latents, other.latents)
-
-
-@ALL
-def test_classes_do_not_depend_on_each_other(target: Target, how: Attack) -> None:
-    alone = run_attack(how, target, FlatPrior(), torch.tensor([1]), rng=generator(0))
-    among = attack(target, how)
-    torch.testing.assert_close(alone.latents, among.latents[among.labels == 1])
-
-
-@ALL
-def test_the_shape_of_what_it_returns(target: Target, how: Attack) -> None:
-    found = attack(target, how)
-    assert found.images.shape == (9, 1, SIZE, SIZE)
-    assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    assert not found.latents.requires_grad and not found.images.requires_grad
-    for label in range(3):
-        mine = found.labels == label
-        assert len(found.latents[mine].unique(dim=0)) == 3  # distinct
-        losses = found.losses[mine]
-        assert bool((losses[1:] >= losses[:-1]).all()) and bool((losses >= 0).all())
-    torch.testing.assert_close(found.images, FlatPrior()(found.latents))
-
-
-@ALL
-def test_queries_are_counted_to_the_image(
-    target: Target, module: WithoutGradients, how: Search
-) -> None:
-    found = attack(target, how)
-    assert found.queries == module.images <= how.workload(FlatPrior()).queries(3)
-    module.images = 0
-    alone = how.run(target, FlatPrior(), LABELS, rng=generator(0))
-    assert alone.queries == module.images == found.queries
-
-
-def test_the_plan_of_a_genetic_search_is_exact(target: Target) -> None:
+def test_queries_of_the_genetic_search_are_exact(target: Target) -> None:
     assert attack(target, GENETIC).queries == 300 + 3 * (40 * 39 + 10 * 4)
 
 
 @pytest.mark.parametrize("how", [COARSE, AGENT], ids=["c2f", "rlb"])
 @pytest.mark.parametrize("limit", [400, 800])
-def test_the_others_end_at_a_limit_too(
+def test_coarse_and_agent_searches_end_at_a_limit(
     target: Target, module: WithoutGradients, how: C2fMi | RlbMi, limit: int
 ) -> None:
     limited = replace(how, most_queries=limit)
@@ -212,7 +144,7 @@ def test_the_others_end_at_a_limit_too(
         attack(target, replace(how, most_queries=9))
 
 
-def test_the_agent_learns(target: Target) -> None:
+def test_late_episodes_are_better_than_early_ones(target: Target) -> None:
     """The last episodes are surer than the first, in which the agent knows nothing yet."""
     asked: list[Tensor] = []
 
@@ -227,16 +159,14 @@ def test_the_agent_learns(target: Target) -> None:
     assert bool((last > first + 0.3).all())
 
 
-def test_a_share_of_the_state_is_asked_about_by_itself(
-    target: Target, module: WithoutGradients
-) -> None:
+def test_with_diversity_the_action_is_queried_too(target: Target, module: WithoutGradients) -> None:
     how = replace(AGENT, episodes=20, diversity=0.2, training_batch=8, at_once=3)
     found = attack(target, how)
     assert found.queries == module.images == how.workload(FlatPrior()).queries(3)
     assert how.workload(FlatPrior()).queries(3) == 3 * (2 * 20 + 4 * 4)
 
 
-def test_the_inverse_network_says_where_a_sure_answer_lies(target: Target) -> None:
+def test_the_inverse_network_predicts_latents_of_confident_answers(target: Target) -> None:
     """Nearer to the middle of each class than the mean of the pool is."""
     blind = target.restricted(Access.SCORES)
     pool = FlatPrior().sample(500, rng=generator(0))
@@ -249,7 +179,7 @@ def test_the_inverse_network_says_where_a_sure_answer_lies(target: Target) -> No
     assert bool((gaps < 0.7 * CENTRES.norm(dim=1)).all())
 
 
-def test_children_mix_differences_and_the_best() -> None:
+def test_children_combine_differences_and_the_best() -> None:
     """Without differences and with every coordinate of its own, a child goes towards the best."""
     how = replace(COARSE, difference=1e-12, crossover=1.0, attraction=0.5, population=3, keep=1)
     points = torch.tensor([[[0.0, 0.0], [2.0, 4.0], [1.0, 1.0]]]).double()
@@ -263,7 +193,7 @@ def test_children_mix_differences_and_the_best() -> None:
 
 @BOTH
 @pytest.mark.parametrize("limit", [300, 301, 900, 2000])
-def test_a_limit_ends_the_search_with_the_best_so_far(
+def test_a_limit_returns_the_best_so_far(
     target: Target, module: WithoutGradients, how: CmaEs | MirrorGenetic, limit: int
 ) -> None:
     limited = replace(how, most_queries=limit)
@@ -284,61 +214,18 @@ def test_a_limit_ends_the_search_with_the_best_so_far(
 
 
 @BOTH
-def test_a_limit_from_outside_holds_too(
-    target: Target, module: WithoutGradients, how: Attack
-) -> None:
+def test_a_limit_of_the_caller_holds(target: Target, module: WithoutGradients, how: Attack) -> None:
     found = run_attack(how, target, FlatPrior(), LABELS, rng=generator(0), limit=1000)
     assert found.queries == module.images <= 1000 and len(found) == 9
 
 
 @BOTH
-def test_a_limit_below_the_pool_is_one_line(
+def test_a_limit_below_the_pool_raises(
     target: Target, module: WithoutGradients, how: CmaEs | MirrorGenetic
 ) -> None:
     with pytest.raises(QueriesSpentError, match="limit of 250 queries is spent: 0 images were"):
         attack(target, replace(how, most_queries=250))
     assert module.images == 0
-
-
-@ALL
-def test_label_access_is_not_enough(target: Target, module: WithoutGradients, how: Attack) -> None:
-    with pytest.raises(InputError, match="needs scores access, but the target toy gives label"):
-        how.run(target.restricted(Access.LABEL), FlatPrior(), LABELS, rng=generator(0))
-    assert module.images == 0
-
-
-@ALL
-def test_scores_are_enough_and_more_changes_nothing(how: Attack) -> None:
-    """With a white-box target that gives gradients the attack does the same."""
-    white = toy_target(Nearest())
-    assert same(attack(white, how), attack(white.restricted(Access.SCORES), how))
-
-
-@ALL
-def test_follows_the_protocol_and_tells_progress(target: Target, how: Attack) -> None:
-    assert isinstance(how, Attack) and type(how) in CLASSES.values()
-    told: list[tuple[int, int]] = []
-    run_attack(
-        how, target, FlatPrior(), LABELS, rng=generator(0),
-        progress=lambda done, total, note="": told.append((done, total)),
-    )  # fmt: skip
-    assert told[-1][0] == told[-1][1]
-    assert [d for d, _ in told] == sorted(d for d, _ in told)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        (replace(GENETIC, keep=11), "keep <= candidates <= population <= pool"),
-        (replace(GENETIC, pool=39), "population=40, pool=39"),
-        (replace(EVOLVED, keep=7), "keep <= searches <= pool"),
-        (replace(COARSE, keep=21), "keep <= population <= pool"),
-        (replace(AGENT, keep=5), "keep <= candidates <= episodes"),
-    ],
-)
-def test_contradicting_settings(target: Target, how: Attack, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        attack(target, how)
 
 
 def test_one_coordinate_is_refused(target: Target) -> None:
@@ -372,7 +259,7 @@ def test_the_published_constants() -> None:
 # MIRROR's parts
 
 
-def test_clipping_is_in_p() -> None:
+def test_clipping_is_in_p_space() -> None:
     """W = leaky rectifier of P: bounds are the mean and deviation there, by hand."""
     p = torch.randn(500, 3, generator=generator(0))
     w = torch.where(p > 0, p, 0.2 * p)
@@ -388,7 +275,7 @@ def test_clipping_is_in_p() -> None:
     torch.testing.assert_close(moved[0], torch.stack([by[0], -0.2 * by[1], torch.tensor(0.0)]))
 
 
-def test_children_take_after_the_surer_parent() -> None:
+def test_children_resemble_the_more_confident_parent() -> None:
     parents = Individuals(
         torch.tensor([[0.0], [1.0]]).expand(2, 400), torch.tensor([0.8, 0.2]).log()
     )
@@ -401,7 +288,7 @@ def test_children_take_after_the_surer_parent() -> None:
     assert float(mixed.mean()) == pytest.approx(0.2, abs=0.01)
 
 
-def test_the_surest_parent_lives_on_and_copies_are_left_out() -> None:
+def test_best_individuals_are_distinct_and_sorted() -> None:
     one = Individuals(
         torch.tensor([[1.0], [2.0], [1.0], [3.0]]), torch.tensor([-1.0, -3.0, -1.0, -2.0])
     )
@@ -410,10 +297,10 @@ def test_the_surest_parent_lives_on_and_copies_are_left_out() -> None:
     assert found.scores.tolist() == [-1.0, -2.0, -3.0]
 
 
-def test_plug_and_play_goes_on_with_gradients() -> None:
+def test_queries_of_a_white_box_attack_are_counted() -> None:
     module = Nearest()
     how = PlugAndPlay(pool=60, candidates=8, steps=5, keep=3, crops=4, batch_size=16)
     found = attack(toy_target(module), how)
     assert found.queries == module.images == 60 + 24 * 5 + 24 * 4
     direct = how.run(toy_target(Nearest()), FlatPrior(), LABELS, rng=generator(0))
-    assert same(found, direct) and direct.queries is None
+    assert same(found, direct) and direct.queries == found.queries

@@ -1,4 +1,4 @@
-"""The control: samples of the prior, as many of each class as asked for, and no target anywhere."""
+"""The control: samples of the prior with the given labels, without a target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inversight.core.seeding import generator
 from tests.attacks.toy import SIZE, FlatPrior
 
 
-def test_as_many_of_each_class_all_samples_of_the_prior() -> None:
+def test_returns_samples_of_the_prior_for_the_labels() -> None:
     labels = torch.tensor([2, 0, 2, 0, 2])
     made = control(FlatPrior(), labels, rng=generator(0))
     assert made.labels.tolist() == [0, 0, 2, 2, 2] and made.queries == 0
@@ -27,7 +27,7 @@ def test_as_many_of_each_class_all_samples_of_the_prior() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_seed_decides_and_the_batch_does_not(batch_size: int) -> None:
+def test_results_depend_on_the_seed_but_not_the_batch_size(batch_size: int) -> None:
     labels = torch.arange(3).repeat(4)
     one = control(FlatPrior(), labels, rng=generator(0))
     again = control(FlatPrior(), labels, rng=generator(0), batch_size=batch_size)
@@ -36,7 +36,7 @@ def test_the_seed_decides_and_the_batch_does_not(batch_size: int) -> None:
     assert not torch.equal(one.images, control(FlatPrior(), labels, rng=generator(1)).images)
 
 
-def test_classes_are_given_out_at_random() -> None:
+def test_labels_are_assigned_at_random() -> None:
     """A prior whose samples come in a row: no class gets the first ones."""
 
     @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def test_classes_are_given_out_at_random() -> None:
     assert bool(((means - 199.5).abs() < 45).all())
 
 
-def test_truncated_like_the_pool_of_the_attacks() -> None:
+def test_samples_are_truncated() -> None:
     asked = []
 
     @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def test_truncated_like_the_pool_of_the_attacks() -> None:
     )
 
 
-def test_as_varied_as_the_most_varied_attack() -> None:
+def test_truncation_is_the_largest_of_the_attacks() -> None:
     assert control_truncation([PlugAndPlay(truncation=0.4), CmaEs(truncation=0.6)]) == 0.6
     assert not hasattr(MiFace(), "truncation")
     assert control_truncation([PlugAndPlay(truncation=0.4), MiFace()]) == 1.0

@@ -1,4 +1,4 @@
-"""A target over HTTP: asked in batches, again where it fails, and never twice about one image."""
+"""A target over HTTP: batches, retries, the rate and the cache of answers."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def status(code: int, **headers: str) -> Callable[[Tensor], Answer]:
     return lambda images: (code, {k.replace("_", "-"): v for k, v in headers.items()}, b"")
 
 
-def test_the_answer_is_the_services_own(service: Service) -> None:
+def test_returns_the_answer_of_the_service(service: Service) -> None:
     found = Endpoint(EndpointSettings(url=service.url), CLASSES)(IMAGES)
     torch.testing.assert_close(found, halves(IMAGES).log())
     torch.testing.assert_close(service.requests[0], IMAGES)
 
 
-def test_colour_goes_over_the_wire(service: Service) -> None:
+def test_sends_colour_images(service: Service) -> None:
     colour = to_float(to_uint8(torch.rand(2, 3, 8, 8, generator=generator(1))))
     Endpoint(EndpointSettings(url=service.url), CLASSES)(colour)
     torch.testing.assert_close(service.requests[0], colour)
 
 
-def test_batches(service: Service, waited: list[float]) -> None:
+def test_splits_images_into_batches(service: Service, waited: list[float]) -> None:
     endpoint = endpoint_of(service, waited, batch=2)
     torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
     assert [len(r) for r in service.requests] == [2, 2, 1] and endpoint.sent == 5 and not waited
 
 
-def test_nothing_is_asked_twice(service: Service, waited: list[float]) -> None:
+def test_answers_are_cached(service: Service, waited: list[float]) -> None:
     endpoint = endpoint_of(service, waited)
     endpoint(IMAGES[:3])
     torch.testing.assert_close(endpoint(IMAGES.flip(0)), halves(IMAGES.flip(0)).log())
@@ -98,7 +98,7 @@ def test_nothing_is_asked_twice(service: Service, waited: list[float]) -> None:
         (lambda _: good([1, 2]), 1.0),
     ],
 )
-def test_a_bad_answer_is_asked_for_again(
+def test_wrong_answers_are_retried(
     service: Service, waited: list[float], first: Callable[[Tensor], Answer], asked: float
 ) -> None:
     service.answers = [first]
@@ -107,7 +107,7 @@ def test_a_bad_answer_is_asked_for_again(
     assert waited == [asked] and endpoint.sent == 5 and len(service.requests) == 2
 
 
-def test_a_date_to_wait_for(service: Service, waited: list[float]) -> None:
+def test_retry_after_can_be_a_date(service: Service, waited: list[float]) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     service.answers = [status(503, Retry_After=soon), status(503, Retry_After="soon")]
     endpoint_of(service, waited)(IMAGES)
@@ -127,7 +127,7 @@ def test_a_date_to_wait_for(service: Service, waited: list[float]) -> None:
         (lambda images: good({"scores": 1}), 'expected an answer {"probabilities"'),
     ],
 )
-def test_in_the_end_there_is_one_line(
+def test_the_error_after_all_retries(
     service: Service, waited: list[float], answer: Callable[[Tensor], Answer], message: str
 ) -> None:
     service.usual = answer
@@ -138,7 +138,7 @@ def test_in_the_end_there_is_one_line(
     assert service.url in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_lost_request(service: Service, waited: list[float]) -> None:
+def test_timeouts_are_retried(service: Service, waited: list[float]) -> None:
     def slow(images: Tensor) -> Answer:
         time.sleep(0.3)
         return probabilities(images)
@@ -152,7 +152,7 @@ def test_a_lost_request(service: Service, waited: list[float]) -> None:
         endpoint_of(service, waited, timeout=0.1, retries=0)(IMAGES)
 
 
-def test_nobody_there(waited: list[float]) -> None:
+def test_a_refused_connection(waited: list[float]) -> None:
     with serving(Service(probabilities)) as gone:
         pass
     with pytest.raises(EndpointError, match="Connection refused"):
@@ -160,16 +160,14 @@ def test_nobody_there(waited: list[float]) -> None:
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 413])
-def test_what_will_not_change_is_not_asked_again(
-    service: Service, waited: list[float], code: int
-) -> None:
+def test_client_errors_are_not_retried(service: Service, waited: list[float], code: int) -> None:
     service.usual = status(code)
     with pytest.raises(TargetError, match=f"refuses the request .status {code}"):
         endpoint_of(service, waited)(IMAGES)
     assert len(service.requests) == 1 and not waited
 
 
-def test_the_rate_is_kept(service: Service, waited: list[float]) -> None:
+def test_the_rate_is_limited(service: Service, waited: list[float]) -> None:
     endpoint_of(service, waited, batch=1, rate=4.0)(IMAGES)
     assert len(waited) == 4 and all(0.0 < s <= 0.25 for s in waited) and sum(waited) > 0.6
 
@@ -178,7 +176,7 @@ def test_the_rate_is_kept(service: Service, waited: list[float]) -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_labels_by_number_or_name(service: Service, named: bool) -> None:
+def test_labels_are_numbers_or_names(service: Service, named: bool) -> None:
     def named_labels(images: Tensor) -> Answer:
         return good({"labels": [CLASSES[i] for i in halves(images).argmax(1)]})
 
@@ -192,7 +190,7 @@ def test_labels_by_number_or_name(service: Service, named: bool) -> None:
     assert torch.equal(found.sum(1), torch.ones(5)) and set(found.unique().tolist()) == {0.0, 1.0}
 
 
-def test_a_label_only_service_that_says_more_is_warned_about(service: Service) -> None:
+def test_warns_of_a_label_only_service_with_scores(service: Service) -> None:
     told: list[str] = []
     target, _ = endpoint_target(
         f"endpoint:{service.url}?access=label", classes=CLASSES, image_shape=(1, 8, 8),
@@ -213,13 +211,15 @@ def test_a_label_only_service_that_says_more_is_warned_about(service: Service) -
         ("left", "expected 5 labels, found str"),
     ],
 )
-def test_wrong_labels(service: Service, waited: list[float], rows: Any, message: str) -> None:
+def test_wrong_labels_are_refused(
+    service: Service, waited: list[float], rows: Any, message: str
+) -> None:
     service.usual = lambda _: good({"labels": rows})
     with pytest.raises(EndpointError, match=message):
         endpoint_of(service, waited, access=Access.LABEL, retries=0)(IMAGES)
 
 
-def test_labels_where_scores_were_hoped_for(service: Service) -> None:
+def test_labels_instead_of_scores_are_refused(service: Service) -> None:
     service.usual = labels
     with pytest.raises(TargetError, match=r"answers with labels alone; add .access=label"):
         endpoint_target(f"endpoint:{service.url}", classes=CLASSES, image_shape=(1, 8, 8))
@@ -230,7 +230,7 @@ def test_labels_where_scores_were_hoped_for(service: Service) -> None:
 SECRET = {"Authorization": "Bearer s3cret"}
 
 
-def test_headers_are_sent_and_not_shown(service: Service) -> None:
+def test_headers_are_sent_but_not_printed(service: Service) -> None:
     endpoint = Endpoint(EndpointSettings(url=service.url), CLASSES, headers=SECRET)
     endpoint(IMAGES)
     assert service.headers[0]["Authorization"] == "Bearer s3cret"
@@ -239,9 +239,7 @@ def test_headers_are_sent_and_not_shown(service: Service) -> None:
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_headers_do_not_go_where_a_service_redirects(
-    service: Service, waited: list[float], code: int
-) -> None:
+def test_redirects_are_not_followed(service: Service, waited: list[float], code: int) -> None:
     with serving(Service(probabilities)) as other:
         service.usual = status(code, Location=other.url)
         endpoint = endpoint_of(service, waited, retries=0)
@@ -270,7 +268,7 @@ def test_headers_come_from_the_environment() -> None:
         ("Content-Type=TOKEN", "is set by inversight itself"),
     ],
 )
-def test_wrong_headers_are_one_line_without_the_secret(text: str, message: str) -> None:
+def test_errors_of_headers_do_not_contain_the_secret(text: str, message: str) -> None:
     known = {"EMPTY": "", "LINES": "s3cret\nX: y", "TOKEN": "s3cret"}
     with pytest.raises(ConfigError, match=message) as caught:
         read_headers([text], known)
@@ -280,7 +278,7 @@ def test_wrong_headers_are_one_line_without_the_secret(text: str, message: str) 
 # As a target
 
 
-def test_the_spec() -> None:
+def test_settings_are_read_from_the_spec() -> None:
     found = read_spec("endpoint:http://host:8/a/b?key=v&access=label&rate=2.5&batch=3")
     assert found == EndpointSettings(
         url="http://host:8/a/b?key=v", access=Access.LABEL, rate=2.5, batch=3
@@ -297,13 +295,13 @@ def test_the_spec() -> None:
         ("endpoint:http://h/p?rate=0", "rate: "),
     ],
 )
-def test_a_wrong_spec_is_one_line(spec: str, message: str) -> None:
+def test_wrong_specs_are_refused(spec: str, message: str) -> None:
     with pytest.raises(TargetError, match=message) as caught:
         read_spec(spec)
     assert spec in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_attacks_take_it_for_a_target(service: Service) -> None:
+def test_attacks_run_against_an_endpoint(service: Service) -> None:
     target, endpoint = endpoint_target(
         f"endpoint:{service.url}", classes=CLASSES, image_shape=(1, 8, 8)
     )
@@ -324,7 +322,7 @@ def test_attacks_take_it_for_a_target(service: Service) -> None:
     assert len(made) == 6
 
 
-def test_no_service_is_told_before_anything_begins() -> None:
+def test_a_broken_service_is_found_at_the_start() -> None:
     with serving(Service(status(503))) as broken, pytest.raises(TargetError, match="status 503"):
         endpoint_target(f"endpoint:{broken.url}?pause=0.01", classes=CLASSES, image_shape=(1, 8, 8))
     assert len(broken.requests) == 2

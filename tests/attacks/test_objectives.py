@@ -1,4 +1,4 @@
-"""Objectives against their formulas written out slowly."""
+"""Objectives equal their formulas, written out by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def logits() -> Tensor:
     return torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_entropy_is_that_of_the_softmax(logits: Tensor) -> None:
+def test_entropy_equals_that_of_a_categorical(logits: Tensor) -> None:
     expected = torch.distributions.Categorical(logits=logits).entropy()
     torch.testing.assert_close(entropy(logits), expected)
     assert float(entropy(torch.zeros(1, 5))) == pytest.approx(math.log(5))
@@ -47,7 +47,7 @@ def test_margin_and_logit_by_hand(logits: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_falls_with_the_labels_logit(name: str, logits: Tensor) -> None:
+def test_every_objective_decreases_with_the_labels_logit(name: str, logits: Tensor) -> None:
     x = logits.clone().requires_grad_(True)
     labels = torch.arange(6) % 4
     (gradient,) = torch.autograd.grad(OBJECTIVES[name](x, labels).sum(), x)  # type: ignore[index]
@@ -72,7 +72,7 @@ def test_poincare_by_hand(logits: Tensor) -> None:
         assert value == pytest.approx(poincare_by_hand(row, label, 1e-4))
 
 
-def test_poincare_falls_towards_the_label_and_stays_finite_at_it() -> None:
+def test_poincare_decreases_towards_the_label_and_stays_finite() -> None:
     away = torch.tensor([[1.0, 1.0, 1.0], [5.0, 1.0, 1.0], [1e6, 0.0, 0.0]], requires_grad=True)
     loss = poincare(away, torch.zeros(3, dtype=torch.int64))
     assert float(loss[0]) > float(loss[1]) > float(loss[2]) >= 0.0
@@ -81,6 +81,6 @@ def test_poincare_falls_towards_the_label_and_stays_finite_at_it() -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values())
-def test_labels_are_needed(objective: object, logits: Tensor) -> None:
+def test_labels_are_required(objective: object, logits: Tensor) -> None:
     with pytest.raises(ValueError, match="labels"):
         objective(logits, None)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Several processes make of the classes what one makes, and end together."""
+"""Several processes together reconstruct what one process does, and end together."""
 
 from __future__ import annotations
 
@@ -28,24 +28,16 @@ from inversight.core.processes import ALONE, Processes
 from inversight.core.seeding import generator
 from inversight.models.target import Access
 from tests.attacks import two_processes
-from tests.attacks.test_black_box import SHORT
-from tests.attacks.test_label_only import QUICK, REPELLED
-from tests.attacks.test_white_box import TABLE, short
+from tests.attacks.table import CASES
 from tests.attacks.toy import CLASSES, LABELS, LinearPrior, NearestByLayer, OpenPrior, toy_target
 from tests.priors.test_processes import needs_accelerate, together
 
-EACH: dict[str, Attack] = {
-    **{name: short(row) for name, row in TABLE.items()},
-    **{name: how for how in SHORT for name, kind in CLASSES.items() if type(how) is kind},
-    "brep-mi": replace(REPELLED, iterations=6),
-    "lokt": QUICK,
-}
-EACH["rlb-mi"] = replace(SHORT[3], episodes=30, training_batch=16)
+EACH = {name: CASES[name].attack for name in CLASSES}
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """What accelerate tells a process that never meets the others."""
+    """The part of accelerate's state that a process without contact to the others needs."""
 
     num_processes: int
     process_index: int
@@ -66,12 +58,8 @@ def together_as(parts: list[PartialResult], name: str) -> Tensor:
     return torch.cat([getattr(part.found, name) for part in parts if part.found is not None])
 
 
-def test_every_attack_is_tried() -> None:
-    assert EACH.keys() == CLASSES.keys()
-
-
 @pytest.mark.parametrize("name", EACH)
-def test_the_shares_make_what_the_whole_makes(name: str) -> None:
+def test_the_parts_equal_the_whole(name: str) -> None:
     """Also in the order of it; each image that was sent is counted where it was."""
     module, attack = NearestByLayer(), EACH[name]
     (whole,) = every(attack, 1, module)
@@ -85,7 +73,7 @@ def test_the_shares_make_what_the_whole_makes(name: str) -> None:
         )
 
 
-def test_classes_are_shared_evenly_and_in_order() -> None:
+def test_classes_are_divided_evenly_and_in_order() -> None:
     attack, labels = EACH["plug-and-play"], torch.tensor([7, 3, 5, 4, 9])
     parts = [share.labels.tolist() for share in assignments(attack, OpenPrior(), labels, 3)]
     assert parts == [[7, 3], [5, 4], [9]]
@@ -107,7 +95,7 @@ def test_classes_are_shared_evenly_and_in_order() -> None:
         (200, [200]),
     ],
 )
-def test_a_limit_of_queries_holds_for_all_together(most: int, expected: list[int]) -> None:
+def test_a_query_limit_is_divided(most: int, expected: list[int]) -> None:
     attack = MirrorGenetic(pool=300, most_queries=most)
     found = [s for s in assignments(attack, OpenPrior(), torch.arange(5), 3) if len(s.labels)]
     limits = [share.attack.most_queries for share in found]  # type: ignore[attr-defined]
@@ -116,7 +104,7 @@ def test_a_limit_of_queries_holds_for_all_together(most: int, expected: list[int
 
 
 @pytest.mark.parametrize("most", [700, 1000])
-def test_no_more_is_sent_than_the_limit(most: int) -> None:
+def test_a_query_limit_holds_for_all_processes(most: int) -> None:
     how = CmaEs(pool=300, searches=6, population=6, generations=50, keep=3, crops=4)
     module = NearestByLayer()
     parts = every(replace(how, most_queries=most), 2, module)
@@ -126,7 +114,7 @@ def test_no_more_is_sent_than_the_limit(most: int) -> None:
         every(replace(how, most_queries=200), 2, module)
 
 
-def test_a_target_of_less_access_is_refused() -> None:
+def test_less_access_is_refused() -> None:
     target = toy_target(NearestByLayer()).restricted(Access.SCORES)
     with pytest.raises(InputError, match="needs white-box access"):
         run_assigned(
@@ -135,7 +123,7 @@ def test_a_target_of_less_access_is_refused() -> None:
         )  # fmt: skip
 
 
-def test_alone_it_is_the_attack() -> None:
+def test_one_process_equals_run_attack() -> None:
     attack, target = EACH["plug-and-play"], toy_target(NearestByLayer())
     one = run_attack(attack, target, OpenPrior(), LABELS, rng=generator(0))
     part = run_assigned(attack, target, OpenPrior(), LABELS, processes=ALONE, rng=generator(0))
@@ -147,7 +135,7 @@ def test_alone_it_is_the_attack() -> None:
 
 
 @needs_accelerate
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path) -> None:
     """The main one has all, whatever the other made; an error of one ends both, and only then."""
     for process in together("-m", "tests.attacks.two_processes", str(tmp_path), folder=tmp_path):
         assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""What white-box attacks are made of: descent, constraints, and each paper's own terms."""
+"""Parts of white-box attacks: descent, constraints, and the terms of each paper."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sgd(rate: float, momentum: float = 0.0) -> object:
     return lambda v: torch.optim.SGD(v, lr=rate, momentum=momentum)
 
 
-def test_descent_goes_down_the_sum_of_all_parts() -> None:
+def test_descent_sums_all_parts_of_the_loss() -> None:
     def losses(v: Sequence[Tensor]) -> Iterator[Tensor]:
         yield (v[0] - 1.0).square()
         yield v[1].square()
@@ -60,7 +60,7 @@ def test_the_ramp_rises_and_falls() -> None:
     assert ramp(0.875) == pytest.approx(0.5) and ramp(1.0) == 0.0
 
 
-def test_coordinates_have_mean_0_and_deviation_1_and_lead_back() -> None:
+def test_coordinates_are_standardised_and_invertible() -> None:
     latents = 3.0 + 2.0 * torch.randn(50, 2, 3, generator=generator(0))
     latents[:, 0, 0] = 7.0
     space = Coordinates.of(latents)
@@ -72,7 +72,7 @@ def test_coordinates_have_mean_0_and_deviation_1_and_lead_back() -> None:
     torch.testing.assert_close(space.latents(points), latents)
 
 
-def test_the_l1_ball_by_bisection() -> None:
+def test_projection_to_the_l1_ball_equals_bisection() -> None:
     """The nearest point of the ball is a soft threshold, found here by bisection."""
     away = torch.randn(20, 3, 4, generator=generator(0), dtype=torch.float64)
     centres = torch.randn(20, 3, 4, generator=generator(1), dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_the_l1_ball_by_bisection() -> None:
     assert float((found - centres).flatten(1).abs().sum(1).max()) < 4.0 + 1e-9
 
 
-def test_inside_the_l1_ball_nothing_moves() -> None:
+def test_points_inside_the_l1_ball_do_not_move() -> None:
     centres = torch.rand(4, 5, generator=generator(0))
     points = centres + 0.1 * torch.rand(4, 5, generator=generator(1))
     assert torch.equal(project_to_l1_ball(points, centres, 1.0), points)
@@ -101,7 +101,7 @@ def test_inside_the_l1_ball_nothing_moves() -> None:
 SMALL = {"pool": 200, "candidates": 5, "keep": 2, "crops": 2, "steps": 40}
 
 
-def test_the_critic_draws_gmi_to_what_it_takes_for_real() -> None:
+def test_gmi_follows_the_critic() -> None:
     """Its images are the brighter, the less identity weighs."""
     target = toy_target(Nearest())
     weak, strong = (
@@ -113,7 +113,7 @@ def test_the_critic_draws_gmi_to_what_it_takes_for_real() -> None:
     assert float(weak) > float(strong) + 0.1
 
 
-def test_lomma_keeps_features_near_the_usual() -> None:
+def test_lomma_keeps_features_near_their_mean() -> None:
     """Two classes on one axis: the logit grows without end, the features hold it back where
     weight x d(feature distance) = d(logit), in closed form."""
 
@@ -149,7 +149,7 @@ def test_lomma_keeps_features_near_the_usual() -> None:
 
 
 @pytest.mark.parametrize("family", ["gaussian", "flow"])
-def test_vmi_finds_the_gaussian_of_the_closed_form(family: Literal["gaussian", "flow"]) -> None:
+def test_vmi_finds_the_closed_form_gaussian(family: Literal["gaussian", "flow"]) -> None:
     """-log p = a/2 |z - c|^2 + a constant: q has mean a c / (a + g) and variance g / (a + g)."""
     if family == "flow":
         pytest.importorskip("zuko")
@@ -206,7 +206,7 @@ def test_if_gmi_stays_within_its_balls() -> None:
     assert moved(latents(1000.0, 0)) > 1.1
 
 
-def test_features_go_where_latents_cannot() -> None:
+def test_features_reach_beyond_the_latents() -> None:
     """The first block squashes to the middle; only features beyond it reach the class's levels."""
 
     class Squashed(OpenPrior):
@@ -251,7 +251,7 @@ def test_statistics_gap_by_hand() -> None:
     assert len(layers) == 1  # no longer recorded
 
 
-def test_pixels_are_drawn_to_the_statistics_of_training() -> None:
+def test_pixels_match_the_running_statistics() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

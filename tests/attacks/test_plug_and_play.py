@@ -1,4 +1,4 @@
-"""Plug & Play on a toy problem whose best reconstruction is known, and its promises one by one."""
+"""Plug & Play on a toy problem whose best reconstruction is known: pool and final selection."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import resized_crop
 
-from inversight.attacks import Attack, PlugAndPlay, Reconstructions
+from inversight.attacks import PlugAndPlay, Reconstructions
 from inversight.attacks.objectives import poincare
-from inversight.attacks.selection import CropSelection, classified_pool, crop_box
-from inversight.core.errors import InputError
+from inversight.attacks.selection import classified_pool, crop_box
 from inversight.core.seeding import generator
-from inversight.models.target import Access, Target
-from tests.attacks.toy import LABELS, SIZE, FlatPrior, Nearest, toy_target
+from inversight.models.target import Target
+from tests.attacks.toy import LABELS, SIZE, FlatPrior, Nearest, problem_of, toy_target
 
 
 @pytest.fixture
@@ -56,35 +55,11 @@ def test_reaches_the_best_reconstruction(target: Target) -> None:
         assert float(losses[mine].max()) < least + 0.01
 
 
-def test_the_shape_of_what_it_returns(target: Target) -> None:
-    found = attack(target)
-    assert found.images.shape == (9, 1, SIZE, SIZE) and len(found) == 9
-    assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    assert found.latents.shape == (9, 2)
-    assert bool(((found.losses >= 0) & (found.losses <= 1)).all())
-    for label in range(3):
-        losses = found.losses[found.labels == label]
-        assert bool((losses[1:] >= losses[:-1]).all())  # best first
-    torch.testing.assert_close(found.images, FlatPrior()(found.latents))
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 24, 1000])
-def test_any_batch_size_gives_the_same(target: Target, batch_size: int) -> None:
-    one, other = attack(target), attack(target, replace(SMALL, batch_size=batch_size))
-    torch.testing.assert_close(one.latents, other.latents, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(one.losses, other.losses, rtol=1e-4, atol=1e-5)
-
-
-def test_the_seed_decides(target: Target) -> None:
-    assert torch.equal(attack(target).latents, attack(target).latents)
-    assert not torch.equal(attack(target).latents, attack(target, seed=1).latents)
-
-
-def test_candidates_are_unique_within_a_class_and_the_best_of_the_pool(target: Target) -> None:
+def test_candidates_are_the_best_of_the_pool(target: Target) -> None:
     prior = FlatPrior()
-    made = classified_pool(target, prior, 20, truncation=0.5, batch_size=16, rng=generator(4))
-    found = made.latents[made.best(LABELS, 8)]
-    pool = prior.sample(20, rng=generator(4))
+    classified = classified_pool(problem_of(target, prior), 20, truncation=0.5)
+    found = classified.latents[classified.best(LABELS, 8)]
+    pool = prior.sample(20, rng=generator(0, "pool"))
     confidence = target(prior(pool)).softmax(1)
     for label in range(3):
         assert len(found[label].unique(dim=0)) == 8
@@ -99,7 +74,7 @@ def test_the_pool_is_classified_once_for_all_classes(target: Target, module: Nea
     assert module.images == 60 + candidates * 60 + candidates * 4
 
 
-def test_one_class_of_many(target: Target) -> None:
+def test_a_single_class(target: Target) -> None:
     found = SMALL.run(target, FlatPrior(), torch.tensor([2]), rng=generator(0))
     assert found.labels.tolist() == [2, 2, 2]
 
@@ -108,8 +83,8 @@ def robust(
     target: Target, w: Tensor, labels: Tensor, rng: torch.Generator, count: int = 4,
     flip: bool = True,
 ) -> Tensor:  # fmt: skip
-    selection = CropSelection(crops=count, crop_flip=flip, batch_size=16)
-    return selection.robust_confidence(target, FlatPrior(), w, labels, rng=rng)
+    selection = PlugAndPlay(crops=count, crop_flip=flip, batch_size=16)
+    return selection.robust_confidence(problem_of(target, FlatPrior()), w, labels, rng=rng)
 
 
 def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
@@ -127,7 +102,7 @@ def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
     torch.testing.assert_close(found, total / 4)
 
 
-def test_without_flips_left_stays_left(target: Target) -> None:
+def test_without_flips_sides_are_not_swapped(target: Target) -> None:
     w, one = torch.tensor([[3.0, -3.0]]), torch.tensor([1])
     high = robust(target, w, one, generator(0), count=30, flip=False)
     low = robust(target, w.flip(1), one, generator(0), count=30, flip=False)
@@ -135,36 +110,11 @@ def test_without_flips_left_stays_left(target: Target) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_crops_stay_inside_with_their_share_of_the_area(seed: int) -> None:
+def test_crops_stay_inside_and_keep_their_area(seed: int) -> None:
     top, left, h, w = crop_box(64, 64, (0.5, 0.9), (0.8, 1.2), generator(seed))
     assert 0 <= top <= 64 - h and 0 <= left <= 64 - w
     assert 0.5 - 0.03 <= h * w / 64**2 <= 0.9 + 0.03
     assert 0.75 <= w / h <= 1.27
-
-
-@pytest.mark.parametrize("access", [Access.SCORES, Access.LABEL])
-def test_needs_white_box_access(target: Target, access: Access) -> None:
-    with pytest.raises(InputError, match="needs white-box access"):
-        attack(target.restricted(access))
-
-
-def test_contradicting_settings(target: Target) -> None:
-    with pytest.raises(InputError, match="keep <= candidates <= pool"):
-        attack(target, replace(SMALL, keep=9))
-
-
-def test_follows_the_protocol_and_tells_progress(target: Target) -> None:
-    assert isinstance(SMALL, Attack)
-    told: list[tuple[int, int]] = []
-    SMALL.run(
-        target,
-        FlatPrior(),
-        LABELS,
-        rng=generator(0),
-        progress=lambda done, total, note="": told.append((done, total)),
-    )
-    assert told[-1][0] == told[-1][1]
-    assert [d for d, _ in told] == sorted(d for d, _ in told)
 
 
 def test_the_defaults_are_the_papers() -> None:

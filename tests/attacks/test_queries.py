@@ -1,4 +1,4 @@
-"""The threat model, enforced on whatever an attack tries."""
+"""The threat model is enforced on every attack."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def look(target: Target, access: Access, seen: Callable[[Target], None]) -> Reco
 
 
 @pytest.mark.parametrize("access", [Access.SCORES, Access.LABEL])
-def test_below_white_box_there_are_answers_alone(target: Target, access: Access) -> None:
+def test_below_white_box_only_answers_are_left(target: Target, access: Access) -> None:
     x = torch.rand(2, 1, 8, 8, requires_grad=True)
 
     def seen(given: Target) -> None:
@@ -68,21 +68,21 @@ def test_white_box_is_the_target_itself(target: Target) -> None:
     assert look(target, Access.WHITE_BOX, seen).queries == 2
 
 
-def test_never_more_than_the_target_gives(target: Target) -> None:
+def test_access_is_at_most_the_targets(target: Target) -> None:
     label = target.restricted(Access.LABEL)
     assert metered(label, Access.WHITE_BOX, QueryMeter()).access is Access.LABEL
     with pytest.raises(InputError, match="needs scores access"):
         look(label, Access.SCORES, lambda given: None)
 
 
-def test_an_attack_of_ones_own_is_counted(target: Target) -> None:
+def test_queries_of_a_custom_attack_are_counted(target: Target) -> None:
     found = run_attack(SampleAttack(), target, FlatPrior(), LABELS, rng=generator(0))
     assert found.queries == 50
     with pytest.raises(QueriesSpentError, match="limit of 49 queries is spent: 0 images"):
         run_attack(SampleAttack(), target, FlatPrior(), LABELS, rng=generator(0), limit=49)
 
 
-def test_meters_add_up_and_a_refused_image_is_not_counted(target: Target) -> None:
+def test_nested_meters_count_sent_images_only(target: Target) -> None:
     outer, inner = QueryMeter(limit=5), QueryMeter(limit=4)
     given = metered(metered(target, Access.SCORES, outer), Access.SCORES, inner)
     x = torch.rand(3, 1, 8, 8)
@@ -124,7 +124,7 @@ def test_any_callable_is_a_target() -> None:
         (lambda x: torch.zeros(len(x), 3), r"expected scores of shape \(4, 2\), found \(4, 3\)"),
     ],
 )
-def test_wrong_answers_are_one_line(answer: Callable[[Tensor], Tensor], message: str) -> None:
+def test_wrong_answers_are_refused(answer: Callable[[Tensor], Tensor], message: str) -> None:
     target = black_box(answer, classes=("a", "b"), image_shape=(1, 8, 8), spec="service")
     with pytest.raises(InputError, match=message):
         target(torch.rand(4, 1, 8, 8))

@@ -1,4 +1,4 @@
-"""Surrogates learn a target's soft answers; LOMMA descends the mean of the target's loss and theirs."""
+"""Surrogates learn a target's soft answers; LOMMA descends the mean loss of the target and them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from inversight.models.networks import ResidualBlock, build_classifier
 from inversight.models.target import Target, target_of
 from inversight.models.training import Variation
 from inversight.settings import Training
+from tests.attacks.table import AUGMENTED, QUICK_AUGMENTED, TRAINING
 from tests.attacks.toy import (
     LABELS,
     SIZE,
@@ -32,17 +33,6 @@ from tests.attacks.toy import (
     toy_target,
 )
 
-TRAINING = Training(
-    architecture="vgg", epochs=12, batch_size=64, width=8, flip=False, shift=0.0, rotation=0.0,
-    validation=0.1,
-)  # fmt: skip
-AUGMENTED = Lomma(
-    pool=400, candidates=6, keep=3, crops=4, batch_size=16, steps=80, learning_rate=2e-4, bound=2.0,
-    images=1500, surrogates=2, training=TRAINING,
-)  # fmt: skip
-SHORT = replace(
-    AUGMENTED, pool=40, steps=5, images=200, surrogates=1, training=replace(TRAINING, epochs=2)
-)
 TARGET = toy_target(NearestByLayer(height=3.0))
 
 
@@ -51,7 +41,7 @@ def attack(how: Lomma, seed: int = 0, target: Target = TARGET) -> Reconstruction
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_the_loss_is_the_divergence_by_hand(temperature: float) -> None:
+def test_the_distillation_loss_by_hand(temperature: float) -> None:
     rng = generator(0)
     logits, answers = (3.0 * torch.randn(5, 4, generator=rng, dtype=torch.float64) for _ in "ab")
 
@@ -68,7 +58,7 @@ def test_the_loss_is_the_divergence_by_hand(temperature: float) -> None:
     assert float(distillation_loss(answers + 7.0, answers, temperature)) == pytest.approx(0.0)
 
 
-def test_its_gradient_is_that_of_soft_cross_entropy() -> None:
+def test_the_gradient_equals_that_of_soft_cross_entropy() -> None:
     """Their difference is the entropy of the answers, which the network does not change."""
     logits, answers = (torch.randn(5, 4, generator=generator(seed)) for seed in (0, 1))
     logits.requires_grad_(True)
@@ -79,7 +69,7 @@ def test_its_gradient_is_that_of_soft_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_a_surrogate_reaches_the_soft_answers(temperature: float) -> None:
+def test_surrogates_learn_the_soft_answers(temperature: float) -> None:
     prior = OpenPrior()
     labelled = label_images(TARGET, prior, prior.sample(1500, rng=generator(0)), batch_size=64)
     assert torch.equal(labelled.images.labels, labelled.answers.argmax(1))
@@ -108,7 +98,7 @@ def test_a_surrogate_reaches_the_soft_answers(temperature: float) -> None:
         assert apart(surrogate(fresh)) < 0.05 * apart(hard(fresh))  # labels do not tell how sure
 
 
-def test_descends_the_mean_over_the_target_and_its_surrogates(
+def test_descends_the_mean_over_target_and_surrogates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept: list[Target] = []
@@ -136,49 +126,35 @@ def test_descends_the_mean_over_the_target_and_its_surrogates(
         torch.testing.assert_close(mine, best.expand(3, -1), atol=0.04, rtol=0)
 
 
-def test_the_seed_decides() -> None:
-    one, again, other = attack(SHORT), attack(SHORT), attack(SHORT, seed=1)
-    assert torch.equal(one.images, again.images) and torch.equal(one.losses, again.losses)
-    assert not torch.equal(one.images, other.images)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_any_batch_size_gives_the_same(batch_size: int) -> None:
-    one, other = attack(SHORT), attack(replace(SHORT, batch_size=batch_size))
-    torch.testing.assert_close(one.images, other.images, rtol=1e-3, atol=1e-4)
-
-
-def test_classes_do_not_depend_on_each_other() -> None:
-    among = attack(SHORT)
-    alone = run_attack(SHORT, TARGET, OpenPrior(), torch.tensor([1]), rng=generator(0))
-    torch.testing.assert_close(alone.images, among.images[among.labels == 1], rtol=1e-4, atol=1e-5)
-    assert alone.queries == 2 * 40 + 200 + 6 * (5 + 4)
-
-
-def test_surrogates_change_what_is_found_and_none_cost_nothing() -> None:
-    none = replace(SHORT, surrogates=0)
-    plain, augmented = attack(none), attack(SHORT)
+def test_without_surrogates_no_queries_are_spent_on_them() -> None:
+    none = replace(QUICK_AUGMENTED, surrogates=0)
+    plain, augmented = attack(none), attack(QUICK_AUGMENTED)
     assert not torch.equal(plain.images, augmented.images)
     assert augmented.queries == 200 + plain.queries  # type: ignore[operator]
     fewer_images = attack(replace(none, images=10, temperature=9.0, training=Training(epochs=1)))
     assert torch.equal(plain.latents, fewer_images.latents)
 
 
-def test_a_limit_of_queries_is_kept() -> None:
+def test_a_query_limit_holds() -> None:
     module = NearestByLayer()
     with pytest.raises(QueriesSpentError):
         run_attack(
-            SHORT, toy_target(module), OpenPrior(), LABELS, rng=generator(0), limit=2 * 40 + 199
+            QUICK_AUGMENTED,
+            toy_target(module),
+            OpenPrior(),
+            LABELS,
+            rng=generator(0),
+            limit=2 * 40 + 199,
         )
     assert module.images == 2 * 40
 
 
-def test_a_target_of_another_size_and_a_single_image_to_learn_from() -> None:
+def test_a_target_of_another_size_and_a_single_training_image() -> None:
     saved = build_classifier(
         "resnet", classes=tuple("abcde"), image_shape=(1, 16, 16), width=4, mean=[0.5], std=[0.25],
         rng=generator(3),
     )  # fmt: skip
     for images in (1, 65):
-        how = replace(SHORT, images=images, crops=2)
+        how = replace(QUICK_AUGMENTED, images=images, crops=2)
         found = attack(how, target=target_of(saved, "resnet"))
         assert found.images.shape == (9, 1, SIZE, SIZE) and bool(found.images.isfinite().all())

@@ -1,4 +1,4 @@
-"""A toy problem whose best reconstruction is known: two latents, three classes, each with a centre."""
+"""A toy problem with a known best reconstruction: two latents, three classes, each with a centre."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from inversight.attacks.base_attack import Problem
+from inversight.attacks.queries import QueryMeter
 from inversight.core.config import build
+from inversight.core.progress import silent
 from inversight.models.target import Target
-from inversight.priors import BlockFeatures
+from inversight.priors import BlockFeatures, Prior
 from inversight.settings import ATTACKS
 
 CLASSES = {name: type(build(name, ATTACKS, role="attack")) for name in ATTACKS}
@@ -61,6 +64,10 @@ class WithoutGradients(Nearest):
         if torch.is_grad_enabled() or x.requires_grad:
             raise AssertionError("asked for gradients")
         return super().forward(x)
+
+
+def problem_of(target: Target, prior: Prior, labels: Tensor = LABELS, seed: int = 0) -> Problem:
+    return Problem(target, prior, labels, seed, silent, QueryMeter(), batch_size=16)
 
 
 def toy_target(module: nn.Module) -> Target:

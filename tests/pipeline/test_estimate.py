@@ -1,6 +1,6 @@
-"""The forecast: every stage is in it, its parts add up, larger budgets take longer.
+"""The estimate covers every stage, adds up, and grows with the work.
 
-Time is told by the work that PyTorch is given, so that what else the machine does changes nothing.
+Time is measured by the work of PyTorch, so that the load of the machine does not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import inversight.pipeline.estimate
+import inversight.pipeline.timing
 from inversight.attacks import run_attack
 from inversight.core.config import merge
 from inversight.core.console import Quiet
@@ -52,21 +52,21 @@ class Work(TorchDispatchMode):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     with Work() as work:
         told = SimpleNamespace(perf_counter=lambda: work.seconds)
-        monkeypatch.setattr(inversight.pipeline.estimate, "time", told)
+        monkeypatch.setattr(inversight.pipeline.timing, "time", told)
         yield work
 
 
 ATTACK_ALONE: dict[str, Any] = {
     "arm": "vanilla", "adaptation": {"steps": 0}, "embedding": "pixel", "features": "pixel"
 }  # fmt: skip
-"""Without stages that the attack's time does not hang on."""
+"""Without stages that do not affect the attack's time."""
 
 
 def forecast(**given: Any) -> Estimate:
     return Plan.prepare(resolve({**TINY, **given}), Quiet()).forecast()
 
 
-def test_every_stage_is_in_it() -> None:
+def test_every_stage_is_estimated() -> None:
     found = forecast()
     stages = ["target", "evaluator", "public-network", "prior", "adaptation", "plug-and-play"]
     assert list(found.seconds) == [*stages, "scores", "signals"]
@@ -76,13 +76,13 @@ def test_every_stage_is_in_it() -> None:
     assert "prior" in str(found) and "GiB" in str(found)
 
 
-def test_a_longer_prior_takes_longer() -> None:
+def test_more_steps_of_the_prior_take_longer() -> None:
     short, long = forecast(), forecast(prior={"steps": 20000, "batch_size": 4, "width": 2})
     assert short.seconds["prior"] is not None and long.seconds["prior"] is not None
     assert long.seconds["prior"] == pytest.approx(1000 * short.seconds["prior"])
 
 
-def test_pivots_take_time_without_a_game_too() -> None:
+def test_pivots_are_estimated_without_a_game() -> None:
     assert "adaptation" not in forecast(**ATTACK_ALONE).seconds
 
     def seconds(pivots: int, tuning: int) -> float:
@@ -97,7 +97,7 @@ def test_pivots_take_time_without_a_game_too() -> None:
     assert short > 0.0 and long == pytest.approx(40 * short)
 
 
-def test_ones_own_attack_cannot_be_foreseen() -> None:
+def test_a_custom_attack_is_unknown() -> None:
     found = forecast(attack=["tests.examples:SampleAttack"])
     assert found.seconds["SampleAttack"] is None
     assert "SampleAttack unknown" in str(found)
@@ -110,7 +110,7 @@ def test_ones_own_attack_cannot_be_foreseen() -> None:
         {"arm": "pseudo-labels", "adaptation": {"pseudo_labels_top": 801}},
     ],
 )
-def test_more_public_images_than_there_are_are_refused_first(given: dict[str, Any]) -> None:
+def test_too_few_public_images_are_refused(given: dict[str, Any]) -> None:
     (setting,) = given["adaptation"]
     with pytest.raises(
         ConfigError, match=rf"adaptation\.{setting}: .* 800 public images, found 801"
@@ -119,7 +119,7 @@ def test_more_public_images_than_there_are_are_refused_first(given: dict[str, An
 
 
 @pytest.mark.parametrize("name", ["mirror-black-box", "cma-es"])
-def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
+def test_black_box_estimates_grow_with_queries(name: str) -> None:
     small = {"class": name, "pool": 100, "keep": 2, "crops": 2}
     small |= {"searches": 2} if name == "cma-es" else {"population": 10, "candidates": 2}
     few, many = (forecast(attack=[{**small, "generations": n}], **ATTACK_ALONE) for n in (2, 20000))
@@ -138,7 +138,7 @@ def test_black_box_attacks_are_foreseen_by_their_queries(name: str) -> None:
         ("lomma", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
     ],
 )
-def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> None:
+def test_estimates_grow_with_the_work(name: str, many: dict[str, Any]) -> None:
     tiny: dict[str, dict[str, Any]] = {
         "c2f-mi": {"pool": 50, "population": 4, "generations": 2, "keep": 2, "crops": 2},
         "rlb-mi": {"episodes": 10, "candidates": 2, "keep": 2, "crops": 2},
@@ -157,7 +157,7 @@ def test_what_the_others_take_is_foreseen(name: str, many: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face", "plg-mi"])
-def test_white_box_attacks_are_foreseen_by_their_steps(name: str) -> None:
+def test_white_box_estimates_grow_with_steps(name: str) -> None:
     small = {"class": name, "candidates": 2, "keep": 2, "crops": 2}
     if name != "mi-face":
         small["pool"] = 20
@@ -168,7 +168,7 @@ def test_white_box_attacks_are_foreseen_by_their_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["plug-and-play", "mi-face", "ked-mi", "lomma", "cma-es", "lokt"])
-def test_budgets_are_foreseen(name: str) -> None:
+def test_budgets_are_estimated(name: str) -> None:
     tiny: dict[str, dict[str, Any]] = {
         "cma-es": {"pool": 50, "searches": 2, "generations": 500, "keep": 2, "crops": 2},
         "lokt": {"images": 4000, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
@@ -200,7 +200,7 @@ def test_budgets_are_foreseen(name: str) -> None:
         ("lomma", {"surrogates": 0}),
     ],
 )
-def test_queries_are_planned_as_they_are_sent(name: str, others: dict[str, Any]) -> None:
+def test_the_workload_equals_the_queries_sent(name: str, others: dict[str, Any]) -> None:
     sizes: dict[str, dict[str, Any]] = {
         "mirror-black-box": {"pool": 20, "population": 6, "generations": 3, "candidates": 2},
         "cma-es": {"pool": 20, "searches": 2, "population": 4, "generations": 3},
@@ -233,17 +233,17 @@ def test_queries_are_planned_as_they_are_sent(name: str, others: dict[str, Any])
     assert 0.5 * planned < sent <= planned if early else sent == planned
 
 
-def test_points_that_cannot_be_had_take_nothing() -> None:
+def test_budgets_that_are_too_small_take_no_time() -> None:
     few, none = (forecast(budget=b).seconds["budget"] for b in ((1,) * 40, (1,)))
     assert few is not None and few == none
 
 
-def test_ones_own_attack_leaves_budgets_unknown() -> None:
+def test_a_custom_attack_makes_budgets_unknown() -> None:
     found = forecast(attack=["tests.examples:SampleAttack"], budget=(10,))
     assert found.seconds["budget"] is None and "budget unknown" in str(found)
 
 
-def test_ones_own_prior_takes_no_training() -> None:
+def test_a_custom_prior_takes_no_training() -> None:
     found = forecast(prior={"class": "tests.examples:NoisePrior"})
     assert found.seconds["prior"] == 0.0 and "adaptation" not in found.seconds
 
@@ -273,7 +273,7 @@ def test_durations(seconds: float, text: str) -> None:
         ({"attack": ["lomma"], "arm": "pseudo-labels"}, "another --arm, such as target-aware"),
     ],
 )
-def test_attacks_that_do_not_go_with_the_arm(given: dict[str, Any], message: str) -> None:
+def test_attacks_that_do_not_fit_the_arm(given: dict[str, Any], message: str) -> None:
     """Said before anything is trained."""
     with pytest.raises(ConfigError, match=message):
         forecast(**given)

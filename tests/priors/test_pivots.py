@@ -31,6 +31,7 @@ from inversight.priors.pseudo_labels import soft_labels
 from inversight.settings import Adaptation
 from tests.adaptation.test_adapt import PUBLIC, SHAPE, TRAINING, linear_target, run
 from tests.adaptation.test_projected import deep
+from tests.attacks.toy import problem_of
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +234,8 @@ def test_progress_counts_game_and_search_together(prior: StylePrior) -> None:
 
 
 def pool_of(prior: StylePrior, size: int) -> Tensor:
-    target = linear_target(1)
-    return classified_pool(
-        target, prior, size, truncation=1.0, batch_size=8, rng=generator(4)
-    ).latents
+    problem = problem_of(linear_target(1), prior, seed=4)
+    return classified_pool(problem, size, truncation=1.0).latents
 
 
 def test_attacks_pools_begin_with_them(prior: StylePrior) -> None:

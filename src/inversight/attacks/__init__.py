@@ -1,11 +1,10 @@
 """Attacks: target and prior -> reconstructions."""
 
-from inversight.attacks.base import Attack, Reconstructions, check_fits, require_access
+from inversight.attacks.base import Attack, Reconstructions, check_fits
 from inversight.attacks.brep_mi import BrepMi
 from inversight.attacks.c2f_mi import C2fMi
 from inversight.attacks.cma import CmaEs
 from inversight.attacks.control import control
-from inversight.attacks.distribution import DistributionSearch
 from inversight.attacks.files import load_latents, write_reconstructions
 from inversight.attacks.gmi import Gmi
 from inversight.attacks.if_gmi import IfGmi
@@ -20,7 +19,6 @@ from inversight.attacks.plg_mi import PlgMi
 from inversight.attacks.plug_and_play import PlugAndPlay
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
-from inversight.attacks.search import LatentSearch
 from inversight.attacks.vmi import Vmi
 
 __all__ = [
@@ -28,11 +26,9 @@ __all__ = [
     "BrepMi",
     "C2fMi",
     "CmaEs",
-    "DistributionSearch",
     "Gmi",
     "IfGmi",
     "KedMi",
-    "LatentSearch",
     "Lokt",
     "Lomma",
     "MiFace",
@@ -49,7 +45,6 @@ __all__ = [
     "control",
     "gather",
     "load_latents",
-    "require_access",
     "run_assigned",
     "run_attack",
     "write_reconstructions",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
-from inversight.core.config import settings
 from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
@@ -56,14 +54,9 @@ class Attack(Protocol):
         """The least access to the target that the attack needs."""
 
     def run(
-        self,
-        target: Target,
-        prior: Prior,
-        labels: Tensor,
-        *,
-        rng: torch.Generator,
+        self, target: Target, prior: Prior, labels: Tensor, *, rng: torch.Generator,
         progress: Progress = silent,
-    ) -> Reconstructions: ...
+    ) -> Reconstructions: ...  # fmt: skip
 
 
 class NoSampleError(StageError):
@@ -83,33 +76,6 @@ class Checked(Protocol):
         Raises:
             InputError: says what is missing.
         """
-
-
-@settings
-class AttackSettings:
-    """Settings of every attack of this package, and the check of their order."""
-
-    ascending: ClassVar[tuple[str, ...]]
-    """Names of settings whose values must not decrease from left to right."""
-
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class."""
-    batch_size: PositiveInt = 200
-    """Images that go through prior and target at once; changes memory, not results."""
-
-    def check(self, target: Target, prior: Prior) -> None:
-        """Raise if the target, the prior or the settings do not allow the attack, before any query.
-
-        Raises:
-            InputError: the prior or target lacks what the attack needs, or settings contradict
-                each other.
-        """
-        values = {name: getattr(self, name) for name in self.ascending}
-        if list(values.values()) != sorted(values.values()):
-            found = ", ".join(f"{name}={value}" for name, value in values.items())
-            raise InputError(
-                f"{type(self).__name__}: expected {' <= '.join(values)}, found {found}"
-            )
 
 
 def require_access(attack: Attack, target: Target) -> None:

@@ -22,9 +22,10 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import NoSampleError, Reconstructions
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError
-from inversight.attacks.score_search import Problem, QuerySearch, Search
+from inversight.attacks.score_search import QuerySearch, Search
 from inversight.attacks.selection import most_confident, render, truncated
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
@@ -73,8 +74,6 @@ class BrepMi(QuerySearch):
     """Iterations without growth after which a search ends (paper: 1,000)."""
     iterations: PositiveInt = 3000
     """Iterations of a search at most."""
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class: those with the largest spheres."""
 
     @property
     def access(self) -> Access:

@@ -25,8 +25,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.pool_space import PoolSpace
-from inversight.attacks.score_search import Problem, ScoreSearch, Search
+from inversight.attacks.score_search import ScoreSearch, Search
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.errors import InputError

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.pool_space import PoolSpace
-from inversight.attacks.score_search import Problem, ScoreSearch, Search
+from inversight.attacks.score_search import ScoreSearch, Search
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.core.errors import InputError

@@ -20,14 +20,9 @@ NAME = "control"
 
 @torch.no_grad()
 def control(
-    prior: Prior,
-    labels: Tensor,
-    *,
-    rng: torch.Generator,
-    truncation: float = 1.0,
-    batch_size: int = 200,
-    progress: Progress = silent,
-) -> Reconstructions:
+    prior: Prior, labels: Tensor, *, rng: torch.Generator, truncation: float = 1.0,
+    batch_size: int = 200, progress: Progress = silent,
+) -> Reconstructions:  # fmt: skip
     """Return a sample of ``prior`` for each of ``labels`` (M,), which are assigned at random.
 
     ``truncation`` in [0, 1]: see :func:`control_truncation`. The returned labels are sorted. ``losses``

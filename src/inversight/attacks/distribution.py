@@ -10,9 +10,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.constraints import Coordinates
+from inversight.attacks.gradient_search import Candidates, GradientSearch
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, GradientSearch, Problem
 from inversight.attacks.selection import truncated
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings

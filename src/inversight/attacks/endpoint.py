@@ -191,17 +191,18 @@ class Endpoint:
         return self._checked(answer, count)
 
     def _checked(self, answer: Any, count: int) -> Tensor:
-        expected = {Access.SCORES: "probabilities", Access.LABEL: "labels"}[self.settings.access]
+        wants_scores = self.settings.access is Access.SCORES
         if not isinstance(answer, dict) or not {"probabilities", "labels"} & set(answer):
+            expected = "probabilities" if wants_scores else "labels"
             raise _WrongAnswerError(f'expected an answer {{"{expected}": [...]}}, found another')
-        if self.settings.access is Access.SCORES and "probabilities" not in answer:
+        if wants_scores and "probabilities" not in answer:
             raise TargetError(
                 f"{self._name}: answers with labels alone; add ?access=label to the address, and "
                 "choose an --attack that needs no more"
             )
         if "probabilities" in answer:
             scores = self._scores(answer["probabilities"], count)
-            if self.settings.access is Access.SCORES:
+            if wants_scores:
                 return scores
             if not self._warned:
                 self.warn(
@@ -304,13 +305,9 @@ def read_headers(
 
 
 def endpoint_target(
-    spec: str,
-    *,
-    classes: Sequence[str],
-    image_shape: tuple[int, int, int],
-    headers: Mapping[str, str] | None = None,
-    warn: Callable[[str], None] = lambda _: None,
-) -> tuple[Target, Endpoint]:
+    spec: str, *, classes: Sequence[str], image_shape: tuple[int, int, int],
+    headers: Mapping[str, str] | None = None, warn: Callable[[str], None] = lambda _: None,
+) -> tuple[Target, Endpoint]:  # fmt: skip
     """Return the service that ``spec`` names as a target, after a trial with one grey image.
 
     classes: names in the order of its probabilities. image_shape: (C, H, W) of the images to send.

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from inversight.attacks.base import loss_with_critic, require_critic
 from inversight.attacks.constraints import Coordinates
+from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem, LatentSearch
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentProblem, LatentSearch
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.models.target import Target

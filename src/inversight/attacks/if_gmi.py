@@ -21,9 +21,9 @@ from torch import Tensor
 
 from inversight.attacks.base import require_intermediate
 from inversight.attacks.constraints import project_to_l1_ball
+from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem
 from inversight.attacks.objectives import OBJECTIVES
 from inversight.attacks.plug_and_play import DescentInW
-from inversight.attacks.search import Candidates, Improve, LatentProblem
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.models.target import Target

@@ -18,26 +18,24 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor
 
 from inversight.attacks.base import NoSampleError, Reconstructions
+from inversight.attacks.base_attack import BaseAttack, Problem
 from inversight.attacks.plug_and_play import PlugAndPlay
-from inversight.attacks.queries import restricted
 from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import Ensemble, label_images, train_surrogates
 from inversight.attacks.workload import SurrogateWork, Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.errors import StageError
-from inversight.core.progress import Progress, silent
-from inversight.core.seeding import draw_seed, generator
-from inversight.models.target import Access, Target
+from inversight.core.seeding import generator
+from inversight.models.target import Access
 from inversight.models.training import Variation
 from inversight.priors.base import Prior
 from inversight.settings import Training
 
 
 @settings
-class Lokt:
+class Lokt(BaseAttack):
     """LOKT: surrogates that learn the target's labels are attacked in its place, with their gradients."""
 
     images: PositiveInt = 50_000
@@ -55,8 +53,6 @@ class Lokt:
     """Largest weight of an image of a rare class, relative to one of the most frequent class."""
     white_box: PlugAndPlay = Field(default_factory=PlugAndPlay)
     """The attack on the surrogates."""
-    batch_size: PositiveInt = 200
-    """Images that go through prior and target at once; changes memory, not results."""
 
     @property
     def access(self) -> Access:
@@ -77,16 +73,8 @@ class Lokt:
             ),
         )
 
-    def run(
-        self,
-        target: Target,
-        prior: Prior,
-        labels: Tensor,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-    ) -> Reconstructions:
-        """Reconstruct each class in ``labels`` (distinct class indices) that a sample falls into.
+    def reconstruct(self, problem: Problem) -> Reconstructions:
+        """Reconstruct the classes that a sample of the prior falls into.
 
         ``losses`` are those of the white-box attack on the surrogates.
 
@@ -94,12 +82,11 @@ class Lokt:
             NoSampleError: no sample of the prior is in any of the classes.
             StageError: all samples are in one class.
         """
-        target, meter = restricted(self, target, prior)
-        seed = draw_seed(rng)
+        target, prior, labels, seed = problem.target, problem.prior, problem.labels, problem.seed
         total = self.surrogates + 2
         latents = truncated(prior, self.truncation).sample(self.images, rng=generator(seed, "pool"))
         labelled = label_images(target, prior, latents, batch_size=self.batch_size).images
-        progress(1, total, f"{meter.used:,} images labelled")
+        problem.progress(1, total, f"{problem.meter.used:,} images labelled")
         counts = torch.bincount(labelled.labels, minlength=len(target.classes))
         known = labels[counts[labels] > 0]
         nonempty = int((counts > 0).sum())
@@ -117,8 +104,8 @@ class Lokt:
             image_shape=prior.image_shape, device=latents.device,
         ):  # fmt: skip
             surrogates.append(surrogate)
-            progress(len(surrogates) + 1, total, "surrogates trained")
+            problem.progress(len(surrogates) + 1, total, "surrogates trained")
         ensemble = replace(surrogates[0], module=Ensemble(surrogates), mean=(0.0,), std=(1.0,))
         found = self.white_box.run(ensemble, prior, known, rng=generator(seed, "white-box"))
-        progress(total, total, f"surrogates attacked, {meter.used:,} queries")
-        return replace(found, queries=meter.used)
+        problem.progress(total, total, f"surrogates attacked, {problem.meter.used:,} queries")
+        return found

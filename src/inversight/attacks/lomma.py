@@ -20,8 +20,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 
 from inversight.attacks.gmi import Gmi, ImageLoss
+from inversight.attacks.gradient_search import LatentProblem
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import LatentProblem
 from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import distillation, label_images, train_surrogates
 from inversight.attacks.workload import SurrogateWork, Workload

@@ -21,8 +21,9 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from inversight.attacks.base_attack import Problem
+from inversight.attacks.gradient_search import Candidates, GradientSearch
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, GradientSearch, Problem
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.core.seeding import generator

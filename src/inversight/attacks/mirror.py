@@ -17,8 +17,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.constraints import PSpace
+from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem, LatentSearch
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentProblem, LatentSearch
 from inversight.core.config import Fraction, settings
 from inversight.priors.descent import descend, ramp
 

@@ -21,8 +21,9 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.constraints import PSpace
-from inversight.attacks.score_search import Problem, ScoreSearch, Search
+from inversight.attacks.score_search import ScoreSearch, Search
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.priors.base import Prior

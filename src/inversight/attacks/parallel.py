@@ -64,15 +64,9 @@ class PartialResult:
 
 
 def run_assigned(
-    attack: Attack,
-    target: Target,
-    prior: Prior,
-    labels: Tensor,
-    *,
-    processes: Processes,
-    rng: torch.Generator,
-    progress: Progress = silent,
-) -> PartialResult:
+    attack: Attack, target: Target, prior: Prior, labels: Tensor, *, processes: Processes,
+    rng: torch.Generator, progress: Progress = silent,
+) -> PartialResult:  # fmt: skip
     """Attack the classes of this process, without waiting for the others.
 
     All processes call this alike, with ``rng`` in the same state, and then :func:`gather`.

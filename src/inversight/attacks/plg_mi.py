@@ -19,9 +19,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import require_conditional
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.constraints import Coordinates
+from inversight.attacks.gradient_search import Candidates, GradientSearch
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, GradientSearch, Problem
 from inversight.core.config import settings
 from inversight.core.seeding import generator
 from inversight.models.target import Target

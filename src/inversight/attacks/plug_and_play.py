@@ -16,8 +16,8 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem, LatentSearch
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.search import Candidates, Improve, LatentProblem, LatentSearch
 from inversight.attacks.selection import most_confident
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
@@ -124,8 +124,8 @@ class PlugAndPlay(DescentInW):
             done += share
             if left * classes < len(found.latents):
                 confidence = self.robust_confidence(
-                    problem.target, problem.prior, found.latents, found.labels,
-                    crops=self._halving_crops, rng=generator(problem.seed, "halving", number),
+                    problem, found.latents, found.labels, crops=self._halving_crops,
+                    rng=generator(problem.seed, "halving", number),
                 )  # fmt: skip
                 rows = most_confident(confidence, classes, left)
                 latents = found.latents[rows.to(found.latents.device)]

@@ -11,13 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from inversight.attacks.base import (
-    ACCESS_ORDER,
-    Attack,
-    Reconstructions,
-    check_fits,
-    require_access,
-)
+from inversight.attacks.base import ACCESS_ORDER, Attack, Reconstructions, require_access
 from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
 from inversight.models.target import Access, Target
@@ -96,21 +90,6 @@ def metered(target: Target, access: Access, meter: QueryMeter) -> Target:
     return replace(target, module=module, access=least, before=before)
 
 
-def restricted(
-    attack: Attack, target: Target, prior: Prior, limit: int | None = None
-) -> tuple[Target, QueryMeter]:
-    """Return ``target`` with the attack's access and no more, and the meter of its queries.
-
-    limit: the largest number of images sent.
-
-    Raises:
-        InputError: the target gives less access than the attack needs, or the attack's check fails.
-    """
-    check_fits(attack, target, prior)
-    meter = QueryMeter(limit)
-    return metered(target, attack.access, meter), meter
-
-
 def check_queries(target: Target, images: int) -> None:
     """Check that all ``images`` may be sent to ``target``, without sending any.
 
@@ -124,12 +103,9 @@ def check_queries(target: Target, images: int) -> None:
 
 
 def black_box(
-    answer: Callable[[Tensor], Tensor],
-    *,
-    classes: Sequence[str],
-    image_shape: tuple[int, int, int],
-    spec: str = "a callable",
-) -> Target:
+    answer: Callable[[Tensor], Tensor], *, classes: Sequence[str],
+    image_shape: tuple[int, int, int], spec: str = "a callable",
+) -> Target:  # fmt: skip
     """Return a target whose scores come from any function, such as a call of a remote service.
 
     answer: images (N, C, H, W) in [0, 1] of ``image_shape`` (C, H, W) -> logits or logarithms of
@@ -165,15 +141,9 @@ def black_box(
 
 
 def run_attack(
-    attack: Attack,
-    target: Target,
-    prior: Prior,
-    labels: Tensor,
-    *,
-    rng: torch.Generator,
-    limit: int | None = None,
-    progress: Progress = silent,
-) -> Reconstructions:
+    attack: Attack, target: Target, prior: Prior, labels: Tensor, *, rng: torch.Generator,
+    limit: int | None = None, progress: Progress = silent,
+) -> Reconstructions:  # fmt: skip
     """Run ``attack`` with the access that it declares and no more, and count its queries.
 
     Raises:

@@ -15,10 +15,11 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.attacks.base import AttackSettings, Reconstructions
+from inversight.attacks.base import Reconstructions
+from inversight.attacks.base_attack import BaseAttack, Problem
 from inversight.attacks.queries import check_queries
 from inversight.core.config import settings
-from inversight.models.target import Target
+from inversight.core.seeding import generator
 from inversight.priors.base import Pivoted, Prior, Truncatable
 
 
@@ -40,14 +41,12 @@ class Pool:
 
 
 @torch.no_grad()
-def classified_pool(
-    target: Target, prior: Prior, size: int, *, truncation: float, batch_size: int,
-    rng: torch.Generator,
-) -> Pool:  # fmt: skip
+def classified_pool(problem: Problem, size: int, *, truncation: float) -> Pool:
     """Draw ``size`` samples of the prior, truncated if it can be, and classify them: ``size`` queries.
 
     Pivots of the prior replace the first samples, at most half of them.
     """
+    target, prior, rng = problem.target, problem.prior, generator(problem.seed, "pool")
     check_queries(target, size)
     latents = truncated(prior, truncation).sample(size, rng=rng)
     pivots = prior.pivots if isinstance(prior, Pivoted) else None
@@ -57,7 +56,7 @@ def classified_pool(
         if latents.dim() > known.dim():  # truncated in some layers only: a latent for each layer
             known = known[:, None].expand(-1, *latents.shape[1:])
         latents = torch.cat([known, latents[len(known) :]])
-    answers = [target(prior(w)) for w in latents.split(batch_size)]
+    answers = [target(prior(w)) for w in latents.split(problem.batch_size)]
     return Pool(
         latents,
         confidence=torch.cat([answer.softmax(1).cpu() for answer in answers]),
@@ -88,9 +87,11 @@ def render(prior: Prior, latents: Tensor, *, batch_size: int) -> Tensor:
 
 
 @settings
-class CropSelection(AttackSettings):
+class CropSelection(BaseAttack):
     """Selection of the candidates whose confidence survives random crops (Plug & Play, section 3.4)."""
 
+    keep: PositiveInt = 50
+    """Reconstructions kept for each class (Plug & Play: 50)."""
     crops: PositiveInt = 100
     """Random crops over which a candidate's confidence is averaged (Plug & Play: 100)."""
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
@@ -102,29 +103,29 @@ class CropSelection(AttackSettings):
 
     @torch.no_grad()
     def robust_confidence(
-        self, target: Target, prior: Prior, latents: Tensor, labels: Tensor, *,
-        rng: torch.Generator, crops: int | None = None,
+        self, problem: Problem, latents: Tensor, labels: Tensor, *, rng: torch.Generator,
+        crops: int | None = None,
     ) -> Tensor:  # fmt: skip
         """Return the mean confidence (M,) in each latent's label over the same random crops.
 
         This takes M x crops queries; crops: their number, by default the setting.
         """
         count = crops or self.crops
-        check_queries(target, len(latents) * count)
-        size = prior.image_shape[1:]
+        check_queries(problem.target, len(latents) * count)
+        size = problem.prior.image_shape[1:]
         boxes = [crop_box(*size, self.crop_scale, self.crop_ratio, rng) for _ in range(count)]
         mirrored = torch.rand(count, generator=rng) < (0.5 if self.crop_flip else 0.0)
         results = []
         for w, label in zip(
             latents.split(self.batch_size), labels.split(self.batch_size), strict=True
         ):
-            images = prior(w)
+            images = problem.prior(w)
             confidence = torch.zeros(len(w))
             for (top, left, h, w_), mirror in zip(boxes, mirrored, strict=True):
                 crop = images[..., top : top + h, left : left + w_]
                 crop = F.interpolate(crop, size, mode="bilinear", antialias=True)
                 crop = crop.flip(3) if mirror else crop
-                probability = target(crop).softmax(1).cpu()
+                probability = problem.target(crop).softmax(1).cpu()
                 confidence += probability.gather(1, label[:, None]).squeeze(1)
             results.append(confidence / count)
         return torch.cat(results)
@@ -157,17 +158,12 @@ class CandidateSelection(CropSelection):
 
     candidates: PositiveInt = 200
     """Candidates of each class (Plug & Play: 200)."""
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class (Plug & Play: 50)."""
 
 
 def crop_box(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float],
     rng: torch.Generator,
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int]:  # fmt: skip
     """Draw (top, left, height, width) of a random crop, as torchvision's RandomResizedCrop does."""
     u = torch.rand(4, generator=rng).tolist()
     area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))

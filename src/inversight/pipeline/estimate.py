@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,25 +12,24 @@ import torch
 
 from inversight.adaptation import adapt
 from inversight.attacks import Attack
-from inversight.attacks.surrogates import Ensemble
-from inversight.attacks.workload import Measurable, SurrogateWork, Workload, cut_to
-from inversight.core.device import reduced_precision
+from inversight.attacks.workload import Measurable, Workload, cut_to
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, StageEmbedding, named_embedding
-from inversight.models.networks import SavedClassifier, build_classifier
-from inversight.models.target import Target, target_of
-from inversight.models.training import train_classifier
+from inversight.models.target import Target
+from inversight.pipeline.timing import (
+    Timer,
+    attack_timer,
+    embedding_seconds,
+    seconds_per_step,
+    training_seconds,
+    untrained_classifier,
+    untrained_target,
+)
 from inversight.priors import Prior, StylePrior, train_prior
 from inversight.priors.pivotal_tuning import tune
 from inversight.priors.pivots import project
-from inversight.settings import (
-    ARMS,
-    AuditSettings,
-    ClassifierArchitecture,
-    Training,
-    prior_training,
-)
+from inversight.settings import ARMS, AuditSettings, prior_training
 
 
 @dataclass(frozen=True)
@@ -67,22 +65,12 @@ def duration(seconds: float) -> str:
 
 
 def estimate(
-    settings: AuditSettings,
-    *,
-    private: ImageSet,
-    public: ImageSet,
-    public_for_prior: ImageSet,
-    shape: tuple[int, int, int],
-    attacks: Mapping[str, Attack],
-    target: Target | None,
-    trains_target: bool,
-    trains_evaluator: bool,
-    trains_public: bool,
-    own_prior: Prior | None,
-    given_prior: StylePrior | None,
-    device: torch.device,
+    settings: AuditSettings, *, private: ImageSet, public: ImageSet, public_for_prior: ImageSet,
+    shape: tuple[int, int, int], attacks: Mapping[str, Attack], target: Target | None,
+    trains_target: bool, trains_evaluator: bool, trains_public: bool, own_prior: Prior | None,
+    given_prior: StylePrior | None, device: torch.device,
     remedy: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """Time a few steps of every stage on networks of the right shape, and multiply.
 
     ``public`` has the size of networks trained here, ``public_for_prior`` that of the prior. Each stage
@@ -99,7 +87,7 @@ def estimate(
         if trained:
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
             with remedy(name):
-                seconds[name] = factor * _classifier_seconds(images, training, shape, device)
+                seconds[name] = factor * training_seconds(images, training, shape, device)
     stand_in = target or untrained_target(private, shape)
     stand_in = stand_in.to(device)
     style = None if given_prior is None else given_prior.to(device)
@@ -109,15 +97,13 @@ def estimate(
 
         def train(steps: int) -> StylePrior:
             return train_prior(
-                public_for_prior.images,
-                training=replace(training_, steps=steps),
-                rng=generator(0),
-                device=device,
-            )
+                public_for_prior.images, training=replace(training_, steps=steps),
+                rng=generator(0), device=device,
+            )  # fmt: skip
 
         with remedy("prior"):
             style = train(2)
-            seconds["prior"] = training_.steps * _step(train)
+            seconds["prior"] = training_.steps * seconds_per_step(train)
     if style is not None and not settings.adaptation.keeps_prior:
         with remedy("adaptation"):
             seconds["adaptation"] = _adaptation_seconds(
@@ -131,7 +117,7 @@ def estimate(
         if isinstance(attack, Measurable) and prior is not None:
             works[name] = attack.workload(prior)
             with remedy(name):
-                timers[name] = _attack_timer(works[name], stand_in, prior, classes)
+                timers[name] = attack_timer(works[name], stand_in, prior, classes)
                 seconds[name] = timers[name](works[name])
     kept = classes * sum(work.kept for work in works.values())
     if settings.budget:
@@ -169,61 +155,11 @@ def estimate(
     )
 
 
-def _step(run: Callable[[int], object]) -> float:
-    """Return the seconds of one step, from runs of 1 and of 4 steps, so that set-up cancels.
-
-    A first run is not timed: libraries import parts of themselves at their first use.
-    """
-    run(1)
-    times = []
-    for steps in (1, 4):
-        started = time.perf_counter()
-        run(steps)
-        times.append(time.perf_counter() - started)
-    return max(1e-4, (times[1] - times[0]) / 3)
-
-
-def _classifier_seconds(
-    images: ImageSet, training: Training, shape: tuple[int, int, int], device: torch.device
-) -> float:
-    few = images.select(torch.arange(min(len(images), 4 * training.batch_size)))
-    per_epoch = _step(
-        lambda epochs: train_classifier(
-            few,
-            training=replace(training, epochs=epochs, validation=0.0),
-            image_shape=shape,
-            rng=generator(0),
-            device=device,
-        )
-    )
-    return per_epoch * len(images) / len(few) * training.epochs_for(len(images))
-
-
-def untrained_target(
-    private: ImageSet, shape: tuple[int, int, int], architecture: ClassifierArchitecture = "resnet"
-) -> Target:
-    """Return an untrained classifier of the images' classes, for images of ``shape`` (C, S, S)."""
-    return target_of(_untrained(private.classes, shape, architecture), "untrained")
-
-
-def _untrained(
-    classes: tuple[str, ...],
-    shape: tuple[int, int, int],
-    architecture: ClassifierArchitecture = "resnet",
-) -> SavedClassifier:
-    return build_classifier(
-        architecture, classes=classes, image_shape=shape, width=16, mean=[0.0] * shape[0],
-        std=[1.0] * shape[0], rng=generator(0),
-    )  # fmt: skip
-
-
 def _adaptation_seconds(
-    settings: AuditSettings,
-    prior: StylePrior,
-    target: Target,
-    public: ImageSet,
+    settings: AuditSettings, prior: StylePrior, target: Target, public: ImageSet,
     device: torch.device,
-) -> float:
+) -> float:  # fmt: skip
+    """Return the seconds of the adaptation: the game, the search of pivots and the tuning to them."""
     metric: Embedding | None = None
     if ARMS[settings.arm].natural_gradient:
         metric = _metric(settings.guidance_embedding, public, prior.image_shape, device)
@@ -235,7 +171,9 @@ def _adaptation_seconds(
             training=prior.training, metric=metric, rng=generator(0),
         )  # fmt: skip
 
-    seconds = settings.adaptation.steps * _step(run) if settings.adaptation.steps > 0 else 0.0
+    seconds = (
+        settings.adaptation.steps * seconds_per_step(run) if settings.adaptation.steps > 0 else 0.0
+    )
     if settings.adaptation.pivots == 0:
         return seconds
     training = settings.adaptation.training_settings(prior.training)
@@ -250,7 +188,7 @@ def _adaptation_seconds(
         )  # fmt: skip
 
     images = settings.adaptation.pivots * target.num_classes
-    seconds += images / len(few) * settings.adaptation.pivots_steps * _step(search)
+    seconds += images / len(few) * settings.adaptation.pivots_steps * seconds_per_step(search)
     if settings.adaptation.pivots_tuning == 0:
         return seconds
     pivoted = replace(prior, pivots=prior.sample(len(few), rng=generator(0)))
@@ -260,7 +198,7 @@ def _adaptation_seconds(
             pivoted, target, few, few, steps=steps, missed=0.0, batch_size=at_once, rng=generator(0)
         )
 
-    return seconds + settings.adaptation.pivots_tuning * _step(tuning)
+    return seconds + settings.adaptation.pivots_tuning * seconds_per_step(tuning)
 
 
 def _metric(
@@ -268,83 +206,13 @@ def _metric(
 ) -> Embedding:
     """Return the metric of the natural gradient; an untrained one of the same size if it is trained."""
     if name == "public":
-        network = _untrained(public.classes or ("0", "1"), shape)
+        network = untrained_classifier(public.classes or ("0", "1"), shape)
         network.module.eval().requires_grad_(False).to(device)
         return StageEmbedding("public", network)
     return named_embedding(
         name, use="distance", role="--guidance-embedding", size=shape[1], public_network=None,
         evaluator=None, working_size=max(64, shape[1]),
     )  # fmt: skip
-
-
-Timer = Callable[[Workload], float]
-"""Workload -> seconds."""
-
-
-def _attack_timer(work: Workload, target: Target, prior: Prior, classes: int) -> Timer:
-    """Time the units of ``work``; return a function that gives the seconds of more or fewer of them."""
-    forward = _image_seconds(work, target, prior, min(work.batch_size, work.queries(classes)))
-    backward = trained = agents = 0.0
-    on_surrogates: Timer | None = None
-    if work.backward:
-        at_once = min(work.batch_size, work.at_once * classes)
-        backward = _image_seconds(work, target, prior, at_once, backward=True)
-    if work.agents is not None:
-        run = work.agents.run
-        agents = _step(lambda steps: run(classes, steps))
-    if work.surrogates is not None:
-        trained, ensemble = _surrogates(work.surrogates, prior, target)
-        on_surrogates = _attack_timer(work.surrogates.workload, ensemble, prior, classes)
-
-    def seconds(work: Workload) -> float:
-        total = forward * (work.shared_queries + classes * work.forward)
-        total += backward * classes * work.backward
-        if work.agents is not None:
-            total += agents * work.agents.steps
-        if work.surrogates is not None and on_surrogates is not None:
-            epochs = work.surrogates.training.epochs_for(work.surrogates.images)
-            total += trained * epochs * work.surrogates.images * work.surrogates.count
-            total += on_surrogates(work.surrogates.workload)
-        return total * work.queries(classes) / work.unlimited_queries(classes)
-
-    return seconds
-
-
-def _image_seconds(
-    work: Workload, target: Target, prior: Prior, images: int, *, backward: bool = False
-) -> float:
-    """Return the seconds of one of ``images`` images: generated, classified and differentiated.
-
-    The shorter of two runs: other work of the machine makes a run longer, never shorter.
-    """
-    times = []
-    for _ in range(3):  # the first is not used, as in _step
-        start = prior.sample(images, rng=generator(0)).detach()
-        if not work.generates:
-            start = torch.rand(images, *target.image_shape, device=start.device)
-        started = time.perf_counter()
-        with torch.set_grad_enabled(backward), reduced_precision(start.device, work.half):
-            start.requires_grad_(backward)
-            made = prior(start) if work.generates else start
-            loss = work.loss(target, made) if backward and work.loss else target(made).sum()
-            if backward:
-                torch.autograd.grad(loss, start)
-            loss.item()  # waits for the device
-        times.append(time.perf_counter() - started)
-    return min(times[1:]) / images
-
-
-def _surrogates(work: SurrogateWork, prior: Prior, target: Target) -> tuple[float, Target]:
-    """Return the seconds of training one surrogate on one image, and untrained surrogates."""
-    names = tuple(map(str, range(4 * work.training.batch_size)))
-    blank = torch.zeros(len(names), *prior.image_shape, dtype=torch.uint8)
-    images = ImageSet(blank, torch.arange(len(names)) % 2, names, ("0", "1"), names)
-    device = prior.sample(1, rng=generator(0)).device
-    training = replace(work.training, epochs=1)
-    epoch = _classifier_seconds(images, training, prior.image_shape, device)
-    surrogate = untrained_target(images, prior.image_shape).to(device)
-    ensemble = replace(surrogate, module=Ensemble([surrogate] * work.count))
-    return epoch / len(images), ensemble
 
 
 def _cut_workloads(
@@ -373,12 +241,7 @@ def _embedding_seconds(
     embedding = named_embedding(
         name, use="distance", role="--embedding", size=shape[1], public_network=None, evaluator=None
     )
-    x = torch.rand(2, *shape, device=device)
-    with torch.no_grad():
-        embedding(x)
-        started = time.perf_counter()
-        embedding(x)
-    return (time.perf_counter() - started) / 2 * images
+    return images * embedding_seconds(embedding, shape, device)
 
 
 def _feature_width(settings: AuditSettings, shape: tuple[int, int, int]) -> int:

@@ -25,10 +25,11 @@ from inversight.data import ImageSet, working_size
 from inversight.embeddings import check_name, named_embedding
 from inversight.models.spec import absolute_spec
 from inversight.models.target import Target
-from inversight.pipeline.estimate import Estimate, estimate, untrained_target
+from inversight.pipeline.estimate import Estimate, estimate
 from inversight.pipeline.evaluation import check_pairs
 from inversight.pipeline.gate import gates
 from inversight.pipeline.inputs import Inputs, read_inputs
+from inversight.pipeline.timing import untrained_target
 from inversight.priors import Prior, untrained_prior
 from inversight.priors.classes import condition_on_classes
 from inversight.priors.prior_file import (

@@ -1,9 +1,8 @@
-"""What white-box attacks share: the outer call, and the search that improves samples of a pool.
+"""What white-box attacks share: the final selection, and the search that improves samples of a pool.
 
-:class:`GradientSearch` owns the outer call; an attack says how candidates are found
-(:meth:`GradientSearch.search`). :class:`LatentSearch` is the search that most of them share, Plug &
-Play's: it starts from the most confident samples of a pool, and an attack says how they are improved
-(:meth:`LatentSearch.begin`).
+For :class:`GradientSearch` an attack says how candidates are found (:meth:`GradientSearch.search`).
+:class:`LatentSearch` is the search that most of them share, Plug & Play's: it starts from the most
+confident samples of a pool, and an attack says how they are improved (:meth:`LatentSearch.begin`).
 """
 
 from __future__ import annotations
@@ -17,30 +16,16 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, check_fits
+from inversight.attacks.base import Reconstructions
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.selection import CandidateSelection, Pool, classified_pool
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.device import reduced_precision
-from inversight.core.progress import Progress, silent
-from inversight.core.seeding import draw_seed, generator
+from inversight.core.progress import Progress
+from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The arguments of an attack, and the seed from which all of its randomness derives.
-
-    device: of the prior's images. progress: of the search alone.
-    """
-
-    target: Target
-    prior: Prior
-    labels: Tensor
-    seed: int
-    device: torch.device
-    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -105,42 +90,25 @@ class GradientSearch(CandidateSelection, ABC):
     def search(self, problem: Problem) -> Candidates:
         """Return ``candidates`` candidates of each class, or fewer."""
 
-    def run(
-        self,
-        target: Target,
-        prior: Prior,
-        labels: Tensor,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-    ) -> Reconstructions:
-        """Reconstruct each class in ``labels`` (distinct class indices).
-
-        Raises:
-            InputError: the target gives no gradients, target or prior lack what the attack needs, or
-                the settings contradict each other.
-        """
-        check_fits(self, target, prior)
-
+    def reconstruct(self, problem: Problem) -> Reconstructions:
         def search_progress(done: int, total: int, note: str = "") -> None:
-            progress(round((_PROGRESS_STEPS - 1) * done / total), _PROGRESS_STEPS, note)
+            problem.progress(round((_PROGRESS_STEPS - 1) * done / total), _PROGRESS_STEPS, note)
 
-        device = prior.sample(1, rng=generator(0)).device
-        problem = Problem(target, prior, labels, draw_seed(rng), device, search_progress)
-        reconstructions = self.select(problem, self.search(problem))
-        progress(_PROGRESS_STEPS, _PROGRESS_STEPS, "reconstructions selected")
+        found = self.search(replace(problem, progress=search_progress))
+        reconstructions = self.select(problem, found)
+        problem.progress(_PROGRESS_STEPS, _PROGRESS_STEPS, "reconstructions selected")
         return reconstructions
 
     def select(self, problem: Problem, found: Candidates) -> Reconstructions:
         """Return the candidates that survive random crops."""
-        prior, shown = problem.prior, found.latents
+        shown = found.latents
         if found.images is not None:
             channels, height, width = found.images.shape[1:]
-            prior, shown = Pixels((channels, height, width), problem.device), found.images
-        confidence = self.robust_confidence(
-            problem.target, prior, shown, found.labels, rng=generator(problem.seed, "crops")
-        )
-        best, rows = self.best(prior, shown, found.labels, confidence)
+            prior = Pixels((channels, height, width), problem.device)
+            problem, shown = replace(problem, prior=prior), found.images
+        rng = generator(problem.seed, "crops")
+        confidence = self.robust_confidence(problem, shown, found.labels, rng=rng)
+        best, rows = self.best(problem.prior, shown, found.labels, confidence)
         return replace(best, latents=found.latents[rows.to(found.latents.device)].cpu())
 
 
@@ -202,10 +170,7 @@ class LatentSearch(GradientSearch, ABC):
         )
 
     def search(self, problem: Problem) -> Candidates:
-        pool = classified_pool(
-            problem.target, problem.prior, self.pool, truncation=self.truncation,
-            batch_size=self.batch_size, rng=generator(problem.seed, "pool"),
-        )  # fmt: skip
+        pool = classified_pool(problem, self.pool, truncation=self.truncation)
         start = Candidates(
             pool.latents[pool.best(problem.labels, self.candidates)].flatten(0, 1),
             problem.labels.repeat_interleave(self.candidates),

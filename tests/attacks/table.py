@@ -1,0 +1,149 @@
+"""Every attack with settings for the toy problem, which the tests of several files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversight.attacks import (
+    BrepMi,
+    C2fMi,
+    CmaEs,
+    Gmi,
+    IfGmi,
+    KedMi,
+    Lokt,
+    Lomma,
+    MiFace,
+    Mirror,
+    MirrorGenetic,
+    PlgMi,
+    PlugAndPlay,
+    Reconstructions,
+    RlbMi,
+    Vmi,
+    run_attack,
+)
+from inversight.core.seeding import generator
+from inversight.models.transformations import Transformations
+from inversight.priors import Prior
+from inversight.settings import Training
+from tests.attacks.toy import (
+    LABELS,
+    Discs,
+    FlatPrior,
+    LinearPrior,
+    Nearest,
+    NearestByLayer,
+    OpenPrior,
+    WithoutGradients,
+    toy_target,
+)
+
+ENDS: dict[str, Any] = {"candidates": 6, "keep": 3, "crops": 4, "batch_size": 16}
+SEARCH = {**ENDS, "pool": 400, "steps": 60}
+STILL = Transformations(least_area=1.0, brightness=0.0, contrast=0.0, degrees=0.0)
+"""The toy's answer is known for images as they are."""
+
+WHITE_BOX: dict[str, Any] = {
+    "plug-and-play": PlugAndPlay(**SEARCH, learning_rate=0.05),
+    "gmi": Gmi(**SEARCH, learning_rate=0.03, identity_weight=30.0, bound=2.0),
+    "mirror": Mirror(**SEARCH, learning_rate=0.1, slope=1.0, bound=1.2),
+    "lomma": Lomma(**SEARCH, learning_rate=2e-4, bound=2.0, surrogates=0),
+    "if-gmi": IfGmi(**SEARCH, layer_steps=20, learning_rate=0.02),
+    "plg-mi": PlgMi(**SEARCH, learning_rate=0.05, transform=STILL, crop_flip=False),
+    "ked-mi": KedMi(
+        **{**SEARCH, "steps": 200}, samples=4, learning_rate=0.2, start_log_variance=-2.0
+    ),
+    "vmi": Vmi(**{**SEARCH, "steps": 200}, samples=8, learning_rate=0.1),
+    "mi-face": MiFace(**ENDS, steps=100, jitter=0, learning_rate=0.1),
+}
+FLOW = Vmi(
+    family="flow", couplings=2, hidden=8, pool=400, candidates=6, keep=3, crops=4, batch_size=64,
+    samples=8, steps=200, learning_rate=0.1,
+)  # fmt: skip
+TRAINING = Training(
+    architecture="vgg", epochs=12, batch_size=64, width=8, flip=False, shift=0.0, rotation=0.0,
+    validation=0.1,
+)  # fmt: skip
+AUGMENTED = replace(WHITE_BOX["lomma"], steps=80, images=1500, surrogates=2, training=TRAINING)
+QUICK_AUGMENTED = replace(
+    AUGMENTED, pool=40, steps=5, images=200, surrogates=1, training=replace(TRAINING, epochs=2)
+)
+GENETIC = MirrorGenetic(
+    pool=300, population=40, generations=40, candidates=10, keep=3, crops=4, bound=2.0, slope=1.0
+)
+EVOLVED = CmaEs(pool=300, searches=6, population=6, generations=30, keep=3, crops=4)
+COARSE = C2fMi(
+    pool=300, population=20, generations=200, settling=30, keep=3, crops=4, hidden=32, epochs=10
+)
+AGENT = RlbMi(
+    pool=300, episodes=900, candidates=4, keep=3, crops=4, reach=2.0, hidden=32, training_batch=32,
+    learning_rate=3e-3,
+)  # fmt: skip
+REPELLED = BrepMi(pool=200, searches=6, iterations=40, keep=3)
+TRANSFERRED = Lokt(
+    images=2500, surrogates=2, training=replace(TRAINING, architecture="resnet"),
+    white_box=PlugAndPlay(
+        pool=300, candidates=8, steps=20, keep=3, crops=4, learning_rate=0.02,
+        crop_scale=(0.8, 1.0), crop_flip=False,
+    ),
+)  # fmt: skip
+QUICK_TRANSFERRED = replace(
+    TRANSFERRED, images=300, surrogates=1, training=replace(TRANSFERRED.training, epochs=2)
+)
+
+
+def shortened(attack: Any, **changes: Any) -> Any:
+    """Return a white-box attack with few steps, from a small pool."""
+    fewer = {"steps": 5, "pool": 40, "layer_steps": 3}
+    return replace(
+        attack, **{name: n for name, n in fewer.items() if hasattr(attack, name)}, **changes
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """An attack that is quick, and the toy problem that it solves.
+
+    tolerance: of results that differ by rounding alone.
+    """
+
+    attack: Any
+    prior: Prior
+    module: Callable[[], Nearest | Discs]
+    tolerance: dict[str, float] = field(default_factory=dict)
+
+    def run(
+        self, attack: Any = None, *, module: Any = None, labels: Tensor = LABELS, seed: int = 0,
+        **given: Any,
+    ) -> Reconstructions:  # fmt: skip
+        """Run the attack, or another, on the toy problem."""
+        target, how = toy_target(module or self.module()), attack or self.attack
+        return run_attack(how, target, self.prior, labels, rng=generator(seed), **given)
+
+
+def same(one: Reconstructions, other: Reconstructions) -> bool:
+    """Return whether latents and losses are equal, bit by bit."""
+    return torch.equal(one.latents, other.latents) and torch.equal(one.losses, other.losses)
+
+
+ROUNDING = {"rtol": 1e-3, "atol": 1e-4}
+CASES: dict[str, Case] = {
+    name: Case(shortened(attack), OpenPrior(), NearestByLayer, ROUNDING)
+    for name, attack in WHITE_BOX.items()
+}
+CASES |= {
+    "vmi-flow": Case(shortened(FLOW), OpenPrior(), NearestByLayer, ROUNDING),
+    "lomma-surrogates": Case(QUICK_AUGMENTED, OpenPrior(), NearestByLayer, ROUNDING),
+    "mirror-black-box": Case(replace(GENETIC, generations=8), FlatPrior(), WithoutGradients),
+    "cma-es": Case(replace(EVOLVED, generations=8), FlatPrior(), WithoutGradients),
+    "c2f-mi": Case(replace(COARSE, generations=8, settling=4), FlatPrior(), WithoutGradients),
+    "rlb-mi": Case(replace(AGENT, episodes=30, training_batch=16), FlatPrior(), WithoutGradients),
+    "brep-mi": Case(replace(REPELLED, iterations=5), LinearPrior(), Discs),
+    "lokt": Case(QUICK_TRANSFERRED, LinearPrior(), Discs, ROUNDING),
+}

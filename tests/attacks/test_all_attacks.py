@@ -1,0 +1,115 @@
+"""What all attacks have in common: access, queries, and results that depend on the seed alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from inversight.attacks import Attack
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
+from inversight.models.target import Access
+from tests.attacks.table import CASES, Case, same
+from tests.attacks.toy import CLASSES, LABELS, SIZE, toy_target
+
+ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
+EACH = pytest.mark.parametrize("name", CASES)
+
+
+def case_of(name: str) -> Case:
+    if name == "vmi-flow":
+        pytest.importorskip("zuko")
+    return CASES[name]
+
+
+def test_the_table_contains_every_attack() -> None:
+    assert {type(case.attack) for case in CASES.values()} == set(CLASSES.values())
+    assert all(isinstance(CASES[name].attack, kind) for name, kind in CLASSES.items())
+
+
+@EACH
+def test_results_depend_on_the_seed_alone(name: str) -> None:
+    case = case_of(name)
+    one, again, other = case.run(), case.run(), case.run(seed=1)
+    assert torch.equal(one.images, again.images) and same(one, again)
+    assert not torch.equal(one.images, other.images) and not same(one, other)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "lokt"])
+def test_results_do_not_depend_on_the_batch_size(name: str, batch_size: int) -> None:
+    case = case_of(name)
+    one, other = case.run(), case.run(replace(case.attack, batch_size=batch_size))
+    for what in ("images", "losses") if case.tolerance else ("images", "latents", "losses"):
+        torch.testing.assert_close(
+            getattr(one, what), getattr(other, what), **{"rtol": 1e-5, "atol": 1e-6}
+            | case.tolerance,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "mi-face"])
+def test_classes_do_not_depend_on_each_other(name: str) -> None:
+    case = case_of(name)
+    among, alone = case.run(), case.run(labels=torch.tensor([1]))
+    mine = among.labels == 1
+    torch.testing.assert_close(alone.latents, among.latents[mine], **case.tolerance)
+    torch.testing.assert_close(alone.images, among.images[mine], rtol=1e-4, atol=1e-5)
+
+
+@EACH
+def test_reconstructions_are_complete_and_sorted(name: str) -> None:
+    case, calls = case_of(name), []
+    assert isinstance(case.attack, Attack)
+    found = case.run(progress=lambda done, total, note="": calls.append((done, total)))
+    assert found.images.shape == (9, 1, SIZE, SIZE) and len(found) == 9
+    assert found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert not found.latents.requires_grad and not found.images.requires_grad
+    for label in range(3):
+        mine = found.labels == label
+        losses = found.losses[mine]
+        assert bool((losses[1:] >= losses[:-1]).all())  # best first
+        assert case.attack.access is Access.LABEL or bool((losses >= 0).all())
+        assert case.tolerance or len(found.latents[mine].unique(dim=0)) == 3
+    if name not in ("if-gmi", "mi-face"):
+        torch.testing.assert_close(found.images, case.prior(found.latents))
+    done = [one for one, _ in calls]
+    assert done == sorted(done) and calls[-1][0] == calls[-1][1]
+
+
+@EACH
+def test_every_query_is_counted(name: str) -> None:
+    case = case_of(name)
+    module = case.module()
+    found = case.run(module=module)
+    assert found.queries == module.images <= case.attack.workload(case.prior).queries(3)
+    direct = case.attack.run(toy_target(module), case.prior, LABELS, rng=generator(0))
+    assert direct.queries == found.queries
+
+
+@EACH
+def test_less_access_is_refused_and_more_access_changes_nothing(name: str) -> None:
+    case, module = case_of(name), case_of(name).module()
+    access = case.attack.access
+    for less in ORDER[: ORDER.index(access)]:
+        with pytest.raises(InputError, match=f"needs {access} access, but .* gives {less}"):
+            case.attack.run(
+                toy_target(module).restricted(less), case.prior, LABELS, rng=generator(0)
+            )
+    assert module.images == 0
+    for more in ORDER[ORDER.index(access) : -1]:
+        target = toy_target(module).restricted(more)
+        assert same(case.run(), case.attack.run(target, case.prior, LABELS, rng=generator(0)))
+
+
+@EACH
+def test_contradicting_settings_are_refused_before_a_query(name: str) -> None:
+    case, module = case_of(name), case_of(name).module()
+    ascending = case.attack.ascending
+    for small, large in pairwise(ascending):
+        wrong = replace(case.attack, **{large: getattr(case.attack, small) - 1})
+        with pytest.raises(InputError, match=f"expected {' <= '.join(ascending)}, found"):
+            wrong.run(toy_target(module), case.prior, LABELS, rng=generator(0))
+    assert module.images == 0 and (ascending or name == "lokt")
