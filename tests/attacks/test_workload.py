@@ -107,6 +107,7 @@ def test_attacks_that_cannot_be_cut() -> None:
     # Two candidates of three classes, at 25 images each, do not fit into 100 beside the pool.
     assert cut(EACH["plug-and-play"], 100, 200 + 3 * 20 * 25) is None
     assert cut(EACH["rlb-mi"], 2, 1000) is None
+    assert cut(EACH["c2f-mi"], 3, 5000) is None  # differences need two individuals
 
 
 def test_the_limit_is_enforced() -> None:

@@ -30,9 +30,7 @@ from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.score_search import ScoreSearch, Search
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
-from inversight.core.errors import InputError
 from inversight.core.seeding import generator
-from inversight.models.target import Target
 from inversight.priors.base import Prior
 
 
@@ -58,7 +56,7 @@ class C2fMi(ScoreSearch):
     least: PositiveFloat = 1e-4
     """Lower bound of probabilities in answers, and the probability of all other classes in the confident
     answer that is inverted."""
-    population: PositiveInt = 32
+    population: Annotated[int, Field(ge=2)] = 32
     """Individuals of a class (published: 32)."""
     generations: PositiveInt = 300
     """Generations of a class (published: 300)."""
@@ -83,11 +81,6 @@ class C2fMi(ScoreSearch):
 
     def workload(self, prior: Prior) -> Workload:
         return self.limited_workload(self.population * (1 + self.generations + self.crops))
-
-    def check(self, target: Target, prior: Prior) -> None:
-        super().check(target, prior)
-        if self.population < 2:
-            raise InputError("C2fMi: expected a population of at least 2, found population=1")
 
     def begin(self, problem: Problem) -> Search:
         return _Evolution(self, problem)
