@@ -1,44 +1,25 @@
-"""Defences of a user's own, as import paths name them in tests."""
+"""Own defences that tests name by import path."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from inversight.core.progress import Progress, silent
-from inversight.defences import DefenceData, Defended, Level
-from inversight.models.target import Target, target_of
-from inversight.models.training import train_classifier
-from inversight.settings import Training
+from inversight.defences import DefenceData, Defended, TrainingDefence, TrainingPlan
+from inversight.models.target import Target
 from tests.examples import SampleAttack
 
 
 @dataclass(frozen=True)
-class Twin:
+class Twin(TrainingDefence):
     """The undefended training once more."""
 
-    @property
-    def level(self) -> Level:
-        return "model"
+    name = "twin"
 
-    def fit(
-        self,
-        data: DefenceData,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
-        return self._trained(data, data.training, rng)
-
-    def _trained(self, data: DefenceData, training: Training, rng: torch.Generator) -> Defended:
-        saved = train_classifier(
-            data.private, training=training, image_shape=data.image_shape, rng=rng
-        ).classifier
-        return Defended(target_of(saved, "own"), saved, {"width": training.width})
+    def plan(self, data: DefenceData, context: object) -> TrainingPlan:
+        return TrainingPlan()
 
 
 @dataclass(frozen=True)
@@ -48,38 +29,22 @@ class Other(Twin):
     width: int = 4
     stop: ClassVar[bool] = False
 
-    def fit(
-        self,
-        data: DefenceData,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
+    def plan(self, data: DefenceData, context: object) -> TrainingPlan:
         if self.stop:
             raise KeyboardInterrupt
-        return self._trained(data, replace(data.training, width=self.width), rng)
+        return TrainingPlan(training=replace(data.training, width=self.width))
 
 
 @dataclass(frozen=True)
 class Broken(Twin):
-    """Never works."""
+    """Always fails."""
 
-    def fit(
-        self,
-        data: DefenceData,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
+    def plan(self, data: DefenceData, context: object) -> TrainingPlan:
         raise ValueError("no such\nluck")
 
 
-class _Shuffled(torch.nn.Module):
-    """Logits of the next class in place of each."""
+class _Shifted(torch.nn.Module):
+    """Gives each class the logit of the one before."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -90,24 +55,13 @@ class _Shuffled(torch.nn.Module):
         return logits.roll(1, dims=1)
 
 
-@dataclass(frozen=True)
-class Answers(Twin):
-    """Answers with another class: nothing that could be saved."""
+class Answers:
+    """Answers with another class; nothing can be saved."""
 
-    @property
-    def level(self) -> Level:
-        return "output"
+    level = "output"
 
-    def fit(
-        self,
-        data: DefenceData,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
-        return Defended(replace(undefended, module=_Shuffled(undefended.module)), None, {})
+    def fit(self, data: DefenceData, undefended: Target, **_: Any) -> Defended:
+        return Defended(replace(undefended, module=_Shifted(undefended.module)), None, {})
 
 
 class MoreSamples(SampleAttack):

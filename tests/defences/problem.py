@@ -13,11 +13,13 @@ from inversight.core.config import build
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.defences import Defence, DefenceData, Defended
+from inversight.models.networks import Classifier, NetworkOptions, build_classifier
 from inversight.models.target import Target, target_of
 from inversight.models.training import train_classifier
 from inversight.settings import DEFENCES, Training
 
 QUICK = Training(width=4, epochs=8, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
+SHORT = replace(QUICK, epochs=2)
 LONGER = replace(QUICK, epochs=30, learning_rate=0.01)
 CLASSES = ("left", "right", "middle")
 
@@ -39,6 +41,14 @@ def images(seed: int, per_class: int = 12, size: int = 8) -> ImageSet:
         classes=CLASSES,
         hashes=tuple(f"{seed}-{i}" for i in range(n)),
     )
+
+
+def network(**options: Any) -> Classifier:
+    """An untrained network with these options."""
+    return build_classifier(
+        "resnet", classes=CLASSES, image_shape=(1, 8, 8), width=4, mean=[0.4], std=[0.2],
+        rng=generator(0), options=NetworkOptions(**options),
+    ).module  # fmt: skip
 
 
 def training_data(size: int = 8, training: Training = QUICK, protected: int = 2) -> DefenceData:

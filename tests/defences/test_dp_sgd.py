@@ -14,21 +14,23 @@ from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.defences import DPSGD
 from inversight.defences.dp_sgd import PrivateSteps, mean_cross_entropy
-from inversight.models.networks import Classifier, NetworkOptions, build_classifier
+from inversight.models.networks import Classifier
 from inversight.models.training import Batch
-from tests.defences.problem import CLASSES, LONGER, defend, equal, images, kinds, training_data
+from tests.defences.problem import (
+    LONGER,
+    SHORT,
+    defend,
+    equal,
+    images,
+    kinds,
+    network,
+    training_data,
+)
 
 
 @pytest.fixture
 def opacus() -> None:
     pytest.importorskip("opacus", reason="opacus is not installed")
-
-
-def network() -> Classifier:
-    return build_classifier(
-        "resnet", classes=CLASSES, image_shape=(1, 8, 8), width=4, mean=[0.4], std=[0.2],
-        rng=generator(0), options=NetworkOptions(norm="group"),
-    ).module  # fmt: skip
 
 
 def step(module: Classifier, rows: torch.Tensor, noise: float, clip: float, seed: int = 0) -> int:
@@ -53,8 +55,8 @@ def flat(module: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("clip", [1e-3, 0.1, 100.0])
 def test_each_images_gradient_is_clipped(opacus: None, clip: float) -> None:
     """Against one backward pass for each image; the sum is divided by the mean batch, 10."""
-    module, rows = network(), torch.arange(7)
-    data, start = images(1).select(rows), flat(network())
+    module, rows = network(norm="group"), torch.arange(7)
+    data, start = images(1).select(rows), flat(network(norm="group"))
     expected = torch.zeros_like(start)
     norms = []
     for image, label in zip(data.floats(), data.labels, strict=True):
@@ -71,13 +73,13 @@ def test_each_images_gradient_is_clipped(opacus: None, clip: float) -> None:
 
 def test_noise_has_the_stated_size_also_in_an_empty_step(opacus: None) -> None:
     nobody = torch.zeros(0, dtype=torch.int64)
-    module, start = network(), flat(network())
+    module, start = network(norm="group"), flat(network(norm="group"))
     assert step(module, nobody, noise=3.0, clip=0.5) == 1
     moved = start - flat(module)
     assert len(moved) > 900
     assert float(moved.std()) == pytest.approx(3.0 * 0.5 / 10, rel=0.1)
     assert abs(float(moved.mean())) < 0.02
-    same, other = network(), network()
+    same, other = network(norm="group"), network(norm="group")
     step(same, nobody, noise=3.0, clip=0.5)
     step(other, nobody, noise=3.0, clip=0.5, seed=1)
     assert torch.equal(flat(same), flat(module)) and not torch.equal(flat(other), flat(module))
@@ -95,48 +97,49 @@ def test_images_are_drawn_independently() -> None:
     assert float(counts.min()) > 150 and float(counts.max()) < 250
 
 
-def test_the_guarantee_is_kept_and_told(opacus: None) -> None:
-    facts = defend(DPSGD(epsilon=4.0)).facts
+def test_the_guarantee_is_kept_and_reported(opacus: None) -> None:
+    given = training_data(training=SHORT)
+    facts = defend(DPSGD(epsilon=4.0), given).facts
     assert 3.5 < float(facts["epsilon"]) <= 4.0
     assert float(facts["delta"]) == pytest.approx(36**-1.1) and float(facts["delta"]) < 1 / 36
-    assert facts["steps"] == 8 * math.ceil(36 / 8)
-    less = defend(DPSGD(epsilon=1.0)).facts
+    assert facts["steps"] == 2 * math.ceil(36 / 8)
+    less = defend(DPSGD(epsilon=1.0), given).facts
     assert float(less["noise_multiplier"]) > float(facts["noise_multiplier"])
-    whole = defend(DPSGD(epsilon=4.0, batch_size=1000)).facts
-    assert whole["sample_rate"] == 1.0 and whole["steps"] == 8
+    whole = defend(DPSGD(epsilon=4.0, batch_size=1000), given).facts
+    assert whole["sample_rate"] == 1.0 and whole["steps"] == 2
     # Without sampling the steps are one normal mechanism of sensitivity sqrt(steps): its RDP of
     # order a is a * steps / (2 noise^2) (Mironov 2017, cor. 3), converted by Canonne et al. 2020.
     noise, delta = float(whole["noise_multiplier"]), float(whole["delta"])
     bound = min(
-        a * 8 / (2 * noise**2) + math.log((a - 1) / a) - (math.log(delta) + math.log(a)) / (a - 1)
+        a * 2 / (2 * noise**2) + math.log((a - 1) / a) - (math.log(delta) + math.log(a)) / (a - 1)
         for a in [1 + x / 10 for x in range(1, 100)] + list(range(12, 64))
     )
     assert float(whole["epsilon"]) == pytest.approx(bound, rel=1e-3)
 
 
 def test_prv_needs_less_noise(opacus: None) -> None:
+    given = training_data(training=replace(SHORT, epochs=1))
     noise = [
-        float(defend(DPSGD(accountant=a)).facts["noise_multiplier"])
+        float(defend(DPSGD(accountant=a), given).facts["noise_multiplier"])
         for a in ("rdp", "prv")  # type: ignore[arg-type]
     ]
     assert noise[1] < noise[0]
 
 
 def test_no_statistic_of_private_images(opacus: None) -> None:
-    given = training_data()
+    given = training_data(training=SHORT)
     made = defend(DPSGD(), given)
     public = given.public.floats()
     assert made.target.mean[0] == pytest.approx(float(public.mean()))
     assert made.target.std[0] == pytest.approx(float(public.std()))
     assert not kinds(made.target.module) & {nn.BatchNorm1d, nn.BatchNorm2d}
     assert nn.GroupNorm in kinds(made.target.module)
-    assert made.facts["epochs"] == 8  # no early stopping
+    assert made.facts["epochs"] == SHORT.epochs  # no early stopping
 
 
 def test_protected_images_are_treated_as_the_others(opacus: None) -> None:
-    assert equal(
-        defend(DPSGD(), training_data(protected=1)), defend(DPSGD(), training_data(protected=5))
-    )
+    few, many = (training_data(training=SHORT, protected=n) for n in (1, 5))
+    assert equal(defend(DPSGD(), few), defend(DPSGD(), many))
 
 
 def test_little_noise_learns_and_leaves_nothing_on_the_network(opacus: None) -> None:

@@ -9,16 +9,9 @@ from inversight.core.seeding import generator
 from inversight.defences import MID
 from inversight.defences.mid import InformationLoss, normal_divergence
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
-from inversight.models.networks import Classifier, NetworkOptions, build_classifier
+from inversight.models.networks import Classifier
 from inversight.models.training import Batch, recipe_loss
-from tests.defences.problem import CLASSES, LONGER, QUICK, defend, images, training_data
-
-
-def network() -> Classifier:
-    return build_classifier(
-        "resnet", classes=CLASSES, image_shape=(1, 8, 8), width=4, mean=[0.4], std=[0.2],
-        rng=generator(0), options=NetworkOptions(bottleneck=5),
-    ).module.eval()  # fmt: skip
+from tests.defences.problem import LONGER, QUICK, defend, images, network, training_data
 
 
 def test_divergence_in_closed_form() -> None:
@@ -30,7 +23,7 @@ def test_divergence_in_closed_form() -> None:
 
 
 def test_random_in_training_and_the_mean_in_use() -> None:
-    module, data = network(), images(1)
+    module, data = network(bottleneck=5).eval(), images(1)
     x = data.floats()
     mean, std = module.distribution(module.stage_maps(x)[-1])
     assert mean.shape == std.shape == (36, 5) and bool((std > 0).all())

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from inversight.defences.outcomes import (
-    Audited,
+    ModelAudit,
     Outcome,
-    audited,
     interval,
+    model_audit,
     per_image,
     recommend,
     summarise,
@@ -33,7 +33,7 @@ def audit(
     white: Sequence[float] | None = None,
     black: Sequence[float] | None = None,
     **measures: float,
-) -> Audited:
+) -> ModelAudit:
     samples = pd.DataFrame(
         {
             "id": IDS,
@@ -45,10 +45,10 @@ def audit(
     by_access = {}
     if white is not None and black is not None:
         by_access = {"white-box": np.array(white), "scores": np.array(black)}
-    return Audited(measures, samples, by_access, 1.0)
+    return ModelAudit(measures, samples, by_access, 1.0)
 
 
-def outcome(name: str, *audits: Audited, level: str = "model") -> Outcome:
+def outcome(name: str, *audits: ModelAudit, level: str = "model") -> Outcome:
     return Outcome(name, "none" if name == "none" else level, "", dict(enumerate(audits)))
 
 
@@ -87,8 +87,8 @@ def test_a_seed_that_one_side_lacks_does_not_count() -> None:
 
 
 def test_distances_are_geometric_means_and_their_changes_ratios() -> None:
-    def made(distances: Sequence[float]) -> Audited:
-        return audited(
+    def made(distances: Sequence[float]) -> ModelAudit:
+        return model_audit(
             {"ddcs_best": {"value": 1.0}, "leakage_gap": {"value": None}},
             pd.DataFrame({"id": IDS, "nearest_distance": distances}).iloc[::-1],
             pd.DataFrame(
@@ -114,7 +114,7 @@ def test_distances_are_geometric_means_and_their_changes_ratios() -> None:
     assert changes["holdout_accuracy"]["mean"] == 0.0
 
 
-def test_images_that_became_more_exposed_are_named() -> None:
+def test_images_that_moved_are_named() -> None:
     none = outcome(
         "none",
         audit([1.0, 1.0, 1.0, 1.0], flags=(True, False, False, False)),
@@ -125,8 +125,8 @@ def test_images_that_became_more_exposed_are_named() -> None:
         audit([2.0, 0.5, 0.5, 1.0], flags=(False, True, False, False)),
         audit([2.0, 0.5, 2.0, 1.0], flags=(False, True, True, False)),
     )
-    exposure = row_of(summarise([none, removed]), "removal")["exposure"]
-    assert exposure == {
+    moved = row_of(summarise([none, removed]), "removal")["images"]
+    assert moved == {
         "nearer": 1,
         "farther": 1,
         "newly_flagged": ["a/2.png"],
@@ -143,7 +143,7 @@ def test_images_that_became_more_exposed_are_named() -> None:
 def test_a_defence_that_only_hides_gradients_is_found_and_not_recommended() -> None:
     near, far = [1.0, 1.1, 0.9, 1.0], [2.0, 2.3, 1.9, 2.1]
 
-    def seeds(white: Sequence[float], black: Sequence[float], ddcs: float) -> list[Audited]:
+    def seeds(white: Sequence[float], black: Sequence[float], ddcs: float) -> list[ModelAudit]:
         return [
             audit(near, white=white, black=black, ddcs_best=ddcs + s / 100, holdout_accuracy=0.9)
             for s in (0, 1, 3)

@@ -13,13 +13,12 @@ from inversight.defences import TLDMI
 from inversight.defences.tl_dmi import layers_below_logits
 from inversight.models.networks import Classifier
 from inversight.models.training import rotation_task, train_classifier
-from tests.defences.problem import defend, images, training_data, weights
+from tests.defences.problem import SHORT, defend, images, training_data, weights
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
 def test_frozen_layers_are_those_of_the_pretraining(architecture: str) -> None:
-    given = training_data(size=16)
-    given = replace(given, training=replace(given.training, architecture=architecture))
+    given = training_data(size=16, training=replace(SHORT, architecture=architecture))
     public = train_classifier(
         rotation_task(given.public),
         training=replace(given.training, most_steps=2000),
@@ -41,14 +40,14 @@ def test_frozen_layers_are_those_of_the_pretraining(architecture: str) -> None:
 
 
 def test_layers_go_from_the_input_on() -> None:
-    module = defend(TLDMI(), training_data()).target.module
+    module = defend(TLDMI(), training_data(training=SHORT)).target.module
     assert isinstance(module, Classifier)
     layers = layers_below_logits(module)
     assert layers[0] == "stem" and layers[-1] == "norm" and "classifier" not in layers
 
 
 def test_private_images_do_not_reach_frozen_layers() -> None:
-    given = training_data()
+    given = training_data(training=SHORT)
     other = replace(given, private=replace(images(9), ids=given.private.ids))
     one, two = (weights(defend(TLDMI(freeze=1.0), m)) for m in (given, other))
     differing = {name for name in one if not torch.equal(one[name], two[name])}

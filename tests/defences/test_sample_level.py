@@ -1,0 +1,178 @@
+"""Defences that treat the protected images differently in training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from inversight.core.errors import StageError
+from inversight.core.seeding import generator
+from inversight.defences import Augmentation, Defence, DownWeighting, Removal, Replacement
+from inversight.defences.augmentation import StrongAugmentation
+from inversight.defences.replacement import with_replacements
+from inversight.models.training import recipe_loss, train_classifier
+from tests.defences.problem import (
+    LONGER,
+    QUICK,
+    SHORT,
+    defend,
+    equal,
+    images,
+    network,
+    training_data,
+    with_other_protected_pixels,
+)
+
+CHOSEN = torch.arange(36) % 2 == 0
+STRONG = StrongAugmentation(CHOSEN, operations=2, magnitude=15, erase=0.5)
+
+
+@pytest.mark.parametrize("defence", [Removal(), Replacement()])
+def test_protected_pixels_change_nothing(defence: Defence) -> None:
+    given = training_data(training=SHORT)
+    made = defend(defence, given)
+    assert equal(made, defend(defence, with_other_protected_pixels(given)))
+    assert made.facts.get("removed", made.facts.get("replaced")) == 6
+
+
+@pytest.mark.parametrize("defence", [Removal(), Replacement()])
+def test_a_class_of_protected_images_alone_is_an_error(defence: Defence) -> None:
+    given = training_data()
+    with pytest.raises(StageError, match=r"re(moval|placement): all images of class right"):
+        defend(defence, replace(given, protected=given.private.labels == 1))
+
+
+# Removal
+
+
+def test_other_pixels_do_change_the_model() -> None:
+    given = training_data(training=SHORT)
+    kept = replace(given, protected=~given.protected)
+    changed = replace(with_other_protected_pixels(kept), protected=given.protected)
+    assert not equal(defend(Removal(), given), defend(Removal(), changed))
+
+
+def test_nothing_to_remove_is_the_undefended_training() -> None:
+    given = training_data(protected=0)
+    plain = train_classifier(
+        given.private, training=QUICK, image_shape=(1, 8, 8), rng=generator(3)
+    ).classifier.module.state_dict()
+    made = defend(Removal(), given).target.module.state_dict()
+    assert all(torch.equal(made[k], plain[k]) for k in plain)
+
+
+# Replacement
+
+
+def test_a_replacement_lies_between_two_others_of_its_class() -> None:
+    given = training_data()
+    private, made = given.private, with_replacements(given, rng=generator(0))
+    assert torch.equal(made.images[~given.protected], private.images[~given.protected])
+    assert torch.equal(made.labels, private.labels) and made.ids == private.ids
+    for row in given.protected.nonzero().squeeze(1).tolist():
+        assert made.hashes[row] != private.hashes[row]
+        rows = (~given.protected & (private.labels == private.labels[row])).nonzero().squeeze(1)
+        others = private.images[rows].double().flatten(1)
+        x = made.images[row].double().flatten()
+        errors = []
+        for a in others:
+            for b in others:
+                share = ((x - b) @ (a - b) / (a - b).square().sum().clamp_min(1e-9)).clamp(0, 1)
+                errors.append(float((share * a + (1 - share) * b - x).abs().max()))
+        assert min(errors) < 1.0  # rounding to whole grey levels
+
+
+def test_a_single_other_image_replaces_unchanged() -> None:
+    given = training_data()
+    first = (given.private.labels == 0).nonzero().squeeze(1)
+    protected = torch.zeros_like(given.protected)
+    protected[first[1:]] = True
+    made = with_replacements(replace(given, protected=protected), rng=generator(0))
+    assert all(torch.equal(made.images[i], given.private.images[first[0]]) for i in first)
+
+
+# Down-weighting
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+def test_weight_0_is_removal_and_weights_add_up(loss: Literal["cross-entropy", "focal"]) -> None:
+    recipe = replace(QUICK, loss=loss)
+    module = network().double().eval()
+    data = images(1)
+    x, y = data.floats().double(), data.labels
+    kept = torch.arange(len(x)) % 3 > 0
+
+    def gradient(rows: Tensor, weights: Tensor | None) -> Tensor:
+        found = recipe_loss(module(x[rows]), y[rows], recipe, weights)
+        parts = torch.autograd.grad(found, list(module.parameters()))
+        return torch.cat([p.flatten() for p in parts])
+
+    everything = torch.ones_like(kept)
+    share = float(kept.double().mean())
+    zero = gradient(everything, kept.double())
+    torch.testing.assert_close(zero, share * gradient(kept, None))
+    half = gradient(everything, torch.where(kept, 1.0, 0.5).double())
+    torch.testing.assert_close(half, 0.5 * (zero + gradient(everything, None)))
+
+
+def test_weights_belong_to_their_images() -> None:
+    """With weight 0 for two of three classes, in random order, only the third is ever predicted."""
+    given = training_data(training=LONGER)
+    given = replace(given, protected=given.private.labels != 1)
+    answers = {}
+    for weight in (0.0, 1.0):
+        made = defend(DownWeighting(weight=weight), given)
+        answers[weight] = made.target(given.private.floats()).argmax(1).unique().tolist()
+    assert answers == {0.0: [1], 1.0: [0, 1, 2]}
+
+
+def test_the_default_weight_is_reported() -> None:
+    facts = defend(DownWeighting(), training_data(training=SHORT)).facts
+    assert facts == {"weighted": 6, "weight": 0.1, "epochs": 2}
+
+
+# Augmentation
+
+
+def test_only_chosen_rows_change() -> None:
+    rows = torch.tensor([3, 4, 5, 6, 8, 10])
+    x = images(1).floats()[rows]
+    before = x.clone()
+    y = STRONG(x, rows, generator(0))
+    assert torch.equal(x, before)
+    assert torch.equal(y[~CHOSEN[rows]], x[~CHOSEN[rows]])
+    assert (y[CHOSEN[rows]] != x[CHOSEN[rows]]).flatten(1).any(1).sum() >= 3
+    assert y.min() >= 0.0 and y.max() <= 1.0
+
+
+def test_colour_images_change_too() -> None:
+    x = torch.rand(4, 3, 16, 16, generator=generator(0))
+    y = STRONG(x, torch.tensor([0, 1, 2, 3]), generator(0))
+    assert y.shape == x.shape and torch.equal(y[1], x[1]) and not torch.equal(y, x)
+
+
+def test_draws_come_from_the_generator_alone() -> None:
+    x, rows = images(1).floats(), torch.arange(36)
+    state = torch.get_rng_state()
+    one = STRONG(x, rows, generator(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)  # moves the global generator
+    assert torch.equal(STRONG(x, rows, generator(1)), one)
+    assert not torch.equal(STRONG(x, rows, generator(2)), one)
+
+
+def test_the_protected_images_are_augmented() -> None:
+    given = training_data(training=SHORT)
+    made = defend(Augmentation(), given)
+    assert made.facts["augmented"] == 6
+    assert not equal(made, defend(Augmentation(), with_other_protected_pixels(given)))
+    assert not equal(made, defend(Augmentation(), training_data(training=SHORT, protected=1)))
+
+
+def test_without_protected_images_it_is_the_undefended_training() -> None:
+    given = training_data(training=SHORT, protected=0)
+    assert equal(defend(Augmentation(), given), defend(Augmentation(magnitude=0), given))
