@@ -25,7 +25,8 @@ from common import finish, machine, parser, work_folder, work_option
 from inversight.core.config import build, merge, parse_assignment, to_mapping
 from inversight.core.console import Terminal
 from inversight.defences.outcomes import NONE, RATIOS, TOLERANCE, interval
-from inversight.pipeline.defend import BLACK_BOX, defend
+from inversight.pipeline.defend import defend
+from inversight.pipeline.defend_inputs import BLACK_BOX
 from inversight.settings import DEFENCES
 from study import digest, numbers
 from study_data import DATASETS
@@ -139,7 +140,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
             "protected": result.found["protected"],
             "attacks": result.found["attacks"],
             "measures": {k: v["mean"] for k, v in row["measures"].items()},
-            "exposure": row["exposure"] and {k: _count(v) for k, v in row["exposure"].items()},
+            "exposure": row["images"] and {k: _count(v) for k, v in row["images"].items()},
             "masked": row["masked"],
             "facts": row["facts"],
             "machine": machine(seed),

@@ -111,7 +111,7 @@ def test_stopped_it_goes_on_where_it_was(run: Path, monkeypatch: pytest.MonkeyPa
         defend(run, [TWIN, OTHER])
     assert not (run / "defences" / "defences.json").exists()
     monkeypatch.setattr(examples.Other, "stop", False)
-    monkeypatch.setattr(examples.Twin, "fit", examples.Broken.fit)  # is not trained again
+    monkeypatch.setattr(examples.Twin, "plan", examples.Broken.plan)  # is not trained again
     resumed = defend(run, [TWIN, OTHER])
     monkeypatch.undo()
     fresh = defend(run, [TWIN, OTHER], out=run.parent / "fresh")
