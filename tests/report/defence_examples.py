@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tests.report.examples import HOSTILE
+
 SEEDS = 3
 _NONE = {
     "holdout_accuracy": 0.81,
@@ -77,7 +79,7 @@ def defence(name: str, seeds: int = SEEDS) -> dict[str, Any]:
         "minutes": 4.25,
         "measures": {key: spread(value, 0.05, seeds) for key, value in values.items()},
         "changes": {} if name == "none" else changes,
-        "exposure": None
+        "images": None
         if name == "none"
         else {
             "nearer": 9,
@@ -152,3 +154,26 @@ def table(results: dict[str, Any] | None = None) -> pd.DataFrame:
             )
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def hostile() -> tuple[dict[str, Any], pd.DataFrame]:
+    """Every text of defences.json and images.parquet that somebody can choose is hostile."""
+    results, evil = found(), HOSTILE[0]
+    for name in ("run", "embedding", "created", "version"):
+        results[name] = evil
+    results["attacks"] = {evil: evil}
+    results["protected"]["rule"] = evil
+    results["warnings"] = [*HOSTILE]
+    results["recommendation"] = {"defence": evil, "reason": evil}
+    rows = table()
+    for i, name in enumerate(HOSTILE, 1):
+        one = results["defences"][i]
+        rows.loc[rows["defence"] == one["name"], "defence"] = name
+        one |= {"name": name, "title": name, "what": name, "level": name, "masked": name}
+        one["facts"] = {name: {name: name}}
+        one["measures"][name] = {"mean": 1.0, "low": None, "high": None}
+        one["images"]["newly_flagged"] = [*HOSTILE]
+    results["defences"][-1]["failed"] = evil
+    rows.loc[:4, "id"] = list(HOSTILE)
+    rows.loc[40:44, "id"] = list(HOSTILE)
+    return results, rows

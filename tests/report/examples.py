@@ -69,6 +69,28 @@ def metrics() -> dict[str, dict[str, Any]]:
     }
 
 
+def metrics_of(
+    gap: float | None = 0.4,
+    p: float | None = 0.012,
+    count: int | None = 0,
+    *,
+    not_judged: int = 0,
+    **changes: Any,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of a run that tested both the set and each image; None: without that test."""
+    found = metrics()
+    found["leakage_gap"] = {
+        "value": gap, "low": -1.0, "high": 1.5, "private": 2.4, "holdout": 2.0, "p_value": p,
+        **changes,
+    }  # fmt: skip
+    found["flagged"] = {
+        "value": None if count is None else count / 30, "reason": "needs more holdout images",
+        "count": count, "fdr": 0.1, "smallest_possible": 3, "private_images": 30 - not_judged,
+        "holdout_images": 119, "not_judged": not_judged,
+    }  # fmt: skip
+    return found
+
+
 def budget() -> pd.DataFrame:
     """Two attacks, of which one has no point but the whole."""
     whole = dict(attack="cma-es", budget=None, queries=5000, covered=0.5, ddcs_best=2.0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from inversight.report import render, render_defences
-from inversight.report.words import NONE
+from inversight.report.formatting import NONE
 from tests.report import defence_examples
 from tests.report.examples import HOSTILE, hostile_data
 
@@ -17,13 +17,9 @@ pytestmark = pytest.mark.browser
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+)  # fmt: skip
 
 
 class Watched:
@@ -69,21 +65,27 @@ def browser() -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("report") / "report.html"
-    file.write_text(render(hostile_data()), encoding="utf-8")
-    return file.as_uri()
+def addresses(tmp_path_factory) -> dict[str, str]:
+    """Both pages as files, by name."""
+    pages = {
+        "report": render(hostile_data()),
+        "defences": render_defences(defence_examples.found(), defence_examples.table()),
+    }
+    files = {name: tmp_path_factory.mktemp(name) / "page.html" for name in pages}
+    for name, page in pages.items():
+        files[name].write_text(page, encoding="utf-8")
+    return {name: file.as_uri() for name, file in files.items()}
 
 
 @pytest.fixture
-def watched(browser, address) -> Iterator[Watched]:
+def watched(request, browser, addresses) -> Iterator[Watched]:
+    address = addresses[getattr(request, "param", "report")]
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     found = Watched(page, address)
     yield found
     page.close()
     assert found.noise == [], "the page wrote to the console, failed, or opened a dialog"
-    outside = [url for url in found.requests if not url.startswith("data:") and url != address]
-    assert outside == []
+    assert [url for url in found.requests if not url.startswith("data:") and url != address] == []
 
 
 NUMERIC = ("ddcs_best", "ddcs_average", "reconstructions", "nearest_distance", "exact_hit")
@@ -175,50 +177,28 @@ def test_the_policy_stops_what_would_load_from_elsewhere(watched):
     watched.requests[:] = [url for url in watched.requests if "example.invalid" not in url]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_the_window(browser, address, width, scheme):
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["report", "defences"])
+def test_nothing_is_wider_than_the_window(browser, addresses, name, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page.goto(address)
+    page.goto(addresses[name])
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.querySelector('.tall').scrollHeight > 400")
     page.close()
 
 
-@pytest.fixture(scope="module")
-def defences(tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("defences") / "defences.html"
-    page = render_defences(defence_examples.found(), defence_examples.table())
-    file.write_text(page, encoding="utf-8")
-    return file.as_uri()
-
-
-def test_the_tables_of_defences_sort_and_filter_each_by_itself(browser, defences):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    found = Watched(page, defences)
-
+@pytest.mark.parametrize("watched", ["defences"], indirect=True)
+def test_the_tables_of_defences_sort_and_filter_each_by_itself(watched):
     def texts(table: str, column: int) -> list[str]:
-        return page.locator(
-            f"#{table}-table tbody tr:visible td:nth-child({column})"
-        ).all_inner_texts()
+        cells = f"#{table}-table tbody tr:visible td:nth-child({column})"
+        return watched.page.locator(cells).all_inner_texts()
 
-    before = texts("exposed", 3)
-    page.locator('#protected-table th[data-key="ratio"] button').click()
+    before = texts("nearer", 3)
+    watched.page.locator('#protected-table th[data-key="ratio"] button').click()
     ratios = [float(text) for text in texts("protected", 5)]
     assert len(ratios) == 40 and ratios == sorted(ratios, reverse=True)
-    page.get_by_label("Filter").nth(0).fill("bido")
+    watched.page.get_by_label("Filter").nth(0).fill("bido")
     assert texts("protected", 2) == ["bido"] * 8
-    assert texts("exposed", 3) == before
-    assert found.noise == [] and all(
-        url == defences for url in found.requests if url[:5] != "data:"
-    )
-    page.close()
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_of_defences_is_not_wider_than_the_window(browser, defences, width):
-    page = browser.new_page(viewport={"width": width, "height": 800})
-    page.goto(defences)
-    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.close()
+    assert texts("nearer", 3) == before

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from inversight.report import load_report_data, render
-from inversight.report.budget import budget_part, curves, lines, missing
+from inversight.report.budget import budget_section, curves, missing_points, points_of
 from tests.report.examples import HOSTILE, budget, plain_data, write_run
-from tests.report.test_figures import parsed, texts
-from tests.report.test_page import Page
+from tests.report.parsers import Page, parsed, texts
 
 
 def test_a_line_has_what_was_sent_and_the_whole_attack_once():
-    found = lines(budget(), "covered", 100.0)
+    found = points_of(budget(), "covered", 100.0)
     assert [(p.queries, p.value, p.whole) for p in found["cma-es"]] == [
         (90, 20.0, False), (800, 40.0, False), (5000, 50.0, True),
     ]  # fmt: skip
@@ -21,37 +20,39 @@ def test_a_line_has_what_was_sent_and_the_whole_attack_once():
 
 
 def test_points_that_could_not_be_had_are_named_with_their_reason():
-    assert missing(budget()) == ["gmi within 100 and 1,000 queries: too few for a start"]
+    assert missing_points(budget()) == ["gmi within 100 and 1,000 queries: too few for a start"]
     shown = Page(render(plain_data(budget=budget()))).text()
     assert "gmi within 100 and 1,000 queries: too few for a start" in shown
-    assert "Points that could not be had" in shown
+    assert "Points that could not be computed" in shown
     whole = budget()[lambda t: t["reason"].isna()]
-    assert "could not be had" not in render(plain_data(budget=whole))
+    assert "could not be computed" not in render(plain_data(budget=whole))
 
 
 def test_both_measures_are_drawn_with_a_name_for_each_line():
-    part = budget_part(budget())
+    part = budget_section(budget())
     assert part is not None and len(part.figures) == 2
     for picture, _ in part.figures:
         assert "cma-es" in texts(picture) and "gmi" in texts(picture)
     assert "private images covered, %" in texts(part.figures[0][0])
     assert "DDCS" in texts(part.figures[1][0])
-    assert part == budget_part(budget())
+    assert part == budget_section(budget())
 
 
 def test_numbers_of_queries_are_written_out():
     one = budget()[lambda t: t["attack"] == "gmi"]  # a single point
-    few = texts(curves(lines(one, "covered"), "covered", "a"))
+    few = texts(curves(points_of(one, "covered"), "covered", "a"))
     assert "5,000" in few and "10k" in few
     wide = one.assign(queries=[1, 7000, 3e6], covered=0.5)
-    assert all(n in texts(curves(lines(wide, "covered"), "c", "a")) for n in ("1", "100k", "1M"))
+    assert all(
+        n in texts(curves(points_of(wide, "covered"), "c", "a")) for n in ("1", "100k", "1M")
+    )
 
 
 def test_many_attacks_and_names_full_of_signs_are_drawn():
     names = [*HOSTILE, "_hidden", "$x^2$", "a" * 90, *map(str, range(20))]
     rows = budget()[lambda t: t["attack"] == "cma-es"]
     table = pd.concat([rows.assign(attack=name) for name in names])
-    picture = budget_part(table).figures[0][0]
+    picture = budget_section(table).figures[0][0]
     shown = texts(picture)
     assert parsed(picture).tag.endswith("svg")
     assert "_hidden" in shown and "$x^2$" in shown and "a" * 23 + "…" in shown
@@ -61,10 +62,10 @@ def test_many_attacks_and_names_full_of_signs_are_drawn():
 
 def test_without_any_point_the_page_still_comes_out():
     none = budget()[lambda t: t["reason"].notna()]
-    part = budget_part(none)
+    part = budget_section(none)
     assert part is not None and part.figures == []
-    assert "No point could be had." in render(plain_data(budget=none))
-    assert budget_part(None) is None and 'id="budget"' not in render(plain_data())
+    assert "No point could be computed." in render(plain_data(budget=none))
+    assert budget_section(None) is None and 'id="budget"' not in render(plain_data())
 
 
 def test_a_run_with_budgets_shows_them(tmp_path):

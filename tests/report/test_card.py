@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from inversight.pipeline.outputs import write_report
 from inversight.report import load_report_data, model_card, render_card
 from inversight.report.card import escaped
-from tests.report.examples import HOSTILE, manifest, metrics, samples, write_run
+from tests.report.examples import HOSTILE, manifest, metrics_of, samples, write_run
 
 NASTY = (
     *HOSTILE,
@@ -30,19 +30,7 @@ NASTY = (
 
 
 def found(**changes: Any) -> dict[str, dict[str, Any]]:
-    flagged = {
-        "value": 0.1,
-        "low": None,
-        "high": None,
-        "count": 3,
-        "fdr": 0.1,
-        "smallest_possible": 2,
-        "not_judged": 0,
-        "private_images": 30,
-        "holdout_images": 40,
-    }
-    gap = {"value": 0.4, "low": 0.1, "high": 0.7, "p_value": 0.012, "private": 3.2, "holdout": 2.8}
-    return {**metrics(), "flagged": flagged, "leakage_gap": gap, **changes}
+    return {**metrics_of(gap=0.4, p=0.012, count=3), **changes}
 
 
 def audited(**changes: Any) -> dict[str, Any]:
@@ -91,11 +79,11 @@ def test_it_states_attack_access_budget_data_distance_result_and_origin() -> Non
         "private: 30 images of 5 classes that the model was trained on; holdout: 40 images",
         "0.1 (3 of 30 images)",
         "p value 0.012",
-        "0.1 to 0.7",
+        "-1 to 1.5",
         "3.21",
         "2.5 to 4.1",
         "on features public",
-        "none is flagged unless 2 or more stand out together",
+        "none is flagged unless 3 or more stand out together",
         "absence of evidence",
         "for these attacks, with this access, prior, budget and seed",
     ):
@@ -127,13 +115,13 @@ def test_no_name_of_an_image_a_class_or_a_file_is_in_it(
     assert "Ann Example" in (run / "report.html").read_text()
     for secret in ("Ann", ".png", "/home", "secret", "people", str(tmp_path)):
         assert secret not in written
-    assert "| Warnings | 1; the run's report has them |" in written
+    assert "| Warnings | 1; see the report of the run |" in written
 
 
 def test_a_file_as_target_or_prior_is_not_named() -> None:
     settings = {"target": "/models/ann.pt", "prior": "/priors/ann", "attack": ["plug-and-play"]}
     text = render_card(model_card(audited(settings=settings), found()))
-    assert "ann" not in text and "classifier from a file" in text and "made before" in text
+    assert "ann" not in text and "classifier from a file" in text and "existing one" in text
     own = {**settings, "target": "my.models:ann_net?weights=/x/ann.safetensors"}
     assert (
         model_card(audited(settings=own), found())["model-index"][0]["name"] == "my.models:ann_net"
@@ -167,7 +155,7 @@ def test_what_was_not_computed_has_its_reason_and_no_value() -> None:
     assert "There was no holdout" in text and "no holdout" in card["inversight"]["data"]["split"]
 
 
-def test_the_gap_to_the_control_is_told_where_it_is_and_not_missed_elsewhere() -> None:
+def test_the_gap_to_the_control_is_optional() -> None:
     gap = {"value": 1.5, "low": 0.5, "high": 2.5, "attack": 3.0, "control": 1.5}
     text = render_card(model_card(audited(inputs={}), found(control_gap=gap)))
     assert "| Gap to the control | 1.5 | 0.5 to 2.5 | higher |" in text
@@ -194,7 +182,7 @@ def test_the_digits_are_named_with_the_images_that_were_used() -> None:
 
 def test_a_target_that_the_audit_trained_is_a_limit() -> None:
     text = render_card(model_card(audited(settings={"target": None}), found()))
-    assert "trained by the audit itself; of another model this says nothing" in text
+    assert "trained by the audit itself" in text
 
 
 def test_the_barest_run_still_gives_a_card() -> None:
@@ -208,20 +196,23 @@ def test_the_barest_run_still_gives_a_card() -> None:
 
 @pytest.mark.parametrize("name", NASTY)
 def test_hostile_names_are_text_and_nothing_else(name: str) -> None:
-    plain = {
-        "heading_open", "heading_close", "paragraph_open", "paragraph_close", "inline", "text",
-        "text_special", "table_open", "table_close", "thead_open", "thead_close", "tbody_open",
-        "tbody_close", "tr_open", "tr_close", "th_open", "th_close", "td_open", "td_close",
-        "bullet_list_open", "bullet_list_close", "list_item_open", "list_item_close",
-    }  # fmt: skip
+    elements = [
+        "heading",
+        "paragraph",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "bullet_list",
+        "list_item",
+    ]
+    plain = {f"{element}_{end}" for element in elements for end in ("open", "close")}
+    plain |= {"inline", "text", "text_special"}
+    texts = ("version", "created", "seed", "embedding", "features", "arm", "preset")
     hostile = audited(
-        version=name,
-        created=name,
-        seed=name,
-        embedding=name,
-        features=name,
-        arm=name,
-        preset=name,
+        **dict.fromkeys(texts, name),
         access={name: name},
         settings={"target": None, "attack": [{"class": name, name: 1}], "prior": {"class": name}},
     )

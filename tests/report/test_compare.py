@@ -6,7 +6,7 @@ import pytest
 
 from inversight.core.errors import RunError
 from inversight.report import compare, render_text
-from inversight.report.words import NONE
+from inversight.report.formatting import NONE
 from tests.report.examples import metrics, samples, write_run
 
 

@@ -1,19 +1,10 @@
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-
 import numpy as np
 import pytest
 
 from inversight.report.figures import distance_histogram, score_histogram
-
-
-def parsed(svg: str) -> ElementTree.Element:
-    return ElementTree.fromstring(svg)
-
-
-def texts(svg: str) -> str:
-    return " ".join("".join(e.itertext()) for e in parsed(svg).iter() if e.tag.endswith("}text"))
+from tests.report.parsers import parsed, texts
 
 
 def test_the_same_values_give_the_same_bytes_without_date_doctype_or_metadata():

@@ -3,75 +3,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from inversight.report import GalleryItem, render
-from inversight.report.page import MOST_ROWS
-from inversight.report.words import NONE
-from tests.report.examples import HOSTILE, hostile_data, metrics, plain_data, png, samples
-
-
-class Page(HTMLParser):
-    """What a browser would make of the page: elements, their attributes and the text in them."""
-
-    VOID = ("meta", "link", "img", "input", "br")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self._open == [], "every element is closed"
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append((self._open[-1] if self._open else "", data))
-
-    def named(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def text(self):
-        shown = [text for tag, text in self.texts if tag not in ("style", "script")]
-        return " ".join(" ".join(shown).split())
-
-
-@pytest.fixture(scope="module")
-def hostile_page() -> str:
-    return render(hostile_data())
+from inversight.report.formatting import NONE
+from inversight.report.ledger import MOST_ROWS
+from tests.report.examples import metrics, plain_data, png, samples
+from tests.report.parsers import Page
 
 
 @pytest.fixture(scope="module")
 def plain_page() -> str:
     return render(plain_data())
-
-
-def test_the_same_data_gives_the_same_page(hostile_page):
-    assert render(hostile_data()) == hostile_page
-
-
-def test_hostile_names_become_text_and_nothing_else(hostile_page):
-    page = Page(hostile_page)
-    assert len(page.named("script")) == 1
-    assert len(page.named("img")) == 2 * len(HOSTILE)
-    assert not page.named("b")
-    handlers = [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
-    assert handlers == []
-    for name in HOSTILE:
-        assert name in page.text()
 
 
 def test_control_and_direction_characters_are_shown_as_escapes():
@@ -80,35 +24,6 @@ def test_control_and_direction_characters_are_shown_as_escapes():
     page = render(plain_data(samples=table))
     assert "\u202e" not in page
     assert "a\\u202egnp.exe" in page
-
-
-def test_nothing_outside_the_page_is_loaded(hostile_page):
-    page = Page(hostile_page)
-    loading = ("src", "srcset", "data", "poster", "action", "background", "formaction")
-    for tag, attributes in page.elements:
-        for name in loading:
-            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
-        for name in ("href", "xlink:href"):
-            where = attributes.get(name, "#")
-            assert where.startswith("#") or (tag == "a" or where == "data:,"), (tag, where)
-    assert not page.named("iframe") and not page.named("object") and not page.named("base")
-    assert "@import" not in hostile_page
-    assert all(found == "#" for found in re.findall(r"url\(['\"]?(.)", hostile_page))
-    policy = [m for m in page.named("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    assert policy[0]["content"].startswith("default-src 'none'; img-src data:;")
-
-
-def test_ids_are_unique_and_every_reference_has_its_target(hostile_page):
-    page = Page(hostile_page)
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    used = re.findall(r"url\(#([^)]*)\)", hostile_page)
-    for _, attributes in page.elements:
-        for name in ("href", "xlink:href"):
-            if attributes.get(name, "").startswith("#"):
-                used.append(attributes[name][1:])
-        used += attributes.get("aria-labelledby", "").split()
-    assert used and set(used) <= set(ids)
 
 
 def test_pictures_go_in_as_given():
@@ -165,7 +80,7 @@ def test_a_long_ledger_shows_the_nearest_and_says_where_the_rest_is():
     page = render(plain_data(samples=samples(MOST_ROWS + 100)))
     body = page[page.index('<table class="ledger" id="ledger-table">') :]
     assert body.count("<tr><td") == MOST_ROWS
-    assert f"The {MOST_ROWS} nearest of {MOST_ROWS + 100}" in page
+    assert f"The first {MOST_ROWS} of {MOST_ROWS + 100} rows" in page
     assert "samples.parquet" in page
 
 
@@ -217,7 +132,8 @@ def test_sets_stand_side_by_side_only_where_there_are_several():
     assert not page.named("b")
     # The set that is nearest to more images comes first.
     assert text.index(f"one {len(table) - 1}") < text.index("<b>two 1")
-    assert "From" in text
+    assert "nearest_set" in [heading.get("data-key") for heading in page.named("th")]
     table["nearest_set"] = "one"
-    text = Page(render(plain_data(samples=table))).text()
-    assert "Each set of reconstructions" not in text and "From" not in text
+    page = Page(render(plain_data(samples=table)))
+    assert "Each set of reconstructions" not in page.text()
+    assert "nearest_set" not in [heading.get("data-key") for heading in page.named("th")]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from inversight.report import model_card, render_card
 from inversight.report.card import escaped
+from inversight.report.formatting import number
 from inversight.report.verdict import headline, median_interval, summary, verdict
-from inversight.report.words import number
-from tests.report.examples import manifest, metrics, plain_data, samples
+from tests.report.examples import manifest, metrics, metrics_of, plain_data, samples
 
 
 def covering(n: int, k: int) -> float:
@@ -39,21 +39,6 @@ def judged(private, holdout=None, *, found=None, exact=False, **changes):
     return verdict(
         plain_data(samples=table, holdout_nearest=holdout, metrics=found or metrics(), **changes)
     )
-
-
-def metrics_of(gap=0.4, p=0.012, count=0, *, not_judged=0, **changes):
-    """Metrics of a run that tested both the set and each image; None: without that test."""
-    found = metrics()
-    found["leakage_gap"] = {
-        "value": gap, "low": -1.0, "high": 1.5, "private": 2.4, "holdout": 2.0, "p_value": p,
-        **changes,
-    }  # fmt: skip
-    found["flagged"] = {
-        "value": None if count is None else count / 30, "reason": "needs more holdout images",
-        "count": count, "fdr": 0.1, "smallest_possible": 3, "private_images": 30 - not_judged,
-        "holdout_images": 119, "not_judged": not_judged,
-    }  # fmt: skip
-    return found
 
 
 NEAR, FAR = np.linspace(0.1, 0.2, 40), np.linspace(0.3, 0.4, 40)
@@ -85,7 +70,7 @@ def test_medians_have_no_part_in_the_headline(private):
     """Clearly apart or overlapping, they only describe."""
     found = judged(private, SAME.tolist(), found=metrics_of(0.38, 0.005))
     assert (found.level, found.sentence) == ("leak", headline(metrics_of(0.38, 0.005)).sentence)
-    assert any(g.startswith("Median nearest distance") for g in found.grounds)
+    assert any(g.startswith("Median nearest distance") for g in found.facts)
 
 
 # A small p or a count is written exactly, a value to three digits.
@@ -109,7 +94,7 @@ def test_no_sentence_contradicts_a_number(gap, p, count, private, exact):
 
     set_tested = gap is not None and p is not None
     shown = set_tested and gap > 0 and p <= 0.05
-    for text in (" ".join([report.sentence, *report.grounds]), printed, render_card(card)):
+    for text in (" ".join([report.sentence, *report.facts]), printed, render_card(card)):
         claims = {
             "recovers something": shown,
             "No leakage of the private images as a set was shown": set_tested and not shown,
@@ -131,35 +116,35 @@ def test_no_sentence_contradicts_a_number(gap, p, count, private, exact):
 
 def test_the_distances_of_both_sets_are_described():
     found = judged(NEAR, FAR.tolist())
-    [below] = [g for g in found.grounds if "the nearest 5 % of the holdout" in g]
+    [below] = [g for g in found.facts if "the nearest 5 % of the holdout" in g]
     assert below.startswith("40 of 40 private images") and "about 2 would by chance" in below
-    assert any("private 0.15 [" in g and "holdout 0.35 [" in g for g in found.grounds)
+    assert any("private 0.15 [" in g and "holdout 0.35 [" in g for g in found.facts)
 
 
 def test_without_a_holdout_the_run_cannot_tell():
     found = judged(NEAR)
     assert found.level == "unclear"
-    assert any("--holdout" in ground for ground in found.grounds)
+    assert any("--holdout" in fact for fact in found.facts)
 
 
 def test_the_gap_to_the_control_is_given_with_what_it_cannot_say():
     gap = {"value": 2.5, "low": 1.5, "high": 3.5, "attack": 4.0, "control": 1.5}
     found = judged(NEAR, found={**metrics(), "control_gap": gap})
     assert found.level == "unclear"
-    [ground] = [g for g in found.grounds if g.startswith("Gap to the control")]
-    assert "2.5 [1.5, 3.5]" in ground and "(4)" in ground and "(1.5)" in ground
-    assert "no evidence that any image leaked" in ground
+    [fact] = [g for g in found.facts if g.startswith("Gap to the control")]
+    assert "2.5 [1.5, 3.5]" in fact and "(4)" in fact and "(1.5)" in fact
+    assert "no evidence that any image leaked" in fact
     none = {"value": None, "reason": "there is a holdout"}
     for holdout in (None, [0.5] * 40):
-        text = " ".join(judged(NEAR, holdout, found={**metrics(), "control_gap": none}).grounds)
+        text = " ".join(judged(NEAR, holdout, found={**metrics(), "control_gap": none}).facts)
         assert "control" not in text
 
 
 def test_distances_in_the_evaluators_features_are_not_compared_with_the_holdout():
     found = judged(NEAR, FAR.tolist(), embedding="evaluator")
     assert found.level == "unclear"
-    assert any("trained on the private images" in ground for ground in found.grounds)
-    assert not any("Median" in ground for ground in found.grounds)
+    assert any("trained on the private images" in fact for fact in found.facts)
+    assert not any("Median" in fact for fact in found.facts)
 
 
 def test_an_exact_hit_is_in_the_headline_and_named():
@@ -170,20 +155,18 @@ def test_an_exact_hit_is_in_the_headline_and_named():
 
 
 def test_the_nearest_three_are_named_in_order():
-    text = " ".join(judged(np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6])).grounds)
+    text = " ".join(judged(np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6])).facts)
     assert "p1/1.png (0.1), p3/3.png (0.2), p2/2.png (0.3)" in text
 
 
 def test_images_whose_class_was_not_reconstructed_are_counted_apart():
     found = judged(np.array([0.5, np.nan, 0.3, np.nan]), [np.nan, 0.2])
-    assert any(ground.startswith("2 of 4 private images have no") for ground in found.grounds)
+    assert any(fact.startswith("2 of 4 private images have no") for fact in found.facts)
 
 
 @pytest.mark.parametrize("count", [0, 4, None])
 def test_no_image_is_called_safe(count):
-    text = " ".join(
-        judged(SAME, SAME.tolist(), found=metrics_of(count=count, not_judged=2)).grounds
-    )
+    text = " ".join(judged(SAME, SAME.tolist(), found=metrics_of(count=count, not_judged=2)).facts)
     assert "does not mean that they are safe" in text
     if count is None:
         assert "No number here is a calibrated risk" in text
@@ -195,9 +178,9 @@ def test_no_image_is_called_safe(count):
 
 
 def test_the_gap_has_its_interval_and_p_value():
-    text = " ".join(judged(SAME, [0.2] * 40, found=metrics_of(low=0.1, high=0.7)).grounds)
+    text = " ".join(judged(SAME, [0.2] * 40, found=metrics_of(low=0.1, high=0.7)).facts)
     assert "Leakage gap: 0.4 [0.1, 0.7]" in text and "(2.4)" in text and "(2)" in text
     assert "as large in 1.2 % of cases (p = 0.012)" in text
     bare = metrics_of(low=None, high=None, p=None)
-    text = " ".join(judged(SAME, [0.2] * 40, found=bare).grounds)
+    text = " ".join(judged(SAME, [0.2] * 40, found=bare).facts)
     assert "Leakage gap: 0.4, the mean" in text and "cases" not in text

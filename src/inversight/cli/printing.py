@@ -82,7 +82,7 @@ def _print_sets(console: Console, result: Any) -> None:
 def print_triage(found: Any, out: Path | None) -> None:
     """Print the images likely to be most exposed, and how well signals agree with measured exposure."""
     from inversight.pipeline.triage_stage import EXPECTED, LEARNED, TABLE
-    from inversight.report.words import number, visible
+    from inversight.report.formatting import number, visible
 
     console = Console(highlight=False)
     keys = [k for k in (LEARNED, EXPECTED, "nearest_distance", "twins") if k in found.table]

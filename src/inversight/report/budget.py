@@ -1,4 +1,4 @@
-"""Risk against queries: a line for each attack, and in words what could not be had."""
+"""Risk against queries: one line for each attack, and the points that are missing."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.style
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from inversight.report import words
-from inversight.report.figures import STYLE, to_svg
+from inversight.report.figures import COLOURS, MARKERS, legend, new_figure, to_svg
+from inversight.report.formatting import NONE, get_number, is_missing, number
 
-_COLOURS = ("#2563a8", "#c2570c", "#1a7048", "#8e4fa8", "#b3261e", "#8a6500", "#4b5563")
-_MARKERS = "osD^vPX"
 _STYLES = ("-", "--", ":")
-"""Colour and marker go together and a new round has another dash, so that print tells them apart."""
-_LONGEST = 24
-"""Letters of a name in the legend."""
+"""Line styles; another one each time the colours repeat."""
+
+_FIGURES = (
+    ("covered", 100.0, "private images covered, %", "Private images covered against queries"),
+    ("ddcs_best", 1.0, "DDCS, best (up: nearer)", "DDCS, best, against queries"),
+)
+"""(measure, factor, axis label, caption) of each figure."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """queries: what was sent, above 0. low, high: a 95 % interval. whole: the attack was not cut."""
+class BudgetPoint:
+    """One measurement of an attack.
+
+    queries: images sent to the target, above 0. low, high: a 95 % interval. whole: the attack had
+    no limit.
+    """
 
     queries: float
     value: float
@@ -35,114 +39,105 @@ class Point:
 
 
 @dataclass(frozen=True)
-class BudgetPart:
-    """What the page shows. figures: pictures with their captions; rows: cells in words."""
+class BudgetSection:
+    """A section of the page. figures: SVGs with captions; rows: cells of the table as text."""
 
     figures: list[tuple[str, str]]
     missing: list[str]
-    rows: list[tuple[str, str, str, str, str, str]]
+    rows: list[tuple[str, ...]]
 
 
-def budget_part(table: pd.DataFrame | None) -> BudgetPart | None:
-    """The figures, what is missing in them, and the numbers; None without a table of budgets."""
+def budget_section(table: pd.DataFrame | None) -> BudgetSection | None:
+    """Return figures, missing points and numbers; None without a table of budgets."""
     if table is None or not len(table):
         return None
-    wanted = (
-        (
-            "covered",
-            100.0,
-            "private images covered, %",
-            "Share of the private images covered, against images sent",
-        ),
-        ("ddcs_best", 1.0, "DDCS, best (up: nearer)", "DDCS, best, against images sent"),
-    )
     figures = []
-    for key, factor, axis, caption in wanted:
-        picture = curves(lines(table, key, factor), axis, f"budget-{key.replace('_', '-')}")
-        if picture is not None:
-            figures.append((picture, caption))
-    return BudgetPart(figures, missing(table), [_row(one) for one in table.to_dict("records")])
+    for key, factor, axis, caption in _FIGURES:
+        figure = curves(points_of(table, key, factor), axis, f"budget-{key.replace('_', '-')}")
+        if figure is not None:
+            figures.append((figure, caption))
+    return BudgetSection(figures, missing_points(table), [_row(one) for one in _records(table)])
 
 
-def lines(table: pd.DataFrame, key: str, factor: float = 1.0) -> dict[str, list[Point]]:
-    """The points that there are of each attack, fewest queries first; values times ``factor``."""
-    found: dict[str, list[Point]] = {}
-    for row in table.to_dict("records"):
-        value, queries = _number(row, key, factor), _number(row, "queries")
-        if value is None or not queries:
-            continue
-        whole = words.is_missing(row["budget"])
-        low, high = (_number(row, f"{key}_{end}", factor) for end in ("low", "high"))
-        found.setdefault(str(row["attack"]), []).append(Point(queries, value, low, high, whole))
+def points_of(table: pd.DataFrame, key: str, factor: float = 1.0) -> dict[str, list[BudgetPoint]]:
+    """Return the points of each attack, fewest queries first; values are multiplied by ``factor``."""
+    found: dict[str, list[BudgetPoint]] = {}
+    for row in _records(table):
+        value, low, high = (
+            _scaled(row, name, factor) for name in (key, f"{key}_low", f"{key}_high")
+        )
+        queries = get_number(row, "queries")
+        if value is not None and queries:
+            point = BudgetPoint(queries, value, low, high, is_missing(row["budget"]))
+            found.setdefault(str(row["attack"]), []).append(point)
     for name, points in found.items():
-        # A budget above what the attack sends is the whole attack again.
+        # A budget above what the attack sends gives the whole attack again.
         by_queries = {p.queries: p for p in sorted(points, key=lambda p: (p.queries, p.whole))}
         found[name] = list(by_queries.values())
     return found
 
 
-def curves(found: dict[str, list[Point]], axis: str, prefix: str) -> str | None:
-    """The lines as SVG; None if there is no point. The names are in the picture, as text."""
+def _scaled(row: dict[str, Any], key: str, factor: float) -> float | None:
+    value = get_number(row, key)
+    return None if value is None else factor * value
+
+
+def curves(found: dict[str, list[BudgetPoint]], axis: str, prefix: str) -> str | None:
+    """Return the lines as SVG with the attacks' names in a legend; None without a point."""
     if not found:
         return None
-    with matplotlib.style.context(["default", STYLE]):
-        rows = (len(found) + 1) // 2
-        figure = Figure(figsize=(5.4, 3.1 + 0.2 * rows), layout="constrained")
-        axes = figure.subplots()
-        for number, points in enumerate(found.values()):
-            _draw(axes, number, points)
-        sent = [p.queries for points in found.values() for p in points]
-        _queries_axis(axes, min(sent), max(sent))
+    with new_figure(height=3.1 + 0.2 * ((len(found) + 1) // 2)) as (figure, axes):
+        for row, points in enumerate(found.values()):
+            _draw(axes, row, points)
+        queries = [p.queries for points in found.values() for p in points]
+        _log_queries(axes, min(queries), max(queries))
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("images sent to the target, all classes together")
         axes.set_ylabel(axis)
-        legend = axes.legend(
-            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2 if len(found) > 1 else 1,
-            frameon=False, borderaxespad=0.2, fontsize=9.5,
-        )  # fmt: skip
-        for text, name in zip(legend.get_texts(), found, strict=True):
-            text.set_parse_math(False)  # a name is not mathematics, whatever signs are in it
-            text.set_text(_short(words.visible(name)))
-        count = sum(map(len, found.values()))
+        legend(axes, list(found))
         return to_svg(
-            figure, prefix, f"{axis} against queries, {len(found)} attacks, {count} points"
+            figure, prefix, f"{axis} against queries, {len(found)} attacks, {len(queries)} points"
         )
 
 
-def missing(table: pd.DataFrame) -> list[str]:
-    """'NAME within 4 and 60 queries: why' for the points that could not be had."""
+def missing_points(table: pd.DataFrame) -> list[str]:
+    """Return 'NAME within 4 and 60 queries: reason' for the points that could not be computed."""
     found: dict[tuple[str, str], list[str]] = {}
-    for row in table.to_dict("records"):
-        if words.is_missing(row["covered"]):
-            reason = "no reason was recorded" if words.is_missing(row["reason"]) else row["reason"]
-            found.setdefault((str(row["attack"]), str(reason)), []).append(_within(row))
-    # 8 and 500, not 8, 500, which is a number too.
+    for row in _records(table):
+        if is_missing(row["covered"]):
+            reason = "no reason was recorded" if is_missing(row["reason"]) else row["reason"]
+            found.setdefault((str(row["attack"]), str(reason)), []).append(_budget(row))
+    # "8 and 500": "8, 500" could be read as one number.
     return [f"{name} within {' and '.join(at)} queries: {why}" for (name, why), at in found.items()]
 
 
-def _draw(axes: Axes, number: int, points: Sequence[Point]) -> None:
-    turn, which = divmod(number, len(_COLOURS))
-    colour, marker = _COLOURS[which], _MARKERS[which]
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _draw(axes: Axes, row: int, points: Sequence[BudgetPoint]) -> None:
+    turn, which = divmod(row, len(COLOURS))
+    look: dict[str, Any] = {"color": COLOURS[which], "marker": MARKERS[which]}
     axes.plot(
-        [p.queries for p in points], [p.value for p in points], color=colour, linewidth=1.6,
-        linestyle=_STYLES[turn % len(_STYLES)], marker=marker, markersize=5.5,
-        markerfacecolor="white", markeredgewidth=1.4, label=str(number),
+        [p.queries for p in points], [p.value for p in points], **look, label=str(row),
+        linewidth=1.6, linestyle=_STYLES[turn % len(_STYLES)], markersize=5.5,
+        markerfacecolor="white", markeredgewidth=1.4,
     )  # fmt: skip
     for p in points:
         if p.low is not None and p.high is not None:
-            ends = [p.low, p.high]
-            axes.plot([p.queries] * 2, ends, color=colour, linewidth=1.2, alpha=0.4, marker="_")
+            bar = {**look, "marker": "_"}
+            axes.plot([p.queries] * 2, [p.low, p.high], **bar, linewidth=1.2, alpha=0.4)
         if p.whole:
-            axes.plot([p.queries], [p.value], color=colour, marker=marker, markersize=6.5)
+            axes.plot([p.queries], [p.value], **look, markersize=6.5)
 
 
-def _queries_axis(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic, with round numbers of queries written out."""
+def _log_queries(axes: Axes, low: float, high: float) -> None:
+    """Make the x axis logarithmic, with round numbers of queries as labels."""
     axes.set_xscale("log")
-    # At least a decade, so that there is a round number to write out.
+    # At least a decade, so that there is a round number to label.
     beyond = max(1.3, (10.0 * low / high) ** 0.5)
     axes.set_xlim(low / beyond, high * beyond)
-    # Whole decades alone would leave a short axis without a number.
+    # A short axis may contain no power of ten.
     subs = (1.0,) if high / low > 50 else (1.0, 2.0, 5.0)
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _count(x)))
@@ -156,26 +151,16 @@ def _count(value: float) -> str:
     return f"{value:,.4g}" if value < 1 else f"{value:,.0f}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+def _budget(row: dict[str, Any]) -> str:
+    return "any number of" if is_missing(row["budget"]) else f"{int(row['budget']):,}"
 
 
-def _within(row: dict[Any, Any]) -> str:
-    return "any number of" if words.is_missing(row["budget"]) else f"{int(row['budget']):,}"
-
-
-def _row(row: dict[Any, Any]) -> tuple[str, str, str, str, str, str]:
-    sent = words.NONE if words.is_missing(row["queries"]) else f"{int(row['queries']):,}"
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(row["attack"]),
-        "as it was run" if words.is_missing(row["budget"]) else _within(row),
-        sent,
+        "no limit" if is_missing(row["budget"]) else _budget(row),
+        NONE if is_missing(row["queries"]) else f"{int(row['queries']):,}",
         str(row["reconstructions"]),
-        words.number(row["covered"]),
-        words.number(row["ddcs_best"]),
+        number(row["covered"]),
+        number(row["ddcs_best"]),
     )
-
-
-def _number(row: dict[Any, Any], key: str, factor: float = 1.0) -> float | None:
-    value = row.get(key)
-    return None if words.is_missing(value) else factor * float(value)  # type: ignore[arg-type]

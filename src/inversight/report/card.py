@@ -1,7 +1,7 @@
-"""What an audit found, as a part of a model card: for people in Markdown, for machines as a mapping.
+"""The results of an audit as part of a model card: Markdown for people, a mapping for machines.
 
 A card is passed on with the model, so it holds figures over the whole set only: no name of an image,
-a class, a folder or a file, whatever the run's settings of pictures and names are.
+a class, a folder or a file, whatever the run's settings of images and names are.
 """
 
 from __future__ import annotations
@@ -9,40 +9,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from inversight.report import words
+from inversight.report.formatting import interval_text, is_missing, mapping, number, visible
+from inversight.report.templating import markdown_template
 from inversight.report.verdict import headline
 
 METRICS = ("flagged", "leakage_gap", "control_gap", "ddcs_best", "covered", "coverage")
-"""Measures that a card states, in this order."""
+"""Measures on a card, in this order."""
 
-_INSTEAD = ("control_gap",)
-"""Those that stand in where there is no holdout, and are not missed where there is one."""
+_OPTIONAL = ("control_gap",)
+"""Measures that are not listed as missing where a run has none."""
 
-_FACTS = (
-    "low",
-    "high",
-    "p_value",
-    "count",
-    "fdr",
-    "smallest_possible",
-    "not_judged",
-    "private_images",
-    "holdout_images",
-    "reconstructions",
-    "features",
-    "k",
-)
-"""What is told beside a value, where ``metrics.json`` has it."""
+_ARGS = (
+    "low", "high", "p_value", "count", "fdr", "smallest_possible", "not_judged", "private_images",
+    "holdout_images", "reconstructions", "features", "k",
+)  # fmt: skip
+"""Facts of metrics.json to give with a value."""
 
-_ROLES = ("private", "holdout", "public")
-_PLAIN = frozenset(" -,;%/=+'\"?.:()")
-"""Signs that mean nothing to Markdown inside a line; see :func:`escaped` for two exceptions."""
+_ROLES = {
+    "private": "that the model was trained on",
+    "holdout": "of the same classes, never seen by the model",
+    "public": "that an attacker has",
+}
 
 
 def model_card(
     manifest: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The card of a run as a mapping that JSON and YAML hold.
+    """Return the card of a run as a mapping that JSON and YAML can hold.
 
     manifest: ``run.json``. metrics: ``metrics.json``. Any key of either may be missing.
 
@@ -53,33 +49,34 @@ def model_card(
     ``inversight`` holds the rest: ``version``, ``created``, ``seed``; ``model``; ``attacks`` (each
     name, access, budget); ``prior`` (kind, arm, budget); ``data`` (images and classes of private,
     holdout, public; ``source``; ``split``: what each is, in words); ``verdict`` (a sentence);
-    ``embedding``, ``features``;
-    ``not_computed`` (metric -> reason); ``warnings`` (how many); ``limits`` (sentences).
+    ``embedding``, ``features``; ``not_computed`` (metric -> reason); ``warnings`` (how many);
+    ``limits`` (sentences).
     """
-    settings = _mapping(manifest.get("settings"))
-    data = _data(manifest)
-    model = _model(manifest)
-    listed, missing = _results(metrics)
+    settings = mapping(manifest.get("settings"))
+    data, model = _data(manifest), _model(manifest)
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Model inversion of training images",
+            dataset_type="private-training-images",
+            dataset_name=data["source"],
+            dataset_split="train",
+            metric_type=key,
+            metric_name=words.METRICS[key].name,
+            metric_value=metrics[key]["value"],
+            metric_args=_args(metrics[key]),
+        )
+        for key in METRICS
+        if not is_missing(mapping(metrics.get(key)).get("value"))
+    ]
+    missing = {
+        key: _text(mapping(metrics.get(key)).get("reason") or "not part of this run")
+        for key in METRICS
+        if key not in _OPTIONAL and is_missing(mapping(metrics.get(key)).get("value"))
+    }
+    index = ModelCardData(model_name=model, eval_results=results).to_dict()  # type: ignore[no-untyped-call]
     return {
-        "model-index": [
-            {
-                "name": model,
-                "results": [
-                    {
-                        "task": {
-                            "type": "image-classification",
-                            "name": "Model inversion of training images",
-                        },
-                        "dataset": {
-                            "type": "private-training-images",
-                            "name": data["source"],
-                            "split": "train",
-                        },
-                        "metrics": listed,
-                    }
-                ],
-            }
-        ],
+        "model-index": index["model-index"],
         "inversight": {
             "version": _text(manifest.get("version")),
             "created": _text(manifest.get("created")),
@@ -99,124 +96,72 @@ def model_card(
 
 
 def render_card(card: Mapping[str, Any]) -> str:
-    """The card as a section of Markdown, every name in it inert text.
-
-    card: what :func:`model_card` gave.
-    """
-    own = card["inversight"]
-    result = card["model-index"][0]["results"][0]
-    lines = ["## Model inversion audit", ""]
-    made = [
-        f"inversight {escaped(own['version'])}" if own["version"] else "inversight",
-        escaped(own["created"]) if own["created"] else "",
-        f"seed {escaped(str(own['seed']))}" if own["seed"] is not None else "",
+    """Return the card that :func:`model_card` made as Markdown in which every name is inert text."""
+    audit = card["inversight"]
+    origin = [
+        f"inversight {audit['version']}".strip(),
+        audit["created"],
+        "" if audit["seed"] is None else f"seed {audit['seed']}",
     ]
-    lines += [f"{', '.join(filter(None, made))}.", "", escaped(own["verdict"]), ""]
-    lines += ["| Audit | |", "|---|---|"]
-    lines += [f"| {name} | {escaped(text)} |" for name, text in _described(own)]
-    lines += ["", "| Measure | Value | 95 % interval | Worse if | What it means |"]
-    lines += ["|---|---|---|---|---|"]
-    for metric in result["metrics"]:
-        lines.append(_row(metric))
-    for key, reason in own["not_computed"].items():
-        name = words.metric(key).name
-        lines.append(f"| {name} | not computed | | | {escaped(reason)} |")
-    lines += ["", "Limits:", ""]
-    lines += [f"- {escaped(limit)}" for limit in own["limits"]]
-    return "\n".join(lines) + "\n"
-
-
-def escaped(text: str) -> str:
-    """``text`` so that Markdown shows it as it is, in a line or a cell of a table.
-
-    Whatever could begin a link, an image, code, emphasis, HTML, a mention or a new cell becomes a
-    character reference, which Markdown only ever shows.
-    """
-    out = []
-    shown = words.visible(text)
-    for i, c in enumerate(shown):
-        # A bare address becomes a link in some dialects: www. and http://.
-        address = (c == "." and shown[max(0, i - 3) : i].lower() == "www") or (
-            c == ":" and shown[i + 1 : i + 2] == "/"
-        )
-        plain = (c.isalnum() or c in _PLAIN or not c.isascii()) and not address
-        out.append(c if plain else f"&#{ord(c)};")
-    return "".join(out)
-
-
-def _row(metric: Mapping[str, Any]) -> str:
-    args = metric["args"]
-    bounded = "low" in args and "high" in args
-    interval = f"{words.number(args['low'])} to {words.number(args['high'])}" if bounded else "none"
-    value = words.number(metric["value"])
-    word = words.metric(metric["type"])
-    notes = []
-    if "count" in args and "private_images" in args:
-        value += f" ({args['count']} of {args['private_images']} images)"
-    if "fdr" in args:
-        notes.append(f"fdr {words.number(args['fdr'])}")
-    if "p_value" in args:
-        notes.append(f"p value {words.number(args['p_value'])}")
-    if "features" in args:
-        notes.append(f"on features {args['features']}")
-    note = f" ({'; '.join(notes)})" if notes else ""
-    return (
-        f"| {word.name} | {escaped(value)} | {escaped(interval)} | {word.worse} | "
-        f"{escaped(word.meaning + note)} |"
+    listed = [
+        metric for result in card["model-index"][0]["results"] for metric in result["metrics"]
+    ]
+    return markdown_template("card.md", escaped).render(
+        audit=audit,
+        origin=", ".join(filter(None, origin)),
+        budget_text=_budget_text,
+        measures=[_measure_row(metric) for metric in listed],
+        metrics=words.METRICS,
     )
 
 
-def _described(own: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was audited and how, by name, in words that are not escaped yet."""
-    attacks = [
-        f"{a['name']} (access: {a['access'] or 'unknown'}{_budget_words(a['budget'])})"
-        for a in own["attacks"]
-    ]
-    prior, data = own["prior"], own["data"]
-    parts = [
-        ("Model", own["model"]),
-        ("Attacks", "; ".join(attacks) or "unknown"),
-        (
-            "Prior",
-            f"{prior['kind']}, adaptation {prior['arm'] or 'unknown'}"
-            + _budget_words(prior["budget"])
-            if prior["kind"]
-            else "",
-        ),
-        ("Data", f"{data['source']}; {data['split']}"),
-        ("Distance", own["embedding"]),
-        ("Features", own["features"]),
-        (
-            "Warnings",
-            f"{own['warnings']}; the run's report has them" if own["warnings"] else "none",
-        ),
-    ]
-    return [(name, text) for name, text in parts if text]
+def escaped(text: Any) -> str:
+    """Return ``text`` so that Markdown shows it unchanged in a line or a cell of a table.
+
+    Whatever could begin a link, an image, code, emphasis, HTML, a mention or a new cell becomes a
+    character reference, which Markdown only displays.
+    """
+    out = []
+    shown = visible(text)
+    for i, c in enumerate(shown):
+        # Some dialects turn www. and http:// into links.
+        address = (c == "." and shown[max(0, i - 3) : i].lower() == "www") or (
+            c == ":" and shown[i + 1 : i + 2] == "/"
+        )
+        plain = c.isalnum() or c in " -,;%/=+'\"?.:()" or not c.isascii()
+        out.append(c if plain and not address else f"&#{ord(c)};")
+    return "".join(out)
 
 
-def _budget_words(budget: Mapping[str, Any]) -> str:
+def _measure_row(metric: Mapping[str, Any]) -> tuple[words.Word, str, str, str]:
+    args = mapping(metric.get("args"))
+    value = number(metric["value"])
+    if "count" in args and "private_images" in args:
+        value += f" ({args['count']} of {args['private_images']} images)"
+    notes = [
+        f"{name} {number(args[key])}"
+        for key, name in (("fdr", "fdr"), ("p_value", "p value"), ("features", "on features"))
+        if key in args
+    ]
+    note = f" ({'; '.join(notes)})" if notes else ""
+    return words.METRICS[metric["type"]], value, interval_text(args) or "none", note
+
+
+def _budget_text(budget: Mapping[str, Any]) -> str:
     return "".join(f", {name.replace('_', ' ')} {value}" for name, value in budget.items())
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _text(value: Any) -> str:
-    return "" if value is None else words.visible(str(value))
+    return "" if value is None else visible(value)
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are numbers: others may name files."""
-    return {
-        _text(name): value
-        for name, value in values.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+def _args(found: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: found[name] for name in _ARGS if not is_missing(found.get(name))}
+    return {name: _text(v) if isinstance(v, str) else v for name, v in values.items()}
 
 
 def _code_name(spec: str) -> str:
-    """What a specification names, if that is code and no file: 'timm:vgg16', 'package.module:Net'."""
+    """Return the code that a spec names, as in 'timm:vgg16' or 'package.module:Net'; "" for a file."""
     name = spec.partition("?")[0]
     before, colon, after = name.partition(":")
     is_code = colon and all(p.isidentifier() for p in (*before.split("."), *after.split(".")))
@@ -225,118 +170,82 @@ def _code_name(spec: str) -> str:
 
 def _model(manifest: Mapping[str, Any]) -> str:
     if "against" in manifest:
-        return "not named: reconstructions that were given were scored"
-    given = _mapping(manifest.get("settings")).get("target")
-    if given is None:
+        return "not named: existing reconstructions were scored"
+    target = mapping(manifest.get("settings")).get("target")
+    if target is None:
         return "small classifier that the audit trained itself"
-    return _code_name(str(given)) or "classifier from a file"
+    return _code_name(str(target)) or "classifier from a file"
+
+
+def _named_settings(spec: Any, default: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the settings of a part: a name, or a mapping with its name as ``class``."""
+    values = dict(spec) if isinstance(spec, Mapping) else {"class": spec}
+    return str(values.pop("class", None) or default), values
 
 
 def _attacks(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     if "against" in manifest:
         folders = len(manifest.get("reconstructions") or ())
         return [{"name": f"unknown: {folders} folder(s) given", "access": None, "budget": {}}]
-    access = _mapping(manifest.get("access"))
-    specs = _mapping(manifest.get("settings")).get("attack") or manifest.get("attacks") or ()
+    access = mapping(manifest.get("access"))
+    specs = mapping(manifest.get("settings")).get("attack") or manifest.get("attacks") or ()
     found = []
     for spec in [specs] if isinstance(specs, (str, Mapping)) else specs:
-        values = dict(spec) if isinstance(spec, Mapping) else {"class": spec}
-        name = str(values.pop("class", "plug-and-play"))
+        name, values = _named_settings(spec, "plug-and-play")
         known = access.get(name) or access.get(name.rpartition(":")[2])
-        found.append(
-            {
-                "name": _text(name),
-                "access": None if known is None else _text(known),
-                "budget": _numbers(values),
-            }
-        )
+        # Numbers only: other settings may name files.
+        budget = {
+            _text(key): value
+            for key, value in values.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        access_text = None if known is None else _text(known)
+        found.append({"name": _text(name), "access": access_text, "budget": budget})
     return found
 
 
 def _prior(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     if "against" in manifest or not settings:
         return {"kind": "", "arm": "", "budget": {}}
-    given = settings.get("prior")
-    values = dict(given) if isinstance(given, Mapping) else {"class": given}
-    name = str(values.pop("class", None) or "style")
+    name, values = _named_settings(settings.get("prior"), "style")
+    kind = _code_name(name) or "existing one, from a file"
     if name == "style":
         kind = "style-based, trained on the public images"
-    else:
-        kind = _code_name(name) or "made before, from a file"
-    adaptation = _mapping(settings.get("adaptation"))
-    budget = {}
-    if isinstance(values.get("steps"), int):
-        budget["steps"] = values["steps"]
-    if isinstance(adaptation.get("steps"), int):
-        budget["adaptation_steps"] = adaptation["steps"]
-    preset = _text(manifest.get("preset"))
-    if preset:
-        budget["preset"] = preset
-    return {
-        "kind": _text(kind),
-        "arm": _text(manifest.get("arm") or settings.get("arm")),
-        "budget": budget,
+    steps = {
+        "steps": values.get("steps"),
+        "adaptation_steps": mapping(settings.get("adaptation")).get("steps"),
     }
+    budget: dict[str, Any] = {key: v for key, v in steps.items() if isinstance(v, int)}
+    if manifest.get("preset"):
+        budget["preset"] = _text(manifest["preset"])
+    arm = _text(manifest.get("arm") or settings.get("arm"))
+    return {"kind": _text(kind), "arm": arm, "budget": budget}
 
 
 def _data(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = _mapping(manifest.get("inputs"))
-    found: dict[str, Any] = {}
+    inputs = mapping(manifest.get("inputs"))
+    found: dict[str, Any] = dict.fromkeys(_ROLES)
     for role in _ROLES:
-        facts = inputs.get(role)
-        if not isinstance(facts, Mapping) or facts.get("images") is None:
-            found[role] = None
-            continue
-        classes = facts.get("classes")
-        count = len(classes) if isinstance(classes, (list, tuple)) else classes
-        found[role] = {"images": facts["images"], "classes": count}
-    embedded = _mapping(inputs.get("private")).get("path") == "embedded digits"
+        facts = mapping(inputs.get(role))
+        if facts.get("images") is not None:
+            classes = facts.get("classes")
+            count = len(classes) if isinstance(classes, (list, tuple)) else classes
+            found[role] = {"images": facts["images"], "classes": count}
+    embedded = mapping(inputs.get("private")).get("path") == "embedded digits"
     found["source"] = "handwritten digits of scikit-learn" if embedded else "own images"
-    # Not the run's own words, which name folders.
+    # The run's own description is not used: it names folders.
     found["split"] = _split(found)
     return found
 
 
 def _split(counts: Mapping[str, Any]) -> str:
-    meanings = {
-        "private": "that the model was trained on",
-        "holdout": "of the same classes, never seen by the model",
-        "public": "that an attacker has",
-    }
     parts = []
-    for role, meaning in meanings.items():
-        if counts[role] is None:
-            continue
-        classes = counts[role]["classes"] if role != "public" else None
-        of = f" of {classes} classes" if classes else ""
-        parts.append(f"{role}: {counts[role]['images']} images{of} {meaning}")
-    if counts["holdout"] is None:
-        parts.append("no holdout")
-    return "; ".join(parts)
-
-
-def _results(
-    metrics: Mapping[str, Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The measures that have a value, and why the others have none."""
-    listed, missing = [], {}
-    for key in METRICS:
-        found = metrics.get(key)
-        if found is None or words.is_missing(found.get("value")):
-            if key in _INSTEAD:
-                continue
-            reason = None if found is None else found.get("reason")
-            missing[key] = _text(reason or "not part of this run")
-            continue
-        args = {
-            name: _text(found[name]) if isinstance(found[name], str) else found[name]
-            for name in _FACTS
-            if not words.is_missing(found.get(name))
-        }
-        listed.append(
-            {"type": key, "name": words.metric(key).name, "value": found["value"], "args": args}
-        )
-    return listed, missing
+    for role, meaning in _ROLES.items():
+        if counts[role] is not None:
+            classes = counts[role]["classes"] if role != "public" else None
+            of = f" of {classes} classes" if classes else ""
+            parts.append(f"{role}: {counts[role]['images']} images{of} {meaning}")
+    return "; ".join(parts if counts["holdout"] is not None else [*parts, "no holdout"])
 
 
 def _limits(
@@ -348,23 +257,23 @@ def _limits(
         "An image that was not recovered was not shown to be safe: absence of evidence is all that an "
         "audit without a finding gives.",
         "The figures hold for these attacks, with this access, prior, budget and seed. Another attack "
-        "or a larger budget can recover more, so what was found is a lower bound of what leaks.",
-        "Near is near in the distance named here. Membership, attributes and texts are other leaks, "
-        "which were not looked for.",
+        "or a larger budget can recover more: what was found is a lower bound.",
+        "Nearness is measured in the distance named here. Membership inference and other leaks were "
+        "not tested.",
     ]
     if data["holdout"] is None:
         found.append(
-            "There was no holdout: how near reconstructions come by resemblance alone is not known, so "
-            "DDCS, covered and coverage do not measure leakage by themselves."
+            "There was no holdout: how near reconstructions come by class similarity alone is not "
+            "known, so DDCS, covered and coverage do not measure leakage by themselves."
         )
-    least = _mapping(metrics.get("flagged")).get("smallest_possible")
+    least = mapping(metrics.get("flagged")).get("smallest_possible")
     if least is not None:
         found.append(
-            "Flags need many images at once or a large holdout: here none is flagged unless "
+            "Flags need many images at once or a large holdout: here, none is flagged unless "
             f"{least} or more stand out together."
         )
-    if "against" not in manifest and _mapping(manifest.get("settings")).get("target") is None:
+    if "against" not in manifest and mapping(manifest.get("settings")).get("target") is None:
         found.append(
-            "The classifier was trained by the audit itself; of another model this says nothing."
+            "The classifier was trained by the audit itself; the result says nothing about another model."
         )
     return found

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from inversight.core.errors import RunError
 from inversight.report import words
 from inversight.report.contents import REQUIRED
+from inversight.report.formatting import (
+    NONE,
+    PlainText,
+    get_interval,
+    get_number,
+    number,
+    plain_table,
+    signed,
+    visible,
+)
 from inversight.report.reading import flatten, read_mapping, read_table
 
-_OWN_PATHS = ("out", "resume", "fail_on", "hash_ids", "images", "memory")
-"""Settings that change where and how results are shown, not what they are."""
+_PRESENTATION = ("out", "resume", "fail_on", "hash_ids", "images", "memory")
+"""Settings that change how results are presented, not the results."""
 
 _TRAINED = {
     "public": ("public", "public_training"),
     "evaluator": ("private", "evaluator_training"),
 }
-"""Embeddings that a run trains itself: the input and the settings that decide what they become."""
+"""Embeddings that a run trains itself: the input and the settings that determine them."""
 
 
 @dataclass(frozen=True)
 class MetricChange:
     """One measure in both runs; None where a run has no value.
 
-    difference: b - a. overlap: whether the 95 % intervals meet, None where one is missing. note:
+    difference: b - a. overlap: whether the 95 % intervals overlap, None if one is missing. note:
     why there is no value or no comparison, else "".
     """
 
@@ -40,8 +46,6 @@ class MetricChange:
     a: float | None
     b: float | None
     difference: float | None
-    interval_a: tuple[float, float] | None
-    interval_b: tuple[float, float] | None
     overlap: bool | None
     note: str
 
@@ -65,7 +69,7 @@ class Comparison:
 
 
 def compare(run_a: Path, run_b: Path) -> Comparison:
-    """Put two finished runs side by side.
+    """Compare two finished runs.
 
     Raises:
         RunError: one of them is not a run folder, not finished, or damaged.
@@ -82,12 +86,13 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
             f"only {len(samples)} images have a name in both runs ({len(samples_a)} and "
             f"{len(samples_b)} images); the others are left out of the list of images"
         )
-    keys = [key for key in words.METRICS if key in metrics_a or key in metrics_b]
-    keys += [key for key in {**metrics_a, **metrics_b} if key not in keys]
     return Comparison(
         run_a=str(run_a),
         run_b=str(run_b),
-        metrics=tuple(_metric(key, metrics_a.get(key), metrics_b.get(key)) for key in keys),
+        metrics=tuple(
+            _metric(key, metrics_a.get(key), metrics_b.get(key))
+            for key in words.in_order({**metrics_a, **metrics_b})
+        ),
         settings=_settings(manifest_a, manifest_b),
         samples=samples,
         warnings=tuple(warnings),
@@ -102,12 +107,12 @@ def _finished(run: Path) -> dict[str, Any]:
 
 
 def _comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[bool, list[str]]:
-    """Whether distances of both runs are of one kind, and warnings on all that differs."""
+    """Return whether the distances of both runs are comparable, and warnings on what differs."""
     warnings = []
     if _fingerprint(a, "private") != _fingerprint(b, "private"):
         warnings.append(
-            "the private images differ: DDCS, covered and the other means are not comparable, only "
-            "images that are in both are"
+            "the private images differ: DDCS, covered and the other means are not comparable, "
+            "except for images that are in both"
         )
     same_distance = True
     for role, what in (
@@ -131,7 +136,7 @@ def _comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[bool, list[
 
 
 def _trained_apart(name: Any, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """Why two networks of one name that the runs trained themselves are not the same; "" if not."""
+    """Return why two networks of one name, trained by each run, differ; "" if they do not."""
     if name not in _TRAINED:
         return ""
     data, recipe = _TRAINED[name]
@@ -159,14 +164,14 @@ def _budgets(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     if counts[0] == counts[1] or None in counts:
         return []
     return [
-        f"the numbers of reconstructions differ ({counts[0]} and {counts[1]}): more of them come "
-        "nearer and cover more, whatever the target leaks"
+        f"the numbers of reconstructions differ ({counts[0]} and {counts[1]}): with more, "
+        "reconstructions come nearer and cover more, whatever the target leaks"
     ]
 
 
 def _metric(key: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> MetricChange:
-    value_a, value_b = _value(a), _value(b)
-    interval_a, interval_b = _interval(a), _interval(b)
+    value_a, value_b = get_number(a, "value"), get_number(b, "value")
+    interval_a, interval_b = get_interval(a), get_interval(b)
     overlap = None
     if interval_a and interval_b:
         overlap = interval_a[0] <= interval_b[1] and interval_b[0] <= interval_a[1]
@@ -176,44 +181,30 @@ def _metric(key: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) 
             reason = "not in this run" if found is None else str(found.get("reason") or "no value")
             missing.setdefault(reason, []).append(name)
     notes = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
-    features = [found.get("features") for found in (a, b) if found is not None]
-    if len(features) == 2 and features[0] != features[1]:
-        notes.append(f"on features {features[0]} and {features[1]}")
+    if a is not None and b is not None and a.get("features") != b.get("features"):
+        notes.append(f"on features {a.get('features')} and {b.get('features')}")
     difference = None if value_a is None or value_b is None else value_b - value_a
-    return MetricChange(
-        key, value_a, value_b, difference, interval_a, interval_b, overlap, "; ".join(notes)
-    )
-
-
-def _value(found: Mapping[str, Any] | None) -> float | None:
-    value = None if found is None else found.get("value")
-    return None if value is None else float(value)
-
-
-def _interval(found: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    if found is None or found.get("low") is None or found.get("high") is None:
-        return None
-    return float(found["low"]), float(found["high"])
+    return MetricChange(key, value_a, value_b, difference, overlap, "; ".join(notes))
 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
     flat_a, flat_b = flatten(_setting_values(a)), flatten(_setting_values(b))
     names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
     return tuple(
-        (name, _shown(flat_a, name), _shown(flat_b, name))
+        (name, _setting_text(flat_a, name), _setting_text(flat_b, name))
         for name in names
-        if name not in _OWN_PATHS and flat_a.get(name, "") != flat_b.get(name, "")
+        if name not in _PRESENTATION and flat_a.get(name, "") != flat_b.get(name, "")
     )
 
 
 def _setting_values(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, and what else decides results but is kept beside them."""
+    """Return the settings and the other values of the manifest that determine results."""
     beside = {k: manifest[k] for k in ("version", "seed", "device", "threads") if k in manifest}
     return {**beside, **(manifest.get("settings") or {})}
 
 
-def _shown(flat: Mapping[str, Any], name: str) -> str:
-    return str(flat[name]) if name in flat else words.NONE
+def _setting_text(flat: Mapping[str, Any], name: str) -> str:
+    return str(flat[name]) if name in flat else NONE
 
 
 def _samples(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -237,66 +228,48 @@ def _samples(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 
 def render_text(comparison: Comparison, *, images: int = 10, width: int = 110) -> str:
-    """The comparison as plain text, ``width`` columns wide at most.
+    """Return the comparison as plain text, ``width`` columns wide at most, for a terminal.
 
-    images: how many of those that changed most. Characters that a terminal would obey are
-    written as escapes.
+    images: number of images to list. Characters that a terminal would interpret are written as
+    escapes.
     """
-    out = io.StringIO()
-    console = Console(
-        file=out, width=width, markup=False, highlight=False, emoji=False, color_system=None
-    )
-    console.print(f"a: {words.visible(comparison.run_a)}\nb: {words.visible(comparison.run_b)}\n")
+    out = PlainText(width)
+    out.print(f"a: {visible(comparison.run_a)}\nb: {visible(comparison.run_b)}\n")
     for warning in comparison.warnings:
-        console.print(f"warning: {words.visible(warning)}")
+        out.print(f"warning: {visible(warning)}")
     if comparison.warnings:
-        console.print()
+        out.print()
 
-    table = _table("measure", "a", "b", "b - a", "worse if", "intervals", "")
+    table = plain_table(
+        [("measure", False), ("a", True), ("b", True), ("b - a", True)]
+        + [(name, False) for name in ("worse if", "intervals", "")]
+    )
     for m in comparison.metrics:
-        met = {None: "", True: "overlap", False: "apart"}[m.overlap]
-        values = (words.number(m.a), words.number(m.b), _signed(m.difference))
-        table.add_row(
-            words.visible(m.key), *values, words.metric(m.key).worse, met, words.visible(m.note)
-        )
-    console.print(table)
-    console.print("Intervals that overlap do not show that two runs are equal.\n")
+        overlap = {None: "", True: "overlap", False: "apart"}[m.overlap]
+        values = number(m.a), number(m.b), signed(m.difference)
+        table.add_row(visible(m.key), *values, words.METRICS[m.key].worse, overlap, visible(m.note))
+    out.print(table)
+    out.print("Intervals that overlap do not show that two runs are equal.\n")
 
     if comparison.settings:
-        table = _table("setting that differs", "a", "b", text=3)
+        table = plain_table([(name, False) for name in ("setting that differs", "a", "b")])
         for row in comparison.settings:
-            table.add_row(*map(words.visible, row))
-        console.print(table)
+            table.add_row(*map(visible, row))
+        out.print(table)
     else:
-        console.print("No setting differs.")
-    console.print()
+        out.print("No setting differs.")
+    out.print()
 
     if comparison.samples is None:
-        console.print("Images are not compared: their distances are not of one kind.")
+        out.print("Images are not compared: their distances are not of one kind.")
     elif comparison.samples.empty:
-        console.print("No image is in both runs.")
+        out.print("No image is in both runs.")
     else:
-        distance = ("distance a", "distance b", "b - a")
-        table = _table("image that changed most", *distance, "score a", "score b", "b - a")
-        for row in comparison.samples.head(images).itertuples(index=False):
-            image, _, *numbers = row
-            shown = [_signed(v) if i % 3 == 2 else words.number(v) for i, v in enumerate(numbers)]
-            table.add_row(words.visible(str(image)), *shown)
-        console.print(table)
-        console.print("A smaller nearest distance and a higher score mean a nearer reconstruction.")
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def _table(*headings: str, text: int = 1) -> Table:
-    """A table without lines; columns before the ``text``-th hold words, those after it numbers."""
-    table = Table(box=None, pad_edge=False, header_style="")
-    for i, heading in enumerate(headings):
-        numeric = text <= i and heading not in ("worse if", "intervals", "")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    return table
-
-
-def _signed(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return words.NONE
-    return f"+{words.number(value)}" if value > 0 else words.number(value)
+        headings = ("distance a", "distance b", "b - a", "score a", "score b", "b - a")
+        table = plain_table([("image that changed most", False), *((h, True) for h in headings)])
+        for image, _, *numbers in comparison.samples.head(images).itertuples(index=False):
+            cells = [signed(v) if i % 3 == 2 else number(v) for i, v in enumerate(numbers)]
+            table.add_row(visible(image), *cells)
+        out.print(table)
+        out.print("A smaller nearest distance and a higher score mean a nearer reconstruction.")
+    return str(out)

@@ -1,4 +1,4 @@
-"""What a report says, before it is a page."""
+"""The data of a report, read from a run folder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Any
 
 import pandas as pd
 
+from inversight.report.formatting import duration, mapping
 from inversight.report.reading import read_mapping, read_table
 
 REQUIRED = ("id", "label", "ddcs_best", "nearest_distance")
-"""Columns of ``samples`` without which there is no report."""
+"""Columns that ``samples`` must have."""
 
 BUDGET_COLUMNS = (
     "attack", "budget", "queries", "reconstructions", "covered", "ddcs_best", "reason",
 )  # fmt: skip
-"""Columns of ``budget`` without which there is no report of it."""
+"""Columns that ``budget`` must have."""
 
 HIDDEN = "(hidden)"
-"""Stands where a path was, with --hash-ids."""
+"""Replaces a path in a run with --hash-ids."""
 _PATHS = ("private", "holdout", "public", "classes", "target", "evaluator", "prior")
 """Settings that can be paths."""
-_HARMLESS = ("embedded digits", "style", "trained by this audit")
-"""What stands where a path can, and is none."""
+_NOT_PATHS = ("embedded digits", "style", "trained by this audit")
+"""Values of path settings that need no redaction."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GalleryItem:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """All that :func:`inversight.report.render` puts on the page.
+    """The data of a report page, see :func:`inversight.report.render`.
 
     title: heading of the page.
     metrics: as in ``metrics.json``, by key, each with ``value``, ``low``, ``high`` and, where the
@@ -59,9 +60,9 @@ class ReportData:
         NaN where the class has none; None without a holdout.
     budget: as in ``budget.parquet``, a row for each attack and number of queries; None without.
     gallery: pairs to show, the nearest first; empty if ``images`` is "none".
-    images: whether pictures may be shown: "none", "blurred" (the items are so already), "full".
+    images: whether images may be shown: "none", "blurred" (the items are already), "full".
     evaluator: facts about the evaluator; ``holdout_accuracy`` in [0, 1] or None decides its trust.
-    target, inputs, settings, versions: facts in mappings, nested as they come.
+    target, inputs, settings, versions: facts in mappings, which may be nested.
     stages: (name, seconds), in the order they ran.
     warnings, notes: one sentence each.
 
@@ -100,75 +101,70 @@ class ReportData:
 def load_report_data(
     run: Path, *, gallery: Sequence[GalleryItem] = (), title: str | None = None
 ) -> ReportData:
-    """Read a run folder: ``run.json``, ``metrics.json``, ``samples.parquet``, and where they are
+    """Read ``run.json``, ``metrics.json`` and ``samples.parquet`` of a run, and where they exist
     ``metrics_by_set.json``, ``holdout.parquet`` and ``budget.parquet``.
 
-    Of a run with --hash-ids no path of an input, a model or a prior is taken over.
+    Of a run with --hash-ids, the paths of inputs, models and priors are left out.
 
-    Only the tables are required to be there, not the end of the run: the report is its last stage.
-    Keys of ``run.json`` that are used, all optional: version, created, preset, seed, device,
-    threads, embedding, features, guidance_embedding, images, split, title, settings, inputs,
-    target, evaluator, versions, stages, warnings, notes. ``holdout.parquet`` (id, label,
-    nearest_distance) may be missing. Pictures are not read from the folder: give ``gallery``.
+    The run need not be finished, since the report is its last stage. Keys of ``run.json`` that are
+    used, all optional: version, created, preset, seed, device, threads, embedding, features,
+    guidance_embedding, images, split, title, settings, inputs, target, evaluator, versions, stages,
+    warnings, notes. Images are not read from the folder: pass ``gallery``.
 
     Raises:
-        RunError: not a run folder, not that far yet, or a file is damaged.
+        RunError: not a run folder, a table is not written yet, or a file is damaged.
         ValueError: a gallery although the run says images: none.
     """
     manifest = read_mapping(run, "run.json")
-    if _mapping(manifest.get("settings")).get("hash_ids"):
+    if mapping(manifest.get("settings")).get("hash_ids"):
         manifest = without_paths(manifest)
-    holdout = None
+    holdout = budget = None
     if (run / "holdout.parquet").is_file():
         table = read_table(run, "holdout.parquet", ("nearest_distance",))
         holdout = tuple(float(d) for d in table["nearest_distance"].astype("float64"))
-    budget = None
     if (run / "budget.parquet").is_file():
         budget = read_table(run, "budget.parquet", BUDGET_COLUMNS)
-    inputs = _mapping(manifest.get("inputs"))
-    by_set = (
-        read_mapping(run, "metrics_by_set.json") if (run / "metrics_by_set.json").is_file() else {}
-    )
+    by_set = {}
+    if (run / "metrics_by_set.json").is_file():
+        by_set = read_mapping(run, "metrics_by_set.json")
     stages = tuple((str(s["name"]), float(s["seconds"])) for s in manifest.get("stages") or ())
+    named = ("evaluator", "target", "inputs", "settings", "versions")
+    facts = {name: _facts_of(manifest.get(name)) for name in named}
     return ReportData(
         title=title or manifest.get("title") or "Model inversion audit",
         metrics=read_mapping(run, "metrics.json"),
         samples=read_table(run, "samples.parquet", REQUIRED),
         by_set=by_set if len(by_set) > 1 else {},
-        split=manifest.get("split") or _split(inputs),
-        facts=_facts(manifest, stages),
+        split=manifest.get("split") or _split(facts["inputs"]),
+        facts=_short_facts(manifest, stages),
         embedding=str(manifest.get("embedding") or ""),
         holdout_nearest=holdout,
         budget=budget,
         gallery=tuple(gallery),
         images=str(manifest.get("images") or "none"),
-        evaluator=_mapping(manifest.get("evaluator")),
-        target=_mapping(manifest.get("target")),
-        inputs=inputs,
-        settings=_mapping(manifest.get("settings")),
-        versions=_mapping(manifest.get("versions")),
         stages=stages,
         warnings=tuple(map(str, manifest.get("warnings") or ())),
         notes=tuple(map(str, manifest.get("notes") or ())),
+        **facts,
     )
 
 
 def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """``manifest`` with every path that a user gave replaced, in sentences too, by ``HIDDEN``."""
-    settings = _mapping(manifest.get("settings"))
+    """Return ``manifest`` with every path that a user gave replaced by ``HIDDEN``, in sentences too."""
+    settings = _facts_of(manifest.get("settings"))
     given = [settings.get(name) for name in _PATHS]
-    given += [_mapping(one).get("path") for one in _mapping(manifest.get("inputs")).values()]
-    given += [_mapping(manifest.get(name)).get("spec") for name in ("target", "evaluator")]
+    given += [mapping(one).get("path") for one in _facts_of(manifest.get("inputs")).values()]
+    given += [mapping(manifest.get(name)).get("spec") for name in ("target", "evaluator")]
     paths = set()
     for one in given:
         if isinstance(one, str):
-            # Of 'package.module:factory?weights=FILE' the code may be named, the file not.
+            # Of 'package.module:factory?weights=FILE' the code may be named, the file may not.
             _, mark, query = one.partition("?")
             path = query.partition("=")[2] if mark else one
             names_code = ":" in path and not Path(path).is_absolute() and not Path(path).exists()
-            if path and not names_code and path not in _HARMLESS:
+            if path and not names_code and path not in _NOT_PATHS:
                 paths.add(path)
-    # The longest first: one path may be the beginning of another.
+    # The longest first: one path may be a prefix of another.
     ordered = sorted(paths, key=lambda path: (-len(path), path))
 
     def hidden(value: Any) -> Any:
@@ -183,62 +179,51 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
     parts = ("split", "settings", "inputs", "target", "evaluator", "warnings", "notes")
     found = {**manifest, **{name: hidden(manifest[name]) for name in parts if name in manifest}}
     for name, value in settings.items():
-        if name not in _PATHS:  # a setting may be called as a folder is
+        if name not in _PATHS:  # another setting may have the same value as a path
             found["settings"][name] = value
     return found
 
 
 def nearest_first(samples: pd.DataFrame) -> pd.DataFrame:
-    """Rows by nearest distance, smallest first, then by id; those without a distance last."""
+    """Return the rows by nearest distance, smallest first, then by id; missing distances last."""
     return samples.sort_values(["nearest_distance", "id"], na_position="last", kind="stable")
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _facts_of(value: Any) -> dict[str, Any]:
+    """Return a part of the manifest as a mapping; a plain value becomes its name."""
     if value is None:
         return {}
     return dict(value) if isinstance(value, Mapping) else {"name": value}
 
 
-def _facts(manifest: Mapping[str, Any], stages: Sequence[tuple[str, float]]) -> dict[str, str]:
-    settings = _mapping(manifest.get("settings"))
+def _short_facts(
+    manifest: Mapping[str, Any], stages: Sequence[tuple[str, float]]
+) -> dict[str, str]:
+    queries = _facts_of(manifest.get("queries"))
     named = {
         "created": manifest.get("created"),
         "inversight": manifest.get("version"),
         "preset": manifest.get("preset"),
-        "arm": settings.get("arm"),
+        "arm": mapping(manifest.get("settings")).get("arm"),
         "seed": manifest.get("seed"),
         "device": manifest.get("device"),
         "threads": manifest.get("threads"),
         "embedding": manifest.get("embedding"),
         "features": manifest.get("features"),
         "guidance embedding": manifest.get("guidance_embedding"),
-        "images sent to the target": ", ".join(
-            f"{name} {count:,}" for name, count in _mapping(manifest.get("queries")).items()
-        )
-        or None,
-        "stages took": duration(sum(s for _, s in stages)) if stages else None,
+        "images sent to the target": ", ".join(f"{k} {n:,}" for k, n in queries.items()) or None,
+        "time of all stages": duration(sum(s for _, s in stages)) if stages else None,
     }
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
 def _split(inputs: Mapping[str, Any]) -> str:
-    """'private: 100 images of 20 classes; ...' from the manifest's inputs."""
+    """Return 'private: 100 images of 20 classes; ...' from the manifest's inputs."""
     parts = []
     for name, facts in inputs.items():
         if isinstance(facts, Mapping) and facts.get("images") is not None:
             classes = facts.get("classes")
             count = len(classes) if isinstance(classes, list) else classes
-            parts.append(
-                f"{name}: {facts['images']} images" + (f" of {count} classes" if count else "")
-            )
+            of = f" of {count} classes" if count else ""
+            parts.append(f"{name}: {facts['images']} images{of}")
     return "; ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """'7.5 s', '3 min 20 s' or '2 h 05 min'."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 100:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,23 +1,28 @@
-"""Histograms as SVG to be put into the page: same data, same bytes, nothing outside needed."""
+"""Figures as SVG to embed in a page: histograms, and what the other figures share.
+
+The same data gives the same bytes, and a figure needs no other file.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from inversight.report.words import number
+from inversight.report.formatting import number, visible
 
 Floats = NDArray[np.float64]
 
-STYLE = {
+_STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "inversight",
     "font.size": 10.0,
@@ -28,32 +33,52 @@ STYLE = {
     "xtick.color": "#4b5563",
     "ytick.color": "#4b5563",
 }
-# Told apart by people of any colour vision, and by fill against outline in print.
-_PRIVATE, _HOLDOUT = "#2563a8", "#c2570c"
+COLOURS = ("#2563a8", "#c2570c", "#1a7048", "#8e4fa8", "#b3261e", "#8a6500", "#4b5563")
+MARKERS = "osD^vPX"
+"""One for each colour, so that the series differ in print and for any colour vision."""
+_PRIVATE, _HOLDOUT = COLOURS[:2]
+_LONGEST = 24
+"""Letters of a name in a legend."""
 _BINS, _LOG_BINS = 24, 40
 _LOG_ABOVE = 50.0
-"""Ratio of the largest to the smallest value from which a logarithmic axis shows more."""
+"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
 _LOG_DEPTH = 1000.0
-"""A logarithmic axis ends at the median divided by this; what is below is in its first bar."""
+"""A logarithmic axis begins at the median divided by this; smaller values are in its first bar."""
+
+
+@contextmanager
+def new_figure(width: float = 5.4, height: float = 3.2) -> Iterator[tuple[Figure, Axes]]:
+    """Provide a new figure of that size in inches, and its axes, in the style of the report."""
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def legend(axes: Axes, names: Sequence[str]) -> Legend:
+    """Put a legend above the axes that gives its series these names, each as plain text."""
+    made = axes.legend(
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2 if len(names) > 1 else 1,
+        frameon=False, borderaxespad=0.2, fontsize=9.5,
+    )  # fmt: skip
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_parse_math(False)  # a dollar sign in a name is not the start of a formula
+        shown = visible(name)
+        text.set_text(shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…")
+    return made
 
 
 def score_histogram(scores: Sequence[float]) -> str | None:
-    """Distribution of the per-image scores above 0 as SVG; None if there is none."""
+    """Return the distribution of the per-image scores above 0 as SVG; None if there are none."""
     values = _finite(scores)
     values = values[values > 0]
     if not len(values):
         return None
-    with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _axes()
+    with new_figure() as (figure, axes):
         bins = _bins(values, axes)
         axes.hist(
-            np.maximum(values, bins[0]),
-            bins=bins.tolist(),
-            color=_PRIVATE,
-            alpha=0.85,
-            edgecolor="white",
-            linewidth=0.5,
-        )
+            np.maximum(values, bins[0]), bins=bins.tolist(), color=_PRIVATE, alpha=0.85,
+            edgecolor="white", linewidth=0.5,
+        )  # fmt: skip
         axes.set_xlabel("DDCS best of an image (right: nearer)")
         axes.set_ylabel("private images")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -61,37 +86,36 @@ def score_histogram(scores: Sequence[float]) -> str | None:
 
 
 def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None) -> str | None:
-    """Distribution of the nearest distances as SVG, the holdout's over it; None without any."""
-    ours = _finite(private)
-    theirs = _finite(holdout if holdout is not None else ())
-    if not len(ours):
+    """Return the distribution of the nearest distances of both sets as SVG; None without any."""
+    sets = {"private": _finite(private), "holdout": _finite(holdout or ())}
+    if not len(sets["private"]):
         return None
-    with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _axes()
-        bins = _bins(np.concatenate([ours, theirs]), axes).tolist()
-        floor = bins[0]
-        for values, name, colour, look in (
-            (ours, "private", _PRIVATE, {"histtype": "stepfilled", "alpha": 0.35}),
-            (theirs, "holdout", _HOLDOUT, {"histtype": "step", "linewidth": 1.8}),
+    both = np.concatenate(list(sets.values()))
+    with new_figure() as (figure, axes):
+        bins = _bins(both, axes).tolist()
+        for (name, values), colour, look in zip(
+            sets.items(),
+            (_PRIVATE, _HOLDOUT),
+            ({"histtype": "stepfilled", "alpha": 0.35}, {"histtype": "step", "linewidth": 1.8}),
+            strict=True,
         ):
             if not len(values):
                 continue
             middle = float(np.median(values))
             axes.hist(
-                np.maximum(values, floor),
+                np.maximum(values, bins[0]),
                 bins=bins,
                 weights=np.full(len(values), 100.0 / len(values)),
                 color=colour,
                 label=f"{name} ({len(values)}), median {number(middle)}",
                 **look,  # type: ignore[arg-type]
             )
-            axes.axvline(max(middle, floor), color=colour, linestyle="--", linewidth=1.4)
-        clipped = bool((np.concatenate([ours, theirs]) < floor).any())
-        first = "; first bar: all below it too" if clipped else ""
+            axes.axvline(max(middle, bins[0]), color=colour, linestyle="--", linewidth=1.4)
+        first = "; first bar: all below it too" if bool((both < bins[0]).any()) else ""
         axes.set_xlabel(f"nearest distance (left: nearer{first})")
         axes.set_ylabel("% of images")
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, borderaxespad=0.2)
-        names = "private and holdout" if len(theirs) else "private"
+        names = "private and holdout" if len(sets["holdout"]) else "private"
         return to_svg(figure, "distances", f"Histogram of the nearest distances of {names} images")
 
 
@@ -100,18 +124,13 @@ def _finite(values: Sequence[float]) -> Floats:
     return array[np.isfinite(array)]
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.4, 3.2), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _bins(values: Floats, axes: Axes) -> Floats:
-    """Edges; logarithmic where the range is wide, and then not down to 0 (see ``_LOG_DEPTH``)."""
+    """Return the edges; where the range is wide they are logarithmic and begin at ``_LOG_DEPTH``."""
     positive = values[values > 0]
     low, high = float(values.min()), float(values.max())
     if len(positive) and high / float(positive.min()) > _LOG_ABOVE:
         axes.set_xscale("log")
-        # More than a decade is shown, so the labels of whole decades are enough.
+        # The axis spans more than a decade, so the labels of whole decades are enough.
         axes.xaxis.set_minor_formatter(NullFormatter())
         start = max(float(positive.min()), float(np.median(positive)) / _LOG_DEPTH)
         return np.geomspace(start * 0.999, high * 1.001, _LOG_BINS + 1)
@@ -120,16 +139,16 @@ def _bins(values: Floats, axes: Axes) -> Floats:
 
 
 def to_svg(figure: Figure, prefix: str, description: str) -> str:
-    """The bare <svg> element, its ids made the page's only ones of that name.
+    """Return the figure as a bare <svg> element; ``prefix`` makes its ids unique in a page.
 
-    ``description`` goes into an attribute as it is: no name that a user chose may be in it.
+    ``description`` goes into an attribute unescaped: it must not contain a name that a user chose.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].rstrip()
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # The page scales the picture; the viewBox alone keeps its shape.
+    # The page scales the figure; the viewBox alone keeps its aspect ratio.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)

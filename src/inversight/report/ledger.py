@@ -1,19 +1,23 @@
-"""Sortable tables of a page: a table in, headings and cells in words out."""
+"""Sortable tables of a page: a data frame in, headings and cells as text out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from inversight.report import words
+from inversight.report.formatting import NONE, is_missing, number, significant, visible
+from inversight.report.words import Words
+
+MOST_ROWS = 2000
+"""Maximum number of rows on a page; the Parquet file has all."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the ledger. first: its first direction. filtered: the filter reads it."""
+    """A column of a ledger. first: direction that it is sorted in first. filtered: the filter reads it."""
 
     key: str
     name: str
@@ -24,44 +28,46 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the ledger. sort: the value to sort by, where the text is not it."""
+    """A cell of a ledger. sort: the value to sort by, None for the text."""
 
     text: str
     sort: str | None
 
 
-def headings(
-    table: pd.DataFrame,
-    order: Sequence[str],
-    word: Callable[[str], words.Word],
-    filtered: Collection[str] = ("label",),
-) -> list[Column]:
-    """Return a numbering and the columns of ``table`` in ``order``, each with its first direction.
+@dataclass(frozen=True)
+class Ledger:
+    """A table of a page. rows: at most ``MOST_ROWS`` of its ``count``, numbered from 1."""
 
-    The filter reads columns of text and those in ``filtered``.
-    """
-    columns = [Column("", "#", True, "ascending", False)]
-    for key in order:
-        meant = word(key)
-        numeric = bool(pd.api.types.is_numeric_dtype(table[key]))
-        first = "descending" if meant.worse == "higher" else "ascending"
-        columns.append(Column(key, meant.name, numeric, first, key in filtered or not numeric))
-    return columns
+    name: str
+    columns: list[Column]
+    rows: list[list[Cell]]
+    count: int
+
+    @classmethod
+    def of(cls, name: str, table: pd.DataFrame, order: Iterable[str], words: Words) -> Ledger:
+        """Return the columns of ``table`` named by ``order``, its rows in the order that they have.
+
+        The filter reads columns of text and the label.
+        """
+        keys = [key for key in order if key in table.columns]
+        columns = [Column("", "#", True, "ascending", False)]
+        for key in keys:
+            numeric = bool(pd.api.types.is_numeric_dtype(table[key]))
+            first = "descending" if words[key].worse == "higher" else "ascending"
+            columns.append(
+                Column(key, words[key].name, numeric, first, key == "label" or not numeric)
+            )
+        shown = table.head(MOST_ROWS)
+        cells = [[_cell(value) for value in shown[key].tolist()] for key in keys]
+        numbers = [Cell(str(i), None) for i in range(1, len(shown) + 1)]
+        return cls(name, columns, [list(r) for r in zip(numbers, *cells, strict=True)], len(table))
 
 
-def rows(table: pd.DataFrame, order: Sequence[str]) -> list[list[Cell]]:
-    """The rows of ``table`` in the order they have, numbered from 1."""
-    cells = [[cell(value) for value in table[key].tolist()] for key in order]
-    numbers = [Cell(str(i), None) for i in range(1, len(table) + 1)]
-    return [list(row) for row in zip(numbers, *cells, strict=True)]
-
-
-def cell(value: Any) -> Cell:
-    """One value in words."""
-    if words.is_missing(value):
-        return Cell(words.NONE, "")
+def _cell(value: Any) -> Cell:
+    if is_missing(value):
+        return Cell(NONE, "")
     if isinstance(value, bool):
         return Cell("yes" if value else "no", str(int(value)))
     if isinstance(value, float):
-        return Cell(words.number(value), words.significant(value))
-    return Cell(words.visible(str(value)), None)
+        return Cell(number(value), significant(value))
+    return Cell(visible(value), None)

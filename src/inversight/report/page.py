@@ -1,4 +1,4 @@
-"""Puts the page together. Pure: the same data gives the same text, and nothing is read or drawn."""
+"""The report page of a run. The same data gives the same text; no file is read or written."""
 
 from __future__ import annotations
 
@@ -11,36 +11,31 @@ from typing import Any
 import pandas as pd
 
 from inversight.report import words
-from inversight.report.budget import budget_part
+from inversight.report.budget import budget_section
 from inversight.report.contents import GalleryItem, ReportData, nearest_first
 from inversight.report.figures import distance_histogram, score_histogram
-from inversight.report.ledger import headings, rows
+from inversight.report.formatting import NONE, get_number, interval_text, is_missing, number
+from inversight.report.ledger import Ledger
 from inversight.report.reading import flatten
-from inversight.report.templating import environment, own
+from inversight.report.templating import html_template, trusted
 from inversight.report.verdict import verdict
 
-MOST_ROWS = 2000
-"""Rows of the ledger that the page shows; the table file has all."""
-
 TRUSTED, DOUBTFUL = 0.8, 0.5
-"""Accuracies on unseen real images from which an evaluator is trusted, and below which not."""
+"""An evaluator is trusted from the first accuracy on the holdout on, and not below the second."""
 
 _PIXEL_ART = 64
-"""Width in pixels up to which pictures are enlarged without smoothing, to show what is there."""
-
+"""Width in pixels up to which images are enlarged without smoothing."""
 
 _SET_MEASURES = ("ddcs_best", "covered", "coverage", "accuracy_top1")
-"""Measures by which sets of reconstructions are put side by side."""
+"""Measures by which sets of reconstructions are compared."""
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A row of the measures' table, in words."""
+class MetricRow:
+    """A row of the table of measures as text."""
 
     key: str
-    name: str
-    meaning: str
-    worse: str
+    word: words.Word
     value: str
     interval: str
     reason: str
@@ -50,10 +45,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class SetRow:
-    """One set of reconstructions. images: private images it came nearest to; values: in words."""
+    """A set of reconstructions as text. images: number of private images that it came nearest to."""
 
     name: str
-    images: str
+    images: int
     values: list[str]
 
 
@@ -66,154 +61,130 @@ class Trust:
 
 
 def render(data: ReportData) -> str:
-    """One self-contained HTML page: no file beside it, no network, every name in it inert text."""
+    """Return one self-contained HTML page: no other file, no network, every name in it inert text."""
     samples = nearest_first(data.samples)
-    shown = samples.head(MOST_ROWS)
-    order = _column_order(shown)
+    order = _column_order(samples)
     scores = data.samples["ddcs_best"].astype("float64")
     nearest = data.samples["nearest_distance"].astype("float64")
-    budget = budget_part(data.budget)
+    budget = budget_section(data.budget)
     if budget is not None:
-        figures = [(own(picture) or "", caption) for picture, caption in budget.figures]
-        budget = replace(budget, figures=figures)
+        budget = replace(budget, figures=[(trusted(svg), text) for svg, text in budget.figures])
     total = sum(seconds for _, seconds in data.stages)
-    return (
-        environment()
-        .get_template("report.html")
-        .render(
-            data=data,
-            verdict=verdict(data),
-            metrics=[_metric(key, found) for key, found in _ordered(data.metrics)],
-            set_measures=[words.metric(key).name for key in _SET_MEASURES],
-            sets=_sets(data),
-            columns=headings(shown, order, words.column),
-            explained=[
-                (word.name, word.meaning) for word in map(words.column, order) if word.meaning
-            ],
-            rows=rows(shown, order),
-            images=len(samples),
-            uncovered=int((scores == 0).sum()),
-            unreached=int(nearest.isna().sum()),
-            score_figure=own(score_histogram(scores.tolist())),
-            distance_figure=own(distance_histogram(nearest.tolist(), data.holdout_nearest)),
-            budget=budget,
-            gallery=[(item, _picture(item), _is_small(item)) for item in data.gallery],
-            trust=_trust(data.evaluator),
-            stages=[
-                (name, seconds, seconds / total if total else 0.0) for name, seconds in data.stages
-            ],
-            tables={
-                "Inputs": _lines(data.inputs),
-                "Target": _lines(data.target),
-                "Evaluator": _lines(data.evaluator),
-                "Settings": _lines(data.settings),
-                "Versions": _lines(data.versions),
-            },
-        )
+    meanings = [words.COLUMNS[key] for key in order if words.COLUMNS[key].meaning]
+    return html_template("report.html").render(
+        data=data,
+        verdict=verdict(data),
+        metrics=[_metric_row(key, data.metrics[key]) for key in words.in_order(data.metrics)],
+        set_measures=[words.METRICS[key].name for key in _SET_MEASURES],
+        sets=_sets(data),
+        ledger=Ledger.of("ledger", samples, order, words.COLUMNS),
+        explained=[(word.name, word.meaning) for word in meanings],
+        images=len(samples),
+        uncovered=int((scores == 0).sum()),
+        unreached=int(nearest.isna().sum()),
+        score_figure=_figure(score_histogram(scores.tolist())),
+        distance_figure=_figure(distance_histogram(nearest.tolist(), data.holdout_nearest)),
+        budget=budget,
+        gallery=[
+            (item, _address(item.private_png), _address(item.reconstruction_png), _is_small(item))
+            for item in data.gallery
+        ],
+        trust=_trust(data.evaluator),
+        stages=[
+            (name, seconds, seconds / total if total else 0.0) for name, seconds in data.stages
+        ],
+        tables={
+            "Inputs": _lines(data.inputs),
+            "Target": _lines(data.target),
+            "Evaluator": _lines(data.evaluator),
+            "Settings": _lines(data.settings),
+            "Versions": _lines(data.versions),
+        },
     )
 
 
-def _ordered(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    known = [key for key in words.METRICS if key in metrics]
-    return [(key, metrics[key]) for key in [*known, *(k for k in metrics if k not in known)]]
+def _figure(svg: str | None) -> str | None:
+    return None if svg is None else trusted(svg)
 
 
-def _metric(key: str, found: Mapping[str, Any]) -> Metric:
-    word = words.metric(key)
-    low, high = found.get("low"), found.get("high")
-    bounded = low is not None and high is not None
-    missing = words.is_missing(found.get("value"))
-    own = {"value", "low", "high", "reason", "features", "within"}
-    extra = {name: value for name, value in found.items() if name not in own}
-    return Metric(
+def _metric_row(key: str, found: Mapping[str, Any]) -> MetricRow:
+    missing = is_missing(found.get("value"))
+    named = {"value", "low", "high", "reason", "features", "within"}
+    extra = {name: value for name, value in found.items() if name not in named}
+    return MetricRow(
         key=key,
-        name=word.name,
-        meaning=word.meaning,
-        worse=word.worse,
-        value=words.number(found.get("value")),
-        interval=f"{words.number(low)} to {words.number(high)}" if bounded else "",
+        word=words.METRICS[key],
+        value=number(found.get("value")),
+        interval=interval_text(found),
         reason=str(found.get("reason") or "no reason was recorded") if missing else "",
         features=str(found.get("features") or ""),
-        extra=", ".join(f"{k.replace('_', ' ')}: {words.number(v)}" for k, v in extra.items()),
+        extra=", ".join(f"{k.replace('_', ' ')}: {number(v)}" for k, v in extra.items()),
     )
 
 
 def _sets(data: ReportData) -> list[SetRow]:
-    """Each set beside the others, the one that came nearest most often first."""
+    """Return each set of reconstructions, the one that came nearest most often first."""
     owner = data.samples["nearest_set"] if "nearest_set" in data.samples else pd.Series(dtype=str)
-    counted = {name: int((owner == name).sum()) for name in data.by_set}
-    return [
+    rows = [
         SetRow(
             name=name,
-            images=str(counted[name]),
-            values=[
-                words.number((data.by_set[name].get(key) or {}).get("value"))
-                for key in _SET_MEASURES
-            ],
+            images=int((owner == name).sum()),
+            values=[number(get_number(metrics.get(key), "value")) for key in _SET_MEASURES],
         )
-        for name in sorted(counted, key=lambda n: (-counted[n], n))
+        for name, metrics in data.by_set.items()
     ]
+    return sorted(rows, key=lambda row: (-row.images, row.name))
 
 
 def _column_order(samples: pd.DataFrame) -> list[str]:
-    known = [key for key in words.COLUMNS if key in samples.columns]
-    order = known + [str(key) for key in samples.columns if key not in known]
-    # One set of reconstructions needs no column that names it in every row.
-    one_set = "nearest_set" in order and samples["nearest_set"].nunique() < 2
-    return [key for key in order if not (one_set and key == "nearest_set")]
-
-
-def _picture(item: GalleryItem) -> tuple[str, str]:
-    """Data addresses of the private image and the reconstruction."""
-    return _address(item.private_png), _address(item.reconstruction_png)
+    order = words.in_order(map(str, samples.columns), words.COLUMNS)
+    # A single set of reconstructions needs no column that repeats its name.
+    if "nearest_set" in order and samples["nearest_set"].nunique() < 2:
+        order.remove("nearest_set")
+    return order
 
 
 def _address(png: bytes) -> str:
+    """Return an image as a data address."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _is_small(item: GalleryItem) -> bool:
-    # Width: the four bytes behind the signature, the length and the name of the first chunk.
+    # The width is the four bytes after signature, length and name of the first chunk.
     header = item.private_png[16:20]
     return len(header) == 4 and struct.unpack(">I", header)[0] <= _PIXEL_ART
 
 
 def _trust(evaluator: Mapping[str, Any]) -> Trust:
-    accuracy: Any = evaluator.get("holdout_accuracy")
-    if words.is_missing(accuracy):
+    accuracy = get_number(evaluator, "holdout_accuracy")
+    if accuracy is None:
         return Trust(
             "unknown",
-            "How well the evaluator classifies real images it has never seen was not measured "
-            "(that needs a holdout). Read accuracy and KNN distance with care.",
+            "The evaluator's accuracy on real images that it has never seen was not measured (this "
+            "needs a holdout). Read accuracy and KNN distance with care.",
         )
-    share = float(accuracy)
-    found = f"The evaluator classifies {100 * share:.1f} % of the holdout correctly"
-    if share >= TRUSTED:
+    found = f"The evaluator classifies {100 * accuracy:.1f} % of the holdout correctly"
+    if accuracy >= TRUSTED:
         return Trust("ok", f"{found}, so it can judge which class a reconstruction shows.")
-    if share >= DOUBTFUL:
+    if accuracy >= DOUBTFUL:
         return Trust(
             "doubtful",
-            f"{found}. That is not much: it errs about real images too, so accuracy and KNN "
-            "distance are rough.",
+            f"{found}. It also errs on real images, so accuracy and KNN distance are rough.",
         )
     return Trust(
         "bad",
-        f"{found}. An evaluator that cannot classify real images cannot judge reconstructions: do "
-        "not rely on accuracy and KNN distance.",
+        f"{found}. An evaluator that cannot classify real images cannot judge reconstructions: do not "
+        "rely on accuracy and KNN distance.",
     )
 
 
 def _lines(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if not values:
-        return []
-    return [(name, _plain(value)) for name, value in flatten(dict(values)).items()]
+    return [(name, _plain(value)) for name, value in flatten(dict(values)).items() if name]
 
 
 def _plain(value: Any) -> str:
-    if value is None:
-        return words.NONE
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or words.NONE
+        return ", ".join(map(str, value)) or NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return NONE if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Reads what a run left behind: manifest, metrics and tables."""
+"""Read the manifest, metrics and tables of a run folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from inversight.core.errors import RunError
 
 
 def read_mapping(run: Path, name: str) -> dict[str, Any]:
-    """The JSON object in ``run/name``.
+    """Return the JSON object in ``run/name``.
 
     Raises:
-        RunError: ``run`` is no run folder, the file is missing (unfinished) or damaged.
+        RunError: ``run`` is not a run folder, or the file is missing (unfinished run) or damaged.
     """
     file = _existing(run, name)
     try:
@@ -29,7 +29,7 @@ def read_mapping(run: Path, name: str) -> dict[str, Any]:
 
 
 def read_table(run: Path, name: str, required: Iterable[str]) -> pd.DataFrame:
-    """The Parquet table in ``run/name``, which must have the ``required`` columns.
+    """Return the Parquet table in ``run/name``, which must have the ``required`` columns.
 
     Raises:
         RunError: the file is missing (unfinished run), damaged, or lacks a column.
@@ -37,7 +37,7 @@ def read_table(run: Path, name: str, required: Iterable[str]) -> pd.DataFrame:
     file = _existing(run, name)
     try:
         table = pd.read_parquet(file)
-    except Exception as error:  # pyarrow's own errors share no base with pandas'
+    except Exception as error:  # pyarrow's errors have no base class in common with pandas'
         reason = " ".join(str(error).split())
         raise RunError(f"{file}: cannot be read as a Parquet table ({reason})") from None
     missing = [column for column in required if column not in table.columns]
@@ -60,7 +60,7 @@ def _existing(run: Path, name: str) -> Path:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> dotted names with plain values. Lists of mappings are numbered from 0."""
+    """Return nested mappings as dotted names with plain values; lists of mappings count from 0."""
     if isinstance(value, dict) and value:
         parts = [(str(k), v) for k, v in value.items()]
     elif isinstance(value, list) and any(isinstance(v, dict) for v in value):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from inversight.report.contents import ReportData, nearest_first
-from inversight.report.words import number, visible, with_interval
+from inversight.report.formatting import number, percent, visible, with_interval
 
 Level = Literal["leak", "unclear", "none-seen"]
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -28,23 +28,15 @@ _TAIL = 0.05
 
 
 @dataclass(frozen=True)
-class Headline:
-    """Result of a run's first test.
+class Verdict:
+    """A headline, and the facts behind it: one sentence or two each.
 
     level: "leak" (leakage was shown), "none-seen" (this attack showed none) or "unclear".
     """
 
     level: Level
     sentence: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A headline for the report, and the facts behind it, one sentence or two each."""
-
-    level: Level
-    sentence: str
-    grounds: tuple[str, ...]
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,8 @@ def median_interval(values: Sequence[float] | NDArray[np.float64]) -> Median:
     return Median(middle, float(ordered[k - 1]), float(ordered[n - k]))
 
 
-def headline(metrics: Metrics) -> Headline:
-    """Return the result of the first test that ``metrics`` (metrics.json) has a value for."""
+def headline(metrics: Metrics) -> Verdict:
+    """Return the result of the first test that ``metrics`` (metrics.json) has a value for, without facts."""
     # Exposure of the set belongs first, once an audit measures it.
     for test in (_gap_headline, _flag_headline):
         found = test(metrics)
@@ -86,20 +78,20 @@ def headline(metrics: Metrics) -> Headline:
         (metrics[k]["reason"] for k in ("leakage_gap", "flagged") if _get(metrics, k, "reason")),
         "no holdout images were compared",
     )
-    return Headline(
+    return Verdict(
         "unclear",
         f"This run has no test of leakage ({reason}): it shows how near the reconstructions came, but "
         "not whether training on the images was the reason.",
     )
 
 
-def _gap_headline(metrics: Metrics) -> Headline | None:
+def _gap_headline(metrics: Metrics) -> Verdict | None:
     gap, p = _get(metrics, "leakage_gap", "value"), _get(metrics, "leakage_gap", "p_value")
     if gap is None or p is None:
         return None
     numbers = f"leakage gap {number(gap)}, p = {number(p)}"
     if gap > 0 and p <= SIGNIFICANCE:
-        return Headline(
+        return Verdict(
             "leak",
             "The attack recovers something of the private images themselves: as a set they score "
             "higher than holdout images of the same classes, which the target never saw "
@@ -107,26 +99,26 @@ def _gap_headline(metrics: Metrics) -> Headline | None:
         )
     flagged = _get(metrics, "flagged", "count")
     more = f" One by one, {flagged} images are flagged." if flagged else ""
-    return Headline(
+    return Verdict(
         "unclear" if flagged else "none-seen",
         f"No leakage of the private images as a set was shown ({numbers}). This does not prove that "
         f"any image is safe.{more}",
     )
 
 
-def _flag_headline(metrics: Metrics) -> Headline | None:
+def _flag_headline(metrics: Metrics) -> Verdict | None:
     if _get(metrics, "flagged", "value") is None:
         return None
     flagged = metrics["flagged"]
     count, of = flagged["count"], flagged["private_images"]
     rate = f"at a false-discovery rate of {percent(flagged['fdr'])}"
     if count:
-        return Headline(
+        return Verdict(
             "leak",
             f"{count} of {of} private images are flagged {rate}: they lie nearer to the "
             "reconstructions than holdout images of their class, which the target never saw.",
         )
-    return Headline(
+    return Verdict(
         "none-seen",
         f"None of {of} private images is flagged {rate}. This does not prove that any image is safe.",
     )
@@ -162,7 +154,7 @@ def verdict(data: ReportData) -> Verdict:
             f"No private image has a reconstruction of its class. {first.sentence}",
             tuple(_tests(data.metrics)),
         )
-    level, sentence, grounds = first.level, first.sentence, _tests(data.metrics)
+    level, sentence, facts = first.level, first.sentence, _tests(data.metrics)
     exact = int(samples["exact_hit"].sum()) if "exact_hit" in samples else 0
     if exact:
         level = "leak"
@@ -173,22 +165,22 @@ def verdict(data: ReportData) -> Verdict:
         )
     holdout = _holdout_distances(data)
     if holdout is None:
-        grounds += [_no_comparison(data), *_control(data.metrics)]
+        facts += [_no_comparison(data), *_control(data.metrics)]
     else:
-        grounds += _compared(nearest[reached], holdout)
-    grounds.append(_closest_three(data))
+        facts += _compared(nearest[reached], holdout)
+    facts.append(_closest_three(data))
     if not reached.all():
-        grounds.append(
+        facts.append(
             f"{int((~reached).sum())} of {images} private images have no reconstruction of their "
             "class; nothing is known about them."
         )
-    grounds.append(
+    facts.append(
         f"{int((samples['ddcs_best'] > 0).sum())} of {images} private images are the nearest of their "
         "class to at least one reconstruction. The others score 0 in DDCS, which does not mean that "
         "they are safe: of two near-identical private images only one gets the reconstruction. Judge "
         "an image by its nearest distance."
     )
-    return Verdict(level, sentence, tuple(grounds))
+    return Verdict(level, sentence, tuple(facts))
 
 
 def _holdout_distances(data: ReportData) -> NDArray[np.float64] | None:
@@ -206,6 +198,8 @@ def _no_comparison(data: ReportData) -> str:
             "the evaluator was trained on the private images and not on the holdout. Use another "
             "embedding."
         )
+    if data.holdout_nearest is not None:
+        return "No holdout image has a reconstruction of its class, so there is nothing to compare with."
     return (
         "There is no holdout to compare with. Images of the same classes that the target never saw "
         "(--holdout) show how near reconstructions come without any leakage."
@@ -287,8 +281,3 @@ def _get(metrics: Metrics, key: str, name: str) -> Any:
 
 def _with_interval(found: Mapping[str, Any]) -> str:
     return with_interval(found["value"], found.get("low"), found.get("high"))
-
-
-def percent(share: float) -> str:
-    """Return 0.125 as '12.5 %', at most two decimals unless that would be 0."""
-    return f"{round(100.0 * share, 2) or 100.0 * share:g} %"

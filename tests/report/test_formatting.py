@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inversight.report.contents import duration
-from inversight.report.words import NONE, number, visible
+from inversight.report.formatting import NONE, duration, number, visible
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""What holds for both pages: inert names, no network, and references that resolve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from inversight.report import render, render_defences
+from tests.report.defence_examples import hostile
+from tests.report.examples import HOSTILE, hostile_data
+from tests.report.parsers import Page
+
+PAGES: dict[str, Callable[[], str]] = {
+    "report": lambda: render(hostile_data()),
+    "defences": lambda: render_defences(*hostile()),
+}
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def html(name: str) -> str:
+    return PAGES[name]()
+
+
+def test_the_same_data_gives_the_same_page(name, html):
+    assert PAGES[name]() == html
+
+
+def test_hostile_names_become_text_and_nothing_else(name, html):
+    page = Page(html)
+    assert len(page.named("script")) == 1
+    assert len(page.named("img")) == (2 * len(HOSTILE) if name == "report" else 0)
+    assert not page.named("b") or name == "defences"
+    assert not page.named("iframe") and not page.named("object") and not page.named("base")
+    handlers = [key for _, attributes in page.elements for key in attributes if key[:2] == "on"]
+    assert handlers == []
+    for text in HOSTILE:
+        assert text in page.text()
+    for svg in re.findall(r"<svg.*?</svg>", html, re.S):
+        assert "<img" not in svg and "<script" not in svg
+    assert "onerror" in "".join(re.findall(r"<svg.*?</svg>", html, re.S))
+
+
+def test_nothing_outside_the_page_is_loaded(html):
+    page = Page(html)
+    loading = ("src", "srcset", "data", "poster", "action", "background", "formaction")
+    for tag, attributes in page.elements:
+        for name in loading:
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+        for name in ("href", "xlink:href"):
+            where = attributes.get(name, "#")
+            assert where.startswith("#") or (tag == "a" or where == "data:,"), (tag, where)
+    assert "@import" not in html
+    assert all(found == "#" for found in re.findall(r"url\(['\"]?(.)", html))
+    policy = [m for m in page.named("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy[0]["content"].startswith("default-src 'none'; img-src data:;")
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(html):
+    page = Page(html)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = page.references(html)
+    assert used and used <= set(ids)
