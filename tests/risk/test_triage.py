@@ -71,7 +71,7 @@ def test_only_ranks_matter_and_rows_do_not(seed: int) -> None:
 
 
 def test_nothing_to_tell_by_is_said() -> None:
-    with pytest.raises(InputError, match="no signal"):
+    with pytest.raises(InputError, match="none of the signals"):
         expected_exposure({"unknown": torch.zeros(3)})
 
 

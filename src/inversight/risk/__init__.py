@@ -1,7 +1,7 @@
 """Risk: scores calibrated against a holdout, images of the same classes that the target never saw.
 
-:func:`calibrate` says of each private image whether it is nearer to the reconstructions than such
-images are by chance; :func:`leakage_gap` says it of the set as a whole.
+:func:`calibrate` flags private images that are nearer to the reconstructions than such images are by
+chance; :func:`leakage_gap` compares the two sets as a whole.
 """
 
 from inversight.risk.calibration import (

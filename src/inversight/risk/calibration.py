@@ -1,5 +1,4 @@
-"""Is an image nearer to the reconstructions than images that cannot have leaked? With what rate of
-false alarms?"""
+"""Flags private images that are nearer to the reconstructions than holdout images are by chance."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from inversight.core.errors import ConfigError, InputError
-from inversight.risk.yardstick import yardsticks
+from inversight.risk.class_scales import class_scales
 from inversight.scores.checks import as_array
 from inversight.scores.result import ScoreResult, Summary
 from inversight.settings import DEFAULT_FDR
 
 LEAST = 9
-"""Holdout images below which nothing is said."""
+"""Smallest number of holdout images that can be calibrated on."""
 
 _SCRATCH = 1 << 20
 """Numbers held at once in each temporary."""
@@ -26,14 +25,14 @@ DistancesLike = tuple[Tensor | ArrayLike, Tensor | ArrayLike]
 
 
 def check_embedding(name: str) -> None:
-    """Refuse distances in which private and holdout images are not alike even without an attack.
+    """Refuse distances in which private and holdout images differ even without an attack.
 
     Raises:
         ConfigError: ``evaluator``, which was trained on the private images and not on the holdout.
     """
     if name == "evaluator":
         raise ConfigError(
-            "risk cannot be judged in the features of the evaluator, which has seen the private "
+            "risk cannot be calibrated in the features of the evaluator, which has seen the private "
             "images and not the holdout; give --embedding pixel, public, lpips-vgg, lpips-alex, "
             "lpips-squeeze or inception"
         )
@@ -46,32 +45,33 @@ def calibrate(
     fdr: float = DEFAULT_FDR,
     floor: float = 1e-6,
 ) -> ScoreResult:
-    """Flags private images; per_sample, each (N,) in private's row order, NaN where nothing is known:
+    """In [0, 1], higher is more leakage: the fraction of private images that are flagged.
 
-    - ``p_value``: float64 in (0, 1], lower is more leakage. How often an image that the target never
-      saw would come at least as near to a reconstruction of its class (split conformal p-value, Vovk
+    It is of those that could be calibrated. per_sample, each (N,) in private's row order, NaN where
+    nothing is known:
+
+    - ``p_value``: float64 in (0, 1], lower is more leakage. Probability that an image that the target
+      never saw comes at least as near to a reconstruction of its class (split conformal p-value, Vovk
       et al. 2005; Bates et al. 2023).
-    - ``q_value``: float64 in (0, 1], lower is more leakage. The smallest rate of false discoveries at
-      which the image is flagged (Benjamini and Hochberg 1995).
+    - ``q_value``: float64 in (0, 1], lower is more leakage. The smallest false-discovery rate at which
+      the image is flagged (Benjamini and Hochberg 1995).
     - ``flagged``: bool, ``q_value <= fdr``.
 
-    The summary ``flagged`` is the share of private images that are, of those that could be judged.
-
     Logarithms of the nearest distances are standardised class by class
-    (:mod:`inversight.risk.yardstick`), holdout images of all classes together are what a private
-    image is compared with, and its p-value is the mean over which of its class's holdout images is
-    left out. The rate holds on average over audits if, without leakage, private and holdout images of
-    a class are exchangeable, and if the standardised values of all classes are distributed alike;
-    where private and holdout have the classes in the same proportions the second matters little.
+    (:mod:`inversight.risk.class_scales`). A private image is compared with the holdout images of all
+    classes together, and its p-value is the mean over which holdout image of its class is left out. The
+    rate holds on average over audits if, without leakage, private and holdout images of a class are
+    exchangeable, and if the standardised values of all classes have the same distribution. The second
+    condition matters little where private and holdout have the classes in the same proportions.
 
-    It cannot see leakage that the holdout shares (images of the class that the target learnt as a
-    class), nor an image that this attack did not find. Few holdout images make it blind: none of N
+    It does not detect leakage that the holdout shares (what the target learnt of a class as a whole),
+    nor an image that this attack did not find. With few holdout images it has little power: none of N
     images is flagged unless N / (fdr (n + 1)) stand out together, ``smallest_possible``.
 
     Args:
         private, holdout: nearest distances, >= 0, in one embedding that was trained on neither set,
             with labels. NaN: the class has no reconstruction, and the image is left out.
-        fdr: accepted share of false alarms among the flagged images, in (0, 1).
+        fdr: accepted fraction of false alarms among the flagged images, in (0, 1).
         floor: distance below which all distances count as equal, > 0.
 
     Raises:
@@ -81,46 +81,45 @@ def calibrate(
     check_rate(fdr)
     if not 0 < floor < float("inf"):
         raise ConfigError(f"floor: expected a positive distance, found {floor}")
-    ours, labels = _distances(private, "private", floor)
-    theirs, holdout_labels = _distances(holdout, "holdout", floor)
+    values, labels = _distances(private, "private", floor)
+    holdout_values, holdout_labels = _distances(holdout, "holdout", floor)
+    finite = holdout_values.isfinite()
     known = {
-        int(label): theirs[(holdout_labels == label) & theirs.isfinite()].sort().values
-        for label in holdout_labels[theirs.isfinite()].unique(sorted=True)
+        int(label): holdout_values[(holdout_labels == label) & finite].sort().values
+        for label in holdout_labels[finite].unique(sorted=True)
     }
-    measures = yardsticks(known)
-    pool = torch.cat(
-        [m.scores(known[label]) for label, m in measures.items()] or [theirs.new_empty(0)]
-    )
+    scales = class_scales(known)
+    pool = torch.cat([values.new_empty(0), *(m.scores(known[c]) for c, m in scales.items())])
     pool = pool.sort().values
-    p = torch.full_like(ours, float("nan"))
-    for label, measure in measures.items():
-        rows = ((labels == label) & ours.isfinite()).nonzero().squeeze(1)
-        for part in rows.split(max(1, _SCRATCH // len(measure.centre))):
-            scores = measure.scores(ours[part, None])
+    p = torch.full_like(values, float("nan"))
+    for label, scale in scales.items():
+        rows = ((labels == label) & values.isfinite()).nonzero().squeeze(1)
+        for part in rows.split(max(1, _SCRATCH // len(scale.centre))):
+            scores = scale.scores(values[part, None])
             # Ties count against the flag: an image as near as a holdout image is not nearer.
             nearer = torch.searchsorted(pool, scores, right=True).double().mean(1)
             p[part] = (1.0 + nearer) / (len(pool) + 1.0)
     q = torch.full_like(p, float("nan"))
-    judged = p.isfinite()
-    reason = _refusal(len(pool), int(judged.sum()), fdr)
+    calibrated = p.isfinite()
+    reason = _refusal(len(pool), int(calibrated.sum()), fdr)
     if reason is None:
-        q[judged] = benjamini_hochberg(p[judged])
+        q[calibrated] = benjamini_hochberg(p[calibrated])
     else:
         p = torch.full_like(p, float("nan"))
-    # The last digit of p N / k must not decide.
+    # Rounding of p N / k must not decide.
     flagged = q <= fdr * (1.0 + 1e-12)
     return ScoreResult(
         direction="higher",
         rows="private",
-        summary={"flagged": _summary(flagged, judged, len(pool), fdr, reason)},
+        summary={"flagged": _summary(flagged, calibrated, len(pool), fdr, reason)},
         per_sample={"p_value": p, "q_value": q, "flagged": flagged},
     )
 
 
 def benjamini_hochberg(p_values: Tensor) -> Tensor:
-    """q-values (N,) float64 of p-values (N,): the smallest over k >= rank of p_(k) N / k, at most 1.
+    """Return q-values (N,) float64 of p-values (N,): the smallest over k >= rank of p_(k) N / k, at most 1.
 
-    Flagging q <= alpha keeps the expected share of false discoveries at alpha or below, for
+    Flagging q <= alpha keeps the expected fraction of false discoveries at alpha or below, for
     independent p-values (Benjamini and Hochberg 1995) and for conformal ones that share a holdout
     (Bates et al. 2023).
     """
@@ -132,7 +131,7 @@ def benjamini_hochberg(p_values: Tensor) -> Tensor:
 
 
 def smallest_possible(private: int, holdout: int, fdr: float) -> int:
-    """The power: how many of ``private`` images must stand out for any to be flagged.
+    """Return how many of ``private`` images must stand out together for any to be flagged.
 
     No p-value is below 1 / (holdout + 1), so that k flags need k >= N / (fdr (n + 1)).
     """
@@ -140,7 +139,7 @@ def smallest_possible(private: int, holdout: int, fdr: float) -> int:
 
 
 def check_rate(fdr: float) -> None:
-    """Refuse a rate of false discoveries that is none.
+    """Validate that 0 < fdr < 1.
 
     Raises:
         ConfigError: not in (0, 1).
@@ -150,7 +149,7 @@ def check_rate(fdr: float) -> None:
 
 
 def _refusal(holdout: int, private: int, fdr: float) -> str | None:
-    """Why nothing is said, if so."""
+    """Return why there is no result, if so."""
     least = max(LEAST, math.ceil(1.0 / fdr - 1e-9) - 1)
     if holdout < least:
         return (
@@ -164,11 +163,11 @@ def _refusal(holdout: int, private: int, fdr: float) -> str | None:
 
 
 def _summary(
-    flagged: Tensor, judged: Tensor, holdout: int, fdr: float, reason: str | None
+    flagged: Tensor, calibrated: Tensor, holdout: int, fdr: float, reason: str | None
 ) -> Summary:
     if reason is not None:
         return Summary(None, reason=reason, extra={"fdr": fdr, "holdout_images": holdout})
-    private, count = int(judged.sum()), int(flagged.sum())
+    private, count = int(calibrated.sum()), int(flagged.sum())
     extra: dict[str, float | int | str] = {
         "count": count,
         "fdr": fdr,
@@ -181,7 +180,7 @@ def _summary(
 
 
 def _distances(given: DistancesLike, role: str, floor: float) -> tuple[Tensor, Tensor]:
-    """Logarithms (N,) float64 of the distances, NaN kept, and labels (N,) int64."""
+    """Return logarithms (N,) float64 of the distances, NaN kept, and labels (N,) int64."""
     distances, labels = (as_array(part, role).cpu() for part in given)
     if distances.ndim != 1 or labels.shape != distances.shape or labels.is_floating_point():
         raise InputError(

@@ -1,14 +1,15 @@
-"""The leakage gap: how much more is recovered of private images than of unseen ones."""
+"""The leakage gap: how much more is recovered of private images than of holdout images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from inversight.scores.assignment import Assignment, assign, rank
-from inversight.scores.bootstrap import default_rng, interval_of_means
+from inversight.scores.bootstrap import default_rng, mean_summary
 from inversight.scores.checks import FeaturesLike, as_features, as_pair, check_pair
 from inversight.scores.classwise import TIE
 from inversight.scores.ddcs import ddcs_of
@@ -30,34 +31,33 @@ def leakage_gap(
 ) -> Summary:
     """In [-1 / floor, 1 / floor], higher is more leakage, about 0 with none.
 
-    DDCS, best, of a private image less that of a holdout image of its class, both per image, where
-    each reconstruction is assigned over the *union* of both sets and so credits one image alone. A
-    class's private images have its holdout images as their baseline whatever the numbers of both, and
-    classes count by their private images; classes without a holdout image or a reconstruction are left
-    out. Scored each alone, the smaller set would look better recovered with nothing leaked.
+    Mean DDCS best of private images less that of holdout images of the same class. Each reconstruction
+    is assigned over the *union* of both sets, so it counts for one image alone: scored separately, the
+    smaller set would look better recovered even without leakage. Classes are weighted by their private
+    images; classes without a holdout image or a reconstruction are left out.
 
     The interval (95 %) resamples private and holdout images within their classes, ``bootstrap`` times;
     it leaves out the attack's own randomness and that images compete for reconstructions, and is too
-    short for classes of a few images. ``p_value`` is exact for any number: the share of as many random
-    exchanges of private and holdout images within classes, which change no score, that give a gap at
-    least as large. Like DDCS the gap is in units of 1 / distance and ruled by the nearest pairs.
+    short for classes of a few images. ``p_value`` is exact for any number of images: the fraction of
+    ``bootstrap`` random exchanges of private and holdout images within classes that give a gap at least
+    as large. Like DDCS the gap is in units of 1 / distance and dominated by the nearest pairs.
 
-    It cannot see which image leaked, nor what the target learnt of a class as a whole.
+    It does not show which image leaked, nor what the target learnt of a class as a whole.
 
     Raises:
         InputError: see :func:`inversight.scores.checks.check_pair`.
         ConfigError: floor, memory or bootstrap out of range.
     """
-    ours, made = as_pair(private, reconstructions)
-    theirs = as_features(holdout, "holdout")
-    check_pair(theirs, made, by_class=False, role="holdout")
+    real, made = as_pair(private, reconstructions)
+    unseen = as_features(holdout, "holdout")
+    check_pair(unseen, made, by_class=False, role="holdout")
     return leakage_gap_of(
-        assign(ours, made, memory=memory),
-        assign(theirs, made, memory=memory),
-        labels=ours.labels.cpu(),
-        ids=ours.ids,
-        holdout_labels=theirs.labels.cpu(),
-        holdout_ids=theirs.ids,
+        assign(real, made, memory=memory),
+        assign(unseen, made, memory=memory),
+        labels=real.labels.cpu(),
+        ids=real.ids,
+        holdout_labels=unseen.labels.cpu(),
+        holdout_ids=unseen.ids,
         reconstruction_ids=made.ids,
         floor=floor,
         bootstrap=bootstrap,
@@ -78,7 +78,7 @@ def leakage_gap_of(
     bootstrap: int = 1000,
     rng: torch.Generator | None = None,
 ) -> Summary:
-    """:func:`leakage_gap` from assignments of the same reconstructions to either set.
+    """Return :func:`leakage_gap` from assignments of the same reconstructions to either set.
 
     Raises:
         ConfigError: floor or bootstrap out of range.
@@ -91,31 +91,32 @@ def leakage_gap_of(
         floor=floor,
         bootstrap=0,
     ).per_sample["ddcs_best"]
-    ours = _by_class(scores[: len(ids)], private, labels, ids)
-    theirs = _by_class(scores[len(ids) :], holdout, holdout_labels, holdout_ids)
-    shared = sorted(ours.keys() & theirs.keys())
+    private_scores = _by_class(scores[: len(ids)], private, labels, ids)
+    holdout_scores = _by_class(scores[len(ids) :], holdout, holdout_labels, holdout_ids)
+    shared = sorted(private_scores.keys() & holdout_scores.keys())
     if not shared:
         return Summary(
             None, reason="no class has private images, holdout images and reconstructions"
         )
-    images = sum(len(ours[label]) for label in shared)
-    unseen = sum(len(theirs[label]) for label in shared)
-    parts = []
-    for label in shared:
-        # What each value must be multiplied with, so that the mean over all of them is the gap.
-        parts.append(ours[label] * (images + unseen) / images)
-        weight = len(ours[label]) / len(theirs[label])
-        parts.append(-theirs[label] * weight * (images + unseen) / images)
-    values = torch.cat(parts)
+    pairs = [(private_scores[label], holdout_scores[label]) for label in shared]
+    images, unseen = (sum(map(len, side)) for side in zip(*pairs, strict=True))
+    # Each value times its weight, so that the mean over all of them is the gap.
+    total = (images + unseen) / images
+    parts = [
+        part
+        for own, other in pairs
+        for part in (own * total, -other * (len(own) / len(other)) * total)
+    ]
     rng = rng or default_rng()
-    [(low, high)] = interval_of_means(
-        values[:, None],
+    found = mean_summary(
+        torch.cat(parts),
         torch.tensor([len(part) for part in parts]),
         resamples=bootstrap,
         rng=rng,
+        extra={},
     )
-    mean = float(torch.cat([ours[label] for label in shared]).mean())
-    gap = float(values.mean())
+    gap = float(found.value or 0.0)
+    mean = float(torch.cat([own for own, _ in pairs]).mean())
     extra: dict[str, float | int | str] = {
         "private": mean,
         "holdout": mean - gap,
@@ -123,43 +124,42 @@ def leakage_gap_of(
         "holdout_images": unseen,
     }
     if bootstrap:
-        pairs = [(ours[label], theirs[label]) for label in shared]
-        extra["p_value"] = _chance(pairs, gap, bootstrap, rng)
-    return Summary(gap, low, high, extra=extra)
+        extra["p_value"] = _p_value(pairs, gap, bootstrap, rng)
+    return replace(found, extra=extra)
 
 
-def _chance(
+def _p_value(
     pairs: Sequence[tuple[Tensor, Tensor]], gap: float, times: int, rng: torch.Generator
 ) -> float:
-    """How often exchanging private and holdout scores at random gives ``gap`` or more."""
-    images = sum(len(ours) for ours, _ in pairs)
+    """Return how often a random exchange of private and holdout scores gives ``gap`` or more."""
+    images = sum(len(own) for own, _ in pairs)
     found = torch.zeros(times, dtype=torch.float64)
     size = 0.0
-    for ours, theirs in pairs:
-        both = torch.cat([ours, theirs])
+    for own, other in pairs:
+        both = torch.cat([own, other])
         size += float(both.sum()) / images
         for part in torch.arange(times).split(max(1, _SCRATCH // len(both))):
             keys = torch.rand(len(part), len(both), generator=rng, dtype=torch.float64)
-            chosen = both[keys.argsort(1)[:, : len(ours)]].sum(1)
-            rest = (both.sum() - chosen) * (len(ours) / len(theirs))
+            chosen = both[keys.argsort(1)[:, : len(own)]].sum(1)
+            rest = (both.sum() - chosen) * (len(own) / len(other))
             found[part] += (chosen - rest) / images
-    # Exchanges of equal scores give the gap itself, but for the last digits.
+    # Exchanges of equal scores give the gap itself, up to rounding.
     return float((1 + (found >= gap - 1e-9 * size).sum()) / (times + 1))
 
 
 def _over_union(
     private: Assignment, holdout: Assignment, ids: Sequence[str], holdout_ids: Sequence[str]
 ) -> Assignment:
-    """Each reconstruction with the nearer of its two images; holdout rows follow private ones."""
-    # Equal distances go to the id that sorts first, of one id on both sides to the holdout's.
+    """Assign each reconstruction to the nearer of its two images; holdout rows follow private ones."""
+    # Among equal distances the id that sorts first wins; of one id on both sides, the holdout's.
     ranks = rank([*holdout_ids, *ids])
-    theirs_first = ranks[holdout.owner] < ranks[private.owner + len(holdout_ids)]
-    ours, theirs = private.distance, holdout.distance
-    tie = (ours <= theirs * (1.0 + TIE)) & (theirs <= ours * (1.0 + TIE))
-    held = torch.where(tie, theirs_first, theirs < ours) & (holdout.owner >= 0)
+    holdout_first = ranks[holdout.owner] < ranks[private.owner + len(holdout_ids)]
+    a, b = private.distance, holdout.distance
+    tie = (a <= b * (1.0 + TIE)) & (b <= a * (1.0 + TIE))
+    to_holdout = torch.where(tie, holdout_first, b < a) & (holdout.owner >= 0)
     return Assignment(
-        owner=torch.where(held, holdout.owner + len(ids), private.owner),
-        distance=torch.minimum(ours, theirs),
+        owner=torch.where(to_holdout, holdout.owner + len(ids), private.owner),
+        distance=torch.minimum(a, b),
         nearest=torch.cat([private.nearest, holdout.nearest]),
         nearest_row=torch.cat([private.nearest_row, holdout.nearest_row]),
     )
@@ -168,7 +168,7 @@ def _over_union(
 def _by_class(
     scores: Tensor, assignment: Assignment, labels: Tensor, ids: Sequence[str]
 ) -> dict[int, Tensor]:
-    """Scores of the classes that have reconstructions, each in the order of its ids."""
+    """Return the scores of classes that have reconstructions, each in the order of its ids."""
     order = rank(ids).argsort()
     order = order[assignment.nearest_row[order] >= 0]
     return {int(label): scores[order[labels[order] == label]] for label in labels[order].unique()}

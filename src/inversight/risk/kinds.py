@@ -1,4 +1,4 @@
-"""One word for what is particular about a private image: a description, not a proof."""
+"""One word that describes each private image; a description, not a proof."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from inversight.risk.twins import Twins
 KINDS: dict[str, str] = {
     "duplicate": "in a group of near-duplicates (twins)",
     "memorised": "far from its class in the scoring distance, which has not seen the private images, "
-    "yet the target is right about it and at least as sure as of the median image of the class",
+    "yet the target is right about it and at least as confident as on the median image of the class",
     "outlier": "far from its class in the scoring distance or in the target's own features",
     "typical": "none of these",
 }
-"""Every kind and its rule; the first that holds is the image's."""
+"""Every kind and its rule; the first rule that holds gives the kind."""
 
 
 def kinds(
@@ -59,11 +59,11 @@ def kinds(
 
 
 def is_far(distances: Tensor, labels: Tensor) -> Tensor:
-    """(N,) bool: whether an image lies beyond the upper fence of all images (Tukey 1977).
+    """Return (N,) bool: whether an image lies beyond the upper fence of all images (Tukey 1977).
 
-    The logarithm of each distance less its class's median, beyond the third quartile of all images by
-    more than 1.5 times the range between the quartiles. Classes are pooled because a few images of one
-    have no quartiles to speak of; of normal values 0.35 % lie there. distances: (N,) >= 0, NaN is not far.
+    It does if the logarithm of its distance less its class's median exceeds the third quartile of all
+    images by more than 1.5 times the interquartile range. Classes are pooled because a few images have
+    no reliable quartiles; 0.35 % of normal values lie there. distances: (N,) >= 0; NaN is not far.
     """
     centred = _less_class_median(distances.double().clamp_min(1e-12).log(), labels)
     known = centred[centred.isfinite()]
@@ -75,13 +75,10 @@ def is_far(distances: Tensor, labels: Tensor) -> Tensor:
 
 
 def _less_class_median(values: Tensor, labels: Tensor) -> Tensor:
-    """(N,) float64: values less the median of their class's, NaN left out."""
+    """Return (N,) float64: values less the median of their class, which leaves out NaN."""
     found = values.double().clone()
     for label in labels.unique().tolist():
         own = labels == label
-        found[own] -= (
-            float(np.nanmedian(found[own].numpy()))
-            if bool(found[own].isfinite().any())
-            else float("nan")
-        )
+        known = found[own][~found[own].isnan()].numpy()
+        found[own] -= float(np.median(known)) if len(known) else float("nan")
     return found

@@ -1,13 +1,13 @@
-"""What a target itself says about each private image, without any attack.
+"""Signals of each private image that the target alone gives, without any attack.
 
-Each signal has a direction, written down before anything was measured: reconstructions are drawn
-towards what the target is surest of, so images that look typical to it are expected to be nearest to
-one. How far that holds is what :mod:`inversight.risk.triage` measures.
+Each signal has a direction that was fixed before anything was measured: attacks optimise the target's
+confidence, so images that look typical to it are expected to be nearest to a reconstruction.
+:mod:`inversight.risk.triage` measures how far that holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,21 +23,20 @@ from inversight.embeddings.network import PooledEmbedding
 from inversight.models.target import Access, Target
 
 NEIGHBOURS = 5
-"""Nearest images of the class that the local density looks at; all others in smaller classes."""
+"""Number of nearest images of the class in the local density; all others in smaller classes."""
 
 _CLOSEST = 1e-6
-"""Mean distance to the neighbours below which it counts as this, so that copies have a density."""
+"""Lower bound of the mean distance to the neighbours, so that copies have a finite density."""
 
 _SCRATCH = 1 << 22
 """Distances held at once: 32 MiB of float64."""
 
 Family = Literal["confidence", "place", "training"]
-_Seen = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What a signal is. sign: +1 where higher is expected to be more exposed, -1 where lower is."""
+    """A signal. sign: +1 where higher is expected to mean more exposed, -1 where lower is."""
 
     family: Family
     sign: int
@@ -80,15 +79,15 @@ SIGNALS: dict[str, Signal] = {
         "times the image went from right to wrong along the checkpoints; inf: never right",
     ),
 }
-"""Every signal, by its column's name."""
+"""Every signal, by the name of its column."""
 
 
 @dataclass(frozen=True)
 class Signals:
     """Signals of N private images, in the order they came.
 
-    labels: (N,) int64. values: by name in ``SIGNALS``, each (N,) float64; NaN where a class of one
-    image has no other to be compared with. missing: why a signal is not there.
+    labels: (N,) int64. values: by name in ``SIGNALS``, each (N,) float64; NaN for the only image of a
+    class where others are needed. missing: why a signal is missing.
     """
 
     ids: tuple[str, ...]
@@ -106,20 +105,21 @@ def signals(
     batch_size: int = 64,
     progress: Progress = silent,
 ) -> Signals:
-    """Signals of every private image from one forward pass of each model; independent of row order.
+    """Return the signals of every private image from one forward pass of each model.
 
-    ``private.labels`` index ``target.classes``. ``checkpoints`` are earlier states of the same
-    training in their order; ``target`` counts as the last one (forgetting: Toneva et al. 2019, An
-    Empirical Study of Example Forgetting, algorithm 1). Scores access gives loss, margin and entropy;
-    label access forgetting alone. Where the network does not end in ``torch.nn.Linear`` the features'
-    signals are missing, where that layer's output is not the logits the gradient's is.
+    Scores access gives loss, margin and entropy; label access forgetting alone. If the network does not
+    end in ``torch.nn.Linear``, the signals of its features are missing; if that layer's output is not
+    the logits, the gradient's is. The result does not depend on row order. Memory: images (N, C, H, W)
+    uint8, features (N, D) float32, and distances of a block of rows of one class.
 
-    Images and features are held, (N, C, H, W) uint8 and (N, D) float32, and distances for a block of
-    rows of one class at a time.
+    Args:
+        private: labels index ``target.classes``.
+        checkpoints: earlier states of the same training in their order; ``target`` counts as the last
+            one (forgetting: Toneva et al. 2019, An Empirical Study of Example Forgetting, algorithm 1).
 
     Raises:
-        ConfigError: classes differ, or nothing can be had with this access.
-        StageError: the target gave a NaN or an infinity.
+        ConfigError: classes differ, or this access gives no signal.
+        StageError: the target returned a NaN or an infinity.
     """
     for model in (target, *checkpoints):
         if model.classes != private.classes:
@@ -134,18 +134,32 @@ def signals(
     rows = private.select(order)
     done, total = 0, len(private) * (1 + len(checkpoints))
 
-    def seen(images: int) -> None:
+    def batches(model: Target) -> Iterator[tuple[ImageSet, Tensor]]:
         nonlocal done
-        done += images
-        progress(done, total, "signals")
+        for index in torch.arange(len(rows)).split(batch_size):
+            batch = rows.select(index)
+            yield batch, batch.floats().to(_device(model))
+            done += len(index)
+            progress(done, total, "signals")
 
-    forward = _forward(target, rows, batch_size, seen)
-    values, missing = dict(forward.values), dict(forward.missing)
-    if forward.features is not None:
-        values |= _places(forward.features, rows.labels)
+    features, missing = _features(target, rows)
+    found: dict[str, list[Tensor]] = {}
+    for batch, images in batches(target):
+        for name, part in _batch_signals(target, features, missing, batch, images).items():
+            found.setdefault(name, []).append(part)
+    values = {name: torch.cat(parts) for name, parts in found.items()}
+    right = values.pop("right")
+    if "features" in values:
+        inputs = values.pop("features")
+        values["centre_distance"] = centre_distance(inputs, rows.labels)
+        values["local_density"] = local_density(inputs, rows.labels)
     if checkpoints:
-        states = [_right(model, rows, batch_size, seen) for model in checkpoints]
-        values["forgetting"] = forgetting_events(torch.stack([*states, forward.right]))
+        states = []
+        for model in checkpoints:
+            with exact_products():
+                hits = [model(x).argmax(1).cpu() == batch.labels for batch, x in batches(model)]
+            states.append(torch.cat(hits))
+        values["forgetting"] = forgetting_events(torch.stack([*states, right]))
     else:
         missing["forgetting"] = "needs earlier checkpoints of the target"
     back = order.argsort()
@@ -161,14 +175,14 @@ def forgetting_events(right: Tensor) -> Tensor:
     """In 0, 1, 2, ... or inf, (N,) float64: how often each image went from right to wrong.
 
     right: (T, N) bool, whether each of T states of a training, in order, classifies each image
-    rightly. An image that is never right counts as forgotten without end (Toneva et al. 2019).
+    correctly. An image that is never right has infinitely many events (Toneva et al. 2019).
     """
     events = (right[:-1] & ~right[1:]).sum(0).double()
     return events.where(right.any(0), torch.full_like(events, float("inf")))
 
 
 def confidence(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """loss, margin and entropy, each (N,) float64, of logits or log-probabilities (N, K)."""
+    """Return loss, margin and entropy, each (N,) float64, of logits or log-probabilities (N, K)."""
     z = logits.double()
     log_p = z.log_softmax(1)
     own = labels[:, None]
@@ -191,7 +205,7 @@ def last_layer_gradient_norm(
     """
     p = logits.double().softmax(1)
     residual = p - F.one_hot(labels, p.shape[1])
-    # p - 1 cancels for sure predictions; what the others have does not.
+    # p - 1 cancels for confident predictions; the sum of the other probabilities does not.
     others = p.scatter(1, labels[:, None], 0.0).sum(1)
     residual = residual.scatter(1, labels[:, None], -others[:, None])
     inputs = features.double().square().sum(1) + (1.0 if bias else 0.0)
@@ -204,12 +218,9 @@ def centre_distance(features: Tensor, labels: Tensor) -> Tensor:
     features: (N, D); labels: (N,).
     """
     found = torch.full((len(labels),), float("nan"), dtype=torch.float64)
-    for label in labels.unique().tolist():
-        at = (labels == label).nonzero().squeeze(1)
-        if len(at) < 2:
-            continue
+    for at in _classes_of_two(labels):
         own = features[at].double()
-        # Beside the mean of all: leaving the image itself out moves the mean away from it.
+        # From the mean of all images: leaving one out moves the mean away from it.
         found[at] = (own - own.mean(0)).square().sum(1).sqrt() * (len(at) / (len(at) - 1))
     return found
 
@@ -220,10 +231,7 @@ def local_density(features: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS
     features: (N, D); labels: (N,). NaN for the only image of a class.
     """
     found = torch.full((len(labels),), float("nan"), dtype=torch.float64)
-    for label in labels.unique().tolist():
-        at = (labels == label).nonzero().squeeze(1)
-        if len(at) < 2:
-            continue
+    for at in _classes_of_two(labels):
         own = features[at].float()
         for part in torch.arange(len(at)).split(max(1, _SCRATCH // len(at))):
             squared = squared_distances((own[part],), (own,))
@@ -233,103 +241,67 @@ def local_density(features: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS
     return found
 
 
-@dataclass(frozen=True)
-class _Forward:
-    """One pass over all images. right: (N,) bool. features: (N, D) float32 or None."""
-
-    values: Mapping[str, Tensor]
-    right: Tensor
-    features: Tensor | None
-    missing: Mapping[str, str]
+def _classes_of_two(labels: Tensor) -> Iterator[Tensor]:
+    """Yield the rows of each class with at least two images."""
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().squeeze(1)
+        if len(rows) > 1:
+            yield rows
 
 
-def _places(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {
-        "centre_distance": centre_distance(features, labels),
-        "local_density": local_density(features, labels),
-    }
-
-
-def _forward(target: Target, rows: ImageSet, batch_size: int, seen: _Seen) -> _Forward:
-    pooled, missing = _pooled(target, rows)
-    gradients = pooled is not None
-    kept: dict[str, list[Tensor]] = {}
-    right, features = [], []
-    for index in torch.arange(len(rows)).split(batch_size):
-        batch = rows.select(index)
-        images = batch.floats().to(_device(target))
-        with exact_products():
-            if pooled is None:
-                logits = target(images).cpu()
-            else:
-                inputs, logits = pooled.with_logits(images)
-                if gradients and not _is_last(pooled, inputs, logits):
-                    gradients = False
-                    missing["gradient_norm"] = "the last linear layer's output is not the logits"
-                inputs, logits = inputs.float().cpu(), logits.cpu()
-        # A probability of 0 has a logarithm of minus infinity, which is an answer.
-        bad = logits.isnan() if target.access is Access.SCORES else ~logits.isfinite()
-        if bool(bad.any()):
-            first = batch.ids[int(bad.any(1).nonzero()[0])]
-            raise StageError(f"{target.spec}: not a finite number for image {first}")
-        right.append(logits.argmax(1) == batch.labels)
-        found = {} if target.access is Access.LABEL else confidence(logits, batch.labels)
-        if pooled is not None:
-            features.append(inputs)
-            if gradients:
-                bias = pooled.last_linear().bias is not None
-                found["gradient_norm"] = last_layer_gradient_norm(
-                    inputs, logits, batch.labels, bias=bias
-                )
-        for name, value in found.items():
-            kept.setdefault(name, []).append(value)
-        seen(len(index))
-    if not gradients:
-        kept.pop("gradient_norm", None)
-    return _Forward(
-        {name: torch.cat(parts) for name, parts in kept.items()},
-        torch.cat(right),
-        torch.cat(features) if features else None,
-        missing,
-    )
-
-
-def _right(model: Target, rows: ImageSet, batch_size: int, seen: _Seen) -> Tensor:
-    """(N,) bool: whether the model puts each image in its class."""
-    found = []
-    for index in torch.arange(len(rows)).split(batch_size):
-        batch = rows.select(index)
-        with exact_products():
-            predicted = model(batch.floats().to(_device(model))).argmax(1).cpu()
-        found.append(predicted == batch.labels)
-        seen(len(index))
-    return torch.cat(found)
-
-
-def _pooled(target: Target, rows: ImageSet) -> tuple[PooledEmbedding | None, dict[str, str]]:
-    """The target's penultimate features where there are any, and why signals are missing if not."""
+def _features(target: Target, rows: ImageSet) -> tuple[PooledEmbedding | None, dict[str, str]]:
+    """Return the target's penultimate features if it has any, and why signals are missing."""
     deep = ("gradient_norm", "centre_distance", "local_density")
     if target.access is not Access.WHITE_BOX:
         scores = ("loss", "margin", "entropy") if target.access is Access.LABEL else ()
         reason = f"needs more than {target.access} access to the target"
         return None, dict.fromkeys((*scores, *deep), reason)
     try:
-        pooled = PooledEmbedding("target", target)
+        features = PooledEmbedding("target", target)
         few = rows.select(torch.tensor([0, 0])).floats().to(_device(target))
-        if len(pooled.with_logits(few)[0]) == len(few):
-            return pooled, {}
-        reason = "the target's last torch.nn.Linear layer is called more than once for an image"
+        with exact_products():
+            inputs, logits = features.with_logits(few)
     except TargetError as error:
-        reason = str(error).partition(": ")[2].partition(";")[0]
-    return None, dict.fromkeys(deep, reason)
+        return None, dict.fromkeys(deep, str(error).partition(": ")[2].partition(";")[0])
+    if len(inputs) != len(few):
+        reason = "the target's last torch.nn.Linear layer is called more than once for an image"
+        return None, dict.fromkeys(deep, reason)
+    layer = features.last_linear()
+    shapes = inputs.shape[1] == layer.in_features and logits.shape[1] == layer.out_features
+    if shapes and torch.allclose(layer(inputs), logits, rtol=1e-4, atol=1e-4):
+        return features, {}
+    return features, {"gradient_norm": "the last linear layer's output is not the logits"}
 
 
-def _is_last(pooled: PooledEmbedding, inputs: Tensor, logits: Tensor) -> bool:
-    """Whether the layer whose input ``inputs`` are gives the logits themselves."""
-    layer = pooled.last_linear()
-    if inputs.shape != (len(logits), layer.in_features) or layer.out_features != logits.shape[1]:
-        return False
-    return torch.allclose(layer(inputs), logits, rtol=1e-4, atol=1e-4)
+def _batch_signals(
+    target: Target,
+    features: PooledEmbedding | None,
+    missing: Mapping[str, str],
+    batch: ImageSet,
+    images: Tensor,
+) -> dict[str, Tensor]:
+    """Return the signals of a batch, ``features``, and whether each prediction is ``right``."""
+    with exact_products():
+        if features is None:
+            logits = target(images).cpu()
+        else:
+            inputs, logits = (x.cpu() for x in features.with_logits(images))
+    # A probability of 0 has a logarithm of minus infinity, which is a valid score.
+    bad = logits.isnan() if target.access is Access.SCORES else ~logits.isfinite()
+    if bool(bad.any()):
+        first = batch.ids[int(bad.any(1).nonzero()[0])]
+        raise StageError(f"{target.spec}: not a finite number for image {first}")
+    found = {"right": logits.argmax(1) == batch.labels}
+    if target.access is not Access.LABEL:
+        found |= confidence(logits, batch.labels)
+    if features is not None:
+        found["features"] = inputs.float()
+        if "gradient_norm" not in missing:
+            bias = features.last_linear().bias is not None
+            found["gradient_norm"] = last_layer_gradient_norm(
+                found["features"], logits, batch.labels, bias=bias
+            )
+    return found
 
 
 def _device(target: Target) -> torch.device:

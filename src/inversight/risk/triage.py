@@ -1,9 +1,8 @@
-"""Which private images are likely to be exposed, told from signals alone, and how well that works.
+"""Prediction of the exposed private images from signals alone, and how well it works.
 
-Two predictors. :func:`expected_exposure` needs no attack: it takes each signal in the direction that
-was written down for it. :func:`learn` learns from a few attacked classes how signals go with the
-measured distance, and speaks of other classes. :func:`agreement` says how far either, or a signal
-alone, agrees with what an attack measured.
+:func:`expected_exposure` needs no attack: it uses each signal in the direction that was fixed for it.
+:func:`learn` fits how signals relate to the measured distance in a few attacked classes and predicts
+other classes. :func:`agreement` measures how far either, or a signal alone, agrees with an attack.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 """Ridge penalties to choose from."""
 
 FOLDS = 5
-"""Groups of classes, at most, that are left out in turn."""
+"""Largest number of groups of classes that are left out in turn."""
 
 FEWEST_CLASSES, FEWEST_IMAGES = 2, 10
-"""Attacked classes, and images in them, without which nothing is learned."""
+"""Smallest number of attacked classes, and of images in them, for a fit."""
 
 _SCRATCH = 1 << 22
 """Numbers held at once in the temporaries of a bootstrap: 32 MiB of float64."""
@@ -43,30 +42,34 @@ Floats = NDArray[np.float64]
 def expected_exposure(values: Mapping[str, Tensor]) -> Tensor:
     """In [0, 1], (N,) float64, higher is expected to be more exposed; NaN where no signal is known.
 
-    Ranks of all N images in each signal, scaled to [0, 1] and turned to its sign in ``SIGNALS``; their
-    mean within each family of signals, then the mean over families, so that four ways of saying how
-    sure the target is count as one. Ranks are over all images, not within classes: which classes are
-    exposed is part of the question. values: signals by name, each (N,); other names are not read.
+    Images are ranked in each signal, in the direction of its sign in ``SIGNALS``, and ranks are scaled
+    to [0, 1]. They are averaged within each family of signals and then over families, so that the four
+    measures of confidence count as one. Ranks are over all images, not within classes, because which
+    classes are exposed is part of the question.
+
+    Args:
+        values: signals by name, each (N,); other names are ignored.
+
+    Raises:
+        InputError: none of the signals is there.
     """
-    families: dict[str, list[Floats]] = {}
+    families: dict[str, list[Tensor]] = {}
     for name, signal in SIGNALS.items():
         if name in values:
-            turned = _turned(values[name], signal.sign)
-            families.setdefault(signal.family, []).append(_unit_ranks(turned))
+            ranks = _unit_ranks(signal.sign * values[name].double().numpy())
+            families.setdefault(signal.family, []).append(torch.from_numpy(ranks))
     if not families:
-        raise InputError("triage: no signal is there to tell images by")
-    means = [_mean(np.stack(parts)) for parts in families.values()]
-    return torch.from_numpy(_mean(np.stack(means)))
+        raise InputError("triage: none of the signals is there to predict from")
+    return torch.stack([torch.stack(parts).nanmean(0) for parts in families.values()]).nanmean(0)
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned from attacked classes.
+    """The fit of :func:`learn`.
 
-    exposure: (N,) float64, higher is more exposed: minus the log distance that is expected, up to a
-    constant. classes: those it was learned from, of which it must not be judged. slopes: of each
-    signal, change of the log distance for one standard deviation of its normal score. penalty: of the
-    ridge regression.
+    exposure: (N,) float64, higher is more exposed: minus the expected log distance, up to a constant.
+    classes: the classes of the fit, on which it must not be evaluated. slopes: for each signal, change
+    of the log distance for one standard deviation of its normal score. penalty: of the ridge regression.
     """
 
     exposure: Tensor
@@ -78,15 +81,18 @@ class Learned:
 def learn(
     values: Mapping[str, Tensor], nearest: Tensor, labels: Sequence[str], *, folds: int = FOLDS
 ) -> Learned:
-    """Learn from the classes that were attacked what to expect of all N images.
+    """Fit the exposure of all N images on the classes that were attacked.
 
     Ridge regression of the log nearest distance on signals, each as the normal score of an image's rank
-    among all N images (which needs no attack). Distances and signals are both taken less their class's
-    mean: from a few classes can be learned how images of one class differ, hardly why one class is
-    nearer than another, so that the slopes found within classes are used between them too. The penalty
-    is the one of ``PENALTIES`` that predicts best in attacked classes left out of the fit, in ``folds``
-    groups or one by one. values: each (N,); nearest: (N,) float64 >= 0, NaN where nothing was attacked;
-    labels: N names of classes.
+    among all N images. Both are taken relative to their class's mean: a few classes show how images of
+    one class differ, but hardly why one class is nearer than another. The slopes found within classes
+    are used between them too. The penalty is the one of ``PENALTIES`` with the smallest error on
+    attacked classes left out of the fit, in ``folds`` groups or one by one.
+
+    Args:
+        values: signals by name, each (N,).
+        nearest: (N,) float64 >= 0, NaN where nothing was attacked.
+        labels: N names of classes.
 
     Raises:
         InputError: fewer than two classes, or ten images, with a distance.
@@ -125,10 +131,10 @@ def learn(
 def learned_elsewhere(
     values: Mapping[str, Tensor], nearest: Tensor, labels: Sequence[str], *, folds: int = FOLDS
 ) -> Tensor:
-    """(N,) float64: the exposure that :func:`learn` expects of each class from *other* classes alone.
+    """Return (N,) float64: the exposure that :func:`learn` predicts from *other* classes alone.
 
-    Attacked classes are left out in ``folds`` groups, or one by one if there are fewer; each time all
-    of :func:`learn`, the penalty too, sees the distances of the others only. NaN without a distance.
+    Attacked classes are left out in ``folds`` groups, or one by one if there are fewer; each fit,
+    including the choice of the penalty, uses the distances of the others only. NaN without a distance.
 
     Raises:
         InputError: fewer than three attacked classes, or too few images.
@@ -139,14 +145,14 @@ def learned_elsewhere(
     count = len(set(groups.tolist()))
     if count < FEWEST_CLASSES + 1:
         raise InputError(
-            f"triage: judging what was learned needs at least {FEWEST_CLASSES + 1} attacked classes, "
+            f"triage: evaluating the fit needs at least {FEWEST_CLASSES + 1} attacked classes, "
             f"found {count}"
         )
     for _, test in GroupKFold(min(folds, count)).split(groups, groups=groups):
-        judged = rows[torch.from_numpy(test)]
-        hidden = nearest.clone()
-        hidden[judged] = float("nan")
-        found[judged] = learn(values, hidden, labels, folds=folds).exposure[judged]
+        left_out = rows[torch.from_numpy(test)]
+        known = nearest.clone()
+        known[left_out] = float("nan")
+        found[left_out] = learn(values, known, labels, folds=folds).exposure[left_out]
     return found
 
 
@@ -158,15 +164,17 @@ def agreement(
     resamples: int = 500,
     rng: torch.Generator | None = None,
 ) -> dict[str, Summary]:
-    """Spearman's correlation of each predictor with what was measured, in [-1, 1], higher is better.
+    """In [-1, 1], higher is better: Spearman's correlation of each predictor with the measurement.
 
-    With ties in both ranked by their mean. ``within`` beside it leaves out what distinguishes classes:
-    the correlation of ranks within classes, which are scaled to [-1, 1]. Both come with 95 % intervals (the
-    other as ``within_low`` and ``within_high``) by resampling images within their classes. ``images``: how
-    many were compared; those without either value are left out.
+    Ties have their mean rank. ``within`` leaves out differences between classes: the correlation of
+    ranks within classes, scaled to [-1, 1]. Both have 95 % intervals (``within_low``, ``within_high``)
+    by resampling images within their classes. ``images`` is the number of images that have both values.
+    The value is None with a reason for fewer than three images or no variation.
 
-    predicted: by name, each (N,), higher is more exposed; measured: (N,), higher is more exposed;
-    labels: N class names. Null with a reason for fewer than three images or no variation.
+    Args:
+        predicted: by name, each (N,), higher is more exposed.
+        measured: (N,), higher is more exposed.
+        labels: N class names.
     """
     rng = rng or default_rng()
     state = rng.get_state()
@@ -178,9 +186,9 @@ def agreement(
 
 
 def turned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each signal turned so that higher is expected to be more exposed, for :func:`agreement`."""
+    """Return each signal times its sign, so that higher is expected to mean more exposed."""
     return {
-        name: torch.from_numpy(_turned(values[name], signal.sign))
+        name: values[name].double() * signal.sign
         for name, signal in SIGNALS.items()
         if name in values
     }
@@ -235,12 +243,12 @@ def _bounds(values: Floats) -> tuple[float | None, float | None]:
 
 
 def _spearman(x: Floats, y: Floats, times: Floats) -> Floats:
-    """Spearman's correlation (R,) of (N,) values, each taken so many ``times`` (R, N)."""
+    """Return Spearman's correlation (R,) of (N,) values, each repeated ``times`` (R, N)."""
     return _correlation(_ranks(x, times), _ranks(y, times), times)
 
 
 def _within(x: Floats, y: Floats, sizes: NDArray[np.int64], times: Floats) -> Floats:
-    """The same (R,) of ranks within classes, rows of one class side by side."""
+    """Return the same (R,) of ranks within classes, rows of one class side by side."""
     ends = np.cumsum(sizes).tolist()
     ranked = []
     for values in (x, y):
@@ -253,9 +261,9 @@ def _within(x: Floats, y: Floats, sizes: NDArray[np.int64], times: Floats) -> Fl
 
 
 def _ranks(values: Floats, times: Floats) -> Floats:
-    """Ranks (R, N), from 1, of (N,) values among themselves, each taken so many ``times`` (R, N).
+    """Return ranks (R, N), from 1, of (N,) values, each repeated ``times`` (R, N).
 
-    Ties have their mean rank. Sorted once, however many resamples there are.
+    Ties have their mean rank. The values are sorted once for all resamples.
     """
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
@@ -266,7 +274,7 @@ def _ranks(values: Floats, times: Floats) -> Floats:
 
 
 def _correlation(a: Floats, b: Floats, times: Floats) -> Floats:
-    """Pearson's correlation of each pair of rows (R, N), weighted; (R,), NaN without variation."""
+    """Return Pearson's weighted correlation (R,) of rows (R, N), NaN without variation."""
     total = times.sum(1, keepdims=True)
     a = a - (a * times).sum(1, keepdims=True) / total
     b = b - (b * times).sum(1, keepdims=True) / total
@@ -277,17 +285,15 @@ def _correlation(a: Floats, b: Floats, times: Floats) -> Floats:
 
 
 def _normal_scores(values: Tensor) -> Floats:
-    """Normal quantiles of ranks, (N,); NaN counts as the middle."""
-    x: Floats = values.double().numpy()
-    scores = np.zeros(len(x))
-    known = ~np.isnan(x)
-    if known.any():
-        scores[known] = norm.ppf(rankdata(x[known]) / (known.sum() + 1.0))
+    """Return normal quantiles of ranks, (N,); NaN counts as the middle."""
+    x = values.double().numpy()
+    ranks = rankdata(x, nan_policy="omit") / ((~np.isnan(x)).sum() + 1.0)
+    scores: Floats = np.nan_to_num(norm.ppf(ranks))
     return scores
 
 
 def _less_class_mean(rows: Floats, groups: NDArray[Any]) -> Floats:
-    """(N, D): rows less the mean of their class's."""
+    """Return (N, D): rows less the mean of their class."""
     found = rows.copy()
     for label in np.unique(groups):
         own = groups == label
@@ -296,24 +302,7 @@ def _less_class_mean(rows: Floats, groups: NDArray[Any]) -> Floats:
 
 
 def _unit_ranks(x: Floats) -> Floats:
-    """Ranks scaled to [0, 1], 1/2 if all are equal; NaN stays."""
-    found = np.full(len(x), np.nan)
-    known = ~np.isnan(x)
-    n = int(known.sum())
-    if n:
-        found[known] = (rankdata(x[known]) - 1.0) / (n - 1) if n > 1 else 0.5
-    return found
-
-
-def _mean(rows: Floats) -> Floats:
-    """Mean over rows of what is not NaN; NaN where nothing is."""
-    known = ~np.isnan(rows)
-    count = known.sum(0)
-    with np.errstate(invalid="ignore"):
-        found: Floats = np.where(known, rows, 0.0).sum(0) / count
-    return found
-
-
-def _turned(values: Tensor, sign: int) -> Floats:
-    found: Floats = values.double().numpy() * float(sign)
-    return found
+    """Return ranks scaled to [0, 1], 1/2 if there is one; NaN stays."""
+    ranks: Floats = rankdata(x, nan_policy="omit")
+    n = int((~np.isnan(x)).sum())
+    return (ranks - 1.0) / (n - 1) if n > 1 else ranks - 0.5

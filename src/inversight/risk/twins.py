@@ -1,10 +1,10 @@
-"""Near-duplicates among the private images: the same picture but for what saving it again changes.
+"""Twins: near-duplicates among the private images, such as one picture saved twice.
 
-Of two twins DDCS credits one with a reconstruction, and a picture that was trained on twice leaks more
-readily. Twins are looked for in pixels, after a small shift and a change of brightness and contrast
-have been undone: a picture shifted by one pixel lies, in pixel and perceptual distances alike, about
-as far from itself as two ordinary shots of one person do, so that no threshold on such a distance
-finds the one and leaves the other (docs/triage.md has the figures).
+DDCS credits one of two twins with a reconstruction, and a picture that was trained on twice leaks more
+easily. Twins are compared by pixels, invariant to a small shift and to brightness and contrast. In
+pixel and perceptual distances, a picture shifted by one pixel is about as far from itself as two
+ordinary shots of one person are from each other, so no threshold on such a distance finds twins alone
+(docs/triage.md has the figures).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from inversight.data import ImageSet
 from inversight.embeddings.distances import exact_products
 
 SIDE = 64
-"""Pixels of a side to which larger images are shrunk before they are compared."""
+"""Pixels a side to which larger images are shrunk before they are compared."""
 
 NEAR = 0.05
-"""Twins: pairs below this share of what unrelated images of a class have."""
+"""Pairs are twins below this fraction of the value of unrelated images of a class."""
 
 _BLOCK = 512
 """Images of either side that are compared at once: some 0.1 GB of colour images."""
 
 _MEASURED = 512
-"""Images of a class, the first by id, from whose pairs its ordinary value is taken."""
+"""Images of a class, the first by id, from whose pairs its ordinary value is computed."""
 
 _FLAT = 1e-3
-"""Standard deviation of pixels in [0, 1] below which an image has nothing to be compared by."""
+"""Standard deviation of pixels in [0, 1] below which an image counts as one colour."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Twins:
     """Groups among N images, in the order they came.
 
     group: (N,) int64, the row of the group's first image by id, -1 for an image in no group.
-    ordinary: the median of unrelated images' pairs, in [0, 1]; None without any pair. threshold: below
-    it two images are twins.
+    ordinary: the median over pairs of unrelated images, in [0, 1]; None without any pair. threshold:
+    two images below it are twins.
     """
 
     group: Tensor
@@ -52,17 +52,19 @@ class Twins:
     threshold: float
 
     def names(self, ids: tuple[str, ...]) -> list[str | None]:
-        """The id of the first image of each image's group; None for an image in no group."""
+        """Return the id of the first image of each image's group; None for an image in no group."""
         return [None if row < 0 else ids[row] for row in self.group.tolist()]
 
 
 def unexplained(left: Tensor, right: Tensor, reach: int = 1) -> Tensor:
-    """In [0, 1], (N, M) float32, lower is more alike: how much of one image the other does not explain.
+    """In [0, 1], (N, M) float32, lower is more alike: what of one image the other does not explain.
 
-    ``1 - max(0, r)^2`` with r the largest correlation of the two images' pixels over shifts by up to
-    ``reach`` pixels either way, on what then overlaps: what a shift, brightness and contrast leave
-    (zero-mean normalised cross-correlation). left (N, C, H, W), right (M, C, H, W): floats in [0, 1].
-    Symmetric; 1 for an image of one colour.
+    ``1 - max(0, r)^2``, where r is the largest correlation of the two images' overlapping pixels over
+    shifts by up to ``reach`` pixels either way (zero-mean normalised cross-correlation). Symmetric; 1 for
+    an image of one colour.
+
+    Args:
+        left, right: (N, C, H, W) and (M, C, H, W), floats in [0, 1].
     """
     height, width = left.shape[2:]
     best = left.new_zeros(len(left), len(right))
@@ -75,12 +77,13 @@ def unexplained(left: Tensor, right: Tensor, reach: int = 1) -> Tensor:
 
 
 def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
-    """Near-duplicates within classes, and exact copies also across them; independent of row order.
+    """Return near-duplicates within classes, and exact copies also across them.
 
-    Twins are pairs whose :func:`unexplained` share is below ``NEAR`` of the ordinary one: the median
-    over classes of the median of a class's pairs, which stands as long as most classes are not mostly
-    copies. Groups are what such pairs connect. Not found: mirrored, turned or strongly cropped copies,
-    shifts by parts of a pixel in small images, and near-copies across classes.
+    Twins are pairs whose :func:`unexplained` fraction is below ``NEAR`` times the ordinary one: the
+    median over classes of the median over a class's pairs, which is robust as long as most classes are
+    not mostly copies. Groups are the connected components of such pairs. Not found: mirrored, rotated or
+    strongly cropped copies, shifts by parts of a pixel in small images, and near-copies across classes.
+    The result does not depend on row order.
 
     Needs about 0.1 GB beside the images of one class as floats at 64x64.
     """
@@ -117,7 +120,7 @@ def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
 
 
 def _standard(pixels: Tensor) -> Tensor:
-    """(N, P): each image less its mean, of length 1; 0 for an image of one colour."""
+    """Return (N, P): each image less its mean, of length 1; 0 for an image of one colour."""
     flat = pixels.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
     length = flat.square().sum(1, keepdim=True).sqrt()
@@ -126,7 +129,7 @@ def _standard(pixels: Tensor) -> Tensor:
 
 
 def _blocks(pixels: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Shares of all pairs on and above the diagonal, block by block, with each block's corner."""
+    """Yield each block of pairs on and above the diagonal: its corner and unexplained fractions."""
     for a in range(0, len(pixels), _BLOCK):
         for b in range(a, len(pixels), _BLOCK):
             with exact_products():
@@ -135,14 +138,14 @@ def _blocks(pixels: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 
 def _copies(hashes: tuple[str, ...]) -> Tensor:
-    """(2, E) int64: each image with the first one of the same pixels."""
+    """Return (2, E) int64: each image with the first one of the same pixels."""
     first: dict[str, int] = {}
     pairs = [(first.setdefault(key, i), i) for i, key in enumerate(hashes)]
     return torch.tensor([p for p in pairs if p[0] != p[1]], dtype=torch.int64).reshape(-1, 2).T
 
 
 def _connected(edges: Tensor, n: int) -> Tensor:
-    """(n,) int64: the smallest row of each row's component, -1 for a row alone."""
+    """Return (n,) int64: the smallest row of each row's component, -1 for a row alone."""
     i, j = edges.numpy()
     graph = coo_array((np.ones(len(i), dtype=bool), (i, j)), shape=(n, n))
     count, component = connected_components(graph, directed=False)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from inversight.risk.yardstick import yardsticks
+from inversight.risk.class_scales import class_scales
 from tests.risk.examples import normal_score
 
 
@@ -18,7 +18,7 @@ def drawn(seed: int, n: int) -> Tensor:
 
 def test_a_single_class_is_measured_by_its_own_images_alone() -> None:
     y = drawn(0, 6)
-    measure = yardsticks({0: y})[0]
+    measure = class_scales({0: y})[0]
     for k in range(6):
         others = torch.cat([y[:k], y[k + 1 :]])
         assert measure.centre[k] == pytest.approx(float(others.mean()))
@@ -28,7 +28,7 @@ def test_a_single_class_is_measured_by_its_own_images_alone() -> None:
 
 def test_scores_equal_a_loop() -> None:
     known = {0: drawn(0, 3), 1: 2 * drawn(1, 5) + 1, 4: 0.1 * drawn(2, 9)}
-    for label, measure in yardsticks(known).items():
+    for label, measure in class_scales(known).items():
         rest = [y for c, y in known.items() if c != label]
         pooled = sum(float(y.var()) * (len(y) - 1) for y in rest) / sum(len(y) - 1 for y in rest)
         y = known[label].tolist()
@@ -42,7 +42,7 @@ def test_scores_equal_a_loop() -> None:
 def test_scores_are_normal_scores_of_students_t() -> None:
     """Wallace's approximation against the quantiles themselves."""
     for n in (4, 6, 20):
-        measure = yardsticks({0: drawn(n, n)})[0]
+        measure = class_scales({0: drawn(n, n)})[0]
         away = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None]
         found = measure.scores(measure.centre + away * measure.scale)[:, 0]
         expected = stats.norm.ppf(stats.t.cdf(away[:, 0].numpy(), measure.freedom))
@@ -53,26 +53,26 @@ def test_a_shift_of_one_class_and_a_scale_of_all_change_no_score() -> None:
     known = {0: drawn(0, 4), 1: drawn(1, 7)}
     moved = {0: 3 * (known[0] + 5), 1: 3 * (known[1] - 2)}
     for label, shift in ((0, 5), (1, -2)):
-        a = yardsticks(known)[label].scores(known[label])
-        b = yardsticks(moved)[label].scores(3 * (known[label] + shift))
+        a = class_scales(known)[label].scores(known[label])
+        b = class_scales(moved)[label].scores(3 * (known[label] + shift))
         torch.testing.assert_close(a, b)
 
 
 def test_spread_of_one_class_is_learnt_from_its_own_images_if_there_are_many() -> None:
     known = {0: drawn(0, 500), 1: 3 * drawn(1, 500)}
-    for label, measure in yardsticks(known).items():
+    for label, measure in class_scales(known).items():
         assert float(measure.scores(known[label]).std()) == pytest.approx(1.0, abs=0.05), label
 
 
 def test_classes_that_cannot_be_measured() -> None:
     one, two, three = drawn(0, 1), drawn(1, 2), drawn(2, 3)
-    assert list(yardsticks({0: one, 1: two})) == []
-    assert list(yardsticks({0: two})) == []
-    assert list(yardsticks({0: three})) == [0]
-    assert list(yardsticks({0: one, 1: two, 2: three})) == [1, 2]
+    assert list(class_scales({0: one, 1: two})) == []
+    assert list(class_scales({0: two})) == []
+    assert list(class_scales({0: three})) == [0]
+    assert list(class_scales({0: one, 1: two, 2: three})) == [1, 2]
 
 
 def test_images_that_are_all_alike() -> None:
-    measure = yardsticks({0: torch.ones(4, dtype=torch.float64)})[0]
+    measure = class_scales({0: torch.ones(4, dtype=torch.float64)})[0]
     found = measure.scores(torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64))
     assert found[:, 0].tolist() == [-float("inf"), 0.0, float("inf")]
