@@ -35,8 +35,9 @@ from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, pla
 from inversight.core.console import Terminal
 from inversight.core.run import Run
 from inversight.data import ImageSet, write_images
-from inversight.pipeline import Plan, execute
-from inversight.pipeline.stages import train
+from inversight.pipeline.execution import execute
+from inversight.pipeline.plan import Plan
+from inversight.pipeline.train import train
 from inversight.settings import resolve
 
 PARTS = ("null", "planted", "no-leak", "trained-leak")

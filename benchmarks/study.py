@@ -30,7 +30,8 @@ from common import finish, machine, parser
 from inversight.core.config import merge, parse_assignment, to_mapping
 from inversight.core.console import Terminal
 from inversight.core.run import Run, read_manifest
-from inversight.pipeline import Plan, execute
+from inversight.pipeline.execution import execute
+from inversight.pipeline.plan import Plan
 from inversight.settings import ARMS, AuditSettings, resolve
 from study_data import DATASETS, DataSet
 

@@ -26,7 +26,7 @@ from common import finish, machine, parser, work_folder, work_option
 from inversight.core.run import read_manifest, write_json
 from inversight.core.seeding import generator
 from inversight.pipeline.ledger import signals_of
-from inversight.pipeline.triage_stage import EXPECTED, LEARNED, MEASURED, triage_run
+from inversight.pipeline.triage import EXPECTED, LEARNED, MEASURED, triage_run
 from inversight.report.reading import read_table
 from inversight.risk.signals import SIGNALS
 from inversight.risk.triage import agreement, learn

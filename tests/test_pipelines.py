@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inversight.pipeline.gate import gates
+from inversight.pipeline.result import thresholds
 from tests.documentation import ROOT, blocks, parse_command
 
 (WORKFLOW,) = blocks(ROOT / "docs" / "pipelines.md", "yaml")
@@ -38,7 +38,7 @@ def test_commands_parse(name: str) -> None:
     (line,) = [line for line in lines if line.lstrip().startswith("inversight ")]
     context = parse_command(line.partition(" > ")[0])
     if name == "Audit":
-        assert len(gates(context.params["fail_on"])) == 2
+        assert len(thresholds(context.params["fail_on"])) == 2
         assert context.params["hash_ids"] and context.params["images"] == "none"
 
 
@@ -86,7 +86,7 @@ def test_scripts_pass_on_the_exit_code(tmp_path: Path, code: int) -> None:
 
 
 def test_a_run_writes_the_uploaded_files(tmp_path: Path) -> None:
-    from inversight.pipeline.outputs import write_report
+    from inversight.pipeline.report import write_report
     from inversight.report import load_report_data
     from tests.report.examples import write_run
 

@@ -6,28 +6,62 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inversight.core.errors import InputError, InversightError, StageError
-    from inversight.pipeline import AuditResult, audit, resume
+    from inversight.core.errors import (
+        ConfigError,
+        DataError,
+        DiskFullError,
+        InputError,
+        InversightError,
+        RunError,
+        StageError,
+        TargetError,
+        WeightsError,
+    )
+    from inversight.models.loading import load_target
+    from inversight.models.spec import ModelSpec
+    from inversight.pipeline.audit import audit, resume
+    from inversight.pipeline.result import AuditResult
+    from inversight.pipeline.score import score
+    from inversight.scores import DDCS
 
-__all__ = ["AuditResult", "InputError", "InversightError", "StageError", "audit", "resume"]
+__all__ = [
+    "DDCS",
+    "AuditResult",
+    "ConfigError",
+    "DataError",
+    "DiskFullError",
+    "InputError",
+    "InversightError",
+    "ModelSpec",
+    "RunError",
+    "StageError",
+    "TargetError",
+    "WeightsError",
+    "audit",
+    "load_target",
+    "resume",
+    "score",
+]
 
-_ROOMS = {
-    "AuditResult": "pipeline",
-    "InputError": "core.errors",
-    "InversightError": "core.errors",
-    "StageError": "core.errors",
-    "audit": "pipeline",
-    "resume": "pipeline",
+_MODULES = {
+    "AuditResult": "pipeline.result",
+    "DDCS": "scores",
+    "ModelSpec": "models.spec",
+    "audit": "pipeline.audit",
+    "load_target": "models.loading",
+    "resume": "pipeline.audit",
+    "score": "pipeline.score",
 }
+"""Where each public name is defined; errors, which are not listed, in core.errors."""
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for when it is: PyTorch takes seconds, and a help text needs none of it."""
-    if name not in _ROOMS:
+    """Import a public name when it is first used: PyTorch takes seconds, and a help text needs none."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'core.errors')}"), name)
 
 
 def __dir__() -> list[str]:
-    """Also what is not loaded yet, so that it is found by completion."""
+    """Return also the names that are not imported yet, so that an editor completes them."""
     return sorted({*globals(), *__all__})

@@ -62,7 +62,7 @@ def test_a_whole_audit(finished_home: Path, tmp_path: Path, colour: bool) -> Non
     assert 0.0 <= manifest["evaluator"]["holdout_accuracy"] <= 1.0
     assert [s["name"] for s in manifest["stages"]] == [
         "target", "evaluator", "public-network", "prior", "adaptation",
-        "attack-plug-and-play", "reconstructions", "scores", "signals",
+        "attack-plug-and-play", "scores", "signals",
     ]  # fmt: skip
     assert not list(run.rglob("*.partial")) and not list(run.rglob("checkpoint*"))
     latents = load_latents(run / "stages" / "attack-plug-and-play")
@@ -112,8 +112,7 @@ def test_signals_join_the_ledger_and_change_nothing_in_it(
     assert samples.loc[list(private.ids), "loss"].to_numpy() == pytest.approx(
         loss.numpy(), rel=1e-4
     )
-    page = result.report.read_text()
-    assert "Kind" in page and "of twins DDCS credits one" in page
+    assert "Kind" in result.report.read_text()
 
 
 def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path) -> None:
@@ -203,9 +202,7 @@ def test_without_a_holdout_there_is_a_control(finished_without_holdout: AuditRes
     result = finished_without_holdout
     run = result.run
     manifest = json.loads((run / "run.json").read_text())
-    assert [s["name"] for s in manifest["stages"]][-4:] == [
-        "reconstructions", "control", "scores", "signals",
-    ]  # fmt: skip
+    assert [s["name"] for s in manifest["stages"]][-3:] == ["control", "scores", "signals"]
     # Pool, steps and crops of six candidates of two classes; pool, children and crops of four.
     assert manifest["queries"] == {
         "plug-and-play": 30 + 12 * 3 + 12 * 2,
@@ -216,7 +213,7 @@ def test_without_a_holdout_there_is_a_control(finished_without_holdout: AuditRes
     assert gap["value"] == pytest.approx(gap["attack"] - gap["control"])
     assert gap["attack"] == pytest.approx(result.metrics["ddcs_best"]["value"])
     assert gap["reconstructions"] == 14 and gap["low"] is not None
-    control = sorted((run / "stages" / "control" / "images").rglob("*.png"))
+    control = sorted((run / "stages" / "control").rglob("*.png"))
     assert [p.parent.name for p in control] == ["ann"] * 7 + ["bob"] * 7
     by_set = json.loads((run / "metrics_by_set.json").read_text())
     assert set(by_set) == {"plug-and-play", "mirror-black-box"}
@@ -225,7 +222,7 @@ def test_without_a_holdout_there_is_a_control(finished_without_holdout: AuditRes
     for table in ("samples", "samples_by_set", "reconstructions"):
         assert "control" not in pd.read_parquet(run / f"{table}.parquet").to_csv()
     report = result.report.read_text()
-    assert "Gap to the control" in report and "has no p value" in report
+    assert "Gap to the control" in report
     assert "plug-and-play 90, mirror-black-box 66" in report
 
 

@@ -13,7 +13,7 @@ import pytest
 from inversight import InputError, audit
 from inversight.core.console import Quiet
 from inversight.core.seeding import generator
-from inversight.pipeline import Plan
+from inversight.pipeline.plan import Plan
 from inversight.priors import Architecture, StylePrior, train_prior
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.settings import ATTACKS, PriorTraining, resolve

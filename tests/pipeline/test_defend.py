@@ -13,7 +13,7 @@ import pytest
 from inversight import audit
 from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, InputError, RunError
-from inversight.pipeline import resume
+from inversight.pipeline.audit import resume
 from inversight.pipeline.defend import DefendResult, defend
 from tests.defences import examples
 from tests.pipeline.tiny import TINY, image_folders

@@ -22,8 +22,8 @@ from inversight.core.config import merge
 from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
-from inversight.pipeline import Plan
 from inversight.pipeline.estimate import Estimate, duration
+from inversight.pipeline.plan import Plan
 from inversight.settings import ATTACKS, resolve
 
 TINY: dict[str, Any] = {

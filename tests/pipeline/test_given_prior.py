@@ -51,7 +51,7 @@ FAST: dict[str, Any] = {
     "target_training": {"epochs": 1, "width": 2},
     "evaluator_training": {"epochs": 1, "width": 2},
 }
-PLAN, EXECUTION = (sys.modules[f"inversight.pipeline.{name}"] for name in ("plan", "execution"))
+PLAN = sys.modules["inversight.pipeline.plan"]
 PIXEL = ("--embedding", "pixel", "--features", "pixel", "--guidance-embedding", "pixel")
 
 
@@ -352,11 +352,11 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("patched", "arguments", "parts"),
     [
-        ("inversight.pipeline.stages.train_prior", ("prior", "train", "--public", "public", *SMALL_PRIOR),
+        ("inversight.priors.train_prior", ("prior", "train", "--public", "public", *SMALL_PRIOR),
          ("prior train: out of memory", "--set images_at_once=2", "goes on from its checkpoint")),
-        ("inversight.pipeline.stages.train_classifier", ("train", "--private", "private"),
+        ("inversight.pipeline.train.train_classifier", ("train", "--private", "private"),
          ("train: out of memory", "--set batch_size=")),
-        ("inversight.pipeline.stages.adapt",
+        ("inversight.adaptation.adapt",
          ("adapt", "--prior", "ffhq", "--target", "target", "--public", "public",
           "--guidance-embedding", "pixel", "--features", "none", "--set", "batch_size=6"),
          ("adapt: out of memory", "--set images_at_once=3", "goes on from its checkpoint")),
@@ -389,15 +389,19 @@ def test_an_audit_without_memory_says_what_to_lower_and_keeps_the_rest(
             return resume("run")
         return audit(out="run", prior=TINY["prior"], **folders, **FAST)
 
-    for stage, where, name, part in (
-        ("target", EXECUTION, "train_classifier", "lower target_training.batch_size"),
-        ("prior", EXECUTION, "train_prior", "lower prior.images_at_once"),
-        ("adaptation", EXECUTION, "adapt", "lower adaptation.images_at_once"),
-        ("plug-and-play", PlugAndPlay, "run", "batch_size: 20"),
-        ("scores", EXECUTION, "evaluate", "lower --memory"),
+    for stage, patched, part in (
+        (
+            "target",
+            "inversight.pipeline.train.train_classifier",
+            "lower target_training.batch_size",
+        ),
+        ("prior", "inversight.priors.train_prior", "lower prior.images_at_once"),
+        ("adaptation", "inversight.adaptation.adapt", "lower adaptation.images_at_once"),
+        ("plug-and-play", "inversight.attacks.PlugAndPlay.run", "batch_size: 20"),
+        ("scores", "inversight.pipeline.score.evaluate", "lower --memory"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(where, name, no_memory)
+            patch.setattr(patched, no_memory)
             with pytest.raises(StageError) as caught:
                 step()
         message = str(caught.value)

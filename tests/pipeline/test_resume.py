@@ -14,8 +14,8 @@ from PIL import Image
 from inversight import AuditResult, audit, resume
 from inversight.core.errors import RunError
 from inversight.core.run import Run
-from inversight.pipeline import Plan
 from inversight.pipeline.estimate import Estimate
+from inversight.pipeline.plan import Plan
 from tests.pipeline.tiny import (
     CHECKPOINTS,
     TINY,

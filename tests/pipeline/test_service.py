@@ -88,7 +88,7 @@ def test_finished_classes_are_kept_and_the_rest_follows(
     assert 2 <= len(kept) < 6 and not Path("out/latents.safetensors").exists()
 
     code, _, err = run(capsys, *command, "--seed", "1")
-    assert code == 2 and "an attack began there and its seed differed" in err
+    assert code == 2 and "an attack began there and --seed differed" in err
     service.usual = probabilities
     code, _, err = run(capsys, *command)
     assert code == 0 and "of 3 classes are there already" in err

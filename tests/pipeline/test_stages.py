@@ -17,8 +17,8 @@ from inversight.core.errors import ConfigError
 from inversight.core.processes import Processes
 from inversight.data import ImageSet
 from inversight.models.spec import ModelSpec
-from inversight.pipeline.score_folders import _named_sets
-from inversight.pipeline.stages import attack_stage
+from inversight.pipeline.attack import attack
+from inversight.pipeline.score_inputs import name_sets
 from inversight.priors import StylePrior
 from tests.command import run
 from tests.pipeline.tables import assert_same
@@ -254,7 +254,7 @@ def test_black_box_attacks(
     )  # fmt: skip
     assert code == 0, err
     assert f"{name}: {queries} images sent to the target, scores access" in err
-    assert json.loads(Path("new/facts.json").read_text()) == {"queries": queries}
+    assert json.loads(Path("new/facts.json").read_text()) == {"queries": queries, "left_out": None}
     assert len(list(Path("new/reconstructions").rglob(f"{name}-*.png"))) == 6
     code, _, err = run(
         capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "low",
@@ -268,9 +268,9 @@ def test_set_names_never_meet() -> None:
     one = ImageSet(
         torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("c/0",), ("c",), ("h",)
     )
-    assert list(_named_sets([Path("a")], [one], ["3-a", "a"])) == ["4-a"]
-    assert list(_named_sets([Path("x/a"), Path("y/a")], [one, one], [])) == ["1-a", "2-a"]
-    assert list(_named_sets([Path("b")], [one], ["a"])) == ["b"]
+    assert list(name_sets(["a"], [one], ["3-a", "a"])) == ["4-a"]
+    assert list(name_sets(["a", "a"], [one, one], [])) == ["1-a", "2-a"]
+    assert list(name_sets(["b"], [one], ["a"])) == ["b"]
 
 
 def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,7 +368,7 @@ def test_a_training_goes_on_with_what_it_began_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("inversight.pipeline.stages.train_prior", stop)
+        patch.setattr("inversight.priors.train_prior", stop)
         code, _, err = run(capsys, *command)
     assert code == 130 and "continue with: prior train again" in err
     code, _, err = run(capsys, *command, "--seed", "1")
@@ -402,7 +402,7 @@ def test_published_settings_are_laid_below_what_is_given(
         seen.append(training)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("inversight.pipeline.stages.train_prior", stop)
+    monkeypatch.setattr("inversight.priors.train_prior", stop)
     run(
         capsys, "prior", "train", "--public", "public", "--out", "prior", "--features", "none",
         "--set", "config=cifar", "--set", "r1=0.5",
@@ -476,7 +476,7 @@ def test_a_service_and_an_audit_are_the_work_of_one_process(
 
     service = ModelSpec("endpoint:http://127.0.0.1:9")
     with pytest.raises(ConfigError, match="attacked by one process"):
-        attack_stage(
+        attack(
             tmp_path / "prior", tmp_path / "out", model=service, attack="brep-mi", limit=None,
             preset="quick", seed=0, device="cpu", given={}, reporter=Quiet(),
             processes=Processes(OneOfTwo()),

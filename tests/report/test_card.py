@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from inversight.pipeline.outputs import write_report
+from inversight.pipeline.report import write_report
 from inversight.report import load_report_data, model_card, render_card
 from inversight.report.card import escaped
 from tests.report.examples import HOSTILE, manifest, metrics_of, samples, write_run

@@ -46,9 +46,9 @@ def audit(
         return
     if resume is not None and (values or out is not None):
         raise ConfigError("--resume RUN takes its settings from the run; leave the others out")
-    from inversight.pipeline import audit as run_audit
-    from inversight.pipeline import default_folder
-    from inversight.pipeline import resume as resume_run
+    from inversight.pipeline.audit import audit as run_audit
+    from inversight.pipeline.audit import default_folder
+    from inversight.pipeline.audit import resume as resume_run
 
     folder = resume or out or default_folder()
     with running(folder, f"inversight audit --resume {folder}") as terminal:

@@ -81,7 +81,7 @@ def _print_sets(console: Console, result: Any) -> None:
 
 def print_triage(found: Any, out: Path | None) -> None:
     """Print the images likely to be most exposed, and how well signals agree with measured exposure."""
-    from inversight.pipeline.triage_stage import EXPECTED, LEARNED, TABLE
+    from inversight.pipeline.triage import EXPECTED, LEARNED, TABLE
     from inversight.report.formatting import number, visible
 
     console = Console(highlight=False)

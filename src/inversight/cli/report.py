@@ -10,9 +10,9 @@ import typer
 
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Write RUN/report.html again from the run's tables, without pictures."""
-    from inversight.pipeline.stages import report_again
+    from inversight.pipeline.report import report as run_report
 
-    typer.echo(str(report_again(run)))
+    typer.echo(str(run_report(run)))
 
 
 def compare(

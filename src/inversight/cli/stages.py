@@ -30,7 +30,7 @@ def train(
 ) -> None:
     """Train a small classifier on a folder; --target OUT audits it."""
     require_one_process("train")
-    from inversight.pipeline.stages import train as run
+    from inversight.pipeline.train import train as run
 
     private = options.pop("private")
     with running() as terminal:
@@ -52,11 +52,11 @@ def prior_train(
 
     On several GPUs: accelerate launch -m inversight prior train ...
     """
-    from inversight.pipeline.stages import train_prior_stage
+    from inversight.pipeline.prior import train_prior
 
     remedy = "prior train again with the same --out"
     with running_together(options["device"], out, remedy) as (terminal, processes):
-        path = train_prior_stage(
+        path = train_prior(
             options.pop("public"), out, features=features, network=network, given=assigned(set_),
             reporter=terminal, processes=processes, **options,
         )  # fmt: skip
@@ -69,9 +69,9 @@ def prior_import(
     out: Annotated[Path, typer.Option(help="Folder for the prior.")],
 ) -> None:
     """Import published StyleGAN2-ADA networks, running nothing that is in the file."""
-    from inversight.pipeline.stages import import_prior_stage
+    from inversight.pipeline.prior import import_prior
 
-    path, line = import_prior_stage(file, out)
+    path, line = import_prior(file, out)
     typer.echo(
         f"{line}\n{path}\nadapt it with: inversight adapt --prior {out} --target TARGET --public DIR"
     )
@@ -93,11 +93,11 @@ def adapt(
 
     On several GPUs: accelerate launch -m inversight adapt ...
     """
-    from inversight.pipeline.stages import adapt_stage
+    from inversight.pipeline.adapt import adapt as run_adapt
 
     remedy = "adapt again with the same --out"
     with running_together(options["device"], out, remedy) as (terminal, processes):
-        path = adapt_stage(
+        path = run_adapt(
             prior, options.pop("public"), out, model=model_spec(target, options), features=features,
             network=network, given=assigned(set_), reporter=terminal, processes=processes, **options,
         )  # fmt: skip
@@ -132,11 +132,11 @@ def attack(
 
     On several GPUs: accelerate launch -m inversight attack ...
     """
-    from inversight.pipeline.stages import attack_stage
+    from inversight.pipeline.attack import attack as run_attack
 
     model = model_spec(target, options, headers=tuple(endpoint_header or ()))
     with running_together(options["device"]) as (terminal, processes):
-        path = attack_stage(
+        path = run_attack(
             prior, out, model=model, attack=attack, given=assigned(set_), reporter=terminal,
             processes=processes, **options,
         )  # fmt: skip

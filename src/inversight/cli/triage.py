@@ -34,7 +34,7 @@ def triage(
 ) -> None:
     """Rank private images by how exposed they are likely to be, in seconds, without an attack."""
     from inversight.core.run import check_new_folder
-    from inversight.pipeline.triage_stage import triage_private, triage_run, write_triage
+    from inversight.pipeline.triage import triage_private, triage_run, write_triage
 
     device, private, target = (options.pop(name) for name in ("device", "private", "target"))
     needed = {"private": private, "target": target, "out": out}

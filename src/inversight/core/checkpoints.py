@@ -1,4 +1,4 @@
-"""The state of a training in one safetensors file: networks, optimisers, further tensors, and facts."""
+"""Checkpoints of trainings: networks, optimisers, further tensors and facts in one safetensors file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inversight.core.errors import DataError
+from inversight.core.run import atomic_file
 
 Modules = Mapping[str, nn.Module]
 Optimisers = Mapping[str, Optimizer]
@@ -28,7 +29,7 @@ def save_state(
     optimisers: Optimisers,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write it all to ``path``, at once or not at all; ``facts`` as JSON under the name ``kind``."""
+    """Write the state to ``path`` atomically, with ``facts`` as JSON under the name ``kind``."""
     found = dict(tensors or {})
     for name, module in modules.items():
         found |= {f"{name}/{k}": v for k, v in module.state_dict().items()}
@@ -36,17 +37,16 @@ def save_state(
         for i, state in optimiser.state_dict()["state"].items():
             found |= {f"{name}/{i}/{k}": v for k, v in state.items()}
     found = {k: v.detach().cpu().contiguous() for k, v in found.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(found, partial, metadata={kind: json.dumps(facts)})
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        save_file(found, partial, metadata={kind: json.dumps(facts)})
 
 
 def load_state(
     path: Path, kind: str, *, modules: Modules, optimisers: Optimisers
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Give networks and optimisers what :func:`save_state` wrote; returns the facts, and all tensors.
+    """Load what :func:`save_state` wrote into networks and optimisers; return facts and all tensors.
 
-    To be called within :func:`reading`, which says of any error that the file is not the right one.
+    Call it within :func:`reading`, which turns any error into one about the file.
     """
     with safe_open(path, "pt") as handle:
         facts = json.loads((handle.metadata() or {})[kind])
@@ -70,7 +70,7 @@ def load_state(
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """While a checkpoint of ``what`` is read: errors become one that says what to do.
+    """Turn errors in the block, which reads a checkpoint of ``what``, into one that says what to do.
 
     Raises:
         DataError: the file is damaged, or of something else.

@@ -8,11 +8,13 @@ A long stage may keep a checkpoint in the partial folder and find it when it is 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from filelock import FileLock, Timeout
 from inversight.core.errors import DiskFullError, RunError
 
 MANIFEST = "run.json"
+PRIVATE_NAMES = "private-ids.json"
+"""The file of hidden names, the key of their hashes among them under "key"."""
 _FOLDER_README = """\
 This folder is the record of an inversight audit.
 
@@ -45,16 +49,22 @@ Less sensitive:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, which is the old file or the complete new one at any time."""
-    with _partial(path).open("w", encoding="utf-8") as handle:
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
-    _partial(path).replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, like :func:`write_text`. NaN, which JSON lacks, is refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give the block a file to write, and rename it to ``path`` when the block is done."""
+    yield _partial(path)
+    _partial(path).replace(path)
 
 
 @contextmanager
@@ -132,6 +142,61 @@ def check_new_folder(path: Path, *, needed_bytes: int) -> None:
             f"--out {path}: about {needed_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are "
             "free there; make room or name another folder"
         )
+
+
+def check_resumable(
+    path: Path, facts: Mapping[str, Any], *, marker: str, product: str, what: str
+) -> None:
+    """Check that a command may begin in ``path`` or go on there, writing nothing.
+
+    Args:
+        facts: what must be the same to go on, by the name that an error gives it.
+        marker: name of the file in ``path`` that holds the facts with which the command began.
+        product: name of the file that is there when the command is done.
+        what: the command in words, as in "a training".
+
+    Raises:
+        RunError: the folder holds something else, or the command began with other facts.
+        DiskFullError: there is no room.
+    """
+    if not (path / marker).is_file() or (path / product).is_file():
+        check_new_folder(path, needed_bytes=50_000_000)
+        return
+    before = json.loads((path / marker).read_text())
+    other = next((name for name, value in facts.items() if before.get(name) != value), None)
+    if other is not None:
+        raise RunError(
+            f"--out {path}: {what} began there and {other} differed; give the same again to go on, or "
+            "name another folder"
+        )
+
+
+@contextmanager
+def hidden_names(run: Path, wanted: bool) -> Iterator[Callable[[str], str]]:
+    """Give the block a function from names to keyed hashes, or to themselves if not ``wanted``.
+
+    The key and the names are kept in RUN/private-ids.json.
+    """
+    if not wanted:
+        yield str
+        return
+    known = names_behind(run) or {"key": secrets.token_hex(16)}
+    key = bytes.fromhex(known["key"])
+
+    def hide(name: str) -> str:
+        digest = hashlib.blake2b(name.encode(), key=key, digest_size=6).hexdigest()
+        known[digest] = name
+        return digest
+
+    yield hide
+    write_json(run / PRIVATE_NAMES, known)
+
+
+def names_behind(run: Path) -> dict[str, str]:
+    """Return the name behind each hash of :func:`hidden_names` in ``run``; empty if none is hidden."""
+    file = run / PRIVATE_NAMES
+    found: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
 
 
 class Run:
@@ -217,9 +282,8 @@ class Run:
 
     def publish(self, file: Path) -> None:
         """Copy a stage's ``file`` to ``RUN/NAME``, replacing the old one at once."""
-        final = self.path / file.name
-        shutil.copyfile(file, _partial(final))
-        _partial(final).replace(final)
+        with atomic_file(self.path / file.name) as partial:
+            shutil.copyfile(file, partial)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -1,17 +1,4 @@
-"""The whole audit: target, prior, adaptation, attack, scores, report. The only room that knows every
-stage."""
+"""One file for each stage, each a typed function that every command uses; an audit composes them.
 
-from inversight.pipeline.audits import audit, default_folder, resume
-from inversight.pipeline.execution import execute
-from inversight.pipeline.plan import Plan, check_unchanged
-from inversight.pipeline.result import AuditResult
-
-__all__ = [
-    "AuditResult",
-    "Plan",
-    "audit",
-    "check_unchanged",
-    "default_folder",
-    "execute",
-    "resume",
-]
+The only room that knows every stage. Nothing is imported here: take what you need from its module.
+"""

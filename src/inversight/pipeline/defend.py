@@ -20,7 +20,6 @@ from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, InversightError, RunError
 from inversight.core.run import (
     Run,
-    atomic_folder,
     check_new_folder,
     is_disk_full,
     read_manifest,
@@ -40,7 +39,6 @@ from inversight.defences.outcomes import (
 )
 from inversight.models.networks import FILE_NAME, load_classifier, save_classifier
 from inversight.models.target import Access, Target, accuracy_on, target_of
-from inversight.pipeline import Plan, check_unchanged, execute
 from inversight.pipeline.defend_inputs import (
     GIVEN,
     Spec,
@@ -50,6 +48,8 @@ from inversight.pipeline.defend_inputs import (
     read_real_names,
     with_black_box,
 )
+from inversight.pipeline.execution import copy_stage, execute
+from inversight.pipeline.plan import Plan, check_unchanged
 from inversight.report.defences import render_defences
 from inversight.report.reading import read_table
 from inversight.settings import resolve
@@ -283,10 +283,7 @@ class _Comparison:
             white = [f"attack-{n}" for n, a in attacks if a.access is Access.WHITE_BOX]
             sources |= dict.fromkeys(white, undefended)
         for stage, source in sources.items():
-            copy = inner.path / "stages" / stage
-            if (source / "stages" / stage).is_dir() and not copy.is_dir():
-                with atomic_folder(copy) as folder:
-                    shutil.copytree(source / "stages" / stage, folder, dirs_exist_ok=True)
+            copy_stage(source, inner, stage)
         names = self.run / "private-ids.json"
         if names.is_file() and not (inner.path / names.name).is_file():
             # The same key, so that an image has the same hash in every table.

@@ -1,57 +1,63 @@
-"""The stages of one run, each written atomically and skipped if it is there."""
+"""The stages of an audit in order, each kept in the run folder and skipped where it is there."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from inversight.adaptation import adapt
-from inversight.adaptation.collapse import LOW, class_entropy
-from inversight.attacks import Attack, control, run_attack, write_reconstructions
-from inversight.attacks.base import missing_classes
-from inversight.attacks.control import control_truncation
+from inversight.attacks import Attack
+from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.workload import cut_to
 from inversight.core.console import Reporter
 from inversight.core.errors import ConfigError, StageError
-from inversight.core.run import Run, atomic_folder, write_json
-from inversight.core.seeding import generator
-from inversight.data import ImageSet, load_folder
-from inversight.embeddings import Embedding, named_embedding
-from inversight.embeddings.named import Use
-from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
-from inversight.models.target import Access, Target, accuracy_on, describe_target, target_of
-from inversight.models.training import rotation_task, train_classifier
-from inversight.pipeline.budgets import BUDGET, CURVES, with_curves
-from inversight.pipeline.evaluation import evaluate
-from inversight.pipeline.gallery import gallery
-from inversight.pipeline.gate import exceeded, gates
-from inversight.pipeline.hidden_names import hidden_names
-from inversight.pipeline.ledger import SIGNALS_FILE, exposure_table, hidden, join
-from inversight.pipeline.outputs import write_report
-from inversight.pipeline.plan import Plan
-from inversight.pipeline.result import AuditResult
-from inversight.pipeline.scored import (
-    FILES,
-    read_nearness,
-    read_neighbour_distance,
-    write_evaluation,
+from inversight.core.progress import Progress
+from inversight.core.run import (
+    Run,
+    atomic_folder,
+    hidden_names,
+    write_json,
 )
-from inversight.pipeline.watching import FrechetToPublic, watched_features
-from inversight.priors import Prior, SampleMonitor, StylePrior, train_prior
-from inversight.priors.pivotal_tuning import describe_pivots
-from inversight.priors.prior_file import PRIOR_FILE, few_images
-from inversight.report import GalleryItem, load_report_data
+from inversight.data import ImageSet
+from inversight.embeddings import Embedding
+from inversight.models.networks import SavedClassifier
+from inversight.models.target import Access, Target, accuracy_on, describe_target, target_of
+from inversight.pipeline.adapt import adaptation_stage, describe_adaptation, guidance_metric
+from inversight.pipeline.attack import (
+    PICTURES,
+    AttackFacts,
+    attack_stage,
+    control_stage,
+    move_pictures,
+    pictures_of,
+    read_pictures,
+)
+from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
+from inversight.pipeline.evaluation import evaluate
+from inversight.pipeline.ledger import SIGNALS_FILE, exposure_table, hidden, join
+from inversight.pipeline.plan import Plan
+from inversight.pipeline.prior import monitor_of, prior_stage, warn_of_few
+from inversight.pipeline.report import make_gallery, report_stage
+from inversight.pipeline.result import AuditResult, crossed, thresholds
+from inversight.pipeline.score import publish_scores, scoring_embeddings
+from inversight.pipeline.scored import read_nearness, read_neighbour_distance, write_evaluation
+from inversight.pipeline.train import PUBLIC_NETWORK, load_network, train_network, write_network
+from inversight.priors import Prior, SampleMonitor, StylePrior
+from inversight.priors.prior_file import PRIOR_FILE
+from inversight.report import GalleryItem
 from inversight.settings import ARMS, Training, prior_training
 
 LEDGER = "samples.parquet"
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
+
+Metrics = dict[str, dict[str, Any]]
 
 
 def execute(plan: Plan, run: Run, reporter: Reporter) -> AuditResult:
@@ -60,97 +66,132 @@ def execute(plan: Plan, run: Run, reporter: Reporter) -> AuditResult:
     Raises:
         StageError: a stage failed; what is finished can be resumed.
     """
-    return _Execution(plan, run, reporter).all()
+    return _Audit(plan, run, _Log(reporter, list(plan.inputs.warnings))).all()
 
 
-class _Execution:
-    """The stages of one run, each written atomically and skipped if it is there."""
+def copy_stage(source: Path, run: Run, stage: str) -> None:
+    """Copy a finished stage of the run in ``source``, an attack's images included, if it is there."""
+    folder = source / "stages" / stage
+    if not folder.is_dir() or run.folder(stage).is_dir():
+        return
+    with atomic_folder(run.folder(stage)) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        if stage.startswith("attack-"):
+            for file in pictures_of(source / PICTURES, stage.removeprefix("attack-")):
+                place = copy / PICTURES / file.parent.name / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
 
-    def __init__(self, plan: Plan, run: Run, reporter: Reporter) -> None:
-        self.plan = plan
-        self.settings = plan.settings
-        self.inputs = plan.inputs
-        self.run = run
-        self.reporter = reporter
-        self.warnings: list[str] = list(plan.inputs.warnings)
-        self.notes: list[str] = []
-        self.queries: dict[str, int] = {}
 
-    def all(self) -> AuditResult:
-        target = self.target()
-        evaluator = self.evaluator()
-        public_network = self.public_network() if self.plan.needs_public_network else None
-        given = self.prior(public_network)
-        prior = self.adapted(given, target, public_network)
-        for name, attack in self.plan.attacks.items():
-            self.attack(name, attack, target, prior)
-        reconstructions = self.collect()
-        unguided = self.control(given, reconstructions) if self.inputs.holdout is None else None
-        points = self.budget_points(target, prior) if self.settings.budget else []
-        metrics, samples = self.scores(reconstructions, unguided, points, evaluator, public_network)
-        samples = self.signals(samples, target)
-        if points:
-            metrics = self.budgets(metrics, points)
-        self.run.record(warnings=self.warnings, notes=self.notes)
-        self.report(reconstructions)
-        self.run.record(finished=True)
-        crossed = exceeded(gates(self.settings.fail_on), metrics)
-        return AuditResult(self.run.path, metrics, samples, tuple(self.warnings), crossed)
+@dataclass
+class _Log:
+    """A reporter that keeps warnings, and what it is told to say, for the report."""
+
+    reporter: Reporter
+    warnings: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.notes.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
         self.reporter.warn(text)
 
-    def rng(self, stage: str) -> torch.Generator:
-        return generator(self.settings.seed, stage)
+    def stage(self, name: str) -> Progress:
+        return self.reporter.stage(name)
 
-    def stage(self, name: str, build: Callable[[Path], None], part: str | None = None) -> Path:
-        """The folder of stage ``name``; ``part`` is what it is called where it differs."""
+
+class _Audit:
+    """The stages of one run. A method runs its stage unless it is done, and returns its product."""
+
+    def __init__(self, plan: Plan, run: Run, log: _Log) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.inputs = plan.inputs
+        self.labels = plan.inputs.private.labels.unique(sorted=True)
+        self.run = run
+        self.log = log
+
+    def all(self) -> AuditResult:
+        """Run all stages in order."""
+        run, plan = self.run, self.plan
+        target = self.target()
+        evaluator = self.evaluator()
+        network = None
+        if plan.needs_public_network:
+            network = self.trained(
+                PUBLIC_NETWORK, plan.public_at_work, self.settings.public_training
+            )
+        prior = self.prior(network)
+        adapted = self.adapted(prior, target, network)
+        sets = {}
+        queries: dict[str, int] = {}
+        for name, attack in plan.attacks.items():
+            queries[name] = self.attack(name, attack, target, adapted)
+            run.record(queries=queries)
+            sets[name] = self.pictures(run.path / PICTURES, name)
+        control = self.control(prior, sets) if self.inputs.holdout is None else None
+        distance, features = scoring_embeddings(
+            self.settings.embedding, self.settings.features, size=self.inputs.private.size,
+            network=network, evaluator=evaluator,
+        )  # fmt: skip
+        reruns = self.reruns(queries, target, adapted)
+        metrics = self.scores(sets, control, reruns, evaluator, distance, features)
+        samples = self.signals(target)
+        if reruns:
+            metrics = self.budget(metrics, reruns)
+        run.record(warnings=self.log.warnings, notes=self.log.notes)
+        gallery: tuple[GalleryItem, ...] = ()
+        if self.settings.images != "none":
+            gallery = make_gallery(
+                run.path,
+                self.inputs.private,
+                sets.values(),
+                blurred=self.settings.images == "blurred",
+            )
+        report_stage(run.path, gallery=gallery)  # anew each time, with every stage's time
+        run.record(finished=True)
+        over = crossed(thresholds(self.settings.fail_on), metrics)
+        return AuditResult(run.path, metrics, samples, tuple(self.log.warnings), over)
+
+    def stage(self, name: str, fill: Callable[[Path], object], part: str | None = None) -> Path:
+        """Return the folder of stage ``name``; ``part`` is what ran out of memory, if not the stage."""
         kept = (
             f"what is finished is kept in {self.run.path}, and --resume goes on with these settings "
             "where there is more memory"
         )
         with self.plan.remedy(part or name, kept):
-            return self.run.stage(name, build)
+            return self.run.stage(name, fill)
 
-    def _train(
-        self, stage: str, images: ImageSet, training: Training, file: str, folder: Path
-    ) -> None:
-        trained = train_classifier(
-            images,
-            training=training,
-            image_shape=self.plan.shape,
-            rng=self.rng(stage),
-            progress=self.reporter.stage(stage),
-            device=self.plan.device,
-        )
-        save_classifier(trained.classifier, folder / file)
-        facts = {
-            "epochs": trained.epochs,
-            "train_accuracy": trained.train_accuracy,
-            "validation_accuracy": trained.validation_accuracy,
-        }
-        write_json(folder / "facts.json", facts)
+    def trained(self, name: str, images: ImageSet, training: Training) -> SavedClassifier:
+        """Return a classifier that is trained here."""
+        folder = self.stage(
+            name,
+            lambda f: write_network(
+                f,
+                train_network(
+                    images, training, name=name, image_shape=self.plan.shape,
+                    seed=self.settings.seed, device=self.plan.device, reporter=self.log,
+                ),
+            ),
+        )  # fmt: skip
+        return load_network(folder, self.plan.device)
 
     def target(self) -> Target:
-        """The model under audit, trained here if none was given."""
+        """Return the model under audit, trained here if none was given."""
         target = self.inputs.target
         if target is None:
-            folder = self.stage(
-                "target",
-                lambda f: self._train(
-                    "target", self.inputs.private, self.settings.target_training, FILE_NAME, f
-                ),
-            )
-            target = target_of(load_classifier(folder), "trained by this audit")
-            self.notes.append(
+            saved = self.trained("target", self.inputs.private, self.settings.target_training)
+            target = target_of(saved, "trained by this audit")
+            self.log.say(
                 "No target was given: a small classifier was trained on the private images, so the "
                 "result is about that classifier and not about a model of yours."
             )
         target = target.to(self.plan.device)
         accuracy = accuracy_on(target, self.inputs.private)
         if accuracy < LOW_TARGET_ACCURACY:
-            self.warn(
+            self.log.warn(
                 f"the target puts only {accuracy:.0%} of the private images in their class; usual "
                 "causes: class order (--classes), normalisation (--mean / --std), input size "
                 "(--size). An audit of a model that is called wrongly means nothing"
@@ -159,406 +200,207 @@ class _Execution:
         return target
 
     def evaluator(self) -> Target:
-        """The independent judge, trained here if none was given."""
+        """Return the independent classifier, trained here if none was given."""
         evaluator = self.inputs.evaluator
         if evaluator is None:
             training = self.settings.evaluator_training
             if self.inputs.target is None and (
                 training.architecture == self.settings.target_training.architecture
             ):
-                self.warn(
+                self.log.warn(
                     "evaluator_training.architecture is the target's own; an evaluator that is the "
                     "target's twin shares its mistakes"
                 )
-            folder = self.stage(
-                "evaluator",
-                lambda f: self._train("evaluator", self.inputs.private, training, FILE_NAME, f),
-            )
-            evaluator = target_of(load_classifier(folder), "trained by this audit")
+            saved = self.trained("evaluator", self.inputs.private, training)
+            evaluator = target_of(saved, "trained by this audit")
         evaluator = evaluator.to(self.plan.device)
-        facts = describe_target(evaluator)
-        if self.inputs.holdout is not None:
+        accuracy: float | None = None
+        if self.inputs.holdout is None:
+            self.log.warn(
+                "no holdout was given, so the evaluator could not be checked on images it never saw"
+            )
+        else:
             accuracy = accuracy_on(evaluator, self.inputs.holdout)
-            facts["holdout_accuracy"] = accuracy
             if accuracy < LOW_EVALUATOR_ACCURACY:
-                self.warn(
+                self.log.warn(
                     f"the evaluator puts only {accuracy:.0%} of the holdout in their class; an "
                     "evaluator that cannot classify real images cannot judge reconstructions, so "
                     "read accuracy and KNN distance with care"
                 )
-        else:
-            facts["holdout_accuracy"] = None
-            self.warn(
-                "no holdout was given, so the evaluator could not be checked on images it never saw"
-            )
-        self.run.record(evaluator=facts)
+        self.run.record(evaluator={**describe_target(evaluator), "holdout_accuracy": accuracy})
         return evaluator
 
-    def public_network(self) -> SavedClassifier:
-        """A feature network that has seen the public images alone."""
-        images = self.plan.public_at_work
-        task = images if len(images.classes) > 1 else rotation_task(images)
-        folder = self.stage(
-            "public-network",
-            lambda f: self._train(
-                "public-network", task, self.settings.public_training, FILE_NAME, f
-            ),
-        )
-        saved = load_classifier(folder)
-        saved.module.to(self.plan.device)
-        return saved
-
-    def prior(self, public_network: SavedClassifier | None) -> Prior:
-        """The generator of images like the public ones."""
-        given = self.plan.given_prior
+    def prior(self, network: SavedClassifier | None) -> Prior:
+        """Return the generator of images like the public ones."""
+        given, own = self.plan.given_prior, self.plan.own_prior
+        if own is not None:
+            self.log.say("The prior is the user's own; it was used as it is, without adaptation.")
+            return own
         if given is not None:
-            self.notes.append(f"The prior was made before: {self.settings.prior}.")
-
-            def copy(folder: Path) -> None:
-                shutil.copyfile(given.file, folder / PRIOR_FILE)
-
-            self.stage("prior", copy)
+            self.log.say(f"The prior was made before: {self.settings.prior}.")
+            self.stage("prior", lambda f: shutil.copyfile(given.file, f / PRIOR_FILE))
             return given.prior.to(self.plan.device)
         training = prior_training(self.settings)
-        if self.plan.own_prior is not None or training is None:
-            self.notes.append(
-                "The prior is the user's own; it was used as it is, without adaptation."
-            )
-            if self.plan.own_prior is None:
-                raise ConfigError("prior: none")
-            return self.plan.own_prior
-
-        def fill(folder: Path) -> None:
-            train_prior(
-                self.plan.public_for_prior.images,
-                training=training,
-                rng=self.rng("prior"),
-                progress=self.reporter.stage("prior"),
-                checkpoint=folder / "checkpoint.safetensors",
-                device=self.plan.device,
-                monitor=self.watch(folder, public_network),
-            ).save(folder / PRIOR_FILE)
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-
-        folder = self.stage("prior", fill)
+        if training is None:
+            raise ConfigError("prior: none")
+        images = self.plan.public_for_prior.images
+        folder = self.stage(
+            "prior",
+            lambda f: prior_stage(
+                f, images, training, seed=self.settings.seed,
+                device=self.plan.device, monitor=self.monitor(f, network), reporter=self.log,
+            ),
+        )  # fmt: skip
         return StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
 
-    def watch(self, folder: Path, public_network: SavedClassifier | None) -> SampleMonitor:
-        """Looks at a prior in training, with features that cost little beside it: see decisions.md."""
-        name = "none"
-        if public_network is not None:
-            name = "public"
+    def monitor(self, folder: Path, network: SavedClassifier | None) -> SampleMonitor:
+        """Return the monitor of a prior's training, with features that cost little beside it."""
+        features = "none"
+        if network is not None:
+            features = "public"
         elif self.settings.features == "pixel" or (
             self.settings.features == "inception" and self.plan.device.type != "cpu"
         ):
-            name = self.settings.features
-        size = self.plan.prior_shape[1]
-        embedding = watched_features(name, size=size, public_network=public_network)
-        if embedding is None:
-            return SampleMonitor(folder)
+            features = self.settings.features
         images = self.plan.public_for_prior.images
-        return SampleMonitor(folder, FrechetToPublic(images, embedding, self.plan.device))
+        return monitor_of(
+            folder, images, features=features, network=network, device=self.plan.device
+        )
 
-    def adapted(
-        self, prior: Prior, target: Target, public_network: SavedClassifier | None
-    ) -> Prior:
-        """The prior fine-tuned against the target."""
+    def adapted(self, prior: Prior, target: Target, network: SavedClassifier | None) -> Prior:
+        """Return the prior fine-tuned against the target."""
+        arm, adaptation = self.settings.arm, self.settings.adaptation
         if not isinstance(prior, StylePrior):
             return prior
-        if self.settings.adaptation.keeps_prior:
-            self.notes.append("The prior was used as it is: adaptation.steps is 0.")
+        if adaptation.keeps_prior:
+            self.log.say("The prior was used as it is: adaptation.steps is 0.")
             return prior
-        few = few_images(len(self.inputs.public))
-        if few is not None and self.settings.private is not None:
-            self.warn(few)
-        size = self.plan.prior_shape[1]
+        if self.settings.private is not None:
+            warn_of_few(self.inputs.public, self.log)
         metric: Embedding | None = None
-        if ARMS[self.settings.arm].natural_gradient:
-            metric = named_embedding(
-                self.settings.guidance_embedding,
-                use="distance",
-                role="--guidance-embedding",
-                size=size,
-                public_network=public_network,
-                evaluator=None,
-                working_size=max(64, size),
-            )
-
-        def fill(folder: Path) -> None:
-            adapt(
-                prior,
-                target,
-                self.plan.public_for_prior.images,
-                arm=self.settings.arm,
-                adaptation=self.settings.adaptation,
-                training=prior.training,
-                metric=metric,
-                rng=self.rng("adaptation"),
-                progress=self.reporter.stage("adaptation"),
-                checkpoint=folder / "checkpoint.safetensors",
-                monitor=self.watch(folder, public_network),
-            ).save(folder / PRIOR_FILE)
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-
-        folder = self.stage("adaptation", fill)
+        if ARMS[arm].natural_gradient:
+            metric = guidance_metric(
+                self.settings.guidance_embedding, size=self.plan.prior_shape[1],
+                public_network=network,
+            )  # fmt: skip
+        images = self.plan.public_for_prior.images
+        folder = self.stage(
+            "adaptation",
+            lambda f: adaptation_stage(
+                f, prior, target, images, arm=arm, adaptation=adaptation, metric=metric,
+                seed=self.settings.seed, monitor=self.monitor(f, network), reporter=self.log,
+            ),
+        )  # fmt: skip
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
-        if self.settings.adaptation.pivots > 0:
-            tuning = self.settings.adaptation.pivots_tuning
-            self.notes.append(describe_pivots(adapted, tuning=tuning))
-        if self.settings.arm != "vanilla":
-            self._check_collapse(target, prior, adapted)
-        if self.settings.arm != "vanilla" or adapted.pivots is not None:
+        entropies = describe_adaptation(
+            prior, adapted, target, arm=arm, adaptation=adaptation, seed=self.settings.seed,
+            reporter=self.log,
+        )  # fmt: skip
+        if entropies:
+            self.run.record(class_entropy=entropies)
+        if entropies or adapted.pivots is not None:
             blind = [n for n, a in self.plan.attacks.items() if a.access is not Access.WHITE_BOX]
             if blind:
-                self.notes.append(
+                self.log.say(
                     f"{', '.join(blind)}: the attack itself had no gradients of the target, but the "
                     "prior was adapted with them; an attacker without them has --arm vanilla and no "
                     "adaptation.pivots."
                 )
         return adapted
 
-    def _check_collapse(self, target: Target, before: Prior, after: Prior) -> None:
-        """Warn if the guidance has left fewer classes within the attack's reach."""
-        was, now = (
-            class_entropy(target, one, rng=self.rng("class-entropy")) for one in (before, after)
-        )
-        self.run.record(class_entropy={"prior": was, "adapted": now})
-        if now < LOW * was:
-            self.warn(
-                f"the adapted prior has collapsed onto few classes (entropy of the target's mean "
-                f"prediction {now:.2f} nats, {was:.2f} before): lower adaptation.weight, or take "
-                "--arm balanced or --arm vanilla"
-            )
-
-    def attack(self, name: str, attack: Attack, target: Target, prior: Prior) -> None:
-        """One attack's reconstructions as PNG files and latents."""
-        labels = self.inputs.private.labels.unique(sorted=True)
+    def attack(self, name: str, attack: Attack, target: Target, prior: Prior) -> int:
+        """Attack every class, its images in RUN/reconstructions; return the images sent to the target."""
 
         def fill(folder: Path) -> None:
-            made = run_attack(
-                attack,
-                target,
-                prior,
-                labels,
-                rng=self.rng(f"attack/{name}"),
-                progress=self.reporter.stage(name),
-            )
-            write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
-            classes = self.inputs.classes
-            if self.settings.hash_ids:  # it is told in the report
-                with hidden_names(self.run.path) as hide:
-                    classes = tuple(map(hide, classes))
-            missing = missing_classes(made, labels, classes)
-            write_json(folder / "facts.json", {"queries": made.queries, "left_out": missing})
-
-        file = self.stage(f"attack-{name}", fill, name) / "facts.json"
-        if file.is_file():  # an earlier version's attack did not count
-            facts = json.loads(file.read_text())
-            self.queries[name] = facts["queries"]
-            self.run.record(queries=self.queries)
-            if facts.get("left_out"):
-                self.warn(f"{name}: {facts['left_out']}")
-
-    def budget_points(
-        self, target: Target, prior: Prior
-    ) -> list[tuple[str, int | None, Path | None]]:
-        """Run each attack again within so many queries; return attack, budget and folder.
-
-        The folder is None where the budget is too small for any attempt.
-        """
-        labels = self.inputs.private.labels.unique(sorted=True)
-        points: list[tuple[str, int | None, Path | None]] = []
-        for name, attack in self.plan.attacks.items():
-            used = self.queries[name]
-            for queries in self.settings.budget:
-                less = cut_to(attack, queries, prior=prior, classes=len(labels), used=used)
-                folder = None if less is None else self._cut(name, less, queries, target, prior)
-                points.append((name, queries, folder))
-            points.append((name, None, self.run.path / "stages" / f"attack-{name}"))
-        return points
-
-    def budgets(
-        self,
-        metrics: dict[str, dict[str, Any]],
-        points: Sequence[tuple[str, int | None, Path | None]],
-    ) -> dict[str, dict[str, Any]]:
-        """Write budget.parquet: what each attack covers within so many queries, and as it was run.
-
-        Returns ``metrics`` with the curves in them, as metrics.json has them then.
-        """
-
-        def fill(folder: Path) -> None:
-            rows = [self._point(*point) for point in points]
-            pd.DataFrame(rows).to_parquet(folder / BUDGET, index=False)
-            write_json(folder / "metrics.json", with_curves(metrics, rows))
-
-        folder = self.stage("budget", fill)
-        self.run.publish(folder / BUDGET)
-        self.run.publish(folder / "metrics.json")
-        found: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())
-        return found
-
-    def _cut(self, name: str, attack: Attack, queries: int, target: Target, prior: Prior) -> Path:
-        """The attack again with less of everything, held to ``queries`` in all."""
-        labels = self.inputs.private.labels.unique(sorted=True)
-
-        def fill(folder: Path) -> None:
-            try:
-                made = run_attack(
-                    attack, target, prior, labels, rng=self.rng(f"attack/{name}"), limit=queries,
-                    progress=self.reporter.stage(f"{name}, {queries:,} queries"),
+            with hidden_names(self.run.path, self.settings.hash_ids) as hide:
+                attack_stage(
+                    folder, attack, target, prior, self.labels, name=name, seed=self.settings.seed,
+                    hide=hide, reporter=self.log,
                 )  # fmt: skip
-            except StageError as error:  # too little for a start
-                write_json(folder / "facts.json", {"queries": None, "reason": str(error)})
-                return
-            write_reconstructions(folder, "images", made, classes=self.inputs.classes, name=name)
-            write_json(folder / "facts.json", {"queries": made.queries})
 
-        return self.stage(f"attack-{name}-within-{queries}", fill, name)
+        folder = self.stage(f"attack-{name}", fill, name)
+        move_pictures(folder / PICTURES, self.run.path / PICTURES)
+        facts = AttackFacts.read(folder)
+        if facts.left_out is not None:
+            self.log.warn(f"{name}: {facts.left_out}")
+        return facts.queries
 
-    def _point(self, name: str, queries: int | None, folder: Path | None) -> dict[str, Any]:
-        """Return one row of budget.parquet."""
-        row: dict[str, Any] = {"attack": name, "budget": queries, "queries": None, "reason": None}
-        row |= {"reconstructions": 0}
-        row |= dict.fromkeys(("covered", "ddcs_best", "ddcs_average", "nearest_distance"))
-        if folder is None:
-            return row | {"reason": "too few queries for one candidate of each class"}
-        facts = json.loads((folder / "facts.json").read_text())
-        if "reason" in facts:
-            return row | {"reason": facts["reason"]}
-        scores = self.run.path / "stages" / "scores"
-        found = read_nearness(scores)[name if queries is None else folder.name]
-        values = {key: one.value for key, one in found.items()}
-        bounds = {
-            f"{key}_{end}": getattr(found[key], end) for key in CURVES for end in ("low", "high")
-        }
-        reconstructions = found["covered"].extra["reconstructions"]
-        return (
-            row
-            | values
-            | bounds
-            | {
-                "queries": facts["queries"],
-                "reconstructions": reconstructions,
-            }
+    def pictures(self, folder: Path, name: str) -> ImageSet:
+        """Return the images of the attack called ``name`` in ``folder``."""
+        return read_pictures(
+            folder, name, classes=self.inputs.classes, channels=self.inputs.channels
         )
 
-    def images_of(self, folder: Path) -> ImageSet:
-        """Return the reconstructions in a stage's folder."""
-        images = load_folder(
-            folder / "images", role="reconstructions", channels=self.inputs.channels
-        )
-        return images.relabel(self.inputs.classes, role="reconstructions")
-
-    def collect(self) -> dict[str, ImageSet]:
-        """Each attack's reconstructions; all of them together are in RUN/reconstructions."""
-
-        def fill(folder: Path) -> None:
-            for name in self.plan.attacks:
-                source = self.run.path / "stages" / f"attack-{name}" / "images"
-                for file in sorted(source.rglob("*.png")):
-                    copy = folder / "reconstructions" / file.relative_to(source)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    copy.write_bytes(file.read_bytes())
-
-        folder = self.run.stage("reconstructions", fill)
-        shown = self.run.path / "reconstructions"
-        if not shown.is_dir():
-            with atomic_folder(shown) as copy:
-                shutil.copytree(folder / "reconstructions", copy, dirs_exist_ok=True)
-        stages = self.run.path / "stages"
-        return {name: self.images_of(stages / f"attack-{name}") for name in self.plan.attacks}
-
-    def control(self, prior: Prior, reconstructions: dict[str, ImageSet]) -> ImageSet:
-        """As many samples of the unadapted prior of each class as all attacks made, unguided."""
-        labels = torch.cat([one.labels for one in reconstructions.values()])
-        truncation = control_truncation(self.plan.attacks.values())
-
-        def fill(folder: Path) -> None:
-            made = control(
-                prior, labels, rng=self.rng("control"), truncation=truncation,
-                progress=self.reporter.stage("control"),
-            )  # fmt: skip
-            write_reconstructions(
-                folder, "images", made, classes=self.inputs.classes, name="control"
-            )
-
-        folder = self.stage("control", fill)
-        images = load_folder(folder / "images", role="control", channels=self.inputs.channels)
-        return images.relabel(self.inputs.classes, role="control")
+    def control(self, prior: Prior, sets: Mapping[str, ImageSet]) -> ImageSet:
+        """Return as many samples of the prior before adaptation as all attacks made, unguided."""
+        labels = torch.cat([one.labels for one in sets.values()])
+        folder = self.stage(
+            CONTROL,
+            lambda f: control_stage(
+                f, prior, labels, attacks=self.plan.attacks.values(), classes=self.inputs.classes,
+                seed=self.settings.seed, reporter=self.log,
+            ),
+        )  # fmt: skip
+        return self.pictures(folder / PICTURES, CONTROL)
 
     def scores(
         self,
-        reconstructions: dict[str, ImageSet],
-        unguided: ImageSet | None,
-        points: Sequence[tuple[str, int | None, Path | None]],
+        sets: Mapping[str, ImageSet],
+        control: ImageSet | None,
+        reruns: Sequence[Rerun],
         evaluator: Target,
-        public_network: SavedClassifier | None,
-    ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame]:
-        """metrics.json and the tables, of each attack and of all together."""
+        distance: Embedding,
+        features: Embedding,
+    ) -> Metrics:
+        """Score each attack and all of them together; return metrics.json."""
 
         def fill(folder: Path) -> None:
-            distance = self._scoring(
-                self.settings.embedding, "distance", "--embedding", evaluator, public_network
-            )
-            features = self._scoring(
-                self.settings.features, "features", "--features", evaluator, public_network
-            )
             found = evaluate(
                 self.inputs.private,
-                reconstructions,
+                sets,
                 distance=distance,
                 features=features,
                 evaluator=evaluator,
                 holdout=self.inputs.holdout,
-                control=unguided,
+                control=control,
                 distance_only={
-                    stage.name: self.images_of(stage)
-                    for _, queries, stage in points
-                    if queries is not None and stage is not None and (stage / "images").is_dir()
+                    one.folder.name: self.pictures(one.folder / PICTURES, one.attack)
+                    for one in reruns
+                    if one.folder is not None and (one.folder / PICTURES).is_dir()
                 },
                 neighbours=True,
-                memory=self.settings.memory,
-                seed=self.settings.seed,
                 pairs=self.settings.pairs,
                 fdr=self.settings.fdr,
+                memory=self.settings.memory,
+                seed=self.settings.seed,
                 checkpoint=folder,
                 device=self.plan.device,
-                progress=self.reporter.stage("scores"),
+                progress=self.log.stage("scores"),
             )
-            if self.settings.hash_ids:
-                with hidden_names(self.run.path) as hide:
-                    write_evaluation(folder, found, hide=hide)
-            else:
-                write_evaluation(folder, found)
+            with hidden_names(self.run.path, self.settings.hash_ids) as hide:
+                write_evaluation(folder, found, hide=hide)
 
         folder = self.stage("scores", fill)
-        for file in FILES:
-            # The ledger is shown when the signals have joined it.
-            if file != LEDGER and (folder / file).is_file():
-                self.run.publish(folder / file)
-        metrics = json.loads((folder / "metrics.json").read_text())
-        return metrics, pd.read_parquet(folder / LEDGER)
+        publish_scores(self.run, folder, without=LEDGER)  # which the signals join first
+        metrics: Metrics = json.loads((folder / "metrics.json").read_text())
+        return metrics
 
-    def signals(
-        self,
-        samples: pd.DataFrame,
-        target: Target,
-    ) -> pd.DataFrame:
-        """What the target says of each private image, and its twins, joined to the ledger."""
+    def signals(self, target: Target) -> pd.DataFrame:
+        """Join to the ledger what the target says of each private image; return the ledger."""
 
         def fill(folder: Path) -> None:
             table = exposure_table(
                 target,
                 self.inputs.private,
-                neighbour_distance=read_neighbour_distance(self.run.path / "stages" / "scores"),
+                neighbour_distance=read_neighbour_distance(self.run.folder("scores")),
                 seen=self.settings.embedding == "evaluator",
-                progress=self.reporter.stage("signals"),
+                progress=self.log.stage("signals"),
             )
             if self.settings.hash_ids:
-                with hidden_names(self.run.path) as hide:
+                with hidden_names(self.run.path, True) as hide:
                     table = hidden(table, hide)
             table.to_parquet(folder / SIGNALS_FILE, index=False)
+            samples = pd.read_parquet(self.run.folder("scores") / LEDGER)
             join(samples, table).to_parquet(folder / LEDGER, index=False)
 
         folder = self.stage("signals", fill)
@@ -566,32 +408,46 @@ class _Execution:
             self.run.publish(folder / file)
         return pd.read_parquet(folder / LEDGER)
 
-    def _scoring(
-        self,
-        name: str,
-        use: Use,
-        role: str,
-        evaluator: Target,
-        public_network: SavedClassifier | None,
-    ) -> Embedding:
-        return named_embedding(
-            name,
-            use=use,
-            role=role,
-            size=self.inputs.private.size,
-            public_network=public_network,
-            evaluator=evaluator,
-        )
+    def reruns(self, queries: Mapping[str, int], target: Target, prior: Prior) -> list[Rerun]:
+        """Run each attack again for each number of queries of the budget; return all of its points."""
+        found = []
+        for name, attack in self.plan.attacks.items():
+            whole = self.run.folder(f"attack-{name}")
+            for most in self.settings.budget:
+                less = cut_to(
+                    attack, most, prior=prior, classes=len(self.labels), used=queries[name]
+                )
+                if less is None:
+                    folder = None
+                elif less is attack:
+                    folder = whole
+                else:
+                    folder = self.rerun(name, less, most, target, prior)
+                found.append(Rerun(name, most, folder))
+            if self.settings.budget:
+                found.append(Rerun(name, None, whole))
+        return found
 
-    def report(self, reconstructions: dict[str, ImageSet]) -> None:
-        """The report and the card, written anew each time: it is quick and shows every stage's time."""
-        shown: tuple[GalleryItem, ...] = ()
-        if self.settings.images != "none":
-            shown = gallery(
-                self.run.path,
-                self.inputs.private,
-                reconstructions,
-                blurred=self.settings.images == "blurred",
-                hashed=self.settings.hash_ids,
-            )
-        write_report(self.run.path, load_report_data(self.run.path, gallery=shown))
+    def rerun(self, name: str, attack: Attack, queries: int, target: Target, prior: Prior) -> Path:
+        """Run an attack with less of everything and at most ``queries`` images sent to the target."""
+
+        def fill(folder: Path) -> None:
+            try:
+                attack_stage(
+                    folder, attack, target, prior, self.labels, name=name,
+                    seed=self.settings.seed, limit=queries, title=f"{name}, {queries:,} queries",
+                    reporter=self.log,
+                )  # fmt: skip
+            except StageError as error:  # too little to start with
+                write_json(folder / "facts.json", {"queries": None, "reason": str(error)})
+
+        return self.stage(f"attack-{name}-within-{queries}", fill, name)
+
+    def budget(self, metrics: Metrics, reruns: Sequence[Rerun]) -> Metrics:
+        """Write the risk against queries; return metrics.json with the curves in it."""
+        nearness = read_nearness(self.run.folder("scores"))
+        folder = self.stage("budget", lambda f: budget_stage(f, reruns, nearness, metrics))
+        for file in (BUDGET, "metrics.json"):
+            self.run.publish(folder / file)
+        found: Metrics = json.loads((folder / "metrics.json").read_text())
+        return found

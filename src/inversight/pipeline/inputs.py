@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -138,7 +139,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
             progress=reporter.stage("reading holdout"),
         )
         if settings.limit:
-            holdout = _matching(holdout, private.classes)
+            holdout = keep_classes(holdout, private.classes)
         check_known_classes(holdout, private.classes, f"--holdout {settings.holdout}")
         check_no_class_missing(holdout, private.classes, f"--holdout {settings.holdout}")
     channels = max(private.channels, public.channels)
@@ -180,11 +181,10 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
     )
 
 
-def _matching(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
-    """The rows whose class is among ``classes``, relabelled to the classes that remain."""
+def keep_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """Return the images whose class is among ``classes``, relabelled to the classes that remain."""
     keep = [i for i, y in enumerate(images.labels.tolist()) if images.classes[y] in classes]
     kept = images.select(torch.tensor(keep, dtype=torch.int64))
-    names = tuple(c for c in images.classes if c in classes)
-    position = {name: i for i, name in enumerate(names)}
-    labels = [position[images.classes[y]] for y in kept.labels.tolist()]
-    return replace(kept, labels=torch.tensor(labels, dtype=torch.int64), classes=names)
+    remaining = [name for name in images.classes if name in classes]
+    position = [remaining.index(name) if name in remaining else -1 for name in images.classes]
+    return replace(kept, labels=torch.tensor(position)[kept.labels], classes=tuple(remaining))

@@ -25,10 +25,11 @@ from inversight.data import ImageSet, working_size
 from inversight.embeddings import check_name, named_embedding
 from inversight.models.spec import absolute_spec
 from inversight.models.target import Target
+from inversight.pipeline.attack import build_attack
 from inversight.pipeline.estimate import Estimate, estimate
 from inversight.pipeline.evaluation import check_pairs
-from inversight.pipeline.gate import gates
 from inversight.pipeline.inputs import Inputs, read_inputs
+from inversight.pipeline.result import thresholds
 from inversight.pipeline.timing import untrained_target
 from inversight.priors import Prior, untrained_prior
 from inversight.priors.classes import condition_on_classes
@@ -39,7 +40,7 @@ from inversight.priors.prior_file import (
     check_channels,
     read_prior,
 )
-from inversight.settings import ARMS, ATTACKS, AuditSettings, prior_path, prior_training
+from inversight.settings import ARMS, AuditSettings, prior_path, prior_training
 
 _LOWER = {
     "target": "target_training.batch_size",
@@ -75,17 +76,10 @@ class Plan:
         device = pick_device(settings.device)
         attacks: dict[str, Attack] = {}
         for spec in settings.attack:
-            made = build(spec, ATTACKS, role="--attack")
-            name = spec if isinstance(spec, str) else str(spec["class"])
-            name = name.rpartition(":")[2]
-            if not isinstance(made, Attack):
-                raise ConfigError(
-                    f"--attack {name}: expected `access` and `run(target, prior, labels, *, rng, "
-                    "progress)`"
-                )
+            name, attack = build_attack(spec)
             if name in attacks:
                 raise ConfigError(f"--attack {name}: is given twice")
-            attacks[name] = made
+            attacks[name] = attack
         own, given = None, None
         path = prior_path(settings)
         if path is not None:
@@ -104,9 +98,9 @@ class Plan:
         )
         for name, role in roles:
             check_name(name, role=role)
-        for gate in gates(settings.fail_on):
-            without = settings.private is not None and settings.holdout is None
-            gate.check(holdout=not without, embedding=settings.embedding)
+        with_holdout = settings.private is None or settings.holdout is not None
+        for limit in thresholds(settings.fail_on):
+            limit.check(holdout=with_holdout, embedding=settings.embedding)
         check_pairs(settings.pairs)
         for name, role in roles:
             unused = role == "--guidance-embedding" and not ARMS[settings.arm].natural_gradient

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inversight.core.errors import ConfigError
-from inversight.pipeline.gate import Gate, exceeded, gates
 from inversight.pipeline.metrics import METRICS
+from inversight.pipeline.result import Threshold, crossed, thresholds
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 FINITE = st.floats(-1e6, 1e6)
@@ -27,9 +27,9 @@ def test_an_expression_means_what_python_means(
     metric: str, sign: str, threshold: float, value: float, equal: bool
 ) -> None:
     value = threshold if equal else value
-    gate = Gate.parse(f" {metric} {sign} {threshold!r} ")
-    assert gate == Gate(metric, sign, threshold)
-    assert gate.exceeded({metric: {"value": value}}) is OPERATORS[sign](value, threshold)
+    limit = Threshold.parse(f" {metric} {sign} {threshold!r} ")
+    assert limit == Threshold(metric, sign, threshold)
+    assert limit.holds({metric: {"value": value}}) is OPERATORS[sign](value, threshold)
 
 
 @pytest.mark.parametrize(
@@ -47,33 +47,33 @@ def test_an_expression_means_what_python_means(
 )
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--fail-on .*METRIC>NUMBER"):
-        Gate.parse(text)
+        Threshold.parse(text)
 
 
 def test_unknown_metrics_get_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"no metric is called coverag; did you mean coverage\?"):
-        Gate.parse("coverag>0.2")
+        Threshold.parse("coverag>0.2")
     with pytest.raises(ConfigError, match=r"no metric is called xyz; there are ddcs_best, .*flag"):
-        Gate.parse("xyz>0.2")
+        Threshold.parse("xyz>0.2")
 
 
 def test_what_a_run_will_end_without_is_refused_before_it() -> None:
-    gate = Gate.parse("flagged>0.05")
-    gate.check(holdout=True, embedding="pixel")
+    limit = Threshold.parse("flagged>0.05")
+    limit.check(holdout=True, embedding="pixel")
     with pytest.raises(ConfigError, match="flagged needs a holdout: give --holdout"):
-        gate.check(holdout=False, embedding="pixel")
+        limit.check(holdout=False, embedding="pixel")
     with pytest.raises(ConfigError, match="has seen the private images"):
-        Gate.parse("leakage_gap>1").check(holdout=True, embedding="evaluator")
-    control = Gate.parse("control_gap>1")
+        Threshold.parse("leakage_gap>1").check(holdout=True, embedding="evaluator")
+    control = Threshold.parse("control_gap>1")
     control.check(holdout=False, embedding="pixel")
     with pytest.raises(ConfigError, match="without a holdout; with one, use leakage_gap"):
         control.check(holdout=True, embedding="pixel")
-    Gate.parse("coverage>0.2").check(holdout=False, embedding="evaluator")
+    Threshold.parse("coverage>0.2").check(holdout=False, embedding="evaluator")
 
 
 def test_a_metric_without_a_value_never_passes_silently() -> None:
     with pytest.raises(ConfigError, match=r"coverage has no value.*too few images"):
-        Gate.parse("coverage>0.2").exceeded(
+        Threshold.parse("coverage>0.2").holds(
             {"coverage": {"value": None, "reason": "too few images"}}
         )
 
@@ -81,29 +81,29 @@ def test_a_metric_without_a_value_never_passes_silently() -> None:
 @pytest.mark.parametrize("text", ["flagged>5", "covered<1.01", "accuracy_top1>=-0.1"])
 def test_a_threshold_that_no_share_can_cross_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is a share from 0 to 1; write 5 % as 0\.05"):
-        Gate.parse(text).check(holdout=True, embedding="pixel")
+        Threshold.parse(text).check(holdout=True, embedding="pixel")
 
 
 @pytest.mark.parametrize("text", ["flagged>0", "covered>1", "ddcs_best>5", "leakage_gap>-3"])
 def test_thresholds_that_can_be_crossed_are_not(text: str) -> None:
-    Gate.parse(text).check(holdout=True, embedding="pixel")
+    Threshold.parse(text).check(holdout=True, embedding="pixel")
 
 
 def test_one_expression_several_or_none() -> None:
-    assert gates(None) == ()
-    assert gates("covered>0.5") == (Gate("covered", ">", 0.5),)
-    two = gates(["covered>0.5", "flagged >= 1e-2"])
-    assert two == (Gate("covered", ">", 0.5), Gate("flagged", ">=", 0.01))
+    assert thresholds(None) == ()
+    assert thresholds("covered>0.5") == (Threshold("covered", ">", 0.5),)
+    two = thresholds(["covered>0.5", "flagged >= 1e-2"])
+    assert two == (Threshold("covered", ">", 0.5), Threshold("flagged", ">=", 0.01))
     with pytest.raises(ConfigError, match="covred"):
-        gates(("flagged>0.1", "covred>0.5"))
+        thresholds(("flagged>0.1", "covred>0.5"))
 
 
 def test_those_that_hold_are_named_with_their_value() -> None:
     metrics = {"covered": {"value": 0.75}, "flagged": {"value": 0.0}, "fid": {"value": 123.456}}
-    found = exceeded(gates(["covered>0.5", "flagged>0", "fid<200"]), metrics)
+    found = crossed(thresholds(["covered>0.5", "flagged>0", "fid<200"]), metrics)
     assert found == ("covered>0.5 (0.75)", "fid<200 (123.5)")
-    assert exceeded(gates("flagged>0"), metrics) == ()
-    assert exceeded((), metrics) == ()
+    assert crossed(thresholds("flagged>0"), metrics) == ()
+    assert crossed((), metrics) == ()
     metrics["flagged"] = {"value": None, "reason": "9 holdout images"}
     with pytest.raises(ConfigError, match="flagged has no value"):
-        exceeded(gates(["covered>0.5", "flagged>0"]), metrics)
+        crossed(thresholds(["covered>0.5", "flagged>0"]), metrics)

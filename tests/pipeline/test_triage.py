@@ -18,7 +18,7 @@ from inversight.core.errors import RunError
 from inversight.data import load_folder
 from inversight.models.networks import load_classifier
 from inversight.models.target import target_of
-from inversight.pipeline.triage_stage import EXPECTED, LEARNED, triage_run
+from inversight.pipeline.triage import EXPECTED, LEARNED, triage_run
 from inversight.risk.signals import SIGNALS, forgetting_events, signals
 from inversight.risk.triage import expected_exposure
 from tests.command import refused, run

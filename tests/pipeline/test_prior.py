@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inversight.core.errors import ConfigError
 from inversight.embeddings.pixel import Pixel
-from inversight.pipeline.watching import FrechetToPublic, check_watched, watched_features
+from inversight.pipeline.prior import FrechetToPublic, check_watched, watched_features
 
 CPU = torch.device("cpu")
 PIXEL = Pixel((4, 4))

@@ -1,0 +1,208 @@
+"""Adaptation: the prior is fine-tuned against the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inversight import adaptation as adapting
+from inversight.adaptation import check_arm
+from inversight.adaptation.collapse import LOW, class_entropy
+from inversight.core.config import from_mapping, nearest
+from inversight.core.console import Quiet, Reporter
+from inversight.core.errors import ConfigError
+from inversight.core.processes import ALONE, Processes
+from inversight.core.seeding import generator
+from inversight.data import load_folder
+from inversight.embeddings import Embedding, named_embedding
+from inversight.models.networks import SavedClassifier
+from inversight.models.spec import ModelSpec
+from inversight.models.target import Target
+from inversight.pipeline.attack import load_target_for
+from inversight.pipeline.prior import (
+    CHECKPOINT,
+    begin_training,
+    check_training,
+    check_watched,
+    kept_network,
+    monitor_of,
+    training_remedy,
+    warn_of_few,
+    write_prior,
+)
+from inversight.pipeline.train import public_network
+from inversight.priors import SampleMonitor, StylePrior
+from inversight.priors.pivotal_tuning import describe_pivots
+from inversight.priors.prior_file import PRIOR_FILE, check_adaptable, read_prior
+from inversight.settings import ARMS, Adaptation, stage_budget
+
+
+def adaptation_stage(
+    folder: Path,
+    prior: StylePrior,
+    target: Target,
+    images: Tensor,
+    *,
+    arm: str,
+    adaptation: Adaptation,
+    metric: Embedding | None,
+    seed: int,
+    monitor: SampleMonitor | None,
+    reporter: Reporter,
+    processes: Processes = ALONE,
+) -> StylePrior:
+    """Fine-tune ``prior`` against ``target`` and write it, going on from a checkpoint in ``folder``.
+
+    Args:
+        images: uint8 (N, C, S, S), the public images at the prior's size.
+        metric: the embedding of the arm natural-gradient, None for others.
+        monitor: what is measured during the training, in the main process.
+        processes: all of them call this with the same arguments; the main one writes.
+    """
+    adapted = adapting.adapt(
+        prior,
+        target,
+        images,
+        arm=arm,
+        adaptation=adaptation,
+        training=prior.training,
+        metric=metric,
+        rng=generator(seed, "adaptation"),
+        progress=reporter.stage("adaptation"),
+        checkpoint=folder / CHECKPOINT,
+        monitor=monitor,
+        processes=processes,
+    )
+    if processes.main:
+        write_prior(folder, adapted)
+    return adapted
+
+
+def guidance_metric(name: str, *, size: int, public_network: SavedClassifier | None) -> Embedding:
+    """Return the embedding that the natural gradient measures changes of images of ``size`` by."""
+    return named_embedding(
+        name,
+        use="distance",
+        role="--guidance-embedding",
+        size=size,
+        public_network=public_network,
+        evaluator=None,
+        working_size=max(64, size),
+    )
+
+
+def describe_adaptation(
+    before: StylePrior,
+    adapted: StylePrior,
+    target: Target,
+    *,
+    arm: str,
+    adaptation: Adaptation,
+    seed: int,
+    reporter: Reporter,
+) -> dict[str, float]:
+    """Say what is special about an adapted prior, and warn if the guidance has collapsed it.
+
+    Returns:
+        Entropies, in nats, of the target's mean prediction for samples of the ``prior`` and of the
+        ``adapted`` one; empty without guidance.
+    """
+    if adaptation.pivots > 0:
+        reporter.say(describe_pivots(adapted, tuning=adaptation.pivots_tuning))
+    if arm == "vanilla":
+        return {}
+    entropies = {
+        name: class_entropy(target, one, rng=generator(seed, "class-entropy"))
+        for name, one in (("prior", before), ("adapted", adapted))
+    }
+    if entropies["adapted"] < LOW * entropies["prior"]:
+        reporter.warn(
+            f"the adapted prior has collapsed onto few classes (entropy of the target's mean "
+            f"prediction {entropies['adapted']:.2f} nats, {entropies['prior']:.2f} before): lower "
+            "adaptation.weight, or take --arm balanced or --arm vanilla"
+        )
+    return entropies
+
+
+def adapt(
+    prior: Path,
+    public: Path,
+    out: Path,
+    *,
+    model: ModelSpec,
+    arm: str,
+    guidance_embedding: str,
+    features: str,
+    network: Path | None,
+    preset: str,
+    seed: int,
+    device: str,
+    given: dict[str, Any],
+    reporter: Reporter,
+    processes: Processes = ALONE,
+) -> Path:
+    """Fine-tune the prior in ``prior`` against a target, going on from a checkpoint in ``out``.
+
+    ``given`` are settings of the adaptation, on top of the preset's. With several ``processes`` each
+    calls this with the same arguments; the main one writes and reports.
+
+    Raises:
+        InputError: wrong input.
+    """
+    reporter = reporter if processes.main else Quiet()
+    where = processes.device(device)
+    if arm not in ARMS:
+        raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
+    check_watched(features)
+    adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
+    given_prior = read_prior(prior)
+    start = given_prior.prior
+    check_adaptable(start, prior)
+    channels, size, _ = start.image_shape
+    target = load_target_for(given_prior, model)
+    check_arm(arm, target)
+    images = load_folder(
+        public, role="--public", channels=channels, labelled=False, size=size,
+        progress=reporter.stage("reading"),
+    )  # fmt: skip
+    facts = {
+        "--seed": seed,
+        "the public images": images.fingerprint(),
+        "--arm": arm,
+        "--guidance-embedding": guidance_embedding,
+    }
+    if processes.main:
+        check_training(out, facts)
+    saved: SavedClassifier | None = None
+    metric: Embedding | None = None
+    known = network or kept_network(out)
+    if ARMS[arm].natural_gradient:
+        if guidance_embedding == "evaluator":
+            raise ConfigError(
+                "--guidance-embedding evaluator has seen the private images, which an attacker has "
+                "not; use another value"
+            )
+        if guidance_embedding == "public":
+            saved = public_network(images, known, seed=seed, device=where, reporter=reporter)
+        metric = guidance_metric(guidance_embedding, size=size, public_network=saved)
+    monitor = None
+    if processes.main:
+        if features == "public" and saved is None:
+            known = known or kept_network(prior if prior.is_dir() else prior.parent)
+            saved = public_network(images, known, seed=seed, device=where, reporter=reporter)
+        monitor = monitor_of(out, images.images, features=features, network=saved, device=where)
+        begin_training(out, facts, saved)
+    warn_of_few(images, reporter)
+    start, target = start.to(where), target.to(where)
+    with training_remedy("adapt", adaptation.training_settings(start.training), processes):
+        adapted = adaptation_stage(
+            out, start, target, images.images, arm=arm, adaptation=adaptation, metric=metric,
+            seed=seed, monitor=monitor, reporter=reporter, processes=processes,
+        )  # fmt: skip
+    if processes.main:
+        describe_adaptation(
+            start, adapted, target, arm=arm, adaptation=adaptation, seed=seed, reporter=reporter
+        )
+    return out / PRIOR_FILE

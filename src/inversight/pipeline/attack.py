@@ -1,0 +1,291 @@
+"""Attacks on a target, and the control, whose samples no target guides."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inversight.attacks import (
+    Attack,
+    Reconstructions,
+    check_fits,
+    gather,
+    run_assigned,
+    run_attack,
+    write_reconstructions,
+)
+from inversight.attacks import control as draw_control
+from inversight.attacks.base import missing_classes
+from inversight.attacks.control import NAME as CONTROL
+from inversight.attacks.control import control_truncation
+from inversight.core.config import build, merge
+from inversight.core.console import Quiet, Reporter
+from inversight.core.device import memory_remedy
+from inversight.core.errors import ConfigError, StageError
+from inversight.core.processes import ALONE, Processes
+from inversight.core.run import atomic_folder, check_new_folder, write_json
+from inversight.core.seeding import generator
+from inversight.data import ImageSet, image_set
+from inversight.models.loading import load_target
+from inversight.models.spec import ModelSpec
+from inversight.models.target import Target
+from inversight.pipeline.service import ServiceAttack, connect
+from inversight.priors import Prior
+from inversight.priors.prior_file import PriorFile, check_channels, read_prior
+from inversight.settings import ATTACKS, attack_budget
+
+PICTURES = "reconstructions"
+"""The folder of an attack's images, one subfolder for each class."""
+
+
+@dataclass(frozen=True)
+class AttackFacts:
+    """What is known of an attack beside its reconstructions.
+
+    queries: images sent to the target. left_out: a warning that names the classes without a
+    reconstruction, None if there are none.
+    """
+
+    queries: int
+    left_out: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> AttackFacts:
+        """Read what :func:`write_attack` left in ``folder``."""
+        return cls(**json.loads((folder / "facts.json").read_text()))
+
+
+def attack_stage(
+    folder: Path,
+    attack: Attack,
+    target: Target,
+    prior: Prior,
+    labels: Tensor,
+    *,
+    name: str,
+    seed: int,
+    limit: int | None = None,
+    hide: Callable[[str], str] = str,
+    title: str | None = None,
+    reporter: Reporter,
+) -> AttackFacts:
+    """Attack the classes ``labels`` of ``target`` and write the reconstructions to ``folder``.
+
+    Args:
+        name: the attack's; its random numbers derive from it and ``seed``.
+        limit: images that may be sent to the target, None for any number.
+        hide: what becomes of names of classes in the facts.
+        title: name of the progress bar, if not the attack's.
+
+    Raises:
+        StageError: the attack failed, as when the limit is too low for it.
+    """
+    found = run_attack(
+        attack,
+        target,
+        prior,
+        labels,
+        rng=generator(seed, f"attack/{name}"),
+        limit=limit,
+        progress=reporter.stage(title or name),
+    )
+    return write_attack(folder, found, labels, classes=target.classes, name=name, hide=hide)
+
+
+def write_attack(
+    folder: Path,
+    found: Reconstructions,
+    labels: Tensor,
+    *,
+    classes: Sequence[str],
+    name: str,
+    hide: Callable[[str], str] = str,
+) -> AttackFacts:
+    """Write the images, latents and facts of an attack on ``labels`` to ``folder``."""
+    write_reconstructions(folder, PICTURES, found, classes=classes, name=name)
+    facts = AttackFacts(
+        found.queries or 0, missing_classes(found, labels, [hide(c) for c in classes])
+    )
+    write_json(folder / "facts.json", vars(facts))
+    return facts
+
+
+def move_pictures(source: Path, pictures: Path) -> None:
+    """Move the images below ``source`` to ``pictures``, whatever an earlier, stopped call has left."""
+    for file in sorted(source.rglob("*.png")):
+        place = pictures / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    shutil.rmtree(source, ignore_errors=True)
+
+
+def pictures_of(pictures: Path, name: str) -> list[Path]:
+    """Return the files of the attack called ``name`` below ``pictures``, by class and number."""
+    pattern = re.compile(rf"{re.escape(name)}-\d{{4,}}\.png")
+    return sorted(f for f in pictures.glob("*/*.png") if pattern.fullmatch(f.name))
+
+
+def read_pictures(pictures: Path, name: str, *, classes: Sequence[str], channels: int) -> ImageSet:
+    """Return the reconstructions of the attack called ``name`` in order of their ids, CLASS/FILE.
+
+    Raises:
+        StageError: there are none.
+    """
+    files = {f.relative_to(pictures).as_posix(): f for f in pictures_of(pictures, name)}
+    if not files:
+        raise StageError(f"{pictures}: the reconstructions of {name} are gone; start a new run")
+    ids = sorted(files)
+    images = []
+    for one in ids:
+        with Image.open(files[one]) as image:
+            values = np.array(image.convert("L" if channels == 1 else "RGB"))
+        images.append(torch.from_numpy(values).view(*values.shape[:2], channels).permute(2, 0, 1))
+    return image_set(
+        torch.stack(images).contiguous(), [files[one].parent.name for one in ids], ids, classes
+    )
+
+
+def control_stage(
+    folder: Path,
+    prior: Prior,
+    labels: Tensor,
+    *,
+    attacks: Iterable[Attack],
+    classes: Sequence[str],
+    seed: int,
+    reporter: Reporter,
+) -> None:
+    """Write a sample of ``prior`` for each of ``labels`` (M,), as varied as the most varied attack."""
+    samples = draw_control(
+        prior,
+        labels,
+        rng=generator(seed, CONTROL),
+        truncation=control_truncation(attacks),
+        progress=reporter.stage(CONTROL),
+    )
+    write_reconstructions(folder, PICTURES, samples, classes=classes, name=CONTROL)
+
+
+def build_attack(spec: str | dict[str, Any]) -> tuple[str, Attack]:
+    """Return the attack that ``spec`` names, and the name by which its results are kept.
+
+    Raises:
+        ConfigError: there is no such attack, or its settings are wrong.
+    """
+    attack = build(spec, ATTACKS, role="--attack")
+    name = (spec if isinstance(spec, str) else str(spec["class"])).rpartition(":")[2]
+    if not isinstance(attack, Attack):
+        raise ConfigError(
+            f"--attack {name}: expected `access` and `run(target, prior, labels, *, rng, progress)`"
+        )
+    return name, attack
+
+
+def load_target_for(prior: PriorFile, model: ModelSpec) -> Target:
+    """Load the target; a model that takes any size is given the size of the prior's images.
+
+    Raises:
+        TargetError: wrong in any way, or its class names are not known.
+        DataError: only one of prior and model is of colour images.
+    """
+    if model.headers:
+        raise ConfigError(
+            f"--endpoint-header: is for a service, and --target {model.spec} is none; leave it out"
+        )
+    channels, size, _ = prior.prior.image_shape
+    target = load_target(model, classes=(), size=size, channels=channels)
+    check_channels(
+        prior.prior,
+        prior.file,
+        target.image_shape[0],
+        f"those that {model.spec} takes",
+        "give a prior trained on images like the target's, or name the target as "
+        "package.module:factory, a function that returns it behind a layer that converts",
+    )
+    return target
+
+
+def attack(
+    prior: Path,
+    out: Path,
+    *,
+    model: ModelSpec,
+    attack: str,
+    limit: int | None,
+    preset: str,
+    seed: int,
+    device: str,
+    given: dict[str, Any],
+    reporter: Reporter,
+    processes: Processes = ALONE,
+) -> Path:
+    """Attack a target with a prior; return the folder of the reconstructions, by class.
+
+    ``given`` are settings of the attack, on top of the preset's; ``limit`` is the number of classes,
+    from the first. With several ``processes`` each calls this with the same arguments; the main one
+    writes and reports. A service is attacked class after class: see :mod:`inversight.pipeline.service`.
+
+    Raises:
+        InputError: wrong input; nothing has been written.
+    """
+    if processes.count > 1 and model.is_service:
+        raise ConfigError(
+            f"--target {model.spec}: a service is attacked by one process, which keeps to its rate and "
+            "goes on where it was stopped; run the command without accelerate launch"
+        )
+    reporter = reporter if processes.main else Quiet()
+    # An error of one process alone, such as a file that its machine lacks, ends all of them.
+    with processes.together():
+        where = processes.device(device)
+        name, built = build_attack({"class": attack, **merge(attack_budget(preset, attack), given)})
+        given_prior = read_prior(prior)
+        attacked = given_prior.prior
+        service = None
+        if model.is_service:
+            service = ServiceAttack(out, built, name, seed, model.spec, given_prior.fingerprint)
+            service.check()
+            target, endpoint = connect(given_prior, model, reporter)
+        else:
+            target = load_target_for(given_prior, model).to(where)
+        attacked = attacked.to(where)
+        check_fits(built, target, attacked)
+        labels = torch.arange(min(limit or target.num_classes, target.num_classes))
+        batch = getattr(built, "batch_size", None)
+        less = "" if batch is None else f", as in --set batch_size={max(1, batch // 2)}"
+        with memory_remedy("attack", f"lower batch_size{less}, and run the command again"):
+            if service is not None:
+                queries = service.run(target, endpoint, attacked, labels, reporter)
+                reporter.say(_sent(name, built, queries))
+                return out / PICTURES
+            check_new_folder(out, needed_bytes=50_000_000)
+            part = run_assigned(
+                built,
+                target,
+                attacked,
+                labels,
+                processes=processes,
+                rng=generator(seed, f"attack/{name}"),
+                progress=reporter.stage(name),
+            )
+    found = gather(part, processes)
+    if found is not None:
+        with atomic_folder(out) as folder:
+            facts = write_attack(folder, found, labels, classes=target.classes, name=name)
+        if facts.left_out is not None:
+            reporter.warn(f"{name}: {facts.left_out}")
+        reporter.say(_sent(name, built, facts.queries))
+    return out / PICTURES
+
+
+def _sent(name: str, attack: Attack, queries: int) -> str:
+    return f"{name}: {queries:,} images sent to the target, {attack.access} access"

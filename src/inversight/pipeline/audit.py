@@ -1,0 +1,121 @@
+"""Audits: begun, and resumed."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from inversight.core.console import Quiet, Reporter
+from inversight.core.errors import RunError
+from inversight.core.run import (
+    Run,
+    check_new_folder,
+    disk_remedy,
+    read_manifest,
+)
+from inversight.pipeline.execution import execute
+from inversight.pipeline.plan import Plan, check_unchanged
+from inversight.pipeline.result import AuditResult
+from inversight.settings import Adaptation, PairMeasure, Training, resolve
+from inversight.settings.audit import Pictures
+from inversight.settings.presets import Preset
+
+Part = str | Mapping[str, Any]
+"""A name, an import path, or a mapping {class: name, setting: value}."""
+
+
+def audit(
+    *,
+    private: Path | str | None = None,
+    holdout: Path | str | None = None,
+    public: Path | str | None = None,
+    target: str | None = None,
+    evaluator: str | None = None,
+    classes: Path | str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | None = None,
+    trust_target: bool | None = None,
+    allow_overlap: bool | None = None,
+    preset: Preset | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    limit: int | None = None,
+    embedding: str | None = None,
+    features: str | None = None,
+    guidance_embedding: str | None = None,
+    arm: str | None = None,
+    attack: Part | Sequence[Part] | None = None,
+    budget: Sequence[int] | None = None,
+    prior: Part | None = None,
+    working_size: int | None = None,
+    target_training: Training | Mapping[str, Any] | None = None,
+    evaluator_training: Training | Mapping[str, Any] | None = None,
+    public_training: Training | Mapping[str, Any] | None = None,
+    adaptation: Adaptation | Mapping[str, Any] | None = None,
+    images: Pictures | None = None,
+    hash_ids: bool | None = None,
+    memory: int | None = None,
+    pairs: Sequence[PairMeasure] | None = None,
+    fdr: float | None = None,
+    fail_on: str | Sequence[str] | None = None,
+    out: Path | str | None = None,
+    reporter: Reporter | None = None,
+) -> AuditResult:
+    """Audit a classifier; without ``private`` the embedded digits are audited.
+
+    Every argument but the last two is a field of :class:`inversight.settings.AuditSettings`, which
+    says what it means. Where it is None the preset or else the field's default holds. ``out`` is the
+    run folder, by default ``runs/audit-DATE-TIME``, and ``reporter`` is told what is going on.
+
+    Raises:
+        InputError: something given is wrong; nothing has been written.
+        StageError: a stage failed; what is finished can be resumed.
+    """
+    given = {k: v for k, v in locals().items() if v is not None and k not in ("out", "reporter")}
+    reporter = reporter or Quiet()
+    settings = resolve(given)
+    folder = Path(out) if out is not None else default_folder()
+    check_new_folder(folder, needed_bytes=0)
+    plan = Plan.prepare(settings, reporter)
+    reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
+    forecast = plan.forecast()
+    check_new_folder(folder, needed_bytes=forecast.disk_bytes)
+    reporter.say(plan.announcement(folder, forecast))
+    with _resumable(folder), Run.create(folder, plan.manifest()) as run:
+        return execute(plan, run, reporter)
+
+
+def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResult:
+    """Go on with a run that was stopped; its tables are those that it would have had.
+
+    Raises:
+        RunError: not a run, in use, or its inputs have changed.
+    """
+    reporter = reporter or Quiet()
+    path = Path(folder)
+    manifest = read_manifest(path)
+    if "part_of" in manifest:
+        raise RunError(
+            f"--resume {path}: is part of a comparison of defences; run the same `inversight "
+            "defend` again, which goes on where it stopped"
+        )
+    # Opened before anything that takes long: another process may be working on it.
+    with _resumable(path), Run.open(path) as run:
+        plan = Plan.prepare(resolve(manifest["given"]), reporter)
+        check_unchanged(plan, manifest, path)
+        reporter.say(f"Resuming {path}")
+        return execute(plan, run, reporter)
+
+
+def default_folder() -> Path:
+    """Return ``runs/audit-DATE-TIME`` below the current folder."""
+    return Path("runs") / f"audit-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _resumable(folder: Path) -> AbstractContextManager[None]:
+    """Say how to go on if the disk fills up outside of a stage."""
+    return disk_remedy(str(folder), f"continue with --resume {folder}")

@@ -1,0 +1,101 @@
+"""The report and the model card of a run, written from its tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from PIL import ImageFilter
+from torch import Tensor
+
+from inversight.core.errors import RunError
+from inversight.core.run import is_disk_full, names_behind, write_json, write_text
+from inversight.data import ImageSet, to_pil
+from inversight.report import (
+    GalleryItem,
+    ReportData,
+    load_report_data,
+    model_card,
+    render,
+    render_card,
+)
+from inversight.report.reading import read_mapping
+
+REPORT = "report.html"
+CARD = "model-card"
+GALLERY = 24
+"""Images that the report shows."""
+
+
+def report_stage(run: Path, *, gallery: tuple[GalleryItem, ...] = ()) -> ReportData:
+    """Write report.html, model-card.md and model-card.json of ``run``; return what they show.
+
+    Raises:
+        RunError: not a run, or it has no tables yet.
+    """
+    data = load_report_data(run, gallery=gallery)
+    write_report(run, data)
+    return data
+
+
+def write_report(run: Path, data: ReportData) -> Path:
+    """Write the report and the model card of ``run`` from ``data``; return the report's path."""
+    card = model_card(read_mapping(run, "run.json"), data.metrics)
+    write_text(run / REPORT, render(data))
+    write_json(run / f"{CARD}.json", card)
+    write_text(run / f"{CARD}.md", render_card(card))
+    return run / REPORT
+
+
+def report(run: Path) -> Path:
+    """Write the report and the model card of ``run`` again, without pictures; return the report's path.
+
+    Raises:
+        RunError: not a run, it has no tables yet, or it cannot be written to.
+    """
+    try:
+        report_stage(run)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise RunError(f"{run}: cannot be written to ({error.strerror})") from None
+    return run / REPORT
+
+
+def make_gallery(
+    run: Path, private: ImageSet, reconstructions: Iterable[ImageSet], *, blurred: bool
+) -> tuple[GalleryItem, ...]:
+    """Return the most exposed images of ``run``, at most ``GALLERY``, with their nearest reconstructions."""
+    samples = pd.read_parquet(run / "samples.parquet").head(GALLERY)
+    real = names_behind(run)
+    own = dict(zip(private.ids, private.images, strict=True))
+    found: dict[str, Tensor] = {}
+    for one in reconstructions:
+        found |= zip(one.ids, one.images, strict=True)
+
+    def png(images: dict[str, Tensor], name: str) -> bytes:
+        return _png(images[real.get(name, name)], blurred)
+
+    return tuple(
+        GalleryItem(
+            id=row["id"],
+            label=row["label"],
+            score=float(row["ddcs_best"]),
+            nearest_distance=float(row["nearest_distance"]),
+            private_png=png(own, row["id"]),
+            reconstruction_png=png(found, row["nearest_reconstruction"]),
+        )
+        for row in samples.to_dict("records")
+        if isinstance(row["nearest_reconstruction"], str)
+    )
+
+
+def _png(image: Tensor, blurred: bool) -> bytes:
+    picture = to_pil(image)
+    if blurred:
+        picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 10))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,180 @@
+"""What a scoring is given: its settings, and images in folders or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from inversight.core.config import from_mapping, settings, to_mapping
+from inversight.core.errors import DataError, RunError
+from inversight.core.imaging import to_uint8
+from inversight.core.progress import Progress, silent
+from inversight.core.run import read_manifest
+from inversight.data import ImageSet, image_set, load_folder
+from inversight.models.spec import absolute_spec
+from inversight.pipeline.train import PUBLIC_NETWORK
+from inversight.settings import PairMeasure
+
+Arrays = tuple[Any, Any]
+"""Images (N, C, H, W), uint8 or floats in [0, 1], and their N labels, numbers or names."""
+Images = Path | str | ImageSet | Arrays
+"""A folder with one subfolder for each class, or images in memory."""
+
+
+@settings
+class ScoreSettings:
+    """What reconstructions are scored against, and how: what a run must share to be added to."""
+
+    private: Path | None
+    """Folder of the private images, one subfolder for each class; None: given in memory."""
+    embedding: str
+    """The distance."""
+    features: str
+    """Features of coverage, density, precision, recall and the Frechet distance."""
+    holdout: Path | None = None
+    """Folder of images of the same classes that the target never saw."""
+    public: Path | None = None
+    """Folder of public images, on which the embedding ``public`` is trained."""
+    network: Path | None = None
+    """Folder of a public network that was trained before."""
+    evaluator: str | None = None
+    """Independent classifier, named as a target."""
+    classes: Path | None = None
+    """File with the evaluator's class names in the order of its outputs."""
+    size: int | None = None
+    """Size to which all images are brought."""
+    limit: int | None = None
+    """The first so many classes of the private images."""
+    trust_target: bool = False
+    """Load an evaluator's file although loading it runs code."""
+    pairs: tuple[PairMeasure, ...] = ("psnr",)
+    """Measures of each private image and its nearest reconstruction."""
+    allow_overlap: bool = False
+    """Go on although private images and holdout share images."""
+
+    def anchored(self) -> dict[str, Any]:
+        """Return plain values with absolute paths."""
+        found = {
+            name: value.absolute() if isinstance(value, Path) else value
+            for name, value in vars(self).items()
+        }
+        if self.evaluator is not None:
+            found["evaluator"] = absolute_spec(self.evaluator)
+        plain: dict[str, Any] = to_mapping(found)
+        return plain
+
+    @classmethod
+    def of_run(cls, run: Path) -> ScoreSettings:
+        """Return what ``run``, an audit or a scoring, was scored against.
+
+        Raises:
+            RunError: not a run, or one that cannot be added to.
+        """
+        manifest = read_manifest(run)
+        if not manifest["finished"]:
+            raise RunError(
+                f"--reuse {run}: the run is not finished; continue it with --resume {run}"
+            )
+        given = manifest["against"] if "against" in manifest else manifest["given"]
+        if given.get("hash_ids"):
+            raise RunError(
+                f"--reuse {run}: was written with --hash-ids, so that its images cannot be told; "
+                "score all folders together instead"
+            )
+        if given["private"] is None:
+            raise RunError(
+                f"--reuse {run}: its private images are in no folder (embedded digits, or images in "
+                "memory); reuse a run on folders"
+            )
+        known = {
+            name: given[name] for name in [field.name for field in fields(cls)] if name in given
+        }
+        for name, stage in (("network", PUBLIC_NETWORK), ("evaluator", "evaluator")):
+            folder = run / "stages" / stage
+            if known.get(name) is None and folder.is_dir():
+                known[name] = str(folder)
+        return from_mapping(cls, known)
+
+
+def read_images(
+    images: Images,
+    *,
+    role: str,
+    size: int | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> ImageSet:
+    """Return ``images``, read from a folder or given in memory, at a size and a number of channels.
+
+    Raises:
+        DataError: a folder that cannot be read, or arrays of another shape or type.
+    """
+    if isinstance(images, (Path, str)):
+        return load_folder(
+            Path(images), role=role, size=size, channels=channels, limit=limit, progress=progress
+        )
+    found = images if isinstance(images, ImageSet) else _from_arrays(*images, role=role)
+    return found.resized(size=size or found.size, channels=channels or found.channels)
+
+
+def _from_arrays(images: Any, labels: Any, *, role: str) -> ImageSet:
+    """Return images (N, C, S, S) and labels (N,) as a set with a made-up name for each image."""
+    pixels = torch.as_tensor(images).cpu()
+    names = [str(label) for label in np.asarray(labels).tolist()]
+    shape = tuple(pixels.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3] or len(names) != shape[0]:
+        raise DataError(
+            f"{role}: expected images of shape (N, 1 or 3, S, S) and N labels, found {shape} and "
+            f"{len(names)} labels"
+        )
+    if pixels.is_floating_point():
+        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
+            raise DataError(f"{role}: expected floats in [0, 1], or uint8 from 0 to 255")
+        pixels = to_uint8(pixels)
+    if pixels.dtype != torch.uint8:
+        raise DataError(f"{role}: expected floats in [0, 1] or uint8, found {pixels.dtype}")
+    ids = [f"{name}/{i:06d}" for i, name in enumerate(names)]
+    return image_set(pixels, names, ids, sorted(set(names)))
+
+
+def path_of(images: Images | None) -> Path | None:
+    """Return the folder that images are in, None for images in memory."""
+    return Path(images) if isinstance(images, (Path, str)) else None
+
+
+def sets_by_name(
+    given: Images | Sequence[Path | str] | Mapping[str, Images],
+) -> list[tuple[str, Images]]:
+    """Return the sets of reconstructions with their names, by default their folders'."""
+    if isinstance(given, Mapping):
+        return list(given.items())
+    if isinstance(given, (Path, str)):
+        given = [given]
+    if isinstance(given, ImageSet) or not all(isinstance(one, (Path, str)) for one in given):
+        return [("reconstructions", cast(Images, given))]
+    return [(Path(path).absolute().name, Path(path)) for path in given]
+
+
+def name_sets(
+    names: Sequence[str], sets: Sequence[ImageSet], taken: Sequence[str]
+) -> dict[str, ImageSet]:
+    """Return sets by distinct names that are not in ``taken``.
+
+    Ids of images begin with the set's name where there is more than one set.
+    """
+    plain, start = names, len(taken)
+    while len(set(names)) < len(names) or set(names) & set(taken):
+        start += 1
+        names = [f"{start + i}-{name}" for i, name in enumerate(plain)]
+    if len(sets) + len(taken) == 1:
+        return {names[0]: sets[0]}
+    return {
+        name: replace(s, ids=tuple(f"{name}/{i}" for i in s.ids))
+        for name, s in zip(names, sets, strict=True)
+    }

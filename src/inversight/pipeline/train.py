@@ -1,0 +1,133 @@
+"""Training of classifiers: the target, the evaluator and the public network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inversight.core.config import from_mapping
+from inversight.core.console import Reporter
+from inversight.core.device import memory_remedy, pick_device
+from inversight.core.errors import InputError
+from inversight.core.run import atomic_folder, check_new_folder, write_json
+from inversight.core.seeding import generator
+from inversight.data import ImageSet, load_folder, working_size
+from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
+from inversight.models.training import TrainedClassifier, rotation_task, train_classifier
+from inversight.settings import Training
+
+PUBLIC_NETWORK = "public-network"
+"""Name of the stage, and of the folder, of the network that the embedding ``public`` uses."""
+_PUBLIC_SIZE = 64
+"""Largest size, in pixels, at which single commands train a public network."""
+
+
+def train_network(
+    images: ImageSet,
+    training: Training,
+    *,
+    name: str,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    device: torch.device,
+    reporter: Reporter,
+) -> TrainedClassifier:
+    """Train a classifier on ``images``, which are resized to ``image_shape`` (C, S, S).
+
+    ``name`` is target, evaluator or public-network; random numbers derive from it and ``seed``. A
+    public network without at least two classes learns to recognise rotations instead.
+    """
+    if name == PUBLIC_NETWORK and len(images.classes) < 2:
+        images = rotation_task(images)
+    return train_classifier(
+        images,
+        training=training,
+        image_shape=image_shape,
+        rng=generator(seed, name),
+        progress=reporter.stage(name),
+        device=device,
+    )
+
+
+def write_network(folder: Path, trained: TrainedClassifier) -> None:
+    """Write a classifier and facts about its training to ``folder``."""
+    save_classifier(trained.classifier, folder / FILE_NAME)
+    facts = ("epochs", "train_accuracy", "validation_accuracy")
+    write_json(folder / "facts.json", {fact: getattr(trained, fact) for fact in facts})
+
+
+def load_network(folder: Path, device: torch.device) -> SavedClassifier:
+    """Return the classifier that :func:`write_network` left in ``folder``, on ``device``."""
+    saved = load_classifier(folder)
+    saved.module.to(device)
+    return saved
+
+
+def public_network(
+    images: ImageSet,
+    folder: Path | None,
+    *,
+    seed: int,
+    device: torch.device,
+    reporter: Reporter,
+) -> SavedClassifier:
+    """Return the public network in ``folder``, or one trained on ``images`` with default settings."""
+    if folder is not None:
+        return load_network(folder, device)
+    size = working_size(images.size, _PUBLIC_SIZE)
+    saved = train_network(
+        images.resized(size=size, channels=images.channels),
+        Training(),
+        name=PUBLIC_NETWORK,
+        image_shape=(images.channels, size, size),
+        seed=seed,
+        device=device,
+        reporter=reporter,
+    ).classifier
+    saved.module.to(device)
+    return saved
+
+
+def train(
+    private: Path,
+    out: Path,
+    *,
+    size: int | None,
+    seed: int,
+    device: str,
+    given: dict[str, Any],
+    reporter: Reporter,
+) -> tuple[Path, str]:
+    """Train a classifier on a folder; return its file and a line on its accuracy.
+
+    ``given`` are settings of the training.
+
+    Raises:
+        InputError: wrong input; nothing has been written.
+    """
+    training = from_mapping(Training, given)
+    check_new_folder(out, needed_bytes=50_000_000)
+    images = load_folder(private, role="--private", size=size, progress=reporter.stage("reading"))
+    if len(images.classes) < 2:
+        raise InputError(f"--private {private}: has one class; a classifier needs at least two")
+    less = max(1, training.batch_size // 2)
+    with memory_remedy(
+        "train", f"lower batch_size, as in --set batch_size={less}, and run the command again"
+    ):
+        trained = train_network(
+            images,
+            training,
+            name="target",
+            image_shape=(images.channels, images.size, images.size),
+            seed=seed,
+            device=pick_device(device),
+            reporter=reporter,
+        )
+    with atomic_folder(out) as folder:
+        write_network(folder, trained)
+    line = f"{trained.epochs} epochs, accuracy {trained.train_accuracy:.1%} on training images"
+    if trained.validation_accuracy is not None:
+        line += f", {trained.validation_accuracy:.1%} on the validation split"
+    return out / FILE_NAME, line
