@@ -8,27 +8,80 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import Field
 
 from inversight.attacks import MiFace, PlugAndPlay
-from inversight.core.config import build, documented_yaml, to_mapping
+from inversight.core.config import build, settings, to_mapping
 from inversight.core.errors import ConfigError
 from inversight.models.target import Access
-from inversight.settings import ATTACKS, AuditSettings, attack_budget, prior_training, resolve
+from inversight.settings import (
+    ATTACKS,
+    AuditSettings,
+    attack_budget,
+    documented,
+    lay,
+    prior_training,
+    resolve,
+)
 from tests.examples import NoisePrior
 
 REAL: dict[str, Any] = {"private": "p", "public": "q"}
 
 
-@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
-@pytest.mark.parametrize("given", [{}, REAL])
-def test_every_preset_resolves_and_prints_what_reads_back(
-    preset: str, given: dict[str, Any]
-) -> None:
-    found = resolve({**given, "preset": preset})
+PRESETS = pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+BOTH = pytest.mark.parametrize("given", [{}, REAL], ids=["digits", "real"])
+
+
+@settings
+class OwnAttack:
+    """An attack by import path."""
+
+    steps: int = 3
+    """Steps of the own attack."""
+    inner: PlugAndPlay = Field(default_factory=lambda: PlugAndPlay(steps=9))
+    """The attack inside."""
+
+
+class OwnPrior:
+    """A prior whose settings are arguments."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+
+
+def complete(found: AuditSettings) -> Any:
+    """All settings, with those that attacks and prior have by default."""
+    attacks = [to_mapping(build(spec, ATTACKS, role="attack")) for spec in found.attack]
+    return {**to_mapping(found), "attack": attacks, "prior": to_mapping(prior_training(found))}
+
+
+@PRESETS
+@BOTH
+def test_every_preset_prints_what_reads_back(preset: str, given: dict[str, Any]) -> None:
+    own = {"class": f"{__name__}:OwnAttack", "inner": {"pool": 300}}
+    found = resolve({**given, "preset": preset, "attack": [*ATTACKS, own]})
     assert found.preset == preset
     assert found.evaluator_training.architecture != found.target_training.architecture
-    again = resolve(yaml.safe_load(documented_yaml(found)))
-    assert to_mapping(again) == to_mapping(found)
+    text = documented(found)
+    again = resolve(yaml.safe_load(text))
+    assert complete(again) == complete(found) and documented(again) == text
+    for meaning in ("Steps of the own attack.", "natural-gradient: the natural gradient"):
+        assert f"# {meaning}" in text or f"#   {meaning}" in text
+    assert build(own, ATTACKS, role="attack").inner.steps == 9
+    assert text.count("# Layers of small's mapping network.") == 1
+
+
+@pytest.mark.parametrize(
+    "prior",
+    ["runs/prior", {"class": f"{__name__}:OwnPrior", "depth": 3}, {"config": "paper256", "r1": 3}],
+    ids=["path", "own", "published"],
+)
+def test_every_prior_reads_back(prior: Any) -> None:
+    found = resolve({**REAL, "prior": prior})
+    again = resolve(yaml.safe_load(documented(found)))
+    assert prior_training(again) == prior_training(found)
+    if prior_training(found) is None:
+        assert again.prior == found.prior == prior
 
 
 def test_budgets_grow_with_the_preset() -> None:
@@ -42,39 +95,25 @@ def test_budgets_grow_with_the_preset() -> None:
         assert values == sorted(values)
 
 
-@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
-@pytest.mark.parametrize("given", [{}, REAL])
+@PRESETS
+@BOTH
 def test_black_box_attacks_cost_about_as_much_as_plug_and_play(
     preset: str, given: dict[str, Any]
 ) -> None:
-    """A step forward and back counts as three images."""
-    names = ("plug-and-play", "mirror-black-box", "cma-es")
+    """Beside the agents and surrogates that are trained; a step forward and back is three images."""
+    names = ("plug-and-play", "mirror-black-box", "cma-es", "c2f-mi", "rlb-mi", "brep-mi", "lokt")
     found = resolve({**given, "preset": preset, "attack": list(names)})
-    white, genetic, evolved = (build(spec, ATTACKS, role="attack") for spec in found.attack)
+    white, *others, lokt = (build(spec, ATTACKS, role="attack") for spec in found.attack)
     work = white.candidates * (3 * white.steps + white.crops)
-    for attack in (genetic, evolved):
-        images = attack.workload(NoisePrior()).forward
-        assert 0.8 * work < images < 1.25 * work
-        assert (attack.pool, attack.keep, attack.crops) == (white.pool, white.keep, white.crops)
-        assert attack.crop_flip == (given != {})
-
-
-@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
-@pytest.mark.parametrize("given", [{}, REAL])
-def test_so_do_the_others_beside_what_they_train(preset: str, given: dict[str, Any]) -> None:
-    names = ("plug-and-play", "c2f-mi", "rlb-mi", "brep-mi", "lokt")
-    found = resolve({**given, "preset": preset, "attack": list(names)})
-    white, coarse, agent, repelled, lokt = (
-        build(spec, ATTACKS, role="attack") for spec in found.attack
-    )
-    work = white.candidates * (3 * white.steps + white.crops)
-    for attack in (coarse, agent, repelled):
-        images = attack.workload(NoisePrior()).forward
-        assert 0.8 * work < images < 1.25 * work
+    for attack in others:
+        assert 0.95 * work < attack.workload(NoisePrior()).forward < 1.02 * work
         assert attack.keep == white.keep
-    assert lokt.white_box == white and lokt.training.flip == (given != {})
-    assert coarse.crops == agent.crops == white.crops
-    assert coarse.crop_flip == agent.crop_flip == (given != {})
+        for name in ("crops", "crop_flip"):
+            assert getattr(attack, name, getattr(white, name)) == getattr(white, name)
+    for attack in others[:2]:
+        assert attack.pool == white.pool
+    assert lokt.white_box == white
+    assert white.crop_flip == lokt.training.flip == (given != {})
 
 
 def test_a_part_of_an_attack_can_be_set_alone() -> None:
@@ -88,8 +127,8 @@ def test_a_part_of_an_attack_can_be_set_alone() -> None:
     assert (lomma.training.width, lomma.training.epochs, lomma.training.rotation) == (4, 16, 0.0)
 
 
-@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
-@pytest.mark.parametrize("given", [{}, REAL])
+@PRESETS
+@BOTH
 def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
     preset: str, given: dict[str, Any]
 ) -> None:
@@ -142,9 +181,52 @@ def test_the_digits_need_no_weights_and_show_pictures() -> None:
 
 
 def test_a_prior_of_ones_own_has_its_own_settings() -> None:
-    found = resolve({**REAL, "prior": {"class": "my.module:Prior", "depth": 3}})
-    assert found.prior == {"class": "my.module:Prior", "depth": 3}
-    assert prior_training(found) is None
+    for own in ({"class": "my.module:Prior", "depth": 3}, {"class": "my.module:Prior"}):
+        found = resolve({**REAL, "prior": own})
+        assert found.prior == own and prior_training(found) is None
+    assert resolve({**REAL, "prior": "my.module:Prior"}).prior == {"class": "my.module:Prior"}
+
+
+@pytest.mark.parametrize("prior", ["style", {"class": "style"}, {"mirror": True}])
+def test_a_named_prior_keeps_the_preset(prior: Any) -> None:
+    training = prior_training(resolve({**REAL, "preset": "thorough", "prior": prior}))
+    assert training is not None and (training.steps, training.width) == (60000, 64)
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "expected"),
+    [
+        ({"prior": {"steps": 5}}, {"prior": "style"}, {"prior": {"steps": 5, "class": "style"}}),
+        ({"prior": "style"}, {"prior": {"steps": 5}}, {"prior": {"class": "style", "steps": 5}}),
+        ({"prior": {"depth": 5}}, {"prior": "m:P"}, {"prior": {"depth": 5, "class": "m:P"}}),
+        ({"prior": {"class": "style", "steps": 5}}, {"prior": "m:P"}, {"prior": {"class": "m:P"}}),
+        ({"prior": {"class": "style", "steps": 5}}, {"prior": "run"}, {"prior": "run"}),
+        ({"prior": "run"}, {"prior": {"class": "style"}}, {"prior": {"class": "style"}}),
+        ({}, {"prior": "style"}, {"prior": {"class": "style"}}),
+        (
+            {"attack": {"steps": 5}},
+            {"attack": ("gmi", "vmi")},
+            {"attack": [{"steps": 5, "class": "gmi"}, {"steps": 5, "class": "vmi"}]},
+        ),
+        (
+            {"attack": ["gmi", {"class": "vmi", "steps": 2}]},
+            {"attack": {"steps": 5}},
+            {"attack": [{"class": "gmi", "steps": 5}, {"class": "vmi", "steps": 5}]},
+        ),
+        ({"attack": ["gmi"]}, {"attack": ["vmi"]}, {"attack": [{"class": "vmi"}]}),
+        ({"adaptation": {"steps": 5}}, {"seed": 3}, {"adaptation": {"steps": 5}, "seed": 3}),
+    ],
+)
+def test_settings_without_a_class_change_the_part_that_is_named(
+    base: dict[str, Any], over: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert lay(base, over) == expected
+
+
+def test_settings_of_a_prior_that_exists_are_refused() -> None:
+    for base, over in (("run", {"steps": 5}), ({"steps": 5}, "run")):
+        with pytest.raises(ConfigError, match=r"prior\.steps.*run"):
+            lay({"prior": base}, {"prior": over})
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """Settings as frozen dataclasses whose fields document and validate themselves.
 
 ``@settings`` makes a class a frozen, keyword-only pydantic dataclass: the docstring under each field
-is its printed meaning, its type is its validation, and unknown names are refused. The functions
-below turn plain mappings (a YAML file, flags) into such classes and back, with one clear line for
-whatever is wrong.
+is its printed meaning, its type validates it, and unknown names are refused. The functions below
+turn plain mappings (a YAML file, options) into such classes and back. Errors take one line.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _CONFIG = ConfigDict(
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen, keyword-only, validated dataclass with documented fields."""
+    """Make ``cls`` a frozen, keyword-only dataclass that validates its fields and documents them."""
     wrapped: Any = pydantic_dataclass(config=_CONFIG, frozen=True, kw_only=True)(cls)
     for base in wrapped.__mro__[1:]:
         for name, field in getattr(base, "__pydantic_fields__", {}).items():
@@ -65,7 +64,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the known word nearest to ``word``, or nothing."""
+    """Return '; did you mean X?' for the known word most similar to ``word``, or an empty string."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -133,12 +132,13 @@ def annotation_parts(annotation: Any) -> Iterator[Any]:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
-    """Build settings class ``cls`` from plain values.
+    """Make settings of class ``cls`` from plain values.
 
     A nested setting that is given as a mapping changes the field's default, key by key.
 
     Raises:
-        ConfigError: the first thing wrong, by its dotted name, with the nearest right name.
+        ConfigError: an unknown name or a wrong value; the message has its dotted name and the most
+            similar known name.
     """
     try:
         # Validated through the adapter, so that nested settings report their dotted path.
@@ -158,7 +158,7 @@ def _on_defaults(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_mapping(value: Any) -> Any:
-    """Settings (nested) -> plain mappings, lists and scalars that YAML and JSON can hold."""
+    """Return nested settings as mappings, lists and scalars that YAML and JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_mapping(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -171,7 +171,7 @@ def to_mapping(value: Any) -> Any:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over`` laid on top, mappings merged key by key."""
+    """Return ``base`` updated by ``over``, with mappings merged key by key."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -183,7 +183,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration file.
+    """Return the settings in a configuration file.
 
     Raises:
         ConfigError: missing, not YAML, or not a mapping.
@@ -205,7 +205,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
-    """'prior.steps=500' -> {'prior': {'steps': 500}}; the value is read as YAML."""
+    """Return a nested mapping: 'prior.steps=500' is {'prior': {'steps': 500}}; the value is YAML.
+
+    Raises:
+        ConfigError: not NAME=VALUE, or the value is not YAML.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"--set {text}: expected NAME=VALUE, as in --set prior.steps=500")
@@ -219,7 +223,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
 
 
 def import_object(path: str, *, role: str) -> Any:
-    """'package.module:name' -> the object, also from the current folder.
+    """Import the object that 'package.module:name' names; the current folder is searched too.
 
     Raises:
         ConfigError: no such module or name, or importing it failed.

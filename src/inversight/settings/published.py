@@ -17,10 +17,10 @@ class Configuration:
     """Networks and training of one published configuration."""
 
     images: int
-    """Length of the training."""
+    """Images that the discriminator sees in the whole training."""
     batch: int
     group: int
-    """Images of a minibatch standard deviation."""
+    """Images over which a minibatch standard deviation is taken."""
     channel_base: int
     learning_rate: float
     r1: float
@@ -43,7 +43,7 @@ _FIXED = {
 
 
 def published_training(name: PublishedName, *, size: int, gpus: int = 1) -> dict[str, Any]:
-    """How a published configuration is trained, as values of ``PriorTraining``'s fields."""
+    """Return a published configuration's training, as values of ``PriorTraining``'s fields."""
     found = configuration(name, size, gpus)
     return {
         "config": name,
@@ -66,6 +66,7 @@ def published_training(name: PublishedName, *, size: int, gpus: int = 1) -> dict
 
 
 def configuration(name: PublishedName, size: int, gpus: int) -> Configuration:
+    """Return a published configuration; ``auto`` depends on the images' ``size`` and on ``gpus``."""
     if name != "auto":
         return _FIXED[name]
     batch = max(gpus, min(64, gpus * min(32, 4096 // size)))
