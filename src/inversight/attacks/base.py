@@ -135,10 +135,14 @@ def require_critic(attack: Attack, prior: Prior) -> Critic:
     return prior
 
 
-def loss_with_critic(attack: Attack, prior: Prior) -> Callable[[Target, Tensor], Tensor]:
-    """Return a loss of images that goes through the target and the prior's critic."""
-    critic = require_critic(attack, prior)
-    return lambda target, images: target(images).sum() - critic.realness(images).sum()
+def loss_with_critic(prior: Prior) -> Callable[[Target, Tensor], Tensor]:
+    """Return a loss of images that goes through the target and, if there is one, the prior's critic."""
+
+    def loss(target: Target, images: Tensor) -> Tensor:
+        realness = prior.realness(images).sum() if isinstance(prior, Critic) else 0.0
+        return target(images).sum() - realness
+
+    return loss
 
 
 def require_intermediate(attack: Attack, prior: Prior) -> Intermediate:

@@ -55,7 +55,7 @@ class Gmi(LatentSearch):
         require_critic(self, prior)
 
     def workload(self, prior: Prior) -> Workload:
-        return replace(super().workload(prior), loss=loss_with_critic(self, prior))
+        return replace(super().workload(prior), loss=loss_with_critic(prior))
 
     def identity_loss(self, problem: LatentProblem) -> ImageLoss:
         """Return the loss that draws images to their class."""

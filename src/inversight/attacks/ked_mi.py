@@ -44,7 +44,7 @@ class KedMi(DistributionSearch):
         require_critic(self, prior)
 
     def workload(self, prior: Prior) -> Workload:
-        return replace(super().workload(prior), loss=loss_with_critic(self, prior))
+        return replace(super().workload(prior), loss=loss_with_critic(prior))
 
     def start(self, classes: int, width: int) -> list[Tensor]:
         """Return means and logarithms of variances, both (K, D)."""

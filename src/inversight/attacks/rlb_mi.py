@@ -18,7 +18,7 @@ et al. 2018). Constants are those of the published code. Differences from it:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, ClassVar
 
@@ -111,7 +111,7 @@ class _Episodes(Search):
         self.space = PoolSpace(pool)
         self.rngs = problem.rngs("agent")
         self.agents = Agents(self.space.width, attack, self.rngs)
-        self.memory = _Memory.empty(len(problem.labels), attack.episodes, self.space.width)
+        self.memory = _Memory(len(problem.labels), attack.episodes, self.space.width)
 
     def advance(self, step: int) -> bool:
         attack, memory = self.attack, self.memory
@@ -128,7 +128,7 @@ class _Episodes(Search):
         return self.memory.filled >= self.attack.candidates
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        states, actions, scores = self.memory.best(self.attack.candidates)
+        states, actions, _, scores = self.memory.best(self.attack.candidates)
         latents = self.space.latents(self._mixed(states, actions), clip=False)
         return latents.view(*scores.shape, *self.latent_shape), scores
 
@@ -156,41 +156,34 @@ class _Episodes(Search):
         return reward.view(mixed.shape[:2]), own.view(mixed.shape[:2])
 
 
-@dataclass
 class _Memory:
-    """All episodes of all classes: states, actions (L, E, D); rewards, scores (L, E)."""
+    """States and actions (L, E, D), rewards and scores (L, E) of all episodes of all classes."""
 
-    states: Tensor
-    actions: Tensor
-    rewards: Tensor
-    scores: Tensor
-    filled: int = 0
+    def __init__(self, classes: int, episodes: int, width: int) -> None:
+        shapes = ((classes, episodes, width),) * 2 + ((classes, episodes),) * 2
+        self.values = [torch.zeros(shape) for shape in shapes]
+        self.filled = 0
 
-    @classmethod
-    def empty(cls, classes: int, episodes: int, width: int) -> _Memory:
-        wide, flat = (classes, episodes, width), (classes, episodes)
-        zeros = torch.zeros
-        return cls(zeros(wide), zeros(wide), zeros(flat), zeros(flat))
+    def add(self, *values: Tensor) -> None:
+        """Add states, actions, rewards and scores of n episodes of each class."""
+        for stored, new in zip(self.values, values, strict=True):
+            stored[:, self.filled : self.filled + new.shape[1]] = new
+        self.filled += values[0].shape[1]
 
-    def add(self, states: Tensor, actions: Tensor, rewards: Tensor, scores: Tensor) -> None:
-        """Add n episodes of each class: (L, n, D), (L, n, D), (L, n), (L, n)."""
-        kept = (self.states, self.actions, self.rewards, self.scores)
-        for where, what in zip(kept, (states, actions, rewards, scores), strict=True):
-            where[:, self.filled : self.filled + what.shape[1]] = what
-        self.filled += states.shape[1]
+    def take(self, rows: Tensor) -> list[Tensor]:
+        """Return states, actions, rewards and scores of the episodes ``rows`` (L, n) of each class."""
+        return [stored[torch.arange(len(rows))[:, None], rows] for stored in self.values]
 
-    def drawn(self, count: int, rngs: list[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return states, actions (L, count, D) and rewards (L, count) of random episodes of each class."""
-        rows = torch.stack([torch.randperm(self.filled, generator=r)[:count] for r in rngs])
-        row = torch.arange(len(rngs))[:, None]
-        return self.states[row, rows], self.actions[row, rows], self.rewards[row, rows]
+    def drawn(self, count: int, rngs: list[torch.Generator]) -> list[Tensor]:
+        """Return states, actions and rewards of ``count`` random episodes of each class."""
+        return self.take(
+            torch.stack([torch.randperm(self.filled, generator=rng)[:count] for rng in rngs])
+        )[:3]
 
-    def best(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return states, actions (L, count, D) and scores (L, count) of the most confident episodes."""
-        order = self.scores[:, : self.filled].argsort(dim=1, descending=True, stable=True)
-        rows = order[:, :count]
-        row = torch.arange(len(rows))[:, None]
-        return self.states[row, rows], self.actions[row, rows], self.scores[row, rows]
+    def best(self, count: int) -> list[Tensor]:
+        """Return states, actions, rewards and scores of the most confident episodes of each class."""
+        scores = self.values[3][:, : self.filled]
+        return self.take(scores.argsort(dim=1, descending=True, stable=True)[:, :count])
 
 
 class _Perceptrons(nn.Module):
