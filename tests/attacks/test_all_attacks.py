@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from operator import attrgetter
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,53 @@ from inversight.models.target import Access
 from tests.attacks.table import CASES, Case, same
 from tests.attacks.toy import CLASSES, LABELS, SIZE, toy_target
 
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "plug-and-play": {
+        "pool": 5000, "truncation": 0.5, "candidates": 200, "steps": 70, "learning_rate": 5e-3,
+        "betas": (0.1, 0.1), "keep": 50, "crops": 100, "crop_scale": (0.5, 0.9),
+        "crop_ratio": (0.8, 1.2),
+    },
+    "gmi": {
+        "learning_rate": 2e-2, "momentum": 0.9, "steps": 1500, "identity_weight": 100.0, "bound": 1.0,
+        "objective": "cross-entropy",
+    },
+    "lomma": {
+        "objective": "logit", "feature_weight": 1.0, "steps": 1500, "surrogates": 3,
+        "temperature": 1.0, "training.epochs": 20,
+    },
+    "ked-mi": {"learning_rate": 2e-2, "identity_weight": 100.0, "steps": 1500},
+    "vmi": {"learning_rate": 1e-4, "momentum": 0.9, "divergence_weight": 1e-3},
+    "mirror": {"learning_rate": 0.2, "bound": 1.0, "truncation": 0.7},
+    "if-gmi": {
+        "layers": 4, "layer_steps": 25, "radius": 1000.0, "steps": 70, "objective": "poincare",
+        "betas": (0.1, 0.1),
+    },
+    "mi-face": {
+        "statistics_weight": 10.0, "jitter": 2, "group": 256, "steps": 2000, "learning_rate": 0.05,
+        "variation_weight": 2.5e-5,
+    },
+    "plg-mi": {
+        "learning_rate": 0.1, "steps": 600, "transformations": 2, "objective": "max-margin",
+        "transform.least_area": 0.8, "transform.degrees": 5,
+    },
+    "mirror-black-box": {
+        "population": 100, "generations": 100, "mutation_probability": 0.1, "mutation_scale": 0.1,
+        "truncation": 0.7, "bound": 1.0, "slope": 0.2,
+    },
+    "c2f-mi": {
+        "population": 32, "generations": 300, "pairs": 4, "attraction": 0.02, "difference": 0.1,
+        "crossover": 0.5,
+    },
+    "rlb-mi": {
+        "episodes": 40_000, "diversity": 0.0, "learning_rate": 5e-4, "state_weight": 2.0,
+        "action_weight": 2.0, "margin_weight": 8.0,
+    },
+    "brep-mi": {
+        "points": 32, "radius": 2.0, "growth": 1.3, "inside": 1.0, "longest_step": 3.0,
+        "patience": 1000, "bound": 1.5,
+    },
+    "lokt": {"surrogates": 3},
+}  # fmt: skip
 ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
 EACH = pytest.mark.parametrize("name", CASES)
 
@@ -113,3 +162,9 @@ def test_contradicting_settings_are_refused_before_a_query(name: str) -> None:
         with pytest.raises(InputError, match=f"expected {' <= '.join(ascending)}, found"):
             wrong.run(toy_target(module), case.prior, LABELS, rng=generator(0))
     assert module.images == 0 and (ascending or name == "lokt")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_the_published_ones(name: str) -> None:
+    attack = CLASSES[name]()
+    assert {key: attrgetter(key)(attack) for key in PUBLISHED[name]} == PUBLISHED[name]

@@ -244,18 +244,6 @@ def test_one_coordinate_is_refused(target: Target) -> None:
     assert len(attack(target, GENETIC, prior=Grey())) == 9
 
 
-def test_the_published_constants() -> None:
-    published = MirrorGenetic()
-    assert (published.population, published.generations) == (100, 100)
-    assert (published.mutation_probability, published.mutation_scale) == (0.1, 0.1)
-    assert (published.truncation, published.bound, published.slope) == (0.7, 1.0, 0.2)
-    coarse, agent = C2fMi(), RlbMi()
-    assert (coarse.population, coarse.generations, coarse.pairs) == (32, 300, 4)
-    assert (coarse.attraction, coarse.difference, coarse.crossover) == (0.02, 0.1, 0.5)
-    assert (agent.episodes, agent.diversity, agent.learning_rate) == (40_000, 0.0, 5e-4)
-    assert (agent.state_weight, agent.action_weight, agent.margin_weight) == (2.0, 2.0, 8.0)
-
-
 # MIRROR's parts
 
 

@@ -154,13 +154,6 @@ def test_more_pools_are_drawn_for_missing_classes(target: Target, module: Discs)
     assert len(attack(target, replace(few, pools=1))) < 9
 
 
-def test_the_published_constants() -> None:
-    published = BrepMi()
-    assert (published.points, published.radius, published.growth) == (32, 2.0, 1.3)
-    assert (published.inside, published.longest_step, published.patience) == (1.0, 3.0, 1000)
-    assert (published.bound, Lokt().surrogates) == (1.5, 3)
-
-
 # LOKT's parts
 
 

@@ -115,11 +115,3 @@ def test_crops_stay_inside_and_keep_their_area(seed: int) -> None:
     assert 0 <= top <= 64 - h and 0 <= left <= 64 - w
     assert 0.5 - 0.03 <= h * w / 64**2 <= 0.9 + 0.03
     assert 0.75 <= w / h <= 1.27
-
-
-def test_the_defaults_are_the_papers() -> None:
-    paper = PlugAndPlay()
-    assert (paper.pool, paper.truncation, paper.candidates) == (5000, 0.5, 200)
-    assert (paper.steps, paper.learning_rate, paper.betas) == (70, 5e-3, (0.1, 0.1))
-    assert (paper.keep, paper.crops, paper.crop_scale) == (50, 100, (0.5, 0.9))
-    assert paper.crop_ratio == (0.8, 1.2)

@@ -14,16 +14,9 @@ from torch.nn import functional as F
 
 from inversight.attacks import (
     Attack,
-    Gmi,
-    IfGmi,
-    KedMi,
-    Lomma,
-    MiFace,
-    Mirror,
     PlgMi,
     PlugAndPlay,
     Reconstructions,
-    Vmi,
     run_attack,
 )
 from inversight.attacks.gradient_search import LatentSearch
@@ -153,29 +146,6 @@ def test_missing_capabilities_are_refused(
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert "--attack" in str(caught.value)
     assert network.images == 0  # said before anything is sent
-
-
-def test_the_defaults_are_the_published_ones() -> None:
-    gmi, lomma, ked, vmi = Gmi(), Lomma(), KedMi(), Vmi()
-    assert (gmi.learning_rate, gmi.momentum, gmi.steps) == (2e-2, 0.9, 1500)
-    assert (gmi.identity_weight, gmi.bound, gmi.objective) == (100.0, 1.0, "cross-entropy")
-    assert (lomma.objective, lomma.feature_weight, lomma.steps) == ("logit", 1.0, 1500)
-    assert (lomma.surrogates, lomma.temperature, lomma.training.epochs) == (3, 1.0, 20)
-    assert (ked.learning_rate, ked.identity_weight, ked.steps) == (2e-2, 100.0, 1500)
-    assert (vmi.learning_rate, vmi.momentum, vmi.divergence_weight) == (1e-4, 0.9, 1e-3)
-    mirror, halves, face = Mirror(), IfGmi(), MiFace()
-    assert (mirror.learning_rate, mirror.bound, mirror.truncation) == (0.2, 1.0, 0.7)
-    assert (halves.layers, halves.layer_steps, halves.radius) == (4, 25, 1000.0)
-    assert (halves.steps, halves.objective, halves.betas) == (70, "poincare", (0.1, 0.1))
-    assert (face.statistics_weight, face.jitter, face.group) == (10.0, 2, 256)
-    plg = PlgMi()
-    assert (plg.learning_rate, plg.steps, plg.transformations) == (0.1, 600, 2)
-    assert (plg.objective, plg.transform.least_area, plg.transform.degrees) == (
-        "max-margin",
-        0.8,
-        5,
-    )
-    assert (face.steps, face.learning_rate, face.variation_weight) == (2000, 0.05, 2.5e-5)
 
 
 def test_a_prior_of_other_classes(style: StylePrior, network: Target) -> None:
