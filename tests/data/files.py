@@ -99,9 +99,11 @@ def grey_files(levels: np.ndarray) -> dict[str, Image.Image | bytes]:
         "12.tif": tiff(twelve, 12),
         "16.png": Image.fromarray(deep),
         "16.tif": tiff(deep, 16),
+        "16.jp2": Image.fromarray(deep),
         "16.pgm": b"P5 8 8 65535\n" + deep.astype(">u2").tobytes(),
         "16 big endian.tif": tiff(deep.astype(">u2"), 16),
         "16 white is zero.tif": tiff(65535 - deep, 16, white=0),
         "float.tif": tiff(floats.astype("<f4"), 32),
+        "float.pfm": b"Pf 8 8 -1.0\n" + floats[::-1].astype("<f4").tobytes(),
         "float white is zero.tif": tiff((1 - floats).astype("<f4"), 32, white=0),
     }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from inversight.core.errors import DataError
 from inversight.data import (
@@ -115,6 +117,28 @@ def test_values_are_scaled_by_the_files_type_however_dark_the_image(
     save(grey_files(levels)[name], tmp_path / "a" / name)
     found = load_folder(tmp_path, role="--private", channels=1).images
     assert np.array_equal(found[0, 0].numpy(), levels)
+
+
+@pytest.mark.parametrize(
+    "name", ["1.jfif", "1.avif", "1.jp2", "1.jpe", "1.mpo", "1.tga", "1.qoi", "1.ico", "1.PNG"]
+)
+def test_formats_that_pillow_decodes_are_read(tmp_path: Path, name: str) -> None:
+    image = picture(5, (16, 16), "RGB").filter(ImageFilter.GaussianBlur(3))
+    save(image, tmp_path / "a" / name)
+    found = load_folder(tmp_path, role="--private").images[0].float()
+    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    assert float((found - expected).abs().mean()) < 8.0
+
+
+def test_formats_whose_decoder_runs_a_program_are_never_tried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    for suffix in ("png", "tif"):
+        file = folder / "a" / f"3.{suffix}"
+        picture(1, (8, 8), "RGB").save(file, format="EPS")
+        refusal(folder, str(file), "not a readable image")
+        file.unlink()
 
 
 def test_one_bit_is_black_or_white(tmp_path: Path) -> None:

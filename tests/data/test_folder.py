@@ -70,14 +70,51 @@ def test_reading_gives_sorted_ids_labels_and_pixels(folder: Path) -> None:
     assert seen[-1] == (4, 4)
 
 
-def test_nested_folders_hidden_files_and_other_suffixes(folder: Path) -> None:
+def test_nested_folders_and_upper_case_suffixes(folder: Path) -> None:
     save(picture(7), folder / "a" / "deep" / "er" / "0.PNG")
-    (folder / "a" / ".hidden.png").write_text("not an image")
-    (folder / "a" / "readme.txt").write_text("not an image")
-    (folder / ".cache").mkdir()
     found = load_folder(folder, role="--private")
     assert found.ids == ("a/1.png", "a/2.png", "a/deep/er/0.PNG", "b/1.png", "b/2.png")
     assert found.labels.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("where", ["", "a", "a/deep"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__MACOSX/._1.png", ".ipynb_checkpoints/1.png", "@eaDir/1.png", "$RECYCLE.BIN/1.png",
+        "System Volume Information/1.png", ".hidden.png", "._1.png", ".DS_Store", "Thumbs.db",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("labelled", [True, False])
+def test_files_of_operating_systems_are_skipped(
+    folder: Path, where: str, name: str, labelled: bool
+) -> None:
+    save(b"not an image", folder / where / name)
+    told: list[str] = []
+    found = load_folder(folder, role="--private", labelled=labelled, warn=told.append)
+    assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/2.png") and not told
+
+
+@pytest.mark.parametrize("where", ["", "a", "a/deep"])
+def test_what_is_left_out_is_counted_and_named(folder: Path, where: str) -> None:
+    names = ["1.heic", "2.npy", "3.txt", "4.NPY", "no-suffix"]
+    for name in names:
+        save(b"something", folder / where / name)
+    (folder / where / "link.png").symlink_to(folder / "nowhere.png")
+    (folder / "a" / "loop").symlink_to(folder)
+    told: list[str] = []
+    found = load_folder(folder, role="--private", warn=told.append)
+    assert len(found) == 4
+    (text,) = told
+    for part in ("--private", str(folder), "7 file(s)", "2 .npy", "1 .heic", "1 .png", "4 more"):
+        assert part in text
+    with pytest.warns(UserWarning, match="left out"):
+        load_folder(folder, role="--private")
+
+
+def test_folders_of_other_formats_alone_say_what_they_hold(tmp_path: Path) -> None:
+    save(b"x", tmp_path / "a" / "1.heic")
+    refusal(tmp_path, str(tmp_path / "a"), "holds no images", "1 .heic")
 
 
 def test_limit_keeps_the_first_classes(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,25 @@ from torch import Tensor
 
 from inversight.core.errors import DataError
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
-)
+_NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+"""Formats that run another program when decoded, or hold no picture that Pillow decodes itself."""
 MAX_PIXELS = 64_000_000
 """Images that declare more pixels than this are refused before they are decoded."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 """Tags of a TIFF file: bits of each value, and 0 where the lowest value is white."""
+
+
+@cache
+def formats() -> dict[str, str]:
+    """Return the format for each suffix (lower case, with its dot) of files that are read.
+
+    These are all that Pillow decodes by itself; other formats are never tried, whatever the suffix.
+    """
+    return {
+        suffix: "JPEG" if name == "MPO" else name
+        for suffix, name in Image.registered_extensions().items()
+        if (name in Image.OPEN or name == "MPO") and name not in _NOT_READ
+    }
 
 
 def open_image(file: Path, role: str) -> Image.Image:
@@ -32,7 +45,7 @@ def open_image(file: Path, role: str) -> Image.Image:
             raise DataError(f"{role} {file}: is empty (0 bytes); replace or remove it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
+            image = Image.open(file, formats=list(dict.fromkeys(formats().values())))
     except (UnidentifiedImageError, SyntaxError, ValueError):
         raise DataError(f"{role} {file}: is not a readable image; replace or remove it") from None
     except Image.DecompressionBombError:

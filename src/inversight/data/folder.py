@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from inversight.core.errors import DataError
 from inversight.core.progress import Progress, silent
-from inversight.data.decoding import SUFFIXES, decode, is_grey, open_image, to_tensor
+from inversight.data.decoding import decode, formats, is_grey, open_image, to_tensor
 from inversight.data.images import ImageSet, pixel_hash
+
+_NAMED = 3
+"""Files that a warning names; it counts the others."""
+_SYSTEM_NAMES = frozenset(
+    {
+        "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle",
+        "$recycle.bin", "system volume information", "lost+found",
+    }
+)  # fmt: skip
+"""Files and folders of macOS, Windows, Synology and Linux, in lower case."""
 
 
 def load_folder(
@@ -22,6 +35,7 @@ def load_folder(
     labelled: bool = True,
     limit: int | None = None,
     progress: Progress = silent,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> ImageSet:
     """Read a folder with one subfolder for each class, rows sorted by id.
 
@@ -29,12 +43,14 @@ def load_folder(
     side is brought to it and the centre cut out. ``channels`` None: 1 if every image is grey,
     otherwise 3. Transparency is laid on white, values are scaled to 8 bits by the range of the file's
     type, EXIF turns are applied, and of an animation the first frame counts. ``labelled`` False: class
-    subfolders are optional. ``limit``: the first so many classes.
+    subfolders are optional. ``limit``: the first so many classes. Every format that Pillow decodes by
+    itself is read. ``warn`` is given one line that counts and names what is left out; hidden files and
+    those of operating systems (``__MACOSX``, ``Thumbs.db``) are skipped without.
 
     Raises:
         DataError: one line that names the folder or file.
     """
-    classes, files = _list_files(path, role, labelled, limit)
+    classes, files, left_out = _list_files(path, role, labelled, limit)
     grey = _check_headers(files, role, size)
     wanted = channels or (1 if grey else 3)
     images, hashes = [], []
@@ -43,6 +59,8 @@ def load_folder(
         hashes.append(pixel_hash(pixels))
         images.append(to_tensor(pixels, size, wanted))
         progress(done, len(files), role)
+    if left_out:
+        warn(_left_out(left_out, path, role))
     position = {name: i for i, name in enumerate(classes)}
     labels = [position[name] if name is not None else -1 for _, name in files]
     return ImageSet(
@@ -56,59 +74,90 @@ def load_folder(
 
 def _list_files(
     path: Path, role: str, labelled: bool, limit: int | None
-) -> tuple[list[str], list[tuple[Path, str | None]]]:
-    """Class names, and files with their class, sorted by id."""
+) -> tuple[list[str], list[tuple[Path, str | None]], list[Path]]:
+    """Return class names, images with their class sorted by id, and files that are left out."""
     layout = f"expected {path}/CLASS/IMAGE.png, one subfolder for each class"
     try:
         if not path.exists():
             raise DataError(f"{role} {path}: no such folder; {layout}")
         if not path.is_dir():
             raise DataError(f"{role} {path}: is a file; {layout}")
-        entries = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+        entries = sorted(p for p in path.iterdir() if not _is_system(p.name))
+        folders = [p for p in entries if p.is_dir()]
+        loose, left_out = _images_of(p for p in entries if not p.is_dir())
+        inside = {folder: _images_of(_files_below(folder)) for folder in folders[:limit]}
     except OSError as error:
-        raise DataError(f"{role} {path}: cannot be read ({error.strerror})") from None
+        where = error.filename or path
+        raise DataError(f"{role} {where}: cannot be read ({error.strerror})") from None
     if not entries:
         raise DataError(f"{role} {path}: is empty; {layout}")
-    folders = [p for p in entries if p.is_dir()]
-    loose = [p for p in entries if p.is_file() and p.suffix.lower() in SUFFIXES]
     if labelled and not folders:
         raise DataError(f"{role} {path}: has no class subfolders; {layout}")
-    files: list[tuple[Path, str | None]] = []
-    if labelled or not loose:
-        for folder in folders[:limit]:
-            inside = _images_below(folder, role)
-            if not inside:
-                raise DataError(
-                    f"{role} {folder}: holds no images ({', '.join(sorted(SUFFIXES))}); "
-                    "add some or remove the folder"
-                )
-            files += [(file, folder.name) for file in inside]
-        classes = [folder.name for folder in folders[:limit]]
-    else:
-        classes = []
-        inside = loose + [file for folder in folders for file in _images_below(folder, role)]
-        files = [(file, None) for file in inside]
+    classes = [folder.name for folder in inside] if labelled or not loose else []
+    if classes:
+        left_out += loose
+    files: list[tuple[Path, str | None]] = [] if classes else [(file, None) for file in loose]
+    for folder, (images, others) in inside.items():
+        if classes and not images:
+            raise DataError(
+                f"{role} {folder}: holds no images{_kinds(others)}; add some or remove the folder"
+            )
+        files += [(file, folder.name if classes else None) for file in images]
+        left_out += others
     if not files:
-        raise DataError(f"{role} {path}: holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{role} {path}: holds no images{_kinds(left_out)}")
     for file, _ in files:
         try:
             str(file).encode("utf-8")
         except UnicodeEncodeError:
             raise DataError(f"{role} {file!r}: file name is not UTF-8; rename it") from None
     files.sort(key=lambda row: row[0].relative_to(path).as_posix())
-    return classes, files
+    return classes, files, left_out
 
 
-def _images_below(folder: Path, role: str) -> list[Path]:
-    try:
-        # rglob does not follow links to folders, so no loop can hold it up.
-        return sorted(
-            p
-            for p in folder.rglob("*")
-            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-        )
-    except OSError as error:
-        raise DataError(f"{role} {folder}: cannot be read ({error.strerror})") from None
+def _is_system(name: str) -> bool:
+    """Return whether a file or folder is hidden or an operating system's own."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield files at any depth, and links to folders, which are not followed lest they form a loop."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for here, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not _is_system(name)]
+        links = [name for name in folders if Path(here, name).is_symlink()]
+        yield from (Path(here, name) for name in files + links if not _is_system(name))
+
+
+def _images_of(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Part files into images, by suffix, and others."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for file in files:
+        known = file.suffix.lower() in formats() and file.is_file()
+        (images if known else others).append(file)
+    return images, others
+
+
+def _kinds(files: Sequence[Path]) -> str:
+    """Return how many files there are of each suffix, in brackets, or nothing."""
+    counts = Counter(file.suffix.lower() or "without suffix" for file in files)
+    text = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    return f" (found {text})" if files else ""
+
+
+def _left_out(files: Sequence[Path], path: Path, role: str) -> str:
+    """Return a warning that counts and names files that are left out."""
+    names = sorted(file.relative_to(path).as_posix() for file in files)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    text = (
+        f"{role} {path}: {len(names)} file(s) left out, which are not images that can be "
+        f"read{_kinds(files)}: {', '.join(names[:_NAMED])}{more}"
+    )
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_headers(files: Sequence[tuple[Path, str | None]], role: str, size: int | None) -> bool:
