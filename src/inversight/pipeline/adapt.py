@@ -165,7 +165,7 @@ def adapt(
     check_arm(arm, target)
     images = load_folder(
         public, role="--public", channels=channels, labelled=False, size=size,
-        progress=reporter.stage("reading"),
+        progress=reporter.stage("reading"), warn=reporter.warn,
     )  # fmt: skip
     facts = {
         "--seed": seed,

@@ -114,12 +114,19 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
     if settings.private is None or settings.public is None:
         raise ConfigError("--private and --public are both needed")
     size = settings.size
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        reporter.warn(text)
+
     private = load_folder(
         settings.private,
         role="--private",
         size=size,
         limit=settings.limit,
         progress=reporter.stage("reading private"),
+        warn=warn,
     )
     if settings.target is None:
         check_size(private.size, given=size is not None)
@@ -129,6 +136,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
         size=public_size or size or private.size,
         labelled=False,
         progress=reporter.stage("reading public"),
+        warn=warn,
     )
     holdout = None
     if settings.holdout is not None:
@@ -137,6 +145,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
             role="--holdout",
             size=size or private.size,
             progress=reporter.stage("reading holdout"),
+            warn=warn,
         )
         if settings.limit:
             holdout = keep_classes(holdout, private.classes)
@@ -146,7 +155,6 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
     private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
     if holdout is not None:
         holdout = holdout.resized(size=holdout.size, channels=channels)
-    warnings = []
     shared = check_overlap(private, public, ("--private", "--public"), allow=settings.allow_overlap)
     if holdout is not None:
         shared += check_overlap(

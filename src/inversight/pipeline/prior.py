@@ -109,7 +109,12 @@ def train_prior(
     check_watched(features)
     where = processes.device(device)
     images = load_folder(
-        public, role="--public", size=size, labelled=False, progress=reporter.stage("reading")
+        public,
+        role="--public",
+        size=size,
+        labelled=False,
+        progress=reporter.stage("reading"),
+        warn=reporter.warn,
     )
     check_size(images.size, given=False)
     training = resolve_prior_training(given, size=images.size, gpus=processes.count)

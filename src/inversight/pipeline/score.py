@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,11 @@ class _Scoring:
     seed: int
     device: torch.device
     reporter: Reporter
+    warnings: list[str] = field(default_factory=list)
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.reporter.warn(text)
 
     def run(self, out: Path, *, resumed: bool = False) -> AuditResult:
         """Read and check everything, then score it in the run folder ``out``."""
@@ -271,7 +276,9 @@ class _Scoring:
             data = report_stage(out)
             run.record(finished=True)
         metrics = {key: dict(value) for key, value in data.metrics.items()}
-        return AuditResult(out, metrics, data.samples, (), crossed(self.limits, metrics))
+        return AuditResult(
+            out, metrics, data.samples, tuple(self.warnings), crossed(self.limits, metrics)
+        )
 
     def _evaluate(
         self, folder: Path, private: ImageSet, holdout: ImageSet | None,
@@ -324,13 +331,19 @@ class _Scoring:
         against = self.against
         private = read_images(
             self.private, role="--private", size=against.size, limit=against.limit,
-            progress=self.reporter.stage("private"),
+            progress=self.reporter.stage("private"), warn=self._warn,
         )  # fmt: skip
         size, channels = against.size or private.size, private.channels
         sets = name_sets(
             [name for name, _ in self.reconstructions],
             [
-                read_images(images, role="--reconstructions", size=size, channels=channels)
+                read_images(
+                    images,
+                    role="--reconstructions",
+                    size=size,
+                    channels=channels,
+                    warn=self._warn,
+                )
                 for _, images in self.reconstructions
             ],
             [s.name for s in taken],
@@ -340,7 +353,9 @@ class _Scoring:
         holdout: ImageSet | None = None
         if self.holdout is not None:
             role = "--holdout" if against.holdout is None else f"--holdout {against.holdout}"
-            holdout = read_images(self.holdout, role="--holdout", size=size, channels=channels)
+            holdout = read_images(
+                self.holdout, role="--holdout", size=size, channels=channels, warn=self._warn
+            )
             if against.limit is not None:
                 holdout = keep_classes(holdout, private.classes)
             check_known_classes(holdout, private.classes, role)
@@ -412,6 +427,7 @@ class _Scoring:
                 size=against.size or private.size,
                 channels=private.channels,
                 labelled=False,
+                warn=self._warn,
             )
         return public_network(
             images, against.network, seed=self.seed, device=self.device, reporter=self.reporter
@@ -451,6 +467,7 @@ class _Scoring:
                 name: None if path is None else str(path.absolute()) for name, path in paths.items()
             },
             "reused": None if self.reuse is None else str(self.reuse.absolute()),
+            "warnings": self.warnings,
             "inputs": {
                 role: {
                     "path": "in memory" if path is None else str(path),

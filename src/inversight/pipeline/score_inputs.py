@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -109,6 +109,7 @@ def read_images(
     channels: int | None = None,
     limit: int | None = None,
     progress: Progress = silent,
+    warn: Callable[[str], None],
 ) -> ImageSet:
     """Return ``images``, read from a folder or given in memory, at a size and a number of channels.
 
@@ -117,8 +118,9 @@ def read_images(
     """
     if isinstance(images, (Path, str)):
         return load_folder(
-            Path(images), role=role, size=size, channels=channels, limit=limit, progress=progress
-        )
+            Path(images), role=role, size=size, channels=channels, limit=limit, progress=progress,
+            warn=warn,
+        )  # fmt: skip
     found = images if isinstance(images, ImageSet) else _from_arrays(*images, role=role)
     return found.resized(size=size or found.size, channels=channels or found.channels)
 

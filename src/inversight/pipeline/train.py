@@ -109,7 +109,13 @@ def train(
     """
     training = from_mapping(Training, given)
     check_new_folder(out, needed_bytes=50_000_000)
-    images = load_folder(private, role="--private", size=size, progress=reporter.stage("reading"))
+    images = load_folder(
+        private,
+        role="--private",
+        size=size,
+        progress=reporter.stage("reading"),
+        warn=reporter.warn,
+    )
     if len(images.classes) < 2:
         raise InputError(f"--private {private}: has one class; a classifier needs at least two")
     less = max(1, training.batch_size // 2)

@@ -119,7 +119,11 @@ def triage_private(
     where = pick_device(device)
     samples = _ledger(learn_from) if learn_from is not None else None
     images = load_folder(
-        private, role="--private", size=model.size, progress=reporter.stage("reading")
+        private,
+        role="--private",
+        size=model.size,
+        progress=reporter.stage("reading"),
+        warn=reporter.warn,
     )
     target, *earlier = (
         load_target(m, classes=images.classes, size=images.size, channels=images.channels)
