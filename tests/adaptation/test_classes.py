@@ -21,7 +21,7 @@ from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.models.transformations import Transformations
 from inversight.priors import Critic, StylePrior, train_prior
-from inversight.priors.game import GeneratedBatch
+from inversight.priors.guidance import GeneratedBatch
 from inversight.priors.pseudo_labels import predicted_labels, pseudo_labels, soft_labels
 from inversight.settings import Adaptation, PriorTraining
 

@@ -143,11 +143,11 @@ def test_the_game_teaches_it_to_tell_real_from_generated() -> None:
     """The game's steps lower its loss on other images of both kinds."""
     one = projected(deep())
     game = Game(image_shape=SHAPE, training=TRAINING)
-    game.accompany(one)
+    game.add_discriminator(one)
     real = torch.rand(8, *SHAPE, generator=generator(3)).mul(0.2)  # in [-1, 1]: grey
     before = float(one.loss((real + 1) / 2, next(game.samples(8, generator(4)))).detach())
     for step in range(30):
-        row = game.step(real, generator(6, step))
+        row = game.step([Microbatch(real, generator(6, step))])
     after = float(one.loss((real + 1) / 2, next(game.samples(8, generator(4)))).detach())
     assert after < before - 0.2 and row["second_discriminator"] < before - 0.2
 
@@ -165,7 +165,7 @@ def test_shares_of_a_batch_add_up() -> None:
     for some in (parts, parts[:1], parts[1:]):
         game = Recording(image_shape=SHAPE, training=TRAINING)
         game.start_from(begun.generator, begun.average, begun.discriminator, 0.0)
-        game.accompany(projected(deep()))
+        game.add_discriminator(projected(deep()))
         game._step_discriminators([Microbatch(x, generator(seed)) for x, seed in some])
     together, first, second = seen[1::2]  # the game's own, then the second, each time
     for whole, a, b in zip(together, first, second, strict=True):

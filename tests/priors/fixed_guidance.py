@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from inversight.priors.game import GeneratedBatch, SecondDiscriminator
+from inversight.priors.guidance import GeneratedBatch, SecondDiscriminator
 
 
 class FixedGuidance:
@@ -21,7 +21,7 @@ class FixedGuidance:
         self.seen: list[Tensor] = []
         self.measured: list[tuple[float, float]] = []
 
-    def __call__(self, images: Tensor, made: GeneratedBatch) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, batch: GeneratedBatch) -> dict[str, Tensor]:
         self.seen.append(images)
         return {"pull": self.pull(images)}
 

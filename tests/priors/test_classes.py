@@ -142,7 +142,7 @@ def test_each_player_is_told_the_class(prior: StylePrior) -> None:
 
     game.discriminator.judgement = judge  # type: ignore[method-assign,assignment]
     game.generator.mapping.forward = generate  # type: ignore[method-assign,assignment]
-    game.step_on([Microbatch(images()[:4], generator(0), LABELS[:4])])
+    game.step([Microbatch(images()[:4], generator(0), LABELS[:4])])
     real, fake, again = told
     assert torch.equal(real, LABELS[:4])
     assert torch.equal(fake, made[0]) and torch.equal(again, made[1])
@@ -170,10 +170,14 @@ def test_guidance_is_told_what_images_were_made_for(prior: StylePrior) -> None:
             [Microbatch(images()[:4], generator(0), LABELS[:4])], guide
         )
     classes, told, plain = seen
-    assert classes.classes is not None and classes.classes.shape == (4,) and classes.critic is None
-    assert told.classes is None and told.critic is not None
-    assert told.critic(images()[:4] / 2 + 0.5).shape == (4, CLASSES)
-    assert plain.classes is None and plain.critic is None
+    assert (
+        classes.classes is not None
+        and classes.classes.shape == (4,)
+        and classes.class_logits is None
+    )
+    assert told.classes is None and told.class_logits is not None
+    assert told.class_logits(images()[:4] / 2 + 0.5).shape == (4, CLASSES)
+    assert plain.classes is None and plain.class_logits is None
 
 
 def test_soft_labels_add_their_cross_entropy(prior: StylePrior) -> None:

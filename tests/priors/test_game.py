@@ -52,7 +52,7 @@ def test_ramp_up_bounds_the_half_life(rampup: float | None, half_life: float) ->
 def test_penalties_join_a_step_or_take_their_own(own_steps: bool) -> None:
     game = fresh_game(tiny(path_length=2.0, path_length_interval=3, penalty_steps=own_steps))
     for i in range(6):
-        game.step(real(), generator(3, i))
+        game.step([Microbatch(real(), generator(3, i))])
     # R1 on steps 0, 2, 4 and path lengths on 0, 3.
     assert updates(game.optimise_d) == (9 if own_steps else 6)
     assert updates(game.optimise_g) == (8 if own_steps else 6)
@@ -63,7 +63,7 @@ def test_a_penalty_of_no_weight_is_none() -> None:
     one, other = fresh_game(tiny(r1=0.0, penalty_steps=True)), fresh_game(tiny(r1=0.0))
     for game in (one, other):
         game.optimise_g = torch.optim.SGD(game.generator.parameters(), lr=1e-3)
-        game.step(real(), generator(3))
+        game.step([Microbatch(real(), generator(3))])
     assert_same(state(one), state(other))
 
 
@@ -80,17 +80,17 @@ def test_r1_looks_at_images_before_the_published_augmentation() -> None:
     game.control.p = 0.8
     v = torch.randn(1, *SHAPE, generator=generator(5))
     game.discriminator.outputs = lambda images: (v * images).sum((1, 2, 3))[:, None]  # type: ignore[method-assign]
-    judged = game._judge_real(Microbatch(real(), generator(6)), follow=True)
-    assert torch.equal(judged.images, real())
-    found = float(r1_penalty(judged.logits, judged.images).detach())
+    logits, _, images = game._judge_real(Microbatch(real(), generator(6)), follow=True)
+    assert torch.equal(images, real())
+    found = float(r1_penalty(logits, images).detach())
     # The transpose of the augmentation, which is affine in the images: pixel by pixel.
-    zero = game._judge_real(Microbatch(torch.zeros(4, *SHAPE), generator(6)), follow=False).logits
+    zero = game._judge_real(Microbatch(torch.zeros(4, *SHAPE), generator(6)), follow=False)[0]
     slopes = []
     for pixel in range(64):
         unit = torch.zeros(4, 64)
         unit[:, pixel] = 1.0
-        moved = game._judge_real(Microbatch(unit.view(4, *SHAPE), generator(6)), follow=False)
-        slopes.append(moved.logits - zero)
+        moved = game._judge_real(Microbatch(unit.view(4, *SHAPE), generator(6)), follow=False)[0]
+        slopes.append(moved - zero)
     expected = torch.stack(slopes).square().sum(0).mean()
     assert found == pytest.approx(float(expected), rel=1e-3)
 
@@ -98,9 +98,9 @@ def test_r1_looks_at_images_before_the_published_augmentation() -> None:
 def test_without_the_filter_r1_looks_at_what_the_discriminator_sees() -> None:
     game = fresh_game(tiny())
     game.control.p = 1.0
-    judged = game._judge_real(Microbatch(real(), generator(6)), follow=True)
-    assert not torch.allclose(judged.images, real(), atol=0.1)
-    torch.testing.assert_close(judged.logits, game.discriminator(judged.images))
+    logits, _, images = game._judge_real(Microbatch(real(), generator(6)), follow=True)
+    assert not torch.allclose(images, real(), atol=0.1)
+    torch.testing.assert_close(logits, game.discriminator(images))
 
 
 def test_styles_are_mixed_as_often_as_asked() -> None:

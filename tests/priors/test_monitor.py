@@ -63,12 +63,12 @@ def test_ten_looks_by_default(tmp_path: Path) -> None:
     run_game(
         game,
         public(),
-        steps=40,
+        steps=20,
         rng=generator(0),
         fresh=True,
         monitor=SampleMonitor(tmp_path, mean_level),
     )
-    assert [row["images"] for row in rows(tmp_path)] == list(range(0, 81, 8))
+    assert [row["images"] for row in rows(tmp_path)] == list(range(0, 41, 4))
 
 
 def test_a_watched_game_is_the_same_game(tmp_path: Path) -> None:

@@ -86,17 +86,17 @@ def test_what_else_the_prior_has_stays(pivoted: StylePrior) -> None:
     assert torch.equal(again(w), made(w)) and not torch.equal(made(w), pivoted(w))
 
 
-def test_a_step_goes_down_the_nearness(pivoted: StylePrior) -> None:
+def test_a_step_goes_down_the_loss(pivoted: StylePrior) -> None:
     """Of two steps the last has a step size of zero, and Adam's first is the gradient's sign."""
     made = tuned(pivoted, steps=2, batch=4, learning_rate=3e-3)
     rng = generator(4)
     pivoted.sample(2048, rng=rng)  # by which step sizes of latents are told
     rows = torch.randint(len(IMAGES), (4,), generator=rng)
     fresh = replace(pivoted, average=tuned(pivoted, steps=0).average.requires_grad_(True))
-    nearness = ReconstructionLoss(deep(), PUBLIC)
+    loss = ReconstructionLoss(deep(), PUBLIC)
     assert fresh.pivots is not None
     loss = sum(
-        nearness.between(fresh(fresh.pivots[r][None]), nearness.seen(IMAGES[r][None] / 255)) / 4
+        loss(fresh(fresh.pivots[r][None]), loss.features(IMAGES[r][None] / 255)) / 4
         for r in rows.tolist()
     )
     assert isinstance(loss, Tensor)
@@ -157,7 +157,7 @@ def equal(one: StylePrior, other: StylePrior) -> bool:
 
 @pytest.fixture
 def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inversight.priors.pivotal_tuning._SECONDS", -1.0)
+    monkeypatch.setattr("inversight.priors.pivotal_tuning._CHECKPOINT_SECONDS", -1.0)
 
 
 @pytest.mark.usefixtures("at_every_step")
@@ -205,13 +205,13 @@ def test_the_last_good_state_of_a_tuning_that_diverges_is_named(
     pivoted: StylePrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "tuning"
-    between, calls = ReconstructionLoss.between, [0]
+    between, calls = ReconstructionLoss.__call__, [0]
 
     def fails(self: ReconstructionLoss, images: Tensor, wanted: list[Tensor]) -> Tensor:
         calls[0] += images.requires_grad
         return between(self, images, wanted) * (float("nan") if calls[0] == 4 else 1.0)
 
-    monkeypatch.setattr(ReconstructionLoss, "between", fails)
+    monkeypatch.setattr(ReconstructionLoss, "__call__", fails)
     with pytest.raises(StageError, match=f"diverged at step 4 .*last good state is in {file}"):
         tuned(pivoted, steps=9, checkpoint=file)
     with safe_open(file, "pt") as handle:
@@ -282,10 +282,10 @@ def test_without_images_there_is_nothing_to_tune_to(pivoted: StylePrior) -> None
 
 
 def missed(prior: StylePrior) -> float:
-    nearness = ReconstructionLoss(deep(), PUBLIC)
+    loss = ReconstructionLoss(deep(), PUBLIC)
     assert prior.pivots is not None
     each = zip(prior.pivots, IMAGES, strict=True)
-    found = [float(nearness.between(prior(w[None]), nearness.seen(x[None] / 255))) for w, x in each]
+    found = [float(loss(prior(w[None]), loss.features(x[None] / 255))) for w, x in each]
     return sum(found) / len(found)
 
 

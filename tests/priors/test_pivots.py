@@ -166,21 +166,21 @@ def test_a_pivot_hangs_on_no_other(prior: StylePrior) -> None:
     torch.testing.assert_close(found(prior, images[2:3], steps=6), whole[2:3], atol=1e-4, rtol=1e-3)
 
 
-def test_nearness_in_closed_form() -> None:
+def test_loss_in_closed_form() -> None:
     """Pixels and maps, each in standard deviations of the public images, weigh the same."""
     target = deep()
-    nearness = ReconstructionLoss(target, PUBLIC)
+    loss = ReconstructionLoss(target, PUBLIC)
     spread = float((PUBLIC.float() / 255).std()) + 1e-3
     a, b = (torch.rand(4, *SHAPE, generator=generator(seed)) for seed in (1, 2))
     kinds = [(a / spread, b / spread)]
-    kinds += list(zip(nearness.maps.of(a), nearness.maps.of(b), strict=True))
+    kinds += list(zip(loss.maps.of(a), loss.maps.of(b), strict=True))
     assert len(kinds) == 5
     total = 0.0
     for one, other in kinds:
         for row in range(4):
             total += float((one[row] - other[row]).square().mean()) / len(kinds)
-    assert float(nearness.between(a, nearness.seen(b))) == pytest.approx(total, rel=1e-5)
-    assert float(nearness.between(a, nearness.seen(a))) == 0.0
+    assert float(loss(a, loss.features(b))) == pytest.approx(total, rel=1e-5)
+    assert float(loss(a, loss.features(a))) == 0.0
 
 
 def test_they_change_nothing_but_themselves(prior: StylePrior, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_average_carries_buffers_and_follows_the_published_ramp() -> None:
     game = fresh_game(tiny(ema_images=1000.0))
     before = [p.clone() for p in game.average.parameters()]
     real = public()[:4].float() / 127.5 - 1.0
-    game.step(real, generator(3))
+    game.step([Microbatch(real, generator(3))])
     # After one step of 4 images the ramp allows a half-life of 0.2 images.
     keep = 0.5 ** (4 / 0.2)
     for old, new, mine in zip(
@@ -104,8 +104,8 @@ def test_both_players_are_trained_and_neither_trains_the_other() -> None:
 def test_guidance_of_nothing_is_no_guidance() -> None:
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     real = public()[:4].float() / 127.5 - 1.0
-    plain.step(real, generator(3))
-    guided.step(real, generator(3), FixedGuidance(torch.zeros_like))
+    plain.step([Microbatch(real, generator(3))])
+    guided.step([Microbatch(real, generator(3))], FixedGuidance(torch.zeros_like))
     for (name, a), (_, b) in zip(state(plain).items(), state(guided).items(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
@@ -115,8 +115,8 @@ def test_guidance_sees_images_in_0_1_and_moves_them_against_its_gradient() -> No
     plain, guided = fresh_game(tiny()), fresh_game(tiny())
     data = public().float() / 127.5 - 1.0
     for i in range(20):
-        plain.step(data[:4], generator(3, i))
-        guided.step(data[:4], generator(3, i), darken)
+        plain.step([Microbatch(data[:4], generator(3, i))])
+        guided.step([Microbatch(data[:4], generator(3, i))], darken)
     assert all(float(x.min()) >= 0.0 and float(x.max()) <= 1.0 for x in darken.seen)
     w = torch.randn(16, 5, generator=generator(9))
     with torch.no_grad():

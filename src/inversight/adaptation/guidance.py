@@ -18,7 +18,7 @@ from inversight.adaptation.preconditioners import Identity, Preconditioner
 from inversight.adaptation.terms import Term, observe
 from inversight.embeddings.pullback import dot
 from inversight.models.target import Target
-from inversight.priors.game import GeneratedBatch, SecondDiscriminator
+from inversight.priors.guidance import GeneratedBatch, SecondDiscriminator
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ class Guidance:
         self.state: dict[str, float] = {}
         self.logged: dict[str, float] = {}
 
-    def __call__(self, images: Tensor, made: GeneratedBatch | None = None) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, batch: GeneratedBatch | None = None) -> dict[str, Tensor]:
         """Images (N, C, H, W) in [0, 1] -> a gradient of that shape for each term.
 
-        ``made``: what the game knows of them; terms and transformations may need it.
+        ``batch``: what the game knows about them; terms and transformations may need it.
         """
         x = images.detach().requires_grad_(True)
         terms = [pull.term for pull in self.terms.values()]
         with torch.enable_grad():
             shown = x
-            if self.transform is not None and made is not None:
-                shown = self.transform(x, made.rng)
+            if self.transform is not None and batch is not None:
+                shown = self.transform(x, batch.rng)
             needs = {need for term in terms for need in term.needs}
             seen = observe(self.target, shown, needs)
-            if made is not None:
-                asked = made.critic is not None and "critic" in needs
-                critic = made.critic(x) if asked and made.critic is not None else None
-                seen = replace(seen, classes=made.classes, critic=critic)
+            if batch is not None:
+                asked = batch.class_logits is not None and "critic" in needs
+                critic = batch.class_logits(x) if asked and batch.class_logits is not None else None
+                seen = replace(seen, classes=batch.classes, critic=critic)
             values = {
                 name: pull.term(seen.first(pull.part or len(x)))
                 for name, pull in self.terms.items()

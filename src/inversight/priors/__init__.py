@@ -11,12 +11,8 @@ from inversight.priors.base import (
 )
 from inversight.priors.game import Game
 from inversight.priors.monitor import SampleMonitor
-from inversight.priors.style_prior import (
-    StylePrior,
-    continue_training,
-    train_prior,
-    untrained_prior,
-)
+from inversight.priors.style_prior import StylePrior
+from inversight.priors.training import continue_training, train_prior, untrained_prior
 
 __all__ = [
     "Architecture",

@@ -1,4 +1,4 @@
-"""What a prior is: a generator that turns latents into images."""
+"""Interfaces of a prior: a generator that maps latents to images, and what it can do besides."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor
 
 @runtime_checkable
 class Prior(Protocol):
-    """Latents -> images. ``image_shape`` is (C, H, W); images are (N, C, H, W) in [0, 1]."""
+    """A generator: latents (N, ...) -> images (N, C, H, W) in [0, 1]."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]: ...
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        """n latents, (n, ...), from the distribution that images are drawn from."""
+        """Draw n latents, (n, ...), from the distribution of the generator's input."""
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Images, differentiable in the latents; each depends on its own latent alone."""
+        """Return the images, differentiable in the latents; each depends on its own latent only."""
 
 
 @runtime_checkable
@@ -28,47 +29,49 @@ class Truncatable(Protocol):
     """A prior that can trade variety for typicality."""
 
     def truncated(self, psi: float) -> Prior:
-        """The prior whose samples lie ``psi`` of the way from the mean latent, psi in [0, 1]."""
+        """Return the prior with samples interpolated to the mean latent; psi in [0, 1], 1: unchanged."""
 
 
 @runtime_checkable
 class Critic(Protocol):
-    """A prior that can tell how real an image looks."""
+    """A prior that can judge how real an image looks."""
 
     def realness(self, images: Tensor) -> Tensor:
-        """Logits (N,) of images (N, C, H, W) in [0, 1], higher for what looks more real.
+        """Return logits (N,) of images (N, C, H, W) in [0, 1], higher for images that look more real.
 
-        Differentiable in the images; each depends on its own image alone.
+        Differentiable in the images; each logit depends on its own image only.
         """
 
 
 @runtime_checkable
 class Pivoted(Protocol):
-    """A prior that knows latents of chosen images, from which an attack can begin as well."""
+    """A prior with latents of chosen images, which attacks can start from as well."""
 
     @property
     def pivots(self) -> Tensor | None:
-        """(M, ...), each a latent for all layers; None: there are none after all."""
+        """(M, ...), each one latent for all layers; None: no pivots."""
 
 
 @runtime_checkable
 class Conditional(Protocol):
-    """A prior that can be asked for samples of a class."""
+    """A prior that can draw samples of a class."""
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; 0: this one has none after all."""
+        """Number of classes; 0: not conditional."""
 
     def sample_of(self, labels: Tensor, *, rng: torch.Generator) -> Tensor:
-        """A latent of each class in ``labels`` (n,) int64: (n, ...)."""
+        """Draw a latent for each class in ``labels`` (n,) int64: (n, ...)."""
 
 
 @dataclass(frozen=True)
 class BlockFeatures:
-    """Images in the making. block: how many of the generator's blocks are done, 1 or more.
+    """State of the generator between two of its blocks.
 
-    features (N, ...): what the next block starts from; image (N, C, h, w): what the blocks so far add
-    to the image, None if nothing.
+    Attributes:
+        block: number of blocks that are done, 1 or more.
+        features: (N, ...), input of the next block.
+        image: (N, C, h, w), sum of the image layers so far; None if there was none.
     """
 
     block: int
@@ -78,16 +81,20 @@ class BlockFeatures:
 
 @runtime_checkable
 class Intermediate(Protocol):
-    """A prior whose generator can be stopped between its blocks and go on from changed features."""
+    """A prior whose generator can be stopped between its blocks and resumed from other features."""
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are from latents to images."""
+        """Number of blocks from latents to images."""
 
     def until(
         self, block: int, latents: Tensor, start: BlockFeatures | None = None
     ) -> BlockFeatures:
-        """Go on to the end of ``block`` (1..blocks), from ``start`` or else from the latents alone."""
+        """Run the generator to the end of ``block`` (1..blocks), from ``start`` or from the latents."""
 
     def finish(self, start: BlockFeatures, latents: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] from ``start``, differentiable in its features and latents."""
+        """Run the blocks after ``start``.
+
+        Returns:
+            Images (N, C, H, W) in [0, 1], differentiable in the features and the latents.
+        """

@@ -1,4 +1,4 @@
-"""What the target makes of images, on the scale of what it makes of the public ones."""
+"""Feature maps of the target, standardised by their moments over public images."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 from inversight.models.activations import record_convolutions
 from inversight.models.target import Target
 
-MOST_MAPS = 4
+_MAX_MAPS = 4
 _MEASURED = 1024
-"""Least number of public images that mean and variance are measured on, if there are as many."""
+"""Smallest number of public images that the moments are computed on, if there are as many."""
 
 
 class StandardisedMaps:
-    """Up to four of the target's maps, each channel with mean 0 and variance 1 over public images.
+    """Outputs of up to four of the target's convolutions, with mean 0 and variance 1 in each channel.
 
-    They are evenly spaced in depth, without the first unless it is the only one; none of a target
-    without two-dimensional convolutions. ``channels``: how many each has.
+    The convolutions are evenly spaced in depth, without the first unless it is the only one. Mean and
+    variance are over public images and positions. A target without two-dimensional convolutions has no
+    maps.
     """
 
     def __init__(self, target: Target, public: Tensor) -> None:
@@ -27,20 +28,21 @@ class StandardisedMaps:
         self.target = target
         measured = _moments(target, public[:: max(1, len(public) // _MEASURED)])
         last = len(measured) - 1
-        depths = {round(last * i / MOST_MAPS) for i in range(1, MOST_MAPS + 1)}
+        depths = {round(last * i / _MAX_MAPS) for i in range(1, _MAX_MAPS + 1)}
         self.depths = sorted(depths) if measured else []
         self.moments = [measured[depth] for depth in self.depths]
 
     @property
     def channels(self) -> list[int]:
+        """Number of channels of each map."""
         return [int(mean.shape[1]) for mean, _ in self.moments]
 
     def of(self, images: Tensor) -> list[Tensor]:
-        """Maps, each (N, c, h, w), of images (N, C, S, S) in [0, 1]; differentiable."""
+        """Return the maps, each (N, c, h, w), of images (N, C, S, S) in [0, 1]; differentiable."""
         return self.among(_maps(self.target, images))
 
     def among(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The same out of all maps of the target's, as an observation has them."""
+        """Return the same, given the outputs of all convolutions of the target."""
         chosen = [maps[depth] for depth in self.depths]
         return [
             (one - mean) * scale for one, (mean, scale) in zip(chosen, self.moments, strict=True)
@@ -51,7 +53,7 @@ class StandardisedMaps:
 def _moments(
     target: Target, public: Tensor, *, batch_size: int = 64
 ) -> list[tuple[Tensor, Tensor]]:
-    """Mean and one over the standard deviation, (1, C, 1, 1), of each map over images and positions."""
+    """Return mean and reciprocal standard deviation, both (1, C, 1, 1), of each convolution's output."""
     device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
     sums: list[tuple[Tensor, Tensor]] = []
     for images in public.split(batch_size):
@@ -64,7 +66,8 @@ def _moments(
     for first, second in sums:
         mean = first / len(public)
         scale = ((second / len(public) - mean.square()).clamp_min(0.0) + 1e-5).rsqrt()
-        moments.append((_for_channels(mean, device), _for_channels(scale, device)))
+        shaped = (values.float().view(1, -1, 1, 1).to(device) for values in (mean, scale))
+        moments.append((next(shaped), next(shaped)))
     return moments
 
 
@@ -76,9 +79,5 @@ def _maps(target: Target, images: Tensor) -> list[Tensor]:
 
 
 def _total(maps: Tensor) -> Tensor:
-    """Sum over images of the mean over positions, (C,)."""
+    """Return the sum over images of the mean over positions, (C,)."""
     return maps.mean((2, 3)).sum(0)
-
-
-def _for_channels(values: Tensor, device: torch.device) -> Tensor:
-    return values.float().view(1, -1, 1, 1).to(device)

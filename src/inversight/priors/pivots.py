@@ -1,8 +1,8 @@
-"""Latents of the public images that the target is surest of, from which attacks begin too.
+"""Latents of public images that the target is confident about, as starting points of attacks.
 
-A prior's samples come near to few of the images that it was trained on. Projection into W (Karras et
-al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", appendix D) finds what comes nearest
-to a given one; what is found is called its pivot, and the generator may be tuned to it afterwards
+A prior's samples are close to few of the images that it was trained on. Projection into W (Karras et al.
+2020, "Analyzing and Improving the Image Quality of StyleGAN", appendix D) finds the latent whose image is
+closest to a given one, here called its pivot. The generator can be tuned to the pivots afterwards
 (:mod:`inversight.priors.pivotal_tuning`).
 """
 
@@ -16,36 +16,35 @@ from torch.nn import functional as F
 
 from inversight.core.progress import Progress, silent
 from inversight.models.target import Target
-from inversight.priors import StylePrior
 from inversight.priors.descent import descend, ramp
 from inversight.priors.feature_maps import StandardisedMaps
 from inversight.priors.pseudo_labels import pseudo_labels
+from inversight.priors.style_prior import StylePrior
 
 SAMPLES = 2048
-"""Samples of the prior of which the nearest to an image is where its projection begins."""
+"""Samples of the prior; the projection of an image starts from the closest one."""
 _PIXELS = 2**26
-"""About how many pixels of public images their spread is measured on at most."""
-_THUMB = 16
-"""Size at which they are compared, or the prior's own if that is smaller."""
+"""Approximate maximum of public pixels that their standard deviation is computed on."""
+_THUMBNAIL = 16
+"""Size at which samples are compared, or the prior's own if that is smaller."""
 _RATE = 0.025
-"""Adam's step size, relative to the spread of the prior's latents (paper: 0.1, of latents of another)."""
+"""Adam's step size, relative to the standard deviation of the prior's latents (paper: 0.1, of the latents
+of another network)."""
 BETAS = (0.5, 0.99)
 """Adam's betas."""
 
 
 def confident_images(
-    scores: Tensor,
-    per_class: int,
-    *,
-    surer_than: float = 0.0,
-    samples: Tensor | None = None,
+    scores: Tensor, per_class: int, *, surer_than: float = 0.0, samples: Tensor | None = None
 ) -> Tensor:
-    """Rows (M,) of the public images of each class that the target is surest of, ascending, each once.
+    """Return the rows (M,), ascending and unique, of the public images with the highest scores.
 
-    scores (N, K): its log-probabilities of them; M <= K x ``per_class``. Of these only such as the target is
-    at least as sure of as of a share ``surer_than`` of the ``per_class`` of the prior's ``samples`` that
-    it is surest of for that class: samples (S, K) are its log-probabilities of at least ``per_class``.
-    So M may be 0.
+    Args:
+        scores: (N, K), the target's log-probabilities of the public images.
+        per_class: number of images per class; M <= K x ``per_class``.
+        surer_than: use an image only if the target is at least as confident in it as in this fraction of
+            the ``per_class`` top prior samples of its class, so M may be 0. 0 disables the filter.
+        samples: (S, K), the target's log-probabilities of at least ``per_class`` samples.
 
     Raises:
         ConfigError: there are fewer public images than ``per_class``.
@@ -65,7 +64,7 @@ def confident_images(
 def sample_log_probabilities(
     target: Target, prior: StylePrior, n: int, *, batch_size: int = 32, rng: torch.Generator
 ) -> Tensor:
-    """The target's log-probabilities (n, K) of samples of the whole prior; on the CPU."""
+    """Return the target's log-probabilities (n, K) of untruncated samples; on the CPU."""
     latents = prior.truncated(1.0).sample(n, rng=rng)
     return torch.cat([target(prior(w)).log_softmax(1).cpu() for w in latents.split(batch_size)])
 
@@ -82,13 +81,25 @@ def project(
     rng: torch.Generator,
     progress: Progress = silent,
 ) -> Tensor:
-    """Latents w (M, w_dim) whose pictures come near to images, uint8 (M, C, S, S).
+    """Invert images: find latents that minimise the :class:`ReconstructionLoss`.
 
-    Near in pixels and in the target's :class:`StandardisedMaps`, each weighing the same, in standard
-    deviations of the ``public`` images'. An image's latent hangs on no other's. The search for it begins
-    at the nearest of ``samples``, of at least 2.
+    Each image is inverted independently.
+
+    Args:
+        prior: the generator.
+        target: its feature maps are part of the loss.
+        images: uint8 (M, C, S, S).
+        public: uint8 (N, C, S, S), images that the loss is standardised by.
+        steps: number of descent steps.
+        samples: number of samples, at least 2; the descent starts from the closest one.
+        batch_size: images at once.
+        rng: draws the samples.
+        progress: called after each batch.
+
+    Returns:
+        Latents w (M, w_dim).
     """
-    nearness = ReconstructionLoss(target, public)
+    loss = ReconstructionLoss(target, public)
     known = prior.truncated(1.0).sample(samples, rng=rng)
     start = _nearest(prior, known, images, batch_size=batch_size)
     rate = latent_rate(known)
@@ -96,10 +107,10 @@ def project(
     found = []
     for number, (latents, some) in enumerate(parts, start=1):
         with torch.no_grad():
-            wanted = nearness.seen(some.to(latents.device).float() / 255.0)
+            wanted = loss.features(some.to(latents.device).float() / 255.0)
 
         def losses(variables: Sequence[Tensor], wanted: list[Tensor] = wanted) -> list[Tensor]:
-            return [nearness.between(prior(variables[0]), wanted)]
+            return [loss(prior(variables[0]), wanted)]
 
         def adam(variables: list[Tensor]) -> torch.optim.Optimizer:
             return torch.optim.Adam(variables, lr=rate, betas=BETAS)
@@ -110,14 +121,14 @@ def project(
 
 
 def latent_rate(samples: Tensor) -> float:
-    """Step size of a search among latents that are spread like these, (N, w_dim)."""
+    """Return the step size for a descent in latents that are distributed like ``samples`` (N, w_dim)."""
     return _RATE * float(samples.std(0).mean())
 
 
 class ReconstructionLoss:
-    """How near images are: squared differences in pixels and in the target's maps.
+    """Mean of the squared differences in pixels and in the target's feature maps.
 
-    Both are taken in standard deviations of the public images' (N, C, S, S), uint8.
+    Each is divided by its standard deviation over the public images (N, C, S, S), uint8.
     """
 
     def __init__(self, target: Target, public: Tensor) -> None:
@@ -126,27 +137,27 @@ class ReconstructionLoss:
         pixels = public[:: max(1, len(public) // most)].float() / 255.0
         self.spread = float(pixels.std()) + 1e-3
 
-    def seen(self, images: Tensor) -> list[Tensor]:
-        """What is compared of images (N, C, S, S) in [0, 1]: each (N, ...)."""
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return what is compared of images (N, C, S, S) in [0, 1]: pixels and maps, each (N, ...)."""
         return [images / self.spread, *self.maps.of(images)]
 
-    def between(self, images: Tensor, wanted: list[Tensor]) -> Tensor:
-        """Sum over images of their mean squared differences from what is ``wanted``."""
-        pairs = zip(self.seen(images), wanted, strict=True)
+    def __call__(self, images: Tensor, wanted: list[Tensor]) -> Tensor:
+        """Return the loss, summed over images, given the features ``wanted``."""
+        pairs = zip(self.features(images), wanted, strict=True)
         parts = [(a - b).square().flatten(1).mean(1).sum() for a, b in pairs]
         return torch.stack(parts).mean()
 
 
 @torch.no_grad()
 def _nearest(prior: StylePrior, samples: Tensor, images: Tensor, *, batch_size: int) -> Tensor:
-    """The sample (M, w_dim) whose picture is nearest to each image, uint8 (M, C, S, S), made small."""
-    small = torch.cat([_thumbs(prior(w)).cpu() for w in samples.split(batch_size)])
-    wanted = torch.cat([_thumbs(some.float() / 255.0) for some in images.split(batch_size)])
+    """Return the sample (M, w_dim) with the closest thumbnail to each image, uint8 (M, C, S, S)."""
+    small = torch.cat([_thumbnails(prior(w)).cpu() for w in samples.split(batch_size)])
+    wanted = torch.cat([_thumbnails(some.float() / 255.0) for some in images.split(batch_size)])
     rows = torch.cdist(wanted, small).argmin(1)
     return samples[rows.to(samples.device)]
 
 
-def _thumbs(images: Tensor) -> Tensor:
-    """Images (N, C, S, S) at most 16x16, flattened: (N, D)."""
-    side = min(_THUMB, images.shape[-1])
+def _thumbnails(images: Tensor) -> Tensor:
+    """Resize images (N, C, S, S) to at most 16x16, flattened: (N, D)."""
+    side = min(_THUMBNAIL, images.shape[-1])
     return F.interpolate(images, (side, side), mode="area").flatten(1)

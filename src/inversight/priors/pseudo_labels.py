@@ -1,4 +1,4 @@
-"""What the target says of the public images, asked for once, before the game goes on."""
+"""Class labels that the target predicts for public images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inversight.models.target import Target
 
 @torch.no_grad()
 def soft_labels(target: Target, public: Tensor, *, batch_size: int = 64) -> Tensor:
-    """The target's log-probabilities (N, K) of public images, uint8 (N, C, S, S); on the CPU."""
+    """Return the target's log-probabilities (N, K) of public images, uint8 (N, C, S, S); on the CPU."""
     device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
     parts = [
         target(images.to(device).float() / 255.0).log_softmax(1).cpu()
@@ -26,11 +26,18 @@ def soft_labels(target: Target, public: Tensor, *, batch_size: int = 64) -> Tens
 def pseudo_labels(
     scores: Tensor, top: int, *, setting: str = "pseudo_labels_top"
 ) -> tuple[Tensor, Tensor]:
-    """Rows (K top,) of the ``top`` images that each class's score is highest of, and their classes.
+    """Select the ``top`` images with the highest score of each class (top-n selection of PLG-MI).
 
-    scores (N, K), for example log-probabilities. Class by class, the surest first; of equal ones the
-    first. An image may serve several classes. Yuan et al. 2023 (PLG-MI), top-n selection. ``setting``
-    is what ``top`` is called where it is set.
+    An image may be selected for several classes (Yuan et al. 2023).
+
+    Args:
+        scores: (N, K), for example log-probabilities.
+        top: number of images per class.
+        setting: name of the setting ``top`` comes from, for the error message.
+
+    Returns:
+        Rows (K top,) and their classes (K top,), class by class in descending order of scores; of equal
+        scores the first row comes first.
 
     Raises:
         ConfigError: there are fewer images than ``top``.
@@ -42,10 +49,17 @@ def pseudo_labels(
 
 
 def predicted_labels(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Rows (M,) of every image in the class that its score is highest for, and these classes.
+    """Label every image with the class of its highest score.
 
-    scores (N, K), for example log-probabilities. A class that has fewer than ``least`` is given those
-    others of which its own score is highest; such an image serves several classes. Ordered by class.
+    A class with fewer than ``least`` images also gets those others with its highest scores; they belong
+    to several classes.
+
+    Args:
+        scores: (N, K), for example log-probabilities.
+        least: smallest number of images of a class.
+
+    Returns:
+        Rows (M,) and their classes (M,), ordered by class.
 
     Raises:
         ConfigError: there are fewer images than ``least``.
@@ -58,10 +72,10 @@ def predicted_labels(scores: Tensor, least: int) -> tuple[Tensor, Tensor]:
 
 
 def check_top(images: int, top: int, setting: str) -> None:
-    """Refuse to take the ``top`` of fewer images; ``setting`` is what asks for them.
+    """Validate that there are at least ``top`` public images.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer; ``setting`` is the name of the setting that asks for them.
     """
     if images < top:
         raise ConfigError(

@@ -15,16 +15,10 @@ from torch.nn import functional as F
 
 from inversight.core.config import from_mapping, to_mapping
 from inversight.core.errors import DataError, InputError, InversightError
-from inversight.core.processes import ALONE, Processes
-from inversight.core.progress import Progress, silent
-from inversight.core.seeding import generator
 from inversight.priors.architecture import Architecture
 from inversight.priors.base import BlockFeatures
-from inversight.priors.game import Game, ImageGuidance
 from inversight.priors.layers import NoiseMode
-from inversight.priors.monitor import SampleMonitor
-from inversight.priors.stylegan2 import Discriminator, Generator, initialise
-from inversight.priors.training import run_game
+from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.settings import PriorTraining
 
 _KEY = "inversight.prior"
@@ -238,114 +232,3 @@ class StylePrior:
             log=tuple(facts["log"]),
             pivots=pivots,
         )
-
-
-def untrained_prior(image_shape: tuple[int, int, int]) -> StylePrior:
-    """A very small prior of its kind for images (C, S, S): all it can do, and none of it learnt.
-
-    Raises:
-        ConfigError: S is no power of two in 8..1024.
-    """
-    training = PriorTraining(width=1, z_dim=4, w_dim=4, mapping_depth=1)
-    game = Game(image_shape=image_shape, training=training)
-    for module in (game.generator, game.discriminator):
-        initialise(module, generator(0))
-    return _finished(game, training, image_shape, [])
-
-
-def train_prior(
-    public: Tensor,
-    *,
-    training: PriorTraining,
-    rng: torch.Generator,
-    progress: Progress = silent,
-    checkpoint: Path | None = None,
-    device: torch.device | str = "cpu",
-    monitor: SampleMonitor | None = None,
-    processes: Processes = ALONE,
-) -> StylePrior:
-    """Train a prior on public images, uint8 (N, C, S, S), S a power of two in 8..1024.
-
-    With several ``processes`` each calls this with the same arguments and gets the same prior.
-
-    Raises:
-        ConfigError: another S, or a batch that cannot be shared out.
-        StageError: the game diverged.
-    """
-    shape = (int(public.shape[1]), int(public.shape[2]), int(public.shape[3]))
-    game = Game(image_shape=shape, training=training, device=device, processes=processes)
-    log = run_game(
-        game,
-        public,
-        steps=training.steps,
-        rng=rng,
-        progress=progress,
-        checkpoint=checkpoint,
-        fresh=True,
-        monitor=monitor,
-    )
-    return _finished(game, training, shape, log)
-
-
-def continue_training(
-    public: Tensor,
-    *,
-    training: PriorTraining,
-    start: StylePrior,
-    class_labels: Tensor | None = None,
-    steps: int,
-    learning_rate_factor: float,
-    guidance: ImageGuidance | None,
-    rng: torch.Generator,
-    progress: Progress = silent,
-    checkpoint: Path | None = None,
-    monitor: SampleMonitor | None = None,
-    processes: Processes = ALONE,
-) -> StylePrior:
-    """Go on with the game of a trained prior for ``steps`` steps, guided or not.
-
-    ``class_labels`` (N, K): what is known of the classes of each public image, class weights for a prior
-    that is conditioned on classes, soft labels for one whose critic tells them apart.
-
-    Raises:
-        StageError: the game diverged.
-    """
-    device = next(start.raw.parameters()).device
-    game = Game(
-        image_shape=start.image_shape,
-        # The moving average is of a trained generator already: a ramp-up would throw that away.
-        training=replace(training, ema_rampup=None),
-        learning_rate_factor=learning_rate_factor,
-        device=device,
-        architecture=start.raw.architecture,
-        processes=processes,
-    )
-    game.start_from(start.raw, start.average, start.critic, start.augmentation)
-    log = run_game(
-        game,
-        public,
-        class_labels=class_labels,
-        steps=steps,
-        rng=rng,
-        guidance=guidance,
-        progress=progress,
-        checkpoint=checkpoint,
-        monitor=monitor,
-    )
-    return _finished(game, training, start.image_shape, log)
-
-
-def _finished(
-    game: Game, training: PriorTraining, shape: tuple[int, int, int], log: list[dict[str, float]]
-) -> StylePrior:
-    for module in (game.generator, game.average, game.discriminator):
-        module.requires_grad_(False)
-    return StylePrior(
-        average=game.average,
-        raw=game.generator,
-        critic=game.discriminator,
-        training=training,
-        image_shape=shape,
-        augmentation=game.control.p,
-        log=tuple(log),
-    )

@@ -1,50 +1,123 @@
-"""Plays the adversarial game to its end: trains a prior, and goes on with it in the adaptation.
+"""Trains a prior by the adversarial game, and continues the training in the adaptation.
 
-All randomness derives from (seed, step, microbatch of the batch), so a game resumed from a checkpoint goes
-on bit by bit, whoever works on which microbatch. What has to be told on the way is told: losses, images
-seen, samples and their distance from the public images.
+All random numbers derive from (seed, step, microbatch). So a training resumed from a checkpoint gives the
+same bits as an uninterrupted one, and so does any division of the microbatches among processes.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from inversight.core.errors import StageError
+from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
-from inversight.priors.game import Game, ImageGuidance, Microbatch
+from inversight.priors.game import Game, Microbatch
+from inversight.priors.guidance import ImageGuidance
 from inversight.priors.monitor import SampleMonitor
+from inversight.priors.style_prior import StylePrior
 from inversight.priors.stylegan2 import initialise
+from inversight.settings import PriorTraining
+
+
+def untrained_prior(image_shape: tuple[int, int, int]) -> StylePrior:
+    """Return a very small, untrained prior for images (C, S, S), to check what can be done with one.
+
+    Raises:
+        ConfigError: S is not a power of two in 8..1024.
+    """
+    training = PriorTraining(width=1, z_dim=4, w_dim=4, mapping_depth=1)
+    game = Game(image_shape=image_shape, training=training)
+    for module in (game.generator, game.discriminator):
+        initialise(module, generator(0))
+    return _prior(game, training, image_shape, [])
+
+
+def train_prior(
+    public: Tensor, *, training: PriorTraining, rng: torch.Generator, progress: Progress = silent,
+    checkpoint: Path | None = None, device: torch.device | str = "cpu",
+    monitor: SampleMonitor | None = None, processes: Processes = ALONE,
+) -> StylePrior:  # fmt: skip
+    """Train a prior on public images, uint8 (N, C, S, S), where S is a power of two in 8..1024.
+
+    With several ``processes``, each calls this with the same arguments and gets the same prior.
+
+    Raises:
+        ConfigError: another S, or a batch that cannot be divided equally.
+        StageError: the training diverged.
+    """
+    shape = (int(public.shape[1]), int(public.shape[2]), int(public.shape[3]))
+    game = Game(image_shape=shape, training=training, device=device, processes=processes)
+    log = run_game(
+        game, public, steps=training.steps, rng=rng, progress=progress, checkpoint=checkpoint,
+        fresh=True, monitor=monitor,
+    )  # fmt: skip
+    return _prior(game, training, shape, log)
+
+
+def continue_training(
+    public: Tensor, *, training: PriorTraining, start: StylePrior, class_labels: Tensor | None = None,
+    steps: int, learning_rate_factor: float, guidance: ImageGuidance | None, rng: torch.Generator,
+    progress: Progress = silent, checkpoint: Path | None = None, monitor: SampleMonitor | None = None,
+    processes: Processes = ALONE,
+) -> StylePrior:  # fmt: skip
+    """Continue the training of ``start`` for ``steps`` steps, with or without guidance.
+
+    ``class_labels`` (N, K): class weights of the public images for a conditional prior, soft labels for a
+    prior whose critic has class logits.
+
+    Raises:
+        StageError: the training diverged.
+    """
+    game = Game(
+        image_shape=start.image_shape,
+        # The moving average is of a trained generator already: a ramp-up would discard it.
+        training=replace(training, ema_rampup=None),
+        learning_rate_factor=learning_rate_factor,
+        device=next(start.raw.parameters()).device,
+        architecture=start.raw.architecture,
+        processes=processes,
+    )
+    game.start_from(start.raw, start.average, start.critic, start.augmentation)
+    log = run_game(
+        game, public, class_labels=class_labels, steps=steps, rng=rng, guidance=guidance,
+        progress=progress, checkpoint=checkpoint, monitor=monitor,
+    )  # fmt: skip
+    return _prior(game, training, start.image_shape, log)
 
 
 def run_game(
-    game: Game,
-    public: Tensor,
-    *,
-    class_labels: Tensor | None = None,
-    steps: int,
-    rng: torch.Generator,
-    guidance: ImageGuidance | None = None,
-    progress: Progress = silent,
-    checkpoint: Path | None = None,
-    fresh: bool = False,
-    monitor: SampleMonitor | None = None,
-) -> list[dict[str, float]]:
-    """Play until ``steps`` steps are done; the log has a row for about every hundredth of them.
+    game: Game, public: Tensor, *, class_labels: Tensor | None = None, steps: int,
+    rng: torch.Generator, guidance: ImageGuidance | None = None, progress: Progress = silent,
+    checkpoint: Path | None = None, fresh: bool = False, monitor: SampleMonitor | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train until ``steps`` steps are done.
 
-    ``fresh`` draws initial weights. ``public`` is uint8 (N, C, S, S), ``class_labels`` (N, K) what is
-    known of the classes of each, as :class:`Microbatch` has it. ``monitor``
-    looks at the samples as it goes. Of several processes only the first writes.
+    Args:
+        game: the networks. With several processes only the first writes files.
+        public: uint8 images (N, C, S, S).
+        class_labels: (N, K), labels of the images as :class:`Microbatch` has them.
+        steps: number of steps, including those that a checkpoint has done.
+        rng: gives the seed of all random draws.
+        guidance: what is added to the gradients on generated images.
+        progress: called after each step.
+        checkpoint: file to save the state to at intervals, and to resume from if it exists.
+        fresh: whether to draw initial weights.
+        monitor: records samples during the training.
+
+    Returns:
+        The log, with a row for about every hundredth of the steps.
 
     Raises:
-        ValueError: ``class_labels`` is not one row an image with a number for each class.
-        StageError: the loss or the networks stopped being numbers; the last good checkpoint stays.
-        DataError: the checkpoint is not one of this game.
+        ValueError: ``class_labels`` has not one row an image with a number for each class.
+        StageError: the loss or the networks are not finite; the last good checkpoint is kept.
+        DataError: the checkpoint is of another training.
     """
     training, main = game.training, game.processes.main
     _check_labels(game, public, class_labels)
@@ -56,29 +129,43 @@ def run_game(
     log: list[dict[str, float]] = []
     state: dict[str, float] = guidance.state if guidance is not None else {}
     if guidance is not None and guidance.second is not None:
-        game.accompany(guidance.second)
+        game.add_discriminator(guidance.second)
     if checkpoint is not None and checkpoint.is_file():
         extra = game.load(checkpoint)
         log = extra["log"]
         state.update(extra["guidance"])
     game.processes.wait()  # nobody writes a checkpoint before all have read theirs
-    looks = _Looks(game, steps, monitor if main else None)
-    looks.at_start()
     data = public.to(game.device)
-    known = None if class_labels is None else class_labels.to(game.device)
+    labels = None if class_labels is None else class_labels.to(game.device)
+    between = training.watch_images or max(1, steps * training.batch_size // 10)
+    distance: float | None = None
+
+    def record(row: dict[str, float]) -> None:
+        nonlocal distance
+        if monitor is not None and main:
+            images = game.done * training.batch_size
+            distance = monitor.record(game.samples, images=images, every=between, facts=row)
+
+    if game.done == 0:
+        record({})
     saved = time.monotonic()
-    every = max(1, steps // 100)
+    log_interval = max(1, steps // 100)
     while game.done < steps:
-        row = game.step_on(_shares(game, data, known, seed), guidance)
+        row = game.step(_microbatches(game, data, labels, seed), guidance)
         if not all(math.isfinite(v) for v in row.values()):
             raise _diverged(game, "the loss is not a number", checkpoint)
-        if game.done % every == 0 or game.done == steps:
+        if game.done % log_interval == 0 or game.done == steps:
             log.append({"step": game.done, **row, **(guidance.logged if guidance else {})})
-        looks.after_step(row)
-        progress(game.done, steps, looks.note(row))
+        images = game.done * training.batch_size
+        if images // between > (images - training.batch_size) // between or game.done == steps:
+            record(row)
+        note = f"{_short(images)} images, G {row['generator']:.2f} D {row['discriminator']:.2f}"
+        if distance is not None:
+            note += f", Frechet {distance:.3g}"
+        progress(game.done, steps, note)
         due = time.monotonic() - saved > training.checkpoint_seconds and game.done < steps
         if checkpoint is not None and main and due:
-            # Gradients can overflow while the loss does not: what is kept must be good.
+            # Gradients can overflow in a step whose loss is finite: only good states are saved.
             if not game.is_finite:
                 raise _diverged(game, "the networks hold NaN or infinity", checkpoint)
             game.save(checkpoint, {"log": log, "guidance": state})
@@ -86,6 +173,13 @@ def run_game(
     if not game.is_finite:
         raise _diverged(game, "the networks hold NaN or infinity", checkpoint)
     return log
+
+
+def resume_hint(checkpoint: Path | None) -> str:
+    """Return the end of an error message that names the last good checkpoint, if there is one."""
+    if checkpoint is None or not checkpoint.is_file():
+        return ""
+    return f"; the last good state is in {checkpoint}, from where the same command goes on"
 
 
 def _check_labels(game: Game, public: Tensor, class_labels: Tensor | None) -> None:
@@ -101,62 +195,39 @@ def _check_labels(game: Game, public: Tensor, class_labels: Tensor | None) -> No
         raise ValueError(f"expected class_labels {expected}, found {tuple(class_labels.shape)}")
 
 
-def _shares(game: Game, data: Tensor, known: Tensor | None, seed: int) -> list[Microbatch]:
-    """This process's microbatches of the next batch: real images, what is known of them, and randomness."""
+def _microbatches(game: Game, data: Tensor, labels: Tensor | None, seed: int) -> list[Microbatch]:
+    """Draw this process's microbatches of the next batch."""
     count = game.training.batch_size // game.at_once
     own = count // game.processes.count
     first = own * game.processes.index
-    microbatches = []
+    parts = []
     for number in range(first, first + own):
         rng = generator(seed, game.done, *([number] if count > 1 else []))
         index = torch.randint(len(data), (game.at_once,), generator=rng)
         index = index.to(game.device)
         real = data[index].float() / 127.5 - 1.0
-        microbatches.append(Microbatch(real, rng, None if known is None else known[index]))
-    return microbatches
+        parts.append(Microbatch(real, rng, None if labels is None else labels[index]))
+    return parts
 
 
-class _Looks:
-    """When a game is looked at, and what it last looked like."""
-
-    def __init__(self, game: Game, steps: int, monitor: SampleMonitor | None) -> None:
-        self.game = game
-        self.monitor = monitor
-        self.steps = steps
-        total = steps * game.training.batch_size
-        self.every = game.training.watch_images or max(1, total // 10)
-        self.distance: float | None = None
-
-    @property
-    def images(self) -> int:
-        """Real images that the game has seen."""
-        return self.game.done * self.game.training.batch_size
-
-    def at_start(self) -> None:
-        if self.game.done == 0:
-            self._look({})
-
-    def after_step(self, row: dict[str, float]) -> None:
-        before = self.images - self.game.training.batch_size
-        if self.images // self.every > before // self.every or self.game.done == self.steps:
-            self._look(row)
-
-    def note(self, row: dict[str, float]) -> str:
-        """What the person who waits is told."""
-        told = (
-            f"{_short(self.images)} images, G {row['generator']:.2f} D {row['discriminator']:.2f}"
-        )
-        return told if self.distance is None else f"{told}, Frechet {self.distance:.3g}"
-
-    def _look(self, row: dict[str, float]) -> None:
-        if self.monitor is not None:
-            self.distance = self.monitor.record(
-                self.game.samples, images=self.images, every=self.every, facts=row
-            )
+def _prior(
+    game: Game, training: PriorTraining, shape: tuple[int, int, int], log: list[dict[str, float]]
+) -> StylePrior:
+    for module in (game.generator, game.average, game.discriminator):
+        module.requires_grad_(False)
+    return StylePrior(
+        average=game.average,
+        raw=game.generator,
+        critic=game.discriminator,
+        training=training,
+        image_shape=shape,
+        augmentation=game.control.p,
+        log=tuple(log),
+    )
 
 
 def _short(images: int) -> str:
-    """'960', '64.0k', '25.0M'."""
+    """Format as '960', '64.0k' or '25.0M'."""
     if images < 1000:
         return str(images)
     return f"{images / 1e3:.1f}k" if images < 1_000_000 else f"{images / 1e6:.1f}M"
@@ -165,11 +236,5 @@ def _short(images: int) -> str:
 def _diverged(game: Game, why: str, checkpoint: Path | None) -> StageError:
     return StageError(
         f"the adversarial game diverged at step {game.done} ({why}): lower prior.learning_rate or "
-        f"raise prior.r1{_kept(checkpoint)}"
+        f"raise prior.r1{resume_hint(checkpoint)}"
     )
-
-
-def _kept(checkpoint: Path | None) -> str:
-    if checkpoint is None or not checkpoint.is_file():
-        return ""
-    return f"; the last good state is in {checkpoint}, from where the same command goes on"
