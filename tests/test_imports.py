@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
 import inversight
+from inversight.settings import AuditSettings
 
 HEAVY = ("torch", "torchvision", "pandas", "scipy", "sklearn", "matplotlib", "timm")
 """Packages that take half a second and more."""
@@ -48,3 +52,29 @@ def test_the_package_gives_what_it_names() -> None:
     assert set(inversight.__all__) <= set(dir(inversight))
     with pytest.raises(AttributeError, match="no attribute 'audits'"):
         inversight.audits  # noqa: B018
+
+
+def members(annotation: Any) -> set[Any]:
+    """Return the alternatives of a type, without constraints on their values."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {one for part in get_args(annotation) for one in members(part)}
+    return {annotation}
+
+
+def test_an_audit_takes_every_setting_by_name_and_type() -> None:
+    """So that an editor completes them, and settings and arguments cannot drift apart."""
+    module = sys.modules[inversight.audit.__module__]
+    arguments = get_type_hints(inversight.audit, vars(module))
+    settings = get_type_hints(AuditSettings, vars(sys.modules[AuditSettings.__module__]))
+    assert arguments.keys() - {"out", "reporter", "return"} == settings.keys()
+    looser = {str, type(None), Mapping[str, Any]}
+    for name, kind in settings.items():
+        taken, needed = members(arguments[name]), members(kind)
+        sequences = {Sequence[get_args(one)[0]] for one in needed if get_origin(one) is tuple}
+        single = {one for one in needed if get_origin(one) not in (tuple, dict)}
+        if name in ("attack", "budget"):  # parts may be mappings; numbers are checked by pydantic
+            continue
+        assert single <= taken, name
+        assert taken - single <= looser | sequences, name
