@@ -188,7 +188,10 @@ def test_a_scoring_goes_on(made: dict[str, Path], capsys: pytest.CaptureFixture[
     assert {f: (Path("scored") / f).read_bytes() for f in tables} == tables
     for options, message in (
         (["--resume", "target"], "not a run folder"),
-        (["--resume", "scored", "--private", "private"], "leave the others out"),
+        (["--resume", "scored", "--private", "private"], "leave --private out"),
+        (["--resume", "scored", "--seed", "1"], "leave --seed out"),
+        (["--resume", "scored", "--memory", "99999999"], "leave --memory out"),
+        (["--resume", "scored", "--fdr", "0.2"], "leave --fdr out"),
         (["--out", "x"], "--reconstructions is missing"),
         (["--reconstructions", "holdout"], "--out is missing"),
     ):

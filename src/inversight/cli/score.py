@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from inversight.cli.launch import require_one_process, running
-from inversight.cli.options import Network, given, setting_options
+from inversight.cli.options import Network, given, refuse_given, setting_options
 from inversight.cli.printing import finish
 from inversight.core.errors import ConfigError
 
@@ -43,14 +43,9 @@ def score(
 
     values = given({**options, "network": network})
     if resume is not None:
-        rest = {
-            k: v
-            for k, v in values.items()
-            if k not in ("device", "fail_on", "seed", "memory", "fdr")
-        }
-        if reconstructions or out or reuse or rest:
-            raise ConfigError("--resume RUN takes everything from the run; leave the others out")
-        ways = {k: v for k, v in values.items() if k in ("device", "fail_on")}
+        ways = {k: values.pop(k) for k in ("device", "fail_on") if k in values}
+        ignored = {"reconstructions": reconstructions, "out": out, "reuse": reuse, **values}
+        refuse_given(ignored, "--resume RUN takes everything else from the run")
         with running(resume, f"inversight score --resume {resume}") as terminal:
             result = resume_scoring(resume, reporter=terminal, **ways)
         finish(result)
