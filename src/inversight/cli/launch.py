@@ -54,7 +54,7 @@ def running_together(
         with interruptible(folder, remedy), terminal.live(processes.main):
             yield terminal, processes
     except InversightError as error:
-        if processes.told and not processes.main:
+        if processes.error_shared and not processes.main:
             raise typer.Exit(error.exit_code) from error  # The main process prints the error.
         raise
     # Not after an error, when the others would wait for this process.

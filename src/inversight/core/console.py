@@ -1,4 +1,4 @@
-"""What long work tells the person who waits: lines, and a bar with time left for each stage."""
+"""Messages of long work to the user: lines, and a progress bar with the time left of each stage."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from rich.progress import Progress as Bars
 from inversight.core.progress import Progress, silent
 
 _LINES = 6
-"""Lines by which the time left is told."""
+"""Number of the last lines from whose pace the time left is estimated."""
 
 
 class Reporter(Protocol):
-    """Where an audit's messages go."""
+    """Receiver of the messages of an audit."""
 
     def say(self, text: str) -> None:
-        """One or more lines for the person."""
+        """Show one or more lines."""
 
     def warn(self, text: str) -> None:
-        """A warning."""
+        """Show a warning."""
 
     def stage(self, name: str) -> Progress:
-        """The progress of a stage that begins now."""
+        """Return the progress of a stage that begins now."""
 
 
 class Quiet:
-    """Says nothing: the default of the library."""
+    """A reporter that shows nothing, the default of the library."""
 
     def say(self, text: str) -> None: ...
 
@@ -50,7 +50,7 @@ class Quiet:
 
 
 class Terminal:
-    """Bars on a terminal, a plain line every ten seconds elsewhere."""
+    """A reporter with progress bars on a terminal, and a plain line every ten seconds elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr, highlight=False)
@@ -72,8 +72,8 @@ class Terminal:
 
             return update
         shown = time.monotonic()
-        # The pace is that of the last few lines, not the stage's: what was done before may be of another
-        # kind, as a pool that is classified, or of another day, where a stopped run goes on.
+        # The pace of the last few lines, not of the whole stage: earlier steps may be of another kind,
+        # such as a pool that is classified, or were done before the run was resumed.
         before: deque[tuple[int, float]] = deque(maxlen=_LINES)
 
         def line(done: int, total: int, note: str = "") -> None:
@@ -94,7 +94,7 @@ class Terminal:
 
     @contextmanager
     def live(self, wanted: bool = True) -> Iterator[None]:
-        """Show bars while the block runs, if this is a terminal and they are wanted."""
+        """Show progress bars while the block runs, if they are wanted and this is a terminal."""
         if not wanted or not self.console.is_terminal:
             yield
             return

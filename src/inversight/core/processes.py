@@ -1,4 +1,4 @@
-"""Several processes that work on one thing: a prior, each with its share of every batch, or an attack.
+"""Several processes that train one prior, each with its share of every batch, or run one attack.
 
 ``accelerate launch -m inversight prior train ...`` starts them (Hugging Face's accelerate, an extra
 of this package). Gradients are averaged here after each backward pass and not by
@@ -21,30 +21,30 @@ from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, InversightError, StageError
 
 _PATIENCE = timedelta(days=30)
-"""How long one waits for the others, whose shares of the work may take far longer than its own. One
-that dies is noticed without it: what launched them ends the others."""
+"""How long a process waits for the others, whose shares of the work may take much longer. It is not
+needed to notice a process that dies: the launcher then ends the others."""
 
 _CHUNK = 1 << 26
-"""Bytes that are sent to the main process at once, and are in each one's GPU memory meanwhile."""
+"""Bytes that are sent to the main process at once; each process holds them in GPU memory meanwhile."""
 
 
 class Processes:
-    """This process and the others; alone unless :func:`launched` found others."""
+    """This process and the others that it was launched with, if any."""
 
     def __init__(self, accelerator: Any = None) -> None:
         self._accelerator = accelerator
         self.count: int = 1 if accelerator is None else accelerator.num_processes
         self.index: int = 0 if accelerator is None else accelerator.process_index
-        self.told = False
-        """Whether all have been told of an error, so that the main one says it for all."""
+        self.error_shared = False
+        """Whether all processes know of an error, so that only the main one needs to report it."""
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes and reports."""
+        """Whether this process is the one that writes and reports."""
         return self.index == 0
 
     def device(self, name: str) -> torch.device:
-        """What ``--device`` names; with several processes, this one's own.
+        """Return the device that ``--device`` names, or this process's own of several.
 
         Raises:
             ConfigError: it cannot be used here.
@@ -65,7 +65,7 @@ class Processes:
             t.copy_(part.view(t.shape))
 
     def means(self, values: Sequence[float]) -> list[float]:
-        """Each value's mean over the processes."""
+        """Return the mean of each value over the processes."""
         if self.count == 1:
             return list(values)
         mine = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
@@ -73,7 +73,7 @@ class Processes:
         return mean
 
     def texts(self, own: str) -> list[str]:
-        """What each process says, in their order."""
+        """Return the text of each process, in their order."""
         if self.count == 1:
             return [own]
         device = self._accelerator.device
@@ -90,9 +90,9 @@ class Processes:
         return found
 
     def to_main(self, own: Mapping[str, Tensor] | None) -> list[dict[str, Tensor]] | None:
-        """The tensors of each process that has any, in their order, on the CPU; None but in the main one.
+        """Return the tensors of each process that has any, in their order, on the CPU; None if not main.
 
-        They go one process and one piece at a time, so that only the main one holds them all.
+        They are sent process by process in pieces, so that only the main process holds them all.
         """
         if self.count == 1:
             return [] if own is None else [{name: t.cpu() for name, t in own.items()}]
@@ -111,7 +111,7 @@ class Processes:
     def _to_main(
         self, sent: Tensor | None, dtype: torch.dtype, shape: Sequence[int], source: int
     ) -> Tensor:
-        """One tensor of the process ``source``, whole in the main one."""
+        """Return one tensor of the process ``source``, complete in the main process only."""
         whole = torch.empty(shape if self.main else (0,), dtype=dtype)
         size = torch.Size(shape).numel()
         step = max(1, _CHUNK // dtype.itemsize)
@@ -127,7 +127,7 @@ class Processes:
         return whole
 
     def _sent(self, tensor: Tensor, source: int) -> Tensor:
-        """What ``tensor`` is in the process ``source``; others give one of the same shape."""
+        """Return the ``tensor`` of the process ``source``; others pass one of the same shape."""
         from accelerate.utils import broadcast
 
         sent: Tensor = broadcast(tensor, from_process=source)
@@ -135,13 +135,13 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that all get through, or none: what one raises in it, all raise at its end.
+        """Raise in all processes at the end of the block if one of them raised in it.
 
-        Nothing in the block may wait for the others.
+        Nothing in the block may wait for the other processes.
 
         Raises:
-            InversightError: what this process raised, else what the first raised that did; an error
-                without an exit code of its own comes from the others as a :class:`StageError`.
+            InversightError: the error of this process, or else of the first process with one. Any
+                other exception of another process becomes a :class:`StageError`.
         """
         if self.count == 1:
             yield
@@ -151,35 +151,35 @@ class Processes:
             yield
         except Exception as raised:
             error = raised
-        told = self.texts(_words(error))
-        failed = next((i for i, text in enumerate(told) if text), None)
+        texts = self.texts(_error_text(error))
+        failed = next((i for i, text in enumerate(texts) if text), None)
         if failed is None:
             return
-        self.told = True
+        self.error_shared = True
         if error is not None:
             raise error
-        wrong_input, text = json.loads(told[failed])
+        wrong_input, text = json.loads(texts[failed])
         kind = InputError if wrong_input else StageError
         raise kind(f"process {failed} of {self.count}: {text}")
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context for forward passes in the precision that ``accelerate launch`` was given."""
+        """Return a context for forward passes in the precision given to ``accelerate launch``."""
         return nullcontext() if self._accelerator is None else self._accelerator.autocast()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes call this."""
         if self.count > 1:
             self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Part from the others once all are here: who leaves early can bring the others down."""
+        """Leave the group when all processes call this; leaving early can end the others."""
         if self.count > 1:
             self.wait()
             self._accelerator.end_training()
 
 
-def _words(error: Exception | None) -> str:
-    """What the others need of an error; nothing if there is none."""
+def _error_text(error: Exception | None) -> str:
+    """Return what the other processes need to raise ``error``, "" without one."""
     if error is None:
         return ""
     text = str(error) if isinstance(error, InversightError) else f"{type(error).__name__}: {error}"
@@ -190,13 +190,13 @@ ALONE = Processes()
 
 
 def launched(device: str = "auto") -> Processes:
-    """What ``accelerate launch`` or torchrun started this process among; alone if nothing did.
+    """Return the processes that ``accelerate launch`` or torchrun started, or this one alone.
 
-    ``device`` cpu keeps several processes off the GPUs.
+    With ``device`` cpu several processes do not use GPUs.
 
     Raises:
-        ConfigError: it was launched so, and accelerate is not installed; or in half precision that
-            needs its losses scaled.
+        ConfigError: accelerate is needed and not installed, or the precision is float16, which needs
+            scaled losses.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -1,4 +1,4 @@
-"""Progress of long work, as a protocol that libraries and the command line share."""
+"""The protocol by which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called after each step of long work with the steps done, the total and a short note."""
+    """A function that is called after each step with the steps done, the total and a short note."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 def silent(done: int, total: int, note: str = "") -> None:
-    """The default: reports nothing."""
+    """Report nothing, the default."""
