@@ -16,7 +16,9 @@ import yaml
 from PIL import Image
 
 from inversight import AuditResult
+from inversight.core.config import is_settings, settings_fields
 from inversight.core.run import Run
+from inversight.settings import AuditSettings
 from tests.command import refused, run
 from tests.reference.ddcs_loop import ddcs_loop
 
@@ -143,6 +145,30 @@ def test_printed_configuration_reads_back_the_same(
     again = run(capsys, "audit", "--print-config", "--config", file, *changed)[1]
     assert yaml.safe_load(again) == {**values, "seed": 8, "limit": 3}
     assert not list(home.iterdir())
+
+
+def test_every_setting_is_an_option_or_has_settings_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = run(capsys, "audit", "--help")[1]
+    for name, field in settings_fields(AuditSettings).items():
+        assert (f"--{name.replace('_', '-')} " in out) != is_settings(field.annotation)
+
+
+def test_settings_of_a_part_that_an_option_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """They change it, and the preset stays below them."""
+    code, out, err = run(
+        capsys, "audit", "--print-config", "--preset", "thorough", "--prior", "style",
+        "--set", "prior.width=8", "--attack", "gmi", "--set", "attack.keep=7",
+    )  # fmt: skip
+    assert code == 0, err
+    values = yaml.safe_load(out)
+    assert (values["prior"]["steps"], values["prior"]["width"]) == (60000, 8)
+    (attack,) = values["attack"]
+    assert (attack["class"], attack["keep"], attack["candidates"]) == ("gmi", 7, 200)
+    refused(
+        capsys, ["audit", "--prior", "run", "--set", "prior.steps=5"], "prior.steps", "prior is run"
+    )
 
 
 def test_resume_of_something_else(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

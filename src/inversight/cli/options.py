@@ -19,6 +19,7 @@ from inversight.core.config import (
     parse_assignment,
     read_yaml,
     settings_fields,
+    unexplained_choices,
 )
 from inversight.core.errors import ConfigError
 from inversight.settings import AuditSettings, lay
@@ -92,8 +93,9 @@ def _option(name: str) -> tuple[Any, Any, Any]:
     text = first_sentence(field).rstrip(".")
     known, shown = choices(field), None
     parser: Callable[[str], Any] | None = None
-    if known:
+    if unexplained_choices(field):
         text = f"{text}: {', '.join(known)}"
+    if known:
         parser = partial(_one_of, flag, known)
     if tuple in kinds and kind is str:
         kind, text, shown = list[str], f"{text}; repeatable", "<str>"

@@ -124,6 +124,12 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
     return tuple(name for literal in literals for name in get_args(literal))
 
 
+def unexplained_choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the field's choices, unless its docstring names them all."""
+    known = choices(field)
+    return () if all(name in (field.description or "") for name in known) else known
+
+
 def annotation_parts(annotation: Any) -> Iterator[Any]:
     """Yield everything that an annotation is made of: origins, arguments, and the types of literals."""
     yield from (annotation, get_origin(annotation), type(annotation))
@@ -332,7 +338,7 @@ def _choice_lines(field: FieldInfo) -> list[str]:
     meanings = choice.names if choice is not None else {}
     if any(meanings.values()):
         return ["# One of:", *(f"#   {name}: {text}." for name, text in meanings.items())]
-    known = choices(field)
+    known = unexplained_choices(field)
     return [f"# One of: {', '.join(known)}."] if known else []
 
 

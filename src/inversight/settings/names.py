@@ -43,7 +43,7 @@ class Arm:
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("vanilla", "nothing: the prior is only trained on"),
+        Arm("vanilla", "nothing; the prior is only trained further"),
         Arm("entropy", "the entropy of the target's prediction", 0.3, ("entropy",)),
         Arm(
             "natural-gradient",
