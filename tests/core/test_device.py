@@ -5,8 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inversight.core.device import is_out_of_memory, memory_remedy
-from inversight.core.errors import StageError
+from inversight.core.device import is_out_of_memory, memory_remedy, pick_device
+from inversight.core.errors import ConfigError, StageError
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_gpu_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == expected
+
+
+def test_a_device_that_cannot_be_used_is_named() -> None:
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="nowhere"):
+        pick_device("nowhere")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where the work is done: CPU or GPU, by the name that ``--device`` takes; and when it is too small."""
+"""Choice of the device, reduced precision and compilation on it, and lack of memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "al
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is a GPU if there is one.
+    """Return the device called ``name``; ``auto`` is CUDA, else MPS, else the CPU.
 
     Raises:
         ConfigError: it cannot be used here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return torch.device(next((kind for kind, there in available.items() if there), "cpu"))
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -33,7 +34,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where matrix units are several times faster at it (AMX, tensor cores), else None."""
+    """Return bfloat16 where matrix units are several times faster at it (AMX, tensor cores), else None."""
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -44,7 +45,7 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def reduced_precision(device: torch.device, wanted: bool = True) -> AbstractContextManager[Any]:
-    """Convolutions and products in :func:`fast_dtype`, where there is one and it is ``wanted``."""
+    """Return a context that computes in :func:`fast_dtype`, if there is one and it is ``wanted``."""
     dtype = fast_dtype(device) if wanted else None
     if dtype is None:
         return nullcontext()
@@ -53,10 +54,10 @@ def reduced_precision(device: torch.device, wanted: bool = True) -> AbstractCont
 
 
 def compiled(function: Callable[[Tensor], Tensor], *, rows: int) -> Callable[[Tensor], Tensor]:
-    """``function`` of rows (N, ...), each for itself, compiled for ``rows`` of them at once.
+    """Compile ``function``, which maps each row of (N, ...) independently, for batches of ``rows``.
 
-    Fewer are filled up, since every other number would be compiled anew. Where nothing can be compiled,
-    as without a C++ compiler, it is the function itself.
+    Smaller batches are padded, since each size would be compiled anew. Where nothing can be compiled,
+    as without a C++ compiler, ``function`` itself is called.
     """
     fast = torch.compile(function, dynamic=False)
     works = True
@@ -75,7 +76,7 @@ def compiled(function: Callable[[Tensor], Tensor], *, rows: int) -> Callable[[Te
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is a lack of memory, on whatever device and by whatever name."""
+    """Return whether ``error`` is a lack of memory, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _NO_MEMORY)
@@ -83,10 +84,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_remedy(stage: str, remedy: str) -> Iterator[None]:
-    """Say what to lower if the block runs out of memory.
+    """Turn a lack of memory in the block into an error that says what to lower.
 
     Raises:
-        StageError: it did; ``remedy`` goes on from "out of memory: ".
+        StageError: "``stage``: out of memory: ``remedy``".
     """
     try:
         yield
