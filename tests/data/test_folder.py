@@ -112,6 +112,21 @@ def test_what_is_left_out_is_counted_and_named(folder: Path, where: str) -> None
         load_folder(folder, role="--private")
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_beside_class_folders_are_refused(folder: Path, labelled: bool) -> None:
+    """Neither the image is dropped nor the classes are."""
+    stray = save(picture(9), folder / "stray.png")
+    refusal(folder, "1 image(s) lie beside", str(stray), "remove it", labelled=labelled)
+
+
+def test_images_beside_folders_of_other_files_have_no_classes(tmp_path: Path) -> None:
+    save(picture(0), tmp_path / "1.png")
+    save(b"something", tmp_path / "notes" / "1.txt")
+    told: list[str] = []
+    found = load_folder(tmp_path, role="--public", labelled=False, warn=told.append)
+    assert (found.ids, found.classes) == (("1.png",), ()) and "notes/1.txt" in told[0]
+
+
 def test_folders_of_other_formats_alone_say_what_they_hold(tmp_path: Path) -> None:
     save(b"x", tmp_path / "a" / "1.heic")
     refusal(tmp_path, str(tmp_path / "a"), "holds no images", "1 .heic")

@@ -39,13 +39,20 @@ def load_folder(
 ) -> ImageSet:
     """Read a folder with one subfolder for each class, rows sorted by id.
 
-    Sizes are checked from the files' headers before anything is decoded. With ``size`` the shorter
-    side is brought to it and the centre cut out. ``channels`` None: 1 if every image is grey,
-    otherwise 3. Transparency is laid on white, values are scaled to 8 bits by the range of the file's
-    type, EXIF turns are applied, and of an animation the first frame counts. ``labelled`` False: class
-    subfolders are optional. ``limit``: the first so many classes. Every format that Pillow decodes by
-    itself is read. ``warn`` is given one line that counts and names what is left out; hidden files and
-    those of operating systems (``__MACOSX``, ``Thumbs.db``) are skipped without.
+    Every format that Pillow decodes itself is read. Sizes are checked from the files' headers before
+    anything is decoded. Transparency is laid on white, values are scaled to 8 bits by the range of the
+    file's type, EXIF turns are applied, and of an animation the first frame counts. Hidden files and
+    those of operating systems (``__MACOSX``, ``Thumbs.db``) are skipped.
+
+    Args:
+        path: the folder.
+        role: how messages name it, such as "--private".
+        size: bring the shorter side to this many pixels and cut out the centre.
+        channels: 1 or 3; None: 1 if every image is grey.
+        labelled: False: class subfolders are optional; images lie in them or beside each other.
+        limit: read the first so many classes.
+        progress: told after each image.
+        warn: called with one line that counts and names files that are left out.
 
     Raises:
         DataError: one line that names the folder or file.
@@ -93,16 +100,19 @@ def _list_files(
         raise DataError(f"{role} {path}: is empty; {layout}")
     if labelled and not folders:
         raise DataError(f"{role} {path}: has no class subfolders; {layout}")
-    classes = [folder.name for folder in inside] if labelled or not loose else []
-    if classes:
-        left_out += loose
-    files: list[tuple[Path, str | None]] = [] if classes else [(file, None) for file in loose]
+    if loose and any(images for images, _ in inside.values()):
+        raise DataError(
+            f"{role} {path}: {len(loose)} image(s) lie beside folders of images, first {loose[0]}; move "
+            "each into the folder of its class, or remove it"
+        )
+    classes = [] if loose and not labelled else [folder.name for folder in inside]
+    files: list[tuple[Path, str | None]] = [(file, None) for file in loose]
     for folder, (images, others) in inside.items():
         if classes and not images:
             raise DataError(
                 f"{role} {folder}: holds no images{_kinds(others)}; add some or remove the folder"
             )
-        files += [(file, folder.name if classes else None) for file in images]
+        files += [(file, folder.name) for file in images]
         left_out += others
     if not files:
         raise DataError(f"{role} {path}: holds no images{_kinds(left_out)}")
