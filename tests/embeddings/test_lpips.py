@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import get_args
 
-import lpips
 import pytest
 import torch
 from torch.nn import functional as F
 
 from inversight.core.errors import WeightsError
 from inversight.embeddings import Embedding
-from inversight.embeddings.lpips import Lpips, Net, backbone_shapes, random_backbone
+from inversight.embeddings.lpips import Lpips, Net, backbone_shapes
+from tests.embeddings.networks import authors, backbone
 
 NETS = get_args(Net)
-
-
-def backbone(net: Net) -> dict[str, torch.Tensor]:
-    return random_backbone(net, torch.Generator().manual_seed(7))
-
-
-def authors_with(net: Net, state: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """The ``lpips`` package's network with ``state`` as its backbone."""
-    with torch.random.fork_rng(devices=[]):
-        model = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False)
-    with torch.no_grad():
-        for name, value in model.net.named_parameters():
-            _, _, rest = name.partition(".")  # sliceK.I.weight -> I.weight
-            value.copy_(state[f"features.{rest}"])
-    return model.eval()
-
-
-@cache  # torchvision draws a whole VGG first, which takes seconds
-def authors(net: Net, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The same on :func:`backbone`; no test may change it."""
-    return authors_with(net, backbone(net)).to(dtype)
 
 
 @pytest.mark.parametrize("net", NETS)

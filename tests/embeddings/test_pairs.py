@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args
 
 import pytest
@@ -16,7 +17,7 @@ from inversight.embeddings import StagedEmbedding, Workspace, image_pairs
 from inversight.embeddings.distances import exact_products
 from inversight.embeddings.lpips import Lpips, Net
 from inversight.embeddings.pixel import Pixel
-from tests.embeddings.test_lpips import authors, backbone
+from tests.embeddings.networks import authors, backbone
 
 NETS = get_args(Net)
 MEMORY = 2 << 30
@@ -27,6 +28,7 @@ def noise(n: int, *, size: int = 16, channels: int = 3, seed: int = 0) -> Tensor
     return torch.randint(0, 256, (n, channels, size, size), generator=rng).to(torch.uint8)
 
 
+@cache
 def small(net: Net = "alex") -> Lpips:
     return Lpips(net, size=64, backbone=backbone(net))
 

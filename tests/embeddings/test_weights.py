@@ -15,7 +15,7 @@ from inversight.core.errors import WeightsError
 from inversight.embeddings import weights
 from inversight.embeddings.weights import (
     KNOWN,
-    Published,
+    PublishedWeights,
     folder,
     import_weights,
     load_weights,
@@ -42,7 +42,7 @@ def published(file: Path, value: Any, monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.setitem(
         weights.KNOWN,
         name,
-        Published(name, file.name, digest, known.url, known.used_by, known.examples),
+        PublishedWeights(name, file.name, digest, known.url, known.used_by, known.examples),
     )
     return file
 
@@ -54,7 +54,7 @@ def state() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
-def test_missing_weights_say_where_from_how_and_what_else(known: Published) -> None:
+def test_missing_weights_say_where_from_how_and_what_else(known: PublishedWeights) -> None:
     assert status(known.name) == "missing"
     with pytest.raises(WeightsError) as caught:
         load_weights(known.name)
@@ -70,7 +70,7 @@ def test_missing_weights_say_where_from_how_and_what_else(known: Published) -> N
 
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
-def test_a_digest_is_the_one_in_the_published_name(known: Published) -> None:
+def test_a_digest_is_the_one_in_the_published_name(known: PublishedWeights) -> None:
     assert known.file.endswith(f"-{known.digest}.pth")
 
 
@@ -137,7 +137,7 @@ def test_what_is_not_named_tensors_is_refused(
     monkeypatch.setitem(
         weights.KNOWN,
         "vgg16",
-        Published("vgg16", FILE, hashlib.sha256(b"").hexdigest()[:8], "", "lpips-vgg", ()),
+        PublishedWeights("vgg16", FILE, hashlib.sha256(b"").hexdigest()[:8], "", "lpips-vgg", ()),
     )
     with pytest.raises(WeightsError, match="not a file of plain tensors"):
         import_weights(file)

@@ -17,7 +17,7 @@ from inversight.core.errors import WeightsError
 from inversight.embeddings.lpips import _BACKBONE, Lpips, Net
 from inversight.embeddings.weights import load_weights
 from inversight.scores import DDCS
-from tests.embeddings.test_lpips import authors, authors_with, backbone
+from tests.embeddings.networks import authors, authors_with, backbone
 
 
 @dataclass

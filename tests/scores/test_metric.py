@@ -13,7 +13,7 @@ from inversight.core.errors import ConfigError, InputError
 from inversight.embeddings.lpips import Lpips
 from inversight.embeddings.pixel import Pixel
 from inversight.scores import DDCS, DDCSResult, ddcs
-from tests.embeddings.test_lpips import backbone
+from tests.embeddings.networks import backbone
 from tests.scores.build import gaussian
 
 

@@ -38,7 +38,7 @@ class Inception:
 
 
 class _Unfilled(FeatureExtractorInceptionV3):  # type: ignore[misc]
-    """torch-fidelity's constructor reads a weights file at once; here the weights come later."""
+    """torch-fidelity's network whose constructor loads no weights; they are loaded later."""
 
     _constructed = False
 
@@ -49,9 +49,9 @@ class _Unfilled(FeatureExtractorInceptionV3):  # type: ignore[misc]
 
 
 def empty_network() -> torch.nn.Module:
-    """The network with random weights, drawing nothing from the global random state."""
+    """Return the network with random weights; the global random state is left alone."""
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        # An empty file of our own satisfies the constructor, so that nothing is downloaded.
+        # An empty file satisfies the constructor, so that nothing is downloaded.
         nothing = Path(folder) / "nothing.pth"
         torch.save({}, nothing)
         network = _Unfilled(

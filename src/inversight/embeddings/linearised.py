@@ -1,8 +1,8 @@
-"""Layers as the linear maps that they are near given images: J v and J^T u without a graph.
+"""Jacobians of layers at given images as linear maps: J v and J^T u without a graph.
 
-Convolution, normalisation by known statistics, ReLU and max pooling are linear once the masks at an
-image are known. Kept as such, a product costs the bare convolutions, in any precision; through
-PyTorch's graph of a graph it takes more than twice as long (``benchmarks/natural_gradient.py``).
+Convolution, normalisation by fixed statistics, ReLU and max pooling are linear once the masks at an
+image are known. A product then costs the convolutions alone, in any precision; double backward through
+PyTorch's graph takes more than twice as long (``benchmarks/natural_gradient.py``).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Jacobian:
-    """J of a function at one point, as two maps: ``push`` takes v to J v, ``pull`` u to J^T u.
+    """The Jacobian J of a function at one point: ``push`` maps v to J v, ``pull`` maps u to J^T u.
 
-    Either may write over what it is given.
+    Both may overwrite their input.
     """
 
     push: Map
@@ -37,10 +37,10 @@ class Jacobian:
 
 
 def recorded(function: Map, x: Tensor) -> tuple[Tensor, Jacobian]:
-    """``function(x)`` and its Jacobian there, for any function differentiable twice.
+    """Return ``function(x)`` and its Jacobian there, for any function differentiable twice.
 
-    Reverse over reverse: u -> J^T u is linear, so its own derivative gives J v. Both graphs are
-    built once and serve every product.
+    Reverse over reverse: u -> J^T u is linear, so its derivative gives J v. Both graphs are built once
+    and reused by every product.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
@@ -62,11 +62,12 @@ def recorded(function: Map, x: Tensor) -> tuple[Tensor, Jacobian]:
 def linearised(
     layers: Sequence[nn.Module], x: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Jacobian]:
-    """What ``layers`` one after another give at ``x`` (N, C, H, W), and the Jacobian there.
+    """Return the output of ``layers`` in sequence at ``x`` (N, C, H, W), and the Jacobian there.
 
-    The Jacobian is that at ``x``, but takes and gives ``dtype``: masks found in bfloat16 would be
-    those of another image (measured: products a third off instead of 0.6 %). Layers: those that
-    ``_rule`` knows, and rows of them; batch normalisation as it is in evaluation.
+    The Jacobian takes and returns ``dtype``, but its masks are computed at ``x`` in full precision: masks
+    computed in bfloat16 are those of another image (measured: products are off by a third instead of
+    0.6 %). Supported are the layers in ``_rule`` and sequences of them; batch normalisation in evaluation
+    mode.
     """
     parts = []
     for layer in layers:
@@ -90,7 +91,7 @@ def linearised(
 
 
 def unit_gram(f: Tensor, length: Tensor, scale: Tensor, dtype: torch.dtype) -> Map:
-    """v -> J^T J v of f -> ``scale`` * f / |f|: unit vectors over channels, each channel weighted.
+    """Return v -> J^T J v of f -> ``scale`` * f / |f|: unit vectors over channels, each channel weighted.
 
     f (N, C, H, W); ``length`` (N, 1, H, W) is |f|, positive; ``scale`` (1, C, 1, 1). The unit
     vector's own Jacobian is (I - u u^T) / |f| with u = f / |f|, which is symmetric. v is of ``dtype``.
@@ -108,10 +109,10 @@ def unit_gram(f: Tensor, length: Tensor, scale: Tensor, dtype: torch.dtype) -> M
 def staged_gram(
     entrance: Jacobian, stages: Sequence[tuple[Jacobian, Map]], dtype: torch.dtype
 ) -> Map:
-    """v -> J^T J v of stages one after the other, each with features of its own.
+    """Return v -> J^T J v of consecutive stages that each have features of their own.
 
-    ``entrance`` leads from images to the first stage; with each stage comes the map J^T J of the
-    features made of what it gives. Both take and give ``dtype``; v does not.
+    ``entrance`` leads from images to the first stage. Each stage has the Jacobian of its layers and the
+    map J^T J from its output to its features. Both work in ``dtype``; v has the dtype of the images.
     """
 
     @torch.no_grad()
@@ -173,14 +174,14 @@ def _max_pool(layer: nn.MaxPool2d, x: Tensor, dtype: torch.dtype) -> tuple[Tenso
         return_indices=True,
     )  # fmt: skip
     (n, channels, *given), found = x.shape, y.shape[2:]
-    # Pixel by pixel, which is how channels-last maps lie in memory.
+    # Pixel by pixel, the memory order of channels-last maps.
     where = _pixels(index)
 
     def push(v: Tensor) -> Tensor:
         return _maps(_pixels(v).gather(1, where), found)
 
     def pull(u: Tensor) -> Tensor:
-        # Windows may overlap: what several took from one place adds up there.
+        # Windows may overlap: contributions of several windows to one pixel add up.
         pulled = u.new_zeros(n, math.prod(given), channels)
         return _maps(pulled.scatter_add_(1, where, _pixels(u)), given)
 
@@ -188,12 +189,12 @@ def _max_pool(layer: nn.MaxPool2d, x: Tensor, dtype: torch.dtype) -> tuple[Tenso
 
 
 def _pixels(maps: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H W, C)."""
+    """Convert (N, C, H, W) to (N, H W, C)."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _maps(pixels: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, H W, C) -> (N, C, H, W)."""
+    """Convert (N, H W, C) to (N, C, H, W)."""
     maps: Tensor = pixels.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
     return maps
 
@@ -238,7 +239,7 @@ _LAYERS: dict[type[nn.Module], _Rule] = {
 
 
 def _rule(kind: type[nn.Module]) -> _Rule:
-    """How a layer of this kind is made linear; KeyError for one that is not known."""
+    """Return the rule that linearises a layer of this type; KeyError for an unknown one."""
     if kind in _LAYERS:
         return _LAYERS[kind]
     from torchvision.models.squeezenet import Fire  # takes seconds, and few need it

@@ -36,8 +36,8 @@ class Lpips:
     with align_corners and without antialiasing, on both sides. ``smooth`` makes it differentiable
     twice everywhere, which guidance needs and scores do not.
 
-    A :class:`inversight.embeddings.StagedEmbedding`: distances can be taken layer by layer, so that
-    one image's 35 MB of features (VGG at 256) are never in memory together.
+    A :class:`inversight.embeddings.StagedEmbedding`: distances can be computed layer by layer, so that
+    an image's 35 MB of features (VGG at 256) are never in memory together.
 
     Raises:
         WeightsError: the backbone's published weights are missing.
@@ -57,8 +57,7 @@ class Lpips:
         state = load_weights(_BACKBONE[net]) if backbone is None else backbone
         self._network = empty_network(net)
         _load_backbone(self._network, state)
-        # Channels-last: a pixel's channels lie together, which both convolution and normalisation
-        # over channels want (measured: a tenth faster on a CPU).
+        # Channels-last suits convolution and normalisation over channels (a tenth faster on a CPU).
         self._network.to(memory_format=torch.channels_last)
         self._linear = [
             layer.model[-1].weight.detach().clamp_min(0.0).sqrt() for layer in self._network.lins
@@ -71,13 +70,13 @@ class Lpips:
 
     @property
     def stages(self) -> int:
-        """Number of layers whose features are compared."""
+        """The number of layers whose features are compared."""
         return len(self._stages)
 
     def batch_size(self, device: torch.device) -> int:
-        """Images that go through the network together where it runs fastest (measured)."""
+        """Return the batch size at which the network is fastest (measured)."""
         if device.type != "cpu":
-            return 8  # from 16 on, cuDNN may choose a way that is several times slower
+            return 8  # from 16 on, cuDNN may choose an algorithm that is several times slower
         return 1 if self.net == "vgg" else 4
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -90,21 +89,21 @@ class Lpips:
         return tuple(blocks)
 
     def enter(self, images: Tensor) -> Tensor:
-        """Images -> what the first stage takes."""
+        """Return the input of the first stage."""
         return self._resized(images)
 
     def advance(self, stage: int, state: Tensor) -> tuple[Tensor | None, Tensor]:
-        """A stage's input -> the next stage's input (None after the last) and this stage's maps."""
+        """Return the next stage's input (None after the last) and this stage's maps."""
         f = self._stages[stage](state)
         return (None if stage + 1 == self.stages else self._entries[stage + 1](f)), f
 
     def refer(self, stage: int, maps: Tensor, reference: Tensor) -> None:
-        """One image's unit features, negative and without the layer's weights, to ``reference``."""
+        """Write one image's negative unit features, without the layer's weights, to ``reference``."""
         pixels = maps[0].permute(1, 2, 0).flatten(0, 1)
         torch.mul(pixels, _inverse_length(pixels).neg_(), out=reference.view(pixels.shape))
 
     def write(self, stage: int, maps: Tensor, reference: Tensor, out: Tensor) -> None:
-        """The block of ``maps`` (N, C, H, W) less the reference's, to ``out`` (N, D), pixel by pixel."""
+        """Write the block of ``maps`` (N, C, H, W) less the reference's to ``out`` (N, D)."""
         n, channels, height, width = maps.shape
         pixels = maps.permute(0, 2, 3, 1).reshape(n, height * width, channels)
         target = out.unflatten(1, (height * width, channels))
@@ -113,10 +112,10 @@ class Lpips:
         target.mul_(self._scale(stage, maps).view(channels))
 
     def gram(self, images: Tensor, dtype: torch.dtype) -> Map:
-        """v -> J^T J v at ``images``, all (N, C, H, W), J the Jacobian of this embedding.
+        """Return v -> J^T J v at ``images``, all (N, C, H, W), with J the Jacobian of this embedding.
 
-        Products run in ``dtype``, J itself is exact. No graph of PyTorch's goes through the network,
-        so that ``smooth`` makes no difference.
+        Products run in ``dtype``; J itself is exact. ``smooth`` makes no difference, because no PyTorch
+        graph goes through the network.
         """
         state, entrance = recorded(self._resized, images)
         stages = []
@@ -143,7 +142,7 @@ class Lpips:
         return f / self._length(f)
 
     def _length(self, f: Tensor) -> Tensor:
-        """Each position's length over channels, (N, C, H, W) -> (N, 1, H, W), positive."""
+        """Return each position's length over channels, (N, C, H, W) -> (N, 1, H, W), positive."""
         square = f.square().sum(1, keepdim=True)
         return (square + _SMOOTH).sqrt() if self.smooth else square.sqrt() + _EPSILON
 
@@ -153,7 +152,7 @@ class Lpips:
 
 
 def _inverse_length(pixels: Tensor) -> Tensor:
-    """One over each pixel's length over channels, (..., C) -> (..., 1)."""
+    """Return the inverse of each pixel's length over channels, (..., C) -> (..., 1)."""
     length = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True)
     inverse: Tensor = length.add_(_EPSILON).reciprocal_()
     return inverse
@@ -178,8 +177,10 @@ def _staged(network: Any) -> tuple[list[nn.Sequential], list[nn.Sequential]]:
 
 
 def empty_network(net: Net) -> Any:
-    """torchmetrics' LPIPS network with its linear weights and a random backbone; draws nothing from
-    the global random state."""
+    """Return torchmetrics' LPIPS network with its linear weights and a random backbone.
+
+    The global random state is left alone.
+    """
     with torch.random.fork_rng(devices=[]):
         network = _NoTrainLpips(net=net, pnet_rand=True, pretrained=True)
     for module in network.modules():
@@ -189,7 +190,7 @@ def empty_network(net: Net) -> Any:
 
 
 def random_backbone(net: Net, rng: torch.Generator) -> dict[str, Tensor]:
-    """Backbone weights drawn from ``rng`` (He normal), for tests and benchmarks without weights."""
+    """Return backbone weights drawn from ``rng`` (He normal), for tests and benchmarks."""
     state = {}
     for name, value in backbone_shapes(net).items():
         drawn = torch.randn(value, generator=rng)
@@ -199,13 +200,13 @@ def random_backbone(net: Net, rng: torch.Generator) -> dict[str, Tensor]:
 
 
 def backbone_shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    """torchvision's names (``features.*``) and shapes of the backbone's parameters."""
+    """Return torchvision's names (``features.*``) and shapes of the backbone's parameters."""
     network = empty_network(net)
     return {_published(name): tuple(v.shape) for name, v in network.net.state_dict().items()}
 
 
 def _published(name: str) -> str:
-    """torchmetrics' ``sliceK.I.weight`` or ``slices.K.I.weight`` -> ``features.I.weight``."""
+    """Convert torchmetrics' ``sliceK.I.weight`` or ``slices.K.I.weight`` to ``features.I.weight``."""
     parts = name.split(".")
     return ".".join(["features", *parts[2 if parts[0] == "slices" else 1 :]])
 

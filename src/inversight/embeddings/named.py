@@ -17,10 +17,10 @@ Use = Literal["distance", "features"]
 
 
 def check_name(name: str, *, role: str) -> None:
-    """Refuse a name that no embedding has.
+    """Check that an embedding has this name.
 
     Raises:
-        ConfigError: with the nearest right name.
+        ConfigError: unknown name; the message suggests the nearest known one.
     """
     if name not in EMBEDDINGS and ":" not in name:
         raise ConfigError(
@@ -39,18 +39,19 @@ def named_embedding(
     evaluator: Target | None,
     working_size: int | None = None,
 ) -> Embedding:
-    """The embedding called ``name``.
+    """Return the embedding called ``name``.
 
-    ``use`` tells a distance from feature vectors: ``public`` is its stages' maps for a distance and
-    its penultimate layer for features. ``size`` is the private images' (``pixel`` compares there);
-    ``working_size`` a smaller LPIPS size for guidance.
+    Args:
+        use: ``public`` gives its stages' maps as a distance, its penultimate layer as features.
+        size: the private images' size, at which ``pixel`` compares.
+        working_size: a smaller LPIPS size, for guidance.
 
     Raises:
         ConfigError: no such name, or what it needs is not there.
         WeightsError: published weights are missing.
     """
     check_name(name, role=role)
-    # LPIPS and Inception are imported when asked for: their libraries take seconds to import.
+    # LPIPS and Inception are imported on demand: their libraries take seconds to import.
     if name == "pixel":
         return Pixel((size, size))
     if name in ("lpips-vgg", "lpips-alex", "lpips-squeeze"):
@@ -72,16 +73,16 @@ def named_embedding(
         if evaluator is None:
             raise ConfigError(f"{role} evaluator: needs --evaluator")
         return PooledEmbedding("evaluator", evaluator)
-    made = import_object(name, role=role)
+    factory = import_object(name, role=role)
     try:
-        made = made()
+        embedding = factory()
     except Exception as error:
         raise ConfigError(
             f"{role} {name}: could not be built ({type(error).__name__}: {error})"
         ) from error
-    if not isinstance(made, Embedding):
+    if not isinstance(embedding, Embedding):
         raise ConfigError(
             f"{role} {name}: expected an embedding: a `name` and a call from images (N, C, H, W) in "
-            f"[0, 1] to a tuple of feature blocks; found {type(made).__name__}"
+            f"[0, 1] to a tuple of feature blocks; found {type(embedding).__name__}"
         )
-    return made
+    return embedding

@@ -1,7 +1,7 @@
-"""Embeddings made of a trained classifier: ``public`` and ``evaluator``.
+"""Embeddings of a trained classifier: ``public`` and ``evaluator``.
 
-A public network's stages give a small LPIPS of their own (:class:`StageEmbedding`), its pooled
-penultimate layer gives the vectors that coverage and Frechet distances need
+The stages of a public network give a distance of the form of LPIPS (:class:`StageEmbedding`); its
+pooled penultimate layer gives the vectors for coverage and Frechet distances
 (:class:`PooledEmbedding`).
 """
 
@@ -44,9 +44,9 @@ class StageEmbedding:
         return tuple(blocks)
 
     def gram(self, images: Tensor, dtype: torch.dtype) -> Map:
-        """v -> J^T J v at ``images``, all (N, C, H, W), J the Jacobian of this embedding.
+        """Return v -> J^T J v at ``images``, all (N, C, H, W), J the Jacobian of this embedding.
 
-        Products run in ``dtype``, J itself is exact. The network must be in evaluation mode.
+        Products run in ``dtype``; J itself is exact. The network must be in evaluation mode.
         """
         f, entrance = recorded(self._normalised, images)
         module, stages = self.network.module, []
@@ -68,7 +68,7 @@ class StageEmbedding:
 
 
 def _root(f: Tensor, stages: int) -> float:
-    """What makes a sum over positions of f (N, C, H, W) and stages a mean, under the square."""
+    """Return the divisor that makes the squared sum over positions of f and stages a mean."""
     return math.sqrt(f.shape[2] * f.shape[3] * stages)
 
 
@@ -86,7 +86,7 @@ class PooledEmbedding:
         self.last_linear()
 
     def last_linear(self) -> nn.Linear:
-        """The layer whose input the features are.
+        """Return the layer whose inputs are the features.
 
         Raises:
             TargetError: the network has no torch.nn.Linear.
@@ -104,7 +104,7 @@ class PooledEmbedding:
         return (features,)
 
     def with_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and logits (N, K) from one forward pass."""
+        """Return features (N, D) and logits (N, K) from one forward pass."""
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -18,17 +18,17 @@ from inversight.embeddings.linearised import Map, recorded
 
 @runtime_checkable
 class LinearisableEmbedding(Embedding, Protocol):
-    """An embedding that knows its own derivative, for cheaper products than PyTorch's graph gives."""
+    """An embedding with products of its own Jacobian that are cheaper than through PyTorch's graph."""
 
     def gram(self, images: Tensor, dtype: torch.dtype) -> Map:
-        """v -> J^T J v at ``images``, all (N, C, H, W), calculated in ``dtype``."""
+        """Return v -> J^T J v at ``images``, all (N, C, H, W), computed in ``dtype``."""
         ...
 
 
 class PullbackMetric:
-    """Products with M at a batch of images (N, C, H, W); image i's M never mixes with image j's.
+    """Products with M at a batch of images (N, C, H, W), independently for each image.
 
-    ``dtype`` is the precision of products where the embedding offers a choice; none: the images'.
+    ``dtype`` is the precision of products where the embedding offers a choice; default: the images' own.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class PullbackMetric:
             self._gram = recorded_gram(embedding, images)
 
     def product(self, v: Tensor) -> Tensor:
-        """M v for each image, v and the result (N, C, H, W)."""
+        """Return M v for each image, v and the result (N, C, H, W)."""
         return 2.0 * self._gram(v)
 
 
 def recorded_gram(embedding: Embedding, images: Tensor) -> Map:
-    """v -> J^T J v of any embedding that is differentiable twice, by PyTorch's graphs."""
+    """Return v -> J^T J v of any embedding that is differentiable twice, by PyTorch's graphs."""
     _, jacobian = recorded(lambda x: torch.cat([b.flatten(1) for b in embedding(x)], 1), images)
     return lambda v: jacobian.pull(jacobian.push(v))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product for each image: (N, ...), (N, ...) -> (N,)."""
+    """Return the inner product for each image: (N, ...), (N, ...) -> (N,)."""
     return (a * b).flatten(1).sum(1)

@@ -1,7 +1,7 @@
-"""Published weights of perceptual and Inception networks: where they live, how they come in.
+"""Published weights of perceptual and Inception networks: where they are kept and how to import them.
 
-Nothing is downloaded. A file that the user fetched is checked against the hash that its publisher
-put into its name, read without unpickling code, and kept as safetensors.
+Nothing is downloaded. A file that the user fetched is checked against the hash in its published name,
+read without unpickling code, and kept as safetensors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from inversight.core.errors import WeightsError
 
 
 @dataclass(frozen=True)
-class Published:
-    """A weights file as its publisher offers it; ``digest``: how its SHA-256 begins."""
+class PublishedWeights:
+    """A weights file as its publisher offers it. digest: the first characters of its SHA-256."""
 
     name: str
     file: str
@@ -32,52 +32,26 @@ class Published:
     url: str
     used_by: str
     examples: tuple[str, ...]
-    """Parameters that it must hold."""
+    """Parameters that it must contain."""
 
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-KNOWN = {
-    p.name: p
-    for p in (
-        Published(
-            "vgg16",
-            "vgg16-397923af.pth",
-            "397923af",
-            _TORCHVISION,
-            "lpips-vgg",
-            ("features.0.weight", "features.28.weight"),
-        ),
-        Published(
-            "alexnet",
-            "alexnet-owt-7be5be79.pth",
-            "7be5be79",
-            _TORCHVISION,
-            "lpips-alex",
-            ("features.0.weight", "features.10.weight"),
-        ),
-        Published(
-            "squeezenet1_1",
-            "squeezenet1_1-b8a52dc0.pth",
-            "b8a52dc0",
-            _TORCHVISION,
-            "lpips-squeeze",
-            ("features.0.weight", "features.12.squeeze.weight"),
-        ),
-        Published(
-            "inception",
-            "weights-inception-2015-12-05-6726825d.pth",
-            "6726825d",
-            _FIDELITY,
-            "inception",
-            ("Conv2d_1a_3x3.conv.weight", "fc.weight"),
-        ),
-    )
-}
+_PUBLISHED = (
+    ("vgg16", "vgg16-397923af.pth", "397923af", _TORCHVISION,
+     "lpips-vgg", ("features.0.weight", "features.28.weight")),
+    ("alexnet", "alexnet-owt-7be5be79.pth", "7be5be79", _TORCHVISION,
+     "lpips-alex", ("features.0.weight", "features.10.weight")),
+    ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", "b8a52dc0", _TORCHVISION,
+     "lpips-squeeze", ("features.0.weight", "features.12.squeeze.weight")),
+    ("inception", "weights-inception-2015-12-05-6726825d.pth", "6726825d", _FIDELITY,
+     "inception", ("Conv2d_1a_3x3.conv.weight", "fc.weight")),
+)  # fmt: skip
+KNOWN = {row[0]: PublishedWeights(*row) for row in _PUBLISHED}
 
 
 def folder() -> Path:
-    """``$INVERSIGHT_WEIGHTS``, or ``inversight/weights`` in the user's cache folder."""
+    """Return ``$INVERSIGHT_WEIGHTS``, or ``inversight/weights`` in the user's cache folder."""
     given = os.environ.get("INVERSIGHT_WEIGHTS")
     if given:
         return Path(given)
@@ -86,10 +60,10 @@ def folder() -> Path:
 
 
 def load_weights(name: str) -> dict[str, Tensor]:
-    """The tensors of published network ``name``.
+    """Return the tensors of published network ``name``.
 
     Raises:
-        WeightsError: they are missing or damaged; says how to get them.
+        WeightsError: they are missing or damaged; the message says how to get them.
     """
     known = KNOWN[name]
     path = folder() / f"{name}.safetensors"
@@ -112,7 +86,7 @@ def load_weights(name: str) -> dict[str, Tensor]:
 
 
 def import_weights(path: Path) -> Path:
-    """Check a published file and keep it as safetensors; returns where.
+    """Check a published file, keep it as safetensors, and return its path.
 
     Raises:
         WeightsError: unknown name, wrong checksum, or not plain tensors.
@@ -144,7 +118,7 @@ def import_weights(path: Path) -> Path:
 
 
 def status(name: str) -> str:
-    """'ok', 'missing', or what is wrong with the kept file of network ``name``."""
+    """Return 'ok', 'missing', or what is wrong with the kept file of network ``name``."""
     path = folder() / f"{name}.safetensors"
     if not path.is_file():
         return "missing"
@@ -155,7 +129,7 @@ def status(name: str) -> str:
     return "ok" if facts.get("sha256") == _digest(path) else "changed since it was imported"
 
 
-def _read_checked(path: Path, known: Published) -> dict[str, Tensor]:
+def _read_checked(path: Path, known: PublishedWeights) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:

@@ -1,0 +1,45 @@
+"""LPIPS networks on random weights: ours and the authors' package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from unittest import mock
+
+import lpips
+import torch
+from torch import nn
+
+from inversight.embeddings.lpips import Net, random_backbone
+
+
+@cache
+def backbone(net: Net) -> dict[str, torch.Tensor]:
+    """Random weights; no test may change them."""
+    return random_backbone(net, torch.Generator().manual_seed(7))
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Draw no weights for layers: torchvision's whole VGG takes seconds."""
+    names = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "constant_")
+    with mock.patch.multiple(nn.init, **dict.fromkeys(names, mock.DEFAULT)):
+        yield
+
+
+def authors_with(net: Net, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The ``lpips`` package's network with ``state`` as its backbone."""
+    with torch.random.fork_rng(devices=[]), uninitialised():
+        model = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False)
+    with torch.no_grad():
+        for name, value in model.net.named_parameters():
+            _, _, rest = name.partition(".")  # sliceK.I.weight -> I.weight
+            value.copy_(state[f"features.{rest}"])
+    return model.eval()
+
+
+@cache
+def authors(net: Net, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The same on :func:`backbone`; no test may change it."""
+    return authors_with(net, backbone(net)).to(dtype)
