@@ -1,4 +1,4 @@
-"""What a defence is given and what it returns, and the template of those that train the model anew."""
+"""Inputs and results of defences, and the template of those that train the model again."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class FitContext:
 
 
 class TrainingDefence(ABC):
-    """Template of a defence that trains the model anew; a subclass writes :meth:`plan`.
+    """Template of a defence that trains the model again; a subclass writes :meth:`plan`.
 
     ``name`` is the defence's name in messages and in the defended target's spec.
     """

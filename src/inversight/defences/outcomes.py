@@ -82,15 +82,8 @@ class Outcome:
     failed: str | None = None
 
 
-@dataclass(frozen=True)
-class _Paired:
-    """A defence and the undefended model over their common seeds, each (seeds, N)."""
-
-    ids: NDArray[np.object_]
-    before: Floats
-    after: Floats
-    flags_before: Floats
-    flags_after: Floats
+Pairs = list[tuple[ModelAudit, ModelAudit]]
+_BOUNDS = ("mean", "low", "high")
 
 
 def model_audit(
@@ -206,15 +199,15 @@ def per_image(outcomes: Sequence[Outcome], protected: Sequence[str]) -> pd.DataF
     base = next(o for o in outcomes if o.name == NONE)
     frames = []
     for one in outcomes:
-        pair = None if one.name == NONE else _paired(one, base)
-        if pair is None:
+        pairs = _pairs(one, base)
+        if not pairs:
             continue
-        samples = next(iter(base.audits.values())).samples
+        samples = pairs[0][0].samples
+        before, after, flags_before, flags_after = _arrays(pairs)
         values = (
-            one.name, pair.ids, samples["label"], samples["id"].isin(list(protected)),
-            np.exp(pair.before.mean(0)), np.exp(pair.after.mean(0)),
-            np.exp((pair.after - pair.before).mean(0)),
-            pair.flags_before.mean(0), pair.flags_after.mean(0),
+            one.name, samples["id"], samples["label"], samples["id"].isin(list(protected)),
+            np.exp(before.mean(0)), np.exp(after.mean(0)), np.exp((after - before).mean(0)),
+            flags_before, flags_after,
         )  # fmt: skip
         frames.append(pd.DataFrame(dict(zip(_IMAGE_COLUMNS, values, strict=True))))
     if not frames:
@@ -222,23 +215,24 @@ def per_image(outcomes: Sequence[Outcome], protected: Sequence[str]) -> pd.DataF
     return pd.concat(frames, ignore_index=True)
 
 
-def _paired(one: Outcome, base: Outcome) -> _Paired | None:
-    pairs = [(base.audits[seed], one.audits[seed]) for seed in one.audits if seed in base.audits]
-    if not pairs:
-        return None
+def _pairs(one: Outcome, base: Outcome) -> Pairs:
+    """Return the audits (undefended, defended) of the common seeds; none for the undefended model."""
+    if one.name == NONE:
+        return []
+    return [(base.audits[seed], a) for seed, a in one.audits.items() if seed in base.audits]
+
+
+def _arrays(pairs: Pairs) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return log distances (seeds, N) before and after, and the fraction of flags (N,) of each."""
     before, after = zip(*pairs, strict=True)
-    return _Paired(
-        ids=before[0].samples["id"].to_numpy(),
-        before=np.stack([audit.log_distances for audit in before]),
-        after=np.stack([audit.log_distances for audit in after]),
-        flags_before=np.stack([audit.flags for audit in before]),
-        flags_after=np.stack([audit.flags for audit in after]),
-    )
+    logs = [np.stack([audit.log_distances for audit in side]) for side in (before, after)]
+    flags = [np.stack([audit.flags for audit in side]).mean(0) for side in (before, after)]
+    return logs[0], logs[1], flags[0], flags[1]
 
 
 def _row(one: Outcome, base: Outcome) -> dict[str, Any]:
     audits = list(one.audits.values())
-    pair = None if one.name == NONE else _paired(one, base)
+    pairs = _pairs(one, base)
     masked, hides = _masked(one, base)
     measures = {key: [a.measures[key] for a in audits if key in a.measures] for key in MEASURES}
     return {
@@ -249,52 +243,46 @@ def _row(one: Outcome, base: Outcome) -> dict[str, Any]:
         "seeds": len(audits),
         "minutes": round(sum(a.minutes for a in audits), 2),
         "measures": {key: interval(values) for key, values in measures.items() if values},
-        "changes": {} if pair is None else _changes(one, base),
-        "images": None if pair is None else _moved(pair),
+        "changes": _changes(pairs),
+        "images": _moved(pairs) if pairs else None,
         "masked": masked,
         "hides": hides,
         "facts": dict(audits[0].facts) if audits else {},
     }
 
 
-def _changes(one: Outcome, base: Outcome) -> dict[str, Any]:
-    pairs = [
-        (audit.measures, base.audits[seed].measures)
-        for seed, audit in one.audits.items()
-        if seed in base.audits
-    ]
+def _changes(pairs: Pairs) -> dict[str, Any]:
+    """Return the change of each measure that both models of a pair have."""
     changes: dict[str, Any] = {}
     for key in MEASURES:
-        found = [
-            (after[key], before[key]) for after, before in pairs if key in after and key in before
-        ]
+        values = [(b.measures.get(key), a.measures.get(key)) for b, a in pairs]
+        found = [(b, a) for b, a in values if b is not None and a is not None]
         if found and key in RATIOS:
             # Means and intervals of ratios are those of their logarithms.
-            logs = interval([math.log(a / b) for a, b in found])
-            bounds = {
-                k: logs[k] if logs[k] is None else math.exp(logs[k])
-                for k in ("mean", "low", "high")
-            }
-            changes[key] = {**bounds, "values": [a / b for a, b in found]}
+            logs = interval([math.log(a / b) for b, a in found])
+            bounds = {k: None if logs[k] is None else math.exp(logs[k]) for k in _BOUNDS}
+            changes[key] = {**bounds, "values": [a / b for b, a in found]}
         elif found:
-            changes[key] = interval([a - b for a, b in found])
+            changes[key] = interval([a - b for b, a in found])
     return changes
 
 
-def _moved(pair: _Paired) -> dict[str, Any]:
+def _moved(pairs: Pairs) -> dict[str, Any]:
     """Return the images that a defence moved; a flag counts if it holds in most seeds."""
-    changes = pair.after - pair.before
+    before, after, flags_before, flags_after = _arrays(pairs)
+    ids = pairs[0][0].samples["id"].to_numpy()
+    changes = after - before
     known = np.isfinite(changes).all(0)
     mean = changes[:, known].mean(0)
-    before, after = pair.flags_before.mean(0) > 0.5, pair.flags_after.mean(0) > 0.5
+    was, now = flags_before > 0.5, flags_after > 0.5
     # With one seed, half of all images would be nearer by chance.
     always = known & (changes < 0).all(0) & (len(changes) > 1)
     return {
         "nearer": int((mean < 0).sum()),
         "farther": int((mean > 0).sum()),
-        "newly_flagged": pair.ids[after & ~before].tolist(),
-        "no_longer_flagged": pair.ids[before & ~after].tolist(),
-        "nearer_in_every_seed": pair.ids[always].tolist(),
+        "newly_flagged": ids[now & ~was].tolist(),
+        "no_longer_flagged": ids[was & ~now].tolist(),
+        "nearer_in_every_seed": ids[always].tolist(),
     }
 
 
