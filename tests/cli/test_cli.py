@@ -358,7 +358,7 @@ def test_score_judges_against_the_holdout(
     assert code == 0, err
     assert "of 6 images flagged at a false-discovery rate of 20 %" in out
     # 6 / (0.2 (12 + 1)), rounded up.
-    assert "With 12 holdout images none is flagged unless 3 or more stand out together" in out
+    assert "With 12 holdout images, 3 or more have to stand out together" in out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["flagged"]["fdr"] == 0.2 and metrics["leakage_gap"]["private_images"] == 6
     samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")

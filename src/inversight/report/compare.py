@@ -52,7 +52,7 @@ class MetricChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run a beside run b; every difference is b - a.
+    """Run a compared with run b; every difference is b - a.
 
     metrics: of either run. settings: (dotted name, a, b) where they differ. samples: images of both
     runs, the greatest change of nearest distance first, then of score, with columns id, label,
@@ -199,8 +199,8 @@ def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[tuple[str, st
 
 def _setting_values(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings and the other values of the manifest that determine results."""
-    beside = {k: manifest[k] for k in ("version", "seed", "device", "threads") if k in manifest}
-    return {**beside, **(manifest.get("settings") or {})}
+    other = {k: manifest[k] for k in ("version", "seed", "device", "threads") if k in manifest}
+    return {**other, **(manifest.get("settings") or {})}
 
 
 def _setting_text(flat: Mapping[str, Any], name: str) -> str:

@@ -230,8 +230,8 @@ def _seed_count(found: Record) -> int:
 
 def _warnings(found: Record) -> list[str]:
     few = {
-        1: "There is one seed and therefore no interval: no difference can be told from the chance of a "
-        "single training. Run several seeds before you choose a defence.",
+        1: "There is one seed and therefore no interval: no difference can be separated from the "
+        "chance of one training. Run several seeds before you choose a defence.",
         2: "There are two seeds: the intervals have one degree of freedom and are very wide. Run more "
         "seeds.",
     }.get(_seed_count(found))

@@ -56,15 +56,15 @@ def new_figure(width: float = 5.4, height: float = 3.2) -> Iterator[tuple[Figure
 
 def legend(axes: Axes, names: Sequence[str]) -> Legend:
     """Put a legend above the axes that gives its series these names, each as plain text."""
-    made = axes.legend(
+    box = axes.legend(
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2 if len(names) > 1 else 1,
         frameon=False, borderaxespad=0.2, fontsize=9.5,
     )  # fmt: skip
-    for text, name in zip(made.get_texts(), names, strict=True):
+    for text, name in zip(box.get_texts(), names, strict=True):
         text.set_parse_math(False)  # a dollar sign in a name is not the start of a formula
         shown = visible(name)
         text.set_text(shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…")
-    return made
+    return box
 
 
 def score_histogram(scores: Sequence[float]) -> str | None:

@@ -75,11 +75,11 @@ def interval_text(found: Mapping[str, Any] | None) -> str:
     return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
 
-def with_interval(value: Any, low: Any, high: Any) -> str:
-    """Return 'value [low, high]', or the value alone if a bound is missing."""
-    if is_missing(low) or is_missing(high):
-        return number(value)
-    return f"{number(value)} [{number(low)}, {number(high)}]"
+def with_interval(found: Mapping[str, Any]) -> str:
+    """Return 'value [low, high]', or the value alone without an interval."""
+    bounds = get_interval(found)
+    value = number(found["value"])
+    return value if bounds is None else f"{value} [{number(bounds[0])}, {number(bounds[1])}]"
 
 
 def visible(text: Any) -> str:

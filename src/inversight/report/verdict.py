@@ -48,7 +48,7 @@ class Median:
     high: float | None
 
     def __str__(self) -> str:
-        return with_interval(self.value, self.low, self.high)
+        return with_interval(vars(self))
 
 
 def median_interval(values: Sequence[float] | NDArray[np.float64]) -> Median:
@@ -211,7 +211,7 @@ def _control(metrics: Metrics) -> list[str]:
     if gap.get("value") is None:
         return []
     return [
-        f"Gap to the control: {_with_interval(gap)}, the DDCS of the reconstructions "
+        f"Gap to the control: {with_interval(gap)}, the DDCS of the reconstructions "
         f"({number(gap['attack'])}) minus that of as many samples of the prior that the target did not "
         f"guide ({number(gap['control'])}). It shows what the guidance gained, from class similarity "
         "and from per-image leakage together. It is no evidence that any image leaked, and it has no "
@@ -256,7 +256,7 @@ def _tests(metrics: Metrics) -> list[str]:
                 "counts as shown."
             )
         found.append(
-            f"Leakage gap: {_with_interval(gap)}, the mean DDCS of private images "
+            f"Leakage gap: {with_interval(gap)}, the mean DDCS of private images "
             f"({number(gap['private'])}) minus that of holdout images of the same classes "
             f"({number(gap['holdout'])}); each reconstruction counts for the one image of both sets "
             f"that is nearest.{chance}"
@@ -277,7 +277,3 @@ def _tests(metrics: Metrics) -> list[str]:
 
 def _get(metrics: Metrics, key: str, name: str) -> Any:
     return (metrics.get(key) or {}).get(name)
-
-
-def _with_interval(found: Mapping[str, Any]) -> str:
-    return with_interval(found["value"], found.get("low"), found.get("high"))
