@@ -136,7 +136,7 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in options.items()
-        if value not in (None, False)
+        if value is not None and value is not False  # 0 is a value
     }
 
 
