@@ -1,4 +1,4 @@
-"""What the ledger says of each private image beside its scores: signals, kind and twins."""
+"""Columns of the ledger beside the scores: signals, kind and twins of each private image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inversight.risk.twins import Twins, find_twins
 
 SIGNALS_FILE = "signals.parquet"
 JOINED = (*SIGNALS, "kind", "twins")
-"""Columns that the ledger gains, where they are there."""
+"""Columns that are added to the ledger where they are known."""
 
 _NAMES = ("id", "label", "twins")
 
@@ -48,7 +48,7 @@ def exposure_table(
 
 
 def signals_table(found: Signals, private: ImageSet, twins: Twins) -> pd.DataFrame:
-    """``id``, ``label``, the signals and ``twins``, one row for each private image, by id."""
+    """Return ``id``, ``label``, the signals and ``twins``, one row for each private image, by id."""
     return pd.DataFrame(
         {
             "id": private.ids,
@@ -60,14 +60,14 @@ def signals_table(found: Signals, private: ImageSet, twins: Twins) -> pd.DataFra
 
 
 def join(samples: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """``samples`` as they are, with the columns ``JOINED`` of ``table`` behind them, by id."""
+    """Return ``samples`` followed by the columns ``JOINED`` of ``table``, matched by id."""
     by_id = table.set_index("id")
     new = {name: by_id[name].reindex(samples["id"]).array for name in JOINED if name in table}
     return samples.assign(**new)
 
 
 def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
-    """``table`` with every name of an image or a class replaced by what ``hide`` makes of it."""
+    """Return ``table`` with ``hide`` applied to every name of an image or a class."""
     return table.assign(
         **{
             column: pd.array(
@@ -79,7 +79,7 @@ def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
 
 
 def signals_of(table: pd.DataFrame) -> dict[str, Tensor]:
-    """The signals among a table's columns, each (N,) float64."""
+    """Return the signals among a table's columns, each (N,) float64."""
     return {
         name: torch.tensor(table[name].to_numpy(dtype="float64"), dtype=torch.float64)
         for name in SIGNALS
