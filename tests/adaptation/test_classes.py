@@ -291,7 +291,7 @@ def test_the_published_scale(prior: StylePrior) -> None:
 
 
 def test_the_critic_learns_the_targets_classes(prior: StylePrior) -> None:
-    made = run(prior, "target-aware", steps=150, learning_rate_factor=4.0)
+    made = run(prior, "target-aware", steps=100, learning_rate_factor=4.0)
     assert isinstance(made, Critic) and made.num_classes == 0
     logits = made.critic.outputs(PUBLIC.float() / 127.5 - 1.0)
     assert float((logits.argmax(1) == torch.arange(60) % 3).float().mean()) > 0.9

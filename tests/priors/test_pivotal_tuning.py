@@ -161,12 +161,12 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_every_step")
-@pytest.mark.parametrize("step", [1, 49, 50, 70])
+@pytest.mark.parametrize("step", [1, 49, 50, 53])
 def test_stopped_and_gone_on_with_it_is_the_same_bit_by_bit(
     pivoted: StylePrior, tmp_path: Path, step: int
 ) -> None:
     file = tmp_path / "tuning"
-    kept = {"steps": 80, "missed": 0.0, "left": 0.0}
+    kept = {"steps": 56, "missed": 0.0, "left": 0.0}
     undisturbed = tuned(pivoted, **kept)
     with pytest.raises(Stopped):
         tuned(pivoted, **kept, checkpoint=file, progress=stop_at(step))

@@ -256,7 +256,7 @@ def test_the_game_learns_the_mean_of_the_data() -> None:
     data[32:] = 80
     training = tiny(batch_size=16, width=4, r1=1.0)
     game = Game(image_shape=SHAPE, training=training)
-    run_game(game, data, steps=200, rng=generator(0), fresh=True)
+    run_game(game, data, steps=80, rng=generator(0), fresh=True)
     with torch.no_grad():
         w = game.average.mapping(torch.randn(64, 6, generator=generator(5)))
         levels = (game.average(w, noise="none") + 1) * 127.5

@@ -70,21 +70,21 @@ _LEAST_OF_A_CLASS = 30
 """Public images that a class of ``conditional`` has at least, where there are as many: PLG-MI's number."""
 
 TUNING_FILE = "tuning.safetensors"
-"""Where a tuning of the generator keeps its state meanwhile, beside the game's checkpoint."""
+"""Name of the tuning's checkpoint, beside that of the adversarial training."""
 
-_REMEMBERED = 0.1
-"""Longest half-life of the moving average of a prior that learns classes, as a share of all images."""
+_EMA_FRACTION = 0.1
+"""Longest half-life of the moving average of a prior that learns classes, as a fraction of all images."""
 
 
 def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Preconditioner:
-    """What turns the entropy's gradient into its natural gradient under ``metric``."""
+    """Return the preconditioner of the natural gradient under ``metric``."""
     if adaptation.preconditioner == "eigen":
         return PaperEigen(metric, rank=adaptation.rank)
     return Damped(metric, damping=adaptation.damping, iterations=adaptation.iterations)
 
 
 def check_arm(arm: str, target: Target) -> None:
-    """Refuse a target that lacks what an arm looks at.
+    """Validate that the target has the layers that an arm needs.
 
     Raises:
         ConfigError: statistics without batch normalisation; projected, diverse or conditional without
@@ -103,10 +103,10 @@ def check_arm(arm: str, target: Target) -> None:
 
 
 def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
-    """Refuse settings that ask for more of each class than there are public images, or for none of them.
+    """Validate the settings of numbers of public images.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: a setting is larger than the number of images, or tuning is set without pivots.
     """
     check_top(images, adaptation.pivots, "pivots")
     if adaptation.pivots_tuning > 0 and adaptation.pivots == 0:
@@ -121,7 +121,7 @@ def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
 
 
 def weight_of(arm: str, adaptation: Adaptation) -> float:
-    """The weight that was given, or else the arm's own; 0 for ``vanilla``."""
+    """Return the weight in the settings, or else the arm's default; 0 for ``vanilla``."""
     default = ARMS[arm].weight
     return default if default == 0.0 or adaptation.weight is None else adaptation.weight
 
@@ -168,27 +168,30 @@ def adapt(
     prior: StylePrior,
     target: Target,
     public: Tensor,
-    *,
-    arm: str,
-    adaptation: Adaptation,
-    training: PriorTraining,
-    metric: Embedding | None = None,
-    rng: torch.Generator,
-    progress: Progress = silent,
-    checkpoint: Path | None = None,
-    monitor: SampleMonitor | None = None,
-    processes: Processes = ALONE,
-) -> StylePrior:
-    """The adapted prior. ``public``: uint8 images (N, C, S, S) at the prior's size.
+    *, arm: str, adaptation: Adaptation, training: PriorTraining, metric: Embedding | None = None,
+    rng: torch.Generator, progress: Progress = silent, checkpoint: Path | None = None,
+    monitor: SampleMonitor | None = None, processes: Processes = ALONE,
+) -> StylePrior:  # fmt: skip
+    """Fine-tune the prior against the target; then find its pivots, and tune the generator to them.
 
-    ``watch`` looks at it as it changes. Its pivots are found when the game is over, and then it is tuned
-    to them. ``checkpoint`` is the file that the game is kept in from time to time and gone on from; the
-    tuning has one of its own beside it, :data:`TUNING_FILE`. With several ``processes`` each calls this
-    alike.
+    Args:
+        prior: where the training starts.
+        target: the model under audit.
+        public: uint8 images (N, C, S, S) at the prior's size.
+        arm: the kind of guidance.
+        adaptation: settings of the fine-tuning.
+        training: settings of the prior's own training.
+        metric: embedding whose metric preconditions the natural gradient.
+        rng: gives the seeds of all random draws.
+        progress: called after each step.
+        checkpoint: file to save the training to at intervals, and to resume from if it exists. The
+            tuning has a checkpoint of its own beside it, :data:`TUNING_FILE`.
+        monitor: records samples during the training.
+        processes: each calls this alike, and gets the same prior.
 
     Raises:
-        ConfigError: a setting does not fit, or the prior knows classes and the arm none.
-        StageError: the game diverged, or the tuning.
+        ConfigError: a setting does not fit, or the prior is conditional and the arm is not.
+        StageError: the training or the tuning diverged.
         DataError: a checkpoint is damaged, or of another adaptation.
     """
     check_arm(arm, target)
@@ -204,25 +207,23 @@ def adapt(
     terms = guidance_terms(arm, adaptation, metric, projected)
     training = adaptation.training_settings(training)
     if ARMS[arm].conditional:
-        # Classes are new: an average that reaches back behind the adaptation would not know them.
-        images = max(1.0, _REMEMBERED * adaptation.steps * training.batch_size)
+        # A moving average over older generators would not have learned the classes.
+        images = max(1.0, _EMA_FRACTION * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
     scores = None
     if adaptation.pivots > 0 or ARMS[arm].conditional or ARMS[arm].classifying_discriminator:
         scores = soft_labels(target, public)
     chosen, most = None, False
     if adaptation.pivots > 0 and scores is not None:
-        rows, most = _pivotal(
+        rows, most = _pivot_rows(
             prior, target, scores, adaptation, at_once=training.images_at_once, rng=rng
         )
         chosen = public[rows] if len(rows) > 0 else None
     everything = public
-    prior, public, class_labels = _with_knowledge(
-        prior, target, public, scores, arm, adaptation, rng
-    )
+    prior, public, class_labels = _with_labels(prior, target, public, scores, arm, adaptation, rng)
     summed = None
     if adaptation.scale == "absolute":
-        # A mean in the papers of the two arms that are other attacks'.
+        # The papers of the two arms of other attacks take the mean over the batch.
         summed = 1 if ARMS[arm].published_weight is not None else training.batch_size
     transform = None
     if ARMS[arm].transformed:
@@ -237,72 +238,52 @@ def adapt(
     in_all = adaptation.steps + searching + tuning
 
     def after(before: int, share: int) -> Progress:
-        """Progress of a part of ``share`` steps with ``before`` steps done."""
+        """Return the progress of a part with ``share`` steps, after ``before`` steps."""
 
-        def tell(done: int, total: int, note: str = "") -> None:
+        def report(done: int, total: int, note: str = "") -> None:
             progress(before + share * done // total, in_all, note)
 
-        return tell
+        return report
 
     adapted = continue_training(
-        public,
-        training=training,
-        start=prior,
-        class_labels=class_labels,
-        steps=adaptation.steps,
-        learning_rate_factor=adaptation.learning_rate_factor,
-        guidance=guidance,
-        rng=rng,
-        progress=after(0, adaptation.steps),
-        checkpoint=checkpoint,
-        monitor=monitor,
+        public, training=training, start=prior, class_labels=class_labels, steps=adaptation.steps,
+        learning_rate_factor=adaptation.learning_rate_factor, guidance=guidance, rng=rng,
+        progress=after(0, adaptation.steps), checkpoint=checkpoint, monitor=monitor,
         processes=processes,
-    )
+    )  # fmt: skip
     if chosen is None:
         return adapted
     seed = draw_seed(rng)
-    kept = None if checkpoint is None else checkpoint.with_name(TUNING_FILE)
-    pivots = None if kept is None or tuning == 0 else saved_pivots(kept)
+    saved = None if checkpoint is None else checkpoint.with_name(TUNING_FILE)
+    pivots = None if saved is None or tuning == 0 else saved_pivots(saved)
     if pivots is None:
         pivots = project(
-            adapted,
-            target,
-            chosen,
-            everything,
-            steps=adaptation.pivots_steps,
-            batch_size=at_once,
-            rng=generator(seed, "pivots"),
-            progress=after(adaptation.steps, searching),
-        )
+            adapted, target, chosen, everything, steps=adaptation.pivots_steps, batch_size=at_once,
+            rng=generator(seed, "pivots"), progress=after(adaptation.steps, searching),
+        )  # fmt: skip
     adapted = replace(adapted, pivots=pivots.to(adapted.average.mapping.w_avg))
     if tuning > 0:
         adapted = tune(
-            adapted,
-            target,
-            chosen,
-            everything,
-            steps=tuning,
-            missed=adaptation.pivots_missed,
-            left=adaptation.pivots_left,
-            learning_rate=adaptation.pivots_learning_rate,
-            batch_size=at_once,
-            rng=generator(seed, "pivotal-tuning"),
-            progress=after(adaptation.steps + searching, tuning),
-            checkpoint=kept,
+            adapted, target, chosen, everything, steps=tuning, missed=adaptation.pivots_missed,
+            left=adaptation.pivots_left, learning_rate=adaptation.pivots_learning_rate,
+            batch_size=at_once, rng=generator(seed, "pivotal-tuning"),
+            progress=after(adaptation.steps + searching, tuning), checkpoint=saved,
             processes=processes,
-        )
-    if kept is not None and processes.main:
-        kept.unlink(missing_ok=True)
+        )  # fmt: skip
+    if saved is not None and processes.main:
+        saved.unlink(missing_ok=True)
     return adapted
 
 
-def _pivotal(
+def _pivot_rows(
     prior: StylePrior, target: Target, scores: Tensor, adaptation: Adaptation, *, at_once: int | None,
     rng: torch.Generator,
 ) -> tuple[Tensor, bool]:  # fmt: skip
-    """Rows of the public images whose pivots are searched for, there may be none; and whether they are at
-    least half of those that the target is surest of: a generator that is tuned to a few alone forgets what
-    else it drew. ``scores``: what the target says of the public images."""
+    """Return the rows of the public images to invert, possibly none, and whether to tune to them.
+
+    The generator is tuned only if they are at least half of the most confident images: one that is tuned
+    to a few images forgets the others. ``scores``: the target's log-probabilities of the public images.
+    """
     wanted, share = adaptation.pivots, adaptation.pivots_surer_than
     surest = confident_images(scores, wanted)
     if share == 0.0:
@@ -315,12 +296,14 @@ def _pivotal(
     return chosen, 2 * len(chosen) >= len(surest)
 
 
-def _with_knowledge(
+def _with_labels(
     prior: StylePrior, target: Target, public: Tensor, scores: Tensor | None, arm: str,
     adaptation: Adaptation, rng: torch.Generator,
 ) -> tuple[StylePrior, Tensor, Tensor | None]:  # fmt: skip
-    """Where an arm that knows classes begins, its public images, and what the target says of them, by
-    ``scores``, which such an arm has."""
+    """Return the prior that the arm starts from, its public images, and their class labels if it has any.
+
+    ``scores``: the target's log-probabilities of the public images, for arms with classes.
+    """
     classes = target.num_classes
     if prior.num_classes > 0 and (not ARMS[arm].conditional or prior.num_classes != classes):
         able = " or ".join(name for name in ARMS if ARMS[name].conditional)
@@ -346,6 +329,6 @@ def _with_knowledge(
 
 
 def _images_of_a_class(arm: str, adaptation: Adaptation, images: int, classes: int) -> int:
-    """How many of so many public images each of the classes is given; 0: all that it is taken for."""
+    """Return how many public images each class gets; 0: all that the target puts in it."""
     top: int | None = getattr(adaptation, ARMS[arm].images_per_class or "conditional_top")
     return top if top is not None else min(images, max(_LEAST_OF_A_CLASS, images // classes))

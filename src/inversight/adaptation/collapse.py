@@ -1,4 +1,4 @@
-"""Whether an adapted prior has collapsed onto few of the target's classes."""
+"""Detects mode collapse: an adapted prior that generates few of the target's classes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from inversight.models.target import Target
 from inversight.priors.base import Prior
 
 IMAGES = 1024
-"""Samples that the mean prediction is taken over."""
+"""Number of samples for the mean prediction."""
 
 LOW = 0.7
-"""Below this share of what it was before the adaptation, fewer classes are within reach."""
+"""Below this fraction of the value before the adaptation, the prior has lost classes."""
 
 
 @torch.no_grad()
 def class_entropy(
     target: Target, prior: Prior, *, rng: torch.Generator, images: int = IMAGES, batch: int = 64
 ) -> float:
-    """Entropy in nats, in [0, log K], of the target's mean prediction over the prior's images.
+    """Return the entropy in nats, in [0, log K], of the target's mean prediction for samples.
 
-    log K: they spread evenly over the K classes; 0: all are of one class. Lower after an adaptation
-    means that an attack starts from fewer classes.
+    log K: uniform over the K classes; 0: all of one class. If it is lower after an adaptation, attacks
+    start from fewer classes.
     """
     total = torch.zeros(target.num_classes)
     for latents in prior.sample(images, rng=rng).split(batch):

@@ -1,8 +1,7 @@
-"""The target's pull on generated images, in proportion to the discriminator's.
+"""Guidance of the adversarial game by gradients of the target on generated images.
 
-The discriminator and the target each give a gradient on the generated images; this module gives the
-target's. How much it counts is set on the generator's parameters, where both arrive: there a weight
-means the same at every image size, for every generator and whatever the target's logits are scaled to.
+Their scale is relative to the GAN loss's gradient, measured on the generator's parameters. There a weight
+means the same for every image size, generator and scale of the target's logits.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from inversight.priors.guidance import GeneratedBatch, SecondDiscriminator
 
 @dataclass(frozen=True)
 class WeightedTerm:
-    """A term that the target guides by, how much it counts, and what turns its gradient.
+    """A guidance term, its weight, and the preconditioner of its gradient.
 
-    ``part``: it is taken on so many of a batch's images only, which are as random as the batch; what
-    a costly preconditioner saves by it is not paid for in bias.
+    ``part``: number of images of each batch that the term is computed on; the estimate stays unbiased,
+    and a costly preconditioner costs less.
     """
 
     term: Term
@@ -36,19 +35,19 @@ class WeightedTerm:
 
 
 class Guidance:
-    """What the adversarial game is guided by: images in [0, 1] -> each term's gradient on them.
+    """Guidance of the adversarial game: images in [0, 1] -> each term's gradient on them.
 
     A preconditioner turns a gradient, image by image, and leaves its length: the metric sets the
     direction (METHOD section 3). ``factor`` makes a term's gradient on the generator's parameters
-    ``weight`` times as long as the GAN loss's, by running lengths that :meth:`measure` is told every
+    ``weight`` times as long as the GAN loss's, by running means of the norms that :meth:`measure` gets every
     ``interval`` steps. ``state`` holds them, so that a resumed adaptation goes on exactly.
 
     ``summed`` asks for the published scale instead: ``weight`` times the gradient of the sum over a
     batch of so many images, as long as the preconditioner leaves it; 1: of the mean.
 
-    ``transform``: images and randomness -> what the target is shown of them.
+    ``transform``: images and generator -> transformed images, the target's input.
 
-    ``second``: the discriminator that one of the terms asks, for the game to train.
+    ``second``: a discriminator that one of the terms uses, for the game to train.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Guidance:
         ``batch``: what the game knows about them; terms and transformations may need it.
         """
         x = images.detach().requires_grad_(True)
-        terms = [pull.term for pull in self.terms.values()]
+        terms = [one.term for one in self.terms.values()]
         with torch.enable_grad():
             shown = x
             if self.transform is not None and batch is not None:
@@ -90,8 +89,7 @@ class Guidance:
                 critic = batch.class_logits(x) if asked and batch.class_logits is not None else None
                 seen = replace(seen, classes=batch.classes, critic=critic)
             values = {
-                name: pull.term(seen.first(pull.part or len(x)))
-                for name, pull in self.terms.items()
+                name: one.term(seen.first(one.part or len(x))) for name, one in self.terms.items()
             }
         mean_prediction = seen.logits.detach().softmax(1).mean(0)
         self.logged = {
@@ -111,17 +109,17 @@ class Guidance:
         return gradients
 
     def due(self, step: int) -> bool:
-        """Whether lengths on the generator's parameters are wanted at this step."""
+        """Return whether :meth:`measure` has to be called in this step."""
         return self.summed is None and step % self.interval == 0
 
     def measure(self, gan: float, terms: Mapping[str, float]) -> None:
-        """Take note of the lengths of the GAN loss's and the terms' gradients on the parameters."""
+        """Record the norms of the GAN loss's and the terms' gradients on the generator's parameters."""
         self._run("gan", gan)
         for name, length in terms.items():
             self._run(name, length)
 
     def factor(self, name: str) -> float:
-        """What a term's gradient on the images is multiplied by."""
+        """Return the factor of a term's gradient on the images."""
         weight = self.terms[name].weight
         if self.summed is not None:
             return weight * self.summed

@@ -1,10 +1,10 @@
-"""A discriminator that sees images as the target does: by the maps of its convolutions.
+"""A discriminator on the feature maps of the target.
 
-Sauer et al. 2021 ("Projected GANs converge faster") give a GAN discriminators on the features of a
-network trained on ImageNet. Here the features are the target's: what it tells the private images apart
-by is what generated images have to share with real ones. That it is the target's matters little, though:
-on digits other networks do as well (docs/evidence.md). Random mixing of channels and scales, which
-they put between features and discriminators, is left out.
+Sauer et al. 2021 ("Projected GANs converge faster") train discriminators on the features of a network
+trained on ImageNet. Here the features are the target's, so that generated images match real ones in the
+features that separate the private classes. The choice of network matters little, though: on digits other
+networks do as well (docs/evidence.md). Their random mixing of channels and scales between features and
+discriminators is left out.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ WIDTH = 64
 
 
 class Projected:
-    """Minus the mean judgement of the heads on what the target makes of the images, in (-inf, inf).
+    """Minus the mean logit of small discriminators ("heads") on the target's feature maps, in (-inf, inf).
 
-    A term to lower for the generator, and a discriminator for the game to train. Each of the target's
+    A guidance term for the generator, and a discriminator for the game to train. Each of the target's
     :class:`StandardisedMaps` has a small network of its own with spectral normalisation (Miyato et al.
     2018) that judges positions. They are trained with the hinge loss.
 
@@ -67,10 +67,10 @@ class Projected:
         return torch.stack(losses).mean()
 
     def settle(self) -> None:
-        """One step of the power iteration that spectral norms come from.
+        """Do one step of the power iteration of the spectral norms.
 
-        Once for each step of training, not for each pass, so that results do not hang on how a batch
-        is shared out.
+        Once for each step of training, not for each pass, so that results do not depend on the division
+        of a batch.
         """
         self.module.train()
         with torch.no_grad():
@@ -80,7 +80,7 @@ class Projected:
         self.module.eval()
 
     def _judge(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The heads' logits, each (N, 1, h, w)."""
+        """Return the heads' logits, each (N, 1, h, w)."""
         return [head(one) for head, one in zip(self.module, maps, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""What the target is asked for in the adaptation: each term is a value to lower, over a batch."""
+"""Terms of the guidance: scalar losses of the target's outputs for a batch of generated images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from inversight.models.activations import BatchNormInput, record_batch_norms, re
 from inversight.models.target import Target
 
 Need = Literal["layers", "maps", "critic"]
-"""What a term may look at beside the logits: see :class:`Observation`."""
+"""What a term may use besides the logits: see :class:`Observation`."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the target makes of a batch: logits (N, K), and of what is inside it what was asked for.
+    """The target's logits (N, K) of a batch, and the activations that were requested.
 
     layers: its batch normalisations; maps: the outputs (N, C, H, W) of its convolutions; classes (N,):
     what the images were generated for, where the generator knows classes; critic (N, K'): the
@@ -34,7 +34,7 @@ class Observation:
     critic: Tensor | None = None
 
     def first(self, n: int) -> Observation:
-        """The observation of the first n images alone."""
+        """Return the observation of the first n images."""
         return Observation(
             self.logits[:n],
             tuple(replace(one, values=one.values[:n]) for one in self.layers),
@@ -73,7 +73,7 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class Entropy:
-    """Mean entropy of the target's predictions, in [0, log K]: it is sure about every image.
+    """Mean entropy of the target's predictions, in [0, log K]; low if it is confident in every image.
 
     Li et al. 2025 (METHOD section 3).
     """
@@ -103,7 +103,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class Statistics:
-    """How far the batch's statistics are from those that training left in the target, >= 0.
+    """Distance, >= 0, of the batch's statistics from the target's running statistics.
 
     Kullback-Leibler divergence of normal distributions, KL(batch || training), mean over channels
     and layers. The running statistics of batch normalisations are the one thing about all private
@@ -136,8 +136,8 @@ class Spread:
         outputs = seen.maps[-1].flatten(1)
         outputs = outputs - outputs.mean(0, keepdim=True).detach()
         outputs = outputs / outputs.norm(dim=1, keepdim=True).clamp_min(1e-8)
-        told = seen.logits.detach().softmax(1)
-        together = (told @ told.T).fill_diagonal_(0.0)
+        probabilities = seen.logits.detach().softmax(1)
+        together = (probabilities @ probabilities.T).fill_diagonal_(0.0)
         alike: Tensor = (together * (outputs @ outputs.T)).sum()
         return alike / together.sum().clamp_min(1e-6)
 

@@ -1,6 +1,6 @@
-"""Looks at a game from time to time: a grid of samples, and how far they are from the public images.
+"""Records samples during a training: a grid of images, and their distance from the public images.
 
-A look has randomness of its own and changes nothing of the game.
+Recording uses a generator of its own and does not change the training.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from inversight.core.seeding import generator
 from inversight.data import to_pil
 
 Draw = Callable[[int, torch.Generator], Iterator[Tensor]]
-"""n and randomness -> n images in [0, 1], (B, C, S, S) at a time."""
+"""Number n and generator -> n images in [0, 1], in batches (B, C, S, S)."""
 Distance = Callable[[Iterator[Tensor]], float]
-"""Images, so many at a time -> their distance from the public ones, as a set."""
+"""Batches of images -> distance of the set from the public images."""
 
 GRIDS = "samples"
 ROWS = "progress.json"
 _PIXELS = 2048
-"""Most pixels along a side of a grid."""
+"""Maximum height and width of a grid, in pixels."""
 
 
 @dataclass(frozen=True)
 class SampleMonitor:
     """Writes ``folder/samples/images-000123456.png`` and adds a row to ``folder/progress.json``.
 
-    The number is of images that the game has seen; a grid shows the same latents at each look.
-    ``distance`` is taken of a thirty-second as many samples as images are seen between looks, which
-    bounds what it costs, but of at least ``fewest`` and at most ``most``.
+    The number counts the real images seen in the training. All grids show the same latents. ``distance``
+    is computed on 1/32 as many samples as images are seen between two records, which bounds its cost, but
+    on at least ``fewest`` and at most ``most``.
     """
 
     folder: Path
@@ -49,9 +49,9 @@ class SampleMonitor:
     def record(
         self, draw: Draw, *, images: int, every: int, facts: dict[str, float]
     ) -> float | None:
-        """One look after so many ``images``; the distance, if there is one.
+        """Record samples after ``images`` images, and return the distance, if there is one.
 
-        ``facts`` go into the row; what is not a finite number is left out.
+        ``facts`` are added to the row, without values that are not finite.
         """
         self._write_grid(draw, images)
         row: dict[str, Any] = {"images": images, **facts}
@@ -72,7 +72,7 @@ class SampleMonitor:
         _write(path, to_pil(to_uint8(grid_of(shown, side))))
 
     def _add(self, row: dict[str, Any]) -> None:
-        """The rows so far and ``row``; those of steps that a kill undid are dropped."""
+        """Append ``row``, and drop rows of steps that are repeated after an interruption."""
         path = self.folder / ROWS
         rows = json.loads(path.read_text()) if path.is_file() else []
         rows = [r for r in rows if r["images"] < row["images"]]
@@ -82,9 +82,9 @@ class SampleMonitor:
 
 
 def grid_of(images: Tensor, side: int) -> Tensor:
-    """side^2 images (side^2, C, S, S) in rows, (C, H, H), with a white line around each.
+    """Return side^2 images (side^2, C, S, S) as one grid (C, H, H), with a white line around each.
 
-    Plain here, since torchvision's takes seconds to import.
+    torchvision's function takes seconds to import.
     """
     framed = F.pad(images, (1, 1, 1, 1), value=1.0)
     rows: Tensor = framed.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4)

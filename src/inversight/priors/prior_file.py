@@ -1,4 +1,4 @@
-"""Priors made before: reading one, and whether it fits what it is to be used with."""
+"""Reads a saved prior, and validates that it fits its use."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from inversight.core.errors import DataError
 from inversight.priors.style_prior import StylePrior
 
 PRIOR_FILE = "prior.safetensors"
-"""The file's name in a folder that `inversight prior train`, `prior import` or `adapt` wrote."""
+"""Name of the file in a folder that `inversight prior train`, `prior import` or `adapt` wrote."""
 FEW_IMAGES = 2000
 COLOURS = {1: "grey", 3: "colour"}
-"""What images of one and of three channels are called."""
+"""Names of images with one and three channels."""
 
 
 @dataclass(frozen=True)
 class PriorFile:
-    """A prior, the file that it was read from and a hash of what is in it."""
+    """A prior, its file and a hash of the file's content."""
 
     prior: StylePrior
     file: Path
@@ -44,10 +44,10 @@ def read_prior(path: Path) -> PriorFile:
 
 
 def check_channels(prior: StylePrior, where: Path, channels: int, what: str, remedy: str) -> None:
-    """Refuse a prior whose images are colour and ``what`` is grey, or the other way round.
+    """Validate that the prior's images have as many channels as ``what``.
 
     Raises:
-        DataError: they differ; ``remedy`` says what would make them fit.
+        DataError: they differ; ``remedy`` says what to do.
     """
     own = prior.image_shape[0]
     if own != channels:
@@ -56,10 +56,10 @@ def check_channels(prior: StylePrior, where: Path, channels: int, what: str, rem
 
 
 def check_adaptable(prior: StylePrior, where: Path) -> None:
-    """Refuse a prior that cannot be adapted.
+    """Validate that the prior can be adapted.
 
     Raises:
-        DataError: it is conditioned on classes, which public images do not have.
+        DataError: it is conditional, and public images have no classes.
     """
     classes = prior.average.architecture.c_dim
     if classes > 0:
@@ -71,7 +71,7 @@ def check_adaptable(prior: StylePrior, where: Path) -> None:
 
 
 def few_images(count: int) -> str | None:
-    """A warning if ``count`` public images are too few to train or adapt a prior on, else None."""
+    """Return a warning if ``count`` public images are too few to train or adapt a prior, else None."""
     if count >= FEW_IMAGES:
         return None
     return (

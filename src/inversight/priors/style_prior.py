@@ -1,4 +1,4 @@
-"""The style-based prior as attacks see it, and its file."""
+"""The style-based prior: the interface for attacks, and its file."""
 
 from __future__ import annotations
 
@@ -29,11 +29,19 @@ _PIVOTS = "pivots"
 class StylePrior:
     """A trained style-based GAN. Its latents are points of W, one w (N, w_dim) for all layers.
 
-    It also takes a w for each layer, (N, num_ws, w_dim), which truncation with a cutoff gives.
-    ``raw`` is the generator that training goes on with, ``average`` its moving average, which makes
-    the images; ``critic`` the discriminator. All three are of one architecture, wherever that came
-    from; ``training`` says how the game goes on. ``pivots`` (M, w_dim): latents of images that it was
-    asked to come near to, which truncation leaves alone.
+    It also takes one w for each layer, (N, num_ws, w_dim), as truncation with a cutoff returns.
+
+    Attributes:
+        average: moving average of the generator, which makes the images.
+        raw: the generator that training continues with.
+        critic: the discriminator. All three have one architecture.
+        training: settings for continuing the training.
+        image_shape: (C, S, S).
+        augmentation: probability of augmentation at the end of the training.
+        psi: truncation in [0, 1]; 1: none.
+        cutoff: number of layers that are truncated; None: all.
+        log: rows of the training's log.
+        pivots: (M, w_dim), latents of chosen public images, not truncated; None: none.
     """
 
     average: Generator
@@ -48,10 +56,10 @@ class StylePrior:
     pivots: Tensor | None = field(default=None, repr=False)
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        """n latents w = mean + psi (mapping(z) - mean), z ~ N(0, I): (n, w_dim), for all layers.
+        """Draw n latents w = mean + psi (mapping(z) - mean), z ~ N(0, I): (n, w_dim), for all layers.
 
-        With a cutoff below the number of layers, (n, num_ws, w_dim). A network conditioned on
-        classes is given one of them at random for each latent.
+        With a cutoff below the number of layers, (n, num_ws, w_dim). For a conditional prior, the class
+        of each latent is drawn uniformly.
         """
         z = torch.randn(n, self.average.architecture.z_dim, generator=rng)
         labels: Tensor | None = None
@@ -95,16 +103,15 @@ class StylePrior:
         return self.average.truncated(w, self.psi, self.cutoff)
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Images (N, C, S, S), clamped to [0, 1]; noise is constant, so a latent is an image."""
+        """Return images (N, C, S, S), clamped to [0, 1]; noise is constant, so they are deterministic."""
         images: Tensor = self.average(latents, noise=self._noise)
         return ((images.to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def realness(self, images: Tensor) -> Tensor:
-        """The critic's logits (N,) of images (N, C, S, S) in [0, 1], each judged by itself.
+        """Return the critic's logits (N,) of images (N, C, S, S) in [0, 1], each judged independently.
 
-        Of a critic that tells classes apart it is the log-sum-exp of their logits.
-
-        In training the critic also sees how far the images of a group differ from each other.
+        For a critic with class logits, this is their log-sum-exp. In training the critic also gets the
+        standard deviation over a group of images.
 
         Raises:
             InputError: the critic judges images together with their classes.
@@ -127,7 +134,7 @@ class StylePrior:
     def until(
         self, block: int, latents: Tensor, start: BlockFeatures | None = None
     ) -> BlockFeatures:
-        """Features (N, channels, r, r) after ``block`` blocks, r = 2 x 2^block, and the image so far.
+        """Return features (N, channels, r, r) after ``block`` blocks, r = 2 x 2^block, and the image.
 
         Raises:
             ValueError: ``block`` is not beyond ``start`` or not in 1..blocks.
@@ -139,14 +146,14 @@ class StylePrior:
         return BlockFeatures(block, features, shown)
 
     def finish(self, start: BlockFeatures, latents: Tensor) -> Tensor:
-        """Images (N, C, S, S), clamped to [0, 1], of the blocks after ``start``."""
+        """Run the blocks after ``start``, and return images (N, C, S, S), clamped to [0, 1]."""
         _, images = self._part(latents, start, self.blocks)
         return ((cast(Tensor, images).to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
 
     def _part(
         self, latents: Tensor, start: BlockFeatures | None, last: int
     ) -> tuple[Tensor, Tensor | None]:
-        """From ``start`` or the latents to the end of block ``last``, in the parameters' precision."""
+        """Run the blocks from ``start`` (or the first) to ``last``, in the parameters' precision."""
         ws = self.average.rows(latents)
         if start is None:
             return self.average.synthesis.part(ws, self._noise, None, False, last=last)
@@ -160,14 +167,14 @@ class StylePrior:
         return "const" if self.training.noise else "none"
 
     def truncated(self, psi: float, cutoff: int | None = None) -> StylePrior:
-        """This prior with truncation ``psi`` in [0, 1] (1: none, 0: the mean latent alone).
+        """Return this prior with truncation ``psi`` in [0, 1] (1: none, 0: the mean latent only).
 
-        ``cutoff``: only so many layers are truncated, those of low resolution; None: all.
+        ``cutoff``: number of layers to truncate, from the lowest resolution; None: all.
         """
         return replace(self, psi=psi, cutoff=cutoff)
 
     def to(self, device: torch.device | str) -> StylePrior:
-        """This prior with its networks on ``device``."""
+        """Return this prior with its networks on ``device``."""
         for module in (self.average, self.raw, self.critic):
             module.to(device)
         return self if self.pivots is None else replace(self, pivots=self.pivots.to(device))
@@ -190,7 +197,7 @@ class StylePrior:
 
     @classmethod
     def load(cls, path: Path) -> StylePrior:
-        """Read what :meth:`save` wrote.
+        """Load the file that :meth:`save` wrote.
 
         Raises:
             DataError: missing, damaged, or not a prior.
