@@ -46,62 +46,40 @@ ARMS = {
         Arm("vanilla", "nothing; the prior is only trained further"),
         Arm("entropy", "the entropy of the target's prediction", 0.3, ("entropy",)),
         Arm(
-            "natural-gradient",
-            "the natural gradient of that entropy under the guidance embedding (the paper's arm)",
-            0.3,
-            ("entropy",),
-            natural_gradient=True,
+            "natural-gradient", "the natural gradient of that entropy under the guidance embedding "
+            "(the paper's arm)", 0.3, ("entropy",), natural_gradient=True,
         ),
         Arm(
-            "balanced",
-            "the entropy, and equal numbers of images for all classes",
-            0.3,
+            "balanced", "the entropy, and equal numbers of images for all classes", 0.3,
             ("entropy", "balance"),
         ),
         Arm(
-            "statistics",
-            "the running statistics of the target's batch normalisation",
-            1.0,
-            ("statistics",),
-            batch_norm=True,
+            "statistics", "the running statistics of the target's batch normalisation", 1.0,
+            ("statistics",), batch_norm=True,
         ),
         Arm(
-            "projected", "a second discriminator on the target's feature maps", 3.0, projected=True
+            "projected", "a second discriminator on the target's feature maps", 3.0, projected=True,
         ),
         Arm(
-            "diverse",
-            "projected, and different images from different latents",
-            3.0,
-            ("spread",),
+            "diverse", "projected, and different images from different latents", 3.0, ("spread",),
             projected=True,
         ),
         Arm(
-            "conditional",
-            "diverse, with a prior that is conditioned on the target's classes",
-            3.0,
-            ("spread",),
-            projected=True,
-            images_per_class="conditional_top",
+            "conditional", "diverse, with a prior that is conditioned on the target's classes", 3.0,
+            ("spread",), projected=True, images_per_class="conditional_top",
         ),
         Arm(
-            "pseudo-labels",
-            "the max-margin loss, with a prior that is conditioned on the target's classes (PLG-MI)",
-            0.3,
-            ("margin",),
-            images_per_class="pseudo_labels_top",
-            transformed=True,
-            published_weight="pseudo_labels_alpha",
+            "pseudo-labels", "the max-margin loss, with a prior that is conditioned on the target's "
+            "classes (PLG-MI)", 0.3, ("margin",), images_per_class="pseudo_labels_top",
+            transformed=True, published_weight="pseudo_labels_alpha",
         ),
         Arm(
-            "target-aware",
-            "the entropy of a discriminator that predicts the target's classes (KED-MI)",
-            0.3,
-            ("critic-entropy",),
-            classifying_discriminator=True,
+            "target-aware", "the entropy of a discriminator that predicts the target's classes (KED-MI)",
+            0.3, ("critic-entropy",), classifying_discriminator=True,
             published_weight="target_aware_entropy",
         ),
     )
-}
+}  # fmt: skip
 """The first three are the paper's, the last two each one half of a published attack."""
 
 ATTACKS = {
