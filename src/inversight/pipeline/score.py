@@ -130,11 +130,13 @@ def score(
         named = dict(
             private=private, holdout=holdout, embedding=embedding, features=features, public=public,
             evaluator=evaluator, classes=classes, network=network, size=size, pairs=pairs,
+            allow_overlap=allow_overlap or None,
         )  # fmt: skip
         twice = next((name for name, value in named.items() if value is not None), None)
         if twice is not None:
             raise ConfigError(
-                f"--reuse takes --{twice} from the run; leave it out, or score without --reuse"
+                f"--reuse takes --{twice.replace('_', '-')} from the run; leave it out, or score "
+                "without --reuse"
             )
         against = ScoreSettings.of_run(Path(reuse))
         against = replace(against, trust_target=against.trust_target or trust_target)
