@@ -1,4 +1,4 @@
-"""What an audit is given: folders and models, read and checked."""
+"""The inputs of an audit: images and models, read and checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from inversight.settings import AuditSettings
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that was read and checked before a run begins.
+    """The inputs that were read and checked before a run begins.
 
     split: the three sets in words. size and channels: the private images', as they were given or as
     --size has them; public images may be of another size.
@@ -45,7 +45,7 @@ class Inputs:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The model's class order: the given target's, or the private folder's."""
+        """Return the classes in the order of the given target, or else of the private folder."""
         return self.target.classes if self.target is not None else self.private.classes
 
 

@@ -1,4 +1,4 @@
-"""An audit that is checked and ready to run: what it will do, take and leave in its manifest."""
+"""A checked audit: its parts, forecast, announcement and manifest."""
 
 from __future__ import annotations
 
@@ -51,12 +51,15 @@ _LOWER = {
     "scores": "--memory",
     "signals": "--memory",
 }
-"""What to lower where a stage's memory runs out."""
+"""The setting to lower if a stage runs out of memory."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked audit, ready to run."""
+    """A checked audit, ready to run.
+
+    work: size at which networks are trained here, in pixels.
+    """
 
     settings: AuditSettings
     inputs: Inputs
@@ -68,7 +71,7 @@ class Plan:
 
     @classmethod
     def prepare(cls, settings: AuditSettings, reporter: Reporter) -> Plan:
-        """Read and check everything that can be wrong.
+        """Read all inputs and check everything that can be wrong.
 
         Raises:
             InputError: the first thing wrong; nothing has been written.
@@ -105,7 +108,7 @@ class Plan:
         for name, role in roles:
             unused = role == "--guidance-embedding" and not ARMS[settings.arm].natural_gradient
             if name not in ("public", "evaluator") and not unused:
-                # Missing weights and broken classes come to light here, before anything long.
+                # Find missing weights and broken classes before anything that takes long.
                 named_embedding(
                     name,
                     use="distance",
@@ -135,7 +138,7 @@ class Plan:
         return plan
 
     def check_parts(self) -> None:
-        """Refuse now what would fail when target and prior have been trained for hours.
+        """Check now what would otherwise fail after hours of training target and prior.
 
         Raises:
             ConfigError: the arm or an attack needs what the one or the other will lack, or an attack's
@@ -154,7 +157,7 @@ class Plan:
 
     @property
     def likely_target(self) -> Target:
-        """The target, or an untrained network of the kind that it will be."""
+        """Return the target, or an untrained network of the kind that will be trained."""
         if self.inputs.target is not None:
             return self.inputs.target
         architecture = self.settings.target_training.architecture
@@ -162,7 +165,7 @@ class Plan:
 
     @property
     def likely_prior(self) -> Prior:
-        """What attacks will be given as a prior, or something untrained that can do as much.
+        """Return the prior that attacks will use, or an untrained one with the same abilities.
 
         An adaptation leaves a prior what it was, except that some arms condition it on classes.
         """
@@ -184,12 +187,12 @@ class Plan:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, S, S) at which networks trained here work."""
+        """Return the shape (C, S, S) of the images of networks that are trained here."""
         return (self.inputs.channels, self.work, self.work)
 
     @property
     def prior_shape(self) -> tuple[int, int, int]:
-        """(C, S, S) of the style-based prior's images."""
+        """Return the shape (C, S, S) of the style-based prior's images."""
         return self.shape if self.given_prior is None else self.given_prior.prior.image_shape
 
     @cached_property
@@ -198,14 +201,14 @@ class Plan:
 
     @cached_property
     def public_for_prior(self) -> ImageSet:
-        """Public images at the prior's size."""
+        """Return the public images at the prior's size."""
         channels, size, _ = self.prior_shape
         if self.prior_shape == self.shape:
             return self.public_at_work
         return self.inputs.public.resized(size=size, channels=channels)
 
     def remedy(self, stage: str, kept: str) -> AbstractContextManager[None]:
-        """Says what to lower if ``stage`` runs out of memory, and what is ``kept``."""
+        """Say what to lower if ``stage`` runs out of memory, and what is ``kept``."""
         lower = _LOWER.get(stage)
         if stage in self.attacks:
             lower = f"batch_size, as in --set 'attack=[{{class: {stage}, batch_size: 20}}]'"
@@ -214,7 +217,7 @@ class Plan:
         )
 
     def forecast(self) -> Estimate:
-        """Time and memory, measured by short trials of the same code on this machine."""
+        """Estimate time and memory by short trials of the same code on this machine."""
         return estimate(
             self.settings,
             private=self.inputs.private,
@@ -233,7 +236,7 @@ class Plan:
         )
 
     def announcement(self, folder: Path, forecast: Estimate) -> str:
-        """What is going to happen, before the long part."""
+        """Return a description of the audit, to be shown before it begins."""
         s, i = self.settings, self.inputs
         target = s.target or "a small classifier, trained on the private images"
         prior = "own" if self.own_prior is not None else "style-based, trained on the public images"
@@ -306,7 +309,7 @@ class Plan:
 
 
 def check_unchanged(plan: Plan, manifest: dict[str, Any], path: Path) -> None:
-    """See that images and prior are those that the run in ``path`` began with.
+    """Check that images and prior are those with which the run in ``path`` began.
 
     Raises:
         RunError: naming the first that has changed.
@@ -321,7 +324,7 @@ def check_unchanged(plan: Plan, manifest: dict[str, Any], path: Path) -> None:
 
 
 def _anchored(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings with absolute paths, so that a run can be resumed from any folder."""
+    """Return settings with absolute paths, so that a run can be resumed from any folder."""
     result = dict(given)
     for name in ("private", "holdout", "public", "classes"):
         if given[name] is not None:

@@ -1,7 +1,7 @@
-"""``inversight triage``: which private images are likely to be exposed, without an attack.
+"""``inversight triage``: rank private images by their likely exposure, without an attack.
 
-Of a finished audit it says how far signals agree with what was measured; of a folder of private images
-and a target it ranks the images in seconds.
+For a finished audit, compare the signals with what the audit measured. For a folder of private images
+and a target, rank the images in seconds.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ EXPECTED, LEARNED = "expected", "learned"
 """Names of the two predictors: from signals alone, and learned from attacked classes."""
 
 MEASURED = ("nearest_distance", "ddcs_best")
-"""What predictors are compared with."""
+"""Columns of the ledger with which predictors are compared."""
 
 _SAME_LOSS = 1e-3
-"""Nats by which the loss of an image may differ between machines and remain the same target's."""
+"""Largest difference, in nats, of an image's loss between machines with the same target."""
 
 
 @dataclass(frozen=True)
 class Triage:
-    """table: one row for each private image, most exposed first: ``id``, ``label``, the predictors
-    ``expected`` and, where there is something to learn from, ``learned`` (higher is more exposed),
-    signals, ``twins`` and what was measured. agreement: for each of ``MEASURED`` and each predictor,
-    Spearman's correlation (:func:`inversight.risk.triage.agreement`); empty where nothing was
-    measured. best: by the measure, the single signal that agrees best there. measured_in: the run. notes:
-    what must be known to
-    read it.
+    """A ranking of private images.
+
+    table: one row for each private image, most exposed first: ``id``, ``label``, the predictors
+    ``expected`` and, if there is an audit to learn from, ``learned`` (higher is more exposed), signals,
+    ``twins`` and measures. agreement: for each of ``MEASURED`` and each predictor, Spearman's correlation
+    (:func:`inversight.risk.triage.agreement`); empty without measures. best: for each measure, the
+    signal with the largest correlation. measured_in: the run with the measures. notes: for the reader.
     """
 
     table: pd.DataFrame
@@ -67,7 +67,7 @@ class Triage:
 
 
 def triage_run(run: Path, *, seed: int = 0) -> Triage:
-    """Signals of a finished audit against what it measured.
+    """Compare the signals of a finished audit with what it measured.
 
     What was learned is judged on classes left out of the learning, and is missing where there are too
     few classes for that.
@@ -87,7 +87,7 @@ def triage_run(run: Path, *, seed: int = 0) -> Triage:
         notes.append(f"Nothing was learned ({error}).")
     found = {}
     for name in MEASURED:
-        # Near is exposed, a high score is.
+        # A small distance and a high score mean exposure.
         sign = -1.0 if name == "nearest_distance" else 1.0
         measured = sign * _column(samples, name)
         measured[nearest.isnan()] = float("nan")  # no reconstruction of its class says nothing
@@ -161,7 +161,7 @@ def triage_private(
 
 
 def write_triage(found: Triage, out: Path) -> None:
-    """Write ``triage.parquet`` and ``triage.json`` to a new folder, whole or not at all.
+    """Write ``triage.parquet`` and ``triage.json`` to a new folder, both or none.
 
     Raises:
         RunError: the folder holds something already or cannot be written.
@@ -181,17 +181,16 @@ def write_triage(found: Triage, out: Path) -> None:
 
 
 def _ledger(run: Path) -> pd.DataFrame:
-    """The ledger of a finished audit, with signals in it."""
+    """Return the ledger of a finished audit, with signals."""
     if not read_mapping(run, "run.json").get("finished"):
         raise RunError(
             f"{run}: the run is not finished; continue it with inversight audit --resume {run}"
         )
     samples = read_table(run, "samples.parquet", ("id", "label", *MEASURED))
     if not any(name in samples for name in SIGNALS):
-        again = f"inversight audit --resume {run} adds them to an audit"
         raise RunError(
-            f"{run}: its ledger has no signals (an earlier version's, or `inversight score`, which has "
-            f"no target); {again}"
+            f"{run}: its ledger has no signals, as after `inversight score`, which has no target; name "
+            "an audit"
         )
     return samples
 
@@ -201,7 +200,7 @@ def _column(table: pd.DataFrame, name: str) -> torch.Tensor:
 
 
 def _ranked(table: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
-    """``table`` with predictors behind ``id`` and ``label``, most exposed first."""
+    """Return ``table`` with predictors after ``id`` and ``label``, most exposed first."""
     first = ["id", "label"]
     rest = [str(name) for name in table if name not in first]
     by = LEARNED if LEARNED in columns else EXPECTED
@@ -213,7 +212,7 @@ def _ranked(table: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
 
 
 def _best(found: Mapping[str, Mapping[str, Summary]]) -> dict[str, str]:
-    """By the measure, the single signal of the largest correlation."""
+    """Return the signal with the largest correlation for each measure."""
     best = {}
     for measure, by in found.items():
         known = {
@@ -234,7 +233,7 @@ def _same_classes(checkpoint: Target, target: Target) -> Target:
 
 
 def _with_measured(table: pd.DataFrame, samples: pd.DataFrame, run: Path) -> pd.DataFrame:
-    """``table`` with what the audit in ``run`` measured of its images, and NaN elsewhere.
+    """Return ``table`` with the measures of the audit in ``run``, NaN for images of other classes.
 
     Raises:
         RunError: the audit's images are not among these, or were judged by another target.
