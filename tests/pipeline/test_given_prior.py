@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from inversight import AuditResult, audit, resume
-from inversight.attacks import PlugAndPlay
 from inversight.core.errors import RunError, StageError
 from inversight.core.seeding import generator
 from inversight.pipeline.estimate import Estimate
@@ -398,7 +397,7 @@ def test_an_audit_without_memory_says_what_to_lower_and_keeps_the_rest(
         ("prior", "inversight.priors.train_prior", "lower prior.images_at_once"),
         ("adaptation", "inversight.adaptation.adapt", "lower adaptation.images_at_once"),
         ("plug-and-play", "inversight.attacks.PlugAndPlay.run", "batch_size: 20"),
-        ("scores", "inversight.pipeline.score.evaluate", "lower --memory"),
+        ("scores", "inversight.pipeline.execution.evaluate", "lower --memory"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(patched, no_memory)
@@ -413,7 +412,7 @@ def test_an_audit_without_memory_says_what_to_lower_and_keeps_the_rest(
 def test_timing_without_memory_writes_nothing(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PlugAndPlay, "run", no_memory)
+    monkeypatch.setattr("inversight.pipeline.estimate.attack_timer", no_memory)
     with pytest.raises(StageError, match=r"plug-and-play: out of memory.*nothing has been written"):
         audit(out="run", prior=TINY["prior"], **folders, **FAST)
     assert not Path("run").exists()
