@@ -25,11 +25,11 @@ def augment(
     mirror: bool = True,
     filtered: bool = False,
 ) -> Tensor:
-    """Images (N, C, S, S) in [-1, 1], each kind applied to each image with probability ``p``.
+    """Augment images (N, C, S, S) in [-1, 1], each kind with probability ``p`` for each image.
 
-    ``mirror`` False leaves out mirroring and quarter turns, for images like digits. ``filtered`` is
-    the published way: it does not alias, can be differentiated twice and inverts grey images too;
-    otherwise images are sampled bilinearly, which is faster and blurs, and grey ones not inverted.
+    Without ``mirror`` there is no mirroring and no quarter turn, for images like digits. ``filtered`` is
+    the published resampling: it does not alias, can be differentiated twice and inverts grey images too.
+    Otherwise images are sampled bilinearly, which is faster but blurs, and grey images are not inverted.
     """
     if p <= 0.0:
         return images
@@ -53,12 +53,12 @@ class OverfittingControl:
         self.seen = 0
 
     def see(self, signs: float, images: int) -> None:
-        """Take note of the sum of the signs of D's logits on so many real images."""
+        """Add the sum of the signs of D's logits on a number of real images."""
         self.signs += signs
         self.seen += images
 
     def update(self) -> None:
-        """Move p by as much as the images seen since the last update allow."""
+        """Update p in proportion to the images seen since the last update."""
         if self.seen:
             overfits = self.signs / self.seen - self.target
             self.p = min(1.0, max(0.0, self.p + math.copysign(self.seen / self.images, overfits)))
@@ -88,7 +88,7 @@ def _rotation(n: int, angle: Tensor) -> Tensor:
 
 
 def _geometry(n: int, size: int, p: float, rng: torch.Generator, mirror: bool) -> Tensor:
-    """Output-to-input affine maps (N, 2, 3) in affine_grid's units (half an image)."""
+    """Draw output-to-input affine maps (N, 2, 3) in affine_grid's units (half an image)."""
     m = torch.eye(3).repeat(n, 1, 1)
     if mirror:
         flip = 1.0 - 2.0 * (torch.rand(n, generator=rng) < 0.5).float() * _chosen(n, p, rng)

@@ -1,8 +1,8 @@
-"""Classes for a prior that was trained without: the networks of a game that knows them.
+"""Adds classes to the networks of a prior that was trained without them.
 
-What was trained is taken over, and what is new begins at zero, so that neither images nor the critic's
-judgement change at first, whatever the class. That is ours; Shahbazi et al. 2022 ("Collapse by
-conditioning") begin without classes too and bring them in little by little.
+Trained weights are copied and new weights are zero, so that at first neither images nor the critic's
+logits depend on the class. Shahbazi et al. 2022 ("Collapse by conditioning") also start without classes,
+and introduce them gradually.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ puts in it was 0.12 at 0.1, 0.19 at 1 and 0.34 at 3 (moving average; of 10 class
 
 @torch.no_grad()
 def condition_on_classes(prior: StylePrior, classes: int, *, rng: torch.Generator) -> StylePrior:
-    """``prior`` with both networks conditioned on ``classes``, as PLG-MI's are.
+    """Return ``prior`` with both networks conditioned on ``classes``, like PLG-MI's.
 
-    Each class has a random vector in either network, from which it is learnt. The generator's mapping
-    gives them weight 0. The critic's judgement is a product with the class's vector, as in Miyato and
-    Koyama 2018: one coordinate is the same for all classes and carries the judgement without classes,
-    the others are given weight 0.
+    Each class has a random vector in either network. In the generator's mapping their weights are 0. The
+    critic's logit is a product with the class's vector, as in Miyato and Koyama 2018: one coordinate is
+    the same for all classes and carries the logit without classes, the others have weight 0.
     """
     before = prior.average.architecture
     architecture = replace(
@@ -56,10 +55,10 @@ def condition_on_classes(prior: StylePrior, classes: int, *, rng: torch.Generato
 
 @torch.no_grad()
 def add_class_logits(prior: StylePrior, classes: int) -> StylePrior:
-    """``prior`` with a critic that tells ``classes`` apart, as KED-MI's does.
+    """Return ``prior`` with a critic that has a logit for each class, like KED-MI's.
 
-    Each class's logit is at first the critic's one logit less log(classes), so that their log-sum-exp is
-    that logit.
+    At first each class logit is the critic's single logit minus log(classes), so that their log-sum-exp
+    is that logit.
     """
     before = prior.critic.architecture
     if before.critic_classes == classes:
@@ -95,7 +94,7 @@ def _with_classes(old: Generator, architecture: Architecture, vectors: Tensor) -
 def _begin_projection(
     critic: Discriminator, weight: Tensor, bias: Tensor, rng: torch.Generator
 ) -> None:
-    """Half of each class vector's squared length is in the first coordinate, which judges."""
+    """Put half of each class vector's squared length in the first coordinate, which carries the logit."""
     embed = critic.mapping.embed
     width, classes = embed.weight.shape
     own = torch.randn(width - 1, classes, generator=rng)
@@ -111,7 +110,7 @@ def _begin_projection(
 
 
 def _one_logit(critic: Discriminator) -> tuple[Tensor, Tensor]:
-    """Weight (D,) and bias () of the critic's logit; of its mean class if it tells classes apart."""
+    """Return weight (D,) and bias () of the critic's logit; the mean over classes if it has class logits."""
     out = critic.b4.out
     return out.weight.mean(0), out.bias.mean() + math.log(len(out.bias))
 
@@ -123,6 +122,6 @@ def _rebuilt(old: Generator, architecture: Architecture) -> Generator:
 
 
 def _take_over(new: Generator | Discriminator, old: Generator | Discriminator, leave: str) -> None:
-    """Load all that is in both, except for what begins with ``leave``."""
+    """Load all weights that are in both, except for names that begin with ``leave``."""
     state = {name: value for name, value in old.state_dict().items() if not name.startswith(leave)}
     new.load_state_dict(state, strict=False)

@@ -1,7 +1,7 @@
-"""What keeps the game smooth: R1 on the discriminator, path length on the generator.
+"""Regularisation: R1 for the discriminator, path length for the generator.
 
-Both are taken every so many steps, with that many times their weight ("lazy"), and Adam's settings
-are corrected for it (Karras et al. 2020, "Analyzing and Improving", appendix B).
+Both are computed every k steps with k times their weight ("lazy"), and Adam's settings are corrected for
+it (Karras et al. 2020, "Analyzing and Improving", appendix B).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Mean over images of |grad_x D(x)|^2 (Mescheder et al. 2018), differentiable."""
+    """Return the mean over images of |grad_x D(x)|^2 (Mescheder et al. 2018), differentiable."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
