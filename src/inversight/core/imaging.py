@@ -1,4 +1,4 @@
-"""Pixels: between stored uint8 images and the float images that networks see."""
+"""Conversion between stored uint8 images and the float images of networks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images (N, C, H, W) -> float32 in [0, 1]; float images pass unchanged."""
+    """Return uint8 images (N, C, H, W) as float32 in [0, 1]; float images are returned unchanged."""
     return images.float() / 255.0 if images.dtype == torch.uint8 else images
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images in [0, 1] -> uint8, rounded to nearest, clamped."""
+    """Return float images in [0, 1] as uint8, clamped and rounded to nearest."""
     return (images.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
 
 
 def fit(images: Tensor, *, size: int | tuple[int, int], channels: int) -> Tensor:
-    """Images (N, C, H, W), C of 1 or 3, -> (N, channels, *size), differentiable.
+    """Resize images (N, C, H, W), C of 1 or 3, to (N, channels, *size), differentiably.
 
     Bilinear, antialiased when shrinking. Grey becomes colour by repetition, colour becomes grey by
     BT.601 luma.

@@ -13,14 +13,14 @@ import torch
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
-    """A seed in [0, 2**63) for the use named by ``path``; different paths give independent seeds."""
+    """Return a seed in [0, 2**63) for the use named by ``path``; other paths give independent seeds."""
     text = "/".join([str(seed), *map(str, path)])
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(seed: int, *path: str | int) -> torch.Generator:
-    """A CPU generator for the use named by ``path`` (see :func:`derive_seed`)."""
+    """Return a CPU generator for the use named by ``path`` (see :func:`derive_seed`)."""
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
@@ -30,7 +30,7 @@ def draw_seed(rng: torch.Generator) -> int:
 
 
 def follow(rng: torch.Generator, device: torch.device) -> torch.Generator:
-    """``rng`` itself on its own device; elsewhere a generator there, seeded by a draw from ``rng``."""
+    """Return ``rng`` if it is on ``device``, else a generator there, seeded by a draw from ``rng``."""
     if rng.device.type == device.type:
         return rng
     return torch.Generator(device).manual_seed(draw_seed(rng))

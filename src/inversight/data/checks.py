@@ -12,7 +12,7 @@ SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def working_size(native: int, cap: int) -> int:
-    """The largest size of SIZES that is at most ``native`` and ``cap``.
+    """Return the largest size of SIZES that is at most ``native`` and ``cap``.
 
     Raises:
         DataError: both are below 8.
@@ -26,7 +26,7 @@ def working_size(native: int, cap: int) -> int:
 
 
 def check_size(size: int, *, given: bool) -> None:
-    """Refuse a native image size that the prior has no match for, unless ``--size`` chose it.
+    """Refuse an image size that the prior does not support, unless it was ``given`` by ``--size``.
 
     Raises:
         DataError: naming the sizes that work.
@@ -40,7 +40,7 @@ def check_size(size: int, *, given: bool) -> None:
 
 
 def check_overlap(a: ImageSet, b: ImageSet, names: tuple[str, str], *, allow: bool) -> int:
-    """Number of images that both sets hold, by content.
+    """Return the number of images that both sets hold, by content.
 
     Raises:
         DataError: there are some and ``allow`` is False.

@@ -46,7 +46,7 @@ class ImageSet:
         return int(self.images.shape[1])
 
     def select(self, index: Tensor) -> ImageSet:
-        """The rows at positions ``index`` (int64), in that order."""
+        """Return the rows at positions ``index`` (int64), in that order."""
         rows = index.tolist()
         return replace(
             self,
@@ -57,7 +57,7 @@ class ImageSet:
         )
 
     def relabel(self, classes: Sequence[str], *, role: str) -> ImageSet:
-        """The same images with labels that index ``classes``.
+        """Return the same images with labels that index ``classes``.
 
         Raises:
             DataError: an image's class is not among ``classes``.
@@ -75,7 +75,7 @@ class ImageSet:
         return replace(self, labels=table[self.labels], classes=tuple(classes))
 
     def floats(self, *, size: int | None = None, channels: int | None = None) -> Tensor:
-        """float32 images in [0, 1], (N, channels, size, size)."""
+        """Return float32 images in [0, 1], (N, channels, size, size)."""
         side, depth = size or self.size, channels or self.channels
         out = torch.empty(len(self), depth, side, side)
         # In parts, so that large images are never all in memory as floats at their own size.
@@ -84,13 +84,13 @@ class ImageSet:
         return out
 
     def resized(self, *, size: int, channels: int) -> ImageSet:
-        """The same set at another size and number of channels, uint8 again."""
+        """Return the set at another size and number of channels, uint8."""
         if (size, channels) == (self.size, self.channels):
             return self
         return replace(self, images=to_uint8(self.floats(size=size, channels=channels)))
 
     def fingerprint(self) -> str:
-        """Hash of ids, contents and class names, whatever the row order."""
+        """Return a hash of ids, contents and class names that does not depend on the row order."""
         label = [self.classes[i] if self.classes else "" for i in self.labels.tolist()]
         rows = sorted(zip(self.ids, self.hashes, label, strict=True))
         return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
@@ -134,6 +134,6 @@ def write_images(folder: Path, images: Tensor, names: Sequence[str]) -> None:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """A uint8 image (C, H, W) -> Pillow image, grey or RGB."""
+    """Return a uint8 image (C, H, W) as a Pillow image, grey or RGB."""
     array = image.numpy()
     return Image.fromarray(array[0] if len(array) == 1 else np.moveaxis(array, 0, 2))

@@ -8,7 +8,7 @@ from inversight.data.images import ImageSet
 
 
 def split(images: ImageSet, fraction: float, *, rng: torch.Generator) -> tuple[ImageSet, ImageSet]:
-    """(rest, held out): about ``fraction`` of each class held out, never a class's last image."""
+    """Return (rest, held out): about ``fraction`` of each class, never a class's last image."""
     held: list[int] = []
     for label in images.labels.unique().tolist():
         rows = (images.labels == label).nonzero().squeeze(1)

@@ -16,11 +16,11 @@ from inversight.data import ImageSet
 from inversight.models.networks import SavedClassifier
 
 _LEAST_SCORE = 1e-12
-"""What a probability of 0 is taken for, so that its logarithm is a number."""
+"""Lower bound of probabilities, so that their logarithms are finite."""
 
 
 class Access(StrEnum):
-    """What an attacker can get of a target."""
+    """What an attacker gets from a target."""
 
     WHITE_BOX = "white-box"
     SCORES = "scores"
@@ -31,11 +31,11 @@ class Access(StrEnum):
 class Target:
     """A classifier of images, called with images (N, 1|3, h, w) in [0, 1] of any size.
 
-    ``image_shape`` (C, S, S) is the model's input, which images are brought to; ``classes`` are its
-    outputs in order. White-box access gives logits (N, K) with gradients; scores access log
-    probabilities without; label access a one-hot of the predicted class. ``outputs`` is what the
-    owner does with probabilities (N, K) before giving them out, so it concerns scores access alone.
-    ``before`` is told how many images are about to be sent, and may refuse by raising.
+    Images are resized to ``image_shape`` (C, S, S), the model's input; ``classes`` are its outputs in
+    order. White-box access gives logits (N, K) with gradients; scores access log
+    probabilities without; label access a one-hot of the predicted class. ``outputs`` changes
+    probabilities (N, K) before they are given out, in scores access alone. ``before`` is called with
+    the number of images of each query and may refuse by raising.
     """
 
     module: nn.Module
@@ -71,22 +71,22 @@ class Target:
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
 
     def restricted(self, access: Access) -> Target:
-        """The same target with another access."""
+        """Return the same target with another access."""
         return replace(self, access=access)
 
     def to(self, device: torch.device | str) -> Target:
-        """The same target with its network on ``device``."""
+        """Return the same target with its network on ``device``."""
         return replace(self, module=self.module.to(device))
 
 
 def _like(logits: Any, x: Tensor) -> Tensor:
-    """Logits in the precision of ``x``; what is no tensor is found out when a target is loaded."""
+    """Return logits in the precision of ``x``; other types are refused when a target is loaded."""
     found: Tensor = logits.to(x.dtype) if isinstance(logits, Tensor) else logits
     return found
 
 
 def target_of(saved: SavedClassifier, spec: str) -> Target:
-    """A classifier that the audit trained, as a target."""
+    """Return a trained classifier as a target."""
     return Target(
         module=saved.module.eval().requires_grad_(False),
         classes=saved.classes,
@@ -99,7 +99,7 @@ def target_of(saved: SavedClassifier, spec: str) -> Target:
 
 @torch.no_grad()
 def accuracy_on(target: Target, images: ImageSet, batch_size: int = 64) -> float:
-    """Share of ``images`` in [0, 1] that the target puts in their class."""
+    """Return the fraction of ``images``, in [0, 1], that the target puts in their class."""
     device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
     hits = 0
     for index in torch.arange(len(images)).split(batch_size):
@@ -110,7 +110,7 @@ def accuracy_on(target: Target, images: ImageSet, batch_size: int = 64) -> float
 
 
 def describe_target(target: Target) -> dict[str, Any]:
-    """What the run's manifest says of a target."""
+    """Return facts about a target for the run's manifest."""
     return {
         "spec": target.spec,
         "classes": target.num_classes,

@@ -41,11 +41,10 @@ class TrainedClassifier:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees.
+    """The input of a loss.
 
-    inputs (B, C, S, S), augmented and normalised as the network takes them; labels (B,) int64, or
-    (B, K) where the variation has soft ones; done in [0, 1), the share of the training that lies
-    behind; rng for what the loss draws.
+    inputs: (B, C, S, S), augmented and normalised. labels: (B,) int64, or (B, K) if the variation has
+    soft labels. done: completed fraction of the training, in [0, 1). rng: for what the loss draws.
     """
 
     inputs: Tensor
@@ -55,29 +54,29 @@ class Batch:
 
 
 Change = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""Images (B, C, S, S) in [0, 1] and their rows (B,) in the image set -> images of that shape."""
+"""Maps images (B, C, S, S) in [0, 1] and their rows (B,) in the image set to images of that shape."""
 Loss = Callable[[Classifier, Batch], Tensor]
-"""Network and batch -> what the step lowers, a scalar."""
+"""Maps network and batch to the scalar that a step minimises."""
 HeldLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, K) and labels of the validation split, (N,) or soft, -> what early stopping looks at, a
-scalar."""
+"""Maps logits (N, K) and labels of the validation split, (N,) or soft (N, K), to the scalar that early
+stopping minimises."""
 
 
 class Stepping(Protocol):
-    """Which images a step sees, and what is done with their gradients."""
+    """Which images make a batch, and how gradients are applied."""
 
     def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
-        """Positions in [0, images) for each step of one epoch, int64."""
+        """Return the positions in [0, images), int64, of each step of one epoch."""
 
     def prepare(
         self, module: Classifier, optimiser: torch.optim.Optimizer, seed: int
     ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
-        """What steps instead of the optimiser, and what takes off the module what this put on it."""
+        """Return the optimiser to use, and a function that removes any hooks from the module."""
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Each image once an epoch in random order; plain gradients."""
+    """Each image once an epoch in random order, plain gradients."""
 
     def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
         parts = torch.randperm(images, generator=rng).split(batch_size)
@@ -94,15 +93,14 @@ class Shuffled:
 class Variation:
     """How a training differs from the plain one; the default is the plain one.
 
-    weights: (N,) at least 0, what each image of the set counts for in the recipe's loss, in steps
-    and in validation; a batch's loss stays divided by its images, so weight w is w times the
-    gradient. change: done to images before the recipe's augmentation. loss: instead of the
-    recipe's; weights do not reach it. held_loss: instead of the recipe's in early stopping. soft:
-    (N, K), what these two losses are given for each image of the set instead of its label. settles:
-    the share of the training before which no epoch can be the best one, for losses that change.
-    network: options of the network. normalisation: mean and standard deviation of each channel,
-    instead of the training images' own. start: initial values by name, instead of random ones.
-    frozen: modules by name that stay as they are, running statistics too. stepping: see there.
+    weights: (N,) >= 0, factor of each image's term in the recipe's loss, in training and validation;
+    the sum is still divided by the number of images. change: applied to images before the recipe's
+    augmentation. loss: replaces the recipe's; weights are not applied to it. held_loss: replaces the
+    recipe's in early stopping. soft: (N, K), labels of each image for these two losses. settles:
+    fraction of the training during which no epoch can be the best, for losses that change. network:
+    options of the network. normalisation: mean and standard deviation of each channel, instead of
+    the training images'. start: initial values by name, instead of random ones. frozen: names of
+    modules that are not trained, running statistics included. stepping: batches and optimiser.
     """
 
     weights: Tensor | None = None
@@ -124,9 +122,10 @@ PLAIN = Variation()
 def focal_loss(
     logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean of -(1 - p_y)^gamma log p_y (Lin et al. 2017, eq. 4 without alpha); gamma 0 is cross-entropy.
+    """Return the mean of -(1 - p_y)^gamma log p_y (Lin et al. 2017, eq. 4 without alpha).
 
-    With ``weights`` (N,) each image's term is multiplied by its own; the mean stays over N.
+    gamma 0 is cross-entropy. With ``weights`` (N,) each term is multiplied by its own; the mean stays
+    over N.
     """
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
     each = (1.0 - log_p.exp()).pow(gamma) * log_p
@@ -134,7 +133,7 @@ def focal_loss(
 
 
 def augment(images: Tensor, training: Training, rng: torch.Generator) -> Tensor:
-    """Random mirror, shift, scale and rotation of each image (N, C, H, W), one resampling."""
+    """Mirror, shift, scale and rotate each image (N, C, H, W) at random, in one resampling."""
     n = len(images)
     draws = torch.rand(n, 5, generator=rng) * 2.0 - 1.0
     angle = draws[:, 0] * math.radians(training.rotation)
@@ -161,24 +160,23 @@ def train_classifier(
     device: torch.device | str = "cpu",
     variation: Variation = PLAIN,
 ) -> TrainedClassifier:
-    """Train a small classifier on ``images`` at ``image_shape`` (C, S, S), best epoch kept.
+    """Train a small classifier on ``images`` at ``image_shape`` (C, S, S) and keep the best epoch.
 
-    The best epoch is the one with the lowest validation loss, or the last one where no class has
-    images to spare for validation. Whatever the ``variation``, recipe and budget are those of
-    ``training``, and what a variation draws takes nothing from the other draws.
+    The best epoch has the lowest validation loss; it is the last one if no class has images to spare
+    for validation. Every ``variation`` is trained by the recipe and budget of ``training``, and its
+    random draws do not change the others.
 
     Raises:
         StageError: the loss stopped being a number.
     """
-    channels, size, _ = image_shape
-    fit_set, held = (
+    rest, held_out = (
         split(images, training.validation, rng=rng) if training.validation else (images, None)
     )
-    if held is not None and len(held) == 0:
-        held = None
-    x = fit_set.floats(size=size, channels=channels)
+    place = {name: row for row, name in enumerate(images.ids)}
+    fit = _Part.of(rest, place, variation, image_shape, device)
+    validation = _Part.of(held_out, place, variation, image_shape, device) if held_out else None
     if variation.normalisation is None:
-        mean, std = channel_statistics(x)
+        mean, std = channel_statistics(fit.images.cpu())
     else:
         mean, std = (torch.tensor(values) for values in variation.normalisation)
     built = build_classifier(
@@ -186,8 +184,8 @@ def train_classifier(
         classes=images.classes,
         image_shape=image_shape,
         width=training.width,
-        mean=[float(m) for m in mean],
-        std=[float(s) for s in std],
+        mean=mean.tolist(),
+        std=std.tolist(),
         rng=rng,
         options=variation.network,
     )
@@ -195,30 +193,10 @@ def train_classifier(
     module = built.module.to(device)
     module.load_state_dict({**module.state_dict(), **variation.start})
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not _within(name, variation.frozen))
-    row_of = {name: row for row, name in enumerate(images.ids)}
-    rows = torch.tensor([row_of[name] for name in fit_set.ids])
-
-    def weights_of(part: ImageSet) -> Tensor | None:
-        if variation.weights is None:
-            return None
-        return variation.weights[[row_of[name] for name in part.ids]].to(device)
-
-    def lesson(part: ImageSet) -> Tensor:
-        if variation.soft is None:
-            return part.labels.to(device)
-        return variation.soft[[row_of[name] for name in part.ids]].to(device)
-
-    weight = weights_of(fit_set)
-    weight_held = weights_of(held) if held is not None else None
-    x, y = x.to(device), fit_set.labels.to(device)
-    x_held = held.floats(size=size, channels=channels).to(device) if held is not None else None
-    y_held = held.labels.to(device) if held is not None else None
-    taught, taught_held = lesson(fit_set), lesson(held) if held is not None else None
-
-    epochs = training.epochs_for(len(x))
+        parameter.requires_grad_(not _is_inside(name, variation.frozen))
+    epochs = training.epochs_for(len(fit.images))
     optimiser, schedule = _optimiser(
-        module, training, epochs, math.ceil(len(x) / training.batch_size)
+        module, training, epochs, math.ceil(len(fit.images) / training.batch_size)
     )
     seed = draw_seed(rng)
     optimiser, release = variation.stepping.prepare(module, optimiser, seed)
@@ -227,25 +205,24 @@ def train_classifier(
     epoch = 0
     for epoch in range(1, epochs + 1):
         step_rng = generator(seed, epoch)
-        # Generators of their own, so that the draws of the plain training stay what they are.
+        # Generators of their own, so that a variation leaves the draws of the plain training alone.
         change_rng, loss_rng = generator(seed, epoch, "change"), generator(seed, epoch, "loss")
         module.train()
         for name, child in module.named_modules():
-            if _within(name, variation.frozen):
+            if _is_inside(name, variation.frozen):
                 child.eval()
-        batches = variation.stepping.batches(len(x), training.batch_size, step_rng)
+        batches = variation.stepping.batches(len(fit.images), training.batch_size, step_rng)
         for step, index in enumerate(batches):
-            there = index.to(device)
-            chosen = x[there]
+            batch = fit.select(index)
+            chosen = batch.images
             if variation.change is not None:
-                chosen = variation.change(chosen, rows[index], change_rng)
+                chosen = variation.change(chosen, batch.rows, change_rng)
             inputs = normalise(augment(chosen, training, step_rng))
             if variation.loss is not None:
                 done = (epoch - 1 + step / len(batches)) / epochs
-                loss = variation.loss(module, Batch(inputs, taught[there], done, loss_rng))
+                loss = variation.loss(module, Batch(inputs, batch.targets, done, loss_rng))
             else:
-                some = weight[there] if weight is not None else None
-                loss = recipe_loss(module(inputs), y[there], training, some)
+                loss = recipe_loss(module(inputs), batch.labels, training, batch.weights)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -256,38 +233,77 @@ def train_classifier(
                     "lower training.learning_rate"
                 )
         note = f"loss {last:.3f}"
-        if x_held is not None and y_held is not None and taught_held is not None:
+        if validation is not None:
             module.eval()
             with torch.inference_mode():
-                answers = module(normalise(x_held))
-                held_loss = float(
-                    recipe_loss(answers, y_held, training, weight_held)
+                logits = module(normalise(validation.images))
+                validation_loss = float(
+                    recipe_loss(logits, validation.labels, training, validation.weights)
                     if variation.held_loss is None
-                    else variation.held_loss(answers, taught_held)
+                    else variation.held_loss(logits, validation.targets)
                 )
-            note += f", validation {held_loss:.3f}"
+            note += f", validation {validation_loss:.3f}"
             settled = epoch == epochs or epoch - 1 >= variation.settles * epochs
-            if settled and held_loss < best_loss:
-                best_loss, best_epoch = held_loss, epoch
+            if settled and validation_loss < best_loss:
+                best_loss, best_epoch = validation_loss, epoch
                 best_state = copy.deepcopy(module.state_dict())
             elif settled and epoch - best_epoch >= training.patience:
                 break
         progress(epoch, epochs, note)
     release()
-    if x_held is not None:
+    if validation is not None:
         module.load_state_dict(best_state)
     progress(epochs, epochs, "stopped early" if epoch < epochs else "")
-    module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False).cpu()
+    normalise.cpu()
     return TrainedClassifier(
-        classifier=replace(built, module=module.cpu()),
+        classifier=replace(built, module=module),
         epochs=epoch,
-        train_accuracy=_accuracy(module, normalise.cpu()(x.cpu()), y.cpu()),
-        validation_accuracy=(
-            _accuracy(module, normalise(x_held.cpu()), y_held.cpu())
-            if x_held is not None and y_held is not None
-            else None
-        ),
+        train_accuracy=_accuracy(module, normalise, fit),
+        validation_accuracy=None
+        if validation is None
+        else _accuracy(module, normalise, validation),
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images of one split and what losses take for each.
+
+    rows: (N,) positions in the whole set, on the CPU. images: (N, C, S, S) in [0, 1]. labels: (N,).
+    targets: the labels, or the variation's soft ones (N, K). weights: (N,) or None.
+    """
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        part: ImageSet,
+        place: Mapping[str, int],
+        variation: Variation,
+        image_shape: tuple[int, int, int],
+        device: torch.device | str,
+    ) -> _Part:
+        """Bring images to the network's shape, and all to ``device``; ``place``: row of each id."""
+        rows = torch.tensor([place[name] for name in part.ids])
+        x = part.floats(size=image_shape[1], channels=image_shape[0])
+        labels = part.labels.to(device)
+        targets = labels if variation.soft is None else variation.soft[rows].to(device)
+        weights = None if variation.weights is None else variation.weights[rows].to(device)
+        return cls(rows, x.to(device), labels, targets, weights)
+
+    def select(self, index: Tensor) -> _Part:
+        """Return the images at positions ``index``, int64."""
+        there = index.to(self.images.device)
+        weights = None if self.weights is None else self.weights[there]
+        return _Part(
+            self.rows[index], self.images[there], self.labels[there], self.targets[there], weights
+        )
 
 
 class Normalise(nn.Module):
@@ -306,10 +322,10 @@ class Normalise(nn.Module):
 
 
 def rotation_task(images: ImageSet) -> ImageSet:
-    """Every image turned by 0, 90, 180 and 270 degrees, labelled by the turn.
+    """Return every image turned by 0, 90, 180 and 270 degrees, labelled by the angle.
 
-    The pretext task for public images without classes (Gidaris et al. 2018): a network that can
-    tell the turn has learnt what the images look like.
+    The pretext task for public images without classes (Gidaris et al. 2018): a network that
+    predicts the angle has learnt features of the images.
     """
     turned = torch.cat([torch.rot90(images.images, k, dims=(2, 3)) for k in range(4)])
     n = len(images)
@@ -323,14 +339,14 @@ def rotation_task(images: ImageSet) -> ImageSet:
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of images (N, C, H, W), each (C,)."""
+    """Return mean and standard deviation of each channel of images (N, C, H, W), each (C,)."""
     return images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)).clamp_min(1e-3)
 
 
 def recipe_loss(
     logits: Tensor, labels: Tensor, training: Training, weights: Tensor | None = None
 ) -> Tensor:
-    """The recipe's loss, a mean over images, each multiplied by its weight if there are weights (N,)."""
+    """Return the recipe's loss, a mean over images, each multiplied by its weight (N,) if given."""
     if training.loss == "focal":
         return focal_loss(logits, labels, training.gamma, weights)
     if weights is None:
@@ -338,12 +354,13 @@ def recipe_loss(
     return (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
 
 
-def _within(name: str, modules: Sequence[str]) -> bool:
-    """Whether ``name`` is one of ``modules`` or something inside one."""
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    """Return whether ``name`` is one of ``modules`` or inside one."""
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
-def _accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:
+def _accuracy(module: nn.Module, normalise: Normalise, part: _Part) -> float:
+    x, y = normalise(part.images.cpu()), part.labels.cpu()
     with torch.inference_mode():
         hits = [module(a).argmax(1) == b for a, b in zip(x.split(256), y.split(256), strict=True)]
     return float(torch.cat(hits).float().mean())

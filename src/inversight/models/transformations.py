@@ -1,4 +1,4 @@
-"""Random transformations of images, through which a target is to keep its opinion."""
+"""Random transformations of images, under which a prediction should not change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Transformations:
     """Largest angle of a rotation, either way (published: 5)."""
 
     def __call__(self, images: Tensor, rng: torch.Generator, *, mirror: bool) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] of the same shape, differentiable.
+        """Transform images (N, C, H, W) in [0, 1], differentiably.
 
         One draw for all images, so that no image's result depends on what else is in the batch.
         ``mirror``: half of the draws are mirrored.
@@ -38,14 +38,14 @@ class Transformations:
         side = math.sqrt(self.least_area + u[0] * (1.0 - self.least_area))
         h, w = round(side * height), round(side * width)
         top, left = int(u[1] * (height - h + 1)), int(u[2] * (width - w + 1))
-        shown: Tensor = images
+        changed: Tensor = images
         if (h, w) != (height, width):
-            shown = T.resized_crop(shown, top, left, h, w, [height, width], antialias=True)
-        shown = T.adjust_brightness(shown, 1.0 + self.brightness * (2.0 * u[3] - 1.0))
-        shown = T.adjust_contrast(shown, 1.0 + self.contrast * (2.0 * u[4] - 1.0))
+            changed = T.resized_crop(changed, top, left, h, w, [height, width], antialias=True)
+        changed = T.adjust_brightness(changed, 1.0 + self.brightness * (2.0 * u[3] - 1.0))
+        changed = T.adjust_contrast(changed, 1.0 + self.contrast * (2.0 * u[4] - 1.0))
         if mirror and u[5] < 0.5:
-            shown = T.horizontal_flip(shown)
+            changed = T.horizontal_flip(changed)
         if self.degrees > 0:
             angle = self.degrees * (2.0 * u[6] - 1.0)
-            shown = T.rotate(shown, angle, interpolation=InterpolationMode.BILINEAR)
-        return shown
+            changed = T.rotate(changed, angle, interpolation=InterpolationMode.BILINEAR)
+        return changed
