@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from inversight import AuditResult, audit
-from tests.pipeline.tiny import TINY, TWO, image_folders, read_result, without_holdout
+from tests.command import run
+from tests.pipeline.tiny import (
+    SMALL_PRIOR,
+    SMALL_TRAINING,
+    TINY,
+    TWO,
+    image_folders,
+    read_result,
+    without_holdout,
+)
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -39,3 +48,20 @@ def finished_without_holdout(once: Once) -> AuditResult:
         lambda f: audit(out=f / "run", **without_holdout(image_folders(f)), **TWO),
     )
     return read_result(home / "run")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Private, holdout and public images in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return image_folders(tmp_path)
+
+
+@pytest.fixture
+def trained(here: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Path]:
+    """A target and a prior, by their own commands."""
+    assert run(capsys, "train", "--private", "private", "--out", "target", *SMALL_TRAINING)[0] == 0
+    assert (
+        run(capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)[0] == 0
+    )
+    return here

@@ -1,75 +1,171 @@
-"""Scores through the Python interface: images in memory, and runs that are reused."""
+"""``inversight score``: folders of reconstructions, added to a run, resumed, refused."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from inversight import DataError, RunError, audit, score
-from inversight.data import load_folder
-from inversight.pipeline.score import resume_scoring
-from tests.pipeline.tiny import TINY, class_folders
-
-PIXEL = {"embedding": "pixel", "features": "pixel"}
-
-
-@pytest.mark.parametrize("floats", [False, True])
-def test_images_in_memory_score_as_folders_do(
-    grey: dict[str, Path], tmp_path: Path, floats: bool
-) -> None:
-    folders = score(
-        private=grey["private"], reconstructions=grey["holdout"], out=tmp_path / "folders", **PIXEL
-    )
-    arrays = {}
-    for role in ("private", "holdout"):
-        found = load_folder(grey[role], role=role)
-        images = found.floats() if floats else found.images.numpy()
-        arrays[role] = (images, np.array([found.classes[y] for y in found.labels.tolist()]))
-    memory = score(
-        private=arrays["private"], reconstructions=arrays["holdout"], out=tmp_path / "memory",
-        **PIXEL,
-    )  # fmt: skip
-    assert memory.metrics == folders.metrics
-    assert memory.samples["nearest_distance"].equals(folders.samples["nearest_distance"])
-    with pytest.raises(RunError, match="given in memory"):
-        resume_scoring(memory.run)
-    with pytest.raises(RunError, match="in no folder"):
-        score(reuse=memory.run, reconstructions=grey["holdout"], out=tmp_path / "more")
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (torch.zeros(2, 8, 8), [0, 1], "expected images of shape"),
-        (torch.zeros(2, 1, 8, 8), [0], "1 labels"),
-        (torch.full((2, 1, 8, 8), 2.0), [0, 1], r"floats in \[0, 1\]"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.int64), [0, 1], "int64"),
-    ],
+from inversight.data import ImageSet
+from inversight.pipeline.score_inputs import name_sets
+from tests.command import run
+from tests.pipeline.tables import assert_same
+from tests.pipeline.tiny import (
+    image_folders,
 )
-def test_arrays_of_another_shape_or_type(
-    grey: dict[str, Path], tmp_path: Path, images: torch.Tensor, labels: list[int], message: str
+
+
+def test_scoring_a_runs_folders_gives_the_runs_tables(
+    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DataError, match=message):
-        score(
-            private=grey["private"], reconstructions=(images, labels), out=tmp_path / "x", **PIXEL
-        )
-    assert not (tmp_path / "x").exists()
+    settings = [
+        "--set", "public_training.epochs=2", "--set", "prior.steps=3", "--set", "prior.width=2",
+        "--set", "adaptation.steps=2", "--set", "evaluator_training.epochs=2", "--set",
+        "attack=[{class: plug-and-play, pool: 20, candidates: 4, keep: 3, steps: 2, crops: 2}]",
+    ]  # fmt: skip
+    public = ("--embedding", "public", "--features", "public")
+    code, _, err = run(
+        capsys, "audit", "--private", "private", "--holdout", "holdout", "--public", "public",
+        "--target", "target", *public, "--guidance-embedding", "public", *settings,
+        "--out", "audited",
+    )  # fmt: skip
+    assert code == 0, err
+    stages = Path("audited") / "stages"
+    code, _, err = run(
+        capsys, "score", "--private", "private", "--holdout", "holdout", "--reconstructions",
+        "audited/reconstructions", *public, "--network", stages / "public-network",
+        "--evaluator", stages / "evaluator", "--out", "scored",
+    )  # fmt: skip
+    assert code == 0, err
+    one, other = (json.loads((Path(f) / "metrics.json").read_text()) for f in ("audited", "scored"))
+    assert one == other
+    audited, scored = (
+        pd.read_parquet(f"{name}/samples.parquet").drop(columns="nearest_set")
+        for name in ("audited", "scored")
+    )
+    # Without a target there are no signals of it.
+    pd.testing.assert_frame_equal(audited[list(scored)], scored)
+    assert "twins" in scored and "loss" in audited and "loss" not in scored
+
+    # More reconstructions added to the audit score as all of them at once.
+    shutil.copytree("holdout", "more")
+    for folder, options in (
+        ("added", ["--reuse", "audited", "--reconstructions", "more"]),
+        (
+            "together",
+            ["--private", "private", "--holdout", "holdout", "--reconstructions",
+             "audited/reconstructions", "--reconstructions", "more", *public, "--network",
+             stages / "public-network", "--evaluator", stages / "evaluator"],
+        ),
+    ):  # fmt: skip
+        code, printed, err = run(capsys, "score", *options, "--out", folder)
+        assert code == 0, err
+        assert "more" in printed
+    assert_same(
+        *(json.loads((Path(f) / "metrics.json").read_text()) for f in ("added", "together"))
+    )
+    one, other = (
+        pd.read_parquet(f"{f}/samples.parquet").set_index("id") for f in ("added", "together")
+    )
+    pd.testing.assert_series_equal(one["nearest_distance"], other["nearest_distance"])
+    assert ((one["nearest_set"] == "more") == (other["nearest_set"] == "more")).all()
+    by_set = json.loads(Path("added/metrics_by_set.json").read_text())
+    assert set(by_set) == {"plug-and-play", "more"}
+    assert (
+        by_set["plug-and-play"]["ddcs_best"]
+        == json.loads(Path("audited/metrics.json").read_text())["ddcs_best"]
+    )
+    # And again, to what was added to.
+    code, _, err = run(
+        capsys, "score", "--reuse", "added", "--reconstructions", "more", "--out", "thrice"
+    )
+    assert code == 0, err
+    assert set(json.loads(Path("thrice/metrics_by_set.json").read_text())) == {
+        "plug-and-play", "more", "3-more",
+    }  # fmt: skip
 
 
-def test_a_run_of_some_classes_can_be_added_to(tmp_path: Path) -> None:
-    """It was made with --limit: other classes of its folders do not count."""
-    classes = ("ann", "bob", "cid")
-    folders = {
-        name: class_folders(tmp_path / name, seed, classes, 4, False)
-        for seed, name in enumerate(("private", "holdout", "public"))
-    }
-    run = audit(out=tmp_path / "run", limit=2, **folders, **(TINY | PIXEL)).run
-    more = class_folders(tmp_path / "more", 7, classes[:2], 3, False)
-    added = score(reuse=run, reconstructions=more, out=tmp_path / "added")
-    assert set(added.samples["label"]) == set(classes[:2])
-    both = pd.read_parquet(added.run / "reconstructions.parquet").groupby("set")["id"].count()
-    assert both.to_dict() == {"plug-and-play": 8, "more": 6}
+def test_a_scoring_goes_on(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    score = [
+        "score",
+        "--private",
+        "private",
+        "--reconstructions",
+        "holdout",
+        "--embedding",
+        "pixel",
+        "--holdout",
+        "more",
+        "--fdr",
+        "0.3",
+    ]
+    shutil.copytree("holdout", "more")
+    assert run(capsys, *score, "--out", "scored")[0] == 0
+    tables = {f: (Path("scored") / f).read_bytes() for f in ("metrics.json", "samples.parquet")}
+    # As a kill in the middle would have left it.
+    shutil.rmtree("scored/stages/scores")
+    for name in tables:
+        (Path("scored") / name).unlink()
+    manifest = json.loads(Path("scored/run.json").read_text())
+    Path("scored/run.json").write_text(json.dumps({**manifest, "finished": False, "stages": []}))
+    code, _, err = run(capsys, "score", "--resume", "scored")
+    assert code == 0, err
+    assert {f: (Path("scored") / f).read_bytes() for f in tables} == tables
+    for options, message in (
+        (["--resume", "target"], "not a run folder"),
+        (["--resume", "scored", "--private", "private"], "leave --private out"),
+        (["--resume", "scored", "--seed", "1"], "leave --seed out"),
+        (["--resume", "scored", "--memory", "99999999"], "leave --memory out"),
+        (["--resume", "scored", "--fdr", "0.2"], "leave --fdr out"),
+        (["--out", "x"], "--reconstructions is missing"),
+        (["--reconstructions", "holdout"], "--out is missing"),
+    ):
+        code, _, err = run(capsys, "score", *options)
+        assert code == 2 and message in err
+    next(Path("holdout/ann").iterdir()).unlink()
+    code, _, err = run(capsys, "score", "--resume", "scored")
+    assert code == 2 and "have changed" in err
+
+
+def test_runs_that_cannot_be_added_to(
+    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixel = ["--embedding", "pixel", "--features", "pixel"]
+    score = ["score", "--reconstructions", "holdout", "--out"]
+    code, _, err = run(capsys, *score, "first", "--private", "private", *pixel)
+    assert code == 0, err
+    for options, message in (
+        (["--reuse", "nothing"], "not a run folder"),
+        (["--reuse", "first", "--embedding", "pixel"], "--embedding"),
+        ([], "--private is missing"),
+        (["--private", "private", "--memory", "1000", *pixel], "at least 16777216"),
+    ):
+        code, _, err = run(capsys, *score, "second", *options)
+        assert code == 2 and message in err and err.count("\n") == 1
+    next(Path("private/ann").iterdir()).unlink()
+    code, _, err = run(capsys, *score, "second", "--reuse", "first")
+    assert code == 2 and "not the ones it was scored against" in err
+    shutil.rmtree("private")
+    image_folders(Path.cwd() / "again")
+    shutil.copytree("again/private", "private")
+    code, _, err = run(
+        capsys, *score, "held", "--private", "private", "--holdout", "again/holdout", *pixel
+    )
+    assert code == 0, err
+    next(Path("again/holdout/ann").iterdir()).unlink()
+    code, _, err = run(capsys, *score, "second", "--reuse", "held")
+    assert code == 2 and "holdout images are not the ones" in err
+    assert not Path("second").exists()
+
+
+def test_set_names_never_meet() -> None:
+    one = ImageSet(
+        torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("c/0",), ("c",), ("h",)
+    )
+    assert list(name_sets(["a"], [one], ["3-a", "a"])) == ["4-a"]
+    assert list(name_sets(["a", "a"], [one, one], [])) == ["1-a", "2-a"]
+    assert list(name_sets(["b"], [one], ["a"])) == ["b"]

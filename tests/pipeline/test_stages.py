@@ -15,40 +15,22 @@ from inversight.attacks import load_latents
 from inversight.core.console import Quiet, Terminal
 from inversight.core.errors import ConfigError
 from inversight.core.processes import Processes
-from inversight.data import ImageSet
 from inversight.models.spec import ModelSpec
 from inversight.pipeline.attack import attack
-from inversight.pipeline.score_inputs import name_sets
 from inversight.priors import StylePrior
 from tests.command import run
-from tests.pipeline.tables import assert_same
 from tests.pipeline.tiny import (
     SMALL_ATTACK,
     SMALL_PRIOR,
     SMALL_TRAINING,
-    image_folders,
     untrained_spec,
 )
 from tests.priors.test_processes import together
 
 
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    monkeypatch.chdir(tmp_path)
-    return image_folders(tmp_path)
-
-
-@pytest.fixture
-def made(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Path]:
-    """A target and a prior, by their own commands."""
-    assert run(capsys, "train", "--private", "private", "--out", "target", *SMALL_TRAINING)[0] == 0
-    assert (
-        run(capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)[0] == 0
-    )
-    return folders
-
-
-def test_from_training_to_scores(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_training_to_scores(
+    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = run(
         capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
         "--guidance-embedding", "pixel", "--features", "pixel", "--set", "steps=2", "--set",
@@ -90,149 +72,6 @@ def test_from_training_to_scores(made: dict[str, Path], capsys: pytest.CaptureFi
     assert json.loads(Path("scored/metrics.json").read_text())["accuracy_top1"]["value"] is not None
 
 
-def test_scoring_a_runs_folders_gives_the_runs_tables(
-    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = [
-        "--set", "public_training.epochs=2", "--set", "prior.steps=3", "--set", "prior.width=2",
-        "--set", "adaptation.steps=2", "--set", "evaluator_training.epochs=2", "--set",
-        "attack=[{class: plug-and-play, pool: 20, candidates: 4, keep: 3, steps: 2, crops: 2}]",
-    ]  # fmt: skip
-    public = ("--embedding", "public", "--features", "public")
-    code, _, err = run(
-        capsys, "audit", "--private", "private", "--holdout", "holdout", "--public", "public",
-        "--target", "target", *public, "--guidance-embedding", "public", *settings,
-        "--out", "audited",
-    )  # fmt: skip
-    assert code == 0, err
-    stages = Path("audited") / "stages"
-    code, _, err = run(
-        capsys, "score", "--private", "private", "--holdout", "holdout", "--reconstructions",
-        "audited/reconstructions", *public, "--network", stages / "public-network",
-        "--evaluator", stages / "evaluator", "--out", "scored",
-    )  # fmt: skip
-    assert code == 0, err
-    one, other = (json.loads((Path(f) / "metrics.json").read_text()) for f in ("audited", "scored"))
-    assert one == other
-    audited, scored = (
-        pd.read_parquet(f"{name}/samples.parquet").drop(columns="nearest_set")
-        for name in ("audited", "scored")
-    )
-    # Without a target there are no signals of it.
-    pd.testing.assert_frame_equal(audited[list(scored)], scored)
-    assert "twins" in scored and "loss" in audited and "loss" not in scored
-
-    # More reconstructions added to the audit score as all of them at once.
-    shutil.copytree("holdout", "more")
-    for folder, options in (
-        ("added", ["--reuse", "audited", "--reconstructions", "more"]),
-        (
-            "together",
-            ["--private", "private", "--holdout", "holdout", "--reconstructions",
-             "audited/reconstructions", "--reconstructions", "more", *public, "--network",
-             stages / "public-network", "--evaluator", stages / "evaluator"],
-        ),
-    ):  # fmt: skip
-        code, printed, err = run(capsys, "score", *options, "--out", folder)
-        assert code == 0, err
-        assert "more" in printed
-    assert_same(
-        *(json.loads((Path(f) / "metrics.json").read_text()) for f in ("added", "together"))
-    )
-    one, other = (
-        pd.read_parquet(f"{f}/samples.parquet").set_index("id") for f in ("added", "together")
-    )
-    pd.testing.assert_series_equal(one["nearest_distance"], other["nearest_distance"])
-    assert ((one["nearest_set"] == "more") == (other["nearest_set"] == "more")).all()
-    by_set = json.loads(Path("added/metrics_by_set.json").read_text())
-    assert set(by_set) == {"plug-and-play", "more"}
-    assert (
-        by_set["plug-and-play"]["ddcs_best"]
-        == json.loads(Path("audited/metrics.json").read_text())["ddcs_best"]
-    )
-    # And again, to what was added to.
-    code, _, err = run(
-        capsys, "score", "--reuse", "added", "--reconstructions", "more", "--out", "thrice"
-    )
-    assert code == 0, err
-    assert set(json.loads(Path("thrice/metrics_by_set.json").read_text())) == {
-        "plug-and-play", "more", "3-more",
-    }  # fmt: skip
-
-
-def test_a_scoring_goes_on(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    score = [
-        "score",
-        "--private",
-        "private",
-        "--reconstructions",
-        "holdout",
-        "--embedding",
-        "pixel",
-        "--holdout",
-        "more",
-        "--fdr",
-        "0.3",
-    ]
-    shutil.copytree("holdout", "more")
-    assert run(capsys, *score, "--out", "scored")[0] == 0
-    tables = {f: (Path("scored") / f).read_bytes() for f in ("metrics.json", "samples.parquet")}
-    # As a kill in the middle would have left it.
-    shutil.rmtree("scored/stages/scores")
-    for name in tables:
-        (Path("scored") / name).unlink()
-    manifest = json.loads(Path("scored/run.json").read_text())
-    Path("scored/run.json").write_text(json.dumps({**manifest, "finished": False, "stages": []}))
-    code, _, err = run(capsys, "score", "--resume", "scored")
-    assert code == 0, err
-    assert {f: (Path("scored") / f).read_bytes() for f in tables} == tables
-    for options, message in (
-        (["--resume", "target"], "not a run folder"),
-        (["--resume", "scored", "--private", "private"], "leave --private out"),
-        (["--resume", "scored", "--seed", "1"], "leave --seed out"),
-        (["--resume", "scored", "--memory", "99999999"], "leave --memory out"),
-        (["--resume", "scored", "--fdr", "0.2"], "leave --fdr out"),
-        (["--out", "x"], "--reconstructions is missing"),
-        (["--reconstructions", "holdout"], "--out is missing"),
-    ):
-        code, _, err = run(capsys, "score", *options)
-        assert code == 2 and message in err
-    next(Path("holdout/ann").iterdir()).unlink()
-    code, _, err = run(capsys, "score", "--resume", "scored")
-    assert code == 2 and "have changed" in err
-
-
-def test_runs_that_cannot_be_added_to(
-    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    pixel = ["--embedding", "pixel", "--features", "pixel"]
-    score = ["score", "--reconstructions", "holdout", "--out"]
-    code, _, err = run(capsys, *score, "first", "--private", "private", *pixel)
-    assert code == 0, err
-    for options, message in (
-        (["--reuse", "nothing"], "not a run folder"),
-        (["--reuse", "first", "--embedding", "pixel"], "leave --embedding out"),
-        ([], "--private is missing"),
-        (["--private", "private", "--memory", "1000", *pixel], "at least 16777216"),
-    ):
-        code, _, err = run(capsys, *score, "second", *options)
-        assert code == 2 and message in err and err.count("\n") == 1
-    next(Path("private/ann").iterdir()).unlink()
-    code, _, err = run(capsys, *score, "second", "--reuse", "first")
-    assert code == 2 and "not the ones it was scored against" in err
-    shutil.rmtree("private")
-    image_folders(Path.cwd() / "again")
-    shutil.copytree("again/private", "private")
-    code, _, err = run(
-        capsys, *score, "held", "--private", "private", "--holdout", "again/holdout", *pixel
-    )
-    assert code == 0, err
-    next(Path("again/holdout/ann").iterdir()).unlink()
-    code, _, err = run(capsys, *score, "second", "--reuse", "held")
-    assert code == 2 and "holdout images are not the ones" in err
-    assert not Path("second").exists()
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "queries"),
     [
@@ -245,7 +84,7 @@ def test_runs_that_cannot_be_added_to(
     ],
 )
 def test_black_box_attacks(
-    made: dict[str, Path],
+    trained: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
     name: str,
     settings: tuple[str, ...],
@@ -267,16 +106,7 @@ def test_black_box_attacks(
     assert not Path("low").exists()
 
 
-def test_set_names_never_meet() -> None:
-    one = ImageSet(
-        torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("c/0",), ("c",), ("h",)
-    )
-    assert list(name_sets(["a"], [one], ["3-a", "a"])) == ["4-a"]
-    assert list(name_sets(["a", "a"], [one, one], [])) == ["1-a", "2-a"]
-    assert list(name_sets(["b"], [one], ["a"])) == ["b"]
-
-
-def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_arms(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     logs = {}
     arms = (
         "vanilla", "entropy", "natural-gradient", "projected", "diverse", "conditional",
@@ -321,7 +151,7 @@ def test_the_arms(made: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_training_is_watched(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a public network that what comes after finds again."""
     from inversight.core.console import Terminal
@@ -363,7 +193,7 @@ def test_training_is_watched(
 
 
 def test_a_training_goes_on_with_what_it_began_with(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)
 
@@ -386,7 +216,7 @@ def test_a_training_goes_on_with_what_it_began_with(
 
 
 def test_a_training_that_diverges_fails_in_one_line(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    here: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run(
         capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR,
@@ -397,7 +227,7 @@ def test_a_training_that_diverges_fails_in_one_line(
 
 
 def test_published_settings_are_laid_below_what_is_given(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
 
@@ -416,7 +246,7 @@ def test_published_settings_are_laid_below_what_is_given(
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
 def test_two_processes_write_one_prior(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    here: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("prior", "train", "--public", "public", *SMALL_PRIOR, "--device", "cpu")
     two = together(
@@ -433,7 +263,7 @@ def test_two_processes_write_one_prior(
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
 def test_two_processes_write_one_attack(
-    made: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ("attack", "--prior", "prior", "--target", "target", "--device", "cpu", *SMALL_ATTACK)
     command = (*command, "--set", "half=false")  # whose rounding depends on what else is in a batch
@@ -531,12 +361,12 @@ ADAPT = ("adapt", "--prior", "prior", "--public", "public", "--out", "new")
     ],
 )  # fmt: skip
 def test_wrong_input(
-    made: dict[str, Path],
+    trained: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     parts: tuple[str, ...],
 ) -> None:
-    spec = untrained_spec(made["private"].parent / "own.safetensors")
+    spec = untrained_spec(trained["private"].parent / "own.safetensors")
     code, _, err = run(capsys, *[spec if a == "own" else a for a in arguments])
     complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
     assert code == 2 and len(complaints) == 1 and "Traceback" not in err
@@ -546,7 +376,7 @@ def test_wrong_input(
 
 
 def test_a_stopped_prior_says_how_to_go_on_and_does(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = (
         "prior",
