@@ -106,9 +106,9 @@ class _PlainBlock(nn.Sequential):
 
 
 def stages_for(size: int) -> int:
-    """Stages of a network for images of ``size``: 1 to 4, each halves the map.
+    """Return the number of stages, 1 to 4, of a network for images of ``size``.
 
-    Until the map is 4x4, so that 8x8 and 256x256 both fit.
+    Each stage halves the map, until it is 4x4.
     """
     return max(1, min(4, size.bit_length() - 3))
 
@@ -117,7 +117,7 @@ class Classifier(nn.Module):
     """Stages of blocks, global average pooling, one linear layer.
 
     Input (N, C, S, S), already normalised; output logits (N, K). With a bottleneck the linear layer
-    reads the mean of a normal code; who trains it draws from :meth:`distribution` instead.
+    reads the mean of a normal code; training samples from :meth:`distribution` instead.
 
     Raises:
         ValueError: the options name a stage that is not there, or skip connections of a vgg.
@@ -153,7 +153,7 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(code or channels[-1], num_classes)
 
     def stage_maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps after each stage, each (N, C_l, H_l, W_l)."""
+        """Return the feature maps after each stage, each (N, C_l, H_l, W_l)."""
         maps = []
         x = self.stem(x)
         for stage in self.stages:
@@ -162,16 +162,16 @@ class Classifier(nn.Module):
         return maps
 
     def pool(self, last: Tensor) -> Tensor:
-        """The last stage's map (N, C, H, W) -> penultimate features (N, C), what logits are made of.
+        """Return penultimate features (N, C) of the last stage's map (N, C, H, W).
 
-        With a bottleneck of D values: the code's mean (N, D).
+        With a bottleneck of D values these are the code's mean (N, D).
         """
         if self.bottleneck is not None:
             return self.distribution(last)[0]
         return self._averaged(last)
 
     def distribution(self, last: Tensor) -> tuple[Tensor, Tensor]:
-        """The last stage's map (N, C, H, W) -> mean and standard deviation of the code, each (N, D).
+        """Return mean and standard deviation of the code, each (N, D), of the last map (N, C, H, W).
 
         The deviation is softplus(s - 5) (Alemi et al. 2017), which starts near 0.
 
@@ -200,7 +200,7 @@ def _stages_named(numbers: Sequence[int], stages: int) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class SavedClassifier:
-    """A classifier with what is needed to call it: class order, input shape, normalisation."""
+    """A classifier with its class order, input shape and normalisation."""
 
     module: Classifier
     architecture: ClassifierArchitecture
@@ -223,7 +223,7 @@ def build_classifier(
     rng: torch.Generator,
     options: NetworkOptions = PLAIN_NETWORK,
 ) -> SavedClassifier:
-    """A new classifier for images of ``image_shape`` (C, S, S), initialised from ``rng``.
+    """Return a new classifier for images of ``image_shape`` (C, S, S), initialised from ``rng``.
 
     Raises:
         ValueError: ``options`` do not fit the architecture.
@@ -251,7 +251,7 @@ def build_classifier(
 
 
 def save_classifier(saved: SavedClassifier, path: Path) -> None:
-    """Write ``saved`` to one safetensors file whose header holds all but the tensors."""
+    """Write ``saved`` to a safetensors file whose header holds all but the tensors."""
     facts: dict[str, Any] = {
         "architecture": saved.architecture,
         "width": saved.width,
