@@ -22,7 +22,7 @@ from inversight.core.config import merge
 from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
-from inversight.pipeline.estimate import Estimate, duration
+from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.plan import Plan
 from inversight.settings import ATTACKS, resolve
 
@@ -252,13 +252,6 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     forecast()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inversight.core.errors import DataError
+from inversight.core.errors import DataError, one_line
 from inversight.core.run import atomic_file
 
 Modules = Mapping[str, nn.Module]
@@ -41,6 +41,23 @@ def save_state(
         save_file(found, partial, metadata={kind: json.dumps(facts)})
 
 
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and all tensors of a safetensors file.
+
+    Raises:
+        SafetensorError, OSError: it cannot be read.
+    """
+    with safe_open(path, "pt") as handle:
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        return handle.metadata() or {}, tensors
+
+
+def tensors_below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors called ``name/REST`` by REST: the state of one network among several."""
+    prefix = f"{name}/"
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def load_state(
     path: Path, kind: str, *, modules: Modules, optimisers: Optimisers
 ) -> tuple[Any, dict[str, Tensor]]:
@@ -48,14 +65,10 @@ def load_state(
 
     Call it within :func:`reading`, which turns any error into one about the file.
     """
-    with safe_open(path, "pt") as handle:
-        facts = json.loads((handle.metadata() or {})[kind])
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    metadata, tensors = read_tensors(path)
+    facts = json.loads(metadata[kind])
     for name, module in modules.items():
-        prefix = f"{name}/"
-        module.load_state_dict(
-            {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        )
+        module.load_state_dict(tensors_below(tensors, name))
     for name, optimiser in optimisers.items():
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -78,8 +91,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path}: not a checkpoint of this {what} ({reason}); go on with the settings it began "
+            f"{path}: not a checkpoint of this {what} ({one_line(error)}); go on with the settings it began "
             "with, or remove it to begin again"
         ) from error

@@ -33,7 +33,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError
 from pydantic_core.core_schema import no_info_after_validator_function
 
-from inversight.core.errors import ConfigError
+from inversight.core.errors import ConfigError, one_line
 
 T = TypeVar("T")
 
@@ -272,8 +272,7 @@ def build(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str)
     try:
         return cls(**values)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{role} {name}: could not be built ({reason})") from error
+        raise ConfigError(f"{role} {name}: could not be built ({one_line(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inversight.core.errors import ConfigError, StageError
+from inversight.core.errors import ConfigError, StageError, one_line
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 """What CUDA, MPS, the CPU's allocator and cuBLAS say, in lower case."""
@@ -28,8 +28,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name}: cannot be used here ({reason}); try cpu") from None
+        raise ConfigError(
+            f"device {name}: cannot be used here ({one_line(error)}); try cpu"
+        ) from None
     return device
 
 

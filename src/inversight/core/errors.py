@@ -41,3 +41,8 @@ class StageError(InversightError):
 
 class DiskFullError(StageError):
     """There is no room on the disk. Exit code 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, the name of its type if it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from inversight.core.errors import DataError
+from inversight.core.errors import DataError, one_line
 
 _NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats that run another program when decoded, or hold no picture that Pillow decodes itself."""
@@ -98,9 +98,8 @@ def decode(file: Path, role: str) -> Image.Image:
         except _UnknownRangeError as error:
             raise DataError(f"{role} {file}: {error}") from None
         except Exception as error:  # decoders of damaged files raise whatever they trip over
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
-                f"{role} {file}: is damaged or cut short ({reason}); replace or remove it"
+                f"{role} {file}: is damaged or cut short ({one_line(error)}); replace or remove it"
             ) from None
 
 

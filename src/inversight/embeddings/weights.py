@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inversight.core.config import nearest
-from inversight.core.errors import WeightsError
+from inversight.core.errors import WeightsError, one_line
+from inversight.core.run import atomic_file, write_json
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,10 @@ def import_weights(path: Path) -> Path:
     tensors = _read_checked(path, known)
     final = folder() / f"{known.name}.safetensors"
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.partial")
-    save_file(tensors, partial, metadata={"sha256": found, "file": known.file})
-    partial.replace(final)
+    with atomic_file(final) as partial:
+        save_file(tensors, partial, metadata={"sha256": found, "file": known.file})
     facts = {"source_sha256": found, "sha256": _digest(final)}
-    final.with_suffix(".json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    write_json(final.with_suffix(".json"), facts)
     return final
 
 
@@ -133,9 +133,8 @@ def _read_checked(path: Path, known: PublishedWeights) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path}: not a file of plain tensors ({reason}); it was not loaded"
+            f"{path}: not a file of plain tensors ({one_line(error)}); it was not loaded"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{path}: expected named tensors, found {type(state).__name__}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inversight.models.loaders.base import LoadedModel, one_line
+from inversight.core.errors import one_line
+from inversight.models.loaders.base import LoadedModel
 from inversight.models.loaders.classifier import load_saved
 from inversight.models.loaders.factory import load_factory
 from inversight.models.loaders.program import load_program

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.core.errors import TargetError
+from inversight.core.checkpoints import read_tensors
+from inversight.core.errors import TargetError, one_line
 from inversight.settings import ClassifierArchitecture
 
 Norm = Literal["batch", "group"]
@@ -52,42 +53,40 @@ def _norm(channels: int, kind: Norm) -> nn.Module:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-class ResidualBlock(nn.Module):
+class SkiplessBlock(nn.Module):
+    """A residual block without its skip connection, (N, C, H, W) -> (N, C', H / s, W / s)."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, norm: Norm = "batch"
+    ) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels_in, norm)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm2 = _norm(channels_out, norm)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(F.relu(self.norm1(x)))
+
+    def residual(self, activated: Tensor) -> Tensor:
+        """Return what the convolutions make of the block's normalised and rectified input."""
+        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(activated))))
+        return y
+
+
+class ResidualBlock(SkiplessBlock):
     """Pre-activation residual block (He et al. 2016b), (N, C, H, W) -> (N, C', H / s, W / s)."""
 
     def __init__(
         self, channels_in: int, channels_out: int, stride: int, norm: Norm = "batch"
     ) -> None:
-        super().__init__()
-        self.norm1 = _norm(channels_in, norm)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-        self.norm2 = _norm(channels_out, norm)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        super().__init__(channels_in, channels_out, stride, norm)
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(x))
-        shortcut: Tensor = self.shortcut(y)
-        y = self.conv2(F.relu(self.norm2(self.conv1(y))))
-        out: Tensor = shortcut + y
+        out: Tensor = self.shortcut(y) + self.residual(y)
         return out
-
-
-class SkiplessBlock(nn.Module):
-    """A residual block's long way alone, without the skip connection."""
-
-    def __init__(
-        self, channels_in: int, channels_out: int, stride: int, norm: Norm = "batch"
-    ) -> None:
-        super().__init__()
-        self.norm1 = _norm(channels_in, norm)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-        self.norm2 = _norm(channels_out, norm)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
-        return y
 
 
 class _PlainBlock(nn.Sequential):
@@ -276,9 +275,7 @@ def load_classifier(path: Path) -> SavedClassifier:
     if not file.is_file():
         raise TargetError(f"{file}: no such file; `inversight train` writes {FILE_NAME}")
     try:
-        with safe_open(file, "pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        metadata, tensors = read_tensors(file)
     except (SafetensorError, OSError) as error:
         raise TargetError(f"{file}: not a readable safetensors file ({error})") from error
     if _KEY not in metadata:
@@ -300,8 +297,9 @@ def load_classifier(path: Path) -> SavedClassifier:
         )
         saved.module.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise TargetError(f"{file}: the header and the weights do not fit ({reason})") from error
+        raise TargetError(
+            f"{file}: the header and the weights do not fit ({one_line(error)})"
+        ) from error
     saved.module.eval().requires_grad_(False)
     return saved
 

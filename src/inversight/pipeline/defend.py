@@ -20,6 +20,7 @@ from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, InversightError, RunError
 from inversight.core.run import (
     Run,
+    atomic_file,
     check_new_folder,
     is_disk_full,
     read_manifest,
@@ -366,9 +367,8 @@ class _Comparison:
         }
         table = per_image(outcomes, self.protected)
         write_json(self.folder / "defences.json", value)
-        partial = self.folder / ".images.parquet.partial"
-        table.to_parquet(partial, index=False)
-        partial.replace(self.folder / "images.parquet")
+        with atomic_file(self.folder / "images.parquet") as partial:
+            table.to_parquet(partial, index=False)
         write_text(self.folder / "report.html", render_defences(value, table))
         return DefendResult(self.folder, value, table)
 

@@ -29,6 +29,7 @@ from inversight.pipeline.timing import (
 from inversight.priors import Prior, StylePrior, train_prior
 from inversight.priors.pivotal_tuning import tune
 from inversight.priors.pivots import project
+from inversight.report.formatting import duration
 from inversight.settings import ARMS, AuditSettings, prior_training
 
 
@@ -53,15 +54,6 @@ class Estimate:
             f"about {duration(self.total)} ({', '.join(parts)}), "
             f"{self.memory_bytes / 2**30:.1f} GiB of memory, {self.disk_bytes / 1e6:.0f} MB on disk"
         )
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as text: '45 s', '12 min' or '3.5 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def estimate(

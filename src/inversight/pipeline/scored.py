@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from inversight.core.checkpoints import read_tensors
 from inversight.core.errors import RunError
 from inversight.core.run import write_json
 from inversight.pipeline.metrics import Evaluation, ReferenceSet, ScoredSet, nearest_distances
@@ -167,9 +168,8 @@ def read_scored(folder: Path) -> tuple[ReferenceSet, tuple[ScoredSet, ...]]:
         RunError: missing or damaged.
     """
     try:
-        with safe_open(folder / VECTORS, "pt") as handle:
-            names = json.loads((handle.metadata() or {})[_METADATA])
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        metadata, tensors = read_tensors(folder / VECTORS)
+        names = json.loads(metadata[_METADATA])
         table = pd.read_parquet(folder / "reconstructions.parquet")
         nearest = pd.read_parquet(folder / "samples_by_set.parquet")
         labels = names["holdout_labels"]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from inversight.core.imaging import to_uint8
+from inversight.core.run import atomic_file, write_json
 from inversight.core.seeding import generator
 from inversight.data import to_pil
 
@@ -69,16 +69,15 @@ class SampleMonitor:
         shown = torch.cat([x.cpu() for x in draw(side**2, generator(0, "watch", "grid"))])
         path = self.folder / GRIDS / f"images-{images:09d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, to_pil(to_uint8(grid_of(shown, side))))
+        with atomic_file(path) as partial:
+            to_pil(to_uint8(grid_of(shown, side))).save(partial, format="PNG")
 
     def _add(self, row: dict[str, Any]) -> None:
         """Append ``row``, and drop rows of steps that are repeated after an interruption."""
         path = self.folder / ROWS
         rows = json.loads(path.read_text()) if path.is_file() else []
         rows = [r for r in rows if r["images"] < row["images"]]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps([*rows, row], indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, [*rows, row])
 
 
 def grid_of(images: Tensor, side: int) -> Tensor:
@@ -89,9 +88,3 @@ def grid_of(images: Tensor, side: int) -> Tensor:
     framed = F.pad(images, (1, 1, 1, 1), value=1.0)
     rows: Tensor = framed.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4)
     return rows.flatten(3, 4).flatten(1, 2)
-
-
-def _write(path: Path, picture: Image.Image) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from inversight.core.checkpoints import read_tensors, tensors_below
 from inversight.core.config import from_mapping, to_mapping
-from inversight.core.errors import DataError, InputError, InversightError
+from inversight.core.errors import DataError, InputError, InversightError, one_line
 from inversight.priors.architecture import Architecture
 from inversight.priors.base import BlockFeatures
 from inversight.priors.layers import NoiseMode
@@ -203,18 +204,14 @@ class StylePrior:
             DataError: missing, damaged, or not a prior.
         """
         try:
-            with safe_open(path, "pt") as handle:
-                facts = json.loads((handle.metadata() or {})[_KEY])
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            metadata, tensors = read_tensors(path)
+            facts = json.loads(metadata[_KEY])
             training = from_mapping(PriorTraining, facts["training"])
             architecture = from_mapping(Architecture, facts["architecture"])
             raw, average = Generator(architecture), Generator(architecture)
             critic = Discriminator(architecture)
             for name, module in (("raw", raw), ("average", average), ("critic", critic)):
-                prefix = f"{name}/"
-                module.load_state_dict(
-                    {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-                )
+                module.load_state_dict(tensors_below(tensors, name))
                 module.requires_grad_(False)
             pivots = tensors.get(_PIVOTS)
             if pivots is not None and (pivots.dim() != 2 or pivots.shape[1] != architecture.w_dim):
@@ -227,8 +224,9 @@ class StylePrior:
             RuntimeError,
             InversightError,
         ) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{path}: not a prior that inversight wrote ({reason})") from error
+            raise DataError(
+                f"{path}: not a prior that inversight wrote ({one_line(error)})"
+            ) from error
         return cls(
             average=average,
             raw=raw,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from inversight.core.errors import InputError
+from inversight.core.errors import InputError, one_line
 from inversight.embeddings.base import Features
 
 FeaturesLike = Features | tuple[Tensor | ArrayLike, Tensor | ArrayLike]
@@ -72,8 +72,7 @@ def as_array(value: object, role: str) -> Tensor:
         # A pandas column may be read-only, which a tensor cannot be.
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{role}: expected an array of numbers ({reason})") from None
+        raise InputError(f"{role}: expected an array of numbers ({one_line(error)})") from None
 
 
 def check_features(features: Features, role: str) -> None:

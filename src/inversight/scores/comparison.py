@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inversight.core.progress import Progress, silent
+from inversight.core.run import atomic_file
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.pairs import Workspace, image_pairs
 from inversight.scores.assignment import Assigner, Assignment
@@ -130,9 +131,8 @@ def compare(
             state = {"nearest": nearest, "done": done_labels}
             for name, assigner in _named(assigners):
                 state |= {f"{name}/{k}": v.contiguous() for k, v in assigner.state().items()}
-            partial = checkpoint.with_name(f".{checkpoint.name}.partial")
-            save_file(state, partial)
-            partial.replace(checkpoint)
+            with atomic_file(checkpoint) as partial:
+                save_file(state, partial)
             saved = time.monotonic()
     known = nearest.where(nearest.isfinite(), torch.full_like(nearest, float("nan")))
     return Comparison(

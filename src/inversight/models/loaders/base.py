@@ -6,9 +6,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from inversight.core.checkpoints import read_tensors
+from inversight.core.errors import one_line
 from inversight.models.spec import ModelSpec
 
 CONVERT = (
@@ -30,11 +32,6 @@ class LoadedModel:
     classes: tuple[str, ...] = ()
 
 
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's message, its type if it has none."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def read_safetensors(path: Path, model: ModelSpec) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name; nothing is unpickled.
 
@@ -42,8 +39,7 @@ def read_safetensors(path: Path, model: ModelSpec) -> dict[str, Tensor]:
         TargetError: it is not a whole safetensors file.
     """
     try:
-        with safe_open(path, "pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        return read_tensors(path)[1]
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             head = file.read(16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from inversight.core.config import import_object
-from inversight.core.errors import ConfigError, TargetError
-from inversight.models.loaders.base import LoadedModel, one_line, read_safetensors
+from inversight.core.errors import ConfigError, TargetError, one_line
+from inversight.models.loaders.base import LoadedModel, read_safetensors
 from inversight.models.spec import ModelSpec
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from inversight.models.loaders.base import CONVERT, LoadedModel, one_line
+from inversight.core.errors import one_line
+from inversight.models.loaders.base import CONVERT, LoadedModel
 from inversight.models.spec import ModelSpec
 
 
