@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -139,17 +139,22 @@ def test_the_error_after_all_retries(
 
 
 def test_timeouts_are_retried(service: Service, waited: list[float]) -> None:
-    def slow(images: Tensor) -> Answer:
-        time.sleep(0.3)
+    over = threading.Event()
+
+    def never(images: Tensor) -> Answer:
+        over.wait()
         return probabilities(images)
 
-    service.answers = [slow]
-    endpoint = endpoint_of(service, waited, timeout=0.1)
-    torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
-    assert waited == [1.0]
-    service.usual = slow
-    with pytest.raises(EndpointError, match=r"no answer within 0.1 s, in the last of 1 tries"):
-        endpoint_of(service, waited, timeout=0.1, retries=0)(IMAGES)
+    try:
+        service.usual = never
+        with pytest.raises(EndpointError, match=r"no answer within 0.1 s, in the last of 1 tries"):
+            endpoint_of(service, waited, timeout=0.1, retries=0)(IMAGES)
+        service.usual, service.answers = probabilities, [never]
+        endpoint = endpoint_of(service, waited, timeout=2.0)
+        torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
+        assert waited == [1.0]
+    finally:
+        over.set()
 
 
 def test_a_refused_connection(waited: list[float]) -> None:
