@@ -156,7 +156,7 @@ def _few(run: Path, seed: int) -> dict[str, dict[str, Any]]:
             measured = (sign * columns[measure]).masked_fill(
                 inside | ~nearest.isfinite(), float("nan")
             )
-            one = agreement({FEWER: learned.exposure}, measured, labels, resamples=0)[FEWER]
+            one = agreement({FEWER: learned.risk}, measured, labels, resamples=0)[FEWER]
             if one.value is not None:
                 drawn[measure].append((one.value, float(one.extra.get("within", one.value))))
     return {

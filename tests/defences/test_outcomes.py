@@ -1,4 +1,4 @@
-"""Changes, intervals, exposure, hidden gradients and the recommendation, from made-up audits."""
+"""Changes, intervals, images that moved, hidden gradients and the recommendation, from made-up audits."""
 
 from __future__ import annotations
 

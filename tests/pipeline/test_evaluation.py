@@ -85,7 +85,7 @@ def test_all_keys_in_order_with_reasons_for_what_is_missing() -> None:
     assert found.holdout is None
 
 
-def test_the_ledger_has_every_private_image_most_exposed_first() -> None:
+def test_the_ledger_has_every_private_image_nearest_first() -> None:
     found = score(PRIVATE, MADE)
     assert list(found.samples) == COLUMNS
     assert set(found.samples["id"]) == set(PRIVATE.ids)

@@ -20,7 +20,7 @@ from inversight.models.networks import load_classifier
 from inversight.models.target import target_of
 from inversight.pipeline.triage import EXPECTED, LEARNED, triage_run
 from inversight.risk.signals import SIGNALS, forgetting_events, signals
-from inversight.risk.triage import expected_exposure
+from inversight.risk.triage import expected_risk
 from tests.command import refused, run
 from tests.pipeline.tiny import TINY, class_folders
 
@@ -101,7 +101,7 @@ def test_private_images_and_a_target(
         assert ranked[name].tolist() == found.values[name].tolist(), name
     right = torch.stack([m(private.floats()).argmax(1) == private.labels for m in reversed(models)])
     assert ranked["forgetting"].tolist() == forgetting_events(right).tolist()
-    assert ranked[EXPECTED].tolist() == expected_exposure(found.values).tolist()
+    assert ranked[EXPECTED].tolist() == expected_risk(found.values).tolist()
     assert table[EXPECTED].is_monotonic_decreasing
     assert table["twins"].dropna().to_dict() == {
         "ann/1.png": "ann/1.png", "ann/twin.png": "ann/1.png",

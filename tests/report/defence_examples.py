@@ -27,7 +27,7 @@ _NONE = {
 RATIOS = ("distance", "distance_protected", "distance_others")
 TITLES = {
     "none": ("undefended", "none"),
-    "withhold": ("withhold exposed images", "sample"),
+    "withhold": ("withhold images at risk", "sample"),
     "bido": ("bilateral dependency", "model"),
     "label-smoothing": ("negative label smoothing", "model"),
     "rounding": ("rounded scores", "output"),

@@ -105,7 +105,7 @@ def shown_values(watched: Watched, key: str) -> list[float]:
     return [float(table.loc[name, key]) for name in watched.column("id")]
 
 
-def test_clicks_sort_each_number_column_both_ways_the_most_exposed_first(watched):
+def test_clicks_sort_each_number_column_both_ways_the_nearest_first(watched):
     assert watched.heading("nearest_distance").get_attribute("aria-sort") == "ascending"
     for key in NUMERIC:
         first, second = "ascending", "descending"

@@ -18,7 +18,7 @@ from inversight.risk.triage import (
     _spearman,
     _within,
     agreement,
-    expected_exposure,
+    expected_risk,
     learn,
     learned_elsewhere,
     turned,
@@ -43,36 +43,34 @@ def distances(values: dict[str, Tensor], seed: int = 1, noise: float = 0.1) -> T
 
 def test_one_signal_is_its_rank() -> None:
     loss = torch.tensor([5.0, 1.0, 3.0, 3.0, math.nan])
-    assert expected_exposure({"loss": loss}).tolist()[:4] == pytest.approx([0, 1, 0.5, 0.5])
-    assert expected_exposure({"loss": loss})[4].isnan()
-    dense = expected_exposure({"local_density": loss})
+    assert expected_risk({"loss": loss}).tolist()[:4] == pytest.approx([0, 1, 0.5, 0.5])
+    assert expected_risk({"loss": loss})[4].isnan()
+    dense = expected_risk({"local_density": loss})
     assert dense.tolist()[:4] == pytest.approx([1, 0, 0.5, 0.5])
 
 
 def test_families_count_alike() -> None:
     """Two ways of saying how sure the target is weigh as much as one place."""
     up, down = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
-    found = expected_exposure({"loss": down, "margin": up, "local_density": down})
+    found = expected_risk({"loss": down, "margin": up, "local_density": down})
     assert found.tolist() == [0.5, 0.5]
-    assert expected_exposure({"loss": down, "local_density": up}).tolist() == [0.0, 1.0]
+    assert expected_risk({"loss": down, "local_density": up}).tolist() == [0.0, 1.0]
 
 
 @given(st.integers(0, 10_000))
 def test_only_ranks_matter_and_rows_do_not(seed: int) -> None:
     values = drawn(seed)
-    one = expected_exposure(values)
+    one = expected_risk(values)
     assert float(one.min()) >= 0 and float(one.max()) <= 1
-    other = expected_exposure({name: (2 * v).exp() for name, v in values.items()})
+    other = expected_risk({name: (2 * v).exp() for name, v in values.items()})
     torch.testing.assert_close(one, other)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(
-        expected_exposure({n: v[order] for n, v in values.items()}), one[order]
-    )
+    torch.testing.assert_close(expected_risk({n: v[order] for n, v in values.items()}), one[order])
 
 
 def test_nothing_to_tell_by_is_said() -> None:
     with pytest.raises(InputError, match="none of the signals"):
-        expected_exposure({"unknown": torch.zeros(3)})
+        expected_risk({"unknown": torch.zeros(3)})
 
 
 def test_what_is_there_is_learned() -> None:
@@ -84,7 +82,7 @@ def test_what_is_there_is_learned() -> None:
     assert made.slopes["local_density"] == pytest.approx(-1.0, abs=0.1)
     assert max(abs(made.slopes[n]) for n in ("margin", "entropy", "forgetting")) < 0.1
     best = 0.5 * values["loss"] - values["local_density"]
-    assert spearmanr(made.exposure, -best).statistic > 0.98
+    assert spearmanr(made.risk, -best).statistic > 0.98
 
 
 def test_a_few_classes_teach_the_others() -> None:
@@ -93,9 +91,9 @@ def test_a_few_classes_teach_the_others() -> None:
     attacked = torch.tensor([name in ("c0", "c1") for name in LABELS])
     made = learn(values, nearest.masked_fill(~attacked, math.nan), LABELS)
     assert made.classes == {"c0", "c1"}
-    found = agreement(
-        {"learned": made.exposure}, (-nearest).masked_fill(attacked, math.nan), LABELS
-    )["learned"]
+    found = agreement({"learned": made.risk}, (-nearest).masked_fill(attacked, math.nan), LABELS)[
+        "learned"
+    ]
     assert found.extra["images"] == 80 and float(found.extra["within"]) > 0.9
 
 
@@ -120,8 +118,8 @@ def test_nothing_is_learned_from_noise() -> None:
     for seed in range(12):
         values = drawn(seed)
         nearest = distances(drawn(seed + 100), seed)
-        exposure = learned_elsewhere(values, nearest, LABELS)
-        found.append(agreement({"l": exposure}, -nearest, LABELS, resamples=0)["l"].extra["within"])
+        risk = learned_elsewhere(values, nearest, LABELS)
+        found.append(agreement({"l": risk}, -nearest, LABELS, resamples=0)["l"].extra["within"])
     assert abs(float(np.mean(np.array(found, dtype=float)))) < 0.1
 
 

@@ -50,7 +50,7 @@ def defend(
     ] = None,
     **options: Any,
 ) -> None:
-    """Train defended models, attack each again, and compare their accuracy and exposure.
+    """Train defended models, attack each again, and compare their accuracy and what is reconstructed.
 
     If it is stopped, the same command continues.
     """

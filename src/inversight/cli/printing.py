@@ -80,7 +80,7 @@ def _print_sets(console: Console, result: Any) -> None:
 
 
 def print_triage(found: Any, out: Path | None) -> None:
-    """Print the images likely to be most exposed, and how well signals agree with measured exposure."""
+    """Print the images most at risk by the signals, and how well signals agree with an attack."""
     from inversight.pipeline.triage import EXPECTED, LEARNED, TABLE
     from inversight.report.formatting import number, visible
 
@@ -90,7 +90,7 @@ def print_triage(found: Any, out: Path | None) -> None:
     for row in found.table.head(_TRIAGE_ROWS).to_dict("records"):
         cells = [number(None if row[k] is None else row[k]) for k in keys]
         table.add_row(*(escape(visible(str(c))) for c in (row["id"], row["label"], *cells)))
-    _say(console, "Likely to be most exposed, by the signals (higher is more exposed):")
+    _say(console, "Most at risk by the signals (higher is more at risk):")
     console.print(table)
     for measure, signals in found.agreement.items():
         what = {"nearest_distance": "nearness (-nearest_distance)"}.get(measure, measure)

@@ -32,7 +32,7 @@ def triage(
     ] = None,
     **options: Any,
 ) -> None:
-    """Rank private images by how exposed they are likely to be, in seconds, without an attack."""
+    """Rank private images by how much they are at risk, in seconds, without an attack."""
     from inversight.core.run import check_new_folder
     from inversight.pipeline.triage import triage_private, triage_run, write_triage
 

@@ -34,7 +34,7 @@ Sensitive, treat like the private images themselves:
   stages/            checkpoints: the target and evaluator trained on the private images (if the
                      audit trained them), the adapted prior and samples of it, the attack's latents
   samples.parquet, samples_by_set.parquet, signals.parquet, reconstructions.parquet, holdout.parquet
-                     names of images and how exposed each is (names hashed with --hash-ids)
+                     names of images and how near to each an attack came (names hashed with --hash-ids)
   report.html        the same ledger; pictures only if --images blurred or full was given
 
 Less sensitive:

@@ -4,7 +4,7 @@ Paper: none of its own; retraining without images is the plain form of unlearnin
 2021, who make it cheap).
 Protects: what the model would have learnt from the removed images alone. It never saw them, so neither
 their pixels nor statistics of them can be in it.
-Does not protect: the other images, some of which may become the most exposed ones (the "onion effect",
+Does not protect: the other images, some of which may then be at the highest risk (the "onion effect",
 Carlini et al. 2022); nor what a removed image shares with images that stay, near copies above all.
 Costs: the accuracy that those images contributed, most where a class has few; a training without them.
 """

@@ -5,7 +5,7 @@ Protects: what the model would have learnt from the protected images alone, as r
 replacement is made of other images, drawn independently of the protected image, so nothing of it
 reaches the model. Its nearest neighbour would resemble it more, but choosing that would reveal where
 the protected image lies.
-Does not protect: the other images, some of which now have more weight and may become exposed
+Does not protect: the other images, some of which now have more weight and may be at risk
 themselves.
 Costs: less accuracy than removal where classes are small, since the class keeps its weight; mixtures of
 pixels are blurred images.

@@ -40,7 +40,7 @@ from inversight.pipeline.attack import (
 )
 from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
 from inversight.pipeline.evaluation import evaluate
-from inversight.pipeline.ledger import SIGNALS_FILE, exposure_table, hidden, join
+from inversight.pipeline.ledger import SIGNALS_FILE, hidden, join, ledger_columns
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.prior import monitor_of, prior_stage, warn_of_few
 from inversight.pipeline.report import make_gallery, report_stage
@@ -389,7 +389,7 @@ class _Audit:
         """Join to the ledger what the target says of each private image; return the ledger."""
 
         def fill(folder: Path) -> None:
-            table = exposure_table(
+            table = ledger_columns(
                 target,
                 self.inputs.private,
                 neighbour_distance=read_neighbour_distance(self.run.folder("scores")),

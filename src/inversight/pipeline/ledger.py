@@ -22,7 +22,7 @@ JOINED = (*SIGNALS, "kind", "twins")
 _NAMES = ("id", "label", "twins")
 
 
-def exposure_table(
+def ledger_columns(
     target: Target,
     private: ImageSet,
     *,

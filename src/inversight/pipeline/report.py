@@ -67,7 +67,7 @@ def report(run: Path) -> Path:
 def make_gallery(
     run: Path, private: ImageSet, reconstructions: Iterable[ImageSet], *, blurred: bool
 ) -> tuple[GalleryItem, ...]:
-    """Return the most exposed images of ``run``, at most ``GALLERY``, with their nearest reconstructions."""
+    """Return the first ``GALLERY`` images in the ledger of ``run`` and their nearest reconstructions."""
     samples = pd.read_parquet(run / "samples.parquet").head(GALLERY)
     real = names_behind(run)
     own = dict(zip(private.ids, private.images, strict=True))

@@ -1,4 +1,4 @@
-"""``inversight triage``: rank private images by their likely exposure, without an attack.
+"""``inversight triage``: rank private images by how much they are at risk, without an attack.
 
 For a finished audit, compare the signals with what the audit measured. For a folder of private images
 and a target, rank the images in seconds.
@@ -29,7 +29,7 @@ from inversight.report.reading import read_mapping, read_table
 from inversight.risk.signals import SIGNALS, signals
 from inversight.risk.triage import (
     agreement,
-    expected_exposure,
+    expected_risk,
     learn,
     learned_elsewhere,
     turned,
@@ -52,8 +52,8 @@ _SAME_LOSS = 1e-3
 class Triage:
     """A ranking of private images.
 
-    table: one row for each private image, most exposed first: ``id``, ``label``, the predictors
-    ``expected`` and, if there is an audit to learn from, ``learned`` (higher is more exposed), signals,
+    table: one row for each private image, most at risk first: ``id``, ``label``, the predictors
+    ``expected`` and, if there is an audit to learn from, ``learned`` (higher is more at risk), signals,
     ``twins`` and measures. agreement: for each of ``MEASURED`` and each predictor, Spearman's correlation
     (:func:`inversight.risk.triage.agreement`); empty without measures. best: for each measure, the
     signal with the largest correlation. measured_in: the run with the measures. notes: for the reader.
@@ -80,14 +80,14 @@ def triage_run(run: Path, *, seed: int = 0) -> Triage:
     labels = samples["label"].astype(str).tolist()
     nearest = _column(samples, "nearest_distance")
     notes: list[str] = []
-    predicted = {**turned(values), EXPECTED: expected_exposure(values)}
+    predicted = {**turned(values), EXPECTED: expected_risk(values)}
     try:
         predicted[LEARNED] = learned_elsewhere(values, nearest, labels)
     except InputError as error:
         notes.append(f"Nothing was learned ({error}).")
     found = {}
     for name in MEASURED:
-        # A small distance and a high score mean exposure.
+        # A reconstruction is near if its distance is small or the score high.
         sign = -1.0 if name == "nearest_distance" else 1.0
         measured = sign * _column(samples, name)
         measured[nearest.isnan()] = float("nan")  # no reconstruction of its class says nothing
@@ -140,7 +140,7 @@ def triage_private(
     table = signals_table(found, images, find_twins(images, progress=reporter.stage("twins")))
     notes = [f"No {name}: {reason}." for name, reason in found.missing.items()]
     values = signals_of(table)
-    columns = {EXPECTED: expected_exposure(values).numpy()}
+    columns = {EXPECTED: expected_risk(values).numpy()}
     measured: Mapping[str, Mapping[str, Summary]] = {}
     best: Mapping[str, str] = {}
     if learn_from is not None and samples is not None:
@@ -148,7 +148,7 @@ def triage_private(
         labels = table["label"].astype(str).tolist()
         nearest = _column(table, "nearest_distance")
         made = learn(values, nearest, labels)
-        columns[LEARNED] = made.exposure.numpy()
+        columns[LEARNED] = made.risk.numpy()
         elsewhere = {name for name in labels if name not in made.classes}
         notes.append(
             f"Learned from {len(made.classes)} attacked classes, {len(elsewhere)} others are predicted; "
@@ -200,7 +200,7 @@ def _column(table: pd.DataFrame, name: str) -> torch.Tensor:
 
 
 def _ranked(table: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
-    """Return ``table`` with predictors after ``id`` and ``label``, most exposed first."""
+    """Return ``table`` with predictors after ``id`` and ``label``, most at risk first."""
     first = ["id", "label"]
     rest = [str(name) for name in table if name not in first]
     by = LEARNED if LEARNED in columns else EXPECTED

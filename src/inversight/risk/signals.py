@@ -36,7 +36,7 @@ Family = Literal["confidence", "place", "training"]
 
 @dataclass(frozen=True)
 class Signal:
-    """A signal. sign: +1 where higher is expected to mean more exposed, -1 where lower is."""
+    """A signal. sign: +1 where higher is expected to mean more risk, -1 where lower is."""
 
     family: Family
     sign: int

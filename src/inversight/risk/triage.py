@@ -1,6 +1,6 @@
-"""Prediction of the exposed private images from signals alone, and how well it works.
+"""Prediction of the private images at risk from signals alone, and how well it works.
 
-:func:`expected_exposure` needs no attack: it uses each signal in the direction that was fixed for it.
+:func:`expected_risk` needs no attack: it uses each signal in the direction that was fixed for it.
 :func:`learn` fits how signals relate to the measured distance in a few attacked classes and predicts
 other classes. :func:`agreement` measures how far either, or a signal alone, agrees with an attack.
 """
@@ -39,13 +39,13 @@ _SCRATCH = 1 << 22
 Floats = NDArray[np.float64]
 
 
-def expected_exposure(values: Mapping[str, Tensor]) -> Tensor:
-    """In [0, 1], (N,) float64, higher is expected to be more exposed; NaN where no signal is known.
+def expected_risk(values: Mapping[str, Tensor]) -> Tensor:
+    """In [0, 1], (N,) float64, higher is expected to be more at risk; NaN where no signal is known.
 
     Images are ranked in each signal, in the direction of its sign in ``SIGNALS``, and ranks are scaled
     to [0, 1]. They are averaged within each family of signals and then over families, so that the four
     measures of confidence count as one. Ranks are over all images, not within classes, because which
-    classes are exposed is part of the question.
+    classes are at risk is part of the question.
 
     Args:
         values: signals by name, each (N,); other names are ignored.
@@ -67,12 +67,12 @@ def expected_exposure(values: Mapping[str, Tensor]) -> Tensor:
 class Learned:
     """The fit of :func:`learn`.
 
-    exposure: (N,) float64, higher is more exposed: minus the expected log distance, up to a constant.
+    risk: (N,) float64, higher is more at risk: minus the expected log distance, up to a constant.
     classes: the classes of the fit, on which it must not be evaluated. slopes: for each signal, change
     of the log distance for one standard deviation of its normal score. penalty: of the ridge regression.
     """
 
-    exposure: Tensor
+    risk: Tensor
     classes: frozenset[str]
     slopes: Mapping[str, float]
     penalty: float
@@ -81,7 +81,7 @@ class Learned:
 def learn(
     values: Mapping[str, Tensor], nearest: Tensor, labels: Sequence[str], *, folds: int = FOLDS
 ) -> Learned:
-    """Fit the exposure of all N images on the classes that were attacked.
+    """Fit the risk of all N images on the classes that were attacked.
 
     Ridge regression of the log nearest distance on signals, each as the normal score of an image's rank
     among all N images. Both are taken relative to their class's mean: a few classes show how images of
@@ -131,7 +131,7 @@ def learn(
 def learned_elsewhere(
     values: Mapping[str, Tensor], nearest: Tensor, labels: Sequence[str], *, folds: int = FOLDS
 ) -> Tensor:
-    """Return (N,) float64: the exposure that :func:`learn` predicts from *other* classes alone.
+    """Return (N,) float64: the risk that :func:`learn` predicts from *other* classes alone.
 
     Attacked classes are left out in ``folds`` groups, or one by one if there are fewer; each fit,
     including the choice of the penalty, uses the distances of the others only. NaN without a distance.
@@ -152,7 +152,7 @@ def learned_elsewhere(
         left_out = rows[torch.from_numpy(test)]
         known = nearest.clone()
         known[left_out] = float("nan")
-        found[left_out] = learn(values, known, labels, folds=folds).exposure[left_out]
+        found[left_out] = learn(values, known, labels, folds=folds).risk[left_out]
     return found
 
 
@@ -172,8 +172,8 @@ def agreement(
     The value is None with a reason for fewer than three images or no variation.
 
     Args:
-        predicted: by name, each (N,), higher is more exposed.
-        measured: (N,), higher is more exposed.
+        predicted: by name, each (N,), higher is more at risk.
+        measured: (N,), higher is more at risk.
         labels: N class names.
     """
     rng = rng or default_rng()
@@ -186,7 +186,7 @@ def agreement(
 
 
 def turned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return each signal times its sign, so that higher is expected to mean more exposed."""
+    """Return each signal times its sign, so that higher is expected to mean more risk."""
     return {
         name: values[name].double() * signal.sign
         for name, signal in SIGNALS.items()
