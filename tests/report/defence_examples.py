@@ -7,39 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tests.report.examples import HOSTILE
+from inversight.report.words import RATIOS
+from tests.report.examples import DATA, HOSTILE, read_example
 
 SEEDS = 3
-_NONE = {
-    "holdout_accuracy": 0.81,
-    "private_accuracy": 0.99,
-    "leakage_gap": 0.62,
-    "flagged": 0.14,
-    "distance": 0.081,
-    "distance_protected": 0.031,
-    "distance_others": 0.09,
-    "ddcs_best": 3.2,
-    "ddcs_average": 2.7,
-    "covered": 0.66,
-    "coverage": 0.31,
-    "accuracy_top1": 0.93,
-}
-RATIOS = ("distance", "distance_protected", "distance_others")
-TITLES = {
-    "none": ("undefended", "none"),
-    "withhold": ("withhold images at risk", "sample"),
-    "bido": ("bilateral dependency", "model"),
-    "label-smoothing": ("negative label smoothing", "model"),
-    "rounding": ("rounded scores", "output"),
-    "mixup": ("mixup", "model"),
-}
-FACTORS = {
-    "withhold": {"holdout_accuracy": 0.99, "leakage_gap": 0.8, "distance_protected": 1.9},
-    "bido": {"holdout_accuracy": 0.96, "leakage_gap": 0.3, "distance": 1.4, "ddcs_best": 0.7},
-    "label-smoothing": {"holdout_accuracy": 0.95, "leakage_gap": 0.33, "distance": 1.35},
-    "rounding": {"leakage_gap": 0.98, "distance": 0.97},
-    "mixup": {"holdout_accuracy": 1.01, "leakage_gap": 1.1, "distance": 0.93},
-}
+EFFECTS = pd.read_csv(DATA / "defences.csv", index_col="name")
+"""For each defence its title, its level, and the factor by which it changes each measure.
+
+The row ``none`` has the measures themselves.
+"""
 
 
 def spread(value: float, share: float, seeds: int) -> dict[str, Any]:
@@ -59,14 +35,16 @@ def images(names: tuple[str, ...] = ("a", "b", "c", "d"), each: int = 8) -> list
 
 
 def defence(name: str, seeds: int = SEEDS) -> dict[str, Any]:
-    title, level = TITLES[name]
-    factors = FACTORS.get(name, {})
-    values = {key: value * factors.get(key, 1.0) for key, value in _NONE.items()}
+    title, level, *row = EFFECTS.loc[name]
+    keys = EFFECTS.columns[2:]
+    base = dict(zip(keys, EFFECTS.loc["none"][2:], strict=True))
+    factors = dict.fromkeys(keys, 1.0) if name == "none" else dict(zip(keys, row, strict=True))
+    values = {key: base[key] * factors[key] for key in keys}
     changes = {
-        key: spread(factors.get(key, 1.0), 0.08, seeds)
+        key: spread(factors[key], 0.08, seeds)
         if key in RATIOS
-        else spread(values[key] - _NONE[key], 0.3, seeds)
-        for key in _NONE
+        else spread(values[key] - base[key], 0.3, seeds)
+        for key in keys
     }
     listed = images()
     return {
@@ -95,36 +73,11 @@ def defence(name: str, seeds: int = SEEDS) -> dict[str, Any]:
 
 def found(seeds: int = SEEDS, **changes: Any) -> dict[str, Any]:
     """``defences.json``: five defences, one of them masked, and one that failed."""
-    defences = [defence(name, seeds) for name in TITLES]
+    values = read_example("defences.json")
+    defences = [defence(str(name), seeds) for name in EFFECTS.index]
     defences[2]["facts"] = {"weights": [0.05, 0.5], "epsilon": 8.0}
     defences[4]["masked"] = "Plug & Play came out weaker than the genetic attack."
-    defences.append(
-        {
-            "name": "dp-sgd",
-            "title": "differentially private training",
-            "level": "model",
-            "failed": "dp-sgd needs opacus: pip install inversight[dp]",
-            "measures": {},
-            "changes": {},
-            "seeds": 0,
-        }
-    )
-    values: dict[str, Any] = {
-        "version": "0.2.0",
-        "created": "2026-01-02T03:04:05Z",
-        "run": "audit-1",
-        "embedding": "public",
-        "seeds": list(range(seeds)),
-        "fdr": 0.1,
-        "attacks": {"plug-and-play": "white-box", "genetic": "scores"},
-        "protected": {"count": 8, "of": 32, "rule": "flagged at a false-discovery rate of 10 %"},
-        "recommendation": {
-            "defence": "bido",
-            "reason": "It leaks least of those that keep 95 % of the accuracy.",
-        },
-        "warnings": ["The holdout has 20 images."],
-        "defences": defences,
-    }
+    values |= {"defences": defences + values["defences"], "seeds": list(range(seeds))}
     return {**values, **changes}
 
 
@@ -159,8 +112,7 @@ def table(results: dict[str, Any] | None = None) -> pd.DataFrame:
 def hostile() -> tuple[dict[str, Any], pd.DataFrame]:
     """Every text of defences.json and images.parquet that somebody can choose is hostile."""
     results, evil = found(), HOSTILE[0]
-    for name in ("run", "embedding", "created", "version"):
-        results[name] = evil
+    results |= dict.fromkeys(("run", "embedding", "created", "version"), evil)
     results["attacks"] = {evil: evil}
     results["protected"]["rule"] = evil
     results["warnings"] = [*HOSTILE]

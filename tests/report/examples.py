@@ -13,6 +13,7 @@ from PIL import Image
 
 from inversight.report import GalleryItem, ReportData
 
+DATA = Path(__file__).parent / "data"
 HOSTILE = (
     "<img src=x onerror=alert(1)>.png",
     "</script><script>alert(2)</script>.png",
@@ -46,27 +47,14 @@ def samples(images: int = 30, *, seed: int = 0) -> pd.DataFrame:
     )
 
 
+def read_example(name: str) -> Any:
+    """Return the value in the JSON file ``name`` of the folder ``data``."""
+    return json.loads((DATA / name).read_text(encoding="utf-8"))
+
+
 def metrics() -> dict[str, dict[str, Any]]:
-    def bounded(value: float, low: float, high: float) -> dict[str, Any]:
-        return {"value": value, "low": low, "high": high, "reconstructions": 60}
-
-    def free(value: float, **extra: Any) -> dict[str, Any]:
-        return {"value": value, "low": None, "high": None, **extra}
-
-    return {
-        "ddcs_best": bounded(3.21, 2.5, 4.1),
-        "ddcs_average": bounded(2.87, 2.2, 3.6),
-        "covered": bounded(0.71, 0.6, 0.8),
-        "coverage": free(0.127, features="public", k=3),
-        "density": free(0.311, features="public", k=3),
-        "precision": free(0.443, features="public", k=3),
-        "recall": free(0.037, features="public", k=3),
-        "fid": {"value": None, "low": None, "high": None, "reason": "the features are <public>"},
-        "frechet": free(11.83, features="public"),
-        "knn_distance": free(1342.2),
-        "accuracy_top1": bounded(0.941, 0.898, 0.966),
-        "accuracy_top5": bounded(0.99, 0.97, 1.0),
-    }
+    found: dict[str, dict[str, Any]] = read_example("metrics.json")
+    return found
 
 
 def metrics_of(
@@ -93,17 +81,7 @@ def metrics_of(
 
 def budget() -> pd.DataFrame:
     """Two attacks, of which one has no point but the whole."""
-    whole = dict(attack="cma-es", budget=None, queries=5000, covered=0.5, ddcs_best=2.0)
-    rows: list[dict[str, Any]] = [
-        dict(whole, budget=100, queries=90, covered=0.2, covered_low=0.1, covered_high=0.3),
-        dict(whole, budget=1000, queries=800, covered=0.4),
-        dict(whole, budget=10_000),
-        whole,
-        dict(attack="gmi", budget=100, reason="too few for a start"),
-        dict(attack="gmi", budget=1000, reason="too few for a start"),
-        dict(attack="gmi", budget=None, queries=7000, covered=0.3, ddcs_best=1.0),
-    ]
-    return pd.DataFrame([{"reason": None, "reconstructions": 4, **row} for row in rows])
+    return pd.read_csv(DATA / "budget.csv")
 
 
 def png(colour: int, size: int = 8) -> bytes:
@@ -119,12 +97,10 @@ def hostile_data(**changes: Any) -> ReportData:
         table.loc[: len(HOSTILE) - 1, column] = list(HOSTILE)
     evil = HOSTILE[0]
     values: dict[str, Any] = {
-        "title": evil,
+        **dict.fromkeys(("title", "split", "embedding"), evil),
+        **{key: {evil: evil} for key in ("facts", "versions")},
         "metrics": {**metrics(), evil: {"value": None, "reason": evil, evil: evil}},
         "samples": table,
-        "split": evil,
-        "facts": {evil: evil},
-        "embedding": evil,
         "holdout_nearest": np.linspace(0.05, 0.5, 40).tolist(),
         "budget": budget()
         .assign(attack=[evil] * 4 + [HOSTILE[1]] * 3)
@@ -135,10 +111,8 @@ def hostile_data(**changes: Any) -> ReportData:
         "target": {evil: [evil]},
         "inputs": {"private": {"path": evil}},
         "settings": {evil: {evil: [{"class": evil}]}},
-        "versions": {evil: evil},
         "stages": [(evil, 2.0), ("attack", 8.0)],
-        "warnings": [*HOSTILE],
-        "notes": [*HOSTILE],
+        **{key: [*HOSTILE] for key in ("warnings", "notes")},
     }
     return ReportData(**{**values, **changes})
 
@@ -149,30 +123,7 @@ def plain_data(**changes: Any) -> ReportData:
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "version": "0.1.0",
-        "created": "2026-01-02T03:04:05Z",
-        "seed": 3,
-        "device": "cpu",
-        "threads": 1,
-        "preset": "quick",
-        "embedding": "pixel",
-        "features": "public",
-        "guidance_embedding": "public",
-        "images": "none",
-        "finished": True,
-        "settings": {"arm": "entropy", "prior": {"steps": 10}, "attack": [{"keep": 5}]},
-        "inputs": {
-            "private": {"path": "in", "images": 30, "classes": 5, "fingerprint": "f0"},
-            "public": {"path": "out", "images": 50, "classes": None, "fingerprint": "f1"},
-        },
-        "evaluator": {"holdout_accuracy": 0.6},
-        "versions": {"torch": "2.6"},
-        "stages": [{"name": "prior", "seconds": 90.0}, {"name": "attack", "seconds": 30.0}],
-        "warnings": ["mind this"],
-        "notes": ["as a note"],
-    }
-    return {**values, **changes}
+    return {**read_example("run.json"), **changes}
 
 
 def write_run(

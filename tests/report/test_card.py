@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from markdown_it import MarkdownIt
 from inversight.pipeline.report import write_report
 from inversight.report import load_report_data, model_card, render_card
 from inversight.report.card import escaped
-from tests.report.examples import HOSTILE, manifest, metrics_of, samples, write_run
+from tests.report.examples import HOSTILE, manifest, metrics_of, read_example, samples, write_run
 
 NASTY = (
     *HOSTILE,
@@ -28,32 +29,23 @@ NASTY = (
     "&lt;script&gt;&#60;",
 )
 
+PLAIN = re.compile(
+    "(heading|paragraph|table|thead|tbody|tr|th|td|bullet_list|list_item)_(open|close)"
+    "|inline|text(_special)?"
+)
+"""Kinds of Markdown tokens that can neither run nor load anything."""
 
-def found(**changes: Any) -> dict[str, dict[str, Any]]:
+
+def measured(**changes: Any) -> dict[str, dict[str, Any]]:
     return {**metrics_of(gap=0.4, p=0.012, count=3), **changes}
 
 
 def audited(**changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "access": {"plug-and-play": "white-box", "Mine": "label"},
-        "arm": "entropy",
-        "settings": {
-            "target": "timm:resnet18?weights=/home/me/secret.safetensors",
-            "prior": {"class": "style", "steps": 100},
-            "adaptation": {"steps": 7, "scale": "relative"},
-            "attack": [
-                {"class": "plug-and-play", "pool": 500, "steps": 40, "crop_flip": True},
-                {"class": "own.module:Mine", "queries": 9, "latents": "/home/me/secret.npy"},
-            ],
-        },
-        "inputs": {
-            "private": {"path": "/home/me/people", "images": 30, "classes": 5},
-            "holdout": {"path": "/home/me/others", "images": 40, "classes": 5},
-            "public": {"path": "/home/me/public", "images": 50, "classes": 9},
-        },
-        "split": "private: 30 images in 5 classes (/home/me/people)",
-    }
-    return manifest(**{**values, **changes})
+    return {**read_example("attacked_run.json"), **changes}
+
+
+def card_text(found: dict[str, Any] | None = None, **changes: Any) -> str:
+    return render_card(model_card(audited(**changes), found or measured()))
 
 
 def shown(text: str) -> tuple[str, set[str]]:
@@ -69,7 +61,7 @@ def shown(text: str) -> tuple[str, set[str]]:
 
 
 def test_it_states_attack_access_budget_data_distance_result_and_origin() -> None:
-    text, _ = shown(render_card(model_card(audited(), found())))
+    text, _ = shown(card_text())
     for part in (
         "inversight 0.1.0, 2026-01-02T03:04:05Z, seed 3",
         "timm:resnet18",
@@ -88,16 +80,9 @@ def test_it_states_attack_access_budget_data_distance_result_and_origin() -> Non
         "for these attacks, with this access, prior, budget and seed",
     ):
         assert part in text, part
-    rows = [
-        line for line in render_card(model_card(audited(), found())).splitlines() if "|" in line
-    ]
-    assert [row.split(" | ")[0] for row in rows[-5:]] == [
-        "| Flagged",
-        "| Leakage gap",
-        "| DDCS, best",
-        "| Covered",
-        "| Coverage",
-    ]
+    names = [line.split(" | ")[0] for line in card_text().splitlines() if "|" in line]
+    measures = ("Flagged", "Leakage gap", "DDCS, best", "Covered", "Coverage")
+    assert names[-5:] == [f"| {name}" for name in measures]
 
 
 @pytest.mark.parametrize("images", ["none", "blurred", "full"])
@@ -106,10 +91,9 @@ def test_no_name_of_an_image_a_class_or_a_file_is_in_it(
     tmp_path: Any, images: str, hash_ids: bool
 ) -> None:
     settings = {**audited()["settings"], "hash_ids": hash_ids, "images": images}
-    table = samples().assign(label="Ann Example")
-    table["id"] = "Ann Example/" + table["id"]
+    table = samples().assign(label="Ann Example", id=lambda t: "Ann Example/" + t["id"])
     values = audited(settings=settings, images=images, warnings=["/home/me/people is odd"])
-    run = write_run(tmp_path / "run", table, found(), **values)
+    run = write_run(tmp_path / "run", table, measured(), **values)
     assert write_report(run, load_report_data(run)) == run / "report.html"
     written = (run / "model-card.md").read_text() + (run / "model-card.json").read_text()
     assert "Ann Example" in (run / "report.html").read_text()
@@ -118,18 +102,55 @@ def test_no_name_of_an_image_a_class_or_a_file_is_in_it(
     assert "| Warnings | 1; see the report of the run |" in written
 
 
-def test_a_file_as_target_or_prior_is_not_named() -> None:
-    settings = {"target": "/models/ann.pt", "prior": "/priors/ann", "attack": ["plug-and-play"]}
-    text = render_card(model_card(audited(settings=settings), found()))
-    assert "ann" not in text and "classifier from a file" in text and "existing one" in text
-    own = {**settings, "target": "my.models:ann_net?weights=/x/ann.safetensors"}
-    assert (
-        model_card(audited(settings=own), found())["model-index"][0]["name"] == "my.models:ann_net"
-    )
+NO_HOLDOUT = {"value": None, "low": None, "high": None, "reason": "there is no holdout"}
+GAP = {"value": 1.5, "low": 0.5, "high": 2.5, "attack": 3.0, "control": 1.5}
+DIGITS = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
+FILES = {"target": "/models/ann.pt", "prior": "/priors/ann", "attack": ["plug-and-play"]}
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "stated", "unstated"),
+    [
+        ({}, {"settings": FILES}, ["classifier from a file", "existing one"], ["ann"]),
+        (
+            {"flagged": NO_HOLDOUT},
+            {"inputs": {}},
+            ["| Flagged | not computed | | | there is no holdout |", "There was no holdout"],
+            [],
+        ),
+        (
+            {"control_gap": GAP},
+            {"inputs": {}},
+            ["| Gap to the control | 1.5 | 0.5 to 2.5 | higher |"],
+            [],
+        ),
+        ({"control_gap": {"value": None, "reason": "there is a holdout"}}, {}, [], ["control"]),
+        (
+            {},
+            {"inputs": DIGITS, "split": "all ten /home/me"},
+            ["handwritten digits of scikit-learn; private: 40 images of 4 classes"],
+            ["all ten"],
+        ),
+        ({}, {"settings": {"target": None}}, ["trained by the audit itself"], []),
+    ],
+    ids=["files", "no holdout", "control", "no control", "digits", "trained target"],
+)
+def test_what_is_stated_depends_on_the_run(
+    found: Any, changes: Any, stated: list[str], unstated: list[str]
+) -> None:
+    text = card_text(measured(**found), **changes)
+    assert all(part in text for part in stated)
+    assert not any(part in text for part in unstated)
+
+
+def test_a_factory_is_named_without_its_file() -> None:
+    own = {**FILES, "target": "my.models:ann_net?weights=/x/ann.safetensors"}
+    card = model_card(audited(settings=own), measured())
+    assert card["model-index"][0]["name"] == "my.models:ann_net"
 
 
 def test_the_mapping_is_json_and_yaml_and_reads_as_a_model_index() -> None:
-    card = model_card(audited(), found())
+    card = model_card(audited(), measured())
     assert json.loads(json.dumps(card, allow_nan=False)) == card
     assert yaml.safe_load(yaml.safe_dump(card)) == card
     name, results = model_index_to_eval_results(card["model-index"])
@@ -143,87 +164,49 @@ def test_the_mapping_is_json_and_yaml_and_reads_as_a_model_index() -> None:
 
 
 def test_what_was_not_computed_has_its_reason_and_no_value() -> None:
-    none = {"value": None, "low": None, "high": None, "reason": "there is no holdout"}
-    card = model_card(audited(inputs={}), found(flagged=none, leakage_gap=none))
-    assert card["inversight"]["not_computed"] == dict.fromkeys(
-        ["flagged", "leakage_gap"], "there is no holdout"
-    )
+    found = measured(flagged=NO_HOLDOUT, leakage_gap=NO_HOLDOUT)
+    card = model_card(audited(inputs={}), found)
+    reasons = dict.fromkeys(["flagged", "leakage_gap"], "there is no holdout")
+    assert card["inversight"]["not_computed"] == reasons
     types = [m["type"] for m in card["model-index"][0]["results"][0]["metrics"]]
     assert types == ["ddcs_best", "covered", "coverage"]
-    text = render_card(card)
-    assert "| Flagged | not computed | | | there is no holdout |" in text
-    assert "There was no holdout" in text and "no holdout" in card["inversight"]["data"]["split"]
-
-
-def test_the_gap_to_the_control_is_optional() -> None:
-    gap = {"value": 1.5, "low": 0.5, "high": 2.5, "attack": 3.0, "control": 1.5}
-    text = render_card(model_card(audited(inputs={}), found(control_gap=gap)))
-    assert "| Gap to the control | 1.5 | 0.5 to 2.5 | higher |" in text
+    assert "no holdout" in card["inversight"]["data"]["split"]
     none = {"value": None, "reason": "there is a holdout"}
-    card = model_card(audited(), found(control_gap=none))
-    assert card["inversight"]["not_computed"] == {} and "control" not in render_card(card)
+    card = model_card(audited(), measured(control_gap=none))
+    assert card["inversight"]["not_computed"] == {}
 
 
 def test_scores_of_given_folders_say_that_the_attack_is_unknown() -> None:
     values = manifest(against={"private": "/home/me"}, reconstructions=["/home/me/a", "/home/me/b"])
     values.pop("settings")
-    card = model_card(values, found())
+    card = model_card(values, measured())
     text = render_card(card)
     assert "unknown: 2 folder(s) given" in text and "/home" not in json.dumps(card)
     assert "trained by the audit itself" not in text
-
-
-def test_the_digits_are_named_with_the_images_that_were_used() -> None:
-    digits = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
-    text = render_card(model_card(audited(inputs=digits, split="all ten /home/me"), found()))
-    assert "handwritten digits of scikit-learn; private: 40 images of 4 classes" in text
-    assert "all ten" not in text
-
-
-def test_a_target_that_the_audit_trained_is_a_limit() -> None:
-    text = render_card(model_card(audited(settings={"target": None}), found()))
-    assert "trained by the audit itself" in text
 
 
 def test_the_barest_run_still_gives_a_card() -> None:
     card = model_card({}, {})
     text = render_card(card)
     assert "not computed" in text and "None" not in text
-    assert set(card["inversight"]["not_computed"]) == {
-        "flagged", "leakage_gap", "ddcs_best", "covered", "coverage",
-    }  # fmt: skip
+    missing = {"flagged", "leakage_gap", "ddcs_best", "covered", "coverage"}
+    assert set(card["inversight"]["not_computed"]) == missing
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_hostile_names_are_text_and_nothing_else(name: str) -> None:
-    elements = [
-        "heading",
-        "paragraph",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "bullet_list",
-        "list_item",
-    ]
-    plain = {f"{element}_{end}" for element in elements for end in ("open", "close")}
-    plain |= {"inline", "text", "text_special"}
     texts = ("version", "created", "seed", "embedding", "features", "arm", "preset")
-    hostile = audited(
+    bad = {"value": None, "reason": name}
+    text = card_text(
+        measured(covered=bad, coverage={"value": 1.0, "features": name}),
         **dict.fromkeys(texts, name),
         access={name: name},
         settings={"target": None, "attack": [{"class": name, name: 1}], "prior": {"class": name}},
     )
-    bad = {"value": None, "reason": name}
-    text = render_card(
-        model_card(hostile, found(covered=bad, coverage={"value": 1.0, "features": name}))
-    )
     seen, kinds = shown(text)
-    assert kinds <= plain
+    assert all(PLAIN.fullmatch(kind) for kind in kinds)
     assert name.replace("\n", "\\n") in seen
-    calm = render_card(model_card(audited(settings={"attack": ["x"]}), found(covered=bad)))
+    calm = card_text(measured(covered=bad), settings={"attack": ["x"]})
     assert text.count("\n") == calm.count("\n")
     for cells in (line.count("|") for line in text.splitlines() if line.startswith("| ")):
         assert cells in (3, 6)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,16 @@ from tests.report.parsers import Page, rows_of, texts
 @pytest.fixture(scope="module")
 def page() -> str:
     return render_defences(found(), table())
+
+
+def text_of(results: dict[str, Any] | None = None) -> str:
+    """Return the text of the page of ``results``."""
+    return Page(render_defences(results or found(), table())).text()
+
+
+def row_of(html: str, name: str) -> str:
+    """Return the row of a defence in the first table."""
+    return html[html.index(f"<code>{name}</code>") :].partition("</tr>")[0]
 
 
 def test_what_json_reads_back_gives_the_same_page(page):
@@ -44,19 +55,15 @@ def test_recommendation_and_warnings_come_first(page):
 
 def test_no_recommendation_is_said():
     for nothing in ({"defence": None, "reason": "None kept the accuracy."}, None):
-        text = Page(render_defences(found(recommendation=nothing), table())).text()
+        text = text_of(found(recommendation=nothing))
         assert "No defence is recommended." in text
     assert "None kept the accuracy." not in text
-    results = found(recommendation={"defence": "none", "reason": "Nothing leaked."})
-    assert (
-        "leave the target as it is. Nothing leaked."
-        in Page(render_defences(results, table())).text()
-    )
+    text = text_of(found(recommendation={"defence": "none", "reason": "Nothing leaked."}))
+    assert "leave the target as it is. Nothing leaked." in text
 
 
 def test_a_failed_defence_shows_its_reason_and_no_number(page):
-    row = page[page.index("<code>dp-sgd</code>") :]
-    row = row[: row.index("</tr>")]
+    row = row_of(page, "dp-sgd")
     assert "failed: dp-sgd needs opacus: pip install inversight[dp]" in row
     assert 'class="n"' not in row
     assert "dp-sgd: failed: dp-sgd needs opacus" in render_defences_text(found())
@@ -64,18 +71,17 @@ def test_a_failed_defence_shows_its_reason_and_no_number(page):
 
 def test_before_after_change_and_interval_are_beside_each_other(page):
     text = Page(page).text()
-    assert "0.62 → 0.186 -0.434 [-0.564 to -0.304]" in text
-    assert "0.031 → 0.0589 \N{MULTIPLICATION SIGN} 1.9 [1.75 to 2.05]" in text
-    assert "Leakage gap leakage_gap 0.62 0.186 -0.434 -0.564 to -0.304 better" in text
-    assert (
-        "Accuracy on holdout holdout_accuracy 0.81 0.778 -0.0324 -0.0421 to -0.0227 worse" in text
-    )
-    assert (
-        "Nearest distance distance 0.081 0.081 \N{MULTIPLICATION SIGN} 1 0.92 to 1.08 not clear"
-        in text
-    )
+    times = "\N{MULTIPLICATION SIGN}"
+    for part in (
+        "0.62 → 0.186 -0.434 [-0.564 to -0.304]",
+        f"0.031 → 0.0589 {times} 1.9 [1.75 to 2.05]",
+        "Leakage gap leakage_gap 0.62 0.186 -0.434 -0.564 to -0.304 better",
+        "Accuracy on holdout holdout_accuracy 0.81 0.778 -0.0324 -0.0421 to -0.0227 worse",
+        f"Nearest distance distance 0.081 0.081 {times} 1 0.92 to 1.08 not clear",
+        "epsilon: 8",
+    ):
+        assert part in text
     assert "weights: 0.05, 0.5" in text.replace("[", "").replace("]", "")
-    assert "epsilon: 8" in text
     assert "Masked? Plug &amp; Play came out weaker" in page
 
 
@@ -89,7 +95,7 @@ def test_one_seed_has_no_intervals_and_the_page_says_so():
     assert "There is one seed" in printed
     assert "-0.434" in printed and "-0.564" not in printed
     assert 'id="warnings"' not in render_defences(found(warnings=[]), table())
-    assert "There are two seeds" in Page(render_defences(found(2), table())).text()
+    assert "There are two seeds" in text_of(found(2))
 
 
 def test_missing_values_are_missing_and_never_zero():
@@ -104,9 +110,7 @@ def test_missing_values_are_missing_and_never_zero():
     images.loc[images.index[32:36], ["ratio", "nearest_distance"]] = float("nan")
     html = render_defences(results, images)
     assert "<code>flagged</code>" not in html and "<code>coverage</code>" not in html
-    row = html[html.index("<code>bido</code>") :]
-    row = row[: row.index("</tr>")]
-    assert f"0.81 →</span> <b>{NONE}</b>" in row
+    assert f"0.81 →</span> <b>{NONE}</b>" in row_of(html, "bido")
     assert "Left out, because they have no value: bido." in Page(html).text()
     # Rows without a ratio stand last.
     ratios = [row[4] for row in rows_of(html, "protected")]
@@ -128,12 +132,12 @@ def test_without_a_gap_ddcs_replaces_it_and_the_page_says_so():
     results = found()
     for one in results["defences"]:
         one["measures"].pop("leakage_gap", None)
-    text = Page(render_defences(results, table())).text()
+    text = text_of(results)
     assert "Leakage gap has no value; DDCS replaces it." in text
     assert text.count("accuracy on holdout (right: better)") == 2
     for one in results["defences"]:
         one["changes"].pop("distance", None)
-    text = Page(render_defences(results, table())).text()
+    text = text_of(results)
     assert text.count("accuracy on holdout (right: better)") == 1
 
 
@@ -195,7 +199,7 @@ def test_directions(key):
     assert reading(key, {"mean": None}) == reading(key, None) == ""
 
 
-def test_accuracy_on_private_images_is_neither_good_nor_bad():
+def test_accuracy_on_private_images_and_unknown_measures_have_no_good_direction():
     assert good_direction("private_accuracy") == ""
     assert reading("private_accuracy", {"mean": -0.2, "low": -0.3, "high": -0.1}) == "lower"
     assert reading("unheard_of", {"mean": 0.2, "low": 0.1, "high": 0.3}) == "higher"
