@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
 
@@ -94,9 +93,8 @@ WORSE_HIGHER = ("ddcs_best", "ddcs_average", "reconstructions", "exact_hit")
 
 def expected(key: str, *, descending: bool) -> list[float]:
     """Values of the column, sorted, the missing ones last."""
-    values = [float(v) for v in hostile_data().samples[key]]
-    known = sorted((v for v in values if not math.isnan(v)), reverse=descending)
-    return known + [v for v in values if math.isnan(v)]
+    found = hostile_data().samples[key].astype(float)
+    return found.sort_values(ascending=not descending, na_position="last").tolist()
 
 
 def shown_values(watched: Watched, key: str) -> list[float]:
@@ -108,10 +106,8 @@ def shown_values(watched: Watched, key: str) -> list[float]:
 def test_clicks_sort_each_number_column_both_ways_the_nearest_first(watched):
     assert watched.heading("nearest_distance").get_attribute("aria-sort") == "ascending"
     for key in NUMERIC:
-        first, second = "ascending", "descending"
-        if key in WORSE_HIGHER:
-            first, second = second, first
-        for direction in (first, second):
+        directions = ["ascending", "descending"]
+        for direction in reversed(directions) if key in WORSE_HIGHER else directions:
             watched.heading(key).locator("button").click()
             assert watched.heading(key).get_attribute("aria-sort") == direction, key
             assert watched.page.locator("#ledger-table th[aria-sort]").count() == 1

@@ -5,7 +5,7 @@ import pytest
 
 from inversight.core.errors import RunError
 from inversight.report import GalleryItem, load_report_data, render
-from tests.report.examples import png, samples, write_run
+from tests.report.examples import png, read_example, samples, write_run
 
 
 def test_a_run_folder_becomes_a_page(tmp_path):
@@ -29,22 +29,8 @@ def test_the_holdout_table_is_read_where_it_is(tmp_path):
 
 
 def test_no_path_of_a_run_with_hashed_names_is_shown(tmp_path):
-    changes = {
-        "settings": {
-            "hash_ids": True,
-            "arm": "data",  # called as the folder of the private images is
-            "private": "data",
-            "public": "data-more",
-            "target": "mine.models:net?weights=/secret/w.safetensors",
-            "evaluator": "/secret/judge",
-            "prior": "/secret/prior",
-        },
-        "inputs": {"private": {"path": "data", "images": 30, "fingerprint": "f0"}},
-        "target": {"spec": "mine.models:net?weights=/secret/w.safetensors"},
-        "split": "private: 30 images (data); public: 50 images (data-more)",
-        "notes": ["The prior was made before: /secret/prior."],
-        "warnings": ["/secret/judge is odd"],
-    }
+    # The arm is called as the folder of the private images is.
+    changes = read_example("run_with_paths.json")
     data = load_report_data(write_run(tmp_path / "run", **changes))
     assert data.split == "private: 30 images ((hidden)); public: 50 images ((hidden))"
     assert data.settings["arm"] == "data" and data.settings["private"] == "(hidden)"
