@@ -11,9 +11,11 @@ from safetensors import SafetensorError
 
 from inversight.core.errors import DiskFullError, RunError
 from inversight.core.run import (
+    PRIVATE_NAMES,
     Run,
     atomic_folder,
     check_new_folder,
+    names_behind,
     read_manifest,
     write_json,
     write_text,
@@ -174,13 +176,19 @@ def test_writing_fails_without_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "not a run folder"), ("{", "cannot be read"), ("[]", "not written")],
+    [(None, "not a run folder"), ("{", "cannot be read"), ("[]", "expected named values")],
 )
 def test_wrong_manifests(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match=message):
         read_manifest(tmp_path)
+
+
+def test_a_damaged_file_of_hidden_names_is_named(tmp_path: Path) -> None:
+    (tmp_path / PRIVATE_NAMES).write_text("{")
+    with pytest.raises(RunError, match=PRIVATE_NAMES):
+        names_behind(tmp_path)
 
 
 def test_the_folder_says_what_in_it_is_sensitive(run: Run) -> None:

@@ -60,6 +60,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in ``file``.
+
+    Raises:
+        RunError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{file}: expected named values, found {type(value).__name__}")
+    return value
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give the block a file to write, and rename it to ``path`` when the block is done."""
@@ -193,10 +208,13 @@ def hidden_names(run: Path, wanted: bool) -> Iterator[Callable[[str], str]]:
 
 
 def names_behind(run: Path) -> dict[str, str]:
-    """Return the name behind each hash of :func:`hidden_names` in ``run``; empty if none is hidden."""
+    """Return the name behind each hash of :func:`hidden_names` in ``run``; empty if none is hidden.
+
+    Raises:
+        RunError: the file of names is damaged.
+    """
     file = run / PRIVATE_NAMES
-    found: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
-    return found
+    return read_object(file) if file.is_file() else {}
 
 
 class Run:
@@ -295,11 +313,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():
         raise RunError(f"{path}: not a run folder (no {MANIFEST}); name the folder an audit wrote")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(manifest, dict) or "stages" not in manifest:
+    manifest = read_object(file)
+    if "stages" not in manifest:
         raise RunError(f"{file}: was not written by inversight")
     return manifest
 

@@ -19,10 +19,12 @@ from inversight.core.config import to_mapping
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, InversightError, RunError
 from inversight.core.run import (
+    PRIVATE_NAMES,
     Run,
     atomic_file,
     check_new_folder,
     is_disk_full,
+    names_behind,
     read_manifest,
     write_json,
     write_text,
@@ -46,7 +48,6 @@ from inversight.pipeline.defend_inputs import (
     build_defences,
     choose_protected,
     read_finished_audit,
-    read_real_names,
     with_black_box,
 )
 from inversight.pipeline.execution import copy_stage, execute
@@ -285,7 +286,7 @@ class _Comparison:
             sources |= dict.fromkeys(white, undefended)
         for stage, source in sources.items():
             copy_stage(source, inner, stage)
-        names = self.run / "private-ids.json"
+        names = self.run / PRIVATE_NAMES
         if names.is_file() and not (inner.path / names.name).is_file():
             # The same key, so that an image has the same hash in every table.
             shutil.copyfile(names, inner.path / names.name)
@@ -313,7 +314,7 @@ class _Comparison:
 
     def _fit(self, name: str, seed: int) -> Defended:
         plan, private = self.plan, self.plan.inputs.private
-        real = read_real_names(self.run)
+        real = names_behind(self.run)
         chosen = {real.get(one, one) for one in self.protected}
         data = DefenceData(
             private=private,

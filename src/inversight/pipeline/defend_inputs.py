@@ -15,7 +15,6 @@ from inversight.core.run import read_manifest
 from inversight.defences import Defence
 from inversight.defences.outcomes import NONE
 from inversight.models.target import Access
-from inversight.report.reading import read_mapping
 from inversight.settings import ATTACKS, DEFENCES
 
 Spec = str | dict[str, Any]
@@ -98,10 +97,3 @@ def choose_protected(
     if protect is None:
         rule += ", since the run flags none"
     return reached.head(count)["id"].tolist(), rule
-
-
-def read_real_names(run: Path) -> dict[str, str]:
-    """Return the real names of hashed ids; empty if the run did not hash them."""
-    if not (run / "private-ids.json").is_file():
-        return {}
-    return {str(k): str(v) for k, v in read_mapping(run, "private-ids.json").items()}

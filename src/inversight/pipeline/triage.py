@@ -18,7 +18,7 @@ import torch
 from inversight.core.console import Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import InputError, RunError
-from inversight.core.run import atomic_folder, check_new_folder, write_json
+from inversight.core.run import atomic_folder, check_new_folder, names_behind, write_json
 from inversight.core.seeding import generator
 from inversight.data import load_folder
 from inversight.models.loading import load_target
@@ -238,7 +238,7 @@ def _with_measured(table: pd.DataFrame, samples: pd.DataFrame, run: Path) -> pd.
     Raises:
         RunError: the audit's images are not among these, or were judged by another target.
     """
-    names = read_mapping(run, "private-ids.json") if (run / "private-ids.json").is_file() else {}
+    names = names_behind(run)
     ids = [names.get(str(name), str(name)) for name in samples["id"]]
     audited = samples.assign(id=ids).set_index("id")
     unknown = next((name for name in ids if name not in set(table["id"])), None)

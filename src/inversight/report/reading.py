@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from inversight.core.errors import RunError
+from inversight.core.run import read_object
 
 
 def read_mapping(run: Path, name: str) -> dict[str, Any]:
@@ -18,14 +18,7 @@ def read_mapping(run: Path, name: str) -> dict[str, Any]:
     Raises:
         RunError: ``run`` is not a run folder, or the file is missing (unfinished run) or damaged.
     """
-    file = _existing(run, name)
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{file}: expected named values, found {type(value).__name__}")
-    return value
+    return read_object(_existing(run, name))
 
 
 def read_table(run: Path, name: str, required: Iterable[str]) -> pd.DataFrame:
