@@ -35,6 +35,10 @@ class Jacobian:
     push: Map
     pull: Map
 
+    def then(self, after: Jacobian) -> Jacobian:
+        """Return the Jacobian of this function followed by another."""
+        return Jacobian(lambda v: after.push(self.push(v)), lambda u: self.pull(after.pull(u)))
+
 
 def recorded(function: Map, x: Tensor) -> tuple[Tensor, Jacobian]:
     """Return ``function(x)`` and its Jacobian there, for any function differentiable twice.
@@ -48,15 +52,10 @@ def recorded(function: Map, x: Tensor) -> tuple[Tensor, Jacobian]:
         dual = torch.zeros_like(y).requires_grad_(True)
         (pulled,) = torch.autograd.grad(y, x, dual, create_graph=True)
 
-    def push(v: Tensor) -> Tensor:
-        (jv,) = torch.autograd.grad(pulled, dual, v, retain_graph=True)
-        return jv
-
-    def pull(u: Tensor) -> Tensor:
-        (jtu,) = torch.autograd.grad(y, x, u, retain_graph=True)
-        return jtu
-
-    return y.detach(), Jacobian(push, pull)
+    return y.detach(), Jacobian(
+        push=lambda v: torch.autograd.grad(pulled, dual, v, retain_graph=True)[0],
+        pull=lambda u: torch.autograd.grad(y, x, u, retain_graph=True)[0],
+    )
 
 
 def linearised(
@@ -69,25 +68,14 @@ def linearised(
     0.6 %). Supported are the layers in ``_rule`` and sequences of them; batch normalisation in evaluation
     mode.
     """
-    parts = []
+    whole = Jacobian(lambda v: v, lambda u: u)
     for layer in layers:
         if isinstance(layer, nn.Sequential):
             x, part = linearised(list(layer), x, dtype)
         else:
             x, part = _rule(type(layer))(layer, x, dtype)
-        parts.append(part)
-
-    def push(v: Tensor) -> Tensor:
-        for part in parts:
-            v = part.push(v)
-        return v
-
-    def pull(u: Tensor) -> Tensor:
-        for part in reversed(parts):
-            u = part.pull(u)
-        return u
-
-    return x, Jacobian(push, pull)
+        whole = whole.then(part)
+    return x, whole
 
 
 def unit_gram(f: Tensor, length: Tensor, scale: Tensor, dtype: torch.dtype) -> Map:
@@ -133,25 +121,16 @@ def staged_gram(
 def _convolution(layer: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
     shape, weight = x.shape, layer.weight.to(dtype)
     given: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
-
-    def push(v: Tensor) -> Tensor:
-        return F.conv2d(v, weight, None, *given)
-
-    def pull(u: Tensor) -> Tensor:
-        pulled: Tensor = conv2d_input(shape, weight, u, *given)
-        return pulled
-
-    return layer(x), Jacobian(push, pull)
+    return layer(x), Jacobian(
+        push=lambda v: F.conv2d(v, weight, None, *given),
+        pull=lambda u: conv2d_input(shape, weight, u, *given),
+    )
 
 
 def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
     zero = x.new_zeros(1, x.shape[1], 1, 1)
     slope: Tensor = (layer(zero + 1.0) - layer(zero)).to(dtype)
-
-    def scale(v: Tensor) -> Tensor:
-        return v * slope
-
-    return layer(x), Jacobian(scale, scale)
+    return layer(x), Jacobian(slope.mul, slope.mul)
 
 
 def _identity(layer: nn.Identity, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
@@ -161,11 +140,7 @@ def _identity(layer: nn.Identity, x: Tensor, dtype: torch.dtype) -> tuple[Tensor
 def _relu(layer: nn.ReLU, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
     y = F.relu(x)
     passes = (y > 0).to(dtype)
-
-    def mask(v: Tensor) -> Tensor:
-        return v.mul_(passes)
-
-    return y, Jacobian(mask, mask)
+    return y, Jacobian(lambda v: v.mul_(passes), lambda u: u.mul_(passes))
 
 
 def _max_pool(layer: nn.MaxPool2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
@@ -203,32 +178,22 @@ def _fire(layer: Fire, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]
     x, into = linearised([layer.squeeze, layer.squeeze_activation], x, dtype)
     one, narrow = linearised([layer.expand1x1, layer.expand1x1_activation], x, dtype)
     three, wide = linearised([layer.expand3x3, layer.expand3x3_activation], x, dtype)
-    sizes = [one.shape[1], three.shape[1]]
-
-    def push(v: Tensor) -> Tensor:
-        v = into.push(v)
-        return torch.cat([narrow.push(v), wide.push(v)], 1)
-
-    def pull(u: Tensor) -> Tensor:
-        left, right = u.split(sizes, 1)
-        return into.pull(narrow.pull(left) + wide.pull(right))
-
-    return torch.cat([one, three], 1), Jacobian(push, pull)
+    channels = one.shape[1]
+    both = Jacobian(
+        push=lambda v: torch.cat([narrow.push(v), wide.push(v)], 1),
+        pull=lambda u: narrow.pull(u[:, :channels]) + wide.pull(u[:, channels:]),
+    )
+    return torch.cat([one, three], 1), into.then(both)
 
 
 def _residual(layer: ResidualBlock, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
     x, into = linearised([layer.norm1, nn.ReLU()], x, dtype)
     left, short = linearised([layer.shortcut], x, dtype)
     right, long = linearised([layer.conv1, layer.norm2, nn.ReLU(), layer.conv2], x, dtype)
-
-    def push(v: Tensor) -> Tensor:
-        v = into.push(v)
-        return short.push(v) + long.push(v)
-
-    def pull(u: Tensor) -> Tensor:
-        return into.pull(short.pull(u) + long.pull(u))
-
-    return left + right, Jacobian(push, pull)
+    both = Jacobian(
+        push=lambda v: short.push(v) + long.push(v), pull=lambda u: short.pull(u) + long.pull(u)
+    )
+    return left + right, into.then(both)
 
 
 _Rule = Callable[..., tuple[Tensor, Jacobian]]

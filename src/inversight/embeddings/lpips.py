@@ -56,7 +56,8 @@ class Lpips:
         self.smooth = smooth
         state = load_weights(_BACKBONE[net]) if backbone is None else backbone
         self._network = empty_network(net)
-        _load_backbone(self._network, state)
+        names = self._network.net.state_dict()
+        self._network.net.load_state_dict({name: state[_published(name)] for name in names})
         # Channels-last suits convolution and normalisation over channels (a tenth faster on a CPU).
         self._network.to(memory_format=torch.channels_last)
         self._linear = [
@@ -80,17 +81,24 @@ class Lpips:
         return 1 if self.net == "vgg" else 4
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        blocks = []
-        state = self._resized(images)
-        for stage in range(self.stages):
-            f = self._stages[stage](state)
-            state = f if stage + 1 == self.stages else self._entries[stage + 1](f)
-            blocks.append((self._unit(f) * self._scale(stage, f)).flatten(1))
+        blocks: list[Tensor] = []
+        state: Tensor | None = self.enter(images)
+        while state is not None:
+            stage = len(blocks)
+            state, f = self.advance(stage, state)
+            blocks.append((f / self._length(f) * self._scale(stage, f)).flatten(1))
         return tuple(blocks)
 
     def enter(self, images: Tensor) -> Tensor:
-        """Return the input of the first stage."""
-        return self._resized(images)
+        """Return the input of the first stage: resized and normalised images."""
+        x = fit(images, size=(images.shape[2], images.shape[3]), channels=3)
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=True)
+        if next(self._network.parameters()).device != x.device:
+            self._network.to(x.device)
+            self._linear = [root.to(x.device) for root in self._linear]
+        scaled: Tensor = self._network.scaling_layer(2.0 * x - 1.0)
+        return scaled.contiguous(memory_format=torch.channels_last)
 
     def advance(self, stage: int, state: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the next stage's input (None after the last) and this stage's maps."""
@@ -117,7 +125,7 @@ class Lpips:
         Products run in ``dtype``; J itself is exact. ``smooth`` makes no difference, because no PyTorch
         graph goes through the network.
         """
-        state, entrance = recorded(self._resized, images)
+        state, entrance = recorded(self.enter, images)
         stages = []
         with torch.no_grad():
             for stage, layers in enumerate(zip(self._entries, self._stages, strict=True)):
@@ -126,20 +134,6 @@ class Lpips:
                 stages.append((through, unit_gram(state, self._length(state), scale, dtype)))
 
         return staged_gram(entrance, stages, dtype)
-
-    def _resized(self, images: Tensor) -> Tensor:
-        x = fit(images, size=(images.shape[2], images.shape[3]), channels=3)
-        if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=True)
-        if next(self._network.parameters()).device != x.device:
-            self._network.to(x.device)
-            self._linear = [root.to(x.device) for root in self._linear]
-        x = self._network.scaling_layer(2.0 * x - 1.0)
-        scaled: Tensor = x.contiguous(memory_format=torch.channels_last)
-        return scaled
-
-    def _unit(self, f: Tensor) -> Tensor:
-        return f / self._length(f)
 
     def _length(self, f: Tensor) -> Tensor:
         """Return each position's length over channels, (N, C, H, W) -> (N, 1, H, W), positive."""
@@ -153,9 +147,8 @@ class Lpips:
 
 def _inverse_length(pixels: Tensor) -> Tensor:
     """Return the inverse of each pixel's length over channels, (..., C) -> (..., 1)."""
-    length = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True)
-    inverse: Tensor = length.add_(_EPSILON).reciprocal_()
-    return inverse
+    length: Tensor = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True)
+    return length.add_(_EPSILON).reciprocal_()
 
 
 def _staged(network: Any) -> tuple[list[nn.Sequential], list[nn.Sequential]]:
@@ -163,13 +156,8 @@ def _staged(network: Any) -> tuple[list[nn.Sequential], list[nn.Sequential]]:
 
     Pooling comes first: it shrinks what is kept between stages.
     """
-    slices = (
-        list(network.slices)
-        if hasattr(network, "slices")
-        else [getattr(network, f"slice{i + 1}") for i in range(network.N_slices)]
-    )
     entries, stages = [], []
-    for layers in map(list, slices):
+    for layers in map(list, getattr(network, "slices", network.children())):
         pooled = 1 if isinstance(layers[0], nn.MaxPool2d) else 0
         entries.append(nn.Sequential(*layers[:pooled]))
         stages.append(nn.Sequential(*layers[pooled:]))
@@ -192,10 +180,9 @@ def empty_network(net: Net) -> Any:
 def random_backbone(net: Net, rng: torch.Generator) -> dict[str, Tensor]:
     """Return backbone weights drawn from ``rng`` (He normal), for tests and benchmarks."""
     state = {}
-    for name, value in backbone_shapes(net).items():
-        drawn = torch.randn(value, generator=rng)
-        fan_in = math.prod(value[1:]) if len(value) > 1 else 100
-        state[name] = drawn * math.sqrt(2.0 / fan_in)
+    for name, shape in backbone_shapes(net).items():
+        fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
+        state[name] = torch.randn(shape, generator=rng) * math.sqrt(2.0 / fan_in)
     return state
 
 
@@ -209,8 +196,3 @@ def _published(name: str) -> str:
     """Convert torchmetrics' ``sliceK.I.weight`` or ``slices.K.I.weight`` to ``features.I.weight``."""
     parts = name.split(".")
     return ".".join(["features", *parts[2 if parts[0] == "slices" else 1 :]])
-
-
-def _load_backbone(network: Any, state: dict[str, Tensor]) -> None:
-    names = network.net.state_dict().keys()
-    network.net.load_state_dict({name: state[_published(name)] for name in names})
