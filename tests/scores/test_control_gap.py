@@ -14,8 +14,6 @@ def gap(private: Features, guided: Features, control: Features, bootstrap: int =
         *(assign(private, made, memory=1 << 30) for made in (guided, control)),
         labels=private.labels,
         ids=private.ids,
-        reconstruction_ids=guided.ids,
-        control_ids=control.ids,
         bootstrap=bootstrap,
         rng=torch.Generator().manual_seed(0),
     )

@@ -306,7 +306,6 @@ def _risk(
             ids=reference.ids,
             holdout_labels=labels,
             holdout_ids=reference.holdout_ids,
-            reconstruction_ids=one.ids,
             rng=generator(seed, "risk/gap"),
         )
         found = {**result.summary, "leakage_gap": gap}
@@ -343,8 +342,6 @@ def _control_gap(
         as_many,
         labels=reference.labels,
         ids=reference.ids,
-        reconstruction_ids=one.ids,
-        control_ids=tuple(control.ids[i] for i in kept.tolist()),
         rng=generator(seed, "scores/control"),
     )
 

@@ -12,7 +12,7 @@ from inversight.scores.assignment import Assignment, assign, rank
 from inversight.scores.bootstrap import default_rng, mean_summary
 from inversight.scores.checks import FeaturesLike, as_features, as_pair, check_pair
 from inversight.scores.classwise import TIE
-from inversight.scores.ddcs import ddcs_of
+from inversight.scores.ddcs import best_scores
 from inversight.scores.result import Summary
 
 _SCRATCH = 1 << 20
@@ -58,7 +58,6 @@ def leakage_gap(
         ids=real.ids,
         holdout_labels=unseen.labels.cpu(),
         holdout_ids=unseen.ids,
-        reconstruction_ids=made.ids,
         floor=floor,
         bootstrap=bootstrap,
         rng=rng,
@@ -73,7 +72,6 @@ def leakage_gap_of(
     ids: Sequence[str],
     holdout_labels: Tensor,
     holdout_ids: Sequence[str],
-    reconstruction_ids: Sequence[str],
     floor: float = 1e-6,
     bootstrap: int = 1000,
     rng: torch.Generator | None = None,
@@ -83,14 +81,7 @@ def leakage_gap_of(
     Raises:
         ConfigError: floor or bootstrap out of range.
     """
-    scores = ddcs_of(
-        _over_union(private, holdout, ids, holdout_ids),
-        labels=torch.cat([labels, holdout_labels]),
-        ids=[*(f"private/{name}" for name in ids), *(f"holdout/{name}" for name in holdout_ids)],
-        reconstruction_ids=reconstruction_ids,
-        floor=floor,
-        bootstrap=0,
-    ).per_sample["ddcs_best"]
+    scores = best_scores(_over_union(private, holdout, ids, holdout_ids), floor=floor)
     private_scores = _by_class(scores[: len(ids)], private, labels, ids)
     holdout_scores = _by_class(scores[len(ids) :], holdout, holdout_labels, holdout_ids)
     shared = sorted(private_scores.keys() & holdout_scores.keys())
@@ -107,14 +98,9 @@ def leakage_gap_of(
         for own, other in pairs
         for part in (own * total, -other * (len(own) / len(other)) * total)
     ]
+    sizes = torch.tensor([len(part) for part in parts])
     rng = rng or default_rng()
-    found = mean_summary(
-        torch.cat(parts),
-        torch.tensor([len(part) for part in parts]),
-        resamples=bootstrap,
-        rng=rng,
-        extra={},
-    )
+    found = mean_summary(torch.cat(parts), sizes, resamples=bootstrap, rng=rng, extra={})
     gap = float(found.value or 0.0)
     mean = float(torch.cat([own for own, _ in pairs]).mean())
     extra: dict[str, float | int | str] = {

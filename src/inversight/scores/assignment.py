@@ -113,11 +113,8 @@ def assign(private: Features, reconstructions: Features, *, memory: int) -> Assi
 
 def rank(ids: Sequence[str]) -> Tensor:
     """Return the position (N,) int64 of each id when they are sorted."""
-    ranks = torch.empty(len(ids), dtype=torch.int64)
-    ranks[torch.tensor(sorted(range(len(ids)), key=ids.__getitem__), dtype=torch.int64)] = (
-        torch.arange(len(ids))
-    )
-    return ranks
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return torch.tensor(order, dtype=torch.int64).argsort()
 
 
 def union(parts: Sequence[Assignment], ids: Sequence[Sequence[str]]) -> Assignment:

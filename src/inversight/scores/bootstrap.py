@@ -15,7 +15,7 @@ _SCRATCH = 1 << 20
 
 
 def interval_of_means(
-    values: Tensor, sizes: Tensor, *, resamples: int, rng: torch.Generator
+    values: Tensor, sizes: Tensor, *, resamples: int, rng: torch.Generator | None
 ) -> list[tuple[float | None, float | None]]:
     """Return 95 % percentile bootstrap intervals of the S column means; None where there are none.
 
@@ -27,6 +27,7 @@ def interval_of_means(
     Args:
         values: (N, S), rows of one class side by side.
         sizes: (number of classes,) int64, rows of each class in the same order, summing to N.
+        rng: CPU generator; None for one with seed 0.
 
     Raises:
         ConfigError: ``resamples`` is negative.
@@ -35,6 +36,7 @@ def interval_of_means(
         raise ConfigError(f"bootstrap: expected 0 or more resamples, found {resamples}")
     if resamples == 0 or int(sizes.max()) < 2:
         return [(None, None)] * values.shape[1]
+    rng = rng or default_rng()
     lowest, highest = _extremes(values.double(), sizes)
     values = _stretched(values.double(), sizes)
     start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
@@ -50,8 +52,7 @@ def interval_of_means(
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
     # Stretched deviations can leave the range of possible means, such as [0, 1] for fractions.
     bounds = torch.cat(means).quantile(levels, dim=0).clamp(lowest, highest)
-    low, high = bounds.tolist()
-    return list(zip(low, high, strict=True))
+    return list(zip(*bounds.tolist(), strict=True))
 
 
 def _extremes(values: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ def _stretched(values: Tensor, sizes: Tensor) -> Tensor:
 
 
 def mean_summary(
-    values: Tensor, sizes: Tensor, *, resamples: int, rng: torch.Generator, extra: Extra
+    values: Tensor, sizes: Tensor, *, resamples: int, rng: torch.Generator | None, extra: Extra
 ) -> Summary:
     """Return the mean of values (N,) with its interval (see :func:`interval_of_means`)."""
     [interval] = interval_of_means(values[:, None], sizes, resamples=resamples, rng=rng)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from inversight.scores.assignment import Assignment
 from inversight.scores.bootstrap import class_order, mean_summary
-from inversight.scores.ddcs import ddcs_of
+from inversight.scores.ddcs import best_scores
 from inversight.scores.result import Summary
 
 
@@ -20,8 +19,6 @@ def gap_to_control(
     *,
     labels: Tensor,
     ids: Sequence[str],
-    reconstruction_ids: Sequence[str],
-    control_ids: Sequence[str],
     bootstrap: int = 1000,
     rng: torch.Generator,
 ) -> Summary:
@@ -35,20 +32,10 @@ def gap_to_control(
     Args:
         guided, control: the assignment of either to the same private images, with as many images of
             each class (not checked). Only owner and distance are used.
-        labels, ids: (N,) of the private images. reconstruction_ids, control_ids: names of either.
+        labels, ids: (N,) of the private images.
         bootstrap: number of resamples; 0 for no interval.
     """
-
-    with_target, without = (
-        ddcs_of(
-            _without_nearest(assignment),
-            labels=labels,
-            ids=ids,
-            reconstruction_ids=names,
-            bootstrap=0,
-        ).per_sample["ddcs_best"]
-        for assignment, names in ((guided, reconstruction_ids), (control, control_ids))
-    )
+    with_target, without = (best_scores(a, floor=1e-6) for a in (guided, control))
     order, sizes = class_order(labels, ids)
     extra = {
         "attack": float(with_target[order].mean()),
@@ -56,19 +43,10 @@ def gap_to_control(
         "covered": float((with_target > 0).double().mean()),
         "control_covered": float((without > 0).double().mean()),
         "private_images": len(ids),
-        "reconstructions": len(reconstruction_ids),
+        "reconstructions": len(guided.owner),
     }
     gap = (with_target - without)[order]
     return mean_summary(gap, sizes, resamples=bootstrap, rng=rng, extra=extra)
-
-
-def _without_nearest(assignment: Assignment) -> Assignment:
-    """Return the assignment without what DDCS does not need, which may be of more reconstructions."""
-    return replace(
-        assignment,
-        nearest=torch.full_like(assignment.nearest, float("inf")),
-        nearest_row=torch.full_like(assignment.nearest_row, -1),
-    )
 
 
 def first_of_each(labels: Tensor, counts: Tensor) -> Tensor:

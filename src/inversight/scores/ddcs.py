@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inversight.core.errors import ConfigError
 from inversight.scores.assignment import Assignment, assign, rank
-from inversight.scores.bootstrap import class_order, default_rng, interval_of_means
+from inversight.scores.bootstrap import class_order, interval_of_means
 from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.result import ScoreResult, Summary
 
@@ -97,57 +97,49 @@ def ddcs_of(
     Raises:
         ConfigError: floor or bootstrap out of range.
     """
-    if not 0 < floor < float("inf"):
-        raise ConfigError(f"floor: expected a positive distance, found {floor}")
     images = len(ids)
+    best = best_scores(assignment, floor=floor)
     # Summed in the order of the ids, so that not even the last digit depends on the row order.
     in_order = rank(reconstruction_ids).argsort()
     assigned = in_order[assignment.owner[in_order] >= 0]
     owner, distance = assignment.owner[assigned], assignment.distance[assigned]
-    best = torch.full((images,), float("inf"), dtype=torch.float64)
-    best.scatter_reduce_(0, owner, distance, "amin")
     total = torch.zeros(images, dtype=torch.float64).index_add_(0, owner, distance)
     count = owner.bincount(minlength=images)
-    nearest = assignment.nearest.where(
-        assignment.nearest_row >= 0, torch.tensor(float("nan"), dtype=torch.float64)
-    )
-
-    covered = count > 0
-    zero = torch.zeros((), dtype=torch.float64)
-    score_best = torch.where(covered, 1.0 / best.clamp_min(floor), zero)
-    mean = total / count.clamp_min(1)
-    score_average = torch.where(covered, 1.0 / mean.clamp_min(floor), zero)
+    nearest = assignment.nearest.masked_fill(assignment.nearest_row < 0, float("nan"))
     exact = nearest < floor
+    covered = (count > 0).double()
+    mean = total / count.clamp_min(1)
+    scores = {"ddcs_best": best, "ddcs_average": covered / mean.clamp_min(floor)}
 
-    values = {"ddcs_best": score_best, "ddcs_average": score_average, "covered": covered.double()}
+    values = {**scores, "covered": covered}
     order, sizes = class_order(labels, ids)
-    intervals = interval_of_means(
-        torch.stack(list(values.values()), dim=1)[order],
-        sizes,
-        resamples=bootstrap,
-        rng=rng or default_rng(),
-    )
+    columns = torch.stack(list(values.values()), dim=1)[order]
+    intervals = interval_of_means(columns, sizes, resamples=bootstrap, rng=rng)
     extra: dict[str, float | int | str] = {
         "private_images": images,
         "reconstructions": len(reconstruction_ids),
         "exact_hits": int(exact.sum()),
     }
     summary = {
-        key: Summary(float(column[order].mean()), low, high, extra=extra)
-        for (key, column), (low, high) in zip(values.items(), intervals, strict=True)
+        key: Summary(float(column[order].mean()), *interval, extra=extra)
+        for (key, column), interval in zip(values.items(), intervals, strict=True)
     }
-    return DDCSResult(
-        direction="higher",
-        rows="private",
-        summary=summary,
-        per_sample={
-            "ddcs_best": score_best,
-            "ddcs_average": score_average,
-            "reconstructions": count,
-            "nearest_distance": nearest,
-            "exact_hit": exact,
-        },
-        nearest_reconstruction=tuple(
-            reconstruction_ids[row] if row >= 0 else None for row in assignment.nearest_row.tolist()
-        ),
+    found = {"reconstructions": count, "nearest_distance": nearest, "exact_hit": exact}
+    names = tuple(
+        reconstruction_ids[i] if i >= 0 else None for i in assignment.nearest_row.tolist()
     )
+    return DDCSResult("higher", "private", summary, {**scores, **found}, names)
+
+
+def best_scores(assignment: Assignment, *, floor: float) -> Tensor:
+    """Return ``ddcs_best`` (N,) of each private image of an assignment (see :func:`ddcs`).
+
+    Raises:
+        ConfigError: floor out of range.
+    """
+    if not 0 < floor < float("inf"):
+        raise ConfigError(f"floor: expected a positive distance, found {floor}")
+    assigned = assignment.owner >= 0
+    best = torch.full_like(assignment.nearest, float("inf"))
+    best.scatter_reduce_(0, assignment.owner[assigned], assignment.distance[assigned], "amin")
+    return 1.0 / best.clamp_min(floor)  # 0 without reconstructions

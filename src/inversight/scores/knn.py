@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from inversight.embeddings.distances import squared_distances
-from inversight.scores.bootstrap import default_rng, mean_summary
+from inversight.scores.bootstrap import mean_summary
 from inversight.scores.checks import FeaturesLike, as_pair
 from inversight.scores.classwise import bounded, rows_by_class, take
 from inversight.scores.result import ScoreResult
@@ -48,13 +48,10 @@ def knn_distance(
             nearest[part] = squared_distances(take(made, part), own).amin(1).cpu()
     # Summed class by class in the order of the values, so that neither the row order nor the names
     # of the reconstructions decide the last digit or the interval.
-    summary = mean_summary(
-        torch.cat([nearest[rows].sort().values for rows in reconstructed.values()]),
-        torch.tensor([len(rows) for rows in reconstructed.values()]),
-        resamples=bootstrap,
-        rng=rng or default_rng(),
-        extra={"private_images": len(real), "reconstructions": len(made)},
-    )
+    values = torch.cat([nearest[rows].sort().values for rows in reconstructed.values()])
+    sizes = torch.tensor([len(rows) for rows in reconstructed.values()])
+    extra = {"private_images": len(real), "reconstructions": len(made)}
+    summary = mean_summary(values, sizes, resamples=bootstrap, rng=rng, extra=extra)
     return ScoreResult(
         "lower", "reconstructions", {"knn_distance": summary}, {"knn_distance": nearest}
     )
