@@ -79,18 +79,24 @@ def compare(
     Raises:
         StageError: the embedding returned a NaN or an infinity.
     """
-    assigners = [[Assigner(a.ids, b.ids) for b in reconstructed] for a in real]
+    assigners = {
+        (i, j): Assigner(a.ids, b.ids)
+        for i, a in enumerate(real)
+        for j, b in enumerate(reconstructed)
+    }
     nearest = torch.full((len(real[0].ids), neighbours), float("inf"), dtype=torch.float64)
     done_labels = torch.empty(0, dtype=torch.int64)
     if checkpoint is not None and checkpoint.is_file():
         state = load_file(checkpoint)
         nearest, done_labels = state["nearest"], state["done"]
-        for name, assigner in _named(assigners):
-            assigner.restore({k: state[f"{name}/{k}"] for k in assigner.state()})
+        for (i, j), assigner in assigners.items():
+            assigner.restore({k: state[f"{i}/{j}/{k}"] for k in assigner.state()})
     wanted = [s.labels for s in reconstructed] + ([real[0].labels] if neighbours else [])
     classes = {}
     for label in torch.cat(wanted).unique().tolist():
-        rows, columns = ([_rows(s, label) for s in sets] for sets in (real, reconstructed))
+        rows, columns = (
+            [torch.where(s.labels == label)[0] for s in sets] for sets in (real, reconstructed)
+        )
         if not sum(map(len, columns)):  # only the first set is looked at, for its neighbours
             rows = [rows[0], *(index[:0] for index in rows[1:])]
         classes[label] = rows, columns
@@ -124,26 +130,21 @@ def compare(
                 continue
             for i, mine, at in _split(tile.left, rows):
                 for j, theirs, to in _split(tile.right, columns):
-                    assigners[i][j].see(at, to, tile.distances[mine][:, theirs])
+                    assigners[i, j].see(at, to, tile.distances[mine][:, theirs])
         done_labels = torch.cat([done_labels, torch.tensor([label])])
         if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             # Whole classes only, so that a resumed comparison equals one that was not stopped.
             state = {"nearest": nearest, "done": done_labels}
-            for name, assigner in _named(assigners):
-                state |= {f"{name}/{k}": v.contiguous() for k, v in assigner.state().items()}
+            for (i, j), assigner in assigners.items():
+                state |= {f"{i}/{j}/{k}": v.contiguous() for k, v in assigner.state().items()}
             with atomic_file(checkpoint) as partial:
                 save_file(state, partial)
             saved = time.monotonic()
     known = nearest.where(nearest.isfinite(), torch.full_like(nearest, float("nan")))
     return Comparison(
-        [[assigner.result() for assigner in row] for row in assigners],
+        [[assigners[i, j].result() for j in range(len(reconstructed))] for i in range(len(real))],
         known.nanmean(1) if neighbours else None,
     )
-
-
-def _rows(images: LabelledImages, label: int) -> Tensor:
-    """Return the positions of the images of one class."""
-    return (images.labels == label).nonzero().squeeze(1)
 
 
 def _see_neighbours(
@@ -166,9 +167,3 @@ def _split(index: Tensor, rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor,
         if bool(mask.any()):
             yield number, mask, own[index[mask] - start]
         start += len(own)
-
-
-def _named(assigners: Sequence[Sequence[Assigner]]) -> Iterator[tuple[str, Assigner]]:
-    for i, row in enumerate(assigners):
-        for j, assigner in enumerate(row):
-            yield f"{i}/{j}", assigner
