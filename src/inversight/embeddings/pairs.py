@@ -320,17 +320,17 @@ class _Pairs:
         n = len(left)
         widths, states = self.work.sizes(self.embedding, left.images[0])
         self.stages = len(widths)
-        best: _Layout | None = None
-        least = math.inf
-        for rows in _divisions(n):
-            for columns in _divisions(m):
-                layout = _Layout.fit(rows, columns, widths, states, self.memory)
-                if layout is not None:
-                    cost = math.ceil(n / rows) * math.ceil(m / columns) * layout.passes()
-                    if cost < least:
-                        least, best = cost, layout
-        # One image of either side goes through, whatever the memory.
-        return best or _Layout(1, 1, widths, states, *[[1] * len(widths)] * 2)
+        found = (
+            _Layout.fit(rows, columns, widths, states, self.memory)
+            for rows in _divisions(n)
+            for columns in _divisions(m)
+        )
+        return min(
+            filter(None, found),
+            key=lambda x: math.ceil(n / x.rows) * math.ceil(m / x.columns) * x.passes(),
+            # One image of either side goes through, whatever the memory.
+            default=_Layout(1, 1, widths, states, *[[1] * len(widths)] * 2),
+        )
 
     def _tile(self, left: _Source, right: _Source, layout: _Layout, own: int) -> Iterator[_Part]:
         """Yield the distances of a tile, and those among its first ``own`` left images.
