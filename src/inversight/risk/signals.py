@@ -45,40 +45,21 @@ class Signal:
 
 
 SIGNALS: dict[str, Signal] = {
-    "loss": Signal(
-        "confidence", -1, "[0, inf) nats", "cross-entropy of the target's prediction and the class"
-    ),
-    "margin": Signal(
-        "confidence", +1, "(-inf, inf)", "logit of the class less the largest other logit"
-    ),
-    "entropy": Signal(
-        "confidence", -1, "[0, log K] nats", "entropy of the target's prediction over K classes"
-    ),
-    "gradient_norm": Signal(
-        "confidence",
-        -1,
-        "[0, inf)",
-        "length of the loss's gradient with respect to the last linear layer's weight and bias",
-    ),
-    "centre_distance": Signal(
-        "place",
-        -1,
-        "[0, inf)",
-        "Euclidean distance to the mean of the class's other images in the target's features",
-    ),
-    "local_density": Signal(
-        "place",
-        +1,
-        "(0, 1e6]",
-        "1 / mean Euclidean distance to the nearest images of the class in the target's features",
-    ),
-    "forgetting": Signal(
-        "training",
-        -1,
-        "0, 1, 2, ... or inf",
-        "times the image went from right to wrong along the checkpoints; inf: never right",
-    ),
-}
+    "loss": Signal("confidence", -1, "[0, inf) nats",
+        "cross-entropy of the target's prediction and the class"),
+    "margin": Signal("confidence", +1, "(-inf, inf)",
+        "logit of the class less the largest other logit"),
+    "entropy": Signal("confidence", -1, "[0, log K] nats",
+        "entropy of the target's prediction over K classes"),
+    "gradient_norm": Signal("confidence", -1, "[0, inf)",
+        "length of the loss's gradient with respect to the last linear layer's weight and bias"),
+    "centre_distance": Signal("place", -1, "[0, inf)",
+        "Euclidean distance to the mean of the class's other images in the target's features"),
+    "local_density": Signal("place", +1, "(0, 1e6]",
+        "1 / mean Euclidean distance to the nearest images of the class in the target's features"),
+    "forgetting": Signal("training", -1, "0, 1, 2, ... or inf",
+        "times the image went from right to wrong along the checkpoints; inf: never right"),
+}  # fmt: skip
 """Every signal, by the name of its column."""
 
 
