@@ -105,10 +105,7 @@ class DDCS:
         if self._embedding is not None and self._keeps_features:
             batch = self._features(self._embedding, batch)
         self._waiting.append(Labelled(batch.clone(), classes, names))
-        if (
-            sum(b.images.numel() * b.images.element_size() for b in self._waiting)
-            > self._memory // 4
-        ):
+        if sum(b.images.nbytes for b in self._waiting) > self._memory // 4:
             self._compare()
 
     def compute(self, *, rng: torch.Generator | None = None) -> DDCSResult:
