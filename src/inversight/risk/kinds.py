@@ -40,20 +40,13 @@ def kinds(
 
     "Far" is beyond the fence of :func:`is_far`.
     """
-    nothing = torch.zeros(len(labels), dtype=torch.bool)
-    apart = nothing if neighbour_distance is None else is_far(neighbour_distance, labels)
-    inside = nothing
-    if "centre_distance" in values:
-        inside = is_far(values["centre_distance"], labels)
-    sure = nothing
+    unknown = torch.full((len(labels),), float("nan"))  # NaN fulfils no rule
+    apart = is_far(unknown if neighbour_distance is None else neighbour_distance, labels)
+    inside = is_far(values.get("centre_distance", unknown), labels)
+    sure = torch.zeros_like(apart)
     if "loss" in values and "margin" in values and not seen:
-        centred = _less_class_median(values["loss"], labels)
-        sure = (values["margin"] > 0) & (centred <= 0)
-    rules = {
-        "duplicate": twins.group >= 0,
-        "memorised": apart & sure,
-        "outlier": apart | inside,
-    }
+        sure = (values["margin"] > 0) & (_less_class_median(values["loss"], labels) <= 0)
+    rules = {"duplicate": twins.group >= 0, "memorised": apart & sure, "outlier": apart | inside}
     found = np.select([rule.numpy() for rule in rules.values()], list(rules), "typical")
     return tuple(map(str, found))
 
