@@ -54,10 +54,9 @@ def expected_risk(values: Mapping[str, Tensor]) -> Tensor:
         InputError: none of the signals is there.
     """
     families: dict[str, list[Tensor]] = {}
-    for name, signal in SIGNALS.items():
-        if name in values:
-            ranks = _unit_ranks(signal.sign * values[name].double().numpy())
-            families.setdefault(signal.family, []).append(torch.from_numpy(ranks))
+    for name, signed in turned(values).items():
+        ranks = torch.from_numpy(_unit_ranks(signed.numpy()))
+        families.setdefault(SIGNALS[name].family, []).append(ranks)
     if not families:
         raise InputError("triage: none of the signals is there to predict from")
     return torch.stack([torch.stack(parts).nanmean(0) for parts in families.values()]).nanmean(0)
@@ -216,7 +215,7 @@ def _agreement(
         extra["within"] = within
     start = np.repeat(np.cumsum(sizes) - sizes, sizes)
     size = np.repeat(sizes, sizes)
-    draws: list[tuple[Floats, Floats]] = []
+    draws: list[Floats] = []
     at_once = max(1, _SCRATCH // (8 * len(x)))
     for done in range(0, resamples, at_once):
         shape = min(at_once, resamples - done), len(x)
@@ -224,13 +223,12 @@ def _agreement(
         index = (uniform * size).astype(np.int64) + start
         index += len(x) * np.arange(len(index))[:, None]
         times = np.bincount(index.ravel(), minlength=index.size).reshape(shape).astype(np.float64)
-        draws.append((_spearman(x, y, times), _within(x, y, sizes, times)))
-    low = high = None
-    if draws:
-        low, high = _bounds(np.concatenate([d[0] for d in draws]))
-        lowest, highest = _bounds(np.concatenate([d[1] for d in draws]))
-        if lowest is not None and highest is not None and "within" in extra:
-            extra |= {"within_low": lowest, "within_high": highest}
+        draws.append(np.stack([_spearman(x, y, times), _within(x, y, sizes, times)]))
+    (low, high), (lowest, highest) = map(
+        _bounds, np.concatenate([np.empty((2, 0)), *draws], axis=1)
+    )
+    if lowest is not None and highest is not None and "within" in extra:
+        extra |= {"within_low": lowest, "within_high": highest}
     return Summary(value, low, high, extra=extra)
 
 
