@@ -101,19 +101,30 @@ def calibrate(
             p[part] = (1.0 + nearer) / (len(pool) + 1.0)
     q = torch.full_like(p, float("nan"))
     calibrated = p.isfinite()
-    reason = _refusal(len(pool), int(calibrated.sum()), fdr)
+    images = int(calibrated.sum())
+    extra: dict[str, float | int | str] = {"fdr": fdr, "holdout_images": len(pool)}
+    reason = _refusal(len(pool), images, fdr)
     if reason is None:
         q[calibrated] = benjamini_hochberg(p[calibrated])
     else:
         p = torch.full_like(p, float("nan"))
     # Rounding of p N / k must not decide.
     flagged = q <= fdr * (1.0 + 1e-12)
-    return ScoreResult(
-        direction="higher",
-        rows="private",
-        summary={"flagged": _summary(flagged, calibrated, len(pool), fdr, reason)},
-        per_sample={"p_value": p, "q_value": q, "flagged": flagged},
-    )
+    value = None
+    if reason is None:
+        count = int(flagged.sum())
+        value = count / images
+        extra = {
+            "count": count,
+            "fdr": fdr,
+            "smallest_possible": smallest_possible(images, len(pool), fdr),
+            "private_images": images,
+            "holdout_images": len(pool),
+            "not_judged": len(flagged) - images,
+        }
+    summary = {"flagged": Summary(value, reason=reason, extra=extra)}
+    columns = {"p_value": p, "q_value": q, "flagged": flagged}
+    return ScoreResult("higher", "private", summary, columns)
 
 
 def benjamini_hochberg(p_values: Tensor) -> Tensor:
@@ -160,23 +171,6 @@ def _refusal(holdout: int, private: int, fdr: float) -> str | None:
     if private == 0:
         return "no private image is of a class with reconstructions and holdout images"
     return None
-
-
-def _summary(
-    flagged: Tensor, calibrated: Tensor, holdout: int, fdr: float, reason: str | None
-) -> Summary:
-    if reason is not None:
-        return Summary(None, reason=reason, extra={"fdr": fdr, "holdout_images": holdout})
-    private, count = int(calibrated.sum()), int(flagged.sum())
-    extra: dict[str, float | int | str] = {
-        "count": count,
-        "fdr": fdr,
-        "smallest_possible": smallest_possible(private, holdout, fdr),
-        "private_images": private,
-        "holdout_images": holdout,
-        "not_judged": len(flagged) - private,
-    }
-    return Summary(count / private, extra=extra)
 
 
 def _distances(given: DistancesLike, role: str, floor: float) -> tuple[Tensor, Tensor]:
