@@ -152,15 +152,12 @@ def _max_pool(layer: nn.MaxPool2d, x: Tensor, dtype: torch.dtype) -> tuple[Tenso
     # Pixel by pixel, the memory order of channels-last maps.
     where = _pixels(index)
 
-    def push(v: Tensor) -> Tensor:
-        return _maps(_pixels(v).gather(1, where), found)
-
     def pull(u: Tensor) -> Tensor:
         # Windows may overlap: contributions of several windows to one pixel add up.
         pulled = u.new_zeros(n, math.prod(given), channels)
         return _maps(pulled.scatter_add_(1, where, _pixels(u)), given)
 
-    return y, Jacobian(push, pull)
+    return y, Jacobian(lambda v: _maps(_pixels(v).gather(1, where), found), pull)
 
 
 def _pixels(maps: Tensor) -> Tensor:

@@ -273,14 +273,24 @@ class _Layout:
 
 
 class _Source:
-    """The images of one side of a tile, and what they carry from a stage to the next."""
+    """The images of one side of a tile, and what they carry from a stage to the next.
+
+    inputs, outputs: of the stage, (count, C, H, W), channels-last as the network works. room: values in
+    which outputs are kept.
+    """
 
     def __init__(self, side: _Side, part: slice) -> None:
-        self.side = side
-        self.start = part.start
-        self.count = part.stop - part.start
-        self.inputs: _States | None = None
-        self.outputs: _States | None = None
+        self.side, self.start, self.count = side, part.start, part.stop - part.start
+        self.room = torch.empty(0)
+        self.inputs: Tensor | None = None
+        self.outputs: Tensor | None = None
+
+    def keep(self, rows: slice, outputs: Tensor) -> None:
+        """Keep a stage's outputs at ``rows``."""
+        if self.outputs is None:
+            _, c, h, w = outputs.shape
+            self.outputs = self.room.view(self.count, h, w, c).permute(0, 3, 1, 2)
+        self.outputs[rows] = outputs
 
 
 class _Pairs:
@@ -354,16 +364,15 @@ class _Pairs:
         self, stage: int, left: _Source, right: _Source, layout: _Layout, own: int, flat: Tensor
     ) -> Iterator[_Part]:
         """Yield one stage's share of the distances of a tile."""
-        width, images = layout.widths[stage], left.count + right.count
-        room = _Room(flat)
-        # Inputs lie at one end of the memory and the next stage's at the other, in turn.
-        room.take(images * layout.states[stage], low=stage % 2 == 0)
-        kept = room.take(images * layout.states[stage + 1], low=stage % 2 == 1)
-        if kept.numel():
-            left.outputs, right.outputs = _States(kept, 0), _States(kept, left.count)
-        hold = room.rows(layout.hold[stage], width)
-        stream = room.rows(layout.stream[stage], width)
-        reference = room.rows(1, width)[0]
+        # Inputs lie at one end of the memory and outputs at the other, in turn; blocks between them.
+        counts = [left.count, right.count]
+        before, after = (sum(counts) * size for size in layout.states[stage : stage + 2])
+        even = stage % 2 == 0
+        kept = flat[len(flat) - after :] if even else flat[:after]
+        left.room, right.room = kept.split([n * layout.states[stage + 1] for n in counts])
+        width, sizes = layout.widths[stage], [layout.hold[stage], layout.stream[stage], 1]
+        blocks = flat[before if even else after :][: sum(sizes) * (width + _PAD)]
+        hold, stream, (reference,) = blocks.view(-1, width + _PAD)[:, :width].split(sizes)
         for i, rows in enumerate(_parts(left.count, len(hold))):
             held = hold[: rows.stop - rows.start]
             norms = self._fill(stage, left, rows, held, reference, new=i == 0, keep=True)
@@ -404,10 +413,10 @@ class _Pairs:
             if source.inputs is None:
                 state = source.side.through(self.embedding.enter, _shift(rows, source.start))
             else:
-                state = source.inputs.read(rows)
+                state = source.inputs[rows]
             following, maps = self.embedding.advance(stage, state)
-            if keep and source.outputs is not None and following is not None:
-                source.outputs.write(rows, following)
+            if keep and following is not None:
+                source.keep(rows, following)
             if new and inner.start == 0:
                 self.embedding.refer(stage, maps[:1], reference)
             self.embedding.write(stage, maps, reference, out[inner])
@@ -421,43 +430,6 @@ class _Pairs:
         whole = self.passed // self.stages
         self.seen(whole - self.reported)
         self.reported = whole
-
-
-class _Room:
-    """Parts of a buffer, taken from its low or its high end."""
-
-    def __init__(self, flat: Tensor) -> None:
-        self._flat = flat
-
-    def take(self, values: int, *, low: bool = True) -> Tensor:
-        cut = values if low else len(self._flat) - values
-        first, second = self._flat[:cut], self._flat[cut:]
-        taken, self._flat = (first, second) if low else (second, first)
-        return taken
-
-    def rows(self, count: int, width: int) -> Tensor:
-        """Return (count, width) values, with padding between the rows."""
-        return self.take(count * (width + _PAD)).view(count, width + _PAD)[:, :width]
-
-
-class _States:
-    """What one side's images carry from a stage to the next."""
-
-    def __init__(self, flat: Tensor, start: int) -> None:
-        self._flat = flat
-        self._start = start
-        self._shape: tuple[int, ...] = ()
-
-    def write(self, rows: slice, state: Tensor) -> None:
-        self._shape = tuple(state.shape[1:])
-        self.read(rows).copy_(state)
-
-    def read(self, rows: slice) -> Tensor:
-        c, h, w = self._shape
-        width = c * h * w
-        part = self._flat[(self._start + rows.start) * width : (self._start + rows.stop) * width]
-        # Channels-last within each image, as the network works.
-        return part.view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
 def _parts(rows: int, size: int) -> Iterator[slice]:
