@@ -80,20 +80,18 @@ def prdc(
         candidates = reconstructed.get(label, none)
         if min(len(rows), len(candidates)) <= k:
             continue
-        radius = _radii(real, rows, k, memory)
-        made_radius = _radii(made, candidates, k, memory)
+        radius, made_radius = _radii(real, rows, k, memory), _radii(made, candidates, k, memory)
         own = take(real, rows)
         covered, recalled = torch.zeros(2, len(rows), dtype=torch.bool)
         count = torch.zeros(len(rows), dtype=torch.float64)
-        precise, position = [], 0
+        precise = []
         for part in bounded(made, candidates, len(rows), memory):
             distances = squared_distances(own, take(made, part)).cpu()
-            inside = distances < radius[:, None]
+            inside = distances < radius[rows, None]
             precise.append(inside.any(0).double())
             count += inside.sum(1)
             covered |= inside.any(1)
-            recalled |= (distances < made_radius[position : position + len(part)]).any(1)
-            position += len(part)
+            recalled |= (distances < made_radius[part]).any(1)
         hit[rows] = covered.double()
         # As a mean over private images: n balls hold balls / n reconstructions each.
         density = count * len(rows) / (k * len(candidates))
@@ -135,16 +133,14 @@ def _summaries(
 
 
 def _radii(features: Features, rows: Tensor, k: int, memory: int) -> Tensor:
-    """Return the squared distance (R,) of each row to its k-th nearest other row, less ``TIE``.
+    """Return squared distances (N,) of ``rows`` to the k-th nearest other one of them, less ``TIE``.
 
-    A point on the rim is outside; the tolerance keeps it there whatever the rounding.
+    NaN for other rows. A point on the rim is outside; the tolerance keeps it there whatever the rounding.
     """
     own = take(features, rows)
-    radii, position = [], 0
+    radii = torch.full((len(features),), float("nan"), dtype=torch.float64)
     for part in bounded(features, rows, len(rows), memory):
         distances = squared_distances(take(features, part), own).cpu()
-        here = torch.arange(len(part))
-        distances[here, here + position] = float("inf")
-        radii.append(distances.kthvalue(k, dim=1).values)
-        position += len(part)
-    return torch.cat(radii) * (1.0 - TIE)
+        distances[part[:, None] == rows] = float("inf")
+        radii[part] = distances.kthvalue(k, dim=1).values
+    return radii * (1.0 - TIE)
