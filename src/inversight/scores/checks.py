@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -129,13 +130,20 @@ def check_pair(
             f"reconstructions: expected feature blocks {expected} wide, as {role} has, "
             f"found {found}; embed both with the same embedding"
         )
-    if not by_class:
-        return
-    unknown = ~torch.isin(reconstructions.labels.cpu(), private.labels.cpu())
+    if by_class:
+        check_classes(reconstructions.labels, reconstructions.ids, private.labels)
+
+
+def check_classes(labels: Tensor, ids: Sequence[str], private: Tensor) -> None:
+    """Check that reconstructions are of classes among the ``private`` labels.
+
+    Raises:
+        InputError: one is not.
+    """
+    unknown = ~torch.isin(labels.cpu(), private.cpu())
     if bool(unknown.any()):
         row = int(unknown.nonzero()[0])
         raise InputError(
-            f"reconstructions: expected classes that private has, found class "
-            f"{int(reconstructions.labels[row])} for {reconstructions.ids[row]}; "
-            "remove it or add private images of that class"
+            f"reconstructions: expected classes that private has, found class {int(labels[row])} for "
+            f"{ids[row]}; remove it or add private images of that class"
         )

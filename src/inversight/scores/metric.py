@@ -16,7 +16,7 @@ from inversight.core.imaging import to_float
 from inversight.embeddings.base import Embedding, Identity, StagedEmbedding
 from inversight.embeddings.pairs import Workspace
 from inversight.scores.assignment import Assignment, union
-from inversight.scores.checks import as_array
+from inversight.scores.checks import as_array, check_classes
 from inversight.scores.comparison import Labelled, compare
 from inversight.scores.ddcs import DDCSResult, ddcs_of
 
@@ -88,19 +88,14 @@ class DDCS:
         """
         batch = self._checked(reconstructions, "reconstructions")
         classes = _labels(labels, len(batch), "reconstructions")
-        unknown = classes[~torch.isin(classes, self._private.labels)]
-        if len(unknown):
-            raise InputError(
-                "reconstructions: expected classes that private has, found class "
-                f"{int(unknown[0])}; remove it or add private images of that class"
-            )
+        names = _named(ids, len(batch), "reconstructions", self._count)
+        check_classes(classes, names, self._private.labels)
         expected, found = self._private.images.shape[1:], batch.shape[1:]
         if self._embedding is None and expected != found:
             raise InputError(
                 f"reconstructions: expected features of shape {tuple(expected)}, as private has, "
                 f"found {tuple(found)}"
             )
-        names = _named(ids, len(batch), "reconstructions", self._count)
         self._count += len(batch)
         if self._embedding is not None and self._keeps_features:
             batch = self._features(self._embedding, batch)
