@@ -70,8 +70,7 @@ def load_weights(name: str) -> dict[str, Tensor]:
     path = folder() / f"{name}.safetensors"
     if path.is_file():
         try:
-            kept: dict[str, Tensor] = load_file(path)
-            return kept
+            return dict(load_file(path))
         except (SafetensorError, OSError) as error:
             raise WeightsError(
                 f"{path}: damaged ({error}); import the file again with inversight weights import"
