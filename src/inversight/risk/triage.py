@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inversight.core.errors import InputError
 from inversight.risk.signals import SIGNALS
-from inversight.scores.bootstrap import default_rng
+from inversight.scores.bootstrap import default_rng, resampled
 from inversight.scores.result import Summary
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
@@ -213,16 +213,10 @@ def _agreement(
         return Summary(None, reason="all images have the same value", extra=extra)
     if not np.isnan(within):
         extra["within"] = within
-    start = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    size = np.repeat(sizes, sizes)
     draws: list[Floats] = []
-    at_once = max(1, _SCRATCH // (8 * len(x)))
-    for done in range(0, resamples, at_once):
-        shape = min(at_once, resamples - done), len(x)
-        uniform = torch.rand(shape, generator=rng, dtype=torch.float64).numpy()
-        index = (uniform * size).astype(np.int64) + start
-        index += len(x) * np.arange(len(index))[:, None]
-        times = np.bincount(index.ravel(), minlength=index.size).reshape(shape).astype(np.float64)
+    for rows in resampled(torch.from_numpy(sizes), resamples, _SCRATCH // (8 * len(x)), rng):
+        index = rows.numpy() + len(x) * np.arange(len(rows))[:, None]
+        times = np.bincount(index.ravel(), minlength=index.size).reshape(rows.shape).astype(float)
         draws.append(np.stack([_spearman(x, y, times), _within(x, y, sizes, times)]))
     (low, high), (lowest, highest) = map(
         _bounds, np.concatenate([np.empty((2, 0)), *draws], axis=1)

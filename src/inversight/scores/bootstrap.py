@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,20 +39,27 @@ def interval_of_means(
     rng = rng or default_rng()
     lowest, highest = _extremes(values.double(), sizes)
     values = _stretched(values.double(), sizes)
-    start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    size = sizes.repeat_interleave(sizes)
-    means = []
-    at_once = max(1, _SCRATCH // values.numel())
-    for done in range(0, resamples, at_once):
-        shape = min(at_once, resamples - done), len(values)
-        # A float64 below 1 times a whole number stays below that number.
-        index = torch.rand(shape, generator=rng, dtype=torch.float64).mul_(size).long().add_(start)
-        drawn = values.index_select(0, index.flatten()).view(*shape, values.shape[1])
-        means.append(drawn.mean(1))
+    means = [
+        values.index_select(0, index.flatten()).view(*index.shape, values.shape[1]).mean(1)
+        for index in resampled(sizes, resamples, _SCRATCH // values.numel(), rng)
+    ]
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
     # Stretched deviations can leave the range of possible means, such as [0, 1] for fractions.
     bounds = torch.cat(means).quantile(levels, dim=0).clamp(lowest, highest)
     return list(zip(*bounds.tolist(), strict=True))
+
+
+def resampled(
+    sizes: Tensor, resamples: int, at_once: int, rng: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield rows (R, N) int64 drawn within classes, each to its own size, R up to ``at_once`` (or 1)."""
+    start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    size = sizes.repeat_interleave(sizes)
+    at_once = max(1, at_once)
+    for done in range(0, resamples, at_once):
+        shape = min(at_once, resamples - done), len(size)
+        # A float64 below 1 times a whole number stays below that number.
+        yield torch.rand(shape, generator=rng, dtype=torch.float64).mul_(size).long().add_(start)
 
 
 def _extremes(values: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
