@@ -33,8 +33,7 @@ class Inception:
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         size = (images.shape[2], images.shape[3])
         pixels = to_uint8(fit(images, size=size, channels=3))
-        (features,) = self._network.to(images.device)(pixels)
-        return (features,)
+        return tuple(self._network.to(images.device)(pixels))
 
 
 class _Unfilled(FeatureExtractorInceptionV3):  # type: ignore[misc]

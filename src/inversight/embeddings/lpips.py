@@ -69,11 +69,6 @@ class Lpips:
     def name(self) -> str:
         return f"lpips-{self.net}"
 
-    @property
-    def stages(self) -> int:
-        """The number of layers whose features are compared."""
-        return len(self._stages)
-
     def batch_size(self, device: torch.device) -> int:
         """Return the batch size at which the network is fastest (measured)."""
         if device.type != "cpu":
@@ -103,7 +98,8 @@ class Lpips:
     def advance(self, stage: int, state: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the next stage's input (None after the last) and this stage's maps."""
         f = self._stages[stage](state)
-        return (None if stage + 1 == self.stages else self._entries[stage + 1](f)), f
+        last = stage + 1 == len(self._stages)
+        return (None if last else self._entries[stage + 1](f)), f
 
     def refer(self, stage: int, maps: Tensor, reference: Tensor) -> None:
         """Write one image's negative unit features, without the layer's weights, to ``reference``."""
