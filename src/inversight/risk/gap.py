@@ -52,16 +52,10 @@ def leakage_gap(
     unseen = as_features(holdout, "holdout")
     check_pair(unseen, made, by_class=False, role="holdout")
     return leakage_gap_of(
-        assign(real, made, memory=memory),
-        assign(unseen, made, memory=memory),
-        labels=real.labels.cpu(),
-        ids=real.ids,
-        holdout_labels=unseen.labels.cpu(),
-        holdout_ids=unseen.ids,
-        floor=floor,
-        bootstrap=bootstrap,
-        rng=rng,
-    )
+        assign(real, made, memory=memory), assign(unseen, made, memory=memory),
+        labels=real.labels.cpu(), ids=real.ids, holdout_labels=unseen.labels.cpu(),
+        holdout_ids=unseen.ids, floor=floor, bootstrap=bootstrap, rng=rng,
+    )  # fmt: skip
 
 
 def leakage_gap_of(

@@ -108,16 +108,11 @@ def learn(
     scores = np.stack([_normal_scores(values[name]) for name in names], axis=1)
     target = np.log(np.maximum(nearest.double().numpy()[known], 1e-6))[:, None]
     search: Any = GridSearchCV(
-        Ridge(fit_intercept=False),
-        {"alpha": list(PENALTIES)},
-        scoring="neg_mean_squared_error",
-        cv=GroupKFold(min(folds, count)),
-    )
-    search.fit(
-        _less_class_mean(scores[known], groups),
-        _less_class_mean(target, groups)[:, 0],
-        groups=groups,
-    )
+        Ridge(fit_intercept=False), {"alpha": list(PENALTIES)},
+        scoring="neg_mean_squared_error", cv=GroupKFold(min(folds, count)),
+    )  # fmt: skip
+    within = _less_class_mean(scores[known], groups)
+    search.fit(within, _less_class_mean(target, groups)[:, 0], groups=groups)
     slopes = search.best_estimator_.coef_
     return Learned(
         torch.from_numpy(-(scores @ slopes)),

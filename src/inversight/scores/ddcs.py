@@ -72,14 +72,9 @@ def ddcs(
     """
     real, made = as_pair(private, reconstructions)
     return ddcs_of(
-        assign(real, made, memory=memory),
-        labels=real.labels,
-        ids=real.ids,
-        reconstruction_ids=made.ids,
-        floor=floor,
-        bootstrap=bootstrap,
-        rng=rng,
-    )
+        assign(real, made, memory=memory), labels=real.labels, ids=real.ids,
+        reconstruction_ids=made.ids, floor=floor, bootstrap=bootstrap, rng=rng,
+    )  # fmt: skip
 
 
 def ddcs_of(

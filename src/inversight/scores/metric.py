@@ -119,13 +119,9 @@ class DDCS:
         if len(set(everything)) < len(everything):
             raise InputError("reconstructions: expected distinct ids over all updates")
         return ddcs_of(
-            union([assignment for assignment, _ in self._done], names),
-            labels=self._private.labels,
-            ids=self._private.ids,
-            reconstruction_ids=everything,
-            rng=rng,
-            **self._options,
-        )
+            union([assignment for assignment, _ in self._done], names), labels=self._private.labels,
+            ids=self._private.ids, reconstruction_ids=everything, rng=rng, **self._options,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """Forget all reconstructions; the private images stay."""

@@ -71,13 +71,8 @@ def configuration(name: PublishedName, size: int, gpus: int) -> Configuration:
         return _FIXED[name]
     batch = max(gpus, min(64, gpus * min(32, 4096 // size)))
     return Configuration(
-        images=25 * _MILLION,
-        batch=batch,
-        group=min(4, batch // gpus),
+        images=25 * _MILLION, batch=batch, group=min(4, batch // gpus),
         channel_base=32768 if size >= 512 else 16384,
-        learning_rate=0.002 if size >= 1024 else 0.0025,
-        r1=0.0002 * size**2 / batch,
-        ema_images=batch * 10e3 / 32,
-        ema_rampup=0.05,
-        mapping_depth=2,
-    )
+        learning_rate=0.002 if size >= 1024 else 0.0025, r1=0.0002 * size**2 / batch,
+        ema_images=batch * 10e3 / 32, ema_rampup=0.05, mapping_depth=2,
+    )  # fmt: skip
