@@ -32,6 +32,7 @@ def print_result(result: Any) -> None:
     """Print the metrics, the verdict, the stages and the private images nearest to a reconstruction."""
     from inversight.core.run import read_manifest
     from inversight.report import summary
+    from inversight.report.formatting import duration
 
     console = Console(highlight=False)
     table = _table("metric", "value", "95 % interval")
@@ -50,7 +51,7 @@ def print_result(result: Any) -> None:
         _say(console, f"\nImages sent to the target: {sent}")
     stages = manifest.get("stages", [])
     if stages:
-        took = ", ".join(f"{s['name']} {s['seconds']:.1f} s" for s in stages)
+        took = ", ".join(f"{s['name']} {duration(s['seconds'])}" for s in stages)
         _say(console, f"\nStages: {took}")
     _say(console, "\nNearest to a reconstruction of their class:")
     for row in result.samples.head(3).itertuples():
