@@ -35,8 +35,8 @@ def named_embedding(
     use: Use,
     role: str,
     size: int,
-    public_network: SavedClassifier | None,
-    evaluator: Target | None,
+    public_network: SavedClassifier | None = None,
+    evaluator: Target | None = None,
     working_size: int | None = None,
 ) -> Embedding:
     """Return the embedding called ``name``.

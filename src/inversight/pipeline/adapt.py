@@ -83,14 +83,9 @@ def adaptation_stage(
 def guidance_metric(name: str, *, size: int, public_network: SavedClassifier | None) -> Embedding:
     """Return the embedding that the natural gradient measures changes of images of ``size`` by."""
     return named_embedding(
-        name,
-        use="distance",
-        role="--guidance-embedding",
-        size=size,
-        public_network=public_network,
-        evaluator=None,
-        working_size=max(64, size),
-    )
+        name, use="distance", role="--guidance-embedding", size=size,
+        public_network=public_network, working_size=max(64, size),
+    )  # fmt: skip
 
 
 def describe_adaptation(

@@ -328,7 +328,7 @@ class _Audit:
     def pictures(self, folder: Path, name: str) -> ImageSet:
         """Return the images of the attack called ``name`` in ``folder``."""
         return read_pictures(
-            folder, name, classes=self.inputs.classes, channels=self.inputs.channels
+            folder, name, classes=self.inputs.classes, channels=self.inputs.private.channels
         )
 
     def control(self, prior: Prior, sets: Mapping[str, ImageSet]) -> ImageSet:

@@ -22,6 +22,7 @@ from inversight.data import (
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
+from inversight.pipeline.score_inputs import ScoreSettings
 from inversight.settings import AuditSettings
 
 
@@ -29,8 +30,7 @@ from inversight.settings import AuditSettings
 class Inputs:
     """The inputs that were read and checked before a run begins.
 
-    split: the three sets in words. size and channels: the private images', as they were given or as
-    --size has them; public images may be of another size.
+    split: the three sets in words. Public images may be of another size than the private ones.
     """
 
     private: ImageSet
@@ -40,8 +40,6 @@ class Inputs:
     evaluator: Target | None
     split: str
     warnings: tuple[str, ...]
-    size: int
-    channels: int
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -64,9 +62,7 @@ def read_inputs(
         private, holdout, public = found.private, found.holdout, found.public
         if settings.limit:
             private, holdout = (_limited(s, settings.limit) for s in (private, holdout))
-        inputs = Inputs(
-            private, holdout, public, None, None, found.description, (), found.private.size, 1
-        )
+        inputs = Inputs(private, holdout, public, None, None, found.description, ())
     else:
         inputs = _read_folders(settings, reporter, public_size)
     if inputs.private.size < 8:
@@ -76,33 +72,33 @@ def read_inputs(
             "--private: has one class; a classifier needs at least two (is the folder one level "
             "too deep?)"
         )
-    evaluator = None
-    if settings.evaluator is not None:
-        evaluator = load_target(
-            ModelSpec(
-                settings.evaluator,
-                classes=settings.classes,
-                trust=settings.trust_target,
-                role="--evaluator",
-            ),
-            classes=inputs.private.classes,
-            size=inputs.size,
-            channels=inputs.channels,
+    evaluator = load_evaluator(settings, inputs.private)
+    if evaluator and inputs.target and evaluator.classes != inputs.target.classes:
+        raise InputError(
+            "--evaluator and --target have different classes or class orders; give the order "
+            "with --classes FILE"
         )
-        if inputs.target is not None and evaluator.classes != inputs.target.classes:
-            raise InputError(
-                "--evaluator and --target have different classes or class orders; give the order "
-                "with --classes FILE"
-            )
-    inputs = replace(inputs, evaluator=evaluator)
-    classes = inputs.classes
+    private, holdout, classes = inputs.private, inputs.holdout, inputs.classes
     return replace(
         inputs,
-        private=inputs.private.relabel(classes, role="--private"),
-        holdout=None
-        if inputs.holdout is None
-        else inputs.holdout.relabel(classes, role="--holdout"),
+        private=private.relabel(classes, role="--private"),
+        holdout=None if holdout is None else holdout.relabel(classes, role="--holdout"),
+        evaluator=evaluator,
     )
+
+
+def load_evaluator(given: AuditSettings | ScoreSettings, private: ImageSet) -> Target | None:
+    """Return the evaluator that is named in ``given``, for images like the private ones, if any is.
+
+    Raises:
+        TargetError: wrong in any way.
+    """
+    if given.evaluator is None:
+        return None
+    model = ModelSpec(
+        given.evaluator, classes=given.classes, trust=given.trust_target, role="--evaluator"
+    )
+    return load_target(model, classes=private.classes, size=private.size, channels=private.channels)
 
 
 def _limited(images: ImageSet, limit: int) -> ImageSet:
@@ -184,9 +180,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
         f"public: {len(public)} images ({settings.public}); holdout: "
         + (f"{len(holdout)} images ({settings.holdout})" if holdout is not None else "none")
     )
-    return Inputs(
-        private, holdout, public, target, None, split, tuple(warnings), private.size, channels
-    )
+    return Inputs(private, holdout, public, target, None, split, tuple(warnings))
 
 
 def keep_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:

@@ -23,13 +23,13 @@ from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, working_size
 from inversight.embeddings import check_name, named_embedding
-from inversight.models.spec import absolute_spec
 from inversight.models.target import Target
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.estimate import Estimate, estimate
 from inversight.pipeline.evaluation import check_pairs
 from inversight.pipeline.inputs import Inputs, read_inputs
 from inversight.pipeline.result import thresholds
+from inversight.pipeline.score_inputs import anchored
 from inversight.pipeline.timing import untrained_target
 from inversight.priors import Prior, untrained_prior
 from inversight.priors.classes import condition_on_classes
@@ -109,17 +109,10 @@ class Plan:
             unused = role == "--guidance-embedding" and not ARMS[settings.arm].natural_gradient
             if name not in ("public", "evaluator") and not unused:
                 # Find missing weights and broken classes before anything that takes long.
-                named_embedding(
-                    name,
-                    use="distance",
-                    role=role,
-                    size=8,
-                    public_network=None,
-                    evaluator=None,
-                )
+                named_embedding(name, use="distance", role=role, size=8)
         size = None if given is None else given.prior.image_shape[1]
         inputs = read_inputs(settings, reporter, size)
-        work = working_size(inputs.size, settings.working_size)
+        work = working_size(inputs.private.size, settings.working_size)
         if own is not None and own.image_shape[0] not in (1, 3):
             raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
         if given is not None and path is not None:
@@ -127,7 +120,7 @@ class Plan:
             check_channels(
                 given.prior,
                 path,
-                inputs.channels,
+                inputs.private.channels,
                 "the private and public images",
                 f"save the images in {word}, or give a prior that was trained on images like them",
             )
@@ -188,7 +181,7 @@ class Plan:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return the shape (C, S, S) of the images of networks that are trained here."""
-        return (self.inputs.channels, self.work, self.work)
+        return (self.inputs.private.channels, self.work, self.work)
 
     @property
     def prior_shape(self) -> tuple[int, int, int]:
@@ -197,7 +190,7 @@ class Plan:
 
     @cached_property
     def public_at_work(self) -> ImageSet:
-        return self.inputs.public.resized(size=self.work, channels=self.inputs.channels)
+        return self.inputs.public.resized(size=self.work, channels=self.shape[0])
 
     @cached_property
     def public_for_prior(self) -> ImageSet:
@@ -218,22 +211,7 @@ class Plan:
 
     def forecast(self) -> Estimate:
         """Estimate time and memory by short trials of the same code on this machine."""
-        return estimate(
-            self.settings,
-            private=self.inputs.private,
-            public=self.public_at_work,
-            public_for_prior=self.public_for_prior,
-            shape=self.shape,
-            attacks=self.attacks,
-            target=self.inputs.target,
-            trains_target=self.inputs.target is None,
-            trains_evaluator=self.inputs.evaluator is None,
-            trains_public=self.needs_public_network,
-            own_prior=self.own_prior,
-            given_prior=None if self.given_prior is None else self.given_prior.prior,
-            device=self.device,
-            remedy=lambda stage: self.remedy(stage, "nothing has been written"),
-        )
+        return estimate(self)
 
     def announcement(self, folder: Path, forecast: Estimate) -> str:
         """Return a description of the audit, to be shown before it begins."""
@@ -266,7 +244,7 @@ class Plan:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "preset": s.preset,
-            "given": _anchored(to_mapping(s)),
+            "given": anchored(s),
             "settings": to_mapping(s),
             "inputs": {
                 name: {
@@ -321,17 +299,3 @@ def check_unchanged(plan: Plan, manifest: dict[str, Any], path: Path) -> None:
             raise RunError(
                 f"{path}: the {what} changed since the run began ({facts['path']}); start a new run"
             )
-
-
-def _anchored(given: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with absolute paths, so that a run can be resumed from any folder."""
-    result = dict(given)
-    for name in ("private", "holdout", "public", "classes"):
-        if given[name] is not None:
-            result[name] = str(Path(given[name]).absolute())
-    for name in ("target", "evaluator"):
-        if given[name] is not None:
-            result[name] = absolute_spec(given[name])
-    if isinstance(given["prior"], str) and Path(given["prior"]).exists():
-        result["prior"] = str(Path(given["prior"]).absolute())
-    return result

@@ -274,13 +274,9 @@ def watched_features(
     check_watched(name)
     if name == "none":
         return None
+    size = min(size, 64)
     return named_embedding(
-        name,
-        use="features",
-        role="--features",
-        size=min(size, 64),
-        public_network=public_network,
-        evaluator=None,
+        name, use="features", role="--features", size=size, public_network=public_network
     )
 
 

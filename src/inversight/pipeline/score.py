@@ -31,22 +31,21 @@ from inversight.data import (
 )
 from inversight.embeddings import Embedding, named_embedding
 from inversight.embeddings.named import Use
-from inversight.models.loading import load_target
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
-from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
 from inversight.pipeline.evaluation import (
     check_classes,
     check_pairs,
     evaluate,
 )
-from inversight.pipeline.inputs import keep_classes
+from inversight.pipeline.inputs import keep_classes, load_evaluator
 from inversight.pipeline.metrics import CONTROL_GAP, Evaluation, ReferenceSet, ScoredSet
 from inversight.pipeline.report import report_stage
 from inversight.pipeline.result import AuditResult, Threshold, crossed, thresholds
 from inversight.pipeline.score_inputs import (
     Images,
     ScoreSettings,
+    anchored,
     name_sets,
     path_of,
     read_images,
@@ -238,7 +237,8 @@ class _Scoring:
         if self.reuse is not None:
             earlier = read_scored(self.reuse / "stages" / "scores")
         private, holdout, sets = self._read(() if earlier is None else earlier[1])
-        evaluator = self._load_evaluator(private)
+        evaluator = load_evaluator(self.against, private)
+        evaluator = None if evaluator is None else evaluator.to(self.device)
         order = private.classes if evaluator is None else evaluator.classes
         private = private.relabel(order, role="--private")
         holdout = None if holdout is None else holdout.relabel(order, role="--holdout")
@@ -398,19 +398,6 @@ class _Scoring:
                 f"--reconstructions: {twice} has the name of an image in {run}; rename its folder"
             )
 
-    def _load_evaluator(self, private: ImageSet) -> Target | None:
-        if self.against.evaluator is None:
-            return None
-        model = ModelSpec(
-            self.against.evaluator,
-            classes=self.against.classes,
-            trust=self.against.trust_target,
-            role="--evaluator",
-        )
-        return load_target(
-            model, classes=private.classes, size=private.size, channels=private.channels
-        ).to(self.device)
-
     def _load_network(self, private: ImageSet) -> SavedClassifier | None:
         """Return the public network if an embedding needs it: one trained before, or trained now."""
         against = self.against
@@ -464,7 +451,7 @@ class _Scoring:
             "images": "none",
             "title": "Scores of given reconstructions",
             "split": f"private: {len(private)} images; reconstructions: {images} images, given",
-            "against": self.against.anchored(),
+            "against": anchored(self.against),
             "reconstructions": {
                 name: None if path is None else str(path.absolute()) for name, path in paths.items()
             },

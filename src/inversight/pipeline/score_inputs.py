@@ -18,7 +18,7 @@ from inversight.core.run import read_manifest
 from inversight.data import ImageSet, image_set, load_folder
 from inversight.models.spec import absolute_spec
 from inversight.pipeline.train import PUBLIC_NETWORK
-from inversight.settings import PairMeasure
+from inversight.settings import AuditSettings, PairMeasure
 
 Arrays = tuple[Any, Any]
 """Images (N, C, H, W), uint8 or floats in [0, 1], and their N labels, numbers or names."""
@@ -57,17 +57,6 @@ class ScoreSettings:
     allow_overlap: bool = False
     """Go on although private images and holdout share images."""
 
-    def anchored(self) -> dict[str, Any]:
-        """Return plain values with absolute paths."""
-        found = {
-            name: value.absolute() if isinstance(value, Path) else value
-            for name, value in vars(self).items()
-        }
-        if self.evaluator is not None:
-            found["evaluator"] = absolute_spec(self.evaluator)
-        plain: dict[str, Any] = to_mapping(found)
-        return plain
-
     @classmethod
     def of_run(cls, run: Path) -> ScoreSettings:
         """Return what ``run``, an audit or a scoring, was scored against.
@@ -99,6 +88,20 @@ class ScoreSettings:
             if known.get(name) is None and folder.is_dir():
                 known[name] = str(folder)
         return from_mapping(cls, known)
+
+
+def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
+    """Return settings as plain values with absolute paths, so that a run can be resumed anywhere."""
+    found: dict[str, Any] = to_mapping(settings)
+    for name in ("private", "holdout", "public", "network", "classes"):
+        if found.get(name) is not None:
+            found[name] = str(Path(found[name]).absolute())
+    for name in ("target", "evaluator"):
+        if found.get(name) is not None:
+            found[name] = absolute_spec(found[name])
+    if isinstance(found.get("prior"), str) and Path(found["prior"]).exists():
+        found["prior"] = str(Path(found["prior"]).absolute())
+    return found
 
 
 def read_images(
