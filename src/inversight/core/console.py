@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
@@ -47,6 +48,25 @@ class Quiet:
 
     def stage(self, name: str) -> Progress:
         return silent
+
+
+@dataclass
+class Log:
+    """A reporter that keeps warnings, which it passes on, and what it is told to say, which it does not."""
+
+    reporter: Reporter
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.reporter.warn(text)
+
+    def stage(self, name: str) -> Progress:
+        return self.reporter.stage(name)
 
 
 class Terminal:

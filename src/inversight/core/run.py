@@ -7,8 +7,10 @@ A long stage may keep a checkpoint in the partial folder and find it when it is 
 
 from __future__ import annotations
 
+import datetime
 import errno
 import hashlib
+import importlib.metadata
 import json
 import os
 import secrets
@@ -107,6 +109,13 @@ def atomic_folder(path: Path, *, resumable: bool = False) -> Iterator[Path]:
 def _partial(path: Path) -> Path:
     """Return the name under which ``path`` is written until it is complete."""
     return path.with_name(f".{path.name}.partial")
+
+
+def provenance() -> dict[str, str]:
+    """Return which version of this package writes something, and when."""
+    now = datetime.datetime.now().astimezone()
+    version = importlib.metadata.version("inversight")
+    return {"version": version, "created": now.isoformat(timespec="seconds")}
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -15,12 +15,12 @@ from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.seeding import generator
-from inversight.data import load_folder
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import SavedClassifier
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
 from inversight.pipeline.attack import load_target_for
+from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.prior import (
     CHECKPOINT,
     begin_training,
@@ -158,10 +158,7 @@ def adapt(
     channels, size, _ = start.image_shape
     target = load_target_for(given_prior, model)
     check_arm(arm, target)
-    images = load_folder(
-        public, role="--public", channels=channels, labelled=False, size=size,
-        progress=reporter.stage("reading"), warn=reporter.warn,
-    )  # fmt: skip
+    images = read_folder(public, "--public", reporter, size=size, channels=channels, labelled=False)
     facts = {
         "--seed": seed,
         "the public images": images.fingerprint(),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ from inversight.core.run import (
     check_new_folder,
     is_disk_full,
     names_behind,
+    provenance,
     read_manifest,
     write_json,
     write_text,
@@ -353,8 +352,7 @@ class _Comparison:
                 "compared with a small classifier trained on the same images ('none'), not with it."
             )
         value = {
-            "version": importlib.metadata.version("inversight"),
-            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            **provenance(),
             "run": self.run.absolute().name,
             "embedding": plan.settings.embedding,
             "fdr": plan.settings.fdr,

@@ -37,7 +37,7 @@ from inversight.settings import DEFAULT_FDR, PairMeasure
 
 def evaluate(
     private: ImageSet,
-    reconstructions: Mapping[str, ImageSet],
+    sets: Mapping[str, ImageSet],
     *,
     distance: Embedding,
     features: Embedding,
@@ -62,7 +62,7 @@ def evaluate(
     no stages and its features fit into ``memory``. The result does not depend on row order.
 
     Args:
-        private: sets of reconstructions and holdout have its class order.
+        private: holdout and ``sets``, the reconstructions by name, have its class order.
         control: samples of the prior that no target guided, at least as many of each class as
             reconstructions. They enter ``control_gap`` alone.
         distance_only: more sets that enter ``Evaluation.nearness`` alone.
@@ -76,13 +76,13 @@ def evaluate(
         StageError: an embedding returned a NaN or an infinity.
     """
     more = dict(distance_only or {})
-    for one in (*reconstructions.values(), *more.values()):
+    for one in (*sets.values(), *more.values()):
         check_classes(private, one)
     if control is not None:
         more[CONTROL_GAP] = control
     private = _by_id(private)
     holdout = _by_id(holdout) if holdout is not None else None
-    sets = {name: _by_id(images) for name, images in reconstructions.items()}
+    sets = {name: _by_id(images) for name, images in sets.items()}
     measured = {name: _by_id(images) for name, images in more.items()}
     vectors = _Vectors(features, evaluator, device, progress)
     if earlier is not None:

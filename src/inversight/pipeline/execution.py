@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import torch
 from inversight.attacks import Attack
 from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.workload import cut_to
-from inversight.core.console import Reporter
+from inversight.core.console import Log, Reporter
 from inversight.core.errors import ConfigError, StageError
-from inversight.core.progress import Progress
 from inversight.core.run import (
     Run,
     atomic_folder,
@@ -66,7 +64,7 @@ def execute(plan: Plan, run: Run, reporter: Reporter) -> AuditResult:
     Raises:
         StageError: a stage failed; what is finished can be resumed.
     """
-    return _Audit(plan, run, _Log(reporter, list(plan.inputs.warnings))).all()
+    return _Audit(plan, run, Log(reporter, list(plan.inputs.warnings))).all()
 
 
 def copy_stage(source: Path, run: Run, stage: str) -> None:
@@ -83,29 +81,10 @@ def copy_stage(source: Path, run: Run, stage: str) -> None:
                 shutil.copyfile(file, place)
 
 
-@dataclass
-class _Log:
-    """A reporter that keeps warnings, and what it is told to say, for the report."""
-
-    reporter: Reporter
-    warnings: list[str]
-    notes: list[str] = field(default_factory=list)
-
-    def say(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.reporter.warn(text)
-
-    def stage(self, name: str) -> Progress:
-        return self.reporter.stage(name)
-
-
 class _Audit:
     """The stages of one run. A method runs its stage unless it is done, and returns its product."""
 
-    def __init__(self, plan: Plan, run: Run, log: _Log) -> None:
+    def __init__(self, plan: Plan, run: Run, log: Log) -> None:
         self.plan = plan
         self.settings = plan.settings
         self.inputs = plan.inputs

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
+from pathlib import Path
 
 import torch
 
-from inversight.core.console import Reporter
+from inversight.core.console import Log, Reporter
 from inversight.core.errors import ConfigError, InputError
 from inversight.data import (
     ImageSet,
@@ -78,11 +80,11 @@ def read_inputs(
             "--evaluator and --target have different classes or class orders; give the order "
             "with --classes FILE"
         )
-    private, holdout, classes = inputs.private, inputs.holdout, inputs.classes
+    classes, given = inputs.classes, inputs.holdout
     return replace(
         inputs,
-        private=private.relabel(classes, role="--private"),
-        holdout=None if holdout is None else holdout.relabel(classes, role="--holdout"),
+        private=inputs.private.relabel(classes, role="--private"),
+        holdout=None if given is None else given.relabel(classes, role="--holdout"),
         evaluator=evaluator,
     )
 
@@ -109,40 +111,19 @@ def _limited(images: ImageSet, limit: int) -> ImageSet:
 def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int | None) -> Inputs:
     if settings.private is None or settings.public is None:
         raise ConfigError("--private and --public are both needed")
-    size = settings.size
-    warnings: list[str] = []
-
-    def warn(text: str) -> None:
-        warnings.append(text)
-        reporter.warn(text)
-
-    private = load_folder(
-        settings.private,
-        role="--private",
-        size=size,
-        limit=settings.limit,
-        progress=reporter.stage("reading private"),
-        warn=warn,
+    size, log = settings.size, Log(reporter)
+    private = read_folder(
+        settings.private, "--private", log, "reading private", size=size, limit=settings.limit
     )
     if settings.target is None:
         check_size(private.size, given=size is not None)
-    public = load_folder(
-        settings.public,
-        role="--public",
-        size=public_size or size or private.size,
-        labelled=False,
-        progress=reporter.stage("reading public"),
-        warn=warn,
+    size = size or private.size
+    public = read_folder(
+        settings.public, "--public", log, "reading public", size=public_size or size, labelled=False
     )
     holdout = None
     if settings.holdout is not None:
-        holdout = load_folder(
-            settings.holdout,
-            role="--holdout",
-            size=size or private.size,
-            progress=reporter.stage("reading holdout"),
-            warn=warn,
-        )
+        holdout = read_folder(settings.holdout, "--holdout", log, "reading holdout", size=size)
         if settings.limit:
             holdout = keep_classes(holdout, private.classes)
         check_known_classes(holdout, private.classes, f"--holdout {settings.holdout}")
@@ -151,16 +132,14 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
     private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
     if holdout is not None:
         holdout = holdout.resized(size=holdout.size, channels=channels)
-    shared = check_overlap(private, public, ("--private", "--public"), allow=settings.allow_overlap)
-    if holdout is not None:
-        shared += check_overlap(
-            private, holdout, ("--private", "--holdout"), allow=settings.allow_overlap
-        )
-        shared += check_overlap(
-            public, holdout, ("--public", "--holdout"), allow=settings.allow_overlap
-        )
+    sets = {"--private": private, "--public": public, "--holdout": holdout}
+    shared = sum(
+        check_overlap(a, b, (role, other), allow=settings.allow_overlap)
+        for (role, a), (other, b) in combinations(sets.items(), 2)
+        if a is not None and b is not None
+    )
     if shared:
-        warnings.append(
+        log.warnings.append(
             f"{shared} image(s) are in more than one of private, holdout and public "
             "(--allow-overlap was given): the figures do not measure leakage"
         )
@@ -171,7 +150,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
             classes=settings.classes,
             mean=settings.mean,
             std=settings.std,
-            size=size,
+            size=settings.size,
             trust=settings.trust_target,
         )
         target = load_target(model, classes=private.classes, size=private.size, channels=channels)
@@ -180,7 +159,18 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
         f"public: {len(public)} images ({settings.public}); holdout: "
         + (f"{len(holdout)} images ({settings.holdout})" if holdout is not None else "none")
     )
-    return Inputs(private, holdout, public, target, None, split, tuple(warnings))
+    return Inputs(private, holdout, public, target, None, split, tuple(log.warnings))
+
+
+def read_folder(
+    path: Path, role: str, reporter: Reporter, stage: str = "reading", *, size: int | None,
+    channels: int | None = None, labelled: bool = True, limit: int | None = None,
+) -> ImageSet:  # fmt: skip
+    """Read an image folder (:func:`inversight.data.load_folder`), with progress called ``stage``."""
+    return load_folder(
+        path, role=role, size=size, channels=channels, labelled=labelled, limit=limit,
+        progress=reporter.stage(stage), warn=reporter.warn,
+    )  # fmt: skip
 
 
 def keep_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:

@@ -19,7 +19,8 @@ SIGNALS_FILE = "signals.parquet"
 JOINED = (*SIGNALS, "kind", "twins")
 """Columns that are added to the ledger where they are known."""
 
-_NAMES = ("id", "label", "twins")
+_NAMES = ("id", "label", "twins", "nearest_reconstruction", "assigned_to")
+"""Columns of tables that hold names of images or classes."""
 
 
 def ledger_columns(
@@ -74,6 +75,7 @@ def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
                 [hide(v) if isinstance(v, str) else None for v in table[column]], dtype="string"
             )
             for column in _NAMES
+            if column in table
         }
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import platform
 import re
@@ -20,6 +19,7 @@ from inversight.core.config import build, to_mapping
 from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy, pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
+from inversight.core.run import provenance
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, working_size
 from inversight.embeddings import check_name, named_embedding
@@ -238,8 +238,7 @@ class Plan:
         sets = {"private": i.private, "holdout": i.holdout, "public": i.public}
         names = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
         return {
-            "version": importlib.metadata.version("inversight"),
-            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            **provenance(),
             "seed": s.seed,
             "device": str(self.device),
             "threads": torch.get_num_threads(),

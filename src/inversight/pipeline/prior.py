@@ -27,9 +27,10 @@ from inversight.core.run import (
     write_json,
 )
 from inversight.core.seeding import generator
-from inversight.data import ImageSet, check_size, load_folder
+from inversight.data import ImageSet, check_size
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
+from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.train import PUBLIC_NETWORK, public_network
 from inversight.priors import SampleMonitor, StylePrior
 from inversight.priors.prior_file import PRIOR_FILE, few_images
@@ -108,14 +109,7 @@ def train_prior(
     from_mapping(PriorTraining, given)  # so that a wrong setting is found before images are read
     check_watched(features)
     where = processes.device(device)
-    images = load_folder(
-        public,
-        role="--public",
-        size=size,
-        labelled=False,
-        progress=reporter.stage("reading"),
-        warn=reporter.warn,
-    )
+    images = read_folder(public, "--public", reporter, size=size, labelled=False)
     check_size(images.size, given=False)
     training = resolve_prior_training(given, size=images.size, gpus=processes.count)
     monitor = None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,14 @@ import pandas as pd
 import torch
 
 from inversight.core.config import from_mapping
-from inversight.core.console import Quiet, Reporter
+from inversight.core.console import Log, Quiet, Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.run import (
     Run,
     check_new_folder,
     disk_remedy,
+    provenance,
     read_manifest,
 )
 from inversight.data import (
@@ -39,7 +38,7 @@ from inversight.pipeline.evaluation import (
     evaluate,
 )
 from inversight.pipeline.inputs import keep_classes, load_evaluator
-from inversight.pipeline.metrics import CONTROL_GAP, Evaluation, ReferenceSet, ScoredSet
+from inversight.pipeline.metrics import CONTROL_GAP, ReferenceSet, ScoredSet
 from inversight.pipeline.report import report_stage
 from inversight.pipeline.result import AuditResult, Threshold, crossed, thresholds
 from inversight.pipeline.score_inputs import (
@@ -57,8 +56,30 @@ from inversight.risk import check_rate
 from inversight.risk.twins import find_twins
 from inversight.settings import DEFAULT_FDR, PairMeasure
 
-Earlier = tuple[ReferenceSet, tuple[ScoredSet, ...]]
-"""The private images and the sets of reconstructions of a run that is reused."""
+
+@dataclass(frozen=True)
+class _Compared:
+    """The images of a scoring, of one size: ``sets`` of reconstructions by their names.
+
+    earlier: the private images and the sets of the run that is reused.
+    """
+
+    private: ImageSet
+    holdout: ImageSet | None
+    sets: dict[str, ImageSet]
+    earlier: tuple[ReferenceSet, tuple[ScoredSet, ...]] | None
+
+    def relabel(self, order: tuple[str, ...]) -> _Compared:
+        """Return all images with their classes in this order."""
+        holdout = self.holdout
+        return replace(
+            self,
+            private=self.private.relabel(order, role="--private"),
+            holdout=None if holdout is None else holdout.relabel(order, role="--holdout"),
+            sets={k: s.relabel(order, role="--reconstructions") for k, s in self.sets.items()},
+        )
+
+
 LEAST_MEMORY = 16 << 20
 """Bytes below which not even a few images of small features fit."""
 
@@ -162,7 +183,7 @@ def score(
         memory=memory,
         seed=seed,
         device=pick_device(device),
-        reporter=reporter or Quiet(),
+        log=Log(reporter or Quiet()),
     ).run(Path(out))
 
 
@@ -203,7 +224,7 @@ def resume_scoring(
         memory=manifest["memory"],
         seed=manifest["seed"],
         device=pick_device(device),
-        reporter=reporter or Quiet(),
+        log=Log(reporter or Quiet()),
     ).run(out, resumed=True)
 
 
@@ -221,12 +242,7 @@ class _Scoring:
     memory: int
     seed: int
     device: torch.device
-    reporter: Reporter
-    warnings: list[str] = field(default_factory=list)
-
-    def _warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.reporter.warn(text)
+    log: Log
 
     def run(self, out: Path, *, resumed: bool = False) -> AuditResult:
         """Read and check everything, then score it in the run folder ``out``."""
@@ -236,21 +252,17 @@ class _Scoring:
         earlier = None
         if self.reuse is not None:
             earlier = read_scored(self.reuse / "stages" / "scores")
-        private, holdout, sets = self._read(() if earlier is None else earlier[1])
-        evaluator = load_evaluator(self.against, private)
+        images = self._read(earlier)
+        evaluator = load_evaluator(self.against, images.private)
         evaluator = None if evaluator is None else evaluator.to(self.device)
-        order = private.classes if evaluator is None else evaluator.classes
-        private = private.relabel(order, role="--private")
-        holdout = None if holdout is None else holdout.relabel(order, role="--holdout")
-        sets = {name: s.relabel(order, role="--reconstructions") for name, s in sets.items()}
-        if earlier is not None:
-            self._check_reused(earlier, private, holdout, sets)
-        network = self._load_network(private)
+        images = images.relabel(images.private.classes if evaluator is None else evaluator.classes)
+        self._check_reused(images)
+        network = self._load_network(images.private)
         distance, features = scoring_embeddings(
-            self.against.embedding, self.against.features, size=private.size, network=network,
-            evaluator=evaluator,
+            self.against.embedding, self.against.features, size=images.private.size,
+            network=network, evaluator=evaluator,
         )  # fmt: skip
-        manifest = self._manifest(private, holdout, sets, earlier)
+        manifest = self._manifest(images)
         if resumed:
             before = read_manifest(out)["inputs"]
             if {k: v["fingerprint"] for k, v in before.items()} != {
@@ -265,48 +277,27 @@ class _Scoring:
         ):
             if network is not None:
                 run.stage(PUBLIC_NETWORK, lambda f: save_classifier(network, f / FILE_NAME))
-            folder = run.stage(
-                "scores",
-                lambda f: write_evaluation(
-                    f,
-                    self._evaluate(
-                        f, private, holdout, sets, earlier, distance, features, evaluator
-                    ),
-                ),
-            )
-            publish_scores(run, folder)
+
+            def fill(folder: Path) -> None:
+                found = evaluate(
+                    **vars(images), distance=distance, features=features, evaluator=evaluator,
+                    pairs=self.against.pairs, fdr=self.fdr, memory=self.memory, seed=self.seed,
+                    checkpoint=folder, device=self.device, progress=self.log.stage("scores"),
+                )  # fmt: skip
+                # As an audit's signals do, name the first of equal private images.
+                names = images.private.ids
+                first = dict(zip(names, find_twins(images.private).names(names), strict=True))
+                twins = pd.array([first[name] for name in found.samples["id"]], dtype="string")
+                found = replace(found, samples=found.samples.assign(twins=twins))
+                write_evaluation(folder, found)
+
+            publish_scores(run, run.stage("scores", fill))
             data = report_stage(out)
             run.record(finished=True)
         metrics = {key: dict(value) for key, value in data.metrics.items()}
         return AuditResult(
-            out, metrics, data.samples, tuple(self.warnings), crossed(self.limits, metrics)
+            out, metrics, data.samples, tuple(self.log.warnings), crossed(self.limits, metrics)
         )
-
-    def _evaluate(
-        self, folder: Path, private: ImageSet, holdout: ImageSet | None,
-        sets: Mapping[str, ImageSet], earlier: Earlier | None, distance: Embedding,
-        features: Embedding, evaluator: Target | None,
-    ) -> Evaluation:  # fmt: skip
-        """Return the scores, which name the first of equal private images as an audit's signals do."""
-        found = evaluate(
-            private,
-            sets,
-            distance=distance,
-            features=features,
-            evaluator=evaluator,
-            holdout=holdout,
-            earlier=earlier,
-            pairs=self.against.pairs,
-            fdr=self.fdr,
-            memory=self.memory,
-            seed=self.seed,
-            checkpoint=folder,
-            device=self.device,
-            progress=self.reporter.stage("scores"),
-        )
-        first = dict(zip(private.ids, find_twins(private).names(private.ids), strict=True))
-        twins = pd.array([first[name] for name in found.samples["id"]], dtype="string")
-        return replace(found, samples=found.samples.assign(twins=twins))
 
     def _check(self) -> None:
         """Refuse settings that are wrong whatever the images are."""
@@ -323,76 +314,58 @@ class _Scoring:
                 )
             limit.check(holdout=self.holdout is not None, embedding=self.against.embedding)
 
-    def _read(
-        self, taken: Sequence[ScoredSet]
-    ) -> tuple[ImageSet, ImageSet | None, dict[str, ImageSet]]:
-        """Return private images, holdout and the sets of reconstructions, all of one size.
-
-        ``taken`` are the sets of the run that is reused, whose names no other may have.
-        """
+    def _read(self, earlier: tuple[ReferenceSet, tuple[ScoredSet, ...]] | None) -> _Compared:
+        """Read and check all images; no set has a name of one of the run that is reused."""
         against = self.against
         private = read_images(
             self.private, role="--private", size=against.size, limit=against.limit,
-            progress=self.reporter.stage("private"), warn=self._warn,
+            progress=self.log.stage("private"), warn=self.log.warn,
         )  # fmt: skip
         size, channels = against.size or private.size, private.channels
+
+        def read(images: Images, role: str) -> ImageSet:
+            return read_images(images, role=role, size=size, channels=channels, warn=self.log.warn)
+
         sets = name_sets(
             [name for name, _ in self.reconstructions],
-            [
-                read_images(
-                    images,
-                    role="--reconstructions",
-                    size=size,
-                    channels=channels,
-                    warn=self._warn,
-                )
-                for _, images in self.reconstructions
-            ],
-            [s.name for s in taken],
+            [read(images, "--reconstructions") for _, images in self.reconstructions],
+            [] if earlier is None else [s.name for s in earlier[1]],
         )
         for one in sets.values():
             check_classes(private, one)
         holdout: ImageSet | None = None
         if self.holdout is not None:
             role = "--holdout" if against.holdout is None else f"--holdout {against.holdout}"
-            holdout = read_images(
-                self.holdout, role="--holdout", size=size, channels=channels, warn=self._warn
-            )
+            holdout = read(self.holdout, "--holdout")
             if against.limit is not None:
                 holdout = keep_classes(holdout, private.classes)
             check_known_classes(holdout, private.classes, role)
             attacked = {s.classes[y] for s in sets.values() for y in s.labels.unique().tolist()}
             check_no_class_missing(holdout, attacked, role)
             check_overlap(private, holdout, ("--private", "--holdout"), allow=against.allow_overlap)
-        return private, holdout, sets
+        return _Compared(private, holdout, sets, earlier)
 
-    def _check_reused(
-        self,
-        earlier: Earlier,
-        private: ImageSet,
-        holdout: ImageSet | None,
-        sets: Mapping[str, ImageSet],
-    ) -> None:
+    def _check_reused(self, images: _Compared) -> None:
         """Refuse images that the run that is reused was not scored against, and names that it has."""
-        run = self.reuse
-        if run is None:
+        run, private = self.reuse, images.private
+        if run is None or images.earlier is None:
             return
         before = read_manifest(run)["inputs"]
-        for role, images in (("private", private), ("holdout", holdout)):
-            found = None if images is None else images.fingerprint()
+        for role, one in (("private", private), ("holdout", images.holdout)):
+            found = None if one is None else one.fingerprint()
             if before.get(role, {}).get("fingerprint") != found:
                 raise RunError(
                     f"--reuse {run}: the {role} images are not the ones it was scored against; score "
                     "all folders together instead"
                 )
-        reference, scored = earlier
+        reference, scored = images.earlier
         if reference.classes != private.classes or sorted(private.ids) != list(reference.ids):
             raise RunError(
                 f"--reuse {run}: its classes come in another order "
                 f"({', '.join(reference.classes[:3])} ...); score all folders together instead"
             )
         known = {i for s in scored for i in s.ids}
-        twice = next((i for s in sets.values() for i in s.ids if i in known), None)
+        twice = next((i for s in images.sets.values() for i in s.ids if i in known), None)
         if twice is not None:
             raise ConfigError(
                 f"--reconstructions: {twice} has the name of an image in {run}; rename its folder"
@@ -411,38 +384,26 @@ class _Scoring:
                     "FILE from a run (RUN/stages/public-network)"
                 )
             images = load_folder(
-                against.public,
-                role="--public",
-                size=against.size or private.size,
-                channels=private.channels,
-                labelled=False,
-                warn=self._warn,
-            )
+                against.public, role="--public", size=against.size or private.size,
+                channels=private.channels, labelled=False, warn=self.log.warn,
+            )  # fmt: skip
         return public_network(
-            images, against.network, seed=self.seed, device=self.device, reporter=self.reporter
+            images, against.network, seed=self.seed, device=self.device, reporter=self.log
         )
 
-    def _manifest(
-        self,
-        private: ImageSet,
-        holdout: ImageSet | None,
-        sets: Mapping[str, ImageSet],
-        earlier: Earlier | None,
-    ) -> dict[str, Any]:
+    def _manifest(self, images: _Compared) -> dict[str, Any]:
         """Return what run.json says of the scoring."""
-        images = sum(len(s) for s in sets.values())
-        images += sum(len(s.ids) for s in earlier[1]) if earlier else 0
-        paths = {
-            name: path_of(given)
-            for name, (_, given) in zip(sets, self.reconstructions, strict=True)
-        }
+        sets, private, holdout = images.sets, images.private, images.holdout
+        count = sum(len(s) for s in sets.values())
+        count += sum(len(s.ids) for s in images.earlier[1]) if images.earlier else 0
+        paths = [path_of(given) for _, given in self.reconstructions]
+        named = dict(zip(sets, paths, strict=True))
         inputs = [("private", self.against.private, private)]
-        inputs += [(f"reconstructions {name}", paths[name], one) for name, one in sets.items()]
+        inputs += [(f"reconstructions {name}", named[name], one) for name, one in sets.items()]
         if holdout is not None:
             inputs.append(("holdout", self.against.holdout, holdout))
         return {
-            "version": importlib.metadata.version("inversight"),
-            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            **provenance(),
             "seed": self.seed,
             "memory": self.memory,
             "fdr": self.fdr,
@@ -450,13 +411,13 @@ class _Scoring:
             "features": self.against.features,
             "images": "none",
             "title": "Scores of given reconstructions",
-            "split": f"private: {len(private)} images; reconstructions: {images} images, given",
+            "split": f"private: {len(private)} images; reconstructions: {count} images, given",
             "against": anchored(self.against),
             "reconstructions": {
-                name: None if path is None else str(path.absolute()) for name, path in paths.items()
+                name: None if path is None else str(path.absolute()) for name, path in named.items()
             },
             "reused": None if self.reuse is None else str(self.reuse.absolute()),
-            "warnings": self.warnings,
+            "warnings": self.log.warnings,
             "inputs": {
                 role: {
                     "path": "in memory" if path is None else str(path),

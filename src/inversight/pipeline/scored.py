@@ -22,6 +22,7 @@ from torch import Tensor
 from inversight.core.checkpoints import read_tensors
 from inversight.core.errors import RunError
 from inversight.core.run import write_json
+from inversight.pipeline.ledger import hidden
 from inversight.pipeline.metrics import Evaluation, ReferenceSet, ScoredSet, nearest_distances
 from inversight.scores import Assignment, Summary
 from inversight.settings import PAIR_MEASURES
@@ -39,9 +40,6 @@ FILES = (
 VECTORS = "vectors.safetensors"
 NEARNESS = "nearness.json"
 _METADATA = "inversight.pipeline.scored"
-_NAMES = ("id", "label", "nearest_reconstruction", "assigned_to")
-"""Columns that hold names of images or classes."""
-
 _WIDEST = 1 << 14
 """Values of one image's vector above which it is not kept: 64 KiB."""
 
@@ -58,14 +56,7 @@ def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], s
     if found.holdout is not None:
         tables["holdout"] = found.holdout
     for name, table in tables.items():
-        hidden = {
-            column: pd.array(
-                [hide(v) if isinstance(v, str) else None for v in table[column]], dtype="string"
-            )
-            for column in _NAMES
-            if column in table
-        }
-        table.assign(**hidden).to_parquet(folder / f"{name}.parquet", index=False)
+        hidden(table, hide).to_parquet(folder / f"{name}.parquet", index=False)
     nearness = {
         name: {key: {**vars(one), "extra": dict(one.extra)} for key, one in summaries.items()}
         for name, summaries in found.nearness.items()

@@ -20,10 +20,10 @@ from inversight.core.device import pick_device
 from inversight.core.errors import InputError, RunError
 from inversight.core.run import atomic_folder, check_new_folder, names_behind, write_json
 from inversight.core.seeding import generator
-from inversight.data import load_folder
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
+from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.ledger import signals_of, signals_table
 from inversight.report.reading import read_mapping, read_table
 from inversight.risk.signals import SIGNALS, signals
@@ -118,13 +118,7 @@ def triage_private(
     """
     where = pick_device(device)
     samples = _ledger(learn_from) if learn_from is not None else None
-    images = load_folder(
-        private,
-        role="--private",
-        size=model.size,
-        progress=reporter.stage("reading"),
-        warn=reporter.warn,
-    )
+    images = read_folder(private, "--private", reporter, size=model.size)
     target, *earlier = (
         load_target(m, classes=images.classes, size=images.size, channels=images.channels)
         for m in (model, *(replace(model, spec=c, role="--checkpoint") for c in checkpoints))
