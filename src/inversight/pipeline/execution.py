@@ -334,28 +334,19 @@ class _Audit:
         """Score each attack and all of them together; return metrics.json."""
 
         def fill(folder: Path) -> None:
+            within = {
+                one.folder.name: self.pictures(one.folder / PICTURES, one.attack)
+                for one in reruns
+                if one.folder is not None and (one.folder / PICTURES).is_dir()
+            }
+            settings = self.settings
             found = evaluate(
-                self.inputs.private,
-                sets,
-                distance=distance,
-                features=features,
-                evaluator=evaluator,
-                holdout=self.inputs.holdout,
-                control=control,
-                distance_only={
-                    one.folder.name: self.pictures(one.folder / PICTURES, one.attack)
-                    for one in reruns
-                    if one.folder is not None and (one.folder / PICTURES).is_dir()
-                },
-                neighbours=True,
-                pairs=self.settings.pairs,
-                fdr=self.settings.fdr,
-                memory=self.settings.memory,
-                seed=self.settings.seed,
-                checkpoint=folder,
-                device=self.plan.device,
-                progress=self.log.stage("scores"),
-            )
+                self.inputs.private, sets, distance=distance, features=features,
+                evaluator=evaluator, holdout=self.inputs.holdout, control=control,
+                distance_only=within, neighbours=True, pairs=settings.pairs, fdr=settings.fdr,
+                memory=settings.memory, seed=settings.seed, checkpoint=folder,
+                device=self.plan.device, progress=self.log.stage("scores"),
+            )  # fmt: skip
             with hidden_names(self.run.path, self.settings.hash_ids) as hide:
                 write_evaluation(folder, found, hide=hide)
 

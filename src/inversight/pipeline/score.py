@@ -173,18 +173,10 @@ def score(
     if private is None:
         raise ConfigError("--private is missing: give the private images, or --reuse RUN")
     return _Scoring(
-        against=against,
-        private=private,
-        holdout=holdout,
-        reconstructions=sets_by_name(reconstructions),
-        reuse=None if reuse is None else Path(reuse),
-        fdr=fdr,
-        limits=thresholds(fail_on),
-        memory=memory,
-        seed=seed,
-        device=pick_device(device),
-        log=Log(reporter or Quiet()),
-    ).run(Path(out))
+        against=against, private=private, holdout=holdout, fdr=fdr, memory=memory, seed=seed,
+        reconstructions=sets_by_name(reconstructions), reuse=None if reuse is None else Path(reuse),
+        limits=thresholds(fail_on), device=pick_device(device), log=Log(reporter or Quiet()),
+    ).run(Path(out))  # fmt: skip
 
 
 def resume_scoring(
@@ -214,18 +206,12 @@ def resume_scoring(
         raise RunError(f"--resume {out}: its images were given in memory; score them again")
     reused = manifest["reused"]
     return _Scoring(
-        against=against,
-        private=against.private,
-        holdout=against.holdout,
+        against=against, private=against.private, holdout=against.holdout,
+        **{name: manifest[name] for name in ("fdr", "memory", "seed")},
         reconstructions=list(manifest["reconstructions"].items()),
         reuse=None if reused is None else Path(reused),
-        fdr=manifest["fdr"],
-        limits=thresholds(fail_on),
-        memory=manifest["memory"],
-        seed=manifest["seed"],
-        device=pick_device(device),
-        log=Log(reporter or Quiet()),
-    ).run(out, resumed=True)
+        limits=thresholds(fail_on), device=pick_device(device), log=Log(reporter or Quiet()),
+    ).run(out, resumed=True)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -238,9 +224,9 @@ class _Scoring:
     reconstructions: Sequence[tuple[str, Images]]
     reuse: Path | None
     fdr: float
-    limits: tuple[Threshold, ...]
     memory: int
     seed: int
+    limits: tuple[Threshold, ...]
     device: torch.device
     log: Log
 

@@ -55,15 +55,26 @@ class Triage:
     table: one row for each private image, most at risk first: ``id``, ``label``, the predictors
     ``expected`` and, if there is an audit to learn from, ``learned`` (higher is more at risk), signals,
     ``twins`` and measures. agreement: for each of ``MEASURED`` and each predictor, Spearman's correlation
-    (:func:`inversight.risk.triage.agreement`); empty without measures. best: for each measure, the
-    signal with the largest correlation. measured_in: the run with the measures. notes: for the reader.
+    (:func:`inversight.risk.triage.agreement`); empty without measures. measured_in: the run with the
+    measures. notes: for the reader.
     """
 
     table: pd.DataFrame
     agreement: Mapping[str, Mapping[str, Summary]]
-    best: Mapping[str, str]
     measured_in: Path | None
     notes: tuple[str, ...]
+
+    @property
+    def best(self) -> dict[str, str]:
+        """The signal with the largest correlation for each measure."""
+        best = {}
+        for measure, by in self.agreement.items():
+            known = {
+                k: one.value for k, one in by.items() if k in SIGNALS and one.value is not None
+            }
+            if known:
+                best[measure] = max(known, key=known.__getitem__)
+        return best
 
 
 def triage_run(run: Path, *, seed: int = 0) -> Triage:
@@ -93,7 +104,7 @@ def triage_run(run: Path, *, seed: int = 0) -> Triage:
         measured[nearest.isnan()] = float("nan")  # no reconstruction of its class says nothing
         found[name] = agreement(predicted, measured, labels, rng=generator(seed, "triage", name))
     columns = {name: predicted[name].numpy() for name in (EXPECTED, LEARNED) if name in predicted}
-    return Triage(_ranked(samples, columns), found, _best(found), run, tuple(notes))
+    return Triage(_ranked(samples, columns), found, run, tuple(notes))
 
 
 def triage_private(
@@ -136,7 +147,6 @@ def triage_private(
     values = signals_of(table)
     columns = {EXPECTED: expected_risk(values).numpy()}
     measured: Mapping[str, Mapping[str, Summary]] = {}
-    best: Mapping[str, str] = {}
     if learn_from is not None and samples is not None:
         table = _with_measured(table, samples, learn_from)
         labels = table["label"].astype(str).tolist()
@@ -149,9 +159,8 @@ def triage_private(
             "of the attacked ones go by nearest_distance. The correlations are the audit's own, of "
             "classes left out of the learning."
         )
-        inside = triage_run(learn_from)
-        measured, best = inside.agreement, inside.best
-    return Triage(_ranked(table, columns), measured, best, learn_from, tuple(notes))
+        measured = triage_run(learn_from).agreement
+    return Triage(_ranked(table, columns), measured, learn_from, tuple(notes))
 
 
 def write_triage(found: Triage, out: Path) -> None:
@@ -166,7 +175,7 @@ def write_triage(found: Triage, out: Path) -> None:
             measure: {name: one.as_json() for name, one in by.items()}
             for measure, by in found.agreement.items()
         },
-        "best": dict(found.best),
+        "best": found.best,
         "notes": list(found.notes),
     }
     with atomic_folder(out) as folder:
@@ -203,18 +212,6 @@ def _ranked(table: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
         .assign(**columns, **{name: table[name] for name in rest})
         .sort_values([by, "id"], ascending=[False, True], na_position="last", ignore_index=True)
     )
-
-
-def _best(found: Mapping[str, Mapping[str, Summary]]) -> dict[str, str]:
-    """Return the signal with the largest correlation for each measure."""
-    best = {}
-    for measure, by in found.items():
-        known = {
-            name: one.value for name, one in by.items() if name in SIGNALS and one.value is not None
-        }
-        if known:
-            best[measure] = max(known, key=known.__getitem__)
-    return best
 
 
 def _same_classes(checkpoint: Target, target: Target) -> Target:
