@@ -14,12 +14,12 @@ from inversight.core.config import from_mapping, nearest
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
-from inversight.core.seeding import generator
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import SavedClassifier
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
 from inversight.pipeline.attack import load_target_for
+from inversight.pipeline.context import Context
 from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.prior import (
     CHECKPOINT,
@@ -48,10 +48,8 @@ def adaptation_stage(
     arm: str,
     adaptation: Adaptation,
     metric: Embedding | None,
-    seed: int,
     monitor: SampleMonitor | None,
-    reporter: Reporter,
-    processes: Processes = ALONE,
+    context: Context,
 ) -> StylePrior:
     """Fine-tune ``prior`` against ``target`` and write it, going on from a checkpoint in ``folder``.
 
@@ -59,23 +57,13 @@ def adaptation_stage(
         images: uint8 (N, C, S, S), the public images at the prior's size.
         metric: the embedding of the arm natural-gradient, None for others.
         monitor: what is measured during the training, in the main process.
-        processes: all of them call this with the same arguments; the main one writes.
     """
     adapted = adapting.adapt(
-        prior,
-        target,
-        images,
-        arm=arm,
-        adaptation=adaptation,
-        training=prior.training,
-        metric=metric,
-        rng=generator(seed, "adaptation"),
-        progress=reporter.stage("adaptation"),
-        checkpoint=folder / CHECKPOINT,
-        monitor=monitor,
-        processes=processes,
-    )
-    if processes.main:
+        prior, target, images, arm=arm, adaptation=adaptation, training=prior.training,
+        metric=metric, rng=context.rng("adaptation"), checkpoint=folder / CHECKPOINT,
+        progress=context.reporter.stage("adaptation"), monitor=monitor, processes=context.processes,
+    )  # fmt: skip
+    if context.processes.main:
         write_prior(folder, adapted)
     return adapted
 
@@ -95,8 +83,7 @@ def describe_adaptation(
     *,
     arm: str,
     adaptation: Adaptation,
-    seed: int,
-    reporter: Reporter,
+    context: Context,
 ) -> dict[str, float]:
     """Say what is special about an adapted prior, and warn if the guidance has collapsed it.
 
@@ -105,15 +92,15 @@ def describe_adaptation(
         ``adapted`` one; empty without guidance.
     """
     if adaptation.pivots > 0:
-        reporter.say(describe_pivots(adapted, tuning=adaptation.pivots_tuning))
+        context.reporter.say(describe_pivots(adapted, tuning=adaptation.pivots_tuning))
     if arm == "vanilla":
         return {}
     entropies = {
-        name: class_entropy(target, one, rng=generator(seed, "class-entropy"))
+        name: class_entropy(target, one, rng=context.rng("class-entropy"))
         for name, one in (("prior", before), ("adapted", adapted))
     }
     if entropies["adapted"] < LOW * entropies["prior"]:
-        reporter.warn(
+        context.reporter.warn(
             f"the adapted prior has collapsed onto few classes (entropy of the target's mean "
             f"prediction {entropies['adapted']:.2f} nats, {entropies['prior']:.2f} before): lower "
             "adaptation.weight, or take --arm balanced or --arm vanilla"
@@ -147,7 +134,8 @@ def adapt(
         InputError: wrong input.
     """
     reporter = reporter if processes.main else Quiet()
-    where = processes.device(device)
+    context = Context(seed, processes.device(device), reporter, processes)
+    where = context.device
     if arm not in ARMS:
         raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
     check_watched(features)
@@ -177,13 +165,13 @@ def adapt(
                 "not; use another value"
             )
         if guidance_embedding == "public":
-            saved = public_network(images, known, seed=seed, device=where, reporter=reporter)
+            saved = public_network(images, known, context)
         metric = guidance_metric(guidance_embedding, size=size, public_network=saved)
     monitor = None
     if processes.main:
         if features == "public" and saved is None:
             known = known or kept_network(prior if prior.is_dir() else prior.parent)
-            saved = public_network(images, known, seed=seed, device=where, reporter=reporter)
+            saved = public_network(images, known, context)
         monitor = monitor_of(out, images.images, features=features, network=saved, device=where)
         begin_training(out, facts, saved)
     warn_of_few(images, reporter)
@@ -191,10 +179,8 @@ def adapt(
     with training_remedy("adapt", adaptation.training_settings(start.training), processes):
         adapted = adaptation_stage(
             out, start, target, images.images, arm=arm, adaptation=adaptation, metric=metric,
-            seed=seed, monitor=monitor, reporter=reporter, processes=processes,
+            monitor=monitor, context=context,
         )  # fmt: skip
     if processes.main:
-        describe_adaptation(
-            start, adapted, target, arm=arm, adaptation=adaptation, seed=seed, reporter=reporter
-        )
+        describe_adaptation(start, adapted, target, arm=arm, adaptation=adaptation, context=context)
     return out / PRIOR_FILE

@@ -39,6 +39,7 @@ from inversight.data import ImageSet, image_set
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
+from inversight.pipeline.context import Context
 from inversight.pipeline.service import ServiceAttack, connect
 from inversight.priors import Prior
 from inversight.priors.prior_file import PriorFile, check_channels, read_prior
@@ -73,16 +74,15 @@ def attack_stage(
     labels: Tensor,
     *,
     name: str,
-    seed: int,
+    context: Context,
     limit: int | None = None,
     hide: Callable[[str], str] = str,
     title: str | None = None,
-    reporter: Reporter,
 ) -> AttackFacts:
     """Attack the classes ``labels`` of ``target`` and write the reconstructions to ``folder``.
 
     Args:
-        name: the attack's; its random numbers derive from it and ``seed``.
+        name: the attack's; its random numbers derive from it and the seed.
         limit: images that may be sent to the target, None for any number.
         hide: what becomes of names of classes in the facts.
         title: name of the progress bar, if not the attack's.
@@ -91,14 +91,9 @@ def attack_stage(
         StageError: the attack failed, as when the limit is too low for it.
     """
     found = run_attack(
-        attack,
-        target,
-        prior,
-        labels,
-        rng=generator(seed, f"attack/{name}"),
-        limit=limit,
-        progress=reporter.stage(title or name),
-    )
+        attack, target, prior, labels, rng=context.rng(f"attack/{name}"), limit=limit,
+        progress=context.reporter.stage(title or name),
+    )  # fmt: skip
     return write_attack(folder, found, labels, classes=target.classes, name=name, hide=hide)
 
 
@@ -162,17 +157,13 @@ def control_stage(
     *,
     attacks: Iterable[Attack],
     classes: Sequence[str],
-    seed: int,
-    reporter: Reporter,
+    context: Context,
 ) -> None:
     """Write a sample of ``prior`` for each of ``labels`` (M,), as varied as the most varied attack."""
     samples = draw_control(
-        prior,
-        labels,
-        rng=generator(seed, CONTROL),
-        truncation=control_truncation(attacks),
-        progress=reporter.stage(CONTROL),
-    )
+        prior, labels, rng=context.rng(CONTROL), truncation=control_truncation(attacks),
+        progress=context.reporter.stage(CONTROL),
+    )  # fmt: skip
     write_reconstructions(folder, PICTURES, samples, classes=classes, name=CONTROL)
 
 

@@ -37,6 +37,7 @@ from inversight.pipeline.attack import (
     read_pictures,
 )
 from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
+from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import evaluate
 from inversight.pipeline.ledger import SIGNALS_FILE, hidden, join, ledger_columns
 from inversight.pipeline.plan import Plan
@@ -91,6 +92,7 @@ class _Audit:
         self.labels = plan.inputs.private.labels.unique(sorted=True)
         self.run = run
         self.log = log
+        self.context = Context(plan.settings.seed, plan.device, log)
 
     def all(self) -> AuditResult:
         """Run all stages in order."""
@@ -150,11 +152,10 @@ class _Audit:
             lambda f: write_network(
                 f,
                 train_network(
-                    images, training, name=name, image_shape=self.plan.shape,
-                    seed=self.settings.seed, device=self.plan.device, reporter=self.log,
+                    images, training, name=name, image_shape=self.plan.shape, context=self.context
                 ),
             ),
-        )  # fmt: skip
+        )
         return load_network(folder, self.plan.device)
 
     def target(self) -> Target:
@@ -226,10 +227,9 @@ class _Audit:
         folder = self.stage(
             "prior",
             lambda f: prior_stage(
-                f, images, training, seed=self.settings.seed,
-                device=self.plan.device, monitor=self.monitor(f, network), reporter=self.log,
+                f, images, training, monitor=self.monitor(f, network), context=self.context
             ),
-        )  # fmt: skip
+        )
         return StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
 
     def monitor(self, folder: Path, network: SavedClassifier | None) -> SampleMonitor:
@@ -267,14 +267,13 @@ class _Audit:
             "adaptation",
             lambda f: adaptation_stage(
                 f, prior, target, images, arm=arm, adaptation=adaptation, metric=metric,
-                seed=self.settings.seed, monitor=self.monitor(f, network), reporter=self.log,
+                monitor=self.monitor(f, network), context=self.context,
             ),
         )  # fmt: skip
         adapted = StylePrior.load(folder / PRIOR_FILE).to(self.plan.device)
         entropies = describe_adaptation(
-            prior, adapted, target, arm=arm, adaptation=adaptation, seed=self.settings.seed,
-            reporter=self.log,
-        )  # fmt: skip
+            prior, adapted, target, arm=arm, adaptation=adaptation, context=self.context
+        )
         if entropies:
             self.run.record(class_entropy=entropies)
         if entropies or adapted.pivots is not None:
@@ -293,8 +292,8 @@ class _Audit:
         def fill(folder: Path) -> None:
             with hidden_names(self.run.path, self.settings.hash_ids) as hide:
                 attack_stage(
-                    folder, attack, target, prior, self.labels, name=name, seed=self.settings.seed,
-                    hide=hide, reporter=self.log,
+                    folder, attack, target, prior, self.labels, name=name, context=self.context,
+                    hide=hide,
                 )  # fmt: skip
 
         folder = self.stage(f"attack-{name}", fill, name)
@@ -317,7 +316,7 @@ class _Audit:
             CONTROL,
             lambda f: control_stage(
                 f, prior, labels, attacks=self.plan.attacks.values(), classes=self.inputs.classes,
-                seed=self.settings.seed, reporter=self.log,
+                context=self.context,
             ),
         )  # fmt: skip
         return self.pictures(folder / PICTURES, CONTROL)
@@ -404,9 +403,8 @@ class _Audit:
         def fill(folder: Path) -> None:
             try:
                 attack_stage(
-                    folder, attack, target, prior, self.labels, name=name,
-                    seed=self.settings.seed, limit=queries, title=f"{name}, {queries:,} queries",
-                    reporter=self.log,
+                    folder, attack, target, prior, self.labels, name=name, context=self.context,
+                    limit=queries, title=f"{name}, {queries:,} queries",
                 )  # fmt: skip
             except StageError as error:  # too little to start with
                 write_json(folder / "facts.json", {"queries": None, "reason": str(error)})

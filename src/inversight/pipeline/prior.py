@@ -26,10 +26,10 @@ from inversight.core.run import (
     check_resumable,
     write_json,
 )
-from inversight.core.seeding import generator
 from inversight.data import ImageSet, check_size
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
+from inversight.pipeline.context import Context
 from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.train import PUBLIC_NETWORK, public_network
 from inversight.priors import SampleMonitor, StylePrior
@@ -50,30 +50,21 @@ def prior_stage(
     images: Tensor,
     training: PriorTraining,
     *,
-    seed: int,
-    device: torch.device,
     monitor: SampleMonitor | None,
-    reporter: Reporter,
-    processes: Processes = ALONE,
+    context: Context,
 ) -> StylePrior:
     """Train a style-based prior and write it to ``folder``, going on from a checkpoint there.
 
     Args:
         images: uint8 (N, C, S, S), the public images at the prior's size.
         monitor: what is measured during the training, in the main process.
-        processes: all of them call this with the same arguments; the main one writes.
     """
     prior = priors.train_prior(
-        images,
-        training=training,
-        rng=generator(seed, "prior"),
-        progress=reporter.stage("prior"),
-        checkpoint=folder / CHECKPOINT,
-        device=device,
-        monitor=monitor,
-        processes=processes,
-    )
-    if processes.main:
+        images, training=training, rng=context.rng("prior"), device=context.device,
+        progress=context.reporter.stage("prior"), checkpoint=folder / CHECKPOINT, monitor=monitor,
+        processes=context.processes,
+    )  # fmt: skip
+    if context.processes.main:
         write_prior(folder, prior)
     return prior
 
@@ -108,7 +99,7 @@ def train_prior(
     reporter = reporter if processes.main else Quiet()
     from_mapping(PriorTraining, given)  # so that a wrong setting is found before images are read
     check_watched(features)
-    where = processes.device(device)
+    context = Context(seed, processes.device(device), reporter, processes)
     images = read_folder(public, "--public", reporter, size=size, labelled=False)
     check_size(images.size, given=False)
     training = resolve_prior_training(given, size=images.size, gpus=processes.count)
@@ -119,15 +110,14 @@ def train_prior(
         saved = None
         if features == "public":
             known = network or kept_network(out)
-            saved = public_network(images, known, seed=seed, device=where, reporter=reporter)
-        monitor = monitor_of(out, images.images, features=features, network=saved, device=where)
+            saved = public_network(images, known, context)
+        monitor = monitor_of(
+            out, images.images, features=features, network=saved, device=context.device
+        )
         begin_training(out, facts, saved)
     warn_of_few(images, reporter)
     with training_remedy("prior train", training, processes):
-        prior_stage(
-            out, images.images, training, seed=seed, device=where, monitor=monitor, reporter=reporter,
-            processes=processes,
-        )  # fmt: skip
+        prior_stage(out, images.images, training, monitor=monitor, context=context)
     return out / PRIOR_FILE
 
 

@@ -32,6 +32,7 @@ from inversight.embeddings import Embedding, named_embedding
 from inversight.embeddings.named import Use
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.models.target import Target
+from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import (
     check_classes,
     check_pairs,
@@ -373,9 +374,7 @@ class _Scoring:
                 against.public, role="--public", size=against.size or private.size,
                 channels=private.channels, labelled=False, warn=self.log.warn,
             )  # fmt: skip
-        return public_network(
-            images, against.network, seed=self.seed, device=self.device, reporter=self.log
-        )
+        return public_network(images, against.network, Context(self.seed, self.device, self.log))
 
     def _manifest(self, images: _Compared) -> dict[str, Any]:
         """Return what run.json says of the scoring."""

@@ -12,10 +12,10 @@ from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy, pick_device
 from inversight.core.errors import InputError
 from inversight.core.run import atomic_folder, check_new_folder, write_json
-from inversight.core.seeding import generator
 from inversight.data import ImageSet, load_folder, working_size
 from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.models.training import TrainedClassifier, rotation_task, train_classifier
+from inversight.pipeline.context import Context
 from inversight.settings import Training
 
 PUBLIC_NETWORK = "public-network"
@@ -30,25 +30,19 @@ def train_network(
     *,
     name: str,
     image_shape: tuple[int, int, int],
-    seed: int,
-    device: torch.device,
-    reporter: Reporter,
+    context: Context,
 ) -> TrainedClassifier:
     """Train a classifier on ``images``, which are resized to ``image_shape`` (C, S, S).
 
-    ``name`` is target, evaluator or public-network; random numbers derive from it and ``seed``. A
+    ``name`` is target, evaluator or public-network; random numbers derive from it and the seed. A
     public network without at least two classes learns to recognise rotations instead.
     """
     if name == PUBLIC_NETWORK and len(images.classes) < 2:
         images = rotation_task(images)
     return train_classifier(
-        images,
-        training=training,
-        image_shape=image_shape,
-        rng=generator(seed, name),
-        progress=reporter.stage(name),
-        device=device,
-    )
+        images, training=training, image_shape=image_shape, rng=context.rng(name),
+        progress=context.reporter.stage(name), device=context.device,
+    )  # fmt: skip
 
 
 def write_network(folder: Path, trained: TrainedClassifier) -> None:
@@ -65,28 +59,19 @@ def load_network(folder: Path, device: torch.device) -> SavedClassifier:
     return saved
 
 
-def public_network(
-    images: ImageSet,
-    folder: Path | None,
-    *,
-    seed: int,
-    device: torch.device,
-    reporter: Reporter,
-) -> SavedClassifier:
+def public_network(images: ImageSet, folder: Path | None, context: Context) -> SavedClassifier:
     """Return the public network in ``folder``, or one trained on ``images`` with default settings."""
     if folder is not None:
-        return load_network(folder, device)
+        return load_network(folder, context.device)
     size = working_size(images.size, _PUBLIC_SIZE)
-    saved = train_network(
+    images, shape = (
         images.resized(size=size, channels=images.channels),
-        Training(),
-        name=PUBLIC_NETWORK,
-        image_shape=(images.channels, size, size),
-        seed=seed,
-        device=device,
-        reporter=reporter,
+        (images.channels, size, size),
+    )
+    saved = train_network(
+        images, Training(), name=PUBLIC_NETWORK, image_shape=shape, context=context
     ).classifier
-    saved.module.to(device)
+    saved.module.to(context.device)
     return saved
 
 
@@ -110,11 +95,7 @@ def train(
     training = from_mapping(Training, given)
     check_new_folder(out, needed_bytes=50_000_000)
     images = load_folder(
-        private,
-        role="--private",
-        size=size,
-        progress=reporter.stage("reading"),
-        warn=reporter.warn,
+        private, role="--private", size=size, progress=reporter.stage("reading"), warn=reporter.warn
     )
     if len(images.classes) < 2:
         raise InputError(f"--private {private}: has one class; a classifier needs at least two")
@@ -123,14 +104,9 @@ def train(
         "train", f"lower batch_size, as in --set batch_size={less}, and run the command again"
     ):
         trained = train_network(
-            images,
-            training,
-            name="target",
-            image_shape=(images.channels, images.size, images.size),
-            seed=seed,
-            device=pick_device(device),
-            reporter=reporter,
-        )
+            images, training, name="target", image_shape=(images.channels, images.size, images.size),
+            context=Context(seed, pick_device(device), reporter),
+        )  # fmt: skip
     with atomic_folder(out) as folder:
         write_network(folder, trained)
     line = f"{trained.epochs} epochs, accuracy {trained.train_accuracy:.1%} on training images"
