@@ -260,14 +260,9 @@ def attack(
                 return out / PICTURES
             check_new_folder(out, needed_bytes=50_000_000)
             part = run_assigned(
-                built,
-                target,
-                attacked,
-                labels,
-                processes=processes,
-                rng=generator(seed, f"attack/{name}"),
-                progress=reporter.stage(name),
-            )
+                built, target, attacked, labels, processes=processes,
+                rng=generator(seed, f"attack/{name}"), progress=reporter.stage(name),
+            )  # fmt: skip
     found = gather(part, processes)
     if found is not None:
         with atomic_folder(out) as folder:

@@ -10,12 +10,7 @@ from typing import Any
 
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import RunError
-from inversight.core.run import (
-    Run,
-    check_new_folder,
-    disk_remedy,
-    read_manifest,
-)
+from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
 from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan, check_unchanged
 from inversight.pipeline.result import AuditResult

@@ -257,15 +257,11 @@ class _Comparison:
             inner.record(accuracies=accuracies)
         own = [s["seconds"] for s in inner.manifest["stages"] if s["name"] not in _SHARED]
         return model_audit(
-            result.metrics,
-            result.samples,
-            pd.read_parquet(inner.path / "samples_by_set.parquet"),
+            result.metrics, result.samples, pd.read_parquet(inner.path / "samples_by_set.parquet"),
             protected=self.protected,
             access={name: str(attack.access) for name, attack in plan.attacks.items()},
-            accuracies=inner.manifest["accuracies"],
-            minutes=sum(own) / 60,
-            facts=facts,
-        )
+            accuracies=inner.manifest["accuracies"], minutes=sum(own) / 60, facts=facts,
+        )  # fmt: skip
 
     def _folder(self, name: str, seed: int) -> Path:
         return self.folder / "runs" / f"{name}-{seed}"

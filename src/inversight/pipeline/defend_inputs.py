@@ -30,9 +30,7 @@ BLACK_BOX = "cma-es"
 """The attack to add where none of the audit's attacks is black box."""
 
 
-def build_defences(
-    specs: Sequence[Spec],
-) -> tuple[dict[str, Defence], dict[str, dict[str, Any]]]:
+def build_defences(specs: Sequence[Spec]) -> tuple[dict[str, Defence], dict[str, dict[str, Any]]]:
     """Return the defences by name, and their settings."""
     if not specs:
         raise ConfigError(

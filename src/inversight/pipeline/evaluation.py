@@ -229,15 +229,12 @@ def _reference(
             f"{private.size}x{private.size}"
         )
     return ReferenceSet(
-        ids=private.ids,
-        labels=private.labels,
-        classes=private.classes,
+        ids=private.ids, labels=private.labels, classes=private.classes,
         holdout_ids=() if holdout is None else holdout.ids,
         holdout_labels=None if holdout is None else holdout.labels,
         features=None if needed > memory else vectors.of_features(private),
-        evaluator=vectors.of_evaluator(private)[0],
-        missing=missing,
-    )
+        evaluator=vectors.of_evaluator(private)[0], missing=missing,
+    )  # fmt: skip
 
 
 def _pairs(

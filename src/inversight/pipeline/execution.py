@@ -16,12 +16,7 @@ from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.workload import cut_to
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import ConfigError, StageError
-from inversight.core.run import (
-    Run,
-    atomic_folder,
-    hidden_names,
-    write_json,
-)
+from inversight.core.run import Run, atomic_folder, hidden_names, write_json
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding
 from inversight.models.networks import SavedClassifier

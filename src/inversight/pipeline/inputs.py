@@ -146,13 +146,9 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
     target = None
     if settings.target is not None:
         model = ModelSpec(
-            settings.target,
-            classes=settings.classes,
-            mean=settings.mean,
-            std=settings.std,
-            size=settings.size,
-            trust=settings.trust_target,
-        )
+            settings.target, classes=settings.classes, mean=settings.mean, std=settings.std,
+            size=settings.size, trust=settings.trust_target,
+        )  # fmt: skip
         target = load_target(model, classes=private.classes, size=private.size, channels=channels)
     split = (
         f"private: {len(private)} images in {len(private.classes)} classes ({settings.private}); "

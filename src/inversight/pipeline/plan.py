@@ -118,12 +118,9 @@ class Plan:
         if given is not None and path is not None:
             word = COLOURS[given.prior.image_shape[0]]
             check_channels(
-                given.prior,
-                path,
-                inputs.private.channels,
-                "the private and public images",
+                given.prior, path, inputs.private.channels, "the private and public images",
                 f"save the images in {word}, or give a prior that was trained on images like them",
-            )
+            )  # fmt: skip
             if not settings.adaptation.keeps_prior:
                 check_adaptable(given.prior, path)
         plan = cls(settings, inputs, attacks, own, given, work, device)

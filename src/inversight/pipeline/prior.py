@@ -20,12 +20,7 @@ from inversight.core.device import memory_remedy
 from inversight.core.errors import ConfigError
 from inversight.core.imaging import to_float
 from inversight.core.processes import ALONE, Processes
-from inversight.core.run import (
-    atomic_folder,
-    check_new_folder,
-    check_resumable,
-    write_json,
-)
+from inversight.core.run import atomic_folder, check_new_folder, check_resumable, write_json
 from inversight.data import ImageSet, check_size
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier

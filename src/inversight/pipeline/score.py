@@ -14,13 +14,7 @@ from inversight.core.config import from_mapping
 from inversight.core.console import Log, Quiet, Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
-from inversight.core.run import (
-    Run,
-    check_new_folder,
-    disk_remedy,
-    provenance,
-    read_manifest,
-)
+from inversight.core.run import Run, check_new_folder, disk_remedy, provenance, read_manifest
 from inversight.data import (
     ImageSet,
     check_known_classes,
@@ -33,11 +27,7 @@ from inversight.embeddings.named import Use
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.models.target import Target
 from inversight.pipeline.context import Context
-from inversight.pipeline.evaluation import (
-    check_classes,
-    check_pairs,
-    evaluate,
-)
+from inversight.pipeline.evaluation import check_classes, check_pairs, evaluate
 from inversight.pipeline.inputs import keep_classes, load_evaluator
 from inversight.pipeline.metrics import CONTROL_GAP, ReferenceSet, ScoredSet
 from inversight.pipeline.report import report_stage
@@ -200,8 +190,7 @@ def resume_scoring(
         )
     network = out / "stages" / PUBLIC_NETWORK
     against = from_mapping(
-        ScoreSettings,
-        manifest["against"] | ({"network": network} if network.is_dir() else {}),
+        ScoreSettings, manifest["against"] | ({"network": network} if network.is_dir() else {})
     )
     if against.private is None or None in manifest["reconstructions"].values():
         raise RunError(f"--resume {out}: its images were given in memory; score them again")

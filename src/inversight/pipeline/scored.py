@@ -165,16 +165,13 @@ def read_scored(folder: Path) -> tuple[ReferenceSet, tuple[ScoredSet, ...]]:
         nearest = pd.read_parquet(folder / "samples_by_set.parquet")
         labels = names["holdout_labels"]
         reference = ReferenceSet(
-            ids=tuple(names["ids"]),
-            labels=torch.tensor(names["labels"]),
-            classes=tuple(names["classes"]),
-            holdout_ids=tuple(names["holdout_ids"]),
+            ids=tuple(names["ids"]), labels=torch.tensor(names["labels"]),
+            classes=tuple(names["classes"]), holdout_ids=tuple(names["holdout_ids"]),
             holdout_labels=None if labels is None else torch.tensor(labels),
             features=tensors.get("reference/features"),
-            evaluator=tensors.get("reference/evaluator"),
-            missing=names["missing"],
+            evaluator=tensors.get("reference/evaluator"), missing=names["missing"],
             neighbour_distance=tensors.get("reference/neighbour_distance"),
-        )
+        )  # fmt: skip
         sets = tuple(
             _read_set(
                 f"set{i}", one, reference, tensors, table[table["set"] == one["name"]],

@@ -51,12 +51,9 @@ def connect(prior: PriorFile, model: ModelSpec, reporter: Reporter) -> tuple[Tar
     channels, size, _ = prior.prior.image_shape
     side = model.size or size
     return endpoint_target(
-        model.spec,
-        classes=read_classes(model.classes),
-        image_shape=(channels, side, side),
-        headers=read_headers(model.headers),
-        warn=reporter.warn,
-    )
+        model.spec, classes=read_classes(model.classes), image_shape=(channels, side, side),
+        headers=read_headers(model.headers), warn=reporter.warn,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,7 @@ class ServiceAttack:
         check_resumable(self.out, self.facts, marker=BEGUN, product=LATENTS, what="an attack")
 
     def run(
-        self,
-        target: Target,
-        endpoint: Endpoint,
-        prior: Prior,
-        labels: Tensor,
-        reporter: Reporter,
+        self, target: Target, endpoint: Endpoint, prior: Prior, labels: Tensor, reporter: Reporter
     ) -> int:
         """Attack the unfinished classes of ``labels``; return the images sent for all of them.
 
@@ -141,13 +133,10 @@ class ServiceAttack:
         found, reason = None, ""
         try:
             found = run_attack(
-                share_queries(self.attack, prior, len(group), of=classes),
-                target,
-                prior,
-                labels,
+                share_queries(self.attack, prior, len(group), of=classes), target, prior, labels,
                 rng=generator(self.seed, f"attack/{self.name}"),
                 progress=reporter.stage(f"{self.name} {shown}"),
-            )
+            )  # fmt: skip
         except NoSampleError as error:  # it would come again whenever the command is run
             reason = str(error)
         missing = missing_classes(found, labels, target.classes)

@@ -27,13 +27,7 @@ from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.ledger import signals_of, signals_table
 from inversight.report.reading import read_mapping, read_table
 from inversight.risk.signals import SIGNALS, signals
-from inversight.risk.triage import (
-    agreement,
-    expected_risk,
-    learn,
-    learned_elsewhere,
-    turned,
-)
+from inversight.risk.triage import agreement, expected_risk, learn, learned_elsewhere, turned
 from inversight.risk.twins import find_twins
 from inversight.scores.result import Summary
 
