@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from inversight import AuditResult, audit
+from inversight.pipeline.estimate import Estimate
+from inversight.pipeline.plan import Plan
 from tests.command import run
 from tests.pipeline.tiny import (
     SMALL_PRIOR,
@@ -65,3 +67,9 @@ def trained(here: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> dict[s
         run(capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)[0] == 0
     )
     return here
+
+
+@pytest.fixture
+def no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the trials from which an audit's time is estimated."""
+    monkeypatch.setattr(Plan, "forecast", lambda _: Estimate({}, 0, 0))

@@ -13,7 +13,6 @@ import torch
 
 from inversight import AuditResult, audit, resume
 from inversight.attacks import load_latents
-from inversight.core.console import Quiet
 from inversight.data import load_folder
 from inversight.models.networks import load_classifier
 from inversight.models.target import Target, target_of
@@ -30,6 +29,7 @@ from tests.pipeline.tiny import (
     without_holdout,
 )
 
+pytestmark = pytest.mark.usefixtures("no_trials")
 OLIVETTI = Path(__file__).parents[3] / "shared" / "data" / "olivetti"
 
 WITH_RISK = [*COLUMNS[:-1], *RISK_COLUMNS, COLUMNS[-1]]
@@ -238,12 +238,12 @@ def test_the_control_is_of_the_prior_before_the_adaptation(
     """Neither another arm nor another attack's settings change it."""
     pictures = []
     more = {**TINY["attack"][0], "steps": 1}
-    for i, given in enumerate(({}, {"arm": "vanilla"}, {"attack": [more]})):
+    for i, given in enumerate(({}, {"arm": "vanilla", "attack": [more]})):
         run = audit(out=tmp_path / f"run{i}", **without_holdout(grey), **{**TINY, **given}).run
         files = sorted((run / "stages" / "control").rglob("*.png"))
         pictures.append([file.read_bytes() for file in files])
         assert len(files) == 8
-    assert pictures[0] == pictures[1] == pictures[2]
+    assert pictures[0] == pictures[1]
 
 
 def test_an_audit_gives_an_attack_no_more_than_it_names(
@@ -304,21 +304,6 @@ def test_thresholds_on_flags(grey: dict[str, Path], tmp_path: Path) -> None:
     assert "false-discovery rate of 30 %" in again.report.read_text()
 
 
-def test_the_plan_is_told_before_anything_is_written(
-    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-
-    class Listening(Quiet):
-        def say(self, text: str) -> None:
-            said.append(text)
-            assert not (tmp_path / "run").exists()
-
-    audit(out=tmp_path / "run", reporter=Listening(), **grey, **TINY)
-    for part in ("12 images in 2 classes", "estimate", "GiB of memory", "natural-gradient"):
-        assert part in said[1]
-
-
 def test_digits_by_default(tmp_path: Path) -> None:
     result = audit(out=tmp_path / "run", **TINY)
     assert len(result.samples) == 100
@@ -334,8 +319,8 @@ def test_olivetti_faces(tmp_path: Path) -> None:
         **TINY,
         "prior": {"steps": 20, "width": 4},
         "adaptation": {"steps": 4, "iterations": 2},
-        "evaluator_training": {"epochs": 15},
-        "target_training": {"epochs": 15},
+        "evaluator_training": {"epochs": 4},
+        "target_training": {"epochs": 4},
     }
     result = audit(out=tmp_path / "run", limit=4, **given, **small)
     assert len(result.samples) == 20 and len(set(result.samples["label"])) == 4

@@ -18,6 +18,7 @@ from inversight.pipeline.defend import DefendResult, defend
 from tests.defences import examples
 from tests.pipeline.tiny import TINY, image_folders
 
+pytestmark = pytest.mark.usefixtures("no_trials")
 PLUG = TINY["attack"][0]
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
 MINE = "tests.defences.examples:MoreSamples"

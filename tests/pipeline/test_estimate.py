@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import inversight.pipeline.timing
+from inversight import audit
 from inversight.attacks import run_attack
 from inversight.core.config import merge
 from inversight.core.console import Quiet
@@ -25,6 +26,7 @@ from inversight.core.seeding import generator
 from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.plan import Plan
 from inversight.settings import ATTACKS, resolve
+from tests.pipeline.tiny import TINY as AUDIT
 
 TINY: dict[str, Any] = {
     "prior": {"steps": 20, "batch_size": 4, "width": 2},
@@ -270,3 +272,18 @@ def test_attacks_that_do_not_fit_the_arm(given: dict[str, Any], message: str) ->
     """Said before anything is trained."""
     with pytest.raises(ConfigError, match=message):
         forecast(**given)
+
+
+def test_the_estimate_is_announced_before_anything_is_written(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    class Listening(Quiet):
+        def say(self, text: str) -> None:
+            said.append(text)
+            assert not (tmp_path / "run").exists()
+
+    audit(out=tmp_path / "run", reporter=Listening(), **grey, **AUDIT)
+    for part in ("12 images in 2 classes", "estimate", "GiB of memory", "natural-gradient"):
+        assert part in said[1]

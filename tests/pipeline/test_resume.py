@@ -14,8 +14,6 @@ from PIL import Image
 from inversight import AuditResult, audit, resume
 from inversight.core.errors import RunError
 from inversight.core.run import Run
-from inversight.pipeline.estimate import Estimate
-from inversight.pipeline.plan import Plan
 from tests.pipeline.tiny import (
     CHECKPOINTS,
     TINY,
@@ -27,12 +25,7 @@ from tests.pipeline.tiny import (
     without_holdout,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the timing before an audit."""
-    monkeypatch.setattr(Plan, "forecast", lambda _: Estimate({}, 0, 0))
-
+pytestmark = pytest.mark.usefixtures("no_trials")
 
 STOPS = [
     ("target", 2),
