@@ -255,7 +255,7 @@ def test_the_announcement_and_the_printed_settings(
     )  # fmt: skip
     assert code == 0, err
     assert "prior      ffhq, 16x16, arm natural-gradient" in err
-    assert "prior 0 s" in err and "warning: --public holds 24 images" in err
+    assert "prior 0.0 s" in err and "warning: --public holds 24 images" in err
     code, out, _ = run(capsys, "audit", "--print-config", "--prior", "ffhq")
     assert code == 0 and "\nprior: ffhq\n" in out
 
