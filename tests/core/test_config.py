@@ -9,7 +9,7 @@ from typing import Annotated
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
@@ -83,6 +83,8 @@ def test_settings_are_frozen_and_keyword_only() -> None:
     name=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20),
     mean=st.none() | st.lists(st.floats(-10, 10), min_size=1, max_size=3).map(tuple),
 )
+@example(steps=1, share=0.0, name="\xa0", mean=None)
+@example(steps=1, share=0.0, name="a\u2028b", mean=None)
 def test_printed_settings_read_back_the_same(
     steps: int, share: float, name: str, mean: tuple[float, ...] | None
 ) -> None:

@@ -335,15 +335,16 @@ def _choice_lines(field: FieldInfo) -> list[str]:
 def _block(value: Any) -> list[str]:
     """Return the YAML lines of settings, or of a part and its settings."""
     if not isinstance(value, Part):
-        return documented_yaml(value).splitlines() or ["{}"]
+        return (documented_yaml(value) or "{}").split("\n")
     settings_, first = value.settings, _plain_yaml({"class": value.name})
     if is_settings(settings_):
-        return [*first, *documented_yaml(settings_).splitlines()]
+        return [*first, *filter(None, documented_yaml(settings_).split("\n"))]
     return [*first, *(_plain_yaml(to_mapping(settings_)) if settings_ else [])]
 
 
 def _plain_yaml(values: Any) -> list[str]:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip().splitlines()
+    # Not splitlines or a bare rstrip: a value may hold other line breaks and spaces than these.
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip("\n").split("\n")
 
 
 def _one_line(cls: type[Any], error: ValidationError, where: str) -> str:
