@@ -25,7 +25,7 @@ from base_audits import base_audit, base_settings
 from common import finish, machine, parser, work_folder, work_option
 from inversight.core.run import read_manifest, write_json
 from inversight.core.seeding import generator
-from inversight.pipeline.ledger import signals_of
+from inversight.pipeline.signals import signals_of
 from inversight.pipeline.triage import EXPECTED, LEARNED, MEASURED, triage_run
 from inversight.report.reading import read_table
 from inversight.risk.signals import SIGNALS

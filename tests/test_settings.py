@@ -233,7 +233,10 @@ def test_settings_of_a_prior_that_exists_are_refused() -> None:
     ("given", "parts"),
     [
         ({"preset": "quik"}, ("preset", "did you mean quick?")),
-        ({**REAL, "guidance_embedding": "evaluator"}, ("guidance_embedding", "attacker", "public")),
+        (
+            {**REAL, "guidance_embedding": "evaluator"},
+            ("--guidance-embedding", "attacker", "public"),
+        ),
         ({"private": "p"}, ("--public is missing",)),
         ({"public": "q"}, ("--public needs --private",)),
         ({"target": "t"}, ("--target needs --private",)),

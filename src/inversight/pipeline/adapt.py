@@ -36,7 +36,7 @@ from inversight.pipeline.train import public_network
 from inversight.priors import SampleMonitor, StylePrior
 from inversight.priors.pivotal_tuning import describe_pivots
 from inversight.priors.prior_file import PRIOR_FILE, check_adaptable, read_prior
-from inversight.settings import ARMS, Adaptation, stage_budget
+from inversight.settings import ARMS, Adaptation, check_guidance_embedding, stage_budget
 
 
 def adaptation_stage(
@@ -159,11 +159,7 @@ def adapt(
     metric: Embedding | None = None
     known = network or kept_network(out)
     if ARMS[arm].natural_gradient:
-        if guidance_embedding == "evaluator":
-            raise ConfigError(
-                "--guidance-embedding evaluator has seen the private images, which an attacker has "
-                "not; use another value"
-            )
+        check_guidance_embedding(guidance_embedding)
         if guidance_embedding == "public":
             saved = public_network(images, known, context)
         metric = guidance_metric(guidance_embedding, size=size, public_network=saved)

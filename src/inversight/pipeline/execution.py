@@ -34,20 +34,19 @@ from inversight.pipeline.attack import (
 from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
 from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import evaluate
-from inversight.pipeline.ledger import SIGNALS_FILE, hidden, join, ledger_columns
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.prior import monitor_of, prior_stage, warn_of_few
 from inversight.pipeline.report import make_gallery, report_stage
 from inversight.pipeline.result import AuditResult, crossed, thresholds
 from inversight.pipeline.score import publish_scores, scoring_embeddings
-from inversight.pipeline.scored import read_nearness, read_neighbour_distance, write_evaluation
+from inversight.pipeline.scored import read_nearness, write_evaluation
+from inversight.pipeline.signals import LEDGER, SIGNALS_FILE, signals_stage
 from inversight.pipeline.train import PUBLIC_NETWORK, load_network, train_network, write_network
 from inversight.priors import Prior, SampleMonitor, StylePrior
 from inversight.priors.prior_file import PRIOR_FILE
 from inversight.report import GalleryItem
 from inversight.settings import ARMS, Training, prior_training
 
-LEDGER = "samples.parquet"
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 
@@ -353,19 +352,11 @@ class _Audit:
         """Join to the ledger what the target says of each private image; return the ledger."""
 
         def fill(folder: Path) -> None:
-            table = ledger_columns(
-                target,
-                self.inputs.private,
-                neighbour_distance=read_neighbour_distance(self.run.folder("scores")),
-                seen=self.settings.embedding == "evaluator",
-                progress=self.log.stage("signals"),
-            )
-            if self.settings.hash_ids:
-                with hidden_names(self.run.path, True) as hide:
-                    table = hidden(table, hide)
-            table.to_parquet(folder / SIGNALS_FILE, index=False)
-            samples = pd.read_parquet(self.run.folder("scores") / LEDGER)
-            join(samples, table).to_parquet(folder / LEDGER, index=False)
+            with hidden_names(self.run.path, self.settings.hash_ids) as hide:
+                signals_stage(
+                    folder, target, self.inputs.private, scores=self.run.folder("scores"),
+                    seen=self.settings.embedding == "evaluator", hide=hide, context=self.context,
+                )  # fmt: skip
 
         folder = self.stage("signals", fill)
         for file in (SIGNALS_FILE, LEDGER):

@@ -22,7 +22,6 @@ from torch import Tensor
 from inversight.core.checkpoints import read_tensors
 from inversight.core.errors import RunError
 from inversight.core.run import write_json
-from inversight.pipeline.ledger import hidden
 from inversight.pipeline.metrics import Evaluation, ReferenceSet, ScoredSet, nearest_distances
 from inversight.scores import Assignment, Summary
 from inversight.settings import PAIR_MEASURES
@@ -42,6 +41,21 @@ NEARNESS = "nearness.json"
 _METADATA = "inversight.pipeline.scored"
 _WIDEST = 1 << 14
 """Values of one image's vector above which it is not kept: 64 KiB."""
+_NAMES = ("id", "label", "twins", "nearest_reconstruction", "assigned_to")
+"""Columns of tables that hold names of images or classes."""
+
+
+def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
+    """Return ``table`` with ``hide`` applied to every name of an image or a class."""
+    return table.assign(
+        **{
+            column: pd.array(
+                [hide(v) if isinstance(v, str) else None for v in table[column]], dtype="string"
+            )
+            for column in _NAMES
+            if column in table
+        }
+    )
 
 
 def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], str] = str) -> None:

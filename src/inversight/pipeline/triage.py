@@ -24,7 +24,7 @@ from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
 from inversight.pipeline.inputs import read_folder
-from inversight.pipeline.ledger import signals_of, signals_table
+from inversight.pipeline.signals import signals_of, signals_table
 from inversight.report.reading import read_mapping, read_table
 from inversight.risk.signals import SIGNALS, signals
 from inversight.risk.triage import agreement, expected_risk, learn, learned_elsewhere, turned

@@ -257,12 +257,21 @@ def prior_training(settings_: AuditSettings) -> PriorTraining | None:
     return resolve_prior_training(values, size=settings_.working_size)
 
 
-def _check(settings_: AuditSettings) -> None:
-    if settings_.guidance_embedding == "evaluator":
+def check_guidance_embedding(name: str) -> None:
+    """Refuse an embedding that an attacker cannot have.
+
+    Raises:
+        ConfigError: it is the evaluator's.
+    """
+    if name == "evaluator":
         raise ConfigError(
-            "guidance_embedding: evaluator has seen the private images, which an attacker has not; "
+            "--guidance-embedding evaluator: has seen the private images, which an attacker has not; "
             "use public, pixel, lpips-vgg, lpips-alex or lpips-squeeze"
         )
+
+
+def _check(settings_: AuditSettings) -> None:
+    check_guidance_embedding(settings_.guidance_embedding)
     if settings_.private is not None and settings_.public is None:
         raise ConfigError(
             "--public is missing: give a folder of images of the same kind that an attacker could have"

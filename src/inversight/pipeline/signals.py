@@ -1,8 +1,9 @@
-"""Columns of the ledger beside the scores: signals, kind and twins of each private image."""
+"""Signals of the target, kind and twins of each private image, joined to the scores in the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -11,16 +12,42 @@ from torch import Tensor
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.models.target import Target
+from inversight.pipeline.context import Context
+from inversight.pipeline.scored import hidden, read_neighbour_distance
 from inversight.risk.kinds import kinds
 from inversight.risk.signals import SIGNALS, Signals, signals
 from inversight.risk.twins import Twins, find_twins
 
+LEDGER = "samples.parquet"
 SIGNALS_FILE = "signals.parquet"
 JOINED = (*SIGNALS, "kind", "twins")
 """Columns that are added to the ledger where they are known."""
 
-_NAMES = ("id", "label", "twins", "nearest_reconstruction", "assigned_to")
-"""Columns of tables that hold names of images or classes."""
+
+def signals_stage(
+    folder: Path,
+    target: Target,
+    private: ImageSet,
+    *,
+    scores: Path,
+    seen: bool,
+    hide: Callable[[str], str],
+    context: Context,
+) -> None:
+    """Write the signals to ``folder``, and the ledger in ``scores`` with them joined to it.
+
+    Args:
+        scores: folder of the stage that scored the same private images.
+        seen: the network of the scoring distance was trained on the private images.
+        hide: what becomes of names of images and classes.
+    """
+    near = read_neighbour_distance(scores)
+    progress = context.reporter.stage("signals")
+    columns = ledger_columns(target, private, neighbour_distance=near, seen=seen, progress=progress)
+    table = hidden(columns, hide)
+    table.to_parquet(folder / SIGNALS_FILE, index=False)
+    samples = pd.read_parquet(scores / LEDGER)
+    join(samples, table).to_parquet(folder / LEDGER, index=False)
 
 
 def ledger_columns(
@@ -65,19 +92,6 @@ def join(samples: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     by_id = table.set_index("id")
     new = {name: by_id[name].reindex(samples["id"]).array for name in JOINED if name in table}
     return samples.assign(**new)
-
-
-def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
-    """Return ``table`` with ``hide`` applied to every name of an image or a class."""
-    return table.assign(
-        **{
-            column: pd.array(
-                [hide(v) if isinstance(v, str) else None for v in table[column]], dtype="string"
-            )
-            for column in _NAMES
-            if column in table
-        }
-    )
 
 
 def signals_of(table: pd.DataFrame) -> dict[str, Tensor]:
