@@ -62,7 +62,7 @@ def setting_options(
 
     def decorate(command: F) -> F:
         own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters = []
         for name in names:
             kind, option, default = _option(name)
             if name in required:
@@ -76,6 +76,7 @@ def setting_options(
                     name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
                 )
             )
+        parameters += [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in keywords}
