@@ -341,7 +341,7 @@ def test_adapted_once_more(prior: StylePrior) -> None:
             run(known, arm)
         assert "\n" not in str(caught.value)
     four = replace(TARGET, classes=("a", "b", "c", "d"))
-    with pytest.raises(ConfigError, match="a target of so many alone, found 4"):
+    with pytest.raises(ConfigError, match="with as many classes, found 4"):
         run(known, "pseudo-labels", four)
 
 

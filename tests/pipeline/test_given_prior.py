@@ -189,7 +189,7 @@ def test_a_prior_as_it_is(
 @pytest.mark.parametrize(
     ("tuning", "missed", "words"),
     [
-        (0, 0.0, "surest of (adaptation.pivots): where"),
+        (0, 0.0, "most confident (adaptation.pivots): a near"),
         (2, 0.0, "the prior was tuned in 2 steps, after which"),
         (2, 1e9, "the prior draws them well enough untuned"),
     ],

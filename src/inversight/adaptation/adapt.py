@@ -1,11 +1,11 @@
 """Fine-tunes the prior against the target: the adversarial game goes on, and the target terms.
 
-Li et al. 2025 (METHOD section 3), three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
+Li et al. 2025, three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
 entropy of the target's prediction, ``natural-gradient`` replaces that entropy's gradient on the
-generated images by its natural gradient under a perceptual metric. Five more of ours, and two that are
-one half of a published attack each: ``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks
-on the classes that the target puts public images in, ``target-aware`` (Chen et al. 2021, KED-MI) teaches
-them to the discriminator.
+generated images by its natural gradient under a perceptual metric. Two arms are each one half of a
+published attack: ``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks on the classes that
+the target predicts for public images, ``target-aware`` (Chen et al. 2021, KED-MI) trains the discriminator
+to predict them. The other five are this project's own.
 """
 
 from __future__ import annotations
@@ -285,15 +285,15 @@ def _pivot_rows(
     to a few images forgets the others. ``scores``: the target's log-probabilities of the public images.
     """
     wanted, share = adaptation.pivots, adaptation.pivots_surer_than
-    surest = confident_images(scores, wanted)
+    confident = confident_images(scores, wanted)
     if share == 0.0:
-        return surest, True
+        return confident, True
     samples = sample_log_probabilities(
         target, prior, max(SAMPLES, wanted), batch_size=at_once or 32,
         rng=generator(draw_seed(rng), "surer-than"),
     )  # fmt: skip
     chosen = confident_images(scores, wanted, surer_than=share, samples=samples)
-    return chosen, 2 * len(chosen) >= len(surest)
+    return chosen, 2 * len(chosen) >= len(confident)
 
 
 def _with_labels(
@@ -308,9 +308,9 @@ def _with_labels(
     if prior.num_classes > 0 and (not ARMS[arm].conditional or prior.num_classes != classes):
         able = " or ".join(name for name in ARMS if ARMS[name].conditional)
         raise ConfigError(
-            f"arm {arm}: the prior is conditioned on {prior.num_classes} classes, and can go on with "
-            f"arm {able} and a target of so many alone, found {classes}; give a "
-            "prior that is not conditioned"
+            f"arm {arm}: the prior is conditioned on {prior.num_classes} classes, which takes "
+            f"arm {able} and a target with as many classes, found {classes}; give a prior that is not "
+            "conditioned"
         )
     if scores is None:
         return prior, public, None

@@ -78,7 +78,7 @@ def top_eigenspace(
 
 @dataclass
 class PaperEigen:
-    """V diag(1 / lambda) V^T g, V the top ``rank`` eigenvectors of M = 2 J^T J (METHOD section 3).
+    """V diag(1 / lambda) V^T g, V the top ``rank`` eigenvectors of M = 2 J^T J (Li et al. 2025).
 
     What lies outside of these few directions is dropped, and 1 / lambda is not damped: the paper's
     natural gradient, but of the images at hand, whose eigenpairs are found to a relative residual of

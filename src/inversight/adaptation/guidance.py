@@ -38,12 +38,12 @@ class Guidance:
     """Guidance of the adversarial game: images in [0, 1] -> each term's gradient on them.
 
     A preconditioner turns a gradient, image by image, and leaves its length: the metric sets the
-    direction (METHOD section 3). ``factor`` makes a term's gradient on the generator's parameters
+    direction (Li et al. 2025). ``factor`` makes a term's gradient on the generator's parameters
     ``weight`` times as long as the GAN loss's, by running means of the norms that :meth:`measure` gets every
     ``interval`` steps. ``state`` holds them, so that a resumed adaptation goes on exactly.
 
-    ``summed`` asks for the published scale instead: ``weight`` times the gradient of the sum over a
-    batch of so many images, as long as the preconditioner leaves it; 1: of the mean.
+    ``summed`` sets the published scale instead: ``weight`` times the gradient of the sum over a batch of
+    ``summed`` images, in the length that the preconditioner gives it; 1: of the mean.
 
     ``transform``: images and generator -> transformed images, the target's input.
 

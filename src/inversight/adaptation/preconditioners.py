@@ -37,7 +37,7 @@ class Damped:
     """(M + eps I)^-1 g by Lanczos from g, M = 2 J^T J at the images at hand.
 
     eps = ``damping`` times each image's largest eigenvalue, so that one value fits all embeddings
-    and image sizes. Unlike the published inverse of the top eigenspace (METHOD section 3), which
+    and image sizes. Unlike the published inverse of the top eigenspace (Li et al. 2025), which
     drops what lies outside of it, directions that the metric does not see are kept, at most
     1 / ``damping`` times as strongly as those it sees best.
 

@@ -75,7 +75,7 @@ class Term(Protocol):
 class Entropy:
     """Mean entropy of the target's predictions, in [0, log K]; low if it is confident in every image.
 
-    Li et al. 2025 (METHOD section 3).
+    Li et al. 2025.
     """
 
     name: str = "entropy"

@@ -20,7 +20,7 @@ class Objective(Protocol):
 
 
 def entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return the entropy of softmax(logits) in nats, in [0, log K] (METHOD section 3); ignore labels."""
+    """Return the entropy of softmax(logits) in nats, in [0, log K] (Li et al. 2025); ignore labels."""
     log_p = F.log_softmax(logits, dim=1)
     return -(log_p.exp() * log_p).sum(1)
 

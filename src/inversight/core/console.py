@@ -52,7 +52,7 @@ class Quiet:
 
 @dataclass
 class Log:
-    """A reporter that keeps warnings, which it passes on, and what it is told to say, which it does not."""
+    """A reporter that keeps all messages; it passes on warnings and keeps what is said for the report."""
 
     reporter: Reporter
     warnings: list[str] = field(default_factory=list)

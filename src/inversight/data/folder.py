@@ -50,8 +50,8 @@ def load_folder(
         size: bring the shorter side to this many pixels and cut out the centre.
         channels: 1 or 3; None: 1 if every image is grey.
         labelled: False: class subfolders are optional; images lie in them or beside each other.
-        limit: read the first so many classes.
-        progress: told after each image.
+        limit: number of classes to read, in order; None: all.
+        progress: called after each image.
         warn: called with one line that counts and names files that are left out.
 
     Raises:
@@ -131,7 +131,7 @@ def _is_system(name: str) -> bool:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield files at any depth, and links to folders, which are not followed lest they form a loop."""
+    """Yield files at any depth, and links to folders, which are not followed because they may form a loop."""
 
     def fail(error: OSError) -> None:
         raise error

@@ -38,7 +38,7 @@ class NegativeLabelSmoothing(TrainingDefence):
     alpha: Negative = -0.05
     """Smoothing coefficient at the end of the training, at most 0 (paper: -0.05)."""
     hard_until: Fraction = 0.25
-    """Fraction of the training with one-hot labels; sharper ones teach an untrained network nothing."""
+    """Fraction of the training with one-hot labels; sharper ones do not train an untrained network."""
     full_from: Fraction = 0.75
     """Fraction of the training after which alpha applies in full, linear before; no earlier epoch is kept."""
 

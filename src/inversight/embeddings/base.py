@@ -2,7 +2,7 @@
 
 An embedding phi maps images to feature blocks; its distance is
 ``d(x, y) = sum over blocks of ||phi_b(x) - phi_b(y)||^2``. LPIPS, pixels, a classifier's features
-and Inception features are all of this form (METHOD: "LPIPS is a squared Euclidean distance").
+and Inception features are all of this form.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``lpips-*``: Learned Perceptual Image Patch Similarity (Zhang et al. 2018) as an embedding.
 
 The network and its linear weights (version 0.1) are torchmetrics'; LPIPS is a squared distance of
-its scaled, normalised features (METHOD section 1).
+its scaled, normalised features.
 """
 
 from __future__ import annotations

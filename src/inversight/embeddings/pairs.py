@@ -89,7 +89,7 @@ class Workspace:
         return widths, states
 
     def reserve(self, values: int) -> Tensor:
-        """Return at least so many uninitialised float32 values; overwrites earlier reservations."""
+        """Return at least that many uninitialised float32 values; overwrites earlier reservations."""
         if self._flat.numel() < values:
             self._flat = torch.empty(0, device=self.device)  # not both at once
             self._flat = torch.empty(values, device=self.device)
@@ -117,7 +117,8 @@ def image_pairs(
     Args:
         memory: bytes of features and of states between stages, beside the network; at least one
             image of either side is in memory, whatever it is.
-        within: also yield the pairs among so many first left images, in both directions.
+        within: number of left images, from the first, whose pairs with each other are yielded too, in both
+            directions.
         workspace: buffers to use again, for calls on many classes.
         names: what messages call the left and the right images.
         seen: called with the number of images that went through the network since the last call.
@@ -446,7 +447,7 @@ def _shift(part: slice, by: int) -> slice:
 
 
 def _divisions(rows: int) -> list[int]:
-    """Return the sizes of the even parts into which so many rows can be cut."""
+    """Return the sizes of the even parts into which ``rows`` rows can be cut."""
     return sorted({math.ceil(rows / count) for count in range(1, min(rows, 256) + 1)} | {1})
 
 

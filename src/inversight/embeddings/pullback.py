@@ -1,7 +1,7 @@
 """The metric that an embedding's distance puts on images: M = 2 J^T J.
 
 J is the Jacobian of phi at the image, and M the Hessian of ``delta -> d(x, x + delta)`` at 0
-(METHOD section 3). M is symmetric and positive semi-definite and is never formed: products for a
+(Li et al. 2025). M is symmetric and positive semi-definite and is never formed: products for a
 whole batch cost two passes through the network.
 """
 

@@ -64,7 +64,7 @@ def audit(
 
     Every argument but the last two is a field of :class:`inversight.settings.AuditSettings`, which
     says what it means. Where it is None the preset or else the field's default holds. ``out`` is the
-    run folder, by default ``runs/audit-DATE-TIME``, and ``reporter`` is told what is going on.
+    run folder, by default ``runs/audit-DATE-TIME``, and ``reporter`` receives progress and messages.
 
     Raises:
         InputError: something given is wrong; nothing has been written.

@@ -214,7 +214,7 @@ class _Vectors:
 def _reference(
     private: ImageSet, holdout: ImageSet | None, vectors: _Vectors, images: int, memory: int
 ) -> ReferenceSet:
-    """Return the private images' vectors, as far as the features of all ``images`` fit in memory."""
+    """Return the private images' vectors; no features if those of all ``images`` do not fit in memory."""
     needed = 4 * vectors.width(private) * images
     missing = {}
     if needed > memory:

@@ -1,4 +1,4 @@
-"""Scores of reconstructions against private images, whoever made them."""
+"""Scores of given reconstructions against private images."""
 
 from __future__ import annotations
 

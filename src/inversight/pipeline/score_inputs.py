@@ -49,7 +49,7 @@ class ScoreSettings:
     size: int | None = None
     """Size to which all images are brought."""
     limit: int | None = None
-    """The first so many classes of the private images."""
+    """Number of classes of the private images, in order. None: all."""
     trust_target: bool = False
     """Load an evaluator's file although loading it runs code."""
     pairs: tuple[PairMeasure, ...] = ("psnr",)
@@ -72,7 +72,7 @@ class ScoreSettings:
         given = manifest["against"] if "against" in manifest else manifest["given"]
         if given.get("hash_ids"):
             raise RunError(
-                f"--reuse {run}: was written with --hash-ids, so that its images cannot be told; "
+                f"--reuse {run}: was written with --hash-ids, so its images are not known; "
                 "score all folders together instead"
             )
         if given["private"] is None:

@@ -114,8 +114,8 @@ def triage_private(
     """Rank private images by signals of the target, in one forward pass, without an attack.
 
     ``checkpoints`` are specs of earlier states of the target's training, oldest first. ``learn_from``
-    is a finished audit of some of the classes, of the same target and images: the
-    measured distances there teach what to expect of the others (:func:`inversight.risk.triage.learn`).
+    is a finished audit of some of the classes, of the same target and images; its distances are used to
+    predict those of the other classes (:func:`inversight.risk.triage.learn`).
     Images of classes that were attacked come with what was measured.
 
     Raises:
@@ -233,8 +233,8 @@ def _with_measured(table: pd.DataFrame, samples: pd.DataFrame, run: Path) -> pd.
             "folder"
         )
     if "loss" in table and "loss" in audited:
-        ours = table.set_index("id")["loss"].loc[ids]
-        apart = (ours - audited["loss"]).abs() > _SAME_LOSS * (1.0 + ours.abs())
+        here = table.set_index("id")["loss"].loc[ids]
+        apart = (here - audited["loss"]).abs() > _SAME_LOSS * (1.0 + here.abs())
         if bool(apart.any()):
             raise RunError(
                 f"--learn {run}: the loss of {apart.idxmax()} there is another than --target's here; "

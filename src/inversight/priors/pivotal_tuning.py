@@ -214,6 +214,6 @@ def describe_pivots(adapted: StylePrior, *, tuning: int) -> str:
         )
     return (
         f"Attacks that begin with a pool of samples begin with {len(adapted.pivots)} public images as "
-        f"well, those that the target is surest of (adaptation.pivots){tuned}: where reconstructions are "
-        "near, it may be the public images that are."
+        f"well, those in which the target is most confident (adaptation.pivots){tuned}: a near "
+        "reconstruction may be near because a public image is."
     )

@@ -53,7 +53,9 @@ def confident_images(
     rows, classes = pseudo_labels(scores, per_class, setting="pivots")
     if surer_than > 0.0:
         if samples is None or len(samples) < per_class:
-            raise ValueError(f"expected {per_class} samples or more to be surer than")
+            raise ValueError(
+                f"expected at least {per_class} samples to compare the confidence with"
+            )
         rivals = samples.topk(per_class, dim=0).values[:, classes]
         rows = rows[(rivals <= scores[rows, classes]).double().mean(0) >= surer_than]
     chosen: Tensor = rows.unique()

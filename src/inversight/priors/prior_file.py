@@ -77,5 +77,5 @@ def few_images(count: int) -> str | None:
     return (
         f"--public holds {count} images; with adaptive augmentation a prior needs a few thousand "
         f"(Karras et al. 2020, 'Training GANs with Limited Data'), and below about {FEW_IMAGES} its "
-        "discriminator learns them by heart: expect images of less variety, and add more if you can"
+        "discriminator memorises them: expect images of less variety, and add more if you can"
     )

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from inversight.priors.convolution import convolution, transposed_convolution
 
 _SEPARABLE = 8
-"""From so many taps on, two filters along one axis each replace one over both axes."""
+"""Number of taps from which two one-dimensional filters replace a two-dimensional one."""
 
 
 def make_filter(taps: Sequence[float]) -> Tensor:

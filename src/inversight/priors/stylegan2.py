@@ -193,7 +193,7 @@ class Generator(nn.Module):
     def truncated(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
         """w (N, w_dim) pulled towards its mean: mean + psi (w - mean) (Karras et al. 2019, app. B).
 
-        With a ``cutoff`` below num_ws only so many layers are pulled: (N, num_ws, w_dim).
+        With a ``cutoff`` below num_ws only the first ``cutoff`` layers are pulled: (N, num_ws, w_dim).
         """
         mean = self.mapping.w_avg
         pulled = mean + psi * (w - mean)

@@ -71,7 +71,7 @@ def compare(
     order.
 
     Args:
-        neighbours: also return the mean distance of each image of the first real set to so many
+        neighbours: also return the mean distance of each image of the first real set to this number of
             nearest other images of its class (to all others in smaller classes); 0 for none.
         checkpoint: file in which the classes done are kept from time to time. A later call with the
             same sets goes on with the others. The caller deletes it.

@@ -94,7 +94,7 @@ class AuditSettings:
     ] = ("plug-and-play",)
     """Attacks to run. In a file an attack is a name or a mapping {class: NAME, setting: value}."""
     budget: Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)] = ()
-    """Numbers of queries, as in 100,1000: each attack is run again with at most so many images sent to
+    """Numbers of queries, as in 100,1000: each attack is run again with at most that many images sent to
     the target for all classes together. Each step of a white-box attack counts as well; budget.parquet
     has the results."""
     prior: str | dict[str, Any] = Field(default_factory=lambda: {"class": "style"})

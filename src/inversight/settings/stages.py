@@ -55,7 +55,7 @@ class Training:
     """Epochs without a lower validation loss after which training stops."""
 
     def epochs_for(self, images: int) -> int:
-        """Return the number of epochs for so many training images, limited by ``most_steps``."""
+        """Return the number of epochs for ``images`` training images, limited by ``most_steps``."""
         steps_per_epoch = math.ceil(images / self.batch_size)
         return max(1, min(self.epochs, self.most_steps // steps_per_epoch))
 
