@@ -88,7 +88,7 @@ def test_those_it_is_less_sure_of_than_of_samples_are_left_out(share: float, cou
 
 def test_samples_to_be_surer_than_are_asked_for() -> None:
     for samples in (None, torch.zeros(1, 3)):
-        with pytest.raises(ValueError, match="expected 2 samples or more"):
+        with pytest.raises(ValueError, match="at least 2 samples"):
             confident_images(torch.zeros(4, 3), 2, surer_than=0.5, samples=samples)
 
 
