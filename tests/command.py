@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,27 +11,38 @@ import pytest
 from inversight.cli import main
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Return exit code, standard output and standard error of ``inversight ARGUMENTS``."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, printed.out, printed.err
+class CommandLine:
+    """Calls ``inversight`` with command lines as one types them, in one string or in several."""
 
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
 
-def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[object], *parts: str) -> str:
-    """Return the line with which ``inversight ARGUMENTS`` exits with 2, having written nothing here.
+    def __call__(self, *line: object) -> tuple[int, str, str]:
+        """Return exit code, standard output and standard error."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(shlex.split(" ".join(map(str, line))))
+        printed = self.capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, printed.out, printed.err
 
-    The line holds each of ``parts``.
-    """
-    before = sorted(Path.cwd().iterdir())
-    code, out, err = run(capsys, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("inversight: ")]
-    assert (code, len(lines)) == (2, 1), (out, err)
-    assert err.endswith("\n") and "Traceback" not in err
-    for part in parts:
-        assert part in lines[0]
-    assert sorted(Path.cwd().iterdir()) == before
-    return lines[0]
+    def succeeds(self, *line: object) -> tuple[str, str]:
+        """Return standard output and standard error of a command that exits with 0."""
+        code, out, err = self(*line)
+        assert code == 0, err
+        return out, err
+
+    def refuses(self, line: str | Sequence[object], *parts: str) -> str:
+        """Return the line with which a command exits with 2, having written nothing here.
+
+        The line holds each of ``parts``.
+        """
+        before = sorted(Path.cwd().iterdir())
+        code, out, err = self(*([line] if isinstance(line, str) else line))
+        lines = [one for one in err.splitlines() if one.startswith("inversight: ")]
+        assert (code, len(lines)) == (2, 1), (out, err)
+        assert err.endswith("\n") and "Traceback" not in err
+        for part in parts:
+            assert part in lines[0]
+        assert sorted(Path.cwd().iterdir()) == before
+        return lines[0]

@@ -15,6 +15,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("no-deadline", deadline=None)  # examples take longer on a busy machine
 settings.load_profile("no-deadline")
 
+from tests.command import CommandLine  # noqa: E402
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line, called in this process."""
+    return CommandLine(capsys)
+
 
 @pytest.fixture(scope="session")
 def once(

@@ -19,14 +19,10 @@ from inversight import AuditResult
 from inversight.core.config import is_settings, settings_fields
 from inversight.core.run import Run
 from inversight.settings import AuditSettings
-from tests.command import refused, run
+from tests.command import CommandLine
 from tests.reference.ddcs_loop import ddcs_loop
 
-WEIGHTLESS = [
-    *("--embedding", "pixel"),
-    *("--features", "pixel"),
-    *("--guidance-embedding", "pixel"),
-]
+WEIGHTLESS = "--embedding pixel --features pixel --guidance-embedding pixel"
 
 
 def image(file: Path, seed: int, size: int = 8) -> Path:
@@ -58,177 +54,165 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("line", "parts"),
     [
-        (["audit", "--presett", "quick"], ("--presett", "did you mean --preset?")),
-        (["audti"], ("audti", "did you mean audit?")),
-        (["weights", "imprt", "x"], ("imprt", "did you mean import?")),
-        (["audit", "--preset", "quik"], ("quik", "did you mean quick?")),
-        (["audit", "--seed", "many"], ("--seed", "integer")),
-        (["audit", "--arm", "natural"], ("--arm natural", "did you mean natural-gradient?")),
-        (["audit", "--mean", "0.5;0.5"], ("--mean 0.5;0.5", "commas")),
-        (["audit", "--set", "prior.stps=5"], ("stps", "did you mean steps?")),
-        (["audit", "--set", "prior"], ("--set prior", "NAME=VALUE")),
-        (["audit", "--embedding", "lpips-vg"], ("lpips-vg", "did you mean lpips-vgg?")),
-        (["audit", "--attack", "plug-and-pray"], ("plug-and-pray", "did you mean plug-and-play?")),
-        (["audit", "--fail-on", "coverge>1"], ("coverge", "did you mean coverage?")),
-        (["audit", "--fail-on", "xyz>1"], ("no metric is called xyz", "flagged")),
-        (["audit", "--fail-on", "covered>1", "--fail-on", "flag>0"], ("flag>0", "flagged?")),
-        (["audit", "--fail-on", "flagged>5"], ("flagged>5", "a share from 0 to 1")),
-        (["audit", "--fail-on", ""], ("--fail-on", "METRIC>NUMBER")),
-        (["audit", "--fdr", "1.5"], ("fdr", "less than 1")),
-        (["audit", "--fdr", "-0.1"], ("fdr", "greater than 0")),
+        ("audit --presett quick", ("--presett", "did you mean --preset?")),
+        ("audti", ("audti", "did you mean audit?")),
+        ("weights imprt x", ("imprt", "did you mean import?")),
+        ("audit --preset quik", ("quik", "did you mean quick?")),
+        ("audit --seed many", ("--seed", "integer")),
+        ("audit --arm natural", ("--arm natural", "did you mean natural-gradient?")),
+        ("audit --mean '0.5;0.5'", ("--mean 0.5;0.5", "commas")),
+        ("audit --set prior.stps=5", ("stps", "did you mean steps?")),
+        ("audit --set prior", ("--set prior", "NAME=VALUE")),
+        ("audit --embedding lpips-vg", ("lpips-vg", "did you mean lpips-vgg?")),
+        ("audit --attack plug-and-pray", ("plug-and-pray", "did you mean plug-and-play?")),
+        ("audit --fail-on 'coverge>1'", ("coverge", "did you mean coverage?")),
+        ("audit --fail-on 'xyz>1'", ("no metric is called xyz", "flagged")),
+        ("audit --fail-on 'covered>1' --fail-on 'flag>0'", ("flag>0", "flagged?")),
+        ("audit --fail-on 'flagged>5'", ("flagged>5", "a share from 0 to 1")),
+        ("audit --fail-on ''", ("--fail-on", "METRIC>NUMBER")),
+        ("audit --fdr 1.5", ("fdr", "less than 1")),
+        ("audit --fdr -0.1", ("fdr", "greater than 0")),
         (
-            ["audit", "--embedding", "evaluator", "--fail-on", "flagged>0"],
+            "audit --embedding evaluator --fail-on 'flagged>0'",
             ("give --embedding pixel",),
         ),
-        (["audit", "--device", "gpu9"], ("gpu9",)),
-        (["audit", "--config", "none.yaml"], ("--config none.yaml", "cannot be read")),
-        (["audit", "--private", "nowhere"], ("--public is missing",)),
+        ("audit --device gpu9", ("gpu9",)),
+        ("audit --config none.yaml", ("--config none.yaml", "cannot be read")),
+        ("audit --private nowhere", ("--public is missing",)),
         (
-            ["audit", "--private", "nowhere", "--public", "x", *WEIGHTLESS],
+            f"audit --private nowhere --public x {WEIGHTLESS}",
             ("--private nowhere", "no such folder"),
         ),
-        (["audit", "--resume", "nowhere"], ("nowhere", "not a run folder")),
-        (["audit", "--resume", "nowhere", "--seed", "1"], ("--resume", "leave the others out")),
-        (["score", "--private", "p"], ("--reconstructions",)),
-        (["report", "nowhere"], ("nowhere", "run")),
-        (["triage"], ("--private is missing", "give RUN")),
-        (["triage", "nowhere"], ("nowhere", "not a run folder")),
-        (["triage", "nowhere", "--private", "x"], ("leave --private out",)),
-        (["triage", "--private", "x", "--out", "o"], ("--target is missing",)),
-        (["triage", "--private", "x", "--target", "t"], ("--out is missing",)),
+        ("audit --resume nowhere", ("nowhere", "not a run folder")),
+        ("audit --resume nowhere --seed 1", ("--resume", "leave the others out")),
+        ("score --private p", ("--reconstructions",)),
+        ("report nowhere", ("nowhere", "run")),
+        ("triage", ("--private is missing", "give RUN")),
+        ("triage nowhere", ("nowhere", "not a run folder")),
+        ("triage nowhere --private x", ("leave --private out",)),
+        ("triage --private x --out o", ("--target is missing",)),
+        ("triage --private x --target t", ("--out is missing",)),
         (
-            ["triage", "--private", "nowhere", "--target", "t", "--out", "o"],
+            "triage --private nowhere --target t --out o",
             ("--private nowhere", "no such folder"),
         ),
         (
-            ["triage", "--private", "x", "--target", "t", "--out", "o", "--learn", "nowhere"],
+            "triage --private x --target t --out o --learn nowhere",
             ("nowhere", "not a run folder"),
         ),
-        (["compare", "nowhere", "elsewhere"], ("nowhere",)),
-        (["weights", "import", "nowhere.pth"], ("nowhere.pth", "no such file")),
-        (["train", "--private", "nowhere", "--out", "t"], ("nowhere", "no such folder")),
-        (["prior", "train", "--public", "nowhere", "--out", "t"], ("nowhere", "no such folder")),
+        ("compare nowhere elsewhere", ("nowhere",)),
+        ("weights import nowhere.pth", ("nowhere.pth", "no such file")),
+        ("train --private nowhere --out t", ("nowhere", "no such folder")),
+        ("prior train --public nowhere --out t", ("nowhere", "no such folder")),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_wrong_command_lines(
-    capsys: pytest.CaptureFixture[str], arguments: list[object], parts: tuple[str, ...]
-) -> None:
-    refused(capsys, arguments, *parts)
+def test_wrong_command_lines(cli: CommandLine, line: str, parts: tuple[str, ...]) -> None:
+    cli.refuses(line, *parts)
 
 
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "--version")
+def test_version_and_help(cli: CommandLine) -> None:
+    code, out, err = cli("--version")
     assert (code, out, err) == (0, f"inversight {importlib.metadata.version('inversight')}\n", "")
-    code, out, _ = run(capsys, "audit", "--help")
-    assert code == 0 and "--private" in out and "--fail-on" in out
+    out = cli.succeeds("audit --help")[0]
+    assert "--private" in out and "--fail-on" in out
 
 
 def test_printed_configuration_reads_back_the_same(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, home: Path
+    cli: CommandLine, tmp_path: Path, home: Path
 ) -> None:
-    code, out, _ = run(
-        capsys, "audit", "--print-config", "--private", "p", "--public", "q", "--preset",
-        "standard", "--set", "adaptation.steps=7", "--mean", "0.1,0.2,0.3", "--seed", "5",
-    )  # fmt: skip
+    code, out, _ = cli(
+        "audit --print-config --private p --public q --preset standard",
+        "--set adaptation.steps=7 --mean 0.1,0.2,0.3 --seed 5",
+    )
     values = yaml.safe_load(out)
     assert code == 0
     assert (values["private"], values["preset"], values["seed"]) == ("p", "standard", 5)
     assert values["adaptation"]["steps"] == 7 and values["mean"] == [0.1, 0.2, 0.3]
     file = tmp_path / "config.yaml"
     file.write_text(out)
-    assert run(capsys, "audit", "--print-config", "--config", file)[1] == out
+    assert cli(f"audit --print-config --config {file}")[1] == out
     # A flag goes before an assignment, which goes before the file.
-    changed = ["--set", "seed=6", "--set", "limit=3", "--seed", "8"]
-    again = run(capsys, "audit", "--print-config", "--config", file, *changed)[1]
+    changed = "--set seed=6 --set limit=3 --seed 8"
+    again = cli(f"audit --print-config --config {file}", changed)[1]
     assert yaml.safe_load(again) == {**values, "seed": 8, "limit": 3}
     assert not list(home.iterdir())
 
 
 def test_every_setting_is_an_option_or_has_settings_of_its_own(
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
 ) -> None:
-    out = run(capsys, "audit", "--help")[1]
+    out = cli("audit --help")[1]
     for name, field in settings_fields(AuditSettings).items():
         assert (f"--{name.replace('_', '-')} " in out) != is_settings(field.annotation)
 
 
-def test_settings_of_a_part_that_an_option_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_a_part_that_an_option_names(cli: CommandLine) -> None:
     """They change it, and the preset stays below them."""
-    code, out, err = run(
-        capsys, "audit", "--print-config", "--preset", "thorough", "--prior", "style",
-        "--set", "prior.width=8", "--attack", "gmi", "--set", "attack.keep=7",
-    )  # fmt: skip
-    assert code == 0, err
+    out = cli.succeeds(
+        "audit --print-config --preset thorough --prior style --set prior.width=8",
+        "--attack gmi --set attack.keep=7",
+    )[0]
     values = yaml.safe_load(out)
     assert (values["prior"]["steps"], values["prior"]["width"]) == (60000, 8)
     (attack,) = values["attack"]
     assert (attack["class"], attack["keep"], attack["candidates"]) == ("gmi", 7, 200)
-    refused(
-        capsys, ["audit", "--prior", "run", "--set", "prior.steps=5"], "prior.steps", "prior is run"
-    )
+    cli.refuses("audit --prior run --set prior.steps=5", "prior.steps", "prior is run")
 
 
-def test_resume_of_something_else(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_resume_of_something_else(cli: CommandLine, tmp_path: Path) -> None:
     other = folder(tmp_path / "other", 0)
-    refused(capsys, ["audit", "--resume", other], str(other), "not a run folder")
+    cli.refuses(f"audit --resume {other}", str(other), "not a run folder")
     (other / "run.json").write_text("{")
-    refused(capsys, ["audit", "--resume", other], "run.json", "cannot be read")
+    cli.refuses(f"audit --resume {other}", "run.json", "cannot be read")
     (other / "run.json").write_text("{}")
-    refused(capsys, ["audit", "--resume", other], "run.json", "not written by inversight")
+    cli.refuses(f"audit --resume {other}", "run.json", "not written by inversight")
 
 
-def test_out_that_holds_something(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_out_that_holds_something(cli: CommandLine, tmp_path: Path) -> None:
     used = tmp_path / "used"
     used.mkdir()
     (used / "notes.txt").write_text("mine")
-    refused(capsys, ["audit", "--out", used], f"--out {used}", "other files")
+    cli.refuses(f"audit --out {used}", f"--out {used}", "other files")
     (used / "run.json").write_text("{}")
-    refused(capsys, ["audit", "--out", used], "another run", f"--resume {used}")
+    cli.refuses(f"audit --out {used}", "another run", f"--resume {used}")
     assert sorted(p.name for p in used.iterdir()) == ["notes.txt", "run.json"]
-    refused(capsys, ["audit", "--out", used / "notes.txt"], "found a file")
+    cli.refuses(f"audit --out {used / 'notes.txt'}", "found a file")
 
 
-def test_overlapping_folders_are_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_overlapping_folders_are_refused(cli: CommandLine, tmp_path: Path) -> None:
     private, public = folder(tmp_path / "private", 0), folder(tmp_path / "public", 1000)
     image(public / "a" / "same.png", 101)  # private b/1.png
     out = tmp_path / "run"
-    refused(
-        capsys,
-        ["audit", "--private", private, "--public", public, "--out", out, *WEIGHTLESS],
-        "--private and --public share 1 image(s)", "b/1.png = a/same.png", "--allow-overlap",
-    )  # fmt: skip
-    assert not out.exists()
-
-
-def test_missing_perceptual_weights_say_how_to_get_them(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    private, public = folder(tmp_path / "private", 0), folder(tmp_path / "public", 1000)
-    out = tmp_path / "run"
-    parts = ("lpips-vgg", "vgg16-397923af.pth", "inversight weights import", "public or pixel")
-    refused(capsys, ["audit", "--private", private, "--public", public, "--out", out], *parts)
-    refused(capsys, ["audit", "--pairs", "dists", "--out", out], parts[1], parts[2])
-    refused(
-        capsys,
-        ["score", "--private", private, "--reconstructions", public, "--out", out],
-        *parts,
+    cli.refuses(
+        f"audit --private {private} --public {public} --out {out} {WEIGHTLESS}",
+        "--private and --public share 1 image(s)",
+        "b/1.png = a/same.png",
+        "--allow-overlap",
     )
     assert not out.exists()
 
 
-def test_weights_list_and_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, _ = run(capsys, "weights", "check")
-    assert code == 0 and out.count("missing") == 4
-    assert run(capsys, "weights", "list")[0] == 0
+def test_missing_perceptual_weights_say_how_to_get_them(cli: CommandLine, tmp_path: Path) -> None:
+    private, public = folder(tmp_path / "private", 0), folder(tmp_path / "public", 1000)
+    out = tmp_path / "run"
+    parts = ("lpips-vgg", "vgg16-397923af.pth", "inversight weights import", "public or pixel")
+    cli.refuses(f"audit --private {private} --public {public} --out {out}", *parts)
+    cli.refuses(f"audit --pairs dists --out {out}", parts[1], parts[2])
+    cli.refuses(f"score --private {private} --reconstructions {public} --out {out}", *parts)
+    assert not out.exists()
+
+
+def test_weights_list_and_check(cli: CommandLine, tmp_path: Path) -> None:
+    out = cli.succeeds("weights check")[0]
+    assert out.count("missing") == 4
+    cli.succeeds("weights list")
     kept = tmp_path / "weights"
     kept.mkdir()
     (kept / "vgg16.safetensors").write_bytes(b"x")
-    refused(capsys, ["weights", "check"], "vgg16", "import")
+    cli.refuses("weights check", "vgg16", "import")
 
 
 # score
@@ -244,20 +228,17 @@ def pixels(root: Path) -> list[tuple[str, int, list[float]]]:
     return rows
 
 
-def test_score_equals_a_plain_loop(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, home: Path
-) -> None:
+def test_score_equals_a_plain_loop(cli: CommandLine, tmp_path: Path, home: Path) -> None:
     private = folder(tmp_path / "private", 0, each=4)
     made = folder(tmp_path / "made", 5000, each=6)
     holdout = folder(tmp_path / "holdout", 9000, each=2)
     # An exact hit for a/2.png.
     (made / "a" / "0.png").write_bytes((private / "a" / "2.png").read_bytes())
     out = tmp_path / "run"
-    code, printed, err = run(
-        capsys, "score", "--private", private, "--reconstructions", made, "--holdout", holdout,
-        "--out", out, "--embedding", "pixel", "--features", "pixel",
-    )  # fmt: skip
-    assert code == 0, err
+    printed = cli.succeeds(
+        f"score --private {private} --reconstructions {made} --holdout {holdout} --out {out}",
+        "--embedding pixel --features pixel",
+    )[0]
     assert "a/2.png" in printed and str(out / "report.html") in printed
     samples = pd.read_parquet(out / "samples.parquet").set_index("id")
     expected = ddcs_loop(pixels(private), pixels(made))
@@ -284,29 +265,26 @@ def test_score_equals_a_plain_loop(
     assert "a/2.png" in (out / "report.html").read_text()
     assert not list(home.iterdir())
     # Once more into the same folder is refused; the report can be written again; runs compare.
-    again = ["score", "--private", private, "--reconstructions", made, "--out", out]
-    refused(capsys, again, "another run")
+    again = f"score --private {private} --reconstructions {made} --out {out}"
+    cli.refuses(again, "another run")
     shown = [out / f for f in ("report.html", "model-card.md", "model-card.json")]
     before = [file.read_text() for file in shown]
     assert "a/2.png" not in before[1] + before[2] and str(out) not in before[1] + before[2]
     for file in shown:
         file.unlink()
-    assert run(capsys, "report", out)[0] == 0
+    cli.succeeds(f"report {out}")
     assert [file.read_text() for file in shown] == before
-    code, printed, _ = run(capsys, "compare", out, out)
-    assert code == 0 and "ddcs_best" in printed.lower().replace(" ", "_")
+    printed = cli.succeeds(f"compare {out} {out}")[0]
+    assert "ddcs_best" in printed.lower().replace(" ", "_")
 
 
-def test_several_folders_are_scored_as_one(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_several_folders_are_scored_as_one(cli: CommandLine, tmp_path: Path) -> None:
     private = folder(tmp_path / "private", 0)
     first, second = folder(tmp_path / "x" / "made", 5000), folder(tmp_path / "y" / "made", 6000)
-    code, _, err = run(
-        capsys, "score", "--private", private, "--reconstructions", first, "--reconstructions",
-        second, "--out", tmp_path / "run", "--embedding", "pixel",
-    )  # fmt: skip
-    assert code == 0, err
+    cli.succeeds(
+        f"score --private {private} --reconstructions {first} --reconstructions {second}",
+        f"--out {tmp_path / 'run'} --embedding pixel",
+    )
     samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     assert samples["reconstructions"].sum() == 12
     assert all(
@@ -315,47 +293,40 @@ def test_several_folders_are_scored_as_one(
     )
 
 
-def test_a_threshold_on_scores(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_threshold_on_scores(cli: CommandLine, tmp_path: Path) -> None:
     private, made = folder(tmp_path / "private", 0), folder(tmp_path / "made", 5000)
-    given = ["score", "--private", private, "--reconstructions", made, "--embedding", "pixel"]
+    given = f"score --private {private} --reconstructions {made} --embedding pixel"
     out = tmp_path / "run"
     for text, why in (("flagged>0", "needs a holdout"), ("control_gap>0", "of audits alone")):
-        refused(capsys, [*given, "--out", out, "--fail-on", text], why)
+        cli.refuses(f"{given} --out {out} --fail-on '{text}'", why)
     assert not out.exists()
-    code, _, err = run(capsys, *given, "--out", out, "--fail-on", "covered>=0")
+    code, _, err = cli(given, f"--out {out} --fail-on 'covered>=0'")
     assert code == 3 and "--fail-on: covered>=0 (" in err
     assert json.loads((out / "run.json").read_text())["finished"]
-    code, _, err = run(capsys, "score", "--resume", out, "--fail-on", "covered>=0")
+    code, _, err = cli(f"score --resume {out} --fail-on 'covered>=0'")
     assert code == 3
-    code, _, err = run(capsys, *given, "--out", tmp_path / "other", "--fail-on", "covered<0.0")
-    assert code == 0, err
+    cli.succeeds(given, f"--out {tmp_path / 'other'} --fail-on 'covered<0.0'")
 
 
-def test_score_refuses_reconstructions_of_another_class(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_score_refuses_reconstructions_of_another_class(cli: CommandLine, tmp_path: Path) -> None:
     private, made = folder(tmp_path / "private", 0), folder(tmp_path / "made", 5000, "abz")
     out = tmp_path / "run"
-    refused(
-        capsys,
-        ["score", "--private", private, "--reconstructions", made, "--out", out,
-         "--embedding", "pixel"],
-        "z/0.png is of class z", "--private does not have", "rename its folder",
-    )  # fmt: skip
+    cli.refuses(
+        f"score --private {private} --reconstructions {made} --out {out} --embedding pixel",
+        "z/0.png is of class z",
+        "--private does not have",
+        "rename its folder",
+    )
     assert not out.exists()
 
 
-def test_score_judges_against_the_holdout(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_score_judges_against_the_holdout(cli: CommandLine, tmp_path: Path) -> None:
     private, holdout = folder(tmp_path / "private", 0), folder(tmp_path / "holdout", 9000, each=6)
     made = folder(tmp_path / "made", 5000)
-    score: list[object] = [
-        "score", "--private", private, "--reconstructions", made, "--holdout", holdout,
-        "--embedding", "pixel",
-    ]  # fmt: skip
-    code, out, err = run(capsys, *score, "--out", tmp_path / "run", "--fdr", "0.2")
-    assert code == 0, err
+    score = (
+        f"score --private {private} --reconstructions {made} --holdout {holdout} --embedding pixel"
+    )
+    out = cli.succeeds(score, f"--out {tmp_path / 'run'} --fdr 0.2")[0]
     assert "of 6 images flagged at a false-discovery rate of 20 %" in out
     # 6 / (0.2 (12 + 1)), rounded up.
     assert "With 12 holdout images, 3 or more have to stand out together" in out
@@ -364,45 +335,45 @@ def test_score_judges_against_the_holdout(
     samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     assert samples["p_value"].between(0, 1).all() and samples["flagged"].notna().all()
 
-    refused(capsys, [*score, "--out", tmp_path / "x", "--fdr", "0"], "fdr", "between 0 and 1")
+    cli.refuses(f"{score} --out {tmp_path / 'x'} --fdr 0", "fdr", "between 0 and 1")
     copy = holdout / "a" / "copy.png"
     copy.write_bytes((private / "a" / "2.png").read_bytes())
-    refused(capsys, [*score, "--out", tmp_path / "x"], "share 1 image(s)", "a/2.png = a/copy.png")
-    assert run(capsys, *score, "--out", tmp_path / "shared", "--allow-overlap")[0] == 0
+    cli.refuses(f"{score} --out {tmp_path / 'x'}", "share 1 image(s)", "a/2.png = a/copy.png")
+    cli.succeeds(score, f"--out {tmp_path / 'shared'} --allow-overlap")
     copy.unlink()
     shutil.rmtree(holdout / "b")
-    refused(capsys, [*score, "--out", tmp_path / "x"], "has no images of class b")
+    cli.refuses(f"{score} --out {tmp_path / 'x'}", "has no images of class b")
     # A class that was not attacked needs none.
     shutil.rmtree(made / "b")
-    assert run(capsys, *score, "--out", tmp_path / "half")[0] == 0
+    cli.succeeds(score, f"--out {tmp_path / 'half'}")
     assert not (tmp_path / "x").exists()
 
 
-def test_score_refusals_name_the_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_score_refusals_name_the_folder(cli: CommandLine, tmp_path: Path) -> None:
     private, made = folder(tmp_path / "private", 0), folder(tmp_path / "made", 5000)
-    base: list[object] = ["score", "--private", private, "--out", tmp_path / "run"]
-    full = [*base, "--reconstructions", made, "--embedding"]
-    refused(capsys, [*full, "pixl"], "--embedding pixl", "did you mean pixel?")
-    refused(capsys, [*full, "public"], "needs --public")
-    refused(capsys, [*full, "evaluator"], "needs --evaluator")
+    base = f"score --private {private} --out {tmp_path / 'run'}"
+    full = f"{base} --reconstructions {made} --embedding"
+    cli.refuses(f"{full} pixl", "--embedding pixl", "did you mean pixel?")
+    cli.refuses(f"{full} public", "needs --public")
+    cli.refuses(f"{full} evaluator", "needs --evaluator")
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(
-        capsys,
-        [*base, "--reconstructions", empty, "--embedding", "pixel"],
-        f"--reconstructions {empty}", "is empty",
-    )  # fmt: skip
+    cli.refuses(
+        f"{base} --reconstructions {empty} --embedding pixel",
+        f"--reconstructions {empty}",
+        "is empty",
+    )
     broken = made / "a" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    refused(capsys, [*full, "pixel"], str(broken), "replace or remove")
+    cli.refuses(f"{full} pixel", str(broken), "replace or remove")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_out_without_permission(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_out_without_permission(cli: CommandLine, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
-    refused(capsys, ["audit", "--out", locked / "run"], "no permission")
+    cli.refuses(f"audit --out {locked / 'run'}", "no permission")
 
 
 # The gate
@@ -410,7 +381,7 @@ def test_out_without_permission(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 @pytest.mark.parametrize("crossed", [(), ("flagged>0.05 (0.12)", "covered>=0.5 (0.75)")])
 def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     crossed: tuple[str, ...],
@@ -426,11 +397,12 @@ def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
         samples = pd.read_parquet(out / "samples.parquet")
         return AuditResult(out, metrics, samples, (), crossed)
 
-    score = ["--private", private, "--reconstructions", made, "--embedding", "pixel", "--out", out]
-    assert run(capsys, "score", *score)[0] == 0
+    cli.succeeds(
+        f"score --private {private} --reconstructions {made} --embedding pixel --out {out}"
+    )
     monkeypatch.setattr("inversight.pipeline.audit.audit", audit)
-    gates = ["--fail-on", "flagged>0.05", "--fail-on", "covered>=0.5"]
-    code, printed, err = run(capsys, "audit", *gates)
+    gates = "--fail-on 'flagged>0.05' --fail-on 'covered>=0.5'"
+    code, printed, err = cli("audit", gates)
     assert asked["fail_on"] == ("flagged>0.05", "covered>=0.5")
     assert "Report:" in printed
     line = "inversight: --fail-on: flagged>0.05 (0.12), covered>=0.5 (0.75)\n"
@@ -438,28 +410,26 @@ def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("line", "message"),
     [
-        (("defend", "nowhere", "--defence", "removal"), "not a run folder"),
-        (("defend", "nowhere"), "--defence is missing"),
-        (("defend", "nowhere", "--defence", "remval"), "did you mean removal?"),
-        (("defend", "nowhere", "--defence", "mid", "--set", "mib.weight=1"), "did you mean mid?"),
-        (("defend", "nowhere", "--defence", "mid", "--set", "mid.wieght=1"), "mean weight?"),
-        (("defend", "nowhere", "--defence", "mid", "--protect", "1.5"), "--protect"),
-        (("defend", "nowhere", "--defence", "mid", "--seeds", "0"), "--seeds"),
-        (("defend", "nowhere", "--defense", "mid"), "did you mean --defence?"),
+        ("defend nowhere --defence removal", "not a run folder"),
+        ("defend nowhere", "--defence is missing"),
+        ("defend nowhere --defence remval", "did you mean removal?"),
+        ("defend nowhere --defence mid --set mib.weight=1", "did you mean mid?"),
+        ("defend nowhere --defence mid --set mid.wieght=1", "mean weight?"),
+        ("defend nowhere --defence mid --protect 1.5", "--protect"),
+        ("defend nowhere --defence mid --seeds 0", "--seeds"),
+        ("defend nowhere --defense mid", "did you mean --defence?"),
     ],
 )
-def test_defend_refuses_in_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
-) -> None:
-    refused(capsys, list(arguments), message)
+def test_defend_refuses_in_one_line(cli: CommandLine, line: str, message: str) -> None:
+    cli.refuses(line, message)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("file", [".metrics.json.partial", ".report.html.partial"])
 def test_a_disk_that_fills_up_is_exit_code_1(
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     file: str,
@@ -475,10 +445,11 @@ def test_a_disk_that_fills_up_is_exit_code_1(
         return run
 
     monkeypatch.setattr(Run, "create", create_on_full_disk)
-    score = ["--private", private, "--reconstructions", made, "--embedding", "pixel"]
-    code, _, err = run(capsys, "score", *score, "--out", out)
+    code, _, err = cli(
+        f"score --private {private} --reconstructions {made} --embedding pixel --out {out}"
+    )
     complaint = [line for line in err.splitlines() if line.startswith("inversight: ")]
     assert code == 1 and len(complaint) == 1 and "Traceback" not in err
     assert "no room on the disk" in complaint[0] and "--resume" in complaint[0]
     (out / file).unlink()
-    assert run(capsys, "score", "--resume", out)[0] == 0
+    cli.succeeds(f"score --resume {out}")

@@ -10,7 +10,7 @@ import pytest
 from inversight import AuditResult, audit
 from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.plan import Plan
-from tests.command import run
+from tests.command import CommandLine
 from tests.pipeline.tiny import (
     SMALL_PRIOR,
     SMALL_TRAINING,
@@ -60,12 +60,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 
 @pytest.fixture
-def trained(here: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Path]:
+def trained(here: dict[str, Path], cli: CommandLine) -> dict[str, Path]:
     """A target and a prior, by their own commands."""
-    assert run(capsys, "train", "--private", "private", "--out", "target", *SMALL_TRAINING)[0] == 0
-    assert (
-        run(capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)[0] == 0
-    )
+    cli.succeeds("train --private private --out target", SMALL_TRAINING)
+    cli.succeeds("prior train --public public --out prior", *SMALL_PRIOR)
     return here
 
 

@@ -18,7 +18,7 @@ from inversight.core.seeding import generator
 from inversight.pipeline.estimate import Estimate
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
-from tests.command import refused, run
+from tests.command import CommandLine
 from tests.pipeline.tiny import (
     SMALL_ATTACK,
     SMALL_PRIOR,
@@ -68,11 +68,8 @@ def published(folders: dict[str, Path]) -> StylePrior:
     return prior
 
 
-def test_from_a_published_file_to_scores(
-    published: StylePrior, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(capsys, "prior", "import", "ffhq.pkl", "--out", "ffhq")
-    assert code == 0, err
+def test_from_a_published_file_to_scores(published: StylePrior, cli: CommandLine) -> None:
+    out = cli.succeeds("prior import ffhq.pkl --out ffhq")[0]
     assert "16x16" in out and "ffhq/prior.safetensors" in out and "adapt --prior ffhq" in out
     assert sorted(p.name for p in Path("ffhq").iterdir()) == ["prior.json", "prior.safetensors"]
     facts = json.loads(Path("ffhq/prior.json").read_text())
@@ -81,36 +78,24 @@ def test_from_a_published_file_to_scores(
     w = torch.zeros(1, 4)
     assert torch.equal(kept.average(w), published.average(w))
 
-    train = ("--set", "epochs=3", "--set", "width=2")
-    assert run(capsys, "train", "--private", "private", "--out", "target", *train)[0] == 0
-    code, _, err = run(
-        capsys, "adapt", "--prior", "ffhq", "--target", "target", "--public", "public",
-        "--guidance-embedding", "pixel", "--features", "none", "--set", "steps=2", "--set",
-        "batch_size=4", "--set", "images_at_once=2", "--out", "adapted",
-    )  # fmt: skip
-    assert code == 0, err
+    train = "--set epochs=3 --set width=2"
+    cli.succeeds("train --private private --out target", train)
+    err = cli.succeeds(
+        "adapt --prior ffhq --target target --public public --guidance-embedding pixel",
+        "--features none --set steps=2 --set batch_size=4 --set images_at_once=2",
+        "--out adapted",
+    )[1]
     assert "--public holds 24 images" in err and "a few thousand" in err
     adapted = StylePrior.load(Path("adapted/prior.safetensors"))
     assert adapted.average.architecture == SMALL and adapted.training.batch_size == 4
     assert adapted.training.images_at_once == 2
     assert not torch.equal(adapted(w), kept(w))
-    code, _, err = run(
-        capsys,
-        "attack",
-        "--prior",
-        "adapted",
-        "--target",
-        "target",
-        "--out",
-        "attacked",
-        *SMALL_ATTACK,
+    cli.succeeds("attack --prior adapted --target target --out attacked", *SMALL_ATTACK)
+    out, err = cli.succeeds(
+        "score --private private --reconstructions attacked/reconstructions --embedding pixel",
+        "--out scored",
     )
-    assert code == 0, err
-    code, out, err = run(
-        capsys, "score", "--private", "private", "--reconstructions", "attacked/reconstructions",
-        "--embedding", "pixel", "--out", "scored",
-    )  # fmt: skip
-    assert code == 0 and "ddcs_best" in out, err
+    assert "ddcs_best" in out, err
 
 
 @pytest.fixture
@@ -119,8 +104,8 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PLAN, "estimate", lambda *_, **__: Estimate({}, 0, 0))
 
 
-def imported(capsys: pytest.CaptureFixture[str]) -> Path:
-    assert run(capsys, "prior", "import", "ffhq.pkl", "--out", "ffhq")[0] == 0
+def imported(cli: CommandLine) -> Path:
+    cli.succeeds("prior import ffhq.pkl --out ffhq")
     return Path("ffhq")
 
 
@@ -128,9 +113,9 @@ def test_an_audit_with_a_given_prior(
     published: StylePrior,
     folders: dict[str, Path],
     untimed: None,
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
 ) -> None:
-    given = imported(capsys)
+    given = imported(cli)
     result = audit(out="run", prior=str(given), **folders, **FAST)
     manifest = json.loads((result.run / "run.json").read_text())
     stages = [s["name"] for s in manifest["stages"]]
@@ -153,10 +138,10 @@ def test_a_stopped_audit_goes_on_with_the_same_prior(
     published: StylePrior,
     folders: dict[str, Path],
     untimed: None,
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    imported(capsys)
+    imported(cli)
     given = {name: path.name for name, path in folders.items()}
     expected = hashes(audit(out="whole", prior="ffhq", **given, **FAST).run)
     with pytest.raises(Stop):
@@ -175,9 +160,9 @@ def test_a_prior_as_it_is(
     published: StylePrior,
     folders: dict[str, Path],
     untimed: None,
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
 ) -> None:
-    imported(capsys)
+    imported(cli)
     settings = {**FAST, "adaptation": {"steps": 0}}
     result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
     manifest = json.loads((result.run / "run.json").read_text())
@@ -200,9 +185,9 @@ def test_a_prior_as_it_is_with_pivots(
     words: str,
     published: StylePrior,
     folders: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
 ) -> None:
-    imported(capsys)
+    imported(cli)
     adaptation = {"steps": 0, "pivots": 1, "pivots_steps": 2, "pivots_surer_than": 0.0}
     adaptation |= {"pivots_tuning": tuning}
     settings = {**FAST, "adaptation": {**adaptation, "pivots_missed": missed}}
@@ -227,9 +212,9 @@ def test_a_prior_without_pivots_since_the_target_is_surer_of_samples(
     published: StylePrior,
     folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
 ) -> None:
-    imported(capsys)
+    imported(cli)
     certain = torch.zeros(8, 2)
     adapting = sys.modules["inversight.adaptation.adapt"]
     monkeypatch.setattr(adapting, "sample_log_probabilities", lambda *given, **options: certain)
@@ -242,27 +227,23 @@ def test_a_prior_without_pivots_since_the_target_is_surer_of_samples(
     assert not any("public images as well" in n for n in notes)
 
 
-def test_the_announcement_and_the_printed_settings(
-    published: StylePrior, capsys: pytest.CaptureFixture[str]
-) -> None:
-    imported(capsys)
+def test_the_announcement_and_the_printed_settings(published: StylePrior, cli: CommandLine) -> None:
+    imported(cli)
     attack = "attack=[{class: plug-and-play, pool: 8, candidates: 4, keep: 2, steps: 1, crops: 1}]"
-    code, _, err = run(
-        capsys, "audit", "--private", "private", "--public", "public", "--prior", "ffhq", *PIXEL,
-        "--set", attack, "--set", "adaptation.steps=1", "--set", "adaptation.batch_size=2", "--set",
-        "evaluator_training={epochs: 1, width: 2}", "--set", "target_training={epochs: 1, width: 2}",
-        "--out", "run",
-    )  # fmt: skip
-    assert code == 0, err
+    err = cli.succeeds(
+        "audit --private private --public public --prior ffhq",
+        *PIXEL,
+        f"--set '{attack}' --set adaptation.steps=1 --set adaptation.batch_size=2",
+        "--set 'evaluator_training={epochs: 1, width: 2}'",
+        "--set 'target_training={epochs: 1, width: 2}' --out run",
+    )[1]
     assert "prior      ffhq, 16x16, arm natural-gradient" in err
     assert "prior 0.0 s" in err and "warning: --public holds 24 images" in err
-    code, out, _ = run(capsys, "audit", "--print-config", "--prior", "ffhq")
-    assert code == 0 and "\nprior: ffhq\n" in out
+    out = cli.succeeds("audit --print-config --prior ffhq")[0]
+    assert "\nprior: ffhq\n" in out
 
 
-def test_files_that_are_not_imported(
-    published: StylePrior, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_are_not_imported(published: StylePrior, cli: CommandLine) -> None:
     image = next(Path("private").rglob("*.png"))
     Path("hostile.pkl").write_bytes(b"\x80\x02cposix\nsystem\n\x8c\x09touch ranR.")
     Path("cut.pkl").write_bytes(Path("ffhq.pkl").read_bytes()[:5000])
@@ -272,8 +253,8 @@ def test_files_that_are_not_imported(
         ("hostile.pkl", ("asks for posix.system", "nothing in it was run")),
         ("cut.pkl", ("cut.pkl: cut short",)),
     ):
-        refused(capsys, ["prior", "import", file, "--out", "new"], *parts)
-    refused(capsys, ["prior", "import", "ffhq.pkl", "--out", "private"], "other files")
+        cli.refuses(f"prior import {file} --out new", *parts)
+    cli.refuses("prior import ffhq.pkl --out private", "other files")
 
 
 COLOUR = replace(SMALL, channels=3)
@@ -285,11 +266,11 @@ def keep(architecture: Architecture, name: str) -> None:
     random_prior(architecture).save(Path(name) / "prior.safetensors")
 
 
-def test_priors_that_do_not_fit(published: StylePrior, capsys: pytest.CaptureFixture[str]) -> None:
+def test_priors_that_do_not_fit(published: StylePrior, cli: CommandLine) -> None:
     keep(COLOUR, "colour")
     keep(CLASSES, "classes")
-    train = ("--set", "epochs=1", "--set", "width=2")
-    assert run(capsys, "train", "--private", "private", "--out", "target", *train)[0] == 0
+    train = "--set epochs=1 --set width=2"
+    cli.succeeds("train --private private --out target", train)
     whole = ("audit", "--private", "private", "--public", "public", "--out", "new", *PIXEL)
     colour = ("3 channels (colour)", "1 channel (grey)")
     for arguments, parts in (
@@ -310,14 +291,14 @@ def test_priors_that_do_not_fit(published: StylePrior, capsys: pytest.CaptureFix
         ),
         (("attack", "--prior", "colour", "--target", "target", "--out", "new"), colour),
     ):  # fmt: skip
-        refused(capsys, arguments, *parts)
+        cli.refuses(arguments, *parts)
 
 
 def test_a_prior_of_another_size_says_which_size_the_target_needs(
-    published: StylePrior, capsys: pytest.CaptureFixture[str]
+    published: StylePrior, cli: CommandLine
 ) -> None:
     """A network of one size only; its own file does not say which."""
-    imported(capsys)
+    imported(cli)
     Path("classes.txt").write_text("ann\nbob\n")
     spec = untrained_spec(Path("own.safetensors"))
     attack = (
@@ -330,8 +311,8 @@ def test_a_prior_of_another_size_says_which_size_the_target_needs(
         "classes.txt",
         *SMALL_ATTACK,
     )
-    refused(capsys, [*attack, "--out", "new"], "16x16", "--size")
-    assert run(capsys, *attack, "--size", "8", "--out", "new")[0] == 0
+    cli.refuses([*attack, "--out new"], "16x16", "--size")
+    cli.succeeds(*attack, "--size 8 --out new")
 
 
 # Memory and divergence
@@ -341,8 +322,8 @@ def no_memory(*_: Any, **__: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
-def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code, _, err = run(capsys, *arguments)
+def failed(cli: CommandLine, *arguments: object) -> str:
+    code, _, err = cli(*arguments)
     complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
     assert code == 1 and len(complaints) == 1 and "Traceback" not in err, err
     return complaints[0]
@@ -365,17 +346,17 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 )  # fmt: skip
 def test_a_stage_without_memory_says_what_to_lower(
     published: StylePrior,
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
     monkeypatch: pytest.MonkeyPatch,
     patched: str,
     arguments: tuple[str, ...],
     parts: tuple[str, ...],
 ) -> None:
-    imported(capsys)
-    train = ("--set", "epochs=1", "--set", "width=2")
-    assert run(capsys, "train", "--private", "private", "--out", "target", *train)[0] == 0
+    imported(cli)
+    train = "--set epochs=1 --set width=2"
+    cli.succeeds("train --private private --out target", train)
     monkeypatch.setattr(patched, no_memory)
-    complaint = failed(capsys, *arguments, "--out", "new")
+    complaint = failed(cli, *arguments, "--out", "new")
     for part in parts:
         assert part in complaint
 
@@ -419,10 +400,10 @@ def test_timing_without_memory_writes_nothing(
 
 
 def test_a_prior_that_diverges_stops_at_its_last_checkpoint(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], cli: CommandLine
 ) -> None:
     settings = (*SMALL_PRIOR, "--set", "steps=40", "--set", "checkpoint_seconds=1e-9")
     command = ("prior", "train", "--public", "public", *settings, "--out", "prior")
-    complaint = failed(capsys, *command, "--set", "learning_rate=1e20")
+    complaint = failed(cli, *command, "--set", "learning_rate=1e20")
     assert "not a number" in complaint and "learning_rate" in complaint
     assert not Path("prior/prior.safetensors").exists()

@@ -7,40 +7,34 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import torch
 
 from inversight.data import ImageSet
 from inversight.pipeline.score_inputs import name_sets
-from tests.command import run
+from tests.command import CommandLine
 from tests.pipeline.tables import assert_same
-from tests.pipeline.tiny import (
-    image_folders,
-)
+from tests.pipeline.tiny import image_folders
 
 
 def test_scoring_a_runs_folders_gives_the_runs_tables(
-    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    trained: dict[str, Path], cli: CommandLine
 ) -> None:
-    settings = [
-        "--set", "public_training.epochs=2", "--set", "prior.steps=3", "--set", "prior.width=2",
-        "--set", "adaptation.steps=2", "--set", "evaluator_training.epochs=2", "--set",
-        "attack=[{class: plug-and-play, pool: 20, candidates: 4, keep: 3, steps: 2, crops: 2}]",
-    ]  # fmt: skip
-    public = ("--embedding", "public", "--features", "public")
-    code, _, err = run(
-        capsys, "audit", "--private", "private", "--holdout", "holdout", "--public", "public",
-        "--target", "target", *public, "--guidance-embedding", "public", *settings,
-        "--out", "audited",
-    )  # fmt: skip
-    assert code == 0, err
-    stages = Path("audited") / "stages"
-    code, _, err = run(
-        capsys, "score", "--private", "private", "--holdout", "holdout", "--reconstructions",
-        "audited/reconstructions", *public, "--network", stages / "public-network",
-        "--evaluator", stages / "evaluator", "--out", "scored",
-    )  # fmt: skip
-    assert code == 0, err
+    settings = (
+        "--set public_training.epochs=2 --set prior.steps=3 --set prior.width=2 "
+        "--set adaptation.steps=2 --set evaluator_training.epochs=2 --set "
+        "'attack=[{class: plug-and-play, pool: 20, candidates: 4, keep: 3, steps: 2, crops: 2}]'"
+    )
+    public = "--embedding public --features public"
+    cli.succeeds(
+        "audit --private private --holdout holdout --public public --target target",
+        f"{public} --guidance-embedding public {settings} --out audited",
+    )
+    stages = "audited/stages"
+    against = (
+        "--private private --holdout holdout --reconstructions audited/reconstructions "
+        f"{public} --network {stages}/public-network --evaluator {stages}/evaluator"
+    )
+    cli.succeeds(f"score {against} --out scored")
     one, other = (json.loads((Path(f) / "metrics.json").read_text()) for f in ("audited", "scored"))
     assert one == other
     audited, scored = (
@@ -53,17 +47,8 @@ def test_scoring_a_runs_folders_gives_the_runs_tables(
 
     # More reconstructions added to the audit score as all of them at once.
     shutil.copytree("holdout", "more")
-    for folder, options in (
-        ("added", ["--reuse", "audited", "--reconstructions", "more"]),
-        (
-            "together",
-            ["--private", "private", "--holdout", "holdout", "--reconstructions",
-             "audited/reconstructions", "--reconstructions", "more", *public, "--network",
-             stages / "public-network", "--evaluator", stages / "evaluator"],
-        ),
-    ):  # fmt: skip
-        code, printed, err = run(capsys, "score", *options, "--out", folder)
-        assert code == 0, err
+    for folder, options in (("added", "--reuse audited"), ("together", against)):
+        printed = cli.succeeds(f"score {options} --reconstructions more --out {folder}")[0]
         assert "more" in printed
     assert_same(
         *(json.loads((Path(f) / "metrics.json").read_text()) for f in ("added", "together"))
@@ -80,31 +65,19 @@ def test_scoring_a_runs_folders_gives_the_runs_tables(
         == json.loads(Path("audited/metrics.json").read_text())["ddcs_best"]
     )
     # And again, to what was added to.
-    code, _, err = run(
-        capsys, "score", "--reuse", "added", "--reconstructions", "more", "--out", "thrice"
-    )
-    assert code == 0, err
+    cli.succeeds("score --reuse added --reconstructions more --out thrice")
     assert set(json.loads(Path("thrice/metrics_by_set.json").read_text())) == {
         "plug-and-play", "more", "3-more",
     }  # fmt: skip
 
 
-def test_a_scoring_goes_on(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    score = [
-        "score",
-        "--private",
-        "private",
-        "--reconstructions",
-        "holdout",
-        "--embedding",
-        "pixel",
-        "--holdout",
-        "more",
-        "--fdr",
-        "0.3",
-    ]
+def test_a_scoring_goes_on(trained: dict[str, Path], cli: CommandLine) -> None:
+    score = (
+        "score --private private --reconstructions holdout --embedding pixel --holdout more "
+        "--fdr 0.3"
+    )
     shutil.copytree("holdout", "more")
-    assert run(capsys, *score, "--out", "scored")[0] == 0
+    cli.succeeds(score, "--out scored")
     tables = {f: (Path("scored") / f).read_bytes() for f in ("metrics.json", "samples.parquet")}
     # As a kill in the middle would have left it.
     shutil.rmtree("scored/stages/scores")
@@ -112,54 +85,41 @@ def test_a_scoring_goes_on(trained: dict[str, Path], capsys: pytest.CaptureFixtu
         (Path("scored") / name).unlink()
     manifest = json.loads(Path("scored/run.json").read_text())
     Path("scored/run.json").write_text(json.dumps({**manifest, "finished": False, "stages": []}))
-    code, _, err = run(capsys, "score", "--resume", "scored")
-    assert code == 0, err
+    cli.succeeds("score --resume scored")
     assert {f: (Path("scored") / f).read_bytes() for f in tables} == tables
     for options, message in (
-        (["--resume", "target"], "not a run folder"),
-        (["--resume", "scored", "--private", "private"], "leave --private out"),
-        (["--resume", "scored", "--seed", "1"], "leave --seed out"),
-        (["--resume", "scored", "--memory", "99999999"], "leave --memory out"),
-        (["--resume", "scored", "--fdr", "0.2"], "leave --fdr out"),
-        (["--out", "x"], "--reconstructions is missing"),
-        (["--reconstructions", "holdout"], "--out is missing"),
+        ("--resume target", "not a run folder"),
+        ("--resume scored --private private", "leave --private out"),
+        ("--resume scored --seed 1", "leave --seed out"),
+        ("--resume scored --memory 99999999", "leave --memory out"),
+        ("--resume scored --fdr 0.2", "leave --fdr out"),
+        ("--out x", "--reconstructions is missing"),
+        ("--reconstructions holdout", "--out is missing"),
     ):
-        code, _, err = run(capsys, "score", *options)
-        assert code == 2 and message in err
+        cli.refuses(f"score {options}", message)
     next(Path("holdout/ann").iterdir()).unlink()
-    code, _, err = run(capsys, "score", "--resume", "scored")
-    assert code == 2 and "have changed" in err
+    cli.refuses("score --resume scored", "have changed")
 
 
-def test_runs_that_cannot_be_added_to(
-    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    pixel = ["--embedding", "pixel", "--features", "pixel"]
-    score = ["score", "--reconstructions", "holdout", "--out"]
-    code, _, err = run(capsys, *score, "first", "--private", "private", *pixel)
-    assert code == 0, err
+def test_runs_that_cannot_be_added_to(trained: dict[str, Path], cli: CommandLine) -> None:
+    pixel = "--embedding pixel --features pixel"
+    score = "score --reconstructions holdout --out"
+    cli.succeeds(f"{score} first --private private {pixel}")
     for options, message in (
-        (["--reuse", "nothing"], "not a run folder"),
-        (["--reuse", "first", "--embedding", "pixel"], "--embedding"),
-        ([], "--private is missing"),
-        (["--private", "private", "--memory", "1000", *pixel], "at least 16777216"),
+        ("--reuse nothing", "not a run folder"),
+        ("--reuse first --embedding pixel", "--embedding"),
+        ("", "--private is missing"),
+        (f"--private private --memory 1000 {pixel}", "at least 16777216"),
     ):
-        code, _, err = run(capsys, *score, "second", *options)
-        assert code == 2 and message in err and err.count("\n") == 1
+        cli.refuses(f"{score} second {options}", message)
     next(Path("private/ann").iterdir()).unlink()
-    code, _, err = run(capsys, *score, "second", "--reuse", "first")
-    assert code == 2 and "not the ones it was scored against" in err
+    cli.refuses(f"{score} second --reuse first", "not the ones it was scored against")
     shutil.rmtree("private")
     image_folders(Path.cwd() / "again")
     shutil.copytree("again/private", "private")
-    code, _, err = run(
-        capsys, *score, "held", "--private", "private", "--holdout", "again/holdout", *pixel
-    )
-    assert code == 0, err
+    cli.succeeds(f"{score} held --private private --holdout again/holdout {pixel}")
     next(Path("again/holdout/ann").iterdir()).unlink()
-    code, _, err = run(capsys, *score, "second", "--reuse", "held")
-    assert code == 2 and "holdout images are not the ones" in err
-    assert not Path("second").exists()
+    cli.refuses(f"{score} second --reuse held", "holdout images are not the ones")
 
 
 def test_set_names_never_meet() -> None:

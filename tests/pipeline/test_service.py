@@ -16,7 +16,7 @@ from inversight.priors import train_prior
 from inversight.settings import PriorTraining
 from tests.attacks.service import Answer, Service, good, labels, probabilities, serving
 from tests.attacks.test_endpoint import status
-from tests.command import run
+from tests.command import CommandLine
 
 CMA = (
     "--attack", "cma-es", "--set", "pool=40", "--set", "searches=2", "--set", "population=4",
@@ -51,11 +51,9 @@ def names() -> list[str]:
     return sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*.png"))
 
 
-def test_a_service_is_attacked_like_a_model(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(capsys, "attack", "--target", spec(service), *CMA, *COMMON)
-    assert code == 0 and "inversight score --reconstructions out/reconstructions" in out, err
+def test_a_service_is_attacked_like_a_model(service: Service, cli: CommandLine) -> None:
+    out, err = cli.succeeds(f"attack --target {spec(service)}", *CMA, *COMMON)
+    assert "inversight score --reconstructions out/reconstructions" in out, err
     assert names() == [
         f"reconstructions/{c}/cma-es-000{i}.png" for c in ("dark", "left", "right") for i in (1, 2)
     ]
@@ -69,54 +67,48 @@ def test_a_service_is_attacked_like_a_model(
     ]  # fmt: skip
 
 
-def test_finished_classes_are_kept_and_the_rest_follows(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_classes_are_kept_and_the_rest_follows(service: Service, cli: CommandLine) -> None:
     command = ("attack", "--target", spec(service), *CMA, *COMMON)
-    assert run(capsys, *command)[0] == 0
+    cli.succeeds(*command)
     whole, requests = load_latents(Path("out")), len(service.requests)
     Path("out").rename("whole")
 
     service.requests.clear()
     service.answers = [probabilities] * (requests * 2 // 3)
     service.usual = status(503)
-    code, _, err = run(capsys, *command)
+    code, _, err = cli(*command)
     complaint = err.splitlines()[-1]
     assert code == 1 and complaint.startswith("inversight: --target endpoint:")
     assert "status 503" in complaint and "of 3 classes are finished and kept in out" in complaint
     kept = names()
     assert 2 <= len(kept) < 6 and not Path("out/latents.safetensors").exists()
 
-    code, _, err = run(capsys, *command, "--seed", "1")
+    code, _, err = cli(*command, "--seed 1")
     assert code == 2 and "an attack began there and --seed differed" in err
     service.usual = probabilities
-    code, _, err = run(capsys, *command)
-    assert code == 0 and "of 3 classes are there already" in err
+    err = cli.succeeds(*command)[1]
+    assert "of 3 classes are there already" in err
     assert set(kept) < set(names()) and len(names()) == 6
     for name, tensor in load_latents(Path("out")).items():
         assert torch.equal(tensor, whole[name])
-    code, _, err = run(capsys, *command)
+    code, _, err = cli(*command)
     assert code == 2 and "--out out: holds other files" in err
 
 
-def test_the_limit_is_that_of_all_classes(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
-    limit = ("--set", "most_queries=70")
-    code, _, err = run(capsys, "attack", "--target", spec(service), *CMA, *limit, *COMMON)
-    assert code == 0, err
+def test_the_limit_is_that_of_all_classes(service: Service, cli: CommandLine) -> None:
+    limit = "--set most_queries=70"
+    cli.succeeds(f"attack --target {spec(service)}", *CMA, limit, *COMMON)
     assert len(names()) == 6 and 40 < service.images - 1 <= 70
 
 
-def test_labels_alone(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_alone(service: Service, cli: CommandLine) -> None:
     service.usual = labels
-    code, _, err = run(
-        capsys, "attack", "--target", spec(service, "&access=label"), "--attack", "lokt", "--set",
-        "images=60", "--set", "surrogates=1", "--set", "training.epochs=1", "--set",
-        "training.width=2", "--set",
-        "white_box={pool: 20, candidates: 2, keep: 2, steps: 1, crops: 1}", *COMMON,
-    )  # fmt: skip
-    assert code == 0, err
+    err = cli.succeeds(
+        f"attack --target {spec(service, '&access=label')} --attack lokt --set images=60",
+        "--set surrogates=1 --set training.epochs=1 --set training.width=2",
+        "--set 'white_box={pool: 20, candidates: 2, keep: 2, steps: 1, crops: 1}'",
+        *COMMON,
+    )[1]
     assert service.images == 61 and len(names()) in (2, 4, 6)
     missing = 3 - len(names()) // 2
     assert ("found no sample of the prior in class" in err) == (missing > 0)
@@ -136,13 +128,10 @@ def all_dark(images: Tensor) -> Answer:
     return good({"labels": [2] * len(images)})
 
 
-def test_a_class_without_a_sample_is_left_out(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_class_without_a_sample_is_left_out(service: Service, cli: CommandLine) -> None:
     service.usual = all_left
     target = ("--target", spec(service, "&access=label"))
-    code, _, err = run(capsys, "attack", *target, *BREP, *COMMON)
-    assert code == 0, err
+    err = cli.succeeds("attack", *target, *BREP, *COMMON)[1]
     assert names() == [f"reconstructions/left/brep-mi-000{i}.png" for i in (1, 2)]
     assert load_latents(Path("out"))["labels"].tolist() == [0, 0]
     for other in ("right", "dark"):
@@ -153,22 +142,21 @@ def test_a_class_without_a_sample_is_left_out(
     "attack", [BREP, ("--attack", "lokt", "--set", "images=60", "--set", "surrogates=1")]
 )
 def test_no_class_with_a_sample(
-    service: Service, capsys: pytest.CaptureFixture[str], attack: tuple[str, ...]
+    service: Service, cli: CommandLine, attack: tuple[str, ...]
 ) -> None:
     service.usual = all_dark
     target = ("--target", spec(service, "&access=label"), "--limit", "2")
     for _ in range(2):
-        code, _, err = run(capsys, "attack", *target, *attack, *COMMON)
+        code, _, err = cli("attack", *target, *attack, *COMMON)
         assert code == 1 and "take a prior nearer to the" in err.splitlines()[-1]
 
 
 def test_a_secret_is_sent_and_kept_nowhere(
-    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    service: Service, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", "Bearer s3cret")
-    header = ("--endpoint-header", "Authorization=SERVICE_TOKEN")
-    code, out, err = run(capsys, "attack", "--target", spec(service), *CMA, *COMMON, *header)
-    assert code == 0, err
+    header = "--endpoint-header Authorization=SERVICE_TOKEN"
+    out, err = cli.succeeds(f"attack --target {spec(service)}", *CMA, *COMMON, header)
     assert {one["Authorization"] for one in service.headers} == {"Bearer s3cret"}
     assert "s3cret" not in out + err
     files = [file for file in Path("out").rglob("*") if file.is_file()]
@@ -188,42 +176,34 @@ def test_a_secret_is_sent_and_kept_nowhere(
     ],
 )
 def test_wrong_input_is_one_line(
-    service: Service, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...],
+    service: Service, cli: CommandLine, arguments: tuple[str, ...],
     parts: tuple[str, ...],
 ) -> None:  # fmt: skip
-    code, _, err = run(capsys, "attack", "--target", spec(service), *COMMON, *arguments)
+    code, _, err = cli(f"attack --target {spec(service)}", *COMMON, *arguments)
     complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
     assert code == 2 and len(complaints) == 1 and "Traceback" not in err
     assert all(part in complaints[0] for part in parts)
     assert not Path("out").exists()
 
 
-def test_a_label_only_service_is_no_target_for_scores(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_label_only_service_is_no_target_for_scores(service: Service, cli: CommandLine) -> None:
     service.usual = labels
     target = ("attack", "--target", spec(service, "&access=label"))
-    code, _, err = run(capsys, *target, *CMA, *COMMON)
+    code, _, err = cli(*target, *CMA, *COMMON)
     assert code == 2 and "CmaEs needs scores access" in err and not Path("out").exists()
-    code, _, err = run(capsys, "attack", "--target", spec(service), *CMA, *COMMON)
+    code, _, err = cli(f"attack --target {spec(service)}", *CMA, *COMMON)
     assert code == 2 and "add ?access=label" in err and not Path("out").exists()
 
 
-def test_names_of_the_classes_are_needed(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = run(
-        capsys, "attack", "--target", spec(service), *CMA, "--prior", "prior.safetensors", "--out",
-        "out",
-    )  # fmt: skip
+def test_names_of_the_classes_are_needed(service: Service, cli: CommandLine) -> None:
+    code, _, err = cli(
+        f"attack --target {spec(service)}", *CMA, "--prior prior.safetensors --out out"
+    )
     assert code == 2 and "--classes FILE" in err
 
 
-def test_an_audit_needs_the_model_itself(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = run(
-        capsys, "adapt", "--prior", "prior.safetensors", "--public", "p", "--target",
-        spec(service), "--out", "out",
-    )  # fmt: skip
+def test_an_audit_needs_the_model_itself(service: Service, cli: CommandLine) -> None:
+    code, _, err = cli(
+        f"adapt --prior prior.safetensors --public p --target {spec(service)} --out out"
+    )
     assert code == 2 and "is a service, which `inversight attack` takes alone" in err

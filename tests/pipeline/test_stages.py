@@ -18,7 +18,7 @@ from inversight.core.processes import Processes
 from inversight.models.spec import ModelSpec
 from inversight.pipeline.attack import attack
 from inversight.priors import StylePrior
-from tests.command import run
+from tests.command import CommandLine
 from tests.pipeline.tiny import (
     SMALL_ATTACK,
     SMALL_PRIOR,
@@ -28,32 +28,19 @@ from tests.pipeline.tiny import (
 from tests.priors.test_processes import together
 
 
-def test_from_training_to_scores(
-    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(
-        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
-        "--guidance-embedding", "pixel", "--features", "pixel", "--set", "steps=2", "--set",
-        "iterations=2", "--out", "adapted",
-    )  # fmt: skip
+def test_from_training_to_scores(trained: dict[str, Path], cli: CommandLine) -> None:
+    code, out, _ = cli(
+        "adapt --prior prior --target target --public public --guidance-embedding pixel",
+        "--features pixel --set steps=2 --set iterations=2 --out adapted",
+    )
     assert (code, out) == (0, "adapted/prior.safetensors\n")
     before, after = (StylePrior.load(Path(f) / "prior.safetensors") for f in ("prior", "adapted"))
     w = torch.zeros(1, 64)
     assert not torch.equal(before(w), after(w))
     assert "entropy" in after.log[-1]
 
-    code, out, _ = run(
-        capsys,
-        "attack",
-        "--prior",
-        "adapted",
-        "--target",
-        "target",
-        "--out",
-        "attacked",
-        *SMALL_ATTACK,
-    )
-    assert code == 0 and "inversight score --reconstructions attacked/reconstructions" in out
+    out = cli.succeeds("attack --prior adapted --target target --out attacked", *SMALL_ATTACK)[0]
+    assert "inversight score --reconstructions attacked/reconstructions" in out
     assert load_latents(Path("attacked"))["labels"].tolist() == [0, 0, 0, 1, 1, 1]
     facts = json.loads(Path("attacked/facts.json").read_text())
     assert facts["queries"] > 0
@@ -62,12 +49,11 @@ def test_from_training_to_scores(
         f"reconstructions/{c}/plug-and-play-000{i}.png" for c in ("ann", "bob") for i in (1, 2, 3)
     ]
 
-    code, out, _ = run(
-        capsys, "score", "--private", "private", "--holdout", "holdout", "--reconstructions",
-        "attacked/reconstructions", "--embedding", "pixel", "--evaluator", "target",
-        "--out", "scored",
-    )  # fmt: skip
-    assert code == 0 and "ddcs_best" in out and "Report: scored/report.html" in out
+    out = cli.succeeds(
+        "score --private private --holdout holdout --reconstructions attacked/reconstructions",
+        "--embedding pixel --evaluator target --out scored",
+    )[0]
+    assert "ddcs_best" in out and "Report: scored/report.html" in out
     assert len(pd.read_parquet("scored/samples.parquet")) == 12
     assert json.loads(Path("scored/metrics.json").read_text())["accuracy_top1"]["value"] is not None
 
@@ -85,40 +71,37 @@ def test_from_training_to_scores(
 )
 def test_black_box_attacks(
     trained: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
     name: str,
     settings: tuple[str, ...],
     queries: int,
 ) -> None:
-    code, _, err = run(
-        capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "new",
+    err = cli.succeeds(
+        f"attack --prior prior --target target --attack {name} --out new",
         *(w for s in ("pool=20", "keep=3", "crops=2", *settings) for w in ("--set", s)),
-    )  # fmt: skip
-    assert code == 0, err
+    )[1]
     assert f"{name}: {queries} images sent to the target, scores access" in err
     assert json.loads(Path("new/facts.json").read_text()) == {"queries": queries, "left_out": None}
     assert len(list(Path("new/reconstructions").rglob(f"{name}-*.png"))) == 6
-    code, _, err = run(
-        capsys, "attack", "--prior", "prior", "--target", "target", "--attack", name, "--out", "low",
-        "--set", "most_queries=30",
-    )  # fmt: skip
+    code, _, err = cli(
+        f"attack --prior prior --target target --attack {name} --out low --set most_queries=30"
+    )
     assert code == 1 and "limit of 30 queries is spent" in err
     assert not Path("low").exists()
 
 
-def test_the_arms(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_arms(trained: dict[str, Path], cli: CommandLine) -> None:
     logs = {}
     arms = (
         "vanilla", "entropy", "natural-gradient", "projected", "diverse", "conditional",
         "pseudo-labels", "target-aware",
     )  # fmt: skip
     for arm in arms:
-        code, _, err = run(
-            capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
-            "--arm", arm, "--guidance-embedding", "public", "--features", "none", "--set", "steps=2",
-            "--set", "pseudo_labels_top=3", "--set", "conditional_top=3", "--out", arm,
-        )  # fmt: skip
-        assert code == 0, err
+        cli.succeeds(
+            f"adapt --prior prior --target target --public public --arm {arm}",
+            "--guidance-embedding public --features none --set steps=2 --set pseudo_labels_top=3",
+            f"--set conditional_top=3 --out {arm}",
+        )
         logs[arm] = StylePrior.load(Path(arm) / "prior.safetensors").log[-1]
     assert "entropy" not in logs["vanilla"]
     assert "entropy" in logs["entropy"] and "cosine" not in logs["entropy"]
@@ -128,12 +111,12 @@ def test_the_arms(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) 
     assert {"projected", "second_discriminator", "spread"} <= logs["conditional"].keys()
     assert "spread" not in logs["projected"]
     assert "margin" in logs["pseudo-labels"] and "critic_entropy" in logs["target-aware"]
-    code, _, err = run(
-        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public", "--arm",
-        "vanilla", "--features", "none", "--set", "steps=1", "--set", "pivots=2", "--set",
-        "pivots_steps=2", "--set", "pivots_surer_than=0", "--out", "pivoted",
-    )  # fmt: skip
-    assert code == 0 and "public images as well" in err, err
+    err = cli.succeeds(
+        "adapt --prior prior --target target --public public --arm vanilla --features none",
+        "--set steps=1 --set pivots=2 --set pivots_steps=2 --set pivots_surer_than=0",
+        "--out pivoted",
+    )[1]
+    assert "public images as well" in err, err
     assert StylePrior.load(Path("pivoted") / "prior.safetensors").pivots is not None
     attack = (
         "attack",
@@ -145,13 +128,13 @@ def test_the_arms(trained: dict[str, Path], capsys: pytest.CaptureFixture[str]) 
         "--set",
         "crops=2",
     )
-    assert run(capsys, *attack, "--prior", "pseudo-labels", "--out", "plain")[0] == 0
-    code, _, err = run(capsys, *attack, "--prior", "vanilla", "--out", "refused")
+    cli.succeeds(*attack, "--prior pseudo-labels --out plain")
+    code, _, err = cli(*attack, "--prior vanilla --out refused")
     assert code == 2 and "--arm pseudo-labels" in err and not Path("refused").exists()
 
 
 def test_training_is_watched(
-    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a public network that what comes after finds again."""
     from inversight.core.console import Terminal
@@ -163,12 +146,10 @@ def test_training_is_watched(
         return lambda done, total, note="": None
 
     monkeypatch.setattr(Terminal, "stage", noting)
-    assert run(capsys, "train", "--private", "private", "--out", "target", *SMALL_TRAINING)[0] == 0
-    code, _, err = run(
-        capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR[2:],
-        "--set", "watch_images=8",
-    )  # fmt: skip
-    assert code == 0, err
+    cli.succeeds("train --private private --out target", SMALL_TRAINING)
+    cli.succeeds(
+        "prior train --public public --out prior", *SMALL_PRIOR[2:], "--set watch_images=8"
+    )
     assert stages[-3:] == ["reading", "public-network", "prior"]
     written = json.loads(Path("prior/progress.json").read_text())
     assert [row["images"] for row in written] == [0, 8, 16]
@@ -176,24 +157,22 @@ def test_training_is_watched(
     names = sorted(p.name for p in Path("prior/samples").iterdir())
     assert names == [f"images-{n:09d}.png" for n in (0, 8, 16)]
 
-    code, _, err = run(
-        capsys, "adapt", "--prior", "prior", "--target", "target", "--public", "public",
-        "--arm", "entropy", "--set", "steps=2", "--out", "adapted",
-    )  # fmt: skip
-    assert code == 0, err
+    cli.succeeds(
+        "adapt --prior prior --target target --public public --arm entropy --set steps=2",
+        "--out adapted",
+    )
     assert stages[-2:] == ["reading", "adaptation"]  # the prior's network was there
     before, after = json.loads(Path("adapted/progress.json").read_text())
     assert before["frechet"] == pytest.approx(written[-1]["frechet"])
     assert "objective" not in before and "frechet" in after
-    code, _, err = run(
-        capsys, "score", "--private", "private", "--reconstructions", "holdout", "--embedding",
-        "public", "--network", "adapted/public-network", "--out", "scored",
-    )  # fmt: skip
-    assert code == 0, err
+    cli.succeeds(
+        "score --private private --reconstructions holdout --embedding public",
+        "--network adapted/public-network --out scored",
+    )
 
 
 def test_a_training_goes_on_with_what_it_began_with(
-    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR)
 
@@ -202,32 +181,33 @@ def test_a_training_goes_on_with_what_it_began_with(
 
     with monkeypatch.context() as patch:
         patch.setattr("inversight.priors.train_prior", stop)
-        code, _, err = run(capsys, *command)
+        code, _, err = cli(*command)
     assert code == 130 and "continue with: prior train again" in err
-    code, _, err = run(capsys, *command, "--seed", "1")
+    code, _, err = cli(*command, "--seed 1")
     assert code == 2 and "a training began there and --seed differed" in err
     shutil.copytree("public", "public/again")
-    code, _, err = run(capsys, *command)
+    code, _, err = cli(*command)
     assert code == 2 and "the public images differed" in err
     shutil.rmtree("public/again")
-    assert run(capsys, *command)[0] == 0
-    code, _, err = run(capsys, *command)
+    cli.succeeds(*command)
+    code, _, err = cli(*command)
     assert code == 2 and "holds other files" in err
 
 
 def test_a_training_that_diverges_fails_in_one_line(
-    here: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    here: dict[str, Path], cli: CommandLine
 ) -> None:
-    code, _, err = run(
-        capsys, "prior", "train", "--public", "public", "--out", "prior", *SMALL_PRIOR,
-        "--set", "learning_rate=1e30", "--set", "checkpoint_seconds=1e-9",
-    )  # fmt: skip
+    code, _, err = cli(
+        "prior train --public public --out prior",
+        *SMALL_PRIOR,
+        "--set learning_rate=1e30 --set checkpoint_seconds=1e-9",
+    )
     assert code == 1 and "diverged at step" in err and "lower prior.learning_rate" in err
     assert not Path("prior/prior.safetensors").exists()
 
 
 def test_published_settings_are_laid_below_what_is_given(
-    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
 
@@ -236,25 +216,22 @@ def test_published_settings_are_laid_below_what_is_given(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("inversight.priors.train_prior", stop)
-    run(
-        capsys, "prior", "train", "--public", "public", "--out", "prior", "--features", "none",
-        "--set", "config=cifar", "--set", "r1=0.5",
-    )  # fmt: skip
+    cli(
+        "prior train --public public --out prior --features none --set config=cifar", "--set r1=0.5"
+    )
     (training,) = seen
     assert (training.ema_images, training.r1, training.penalty_steps) == (500e3, 0.5, True)  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
-def test_two_processes_write_one_prior(
-    here: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_write_one_prior(here: dict[str, Path], cli: CommandLine) -> None:
     command = ("prior", "train", "--public", "public", *SMALL_PRIOR, "--device", "cpu")
     two = together(
         "-m", "inversight", *command, "--features", "pixel", "--out", "two", folder=Path.cwd()
     )
     assert [process.returncode for process in two] == [0, 0], two
     assert [process.stdout for process in two] == ["two/prior.safetensors\n", ""]
-    assert run(capsys, *command, "--set", "images_at_once=2", "--out", "one")[0] == 0
+    cli.succeeds(*command, "--set images_at_once=2 --out one")
     one, other = (StylePrior.load(Path(f) / "prior.safetensors") for f in ("one", "two"))
     w = one.sample(4, rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one(w), other(w), atol=1e-3, rtol=0)
@@ -262,15 +239,13 @@ def test_two_processes_write_one_prior(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
-def test_two_processes_write_one_attack(
-    trained: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_write_one_attack(trained: dict[str, Path], cli: CommandLine) -> None:
     command = ("attack", "--prior", "prior", "--target", "target", "--device", "cpu", *SMALL_ATTACK)
     command = (*command, "--set", "half=false")  # whose rounding depends on what else is in a batch
     two = together("-m", "inversight", *command, "--out", "two", folder=Path.cwd())
     assert [process.returncode for process in two] == [0, 0], two
     assert two[0].stdout.startswith("two/reconstructions\n") and two[1].stdout == ""
-    assert run(capsys, *command, "--out", "one")[0] == 0
+    cli.succeeds(*command, "--out one")
     one, other = (load_latents(Path(folder)) for folder in ("one", "two"))
     assert torch.equal(one["labels"], other["labels"])
     torch.testing.assert_close(one["latents"], other["latents"], atol=1e-3, rtol=0)
@@ -283,7 +258,7 @@ def test_two_processes_write_one_attack(
 @pytest.mark.parametrize("index", [0, 1])
 def test_what_all_were_told_is_said_once(
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
     monkeypatch: pytest.MonkeyPatch,
     index: int,
 ) -> None:
@@ -294,15 +269,13 @@ def test_what_all_were_told_is_said_once(
     processes = Processes(OneOfTwo())
     monkeypatch.setattr(processes, "texts", lambda own: [own, own])
     monkeypatch.setattr("inversight.core.processes.launched", lambda device: processes)
-    code, out, err = run(
-        capsys, "attack", "--prior", tmp_path / "none", "--target", "t", "--out", tmp_path / "out"
-    )
+    code, out, err = cli(f"attack --prior {tmp_path / 'none'} --target t --out {tmp_path / 'out'}")
     assert (code, out) == (2, "")
     assert ("none" in err) if index == 0 else (err == "")
 
 
 def test_a_service_and_an_audit_are_the_work_of_one_process(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OneOfTwo:
         num_processes, process_index = 2, 1
@@ -322,7 +295,7 @@ def test_a_service_and_an_audit_are_the_work_of_one_process(
         ("score", "--private", tmp_path, "--reconstructions", tmp_path, "--out", out),
         ("defend", tmp_path, "--out", out),
     ):
-        code, _, err = run(capsys, *command)
+        code, _, err = cli(*command)
         assert code == 2, command
         assert f"{command[0]} runs in one process, and was launched as 2" in err
     assert not list(tmp_path.iterdir())
@@ -362,12 +335,12 @@ ADAPT = ("adapt", "--prior", "prior", "--public", "public", "--out", "new")
 )  # fmt: skip
 def test_wrong_input(
     trained: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
+    cli: CommandLine,
     arguments: tuple[str, ...],
     parts: tuple[str, ...],
 ) -> None:
     spec = untrained_spec(trained["private"].parent / "own.safetensors")
-    code, _, err = run(capsys, *[spec if a == "own" else a for a in arguments])
+    code, _, err = cli(*[spec if a == "own" else a for a in arguments])
     complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
     assert code == 2 and len(complaints) == 1 and "Traceback" not in err
     for part in parts:
@@ -376,7 +349,7 @@ def test_wrong_input(
 
 
 def test_a_stopped_prior_says_how_to_go_on_and_does(
-    here: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = (
         "prior",
@@ -387,7 +360,7 @@ def test_a_stopped_prior_says_how_to_go_on_and_does(
         "--set",
         "checkpoint_seconds=1e-9",
     )
-    assert run(capsys, *command, "--out", "whole")[0] == 0
+    cli.succeeds(*command, "--out whole")
 
     from inversight.core.console import Terminal
 
@@ -400,9 +373,9 @@ def test_a_stopped_prior_says_how_to_go_on_and_does(
 
     with monkeypatch.context() as patch:
         patch.setattr(Terminal, "stage", stopping)
-        code, _, err = run(capsys, *command, "--out", "prior")
+        code, _, err = cli(*command, "--out prior")
     assert code == 130 and "continue with: prior train again with the same --out" in err
-    assert run(capsys, *command, "--out", "prior")[0] == 0
+    cli.succeeds(*command, "--out prior")
     whole, resumed = (Path(f) / "prior.safetensors" for f in ("whole", "prior"))
     assert whole.read_bytes() == resumed.read_bytes()
     assert not list(Path("prior").glob("checkpoint*"))

@@ -21,11 +21,11 @@ from inversight.models.target import target_of
 from inversight.pipeline.triage import EXPECTED, LEARNED, triage_run
 from inversight.risk.signals import SIGNALS, forgetting_events, signals
 from inversight.risk.triage import expected_risk
-from tests.command import refused, run
+from tests.command import CommandLine
 from tests.pipeline.tiny import TINY, class_folders
 
 CLASSES = ("ann", "bob", "cid")
-TRAIN = ("--set", "epochs=3", "--set", "width=2")
+TRAIN = "--set epochs=3 --set width=2"
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,9 @@ def home(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-def test_a_finished_audit(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_finished_audit(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, printed, err = run(capsys, "triage", "run", "--out", out)
-    assert code == 0, err
+    printed = cli.succeeds(f"triage run --out {out}")[0]
     table = pd.read_parquet(out / "triage.parquet")
     samples = pd.read_parquet("run/samples.parquet").set_index("id")
     assert list(table)[:4] == ["id", "label", EXPECTED, LEARNED]
@@ -83,15 +82,11 @@ def test_a_finished_audit(home: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert "local_density" in printed and str(table["id"][0]) in printed
 
 
-def test_private_images_and_a_target(
-    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_private_images_and_a_target(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, printed, err = run(
-        capsys, "triage", "--private", "private", "--target", "target", "--checkpoint", "early",
-        "--out", out,
-    )  # fmt: skip
-    assert code == 0, err
+    printed = cli.succeeds(
+        f"triage --private private --target target --checkpoint early --out {out}"
+    )[0]
     table = pd.read_parquet(out / "triage.parquet").set_index("id")
     private = load_folder(Path("private"), role="--private")
     models = [target_of(load_classifier(Path(n)), n) for n in ("target", "early")]
@@ -111,14 +106,11 @@ def test_private_images_and_a_target(
 
 
 def test_learned_from_an_audit_of_some_classes(
-    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    home: Path, cli: CommandLine, tmp_path: Path
 ) -> None:
     few = audit(out=tmp_path / "few", limit=2, **given(home)).run
     out = tmp_path / "out"
-    code, printed, err = run(
-        capsys, "triage", "--private", "private", "--target", "target", "--learn", few, "--out", out
-    )
-    assert code == 0, err
+    printed = cli.succeeds(f"triage --private private --target target --learn {few} --out {out}")[0]
     assert "Learned from 2 attacked classes, 1 others" in " ".join(printed.split())
     table = pd.read_parquet(out / "triage.parquet").set_index("id")
     measured = pd.read_parquet(few / "samples.parquet").set_index("id")["nearest_distance"]
@@ -140,42 +132,35 @@ def test_learning_from_names_that_are_hidden(home: Path, tmp_path: Path) -> None
 
 
 def test_another_target_or_other_images_are_no_teachers(
-    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    home: Path, cli: CommandLine, tmp_path: Path
 ) -> None:
     base = ("triage", "--private", "private", "--learn", "run", "--out", tmp_path / "out")
-    wrong = ("--target", "target", "--mean", "0.9", "--std", "0.1")
-    refused(capsys, [*base, *wrong], "of the same target")
+    wrong = "--target target --mean 0.9 --std 0.1"
+    cli.refuses([*base, wrong], "of the same target")
     class_folders(tmp_path / "other", 9, CLASSES, 2, False)
-    line = refused(capsys, [*base, "--target", "target", "--private", tmp_path / "other"])
+    line = cli.refuses([*base, f"--target target --private {tmp_path / 'other'}"])
     assert "is not in --private" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_that_cannot_be_read(
-    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_runs_that_cannot_be_read(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree("run", old)
     shutil.copy(old / "stages" / "scores" / "samples.parquet", old / "samples.parquet")
-    refused(capsys, ["triage", old], "has no signals")
+    cli.refuses(f"triage {old}", "has no signals")
     manifest = json.loads((old / "run.json").read_text())
     (old / "run.json").write_text(json.dumps({**manifest, "finished": False}))
-    refused(capsys, ["triage", old], f"--resume {old}")
+    cli.refuses(f"triage {old}", f"--resume {old}")
     with pytest.raises(RunError, match="not a run folder"):
         triage_run(tmp_path)
     full = tmp_path / "full"
     full.mkdir()
     (full / "x").touch()
-    refused(capsys, ["triage", "run", "--out", full], "holds other files")
+    cli.refuses(f"triage run --out {full}", "holds other files")
 
 
-def test_a_checkpoint_of_other_classes(
-    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_other_classes(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     class_folders(tmp_path / "two", 0, CLASSES[:2], 3, False)
-    assert (
-        run(capsys, "train", "--private", tmp_path / "two", "--out", tmp_path / "t2", *TRAIN)[0]
-        == 0
-    )
+    cli.succeeds(f"train --private {tmp_path / 'two'} --out {tmp_path / 't2'}", TRAIN)
     triage = ("triage", "--private", "private", "--target", "target", "--out", tmp_path / "out")
-    refused(capsys, [*triage, "--checkpoint", tmp_path / "t2"], "--checkpoint", "cid")
+    cli.refuses([*triage, f"--checkpoint {tmp_path / 't2'}"], "--checkpoint", "cid")

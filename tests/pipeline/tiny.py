@@ -137,5 +137,5 @@ SMALL_PRIOR = (
     "--set",
     "width=2",
 )
-SMALL_TRAINING = ("--set", "epochs=3", "--set", "width=2")
+SMALL_TRAINING = "--set epochs=3 --set width=2"
 SMALL_ATTACK = ("--set", "pool=20", "--set", "candidates=4", "--set", "keep=3", "--set", "steps=2")
