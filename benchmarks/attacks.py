@@ -229,7 +229,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> None:
         return
     problem = _problem(name, seed, options)
     for arm in dict.fromkeys(arm for _, arm in missing):
-        prior = problem.prior(arm, 16 if options.small else STEPS[name])
+        prior = problem.prior(arm, 6 if options.small else STEPS[name])
         for attack_name in (a for a, own in missing if own == arm):
             reconstructions, seconds = _reconstruct(problem, attack_name, prior)
             values, _ = problem.scored(reconstructions)

@@ -72,12 +72,12 @@ _ATTACK: dict[str, Any] = {
 }
 """Settings of the quick preset for digits."""
 
-_SMALL_TARGET: dict[str, Any] = {"epochs": 40}
+_SMALL_TARGET: dict[str, Any] = {"epochs": 10}
 _SMALL: dict[str, Any] = {
     "public_training": {"epochs": 2},
     "evaluator_training": {"epochs": 1},
-    "prior": {"steps": 60},
-    "adaptation": {"steps": 10},
+    "prior": {"steps": 20},
+    "adaptation": {"steps": 6},
     "attack": [
         {"class": "plug-and-play", "pool": 300, "candidates": 8, "keep": 5, "steps": 5, "crops": 3}
     ],

@@ -70,7 +70,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         prior = adapt(
             problem.trained, network(problem, through), problem.public.images, arm="projected",
             adaptation=replace(
-                Adaptation(steps=16 if options.small else STEPS[name]), **changes
+                Adaptation(steps=6 if options.small else STEPS[name]), **changes
             ),
             training=problem.trained.training, rng=generator(seed, "adaptation"),
         )  # fmt: skip

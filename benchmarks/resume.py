@@ -20,11 +20,11 @@ from common import finish, parser
 
 TABLES = ("metrics.json", "samples.parquet", "holdout.parquet")
 SMALL = {
-    "prior.steps": 60,
-    "prior.checkpoint_seconds": 0.5,
-    "adaptation.steps": 12,
-    "target_training.epochs": 10,
-    "evaluator_training.epochs": 10,
+    "prior.steps": 24,
+    "prior.checkpoint_seconds": 0.2,
+    "adaptation.steps": 6,
+    "target_training.epochs": 5,
+    "evaluator_training.epochs": 5,
     "public_training.epochs": 3,
 }
 

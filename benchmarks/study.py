@@ -85,10 +85,10 @@ _OWN_SETTINGS = {
 SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
 """Arms with --small: the paper's, and one with classes, pivots and tuning."""
 SMALL: dict[str, Any] = {
-    "prior": {"steps": 80},
-    "adaptation": {"steps": 16},
-    "target_training": {"epochs": 20},
-    "evaluator_training": {"epochs": 20},
+    "prior": {"steps": 24},
+    "adaptation": {"steps": 6},
+    "target_training": {"epochs": 8},
+    "evaluator_training": {"epochs": 8},
     "public_training": {"epochs": 4},
     "attack": [
         {"class": "plug-and-play", "pool": 300, "candidates": 8, "keep": 5, "steps": 8, "crops": 4}
@@ -171,6 +171,8 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
     for text in options.set:
         given = merge(given, parse_assignment(text))
     settings = {arm: _with_arm(given, arm) for arm in options.arms}
+    if options.small:
+        settings = {arm: _with_short_tuning(one) for arm, one in settings.items()}
     missing = [
         arm for arm in options.arms if not _exists(_file(options, data, arm, seed), settings[arm])
     ]
@@ -224,6 +226,11 @@ def _with_arm(given: dict[str, Any], name: str) -> AuditSettings:
     kept = int(settings.attack[0]["keep"])
     adaptation = replace(settings.adaptation, pivots=kept, **changed)
     return replace(settings, adaptation=adaptation)
+
+
+def _with_short_tuning(settings: AuditSettings) -> AuditSettings:
+    tuning = min(settings.adaptation.pivots_tuning, 30)
+    return replace(settings, adaptation=replace(settings.adaptation, pivots_tuning=tuning))
 
 
 def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     problem = AttackProblem.load(
         name, seed, data=options.data, work=options.work, small=options.small
     ).first_classes(10)
-    prior = problem.prior("vanilla", 16 if options.small else STEPS[name])
+    prior = problem.prior("vanilla", 6 if options.small else STEPS[name])
     measures = {}
     for truncation in TRUNCATIONS:
         attack = problem.attack("plug-and-play", truncation=truncation)
