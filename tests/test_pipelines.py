@@ -86,12 +86,11 @@ def test_scripts_pass_on_the_exit_code(tmp_path: Path, code: int) -> None:
 
 
 def test_a_run_writes_the_uploaded_files(tmp_path: Path) -> None:
-    from inversight.pipeline.report import write_report
-    from inversight.report import load_report_data
+    from inversight.pipeline.report import report_stage
     from tests.report.examples import write_run
 
     run = write_run(tmp_path / "audit")
-    write_report(run, load_report_data(run))
+    report_stage(run)
     listed = BY_NAME["Keep the report and the card"]["with"]["path"].split("\n")
     names = [Path(line).name for line in listed if line]
     assert len(names) == 4 and all((run / name).is_file() for name in names)

@@ -12,12 +12,15 @@ RISK_COLUMNS = ["p_value", "q_value", "flagged"]
 
 
 def assert_same(
-    found: dict[str, dict[str, object]], expected: dict[str, dict[str, object]]
+    found: dict[str, dict[str, object]],
+    expected: dict[str, dict[str, object]],
+    rel: float = 1e-6,
 ) -> None:
+    """Check that metrics are equal, numbers up to ``rel``."""
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key].keys() == value.keys()
         for field, number in value.items():
             if isinstance(number, float):
-                number = pytest.approx(number, rel=1e-6, abs=1e-9)
+                number = pytest.approx(number, rel=rel, abs=1e-9)
             assert found[key][field] == number, (key, field)

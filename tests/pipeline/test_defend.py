@@ -1,4 +1,4 @@
-"""The defence loop, tiny: what is compared, what is taken over, what fails, what goes on."""
+"""``inversight defend``: what is compared, what is taken over, what fails, what goes on."""
 
 from __future__ import annotations
 
@@ -10,54 +10,62 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from inversight import audit
-from inversight.core.console import Quiet
+from inversight import AuditResult, audit
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.pipeline.audit import resume
 from inversight.pipeline.defend import DefendResult, defend
+from inversight.pipeline.estimate import Estimate
+from inversight.pipeline.plan import Plan
 from tests.defences import examples
+from tests.pipeline.conftest import Once
 from tests.pipeline.tiny import TINY, image_folders
 
 pytestmark = pytest.mark.usefixtures("no_trials")
-PLUG = TINY["attack"][0]
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
-MINE = "tests.defences.examples:MoreSamples"
-BOTH: dict[str, Any] = {**TINY, "arm": "vanilla", "attack": [PLUG, SAMPLES]}
-TWIN = "tests.defences.examples:Twin"
-OTHER = "tests.defences.examples:Other"
-BROKEN = "tests.defences.examples:Broken"
-ANSWERS = "tests.defences.examples:Answers"
+BOTH: dict[str, Any] = {**TINY, "arm": "vanilla", "attack": [TINY["attack"][0], SAMPLES]}
+TWIN, OTHER, BROKEN, ANSWERS, MORE_SAMPLES = (
+    f"tests.defences.examples:{name}"
+    for name in ("Twin", "Other", "Broken", "Answers", "MoreSamples")
+)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return image_folders(tmp_path_factory.mktemp("images"))
+@pytest.fixture(scope="session")
+def home(once: Once) -> Path:
+    """A folder with images and an audit of them (run), compared with Twin and Other. Read only."""
 
+    def fill(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Plan, "forecast", lambda _: Estimate({}, 0, 0))
+            defend(audit(out=folder / "run", **image_folders(folder), **BOTH).run, [TWIN, OTHER])
 
-@pytest.fixture(scope="module")
-def finished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return audit(out=tmp_path_factory.mktemp("audit") / "run", **folders, **BOTH).run
+    return once("defended", fill)
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def folders(home: Path) -> dict[str, Path]:
+    return {name: home / name for name in ("private", "holdout", "public")}
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Path:
+    """The audit and its comparison, the test's own."""
+    return Path(shutil.copytree(home / "run", tmp_path / "run"))
 
 
 def rows(result: DefendResult) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in result.found["defences"]}
 
 
-def test_the_same_training_changes_nothing_and_another_does(run: Path) -> None:
+def test_same_training_changes_nothing_and_another_does(run: Path) -> None:
     result = defend(run, [TWIN, OTHER])
     found = rows(result)
     assert list(found) == ["none", "Twin", "Other"]
-    for key, change in found["Twin"]["changes"].items():
-        assert change["mean"] == (1.0 if key.startswith("distance") else 0.0), key
-    assert any(
-        c["mean"] != (1.0 if k.startswith("distance") else 0.0)
-        for k, c in found["Other"]["changes"].items()
+    same = {key: float(key.startswith("distance")) for key in found["Twin"]["changes"]}
+    twin, other = (
+        {key: change["mean"] for key, change in found[name]["changes"].items()}
+        for name in ("Twin", "Other")
     )
+    assert twin == same != other
     # What was protected was chosen by the run; it is not judged by the run again.
     metrics = json.loads((run / "metrics.json").read_text())
     assert result.found["seeds"] == [1]
@@ -65,20 +73,19 @@ def test_the_same_training_changes_nothing_and_another_does(run: Path) -> None:
     assert result.found == json.loads((run / "defences" / "defences.json").read_text())
     assert result.report.read_text().startswith("<!doctype html>")
     stages = json.loads((run / "defences" / "runs" / "Twin-1" / "run.json").read_text())["stages"]
-    own = sum(
-        s["seconds"] for s in stages if s["name"] not in ("evaluator", "public-network", "prior")
-    )
+    shared = ("evaluator", "public-network", "prior")
+    own = sum(s["seconds"] for s in stages if s["name"] not in shared)
     assert found["Twin"]["minutes"] == pytest.approx(own / 60, abs=0.01)
     images = pd.read_parquet(run / "defences" / "images.parquet")
     assert len(images) == 2 * 12
-    assert (images.loc[images["defence"] == "Twin", "ratio"] == 1.0).all()
-    assert images.loc[images["defence"] == "Twin", "protected"].sum() == 1
+    of_twin = images[images["defence"] == "Twin"]
+    assert (of_twin["ratio"] == 1.0).all() and of_twin["protected"].sum() == 1
     assert result.found["protected"]["count"] == 1
     assert "flags none" in result.found["protected"]["rule"]
 
 
 def test_seeds_give_intervals_and_differ(run: Path) -> None:
-    result = defend(run, [OTHER], seeds=2, protect=0.5)
+    result = defend(run, [OTHER], seeds=2, protect=0.5, out=run.parent / "seeds")
     none = rows(result)["none"]["measures"]["ddcs_best"]
     assert result.found["seeds"] == [1, 2]
     assert none["values"][0] != none["values"][1]
@@ -86,61 +93,56 @@ def test_seeds_give_intervals_and_differ(run: Path) -> None:
     assert result.found["protected"]["count"] == 6
 
 
-def test_what_failed_is_told_and_the_others_go_on(run: Path) -> None:
+def test_failed_defence_is_reported_and_the_others_continue(run: Path) -> None:
     found = rows(defend(run, [BROKEN, TWIN]))
     assert found["Broken"]["failed"] == "ValueError: no such luck"
     assert found["Broken"]["measures"] == {}
     assert found["Twin"]["failed"] is None
 
 
-def test_answers_alone_leave_white_box_as_it_was(run: Path) -> None:
+def test_white_box_attack_is_kept_where_only_outputs_change(run: Path) -> None:
     defend(run, [ANSWERS])
-    inner = run / "defences" / "runs"
-    plug, samples = "attack-plug-and-play", "attack-SampleAttack"
 
     def latents(name: str, attack: str) -> bytes:
-        file: Path = inner / name / "stages" / attack / "latents.safetensors"
-        return file.read_bytes()
+        stages = run / "defences" / "runs" / name / "stages"
+        return (stages / f"attack-{attack}" / "latents.safetensors").read_bytes()
 
-    assert latents("Answers-1", plug) == latents("none-1", plug)
-    assert latents("Answers-1", samples) != latents("none-1", samples)
+    assert latents("Answers-1", "plug-and-play") == latents("none-1", "plug-and-play")
+    assert latents("Answers-1", "SampleAttack") != latents("none-1", "SampleAttack")
 
 
-def test_stopped_it_goes_on_where_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examples.Other, "stop", True)
-    with pytest.raises(KeyboardInterrupt):
-        defend(run, [TWIN, OTHER])
-    assert not (run / "defences" / "defences.json").exists()
-    monkeypatch.setattr(examples.Other, "stop", False)
+def test_stopped_comparison_continues(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = defend(run, [TWIN, OTHER])
+    out = run.parent / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(examples.Other, "stop", True)
+        with pytest.raises(KeyboardInterrupt):
+            defend(run, [TWIN, OTHER], out=out)
+    assert not (out / "defences.json").exists()
     monkeypatch.setattr(examples.Twin, "plan", examples.Broken.plan)  # is not trained again
-    resumed = defend(run, [TWIN, OTHER])
-    monkeypatch.undo()
-    fresh = defend(run, [TWIN, OTHER], out=run.parent / "fresh")
-    for one, other in zip(resumed.found["defences"], fresh.found["defences"], strict=True):
+    resumed = defend(run, [TWIN, OTHER], out=out)
+    for one, other in zip(resumed.found["defences"], whole.found["defences"], strict=True):
         assert {**one, "minutes": 0} == {**other, "minutes": 0}
 
 
-def test_other_settings_need_another_folder(run: Path) -> None:
-    defend(run, [{"class": OTHER, "width": 3}])
-    with pytest.raises(RunError, match="--out"):
-        defend(run, [{"class": OTHER, "width": 4}])
-
-
-@pytest.mark.parametrize("change", [{"protect": 0.5}, {"attacks": [{**SAMPLES, "class": MINE}]}])
-def test_what_is_finished_is_not_mixed_with_another_comparison(
-    run: Path, change: dict[str, Any]
-) -> None:
-    defend(run, [TWIN])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"defences": [{"class": OTHER, "width": 3}]},
+        {"protect": 0.5},
+        {"attacks": [{**SAMPLES, "class": MORE_SAMPLES}]},
+    ],
+)
+def test_other_settings_need_another_folder(run: Path, change: dict[str, Any]) -> None:
     before = (run / "defences" / "defences.json").read_bytes()
     with pytest.raises(RunError, match="--out"):
-        defend(run, [TWIN], **change)
+        defend(run, **{"defences": [TWIN], **change})
     assert (run / "defences" / "defences.json").read_bytes() == before
 
 
-def test_a_part_is_not_resumed_alone(run: Path) -> None:
-    defend(run, [TWIN])
+def test_part_of_a_comparison_is_not_resumed_alone(home: Path) -> None:
     with pytest.raises(RunError, match="defend"):
-        resume(run / "defences" / "runs" / "Twin-1")
+        resume(home / "run" / "defences" / "runs" / "Twin-1")
 
 
 def test_hidden_names_stay_hidden_and_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -152,10 +154,10 @@ def test_hidden_names_stay_hidden_and_the_same(folders: dict[str, Path], tmp_pat
     assert (result.images["ratio"] == 1.0).all()
 
 
-def test_a_given_model_is_compared_beside_one_trained_alike(
-    finished: Path, folders: dict[str, Path], tmp_path: Path
+def test_given_model_is_compared_beside_one_trained_alike(
+    home: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    target = shutil.copytree(finished / "stages" / "target", tmp_path / "model")
+    target = shutil.copytree(home / "run" / "stages" / "target", tmp_path / "model")
     run = audit(out=tmp_path / "run", target=str(target), **folders, **BOTH).run
     result = defend(run, [TWIN])
     found = rows(result)
@@ -165,24 +167,25 @@ def test_a_given_model_is_compared_beside_one_trained_alike(
     assert any("was given" in text for text in result.found["warnings"])
 
 
-def test_without_a_holdout_or_an_end_it_refuses(
-    run: Path, folders: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"finished": False}, "not finished"), ({"given": None}, "is not an audit's run")],
+)
+def test_rejects_a_run_that_is_no_finished_audit(
+    run: Path, change: dict[str, Any], message: str
 ) -> None:
-    for change, message in ((("finished", False), "not finished"), (("given", None), "audit")):
-        manifest = json.loads((run / "run.json").read_text())
-        manifest[change[0]] = change[1]
-        if change[1] is None:
-            del manifest[change[0]]
-        bad = tmp_path / f"bad-{change[0]}"
-        shutil.copytree(run, bad)
-        (bad / "run.json").write_text(json.dumps(manifest))
-        with pytest.raises(RunError, match=message):
-            defend(bad, [TWIN])
-        assert not (bad / "defences").exists()
-    without = {k: v for k, v in folders.items() if k != "holdout"}
-    other = audit(out=tmp_path / "other", **without, **BOTH).run
+    shutil.rmtree(run / "defences")
+    manifest = {**json.loads((run / "run.json").read_text()), **change}
+    kept = {name: value for name, value in manifest.items() if value is not None}
+    (run / "run.json").write_text(json.dumps(kept))
+    with pytest.raises(RunError, match=message):
+        defend(run, [TWIN])
+    assert not (run / "defences").exists()
+
+
+def test_rejects_an_audit_without_holdout(finished_without_holdout: AuditResult) -> None:
     with pytest.raises(InputError, match="holdout"):
-        defend(other, [TWIN])
+        defend(finished_without_holdout.run, [TWIN])
 
 
 @pytest.mark.parametrize(
@@ -198,11 +201,10 @@ def test_without_a_holdout_or_an_end_it_refuses(
         ({"defences": ["tests.examples:NoisePrior"]}, "fit"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
-    run: Path, change: dict[str, Any], message: str
+def test_bad_input_is_one_line_and_writes_nothing(
+    home: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    given: dict[str, Any] = {"defences": [TWIN], **change}
     with pytest.raises(ConfigError, match=message) as caught:
-        defend(run, given.pop("defences"), reporter=Quiet(), **given)
+        defend(home / "run", out=tmp_path / "out", **{"defences": [TWIN], **change})
     assert "\n" not in str(caught.value)
-    assert not (run / "defences").exists()
+    assert not (tmp_path / "out").exists()

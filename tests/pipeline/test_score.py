@@ -109,7 +109,7 @@ def test_runs_that_cannot_be_added_to(trained: dict[str, Path], cli: CommandLine
         ("--reuse nothing", "not a run folder"),
         ("--reuse first --embedding pixel", "--embedding"),
         ("", "--private is missing"),
-        (f"--private private --memory 1000 {pixel}", "at least 16777216"),
+        (f"--private private --memory 1000 {pixel}", "equal to 16777216"),
     ):
         cli.refuses(f"{score} second {options}", message)
     next(Path("private/ann").iterdir()).unlink()

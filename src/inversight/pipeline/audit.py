@@ -101,7 +101,7 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
     # Opened before anything that takes long: another process may be working on it.
     with _resumable(path), Run.open(path) as run:
         plan = Plan.prepare(resolve(manifest["given"]), reporter)
-        check_unchanged(plan, manifest, path)
+        check_unchanged(plan.manifest(), manifest, path)
         reporter.say(f"Resuming {path}")
         return execute(plan, run, reporter)
 

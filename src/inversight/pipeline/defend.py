@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from inversight.core.config import to_mapping
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, InversightError, RunError
 from inversight.core.run import (
@@ -122,7 +121,7 @@ def defend(
     if device is not None:
         given["device"] = device
     plan = Plan.prepare(resolve(given), reporter)
-    check_unchanged(plan, manifest, run)
+    check_unchanged(plan.manifest(), manifest, run)
     samples = read_table(run, "samples.parquet", ("id", "nearest_distance"))
     protected, rule = choose_protected(samples, protect, plan.settings.fdr)
     folder = Path(out) if out is not None else run / "defences"
@@ -132,18 +131,10 @@ def defend(
     # less near in any repetition, with or without a defence.
     first = plan.settings.seed + 1
     return _Comparison(
-        run=run,
-        folder=folder,
-        plan=plan,
-        defences=built,
-        settings=settings,
-        images=len(samples),
-        protected=tuple(protected),
-        rule=rule,
-        seeds=tuple(range(first, first + seeds)),
-        tolerance=tolerance,
-        reporter=reporter,
-    ).execute()
+        run=run, folder=folder, plan=plan, defences=built, settings=settings,
+        protected=tuple(protected), rule=rule, seeds=tuple(range(first, first + seeds)),
+        tolerance=tolerance, reporter=reporter,
+    ).execute()  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,6 @@ class _Comparison:
     plan: Plan
     defences: Mapping[str, Defence]
     settings: Mapping[str, Any]
-    images: int
     protected: tuple[str, ...]
     rule: str
     seeds: tuple[int, ...]
@@ -197,10 +187,11 @@ class _Comparison:
         before = {s["name"]: s["seconds"] for s in read_manifest(self.run)["stages"]}
         each = sum(seconds for stage, seconds in before.items() if stage not in _SHARED)
         beside = ", ".join(name for name in self.names if name not in self.defences)
+        images = len(self.plan.inputs.private)
         return (
             f"inversight defend {self.run}, seeds {', '.join(map(str, self.seeds))}\n"
             f"  defences   {', '.join(self.defences)}; compared with {beside}\n"
-            f"  protected  {len(self.protected)} of {self.images} private images: {self.rule}\n"
+            f"  protected  {len(self.protected)} of {images} private images: {self.rule}\n"
             f"  attacks    {', '.join(self.plan.attacks)}, each run again on every model\n"
             f"  results    {self.folder}\n"
             f"  estimate   {models} models, at most about {max(1, round(models * each / 60))} minutes "
@@ -213,29 +204,32 @@ class _Comparison:
         plan = replace(self.plan, settings=replace(self.plan.settings, seed=seed))
         if name != GIVEN:
             plan = replace(plan, inputs=replace(plan.inputs, target=None))
-        defence = {"name": name, **self.settings.get(name, {})}
         names = "\n".join(sorted(self.protected))
-        compared = {
-            "attacks": json.loads(json.dumps(to_mapping(self.plan.settings.attack), default=str)),
-            "protected": hashlib.sha256(names.encode()).hexdigest()[:16],
-            "inputs": {k: v["fingerprint"] for k, v in self.plan.manifest()["inputs"].items()},
+        manifest = self.plan.manifest()
+        facts = {
+            "part_of": "defend",
+            "defence": {"name": name, **self.settings.get(name, {})},
+            "compared": {
+                "attacks": json.loads(json.dumps(manifest["given"]["attack"], default=str)),
+                "protected": hashlib.sha256(names.encode()).hexdigest()[:16],
+                "inputs": {k: v["fingerprint"] for k, v in manifest["inputs"].items()},
+            },
         }
         if (folder / "run.json").is_file():
             inner = Run.open(folder)
         else:
-            facts = {"part_of": "defend", "defence": defence, "compared": compared}
             inner = Run.create(folder, {**plan.manifest(), **facts})
+        differs = {
+            "defence": f"settings of {name}",
+            "compared": "attacks or protected images (--protect), or another run",
+        }
         with inner:
-            before = inner.manifest.get("defence")
-            if before != defence:
-                raise RunError(
-                    f"{folder}: was made with other settings of {name} ({before}); name another --out"
-                )
-            if inner.manifest.get("compared") != compared:
-                raise RunError(
-                    f"{folder}: was made with other attacks, other protected images (--protect) or "
-                    "another run; give the same again to continue, or name another --out"
-                )
+            for key, what in differs.items():
+                if inner.manifest.get(key) != facts[key]:
+                    raise RunError(
+                        f"{folder}: was made with other {what}; give the same again to continue, or "
+                        "name another --out"
+                    )
             return self._execute(inner, plan, name, seed)
 
     def _execute(self, inner: Run, plan: Plan, name: str, seed: int) -> ModelAudit:
@@ -248,13 +242,12 @@ class _Comparison:
         result = execute(plan, inner, self.reporter)
         if "accuracies" not in inner.manifest:
             target = (plan.inputs.target or _trained_target(inner.path)).to(plan.device)
-            sets = {"holdout": plan.inputs.holdout, "private": plan.inputs.private}
-            accuracies = {
-                f"{role}_accuracy": accuracy_on(target, images)
-                for role, images in sets.items()
-                if images is not None
-            }
-            inner.record(accuracies=accuracies)
+            roles = ("holdout", "private")
+            inner.record(
+                accuracies={
+                    f"{r}_accuracy": accuracy_on(target, getattr(plan.inputs, r)) for r in roles
+                }
+            )
         own = [s["seconds"] for s in inner.manifest["stages"] if s["name"] not in _SHARED]
         return model_audit(
             result.metrics, result.samples, pd.read_parquet(inner.path / "samples_by_set.parquet"),
@@ -291,8 +284,7 @@ class _Comparison:
         trained: list[Defended] = []
 
         def fill(folder: Path) -> None:
-            defended = self._fit(name, seed)
-            trained.append(defended)
+            trained.append(defended := self._fit(name, seed))
             if defended.classifier is not None:
                 save_classifier(defended.classifier, folder / FILE_NAME)
             write_json(folder / "facts.json", dict(defended.facts))
@@ -312,12 +304,9 @@ class _Comparison:
         real = names_behind(self.run)
         chosen = {real.get(one, one) for one in self.protected}
         data = DefenceData(
-            private=private,
-            protected=torch.tensor([one in chosen for one in private.ids]),
-            public=plan.public_at_work,
-            image_shape=plan.shape,
-            training=plan.settings.target_training,
-        )
+            private, torch.tensor([one in chosen for one in private.ids]), plan.public_at_work,
+            plan.shape, plan.settings.target_training,
+        )  # fmt: skip
         return self.defences[name].fit(
             data,
             _trained_target(self._folder(NONE, seed)).to(plan.device),
@@ -333,14 +322,11 @@ class _Comparison:
         plan = self.plan
         outcomes = [
             Outcome(
-                name=name,
-                level=self.defences[name].level if name in self.defences else "none",
-                what=self._description(name),
-                audits={} if name in failed else audits[name],
-                failed=failed.get(name),
+                name, self.defences[name].level if name in self.defences else "none",
+                self._description(name), {} if name in failed else audits[name], failed.get(name),
             )
             for name in self.names
-        ]
+        ]  # fmt: skip
         warnings = []
         if plan.inputs.target is not None:
             warnings.append(
@@ -354,7 +340,11 @@ class _Comparison:
             "fdr": plan.settings.fdr,
             "seeds": list(self.seeds),
             "attacks": {name: str(attack.access) for name, attack in plan.attacks.items()},
-            "protected": {"count": len(self.protected), "of": self.images, "rule": self.rule},
+            "protected": {
+                "count": len(self.protected),
+                "of": len(plan.inputs.private),
+                "rule": self.rule,
+            },
             "accuracy_loss": self.tolerance,
             "settings": dict(self.settings),
             "warnings": warnings,

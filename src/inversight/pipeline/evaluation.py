@@ -6,8 +6,9 @@ sets can be added later at the price of the new images alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,9 +25,9 @@ from inversight.pipeline.metrics import (
     OF_FEATURES,
     Evaluation,
     ReferenceSet,
+    Scored,
     ScoredSet,
-    nearness,
-    summarise,
+    Scoring,
 )
 from inversight.risk.signals import NEIGHBOURS
 from inversight.scores import Assignment, dists, dists_network, psnr, ssim
@@ -50,7 +51,7 @@ def evaluate(
     control: ImageSet | None = None,
     distance_only: Mapping[str, ImageSet] | None = None,
     neighbours: bool = False,
-    earlier: tuple[ReferenceSet, tuple[ScoredSet, ...]] | None = None,
+    earlier: Scored | None = None,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
@@ -83,7 +84,7 @@ def evaluate(
     private = _by_id(private)
     holdout = _by_id(holdout) if holdout is not None else None
     sets = {name: _by_id(images) for name, images in sets.items()}
-    measured = {name: _by_id(images) for name, images in more.items()}
+    more = {name: _by_id(images) for name, images in more.items()}
     vectors = _Vectors(features, evaluator, device, progress)
     if earlier is not None:
         reference = earlier[0]
@@ -92,7 +93,7 @@ def evaluate(
         reference = _reference(private, holdout, vectors, total, memory)
 
     real = [private] if holdout is None else [private, holdout]
-    images: list[list[ImageSet]] = [real, [*sets.values(), *measured.values()]]
+    images: list[list[ImageSet]] = [real, [*sets.values(), *more.values()]]
     compared: list[list[LabelledImages]] = [[*group] for group in images]
     embedding = distance
     fits = "coverage" not in reference.missing
@@ -122,17 +123,13 @@ def evaluate(
         )  # fmt: skip
     others = {
         name: ScoredSet(name, one.ids, one.labels, found.assignments[0][number])
-        for number, (name, one) in enumerate(measured.items(), start=len(sets))
+        for number, (name, one) in enumerate(more.items(), start=len(sets))
     }
     unguided = others.pop(CONTROL_GAP, None)
     if file is not None:
         file.unlink(missing_ok=True)
-    summary = summarise(
-        reference, tuple(scored), distance_name=distance.name, features_name=features.name,
-        memory=memory, seed=seed, fdr=fdr, control=unguided,
-    )  # fmt: skip
-    by_distance = {s.name: nearness(reference, s, seed) for s in (*scored, *others.values())}
-    return replace(summary, nearness=by_distance)
+    scoring = Scoring(reference, distance.name, features.name, memory, seed, fdr, unguided)
+    return scoring.evaluation(tuple(scored), tuple(others.values()))
 
 
 def check_pairs(wanted: Sequence[PairMeasure]) -> None:
@@ -241,22 +238,18 @@ def _pairs(
     private: ImageSet, images: ImageSet, assignment: Assignment, wanted: Sequence[PairMeasure]
 ) -> dict[str, Tensor]:
     """Return pair measures of each private image and its nearest reconstruction; NaN without one."""
-    found: dict[str, Tensor] = {
-        m: torch.full((len(private),), float("nan"), dtype=torch.float64) for m in wanted
-    }
+    unknown = torch.full((len(private),), float("nan"), dtype=torch.float64)
+    found: dict[str, Tensor] = {measure: unknown.clone() for measure in wanted}
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
+    if "dists" in wanted:
+        measures["dists"] = partial(dists, network=dists_network(load_weights("vgg16")))
     rows = (assignment.nearest_row >= 0).nonzero().squeeze(1)
-    network = dists_network(load_weights("vgg16")) if "dists" in wanted else None
     for part in rows.split(64):
         a = private.select(part).floats()
-        b = images.select(assignment.nearest_row[part]).floats(
-            size=private.size, channels=private.channels
-        )
+        nearest = images.select(assignment.nearest_row[part])
+        b = nearest.floats(size=private.size, channels=private.channels)
         for measure in wanted:
-            if network is not None and measure == "dists":
-                value = dists(a, b, network=network)
-            else:
-                value = psnr(a, b) if measure == "psnr" else ssim(a, b)
-            found[measure][part] = value
+            found[measure][part] = measures[measure](a, b)
     return found
 
 

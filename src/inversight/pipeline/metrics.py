@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from inversight.embeddings.base import Features
 from inversight.risk import calibrate, check_embedding, leakage_gap_of
 from inversight.scores import (
     Assignment,
+    DDCSResult,
     Summary,
     accuracy,
     ddcs_of,
@@ -58,8 +60,7 @@ _MISSING: dict[str, str] = {
 """Why a metric is missing where nothing more special is known."""
 
 Metrics = dict[str, dict[str, object]]
-_Found = tuple[dict[str, Summary], dict[str, object]]
-"""(metrics by key, columns of samples.parquet)"""
+_RISK_COLUMNS = ("p_value", "q_value", "flagged")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class ReferenceSet:
     evaluator: Tensor | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     neighbour_distance: Tensor | None = None
+
+    def table(self, ids: Sequence[str], labels: Tensor, **columns: object) -> pd.DataFrame:
+        """Return a table of images: ``id``, the name of the class as ``label``, and ``columns``."""
+        names = [self.classes[i] for i in labels.tolist()]
+        return pd.DataFrame({"id": ids, "label": names, **columns})
 
 
 @dataclass(frozen=True)
@@ -102,14 +108,19 @@ class ScoredSet:
     pairs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+Scored = tuple[ReferenceSet, tuple[ScoredSet, ...]]
+"""What is kept of a scoring, to which more sets can be added."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The scores of all sets together and of each one.
 
     metrics: metrics.json. samples: samples.parquet, one row for each private image, nearest first.
     holdout: id, label and nearest distance of holdout images, if there are any. by_set: each set's own
-    metrics. reference, sets: to which more reconstructions can be added. nearness: see
-    :func:`nearness`, of each set and of each set that was measured by distance alone.
+    metrics. reference, sets: to which more reconstructions can be added. nearness: what distances
+    alone tell of each set, also of sets that were measured by distance alone: ddcs_best, ddcs_average,
+    covered and nearest_distance, the mean over private images that have a reconstruction in their class.
     """
 
     metrics: Metrics
@@ -118,62 +129,7 @@ class Evaluation:
     by_set: dict[str, Metrics]
     reference: ReferenceSet
     sets: tuple[ScoredSet, ...]
-    nearness: dict[str, dict[str, Summary]] = field(default_factory=dict)
-
-
-def summarise(
-    reference: ReferenceSet,
-    sets: tuple[ScoredSet, ...],
-    *,
-    distance_name: str,
-    features_name: str,
-    memory: int,
-    seed: int,
-    fdr: float,
-    control: ScoredSet | None = None,
-) -> Evaluation:
-    """Return the metrics and tables of sets of reconstructions."""
-
-    def measured(one: ScoredSet) -> tuple[Metrics, dict[str, object]]:
-        found, columns = _distances(reference, one, seed)
-        for part in (
-            _of_features(reference, one, features_name, memory, seed),
-            _of_evaluator(reference, one, memory, seed),
-            _of_pairs(reference, one, seed),
-        ):
-            found |= part
-        risks, more = _risk(reference, one, distance_name, fdr, seed)
-        found |= {**risks, CONTROL_GAP: _control_gap(reference, one, control, seed)}
-        reasons = {**_MISSING, **reference.missing}
-        metrics = {
-            key: found[key] if key in found else Summary(None, reason=reasons[key])
-            for key in METRICS
-        }
-        return {key: dict(one.as_json()) for key, one in metrics.items()}, {**columns, **more}
-
-    whole = join(sets)
-    metrics, columns = measured(whole)
-    by_set = {one.name: measured(one)[0] if len(sets) > 1 else metrics for one in sets}
-    owner = [one.name for one in sets for _ in one.ids]
-    nearest = [owner[row] if row >= 0 else None for row in whole.assignment.nearest_row.tolist()]
-    samples = pd.DataFrame(
-        {
-            "id": reference.ids,
-            "label": [reference.classes[i] for i in reference.labels.tolist()],
-            **columns,
-            "nearest_set": pd.array(nearest, dtype="string"),
-        }
-    ).sort_values(["nearest_distance", "id"], na_position="last", ignore_index=True)
-    holdout: pd.DataFrame | None = None
-    if reference.holdout_labels is not None and whole.holdout is not None:
-        holdout = pd.DataFrame(
-            {
-                "id": reference.holdout_ids,
-                "label": [reference.classes[i] for i in reference.holdout_labels.tolist()],
-                "nearest_distance": nearest_distances(whole.holdout).numpy(),
-            }
-        ).sort_values("id", ignore_index=True)
-    return Evaluation(metrics, samples, holdout, by_set, reference, sets)
+    nearness: dict[str, dict[str, Summary]]
 
 
 def join(sets: Sequence[ScoredSet]) -> ScoredSet:
@@ -198,28 +154,12 @@ def join(sets: Sequence[ScoredSet]) -> ScoredSet:
         labels=torch.cat([s.labels for s in sets]),
         assignment=assignment,
         holdout=union(holdout, names) if holdout else None,
-        features=together("features"),
-        evaluator=together("evaluator"),
-        logits=together("logits"),
+        **{name: together(name) for name in ("features", "evaluator", "logits")},
         pairs={
             m: torch.stack([s.pairs[m] for s in sets]).gather(0, which[None]).squeeze(0)
             for m in measured
         },
     )
-
-
-def nearness(reference: ReferenceSet, one: ScoredSet, seed: int) -> dict[str, Summary]:
-    """Return what distances alone tell of a set: ddcs_best, ddcs_average, covered, nearest_distance.
-
-    nearest_distance is the mean over private images that have a reconstruction in their class.
-    """
-    found = ddcs_of(
-        one.assignment, labels=reference.labels, ids=reference.ids, reconstruction_ids=one.ids,
-        rng=generator(seed, "scores/ddcs"),
-    )  # fmt: skip
-    rng = generator(seed, "scores/nearest")
-    mean = _mean(nearest_distances(one.assignment), reference, rng)
-    return {**found.summary, "nearest_distance": mean}
 
 
 def nearest_distances(assignment: Assignment) -> Tensor:
@@ -228,129 +168,160 @@ def nearest_distances(assignment: Assignment) -> Tensor:
     return nearest.where(nearest.isfinite(), torch.full_like(nearest, float("nan")))
 
 
-def _distances(reference: ReferenceSet, one: ScoredSet, seed: int) -> _Found:
-    """Return DDCS and the ledger's columns, in the order of the private images."""
-    found = ddcs_of(
-        one.assignment, labels=reference.labels, ids=reference.ids, reconstruction_ids=one.ids,
-        rng=generator(seed, "scores/ddcs"),
-    )  # fmt: skip
-    columns: dict[str, object] = {k: values.numpy() for k, values in found.per_sample.items()}
-    exact = columns.pop("exact_hit")
-    columns |= {
-        "nearest_reconstruction": pd.array(found.nearest_reconstruction, dtype="string"),
-        "exact_hit": exact,
-        **{measure: values.numpy() for measure, values in one.pairs.items()},
-    }
-    return dict(found.summary), columns
+@dataclass(frozen=True)
+class Scoring:
+    """How sets of reconstructions are scored against ``reference``.
 
+    distance, features: the names of the embeddings. memory: bytes that features may take. control:
+    samples that no target guided, for ``control_gap``.
+    """
 
-def _of_features(
-    reference: ReferenceSet, one: ScoredSet, name: str, memory: int, seed: int
-) -> dict[str, Summary]:
-    if reference.features is None or one.features is None:
-        return {}
-    a = Features((reference.features,), reference.labels, reference.ids)
-    b = Features((one.features,), one.labels, one.ids)
-    found: dict[str, Summary] = {}
-    for result in (
-        prdc(a, b, memory=memory, rng=generator(seed, "scores/prdc")),
-        frechet_distance(a, b),
-        kernel_distance(a, b, rng=generator(seed, "scores/kid")),
-    ):
-        found |= result.on_features(name).summary
-    return {**found, "fid": found["frechet"]} if name == "inception" else found
+    reference: ReferenceSet
+    distance: str
+    features: str
+    memory: int
+    seed: int
+    fdr: float
+    control: ScoredSet | None = None
 
-
-def _of_evaluator(
-    reference: ReferenceSet, one: ScoredSet, memory: int, seed: int
-) -> dict[str, Summary]:
-    if reference.evaluator is None or one.evaluator is None or one.logits is None:
-        return {}
-    a = Features((reference.evaluator,), reference.labels, reference.ids)
-    b = Features((one.evaluator,), one.labels, one.ids)
-    near = knn_distance(a, b, memory=memory, rng=generator(seed, "scores/knn"))
-    return {**near.on_features("evaluator").summary, **accuracy(one.logits, one.labels).summary}
-
-
-def _of_pairs(reference: ReferenceSet, one: ScoredSet, seed: int) -> dict[str, Summary]:
-    rng = generator(seed, "scores/pairs")
-    return {key: _mean(values, reference, rng) for key, values in one.pairs.items()}
-
-
-def _risk(
-    reference: ReferenceSet, one: ScoredSet, distance_name: str, fdr: float, seed: int
-) -> _Found:
-    """Return the metrics that need a holdout, and their columns."""
-    labels, holdout = reference.holdout_labels, one.holdout
-    if labels is None or holdout is None:
-        return {}, {}
-    images = len(reference.ids)
-    unknown = torch.full((images,), float("nan"), dtype=torch.float64)
-    columns: Mapping[str, Tensor] = {
-        "p_value": unknown,
-        "q_value": unknown,
-        "flagged": torch.zeros(images, dtype=torch.bool),
-    }
-    try:
-        check_embedding(distance_name)
-    except ConfigError as error:
-        found: Mapping[str, Summary] = dict.fromkeys(RISKS, Summary(None, reason=str(error)))
-    else:
-        private = nearest_distances(one.assignment), reference.labels
-        result = calibrate(private, (nearest_distances(holdout), labels), fdr=fdr)
-        columns = result.per_sample
-        gap = leakage_gap_of(
-            one.assignment,
-            holdout,
-            labels=reference.labels,
-            ids=reference.ids,
-            holdout_labels=labels,
-            holdout_ids=reference.holdout_ids,
-            rng=generator(seed, "risk/gap"),
+    def evaluation(
+        self, sets: tuple[ScoredSet, ...], distance_only: Sequence[ScoredSet] = ()
+    ) -> Evaluation:
+        """Return the metrics and tables of ``sets``; ``distance_only`` enter ``nearness`` alone."""
+        reference, whole = self.reference, join(sets)
+        metrics, columns = self._measured(whole)
+        by_set = {one.name: self._measured(one)[0] if len(sets) > 1 else metrics for one in sets}
+        owner = [one.name for one in sets for _ in one.ids]
+        rows = whole.assignment.nearest_row.tolist()
+        nearest = [owner[row] if row >= 0 else None for row in rows]
+        columns["nearest_set"] = pd.array(nearest, dtype="string")
+        samples = reference.table(reference.ids, reference.labels, **columns).sort_values(
+            ["nearest_distance", "id"], na_position="last", ignore_index=True
         )
-        found = {**result.summary, "leakage_gap": gap}
-    missing = columns["q_value"].isnan().numpy()
-    return dict(found), {
-        "p_value": columns["p_value"].numpy(),
-        "q_value": columns["q_value"].numpy(),
-        "flagged": pd.arrays.BooleanArray(columns["flagged"].numpy(), missing),
-    }
+        holdout: pd.DataFrame | None = None
+        if reference.holdout_labels is not None and whole.holdout is not None:
+            holdout = reference.table(
+                reference.holdout_ids, reference.holdout_labels,
+                nearest_distance=nearest_distances(whole.holdout).numpy(),
+            ).sort_values("id", ignore_index=True)  # fmt: skip
+        near = {one.name: self._nearness(one) for one in (*sets, *distance_only)}
+        return Evaluation(metrics, samples, holdout, by_set, reference, sets, near)
 
+    def _measured(self, one: ScoredSet) -> tuple[Metrics, dict[str, object]]:
+        """Return metrics.json of a set, and the ledger's columns in the order of the private images."""
+        ddcs = self._ddcs(one)
+        columns: dict[str, object] = {k: values.numpy() for k, values in ddcs.per_sample.items()}
+        exact = columns.pop("exact_hit")
+        columns |= {
+            "nearest_reconstruction": pd.array(ddcs.nearest_reconstruction, dtype="string"),
+            "exact_hit": exact,
+            **{measure: values.numpy() for measure, values in one.pairs.items()},
+        }
+        risks, more = self._risk(one)
+        rng = self._rng("scores/pairs")
+        found = {
+            **ddcs.summary,
+            **self._of_features(one),
+            **self._of_evaluator(one),
+            **{measure: self._mean(values, rng) for measure, values in one.pairs.items()},
+            **risks,
+            CONTROL_GAP: self._control_gap(one),
+        }
+        reasons = {**_MISSING, **self.reference.missing}
+        metrics = {key: found.get(key) or Summary(None, reason=reasons[key]) for key in METRICS}
+        return {key: dict(one.as_json()) for key, one in metrics.items()}, {**columns, **more}
 
-def _control_gap(
-    reference: ReferenceSet, one: ScoredSet, control: ScoredSet | None, seed: int
-) -> Summary:
-    """Return DDCS best of the set less that of as many of the control's images of each class."""
-    if reference.holdout_labels is not None:
-        return Summary(
-            None, reason="there is a holdout, which says more: see flagged and leakage_gap"
-        )
-    if control is None:
-        return Summary(
-            None,
-            reason="needs samples of the prior that no target guided, which only an audit makes",
-        )
-    counts = one.labels.bincount(minlength=len(reference.classes))
-    kept = first_of_each(control.labels, counts)
-    as_many = replace(
-        control.assignment,
-        owner=control.assignment.owner[kept],
-        distance=control.assignment.distance[kept],
-    )
-    return gap_to_control(
-        one.assignment,
-        as_many,
-        labels=reference.labels,
-        ids=reference.ids,
-        rng=generator(seed, "scores/control"),
-    )
+    def _ddcs(self, one: ScoredSet) -> DDCSResult:
+        return ddcs_of(
+            one.assignment, labels=self.reference.labels, ids=self.reference.ids,
+            reconstruction_ids=one.ids, rng=self._rng("scores/ddcs"),
+        )  # fmt: skip
 
+    def _nearness(self, one: ScoredSet) -> dict[str, Summary]:
+        """Return what distances alone tell of a set (see :class:`Evaluation`)."""
+        mean = self._mean(nearest_distances(one.assignment), self._rng("scores/nearest"))
+        return {**self._ddcs(one).summary, "nearest_distance": mean}
 
-def _mean(values: Tensor, reference: ReferenceSet, rng: torch.Generator) -> Summary:
-    """Return the mean over private images that have a reconstruction in their class."""
-    rows = values.isfinite().nonzero().squeeze(1)
-    if len(rows) == 0:
-        return Summary(None, reason="no private image has a reconstruction of its class")
-    order, sizes = class_order(reference.labels[rows], [reference.ids[i] for i in rows.tolist()])
-    extra = {"private_images": len(rows)}
-    return mean_summary(values[rows][order], sizes, resamples=1000, rng=rng, extra=extra)
+    def _of_features(self, one: ScoredSet) -> dict[str, Summary]:
+        if self.reference.features is None or one.features is None:
+            return {}
+        real = Features((self.reference.features,), self.reference.labels, self.reference.ids)
+        made = Features((one.features,), one.labels, one.ids)
+        found: dict[str, Summary] = {}
+        for result in (
+            prdc(real, made, memory=self.memory, rng=self._rng("scores/prdc")),
+            frechet_distance(real, made),
+            kernel_distance(real, made, rng=self._rng("scores/kid")),
+        ):
+            found |= result.on_features(self.features).summary
+        return {**found, "fid": found["frechet"]} if self.features == "inception" else found
+
+    def _of_evaluator(self, one: ScoredSet) -> dict[str, Summary]:
+        if self.reference.evaluator is None or one.evaluator is None or one.logits is None:
+            return {}
+        real = Features((self.reference.evaluator,), self.reference.labels, self.reference.ids)
+        made = Features((one.evaluator,), one.labels, one.ids)
+        near = knn_distance(real, made, memory=self.memory, rng=self._rng("scores/knn"))
+        return {
+            **near.on_features("evaluator").summary,
+            **accuracy(one.logits, one.labels).summary,
+        }
+
+    def _risk(self, one: ScoredSet) -> tuple[dict[str, Summary], dict[str, object]]:
+        """Return the metrics that need a holdout, and their columns."""
+        reference, holdout = self.reference, one.holdout
+        if reference.holdout_labels is None or holdout is None:
+            return {}, {}
+        try:
+            check_embedding(self.distance)
+        except ConfigError as error:
+            found = dict.fromkeys(RISKS, Summary(None, reason=str(error)))
+            unknown = torch.full((len(reference.ids),), float("nan"), dtype=torch.float64)
+            columns: Mapping[str, Tensor] = dict.fromkeys(_RISK_COLUMNS, unknown)
+        else:
+            result = calibrate(
+                (nearest_distances(one.assignment), reference.labels),
+                (nearest_distances(holdout), reference.holdout_labels),
+                fdr=self.fdr,
+            )
+            columns = result.per_sample
+            gap = leakage_gap_of(
+                one.assignment, holdout, labels=reference.labels, ids=reference.ids,
+                holdout_labels=reference.holdout_labels, holdout_ids=reference.holdout_ids,
+                rng=self._rng("risk/gap"),
+            )  # fmt: skip
+            found = {**result.summary, "leakage_gap": gap}
+        p, q, flagged = (columns[name].numpy() for name in _RISK_COLUMNS)
+        flags = pd.arrays.BooleanArray(flagged.astype(bool), np.isnan(q))
+        return found, dict(zip(_RISK_COLUMNS, (p, q, flags), strict=True))
+
+    def _control_gap(self, one: ScoredSet) -> Summary:
+        """Return DDCS best of the set less that of as many of the control's images of each class."""
+        reference, control = self.reference, self.control
+        if reference.holdout_labels is not None:
+            reason = "there is a holdout, which says more: see flagged and leakage_gap"
+            return Summary(None, reason=reason)
+        if control is None:
+            reason = "needs samples of the prior that no target guided, which only an audit makes"
+            return Summary(None, reason=reason)
+        counts = one.labels.bincount(minlength=len(reference.classes))
+        kept = first_of_each(control.labels, counts)
+        whole = control.assignment
+        as_many = replace(whole, owner=whole.owner[kept], distance=whole.distance[kept])
+        return gap_to_control(
+            one.assignment, as_many, labels=reference.labels, ids=reference.ids,
+            rng=self._rng("scores/control"),
+        )  # fmt: skip
+
+    def _mean(self, values: Tensor, rng: torch.Generator) -> Summary:
+        """Return the mean over private images that have a reconstruction in their class."""
+        rows = values.isfinite().nonzero().squeeze(1)
+        if len(rows) == 0:
+            return Summary(None, reason="no private image has a reconstruction of its class")
+        ids = [self.reference.ids[i] for i in rows.tolist()]
+        order, sizes = class_order(self.reference.labels[rows], ids)
+        extra = {"private_images": len(rows)}
+        return mean_summary(values[rows][order], sizes, resamples=1000, rng=rng, extra=extra)
+
+    def _rng(self, name: str) -> torch.Generator:
+        return generator(self.seed, name)

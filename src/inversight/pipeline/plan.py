@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -282,15 +283,14 @@ class Plan:
         }
 
 
-def check_unchanged(plan: Plan, manifest: dict[str, Any], path: Path) -> None:
-    """Check that images and prior are those with which the run in ``path`` began.
+def check_unchanged(now: Mapping[str, Any], before: Mapping[str, Any], path: Path) -> None:
+    """Check that images and prior in the manifest ``now`` are those of the manifest of ``path``.
 
     Raises:
         RunError: naming the first that has changed.
     """
-    for name, facts in plan.manifest()["inputs"].items():
-        before = manifest["inputs"].get(name, {}).get("fingerprint")
-        if facts["fingerprint"] != before:
+    for name, facts in now["inputs"].items():
+        if facts["fingerprint"] != before["inputs"].get(name, {}).get("fingerprint"):
             what = "prior has" if name == "prior" else f"{name} images have"
             raise RunError(
                 f"{path}: the {what} changed since the run began ({facts['path']}); start a new run"

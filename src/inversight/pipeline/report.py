@@ -36,17 +36,11 @@ def report_stage(run: Path, *, gallery: tuple[GalleryItem, ...] = ()) -> ReportD
         RunError: not a run, or it has no tables yet.
     """
     data = load_report_data(run, gallery=gallery)
-    write_report(run, data)
-    return data
-
-
-def write_report(run: Path, data: ReportData) -> Path:
-    """Write the report and the model card of ``run`` from ``data``; return the report's path."""
     card = model_card(read_mapping(run, "run.json"), data.metrics)
     write_text(run / REPORT, render(data))
     write_json(run / f"{CARD}.json", card)
     write_text(run / f"{CARD}.md", render_card(card))
-    return run / REPORT
+    return data
 
 
 def report(run: Path) -> Path:

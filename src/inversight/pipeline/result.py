@@ -18,17 +18,12 @@ from inversight.risk import check_embedding
 
 Metrics = Mapping[str, Mapping[str, Any]]
 
-_FORM = re.compile(r"\s*([a-z_0-9]+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_FORM = re.compile(rf"\s*([a-z_0-9]+)\s*([<>]=?)\s*({_NUMBER})\s*", re.ASCII)
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _SHARES = (
-    "covered",
-    "coverage",
-    "precision",
-    "recall",
-    "accuracy_top1",
-    "accuracy_top5",
-    "flagged",
-)
+    "covered", "coverage", "precision", "recall", "accuracy_top1", "accuracy_top5", "flagged",
+)  # fmt: skip
 """Metrics in [0, 1]."""
 
 
@@ -73,24 +68,22 @@ class Threshold:
             ConfigError: another form, or a name that metrics.json does not have.
         """
         match = _FORM.fullmatch(text)
-        try:
-            if match is None:
-                raise ValueError
-            number = float(match[3])
-        except ValueError:
+        if match is None:
             raise ConfigError(
                 f"--fail-on {text}: expected METRIC>NUMBER or METRIC<NUMBER, as in 'coverage>0.2'"
-            ) from None
+            )
         if match[1] not in METRICS:
             known = nearest(match[1], METRICS) or f"; there are {', '.join(METRICS)}"
             raise ConfigError(f"--fail-on {text}: no metric is called {match[1]}{known}")
-        return cls(match[1], match[2], number)
+        return cls(match[1], match[2], float(match[3]))
 
     def __str__(self) -> str:
         return f"{self.metric}{self.operator}{self.number:.12g}"
 
-    def check(self, *, holdout: bool, embedding: str) -> None:
+    def check(self, *, holdout: bool, embedding: str, control: bool = True) -> None:
         """Refuse before a run a threshold that cannot be checked after it.
+
+        ``control``: the run draws a control if it has no holdout.
 
         Raises:
             ConfigError: the metric needs a holdout, no holdout or another embedding; or it is a share
@@ -99,6 +92,10 @@ class Threshold:
         if self.metric in _SHARES and not 0 <= self.number <= 1:
             raise ConfigError(
                 f"--fail-on {self}: {self.metric} is a share from 0 to 1; write 5 % as 0.05"
+            )
+        if self.metric == CONTROL_GAP and not control:
+            raise ConfigError(
+                f"--fail-on {self}: {self.metric} is of audits alone; a score has none"
             )
         if self.metric == CONTROL_GAP and holdout:
             raise ConfigError(

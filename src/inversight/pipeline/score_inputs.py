@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from inversight.core.config import from_mapping, settings, to_mapping
+from inversight.core.console import Reporter
 from inversight.core.errors import DataError, RunError
 from inversight.core.imaging import to_uint8
-from inversight.core.progress import Progress, silent
 from inversight.core.run import read_manifest
 from inversight.data import ImageSet, image_set, load_folder
 from inversight.models.spec import absolute_spec
 from inversight.pipeline.train import PUBLIC_NETWORK
-from inversight.settings import AuditSettings, PairMeasure
+from inversight.settings import DEFAULT_FDR, AuditSettings, PairMeasure
 
 Arrays = tuple[Any, Any]
 """Images (N, C, H, W), uint8 or floats in [0, 1], and their N labels, numbers or names."""
@@ -28,7 +29,7 @@ Images = Path | str | ImageSet | Arrays
 
 @settings
 class ScoreSettings:
-    """What reconstructions are scored against, and how: what a run must share to be added to."""
+    """What reconstructions are scored against, and how."""
 
     private: Path | None
     """Folder of the private images, one subfolder for each class; None: given in memory."""
@@ -56,10 +57,16 @@ class ScoreSettings:
     """Measures of each private image and its nearest reconstruction."""
     allow_overlap: bool = False
     """Go on although private images and holdout share images."""
+    fdr: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_FDR
+    """Accepted false discovery rate among flagged images."""
+    memory: Annotated[int, Field(ge=16 << 20)] = 2 << 30
+    """Bytes for features and distances."""
+    seed: int = 0
+    """Seed of all random numbers."""
 
     @classmethod
-    def of_run(cls, run: Path) -> ScoreSettings:
-        """Return what ``run``, an audit or a scoring, was scored against.
+    def of_run(cls, run: Path, others: Mapping[str, Any]) -> ScoreSettings:
+        """Return the settings with which ``run``, an audit or a scoring, was scored, and ``others``.
 
         Raises:
             RunError: not a run, or one that cannot be added to.
@@ -80,14 +87,12 @@ class ScoreSettings:
                 f"--reuse {run}: its private images are in no folder (embedded digits, or images in "
                 "memory); reuse a run on folders"
             )
-        known = {
-            name: given[name] for name in [field.name for field in fields(cls)] if name in given
-        }
+        known = {one.name: given[one.name] for one in fields(cls) if one.name in given}
         for name, stage in (("network", PUBLIC_NETWORK), ("evaluator", "evaluator")):
             folder = run / "stages" / stage
             if known.get(name) is None and folder.is_dir():
                 known[name] = str(folder)
-        return from_mapping(cls, known)
+        return from_mapping(cls, {**known, **others})
 
 
 def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
@@ -105,15 +110,9 @@ def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
 
 
 def read_images(
-    images: Images,
-    *,
-    role: str,
-    size: int | None = None,
-    channels: int | None = None,
-    limit: int | None = None,
-    progress: Progress = silent,
-    warn: Callable[[str], None],
-) -> ImageSet:
+    images: Images, role: str, reporter: Reporter, *, size: int | None = None,
+    channels: int | None = None, limit: int | None = None,
+) -> ImageSet:  # fmt: skip
     """Return ``images``, read from a folder or given in memory, at a size and a number of channels.
 
     Raises:
@@ -121,8 +120,8 @@ def read_images(
     """
     if isinstance(images, (Path, str)):
         return load_folder(
-            Path(images), role=role, size=size, channels=channels, limit=limit, progress=progress,
-            warn=warn,
+            Path(images), role=role, size=size, channels=channels, limit=limit,
+            progress=reporter.stage(role.strip("-")), warn=reporter.warn,
         )  # fmt: skip
     found = images if isinstance(images, ImageSet) else _from_arrays(*images, role=role)
     return found.resized(size=size or found.size, channels=channels or found.channels)

@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from inversight.core.errors import StageError
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
 from inversight.models.target import Target
 from inversight.pipeline.context import Context
-from inversight.pipeline.scored import hidden, read_neighbour_distance
+from inversight.pipeline.scored import hidden, read_scored
 from inversight.risk.kinds import kinds
 from inversight.risk.signals import SIGNALS, Signals, signals
 from inversight.risk.twins import Twins, find_twins
@@ -41,7 +42,9 @@ def signals_stage(
         seen: the network of the scoring distance was trained on the private images.
         hide: what becomes of names of images and classes.
     """
-    near = read_neighbour_distance(scores)
+    near = read_scored(scores)[0].neighbour_distance
+    if near is None:
+        raise StageError(f"{scores}: holds no distances between private images")
     progress = context.reporter.stage("signals")
     columns = ledger_columns(target, private, neighbour_distance=near, seen=seen, progress=progress)
     table = hidden(columns, hide)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from inversight.core.run import atomic_folder, check_new_folder, names_behind, w
 from inversight.core.seeding import generator
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
-from inversight.models.target import Target
 from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.signals import signals_of, signals_table
 from inversight.report.reading import read_mapping, read_table
@@ -63,11 +63,11 @@ class Triage:
         """The signal with the largest correlation for each measure."""
         best = {}
         for measure, by in self.agreement.items():
-            known = {
-                k: one.value for k, one in by.items() if k in SIGNALS and one.value is not None
-            }
+            known = [
+                (one.value, k) for k, one in by.items() if k in SIGNALS and one.value is not None
+            ]
             if known:
-                best[measure] = max(known, key=known.__getitem__)
+                best[measure] = max(known, key=itemgetter(0))[1]
         return best
 
 
@@ -91,12 +91,13 @@ def triage_run(run: Path, *, seed: int = 0) -> Triage:
     except InputError as error:
         notes.append(f"Nothing was learned ({error}).")
     found = {}
-    for name in MEASURED:
-        # A reconstruction is near if its distance is small or the score high.
-        sign = -1.0 if name == "nearest_distance" else 1.0
-        measured = sign * _column(samples, name)
-        measured[nearest.isnan()] = float("nan")  # no reconstruction of its class says nothing
-        found[name] = agreement(predicted, measured, labels, rng=generator(seed, "triage", name))
+    # A reconstruction is near if its distance is small or the score high.
+    for name, near in (
+        ("nearest_distance", -nearest),
+        ("ddcs_best", _column(samples, "ddcs_best")),
+    ):
+        near[nearest.isnan()] = float("nan")  # no reconstruction of its class says nothing
+        found[name] = agreement(predicted, near, labels, rng=generator(seed, "triage", name))
     columns = {name: predicted[name].numpy() for name in (EXPECTED, LEARNED) if name in predicted}
     return Triage(_ranked(samples, columns), found, run, tuple(notes))
 
@@ -109,7 +110,6 @@ def triage_private(
     learn_from: Path | None,
     device: str,
     reporter: Reporter,
-    batch_size: int = 64,
 ) -> Triage:
     """Rank private images by signals of the target, in one forward pass, without an attack.
 
@@ -129,13 +129,16 @@ def triage_private(
         for m in (model, *(replace(model, spec=c, role="--checkpoint") for c in checkpoints))
     )
     images = images.relabel(target.classes, role="--private")
+    for checkpoint in earlier:
+        if checkpoint.classes != target.classes:
+            raise InputError(
+                f"--checkpoint {checkpoint.spec}: has other classes than the target, or another "
+                "order; give the order with --classes FILE"
+            )
     found = signals(
-        target.to(where),
-        images,
-        checkpoints=tuple(_same_classes(c, target).to(where) for c in earlier),
-        batch_size=batch_size,
+        target.to(where), images, checkpoints=tuple(one.to(where) for one in earlier),
         progress=reporter.stage("signals"),
-    )
+    )  # fmt: skip
     table = signals_table(found, images, find_twins(images, progress=reporter.stage("twins")))
     notes = [f"No {name}: {reason}." for name, reason in found.missing.items()]
     values = signals_of(table)
@@ -145,11 +148,11 @@ def triage_private(
         table = _with_measured(table, samples, learn_from)
         labels = table["label"].astype(str).tolist()
         nearest = _column(table, "nearest_distance")
-        made = learn(values, nearest, labels)
-        columns[LEARNED] = made.risk.numpy()
-        elsewhere = {name for name in labels if name not in made.classes}
+        fitted = learn(values, nearest, labels)
+        columns[LEARNED] = fitted.risk.numpy()
+        elsewhere = {*labels} - fitted.classes
         notes.append(
-            f"Learned from {len(made.classes)} attacked classes, {len(elsewhere)} others are predicted; "
+            f"Learned from {len(fitted.classes)} attacked classes, {len(elsewhere)} others are predicted; "
             "of the attacked ones go by nearest_distance. The correlations are the audit's own, of "
             "classes left out of the learning."
         )
@@ -199,22 +202,11 @@ def _column(table: pd.DataFrame, name: str) -> torch.Tensor:
 def _ranked(table: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
     """Return ``table`` with predictors after ``id`` and ``label``, most at risk first."""
     first = ["id", "label"]
-    rest = [str(name) for name in table if name not in first]
     by = LEARNED if LEARNED in columns else EXPECTED
-    return (
-        table[first]
-        .assign(**columns, **{name: table[name] for name in rest})
-        .sort_values([by, "id"], ascending=[False, True], na_position="last", ignore_index=True)
+    ranked = pd.concat([table[first].assign(**columns), table.drop(columns=first)], axis=1)
+    return ranked.sort_values(
+        [by, "id"], ascending=[False, True], na_position="last", ignore_index=True
     )
-
-
-def _same_classes(checkpoint: Target, target: Target) -> Target:
-    if checkpoint.classes != target.classes:
-        raise InputError(
-            f"--checkpoint {checkpoint.spec}: has other classes than the target, or another order; "
-            "give the order with --classes FILE"
-        )
-    return checkpoint
 
 
 def _with_measured(table: pd.DataFrame, samples: pd.DataFrame, run: Path) -> pd.DataFrame:
