@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inversight.adaptation import WeightedTerm, adapt, guidance_terms
 from inversight.adaptation.preconditioners import Damped
-from inversight.adaptation.terms import Balance, Entropy, Spread, Statistics
+from inversight.adaptation.terms import TERMS
 from inversight.attacks.objectives import entropy
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
@@ -139,29 +139,29 @@ def test_a_stopped_adaptation_goes_on_bit_by_bit(prior: StylePrior, tmp_path: Pa
 def test_arms_choose_what_they_guide_by() -> None:
     settings = Adaptation(damping=0.2, iterations=3, weight=0.7, guided_images=5)
     assert guidance_terms("vanilla", settings, None) == []
-    assert guidance_terms("entropy", settings, None) == [WeightedTerm(Entropy(), 0.7)]
+    assert guidance_terms("entropy", settings, None) == [WeightedTerm(TERMS["entropy"], 0.7)]
     turned = Damped(METRIC, damping=0.2, iterations=3)
     assert guidance_terms("natural-gradient", settings, METRIC) == [
-        WeightedTerm(Entropy(), 0.7, turned, part=5)
+        WeightedTerm(TERMS["entropy"], 0.7, turned, part=5)
     ]
     assert guidance_terms("balanced", settings, None) == [
-        WeightedTerm(Entropy(), 0.7),
-        WeightedTerm(Balance(), 0.7),
+        WeightedTerm(TERMS["entropy"], 0.7),
+        WeightedTerm(TERMS["balance"], 0.7),
     ]
-    term = Statistics()  # stands for what is made for a target
+    term = TERMS["statistics"]  # stands for what is made for a target
     assert guidance_terms("projected", settings, None, term) == [WeightedTerm(term, 0.7)]
     assert guidance_terms("diverse", settings, None, term) == [
         WeightedTerm(term, 0.7),
-        WeightedTerm(Spread(), 0.35),
+        WeightedTerm(TERMS["spread"], 0.35),
     ]
     with pytest.raises(ConfigError, match="arm diverse needs the term made for the target"):
         guidance_terms("diverse", settings, None)
     with pytest.raises(ConfigError, match="needs a guidance embedding"):
         guidance_terms("natural-gradient", settings, None)
-    with pytest.raises(ConfigError, match="expected one of vanilla"):
-        guidance_terms("natural", settings, METRIC)
 
 
 def test_statistics_need_batch_normalisation(prior: StylePrior) -> None:
     with pytest.raises(ConfigError, match="needs a target with batch normalisation"):
         run(prior, linear_target(1), "statistics")
+    with pytest.raises(ConfigError, match="expected one of vanilla"):
+        run(prior, linear_target(1), "natural")

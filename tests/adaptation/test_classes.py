@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inversight.adaptation import WeightedTerm, adapt, guidance_terms
 from inversight.adaptation.guidance import Guidance
-from inversight.adaptation.terms import CriticEntropy, Margin, Observation
+from inversight.adaptation.terms import TERMS, CriticEntropy, Margin, Observation
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.models.target import Target
@@ -124,7 +124,7 @@ def test_terms() -> None:
     assert float(Margin()(seen)) == pytest.approx((3.0 - 2.0) / 2)
     assert float(CriticEntropy()(seen)) == pytest.approx(torch.log(torch.tensor(2.0)).item())
     assert float(Margin()(seen.first(1))) == pytest.approx(3.0)
-    with pytest.raises(ValueError, match="tells classes apart"):
+    with pytest.raises(ValueError, match="with class logits"):
         CriticEntropy()(Observation(logits))
 
 
@@ -165,10 +165,12 @@ def test_the_critics_entropy_pulls_through_the_critic() -> None:
 
 def test_weights_are_the_arms_own() -> None:
     absolute = Adaptation(scale="absolute")
-    assert guidance_terms("pseudo-labels", absolute, None) == [WeightedTerm(Margin(), 0.2)]
-    assert guidance_terms("target-aware", absolute, None) == [WeightedTerm(CriticEntropy(), 1e-4)]
+    assert guidance_terms("pseudo-labels", absolute, None) == [WeightedTerm(TERMS["margin"], 0.2)]
+    assert guidance_terms("target-aware", absolute, None) == [
+        WeightedTerm(TERMS["critic_entropy"], 1e-4)
+    ]
     assert guidance_terms("pseudo-labels", Adaptation(weight=0.7), None) == [
-        WeightedTerm(Margin(), 0.7)
+        WeightedTerm(TERMS["margin"], 0.7)
     ]
     for arm, name in (
         ("pseudo-labels", "pseudo_labels_alpha"),

@@ -146,21 +146,6 @@ def test_flat_images_under_lpips() -> None:
     assert float(share.mean()) == pytest.approx(eigen.logged["energy"], rel=0.05)
 
 
-def test_refresh_says_when_the_eigenspace_is_computed_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    phi = linear(kind=Curved)
-    images = [0.3 * draw(2, seed) for seed in range(5)]
-    g = draw(2, 9)
-    fresh = [PaperEigen(phi, rank=2)(x, g) for x in images]
-    for refresh, belongs_to in ((1, [0, 1, 2, 3, 4]), (2, [0, 0, 2, 2, 4]), (None, [0] * 5)):
-        eigen = PaperEigen(phi, rank=2, refresh=refresh)
-        for x, at in zip(images, belongs_to, strict=True):
-            torch.testing.assert_close(eigen(x, g), fresh[at])
-    # Another number of images has no old eigenspace to take.
-    torch.testing.assert_close(eigen(images[3][:1], g[:1]), fresh[3][:1])
-
-
 def test_images_larger_than_the_space_that_is_searched() -> None:
     """The top of a large spectrum, without exhausting the space."""
     n = 400

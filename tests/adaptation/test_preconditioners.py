@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversight.adaptation.preconditioners import Damped, Identity
+from inversight.adaptation.preconditioners import Damped
 from inversight.embeddings.pullback import PullbackMetric
 from tests.adaptation.metrics import SHAPE, Curved, D, Linear, draw, linear, with_eigenvalues
 from tests.reference.conjugate_gradients import conjugate_gradients
@@ -21,11 +21,6 @@ def largest_seen(m: Tensor, g: Tensor, products: int) -> float:
         powers.append(m @ powers[-1] / powers[-1].norm())
     basis, _ = torch.linalg.qr(torch.stack(powers, 1))
     return float(torch.linalg.eigvalsh(basis.T @ m @ basis)[-1])
-
-
-def test_identity() -> None:
-    g = draw(2, 1)
-    assert Identity()(draw(2, 2), g) is g
 
 
 def test_run_to_convergence_it_equals_the_dense_solve() -> None:

@@ -78,13 +78,13 @@ def test_all_of_many_public_images_have_a_say() -> None:
     dark, bright = (torch.full((1500, *SHAPE), v, dtype=torch.uint8) for v in (0, 255))
     pixel = convolved(nn.Conv2d(1, 1, 1))
     mean, _ = projected(pixel, public=torch.cat([dark, bright])).maps.moments[0]
-    both = observe(pixel, torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE)]), ("maps",)).maps[0]
+    both = observe(pixel, torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE)])).maps[0]
     torch.testing.assert_close(mean, both.mean((0, 2, 3), keepdim=True), rtol=1e-3, atol=1e-3)
 
 
 def heads_by_hand(one: Projected, x: Tensor) -> list[Tensor]:
     """The heads written out, spectral norms from a singular value decomposition."""
-    maps = observe(one.maps.target, x, ("maps",)).maps
+    maps = observe(one.maps.target, x).maps
     logits = []
     for head, depth, (mean, scale) in zip(
         one.module, one.maps.depths, one.maps.moments, strict=True
@@ -106,9 +106,7 @@ def test_term_and_loss_are_a_hinge_on_spectrally_normalised_heads() -> None:
     real, fake = images(1), images(2)
     on_real, on_fake = heads_by_hand(one, real), heads_by_hand(one, fake)
     expected = torch.stack([h.mean() for h in on_fake]).mean()
-    torch.testing.assert_close(
-        one(observe(one.maps.target, fake, one.needs)), -expected, rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(one(observe(one.maps.target, fake)), -expected, rtol=1e-3, atol=1e-4)
     hinge = [
         (1 - a).clamp_min(0).mean() + (1 + b).clamp_min(0).mean()
         for a, b in zip(on_real, on_fake, strict=True)
@@ -183,9 +181,9 @@ def test_the_arm_pulls_generated_maps_towards_real_ones(prior: StylePrior) -> No
             adaptation=Adaptation(steps=60, weight=10.0 if arm == "projected" else None),
         )  # fmt: skip
         shown = (pictures(made) + 1.0) / 2.0
-        return observe(target, shown, ("maps",)).maps[-1].mean((0, 2, 3))
+        return observe(target, shown).maps[-1].mean((0, 2, 3))
 
-    goal = observe(target, public.float() / 255.0, ("maps",)).maps[-1].mean((0, 2, 3))
+    goal = observe(target, public.float() / 255.0).maps[-1].mean((0, 2, 3))
     plain, pulled = ((adapted(arm) - goal).norm() for arm in ("vanilla", "projected"))
     assert pulled < 0.8 * plain
 

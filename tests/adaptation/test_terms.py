@@ -82,7 +82,7 @@ def test_statistics_are_the_divergence_of_normals() -> None:
     norm.running_var = torch.tensor([0.5])
     target = normalised(nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 2)))
     images = torch.rand(6, 1, 8, 8, generator=rng(0))
-    found = Statistics()(observe(target, images, ("layers",)))
+    found = Statistics()(observe(target, images))
     normal = torch.distributions.Normal
     here = normal(images.mean(), (images.var(unbiased=False) + 1e-5).sqrt())
     there = normal(torch.tensor(0.2), torch.tensor(0.5 + 1e-5).sqrt())
@@ -102,14 +102,13 @@ def test_statistics_vanish_on_the_images_they_are_of() -> None:
         nn.init.normal_(parameter, std=0.5, generator=rng(3))
     images = torch.rand(512, 1, 8, 8, generator=rng(1))
     module.train()(images)
-    same = Statistics()(observe(normalised(module), images, ("layers",)))
-    other = Statistics()(observe(normalised(module), images * 0.5, ("layers",)))
+    same = Statistics()(observe(normalised(module), images))
+    other = Statistics()(observe(normalised(module), images * 0.5))
     assert float(same.detach()) == pytest.approx(0.0, abs=1e-5)
     assert float(other.detach()) > 0.1
 
 
 def test_looking_leaves_no_hooks_behind() -> None:
     module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))
-    observe(normalised(module), torch.rand(2, 1, 8, 8, generator=rng(2)), ("layers",))
-    assert not module[0]._forward_pre_hooks
-    assert observe(normalised(module), torch.rand(2, 1, 8, 8)).layers == ()
+    observe(normalised(module), torch.rand(2, 1, 8, 8, generator=rng(2)))
+    assert not module[0]._forward_hooks

@@ -16,9 +16,9 @@ from inversight.core.config import from_mapping
 from inversight.core.errors import ConfigError, InputError
 from inversight.core.seeding import generator
 from inversight.defences import MID, TLDMI, BiDO, NegativeLabelSmoothing, RoLSS
-from inversight.defences.bido import RIDGE, DependencyLoss, dependency, kernel_operator
-from inversight.defences.mid import InformationLoss, normal_divergence
-from inversight.defences.negative_label_smoothing import ScheduledSmoothing, smoothed_loss
+from inversight.defences.bido import RIDGE, dependency, kernel_operator
+from inversight.defences.mid import normal_divergence
+from inversight.defences.negative_label_smoothing import smoothed_loss
 from inversight.defences.tl_dmi import layers_below_logits
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.models.networks import Classifier
@@ -79,8 +79,7 @@ def test_loss_is_the_sum_over_stages() -> None:
     assert isinstance(module, Classifier)
     data = images(1, per_class=4, size=16)
     x = data.floats()
-    loss = DependencyLoss(QUICK, image_weight=0.05, label_weight=0.5, bandwidth=5.0)
-    found = float(loss(module, Batch(x, data.labels, 0.0, generator(0))))
+    found = float(BiDO().loss(QUICK, module, Batch(x, data.labels, 0.0, generator(0))))
     maps = module.stage_maps(x)
     assert len(maps) == 2
     expected = float(recipe_loss(module(x), data.labels, QUICK))
@@ -121,9 +120,9 @@ def test_random_in_training_and_the_mean_in_use() -> None:
     mean, std = module.distribution(module.stage_maps(x)[-1])
     assert mean.shape == std.shape == (36, 5) and bool((std > 0).all())
     assert torch.equal(module(x), module.classifier(mean))
-    loss = InformationLoss(QUICK, weight=0.5)
+    mid = MID(weight=0.5)
     one, same, other = (
-        float(loss(module, Batch(x, data.labels, 0.0, generator(seed))).detach())
+        float(mid.loss(QUICK, module, Batch(x, data.labels, 0.0, generator(seed))).detach())
         for seed in (1, 1, 2)
     )
     assert one == same != other
@@ -178,10 +177,10 @@ def test_loss_by_its_definition(alpha: float) -> None:
 
 
 def test_smoothing_follows_its_schedule() -> None:
-    shares = ScheduledSmoothing(alpha=-0.4, hard_until=0.25, full_from=0.75)
-    found = [shares.at(done) for done in (0.0, 0.25, 0.5, 0.74999, 0.75, 0.99)]
+    defence = NegativeLabelSmoothing(alpha=-0.4)
+    found = [defence.smoothing(done) for done in (0.0, 0.25, 0.5, 0.74999, 0.75, 0.99)]
     assert found == pytest.approx([0.0, 0.0, -0.2, -0.4, -0.4, -0.4], abs=1e-4)
-    assert ScheduledSmoothing(-0.4, 0.0, 0.0).at(0.0) == -0.4
+    assert NegativeLabelSmoothing(alpha=-0.4, hard_until=0, full_from=0).smoothing(0.0) == -0.4
 
 
 def test_networks_become_more_confident() -> None:

@@ -8,7 +8,6 @@ import torch
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.defences import Purification
-from inversight.defences.purification import Purified
 from inversight.models.target import Access
 from tests.defences.problem import defend, images, undefended
 
@@ -23,7 +22,7 @@ FLAT = (0.01 * torch.randn(200, 20, generator=generator(1))).softmax(1)  # all r
 def test_probabilities_with_the_same_best_class(
     p: torch.Tensor, decimals: int | None, top_k: int | None, temperature: float
 ) -> None:
-    q = Purified(decimals, top_k, temperature)(p)
+    q = Purification(decimals=decimals, top_k=top_k, temperature=temperature).coarser(p)
     torch.testing.assert_close(q.sum(1), torch.ones(len(p)))
     assert bool((q >= 0).all()) and torch.equal(q.argmax(1), p.argmax(1))
     if top_k is not None:
@@ -37,13 +36,15 @@ def test_probabilities_with_the_same_best_class(
 def test_temperature() -> None:
     logits = P.log()
     expected = (logits / 4.0).softmax(1)
-    torch.testing.assert_close(Purified(None, None, 4.0)(P), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        Purification(decimals=None, temperature=4.0).coarser(P), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_rounding_by_hand() -> None:
     p = torch.tensor([[0.57, 0.31, 0.12]])
     expected = torch.tensor([[0.6, 0.3, 0.1]])
-    torch.testing.assert_close(Purified(1, None, 1.0)(p), expected, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(Purification().coarser(p), expected, atol=1e-5, rtol=0.0)
 
 
 def test_only_scores_access_changes() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from inversight.core.errors import StageError
 from inversight.core.seeding import generator
 from inversight.defences import Augmentation, Defence, DownWeighting, Removal, Replacement
-from inversight.defences.augmentation import StrongAugmentation
 from inversight.defences.replacement import with_replacements
 from inversight.models.training import recipe_loss, train_classifier
 from tests.defences.problem import (
@@ -28,7 +27,7 @@ from tests.defences.problem import (
 )
 
 CHOSEN = torch.arange(36) % 2 == 0
-STRONG = StrongAugmentation(CHOSEN, operations=2, magnitude=15, erase=0.5)
+STRONG = Augmentation(magnitude=15).strong_change(CHOSEN)
 
 
 @pytest.mark.parametrize("defence", [Removal(), Replacement()])

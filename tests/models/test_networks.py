@@ -26,6 +26,7 @@ from inversight.models.networks import (
 from inversight.settings import ClassifierArchitecture
 
 OPTIONS = [
+    NetworkOptions(),
     NetworkOptions(norm="group"),
     NetworkOptions(skipless=(-1,)),
     NetworkOptions(bottleneck=5),
@@ -104,14 +105,6 @@ def test_the_file_keeps_the_options(tmp_path: Path, options: NetworkOptions) -> 
     assert torch.equal(saved.module.eval()(x), again.module(x))
     maps = again.module.stage_maps(x)
     assert torch.equal(again.module.classifier(again.module.pool(maps[-1])), again.module(x))
-
-
-def test_files_without_options_are_as_they_were(tmp_path: Path) -> None:
-    save_classifier(build("resnet", 16), tmp_path / FILE_NAME)
-    with safe_open(tmp_path / FILE_NAME, "pt") as handle:
-        facts = json.loads(handle.metadata()["inversight.classifier"])
-    assert set(facts) == {"architecture", "width", "classes", "image_shape", "mean", "std"}
-    assert load_classifier(tmp_path).options == NetworkOptions()
 
 
 def test_options_from_a_later_version_are_refused(tmp_path: Path) -> None:

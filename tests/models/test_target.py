@@ -222,9 +222,9 @@ def test_timm_names_and_weights_that_do_not_fit(tmp_path: Path) -> None:
     refusal(f"timm:resnet18?weights={file}", "3 outputs", "--classes", classes=("a", "b"), size=32)
     narrow = {**state, "layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}
     save_file(narrow, file)
-    refusal(f"timm:resnet18?weights={file}", "layer1.0.conv1.weight", "(64, 64, 1, 1)", size=32)
+    refusal(f"timm:resnet18?weights={file}", "layer1.0.conv1.weight", "[64, 64, 1, 1]", size=32)
     save_file({**state, "more": torch.zeros(1)}, file)
-    refusal(f"timm:resnet18?weights={file}", "holds more", size=32)
+    refusal(f"timm:resnet18?weights={file}", 'Unexpected key(s) in state_dict: "more"', size=32)
     save_file({"other": torch.zeros(1)}, file)
     refusal(f"timm:resnet18?weights={file}", "fc.weight", size=32)
 

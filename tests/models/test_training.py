@@ -17,7 +17,7 @@ from inversight.models.networks import Classifier
 from inversight.models.target import accuracy_on, target_of
 from inversight.models.training import (
     Batch,
-    Shuffled,
+    Stepping,
     TrainedClassifier,
     Variation,
     _optimiser,
@@ -231,7 +231,7 @@ def drawing_change(images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor
     [
         Variation(loss=drawing_loss, change=drawing_change),
         Variation(held_loss=lambda logits, labels: recipe_loss(logits, labels, QUICK)),
-        Variation(stepping=Shuffled(), frozen=("nothing",)),
+        Variation(stepping=Stepping(), frozen=("nothing",)),
         Variation(
             soft=F.one_hot(two_classes().labels, 2),
             loss=lambda module, batch: recipe_loss(

@@ -1,11 +1,11 @@
-"""Fine-tunes the prior against the target: the adversarial game goes on, and the target terms.
+"""Fine-tuning the prior against the target: the adversarial game continues, guided by the target.
 
-Li et al. 2025, three arms: ``vanilla`` is the GAN loss alone, ``entropy`` adds the
-entropy of the target's prediction, ``natural-gradient`` replaces that entropy's gradient on the
-generated images by its natural gradient under a perceptual metric. Two arms are each one half of a
-published attack: ``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks on the classes that
-the target predicts for public images, ``target-aware`` (Chen et al. 2021, KED-MI) trains the discriminator
-to predict them. The other five are this project's own.
+Three arms are those of Li et al. 2025: ``vanilla`` is the GAN loss alone, ``entropy`` adds the entropy of
+the target's prediction, ``natural-gradient`` replaces the gradient of that entropy on the generated images
+by its natural gradient under a perceptual metric. Two arms are each one half of a published attack:
+``pseudo-labels`` (Yuan et al. 2023, PLG-MI) conditions both networks on the classes that the target
+predicts for public images, ``target-aware`` (Chen et al. 2021, KED-MI) trains the discriminator to predict
+them. The other five are this project's own.
 """
 
 from __future__ import annotations
@@ -23,18 +23,10 @@ from inversight.adaptation.eigen import PaperEigen
 from inversight.adaptation.guidance import Guidance, WeightedTerm
 from inversight.adaptation.preconditioners import Damped, Preconditioner
 from inversight.adaptation.projected import Projected
-from inversight.adaptation.terms import (
-    Balance,
-    CriticEntropy,
-    Entropy,
-    Margin,
-    Spread,
-    Statistics,
-    Term,
-)
+from inversight.adaptation.terms import TERMS, Term
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
-from inversight.core.progress import Progress, silent
+from inversight.core.progress import Progress, part_of, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.embeddings.base import Embedding
 from inversight.models.activations import batch_norms, convolutions
@@ -49,25 +41,15 @@ from inversight.priors.pseudo_labels import (
     predicted_labels,
     pseudo_labels,
     soft_labels,
-)
+)  # fmt: skip
 from inversight.settings import ARMS, Adaptation, PriorTraining
 
-TERMS: dict[str, Term] = {
-    "entropy": Entropy(),
-    "balance": Balance(),
-    "statistics": Statistics(),
-    "spread": Spread(),
-    "margin": Margin(),
-    "critic-entropy": CriticEntropy(),
-}
-"""The guidance terms that ``Arm.terms`` names."""
-
 _SPREAD = 0.5
-"""Weight of what ``diverse`` adds to ``projected``, relative to the arm's own: from three seeds of
-digits."""
+"""Weight, relative to the arm's, of the terms besides the projected discriminator; chosen on three seeds
+of digits."""
 
 _LEAST_OF_A_CLASS = 30
-"""Public images that a class of ``conditional`` has at least, where there are as many: PLG-MI's number."""
+"""Smallest number of public images of a class in ``conditional``, if there are as many (PLG-MI: 30)."""
 
 TUNING_FILE = "tuning.safetensors"
 """Name of the tuning's checkpoint, beside that of the adversarial training."""
@@ -84,12 +66,14 @@ def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Precondition
 
 
 def check_arm(arm: str, target: Target) -> None:
-    """Validate that the target has the layers that an arm needs.
+    """Validate the name of an arm, and that the target has the layers that it needs.
 
     Raises:
-        ConfigError: statistics without batch normalisation; projected, diverse or conditional without
-            convolutions.
+        ConfigError: unknown arm; statistics without batch normalisation; projected, diverse or
+            conditional without convolutions.
     """
+    if arm not in ARMS:
+        raise ConfigError(f"arm: expected one of {', '.join(ARMS)}, found {arm!r}")
     if ARMS[arm].batch_norm and not batch_norms(target.module):
         raise ConfigError(
             f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
@@ -97,8 +81,8 @@ def check_arm(arm: str, target: Target) -> None:
         )
     if ARMS[arm].projected and not convolutions(target.module):
         raise ConfigError(
-            f"arm {arm} needs a target with convolutions, by whose maps it judges; {target.spec} has "
-            "none: use another --arm"
+            f"arm {arm} needs a target with convolutions, whose maps it uses; {target.spec} has none: "
+            "use another --arm"
         )
 
 
@@ -115,9 +99,8 @@ def check_public(arm: str, adaptation: Adaptation, images: int) -> None:
             "as well, to about as many as an attack keeps of a class"
         )
     setting = ARMS[arm].images_per_class
-    top = None if setting is None else getattr(adaptation, setting)
-    if setting is not None and top is not None:
-        check_top(images, top, setting)
+    if setting is not None and getattr(adaptation, setting) is not None:
+        check_top(images, getattr(adaptation, setting), setting)
 
 
 def weight_of(arm: str, adaptation: Adaptation) -> float:
@@ -127,21 +110,17 @@ def weight_of(arm: str, adaptation: Adaptation) -> float:
 
 
 def guidance_terms(
-    arm: str,
-    adaptation: Adaptation,
-    metric: Embedding | None,
-    projected: Term | None = None,
+    arm: str, adaptation: Adaptation, metric: Embedding | None = None, projected: Term | None = None
 ) -> list[WeightedTerm]:
-    """What an arm guides by; nothing for ``vanilla``. ``projected`` is the term of that arm, of
-    ``diverse`` and of ``conditional`` that is made for a target.
+    """Return the guidance terms of an arm; none for ``vanilla``.
+
+    metric: the embedding that preconditions the natural gradient. projected: the discriminator of the
+    target's maps, for the arms ``projected``, ``diverse`` and ``conditional``.
 
     Raises:
-        ConfigError: the natural gradient without a metric, or an unknown arm.
+        ConfigError: the natural gradient without a metric, or one of these arms without ``projected``.
     """
-    if arm not in ARMS:
-        raise ConfigError(f"arm: expected one of {', '.join(ARMS)}, found {arm!r}")
-    facts = ARMS[arm]
-    weight = weight_of(arm, adaptation)
+    facts, weight = ARMS[arm], weight_of(arm, adaptation)
     name = facts.published_weight
     published = None if name is None else float(getattr(adaptation, name))
     if weight == 0.0 or published == 0.0:
@@ -152,16 +131,14 @@ def guidance_terms(
     if facts.natural_gradient:
         if metric is None:
             raise ConfigError("arm natural-gradient needs a guidance embedding")
-        turned = preconditioner_of(adaptation, metric)
-        return [WeightedTerm(term, weight, turned, part=adaptation.guided_images) for term in terms]
-    if facts.projected:
-        if projected is None:
-            raise ConfigError(f"arm {arm} needs the term made for the target")
-        return [
-            WeightedTerm(projected, weight),
-            *(WeightedTerm(term, _SPREAD * weight) for term in terms),
-        ]
-    return [WeightedTerm(term, weight) for term in terms]
+        natural = preconditioner_of(adaptation, metric)
+        return [WeightedTerm(term, weight, natural, adaptation.guided_images) for term in terms]
+    if not facts.projected:
+        return [WeightedTerm(term, weight) for term in terms]
+    if projected is None:
+        raise ConfigError(f"arm {arm} needs the term made for the target")
+    others = [WeightedTerm(term, _SPREAD * weight) for term in terms]
+    return [WeightedTerm(projected, weight), *others]
 
 
 def adapt(
@@ -196,70 +173,56 @@ def adapt(
     """
     check_arm(arm, target)
     check_public(arm, adaptation, len(public))
-    projected = None
-    if ARMS[arm].projected and weight_of(arm, adaptation) > 0.0:
+    facts, projected = ARMS[arm], None
+    if facts.projected and weight_of(arm, adaptation) > 0.0:
         projected = Projected(
-            target,
-            public,
-            learning_rate=adaptation.projected_learning_rate,
+            target, public, learning_rate=adaptation.projected_learning_rate,
             rng=generator(draw_seed(rng), "projected"),
-        )
+        )  # fmt: skip
     terms = guidance_terms(arm, adaptation, metric, projected)
     training = adaptation.training_settings(training)
-    if ARMS[arm].conditional:
+    if facts.conditional:
         # A moving average over older generators would not have learned the classes.
         images = max(1.0, _EMA_FRACTION * adaptation.steps * training.batch_size)
         training = replace(training, ema_images=min(training.ema_images, images))
     scores = None
-    if adaptation.pivots > 0 or ARMS[arm].conditional or ARMS[arm].classifying_discriminator:
+    if adaptation.pivots > 0 or facts.conditional or facts.classifying_discriminator:
         scores = soft_labels(target, public)
-    chosen, most = None, False
+    chosen, tuning = public[:0], 0
     if adaptation.pivots > 0 and scores is not None:
         rows, most = _pivot_rows(
-            prior, target, scores, adaptation, at_once=training.images_at_once, rng=rng
+            prior, target, scores, adaptation, at_once=training.images_at_once or 32, rng=rng
         )
-        chosen = public[rows] if len(rows) > 0 else None
+        chosen, tuning = public[rows], adaptation.pivots_tuning if most else 0
     everything = public
     prior, public, class_labels = _with_labels(prior, target, public, scores, arm, adaptation, rng)
-    summed = None
-    if adaptation.scale == "absolute":
-        # The papers of the two arms of other attacks take the mean over the batch.
-        summed = 1 if ARMS[arm].published_weight is not None else training.batch_size
-    transform = None
-    if ARMS[arm].transformed:
-        transform = partial(Transformations(), mirror=adaptation.pseudo_labels_mirror)
     guidance = None
     if terms:
-        guidance = Guidance(target, terms, summed=summed, transform=transform, second=projected)
+        # The published attacks that two of the arms are part of take the mean over the batch.
+        summed = 1 if facts.published_weight is not None else training.batch_size
+        mirrored = partial(Transformations(), mirror=adaptation.pseudo_labels_mirror)
+        guidance = Guidance(
+            target, terms, summed=summed if adaptation.scale == "absolute" else None,
+            transform=mirrored if facts.transformed else None, second=projected,
+        )  # fmt: skip
     at_once = training.images_at_once or training.batch_size
-    parts = 0 if chosen is None else math.ceil(len(chosen) / at_once)
-    searching = parts * adaptation.pivots_steps
-    tuning = adaptation.pivots_tuning if most else 0
-    in_all = adaptation.steps + searching + tuning
-
-    def after(before: int, share: int) -> Progress:
-        """Return the progress of a part with ``share`` steps, after ``before`` steps."""
-
-        def report(done: int, total: int, note: str = "") -> None:
-            progress(before + share * done // total, in_all, note)
-
-        return report
-
+    searching = math.ceil(len(chosen) / at_once) * adaptation.pivots_steps
+    tell = partial(part_of, progress, whole=adaptation.steps + searching + tuning)
     adapted = continue_training(
         public, training=training, start=prior, class_labels=class_labels, steps=adaptation.steps,
         learning_rate_factor=adaptation.learning_rate_factor, guidance=guidance, rng=rng,
-        progress=after(0, adaptation.steps), checkpoint=checkpoint, monitor=monitor,
+        progress=tell(before=0, share=adaptation.steps), checkpoint=checkpoint, monitor=monitor,
         processes=processes,
     )  # fmt: skip
-    if chosen is None:
+    if len(chosen) == 0:
         return adapted
     seed = draw_seed(rng)
-    saved = None if checkpoint is None else checkpoint.with_name(TUNING_FILE)
-    pivots = None if saved is None or tuning == 0 else saved_pivots(saved)
+    saved = checkpoint and checkpoint.with_name(TUNING_FILE)
+    pivots = saved_pivots(saved) if saved and tuning else None
     if pivots is None:
         pivots = project(
             adapted, target, chosen, everything, steps=adaptation.pivots_steps, batch_size=at_once,
-            rng=generator(seed, "pivots"), progress=after(adaptation.steps, searching),
+            rng=generator(seed, "pivots"), progress=tell(before=adaptation.steps, share=searching),
         )  # fmt: skip
     adapted = replace(adapted, pivots=pivots.to(adapted.average.mapping.w_avg))
     if tuning > 0:
@@ -267,16 +230,16 @@ def adapt(
             adapted, target, chosen, everything, steps=tuning, missed=adaptation.pivots_missed,
             left=adaptation.pivots_left, learning_rate=adaptation.pivots_learning_rate,
             batch_size=at_once, rng=generator(seed, "pivotal-tuning"),
-            progress=after(adaptation.steps + searching, tuning), checkpoint=saved,
+            progress=tell(before=adaptation.steps + searching, share=tuning), checkpoint=saved,
             processes=processes,
         )  # fmt: skip
-    if saved is not None and processes.main:
+    if saved and processes.main:
         saved.unlink(missing_ok=True)
     return adapted
 
 
 def _pivot_rows(
-    prior: StylePrior, target: Target, scores: Tensor, adaptation: Adaptation, *, at_once: int | None,
+    prior: StylePrior, target: Target, scores: Tensor, adaptation: Adaptation, *, at_once: int,
     rng: torch.Generator,
 ) -> tuple[Tensor, bool]:  # fmt: skip
     """Return the rows of the public images to invert, possibly none, and whether to tune to them.
@@ -289,7 +252,7 @@ def _pivot_rows(
     if share == 0.0:
         return confident, True
     samples = sample_log_probabilities(
-        target, prior, max(SAMPLES, wanted), batch_size=at_once or 32,
+        target, prior, max(SAMPLES, wanted), batch_size=at_once,
         rng=generator(draw_seed(rng), "surer-than"),
     )  # fmt: skip
     chosen = confident_images(scores, wanted, surer_than=share, samples=samples)
@@ -304,31 +267,23 @@ def _with_labels(
 
     ``scores``: the target's log-probabilities of the public images, for arms with classes.
     """
-    classes = target.num_classes
-    if prior.num_classes > 0 and (not ARMS[arm].conditional or prior.num_classes != classes):
+    classes, setting = target.num_classes, ARMS[arm].images_per_class
+    if prior.num_classes > 0 and (setting is None or prior.num_classes != classes):
         able = " or ".join(name for name in ARMS if ARMS[name].conditional)
         raise ConfigError(
             f"arm {arm}: the prior is conditioned on {prior.num_classes} classes, which takes "
             f"arm {able} and a target with as many classes, found {classes}; give a prior that is not "
             "conditioned"
         )
-    if scores is None:
-        return prior, public, None
-    if ARMS[arm].conditional:
-        top = _images_of_a_class(arm, adaptation, len(public), classes)
-        if top > 0:
-            rows, labels = pseudo_labels(scores, top)
-        else:
-            rows, labels = predicted_labels(scores, min(len(public), _LEAST_OF_A_CLASS))
+    if scores is not None and setting is not None:
+        least = min(len(public), _LEAST_OF_A_CLASS)
+        top = getattr(adaptation, setting)
+        if top is None:
+            top = max(least, len(public) // classes)
+        rows, labels = pseudo_labels(scores, top) if top else predicted_labels(scores, least)
         if prior.num_classes == 0:
             prior = condition_on_classes(prior, classes, rng=generator(draw_seed(rng), "classes"))
         return prior, public[rows], F.one_hot(labels, classes).float()
-    if ARMS[arm].classifying_discriminator:
+    if scores is not None and ARMS[arm].classifying_discriminator:
         return add_class_logits(prior, classes), public, scores.exp()
     return prior, public, None
-
-
-def _images_of_a_class(arm: str, adaptation: Adaptation, images: int, classes: int) -> int:
-    """Return how many public images each class gets; 0: all that the target puts in it."""
-    top: int | None = getattr(adaptation, ARMS[arm].images_per_class or "conditional_top")
-    return top if top is not None else min(images, max(_LEAST_OF_A_CLASS, images // classes))

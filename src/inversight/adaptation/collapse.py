@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from inversight.adaptation.terms import entropy_of
 from inversight.models.target import Target
 from inversight.priors.base import Prior
 
@@ -26,5 +27,4 @@ def class_entropy(
     total = torch.zeros(target.num_classes)
     for latents in prior.sample(images, rng=rng).split(batch):
         total += target(prior(latents)).softmax(1).sum(0).cpu()
-    mean = total / total.sum()
-    return float(-(mean * mean.clamp_min(1e-12).log()).sum())
+    return float(entropy_of(total / total.sum()))

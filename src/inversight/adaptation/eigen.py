@@ -1,4 +1,4 @@
-"""The published natural gradient: the inverse of the metric's top eigenspace."""
+"""The published natural gradient: the inverse of the metric in its top eigenspace."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from inversight.adaptation.preconditioners import log_means
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.pullback import PullbackMetric
 
-# Fewest steps from one look at the residuals to the next. A look costs an eigendecomposition for
-# each image, on a GPU as much as a few products.
 _LOOK = 4
+"""Smallest number of steps between two checks of the residuals. A check costs an eigendecomposition for
+each image: on a GPU, as much as a few products."""
 
 
 @dataclass(frozen=True)
 class Eigenspace:
-    """The r largest eigenvalues of each image's M, descending, and their vectors.
+    """The r largest eigenvalues of each image's M, in descending order, and their eigenvectors.
 
-    ``values`` (N, r), ``vectors`` (N, r, D) with orthonormal rows, ``residuals`` (N, r):
-    |M v - value v| / value. All three are 0 where M has fewer than r eigenvalues that are not 0.
-    ``products``: products with M that each image took.
+    ``values`` (N, r). ``vectors`` (N, r, D) with orthonormal rows. ``residuals`` (N, r):
+    |M v - value v| / value. All three are 0 beyond the rank of M. ``products``: number of products
+    with M for each image.
     """
 
     values: Tensor
@@ -33,31 +33,25 @@ class Eigenspace:
     products: int
 
     def coordinates(self, gradients: Tensor) -> Tensor:
-        """V^T g, (N, C, H, W) -> (N, r)."""
+        """Return V^T g; (N, C, H, W) -> (N, r)."""
         return (self.vectors @ gradients.flatten(1)[:, :, None])[:, :, 0]
 
     def inverse(self, coordinates: Tensor) -> Tensor:
-        """V diag(1 / value) of coordinates (N, r) -> (N, D); eigenvalues of 0 count as infinite."""
+        """Return V diag(1 / value) c for coordinates c; (N, r) -> (N, D). 1 / 0 counts as 0."""
         divided = torch.where(self.values > 0, coordinates / self.values, 0.0)
         return (divided[:, None] @ self.vectors)[:, 0]
 
 
 def top_eigenspace(
-    product: Product,
-    images: Tensor,
-    *,
-    rank: int,
-    tolerance: float,
-    products: int,
-    block: int = 1,
+    product: Product, images: Tensor, *, rank: int, tolerance: float, products: int, block: int = 1,
     seed: int = 0,
-) -> Eigenspace:
-    """The ``rank`` top eigenpairs of each image's M by block Lanczos, for all images together.
+) -> Eigenspace:  # fmt: skip
+    """Return the ``rank`` top eigenpairs of each image's M by block Lanczos, for all images together.
 
-    Goes on until no residual is above ``tolerance``, or ``products`` (of each image) are spent. The
-    start vectors are drawn by ``seed``, the same for every image, so that no image's result depends
-    on another's. With a block of b, an eigenvalue that is there several times is found b times at
-    least; all of them where the space gets exhausted, as the spaces of small embeddings do.
+    It stops when no residual is above ``tolerance``, or after ``products`` products for each image. The
+    start vectors are drawn from ``seed`` and are the same for all images, so that an image's result does
+    not depend on the others. A repeated eigenvalue is found at least ``block`` times, and completely
+    once the space is exhausted, as happens for small embeddings.
     """
     size = images[0].numel()
     steps = math.ceil(min(products, size) / block)
@@ -76,37 +70,31 @@ def top_eigenspace(
     return found
 
 
-@dataclass
+@dataclass(frozen=True)
 class PaperEigen:
-    """V diag(1 / lambda) V^T g, V the top ``rank`` eigenvectors of M = 2 J^T J (Li et al. 2025).
+    """Computes V diag(1 / lambda) V^T g, V the top ``rank`` eigenvectors of M = 2 J^T J (Li et al. 2025).
 
-    What lies outside of these few directions is dropped, and 1 / lambda is not damped: the paper's
-    natural gradient, but of the images at hand, whose eigenpairs are found to a relative residual of
-    ``tolerance`` (below about 0.01 the direction changes no more; above it, eigenvectors are missed)
-    with at most ``products`` products.
+    The rest of the gradient is dropped, and 1 / lambda is not damped. The published code computes the
+    eigenvectors once, for the first images; here they are those of the images of each call, to a
+    relative residual of ``tolerance`` with at most ``products`` products. Below a tolerance of about
+    0.01 the direction no longer changes; above it, eigenvectors are missed.
 
-    ``refresh``: calls from one computation of the eigenspace to the next; None: once, at the first,
-    as the published code does. Above 1 the eigenvectors are stale: they belong to the images that
-    stood in the same places of the batch up to ``refresh`` - 1 calls ago, which in a GAN are other
-    images altogether. They are not part of a checkpoint either: a resumed adaptation begins with
-    fresh ones, and equals an undisturbed one for 1 only.
-
-    ``logged``, means over the images whose gradient is not zero: ``residual``, |M v - lambda v| /
-    lambda over the eigenpairs, at the images that they were computed for; ``energy``, the share
-    |V^T g|^2 / |g|^2 of the gradient that is kept.
+    ``logged`` holds means over the images whose gradient is not zero: ``residual`` is
+    |M v - lambda v| / lambda, the mean over eigenpairs; ``energy`` is the fraction |V^T g|^2 / |g|^2 of
+    the gradient that is kept.
     """
 
     embedding: Embedding
     rank: int = 20
-    refresh: int | None = 1
     tolerance: float = 0.01
     products: int = 200
     logged: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _found: Eigenspace | None = field(default=None, init=False, repr=False, compare=False)
-    _age: int = field(default=0, init=False, repr=False, compare=False)
 
     def __call__(self, images: Tensor, gradients: Tensor) -> Tensor:
-        found = self._eigenspace(images)
+        found = top_eigenspace(
+            PullbackMetric(self.embedding, images).product, images, rank=self.rank,
+            tolerance=self.tolerance, products=self.products,
+        )  # fmt: skip
         kept = found.coordinates(gradients)
         squares = gradients.flatten(1).square().sum(1)
         log_means(
@@ -117,28 +105,12 @@ class PaperEigen:
         )
         return found.inverse(kept).view_as(gradients)
 
-    def _eigenspace(self, images: Tensor) -> Eigenspace:
-        fits = self._found is not None and self._found.vectors.shape[::2] == (
-            len(images), images[0].numel(),
-        )  # fmt: skip
-        if self._found is None or not fits or self._age == self.refresh:
-            self._age = 0
-            self._found = top_eigenspace(
-                PullbackMetric(self.embedding, images).product,
-                images,
-                rank=self.rank,
-                tolerance=self.tolerance,
-                products=self.products,
-            )
-        self._age += 1
-        return self._found
-
 
 def _next_look(before: tuple[int, float], now: tuple[int, float], tolerance: float) -> int:
-    """The step at which to look again, from the (step, largest residual) of the last two looks.
+    """Return the step of the next check, given the (step, largest residual) of the last two checks.
 
-    Residuals fall about geometrically once they fall at all, and faster towards the end: go on for
-    three quarters of the steps that the last rate would take, an eighth of those made at most.
+    Residuals decrease about geometrically, and faster towards the end. So wait for three quarters of the
+    steps that the last rate would need, but at most an eighth of the steps made.
     """
     step, worst = now
     rate = math.log(before[1] / worst) / (step - before[0])
@@ -147,7 +119,7 @@ def _next_look(before: tuple[int, float], now: tuple[int, float], tolerance: flo
 
 
 def _top(space: Krylov, rank: int) -> Eigenspace:
-    """The first ``rank`` of the Ritz pairs that are not 0 to rounding."""
+    """Return the first ``rank`` of the Ritz pairs whose values are not 0 within rounding."""
     ritz, basis = space.ritz(), space.basis
     values = ritz.values[:, :rank]
     known = values > 100.0 * torch.finfo(basis.dtype).eps * values[:, :1]

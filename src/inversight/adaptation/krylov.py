@@ -1,8 +1,8 @@
-"""Block Lanczos for a batch of symmetric matrices at once, one for each image.
+"""Block Lanczos for a batch of symmetric matrices, one for each image.
 
-Golub & Underwood 1977, with full re-orthogonalisation: a few dozen vectors are cheap beside the
-products, and nothing is lost to rounding. All images take their steps together, so that a product
-is always one for the whole batch.
+Golub & Underwood 1977, with full re-orthogonalisation: for a few dozen vectors it costs little beside the
+products, and it avoids the loss of orthogonality by rounding. All images take their steps together, so
+that each product is one call for the whole batch.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from inversight.core.seeding import generator
 
 Product = Callable[[Tensor], Tensor]
-"""A symmetric map of each image's space, (N, C, H, W) -> (N, C, H, W)."""
+"""Multiplies each image's vector by its symmetric matrix, (N, C, H, W) -> (N, C, H, W)."""
 
 
 @dataclass(frozen=True)
 class Ritz:
     """Approximate eigenpairs of each image's M, the largest eigenvalue first; float64, on the CPU.
 
-    ``values`` (N, m). ``vectors`` (N, m, m): a pair's column holds its coordinates in the basis.
-    ``last`` (N, b, m): each pair's residual M v - value v in the coordinates of the block that would
-    come next, which is orthonormal.
+    ``values`` (N, m). ``vectors`` (N, m, m): each column holds the coordinates of an eigenvector in the
+    basis. ``last`` (N, b, m): each column holds the residual M v - value v of a pair, in the coordinates
+    of the next block, which is orthonormal.
     """
 
     values: Tensor
@@ -36,14 +36,15 @@ class Ritz:
 class Krylov:
     """An orthonormal basis V of span{S, M S, M^2 S, ...} for each image, and H = V^T M V.
 
-    M V = V H + Q R E^T, where Q is the block that comes next and E picks the last one. Where an
-    image's space is exhausted (M maps it into itself) fresh random vectors go on, drawn by ``seed``
-    and position alone; without a seed, vectors of zeros, which change nothing.
+    M V = V H + Q R E^T, where Q is the next block and E selects the last one. Once an image's space is
+    exhausted (M maps it into itself), it continues with random vectors that depend on ``seed`` and
+    position only; without a seed, with zeros, which change nothing.
 
     Args:
         product: v -> M v for the whole batch.
-        start: S, (N, b, C, H, W). Vectors of zeros stay zeros if there is no seed.
-        steps: most blocks that :meth:`extend` will take in.
+        start: S, (N, b, C, H, W). Without a seed, vectors of zeros stay zeros.
+        steps: maximum number of calls of :meth:`extend`.
+        seed: seed of the random vectors.
     """
 
     def __init__(
@@ -63,12 +64,12 @@ class Krylov:
 
     @property
     def basis(self) -> Tensor:
-        """V, (N, m, D) with D values an image; the rows are orthonormal, or zero."""
+        """V, (N, m, D) for images of D values; the rows are orthonormal, or zero."""
         return self._vectors[:, : self._size]
 
     @property
     def spent(self) -> bool:
-        """Whether nothing is left to add for any image."""
+        """Whether the space of every image is exhausted."""
         return not bool(self._next.any())
 
     @property
@@ -76,7 +77,7 @@ class Krylov:
         return self._vectors[:, self._size : self._size + self._width]
 
     def extend(self) -> None:
-        """Take the next block into the basis: one product for each of its vectors."""
+        """Add the next block to the basis: one product for each of its vectors."""
         images = torch.stack(
             [self._product(v.unflatten(1, self._shape)).flatten(1) for v in self._next.unbind(1)], 1
         )
@@ -90,18 +91,18 @@ class Krylov:
         self.root = self._append(rest, self._scale)
 
     def ritz(self) -> Ritz:
-        """What the basis knows of M's eigenpairs."""
+        """Return the approximate eigenpairs of M in the basis."""
         h = self._projected[:, : self._size, : self._size].cpu().double()
         values, vectors = torch.linalg.eigh((h + h.mT) / 2)
         values, vectors = values.flip(1), vectors.flip(2)
         return Ritz(values, vectors, self.root.cpu().double() @ vectors[:, -self._width :])
 
     def _append(self, block: Tensor, scale: Tensor) -> Tensor:
-        """Write ``block`` (N, b, D), made orthonormal, behind the basis; returns R, (N, b, b).
+        """Orthonormalise ``block`` (N, b, D) and write it behind the basis; return R, (N, b, b).
 
-        For :meth:`extend` this is the second time that the part in the basis is taken out; twice is
-        enough (Parlett 1980, section 6-9), and a pass over a long basis is dear where images are
-        large. A vector shorter than rounding at ``scale`` (N,) carries no direction of its own.
+        After :meth:`extend`, this is the second projection off the basis. Two are enough (Parlett 1980,
+        section 6-9), and for large images each is costly. A vector whose length is below the rounding
+        error at ``scale`` (N,) has no direction of its own and is replaced.
         """
         tiny = torch.finfo(block.dtype).eps
         for column in range(self._width):
@@ -117,7 +118,7 @@ class Krylov:
                 fresh = torch.randn(block.shape[2], generator=rng).to(block).expand_as(row)
                 other = _without(_without(fresh, before), before)
                 other_length = other.norm(dim=2, keepdim=True)
-                # Shorter than this it is the rounding of a space that is full.
+                # A shorter vector is a rounding error: the space is full.
                 full = other_length <= tiny**0.5 * fresh.norm(dim=2, keepdim=True)
                 unit = torch.where(spent & ~full, other / other_length, unit)
             self._vectors[:, position : position + 1] = unit
@@ -125,5 +126,5 @@ class Krylov:
 
 
 def _without(rows: Tensor, basis: Tensor) -> Tensor:
-    """``rows`` (N, r, D) less their part in ``basis`` (N, m, D)."""
+    """Return ``rows`` (N, r, D) minus their projection on ``basis`` (N, m, D)."""
     return rows - (rows @ basis.mT) @ basis

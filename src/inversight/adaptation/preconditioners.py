@@ -1,7 +1,7 @@
-"""What turns a gradient on images into the step of steepest descent under a perceptual metric.
+"""Preconditioners: they turn a gradient on images into the natural gradient under a perceptual metric.
 
 A preconditioner maps images (N, C, H, W) in [0, 1] and gradients of the same shape to gradients of
-the same shape, image by image. Those that approximate keep what is known of their last call in
+the same shape, each image separately. Approximate ones record the accuracy of the last call in
 ``logged``.
 """
 
@@ -19,38 +19,31 @@ from inversight.embeddings.pullback import PullbackMetric
 
 
 class Preconditioner(Protocol):
-    """Images and gradients, both (N, C, H, W) -> gradients (N, C, H, W)."""
+    """Maps images and gradients, both (N, C, H, W), to gradients (N, C, H, W)."""
 
     def __call__(self, images: Tensor, gradients: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Leaves the gradient as it is: the ``entropy`` arm."""
-
-    def __call__(self, images: Tensor, gradients: Tensor) -> Tensor:
-        return gradients
-
-
-@dataclass(frozen=True)
 class Damped:
-    """(M + eps I)^-1 g by Lanczos from g, M = 2 J^T J at the images at hand.
+    """Computes (M + eps I)^-1 g by the Lanczos method started at g, where M = 2 J^T J at the images.
 
-    eps = ``damping`` times each image's largest eigenvalue, so that one value fits all embeddings
-    and image sizes. Unlike the published inverse of the top eigenspace (Li et al. 2025), which
-    drops what lies outside of it, directions that the metric does not see are kept, at most
-    1 / ``damping`` times as strongly as those it sees best.
+    eps is ``damping`` times the largest eigenvalue of the image's M, so that one value of ``damping``
+    suits all embeddings and image sizes. The published inverse of the top eigenspace (Li et al. 2025)
+    drops the rest of the gradient. Here directions with small eigenvalues are kept, scaled up by at
+    most 1 / ``damping`` relative to the direction of the largest eigenvalue.
 
-    The Krylov spaces of M and of M + eps I from g are one, so that ``iterations`` products with M
-    give the eigenvalue (the largest Ritz value, from below), the conjugate-gradient iterate for that
-    eps (Hestenes & Stiefel 1952), and its residual. Exact once the space is exhausted.
+    M and M + eps I have the same Krylov space from g. So ``iterations`` products with M give the
+    largest eigenvalue (the largest Ritz value, a lower bound), the conjugate-gradient iterate for that
+    eps (Hestenes & Stiefel 1952), and its residual. The result is exact once the space is exhausted.
 
-    ``half``: products in bfloat16 where the hardware is faster at it and the embedding can; that
-    changes M v by about 1 % and the direction by less (``benchmarks/natural_gradient.py``).
+    ``half``: compute products in bfloat16 where the hardware is faster at it and the embedding
+    supports it. This changes M v by about 1 %, and the direction of the result by less
+    (``benchmarks/natural_gradient.py``).
 
-    ``logged``, means over the images whose gradient is not zero: ``residual``, |(M + eps I) x - g| /
-    |g|, and ``energy``, the share of |g|^2 in directions with an eigenvalue of eps or more, by Gauss
-    quadrature (Golub & Meurant 1994); the rest is what the metric hardly sees.
+    ``logged`` holds means over the images whose gradient is not zero. ``residual`` is
+    |(M + eps I) x - g| / |g|. ``energy`` is the fraction of |g|^2 in directions with an eigenvalue of
+    eps or more, by Gauss quadrature (Golub & Meurant 1994).
     """
 
     embedding: Embedding
@@ -69,9 +62,9 @@ class Damped:
             if space.spent:
                 break
         ritz = space.ritz()
-        # Where the metric vanishes (a flat image, a zero gradient) any positive damping will do.
+        # If the metric vanishes (a flat image, a zero gradient), any positive damping works.
         eps = (self.damping * ritz.values[:, :1]).clamp_min(1e-12)
-        # The basis begins with g / |g|: its coordinates in the Ritz vectors, and the solution's.
+        # The first basis vector is g / |g|: its coordinates in the Ritz vectors, then the solution's.
         along = ritz.vectors[:, 0]
         solution = along / (ritz.values + eps)
         log_means(
@@ -85,7 +78,7 @@ class Damped:
 
 
 def log_means(logged: dict[str, float], counted: Tensor, **values: Tensor) -> None:
-    """Write to ``logged`` each value's mean over the images that ``counted`` (N,) marks, or 0."""
+    """Write each value's mean over the images with true ``counted`` (N,) to ``logged``; 0 without any."""
     number = max(1, int(counted.sum()))
     for name, value in values.items():
         logged[name] = float(value[counted].sum()) / number

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from inversight.adaptation.terms import Need, Observation
+from inversight.adaptation.terms import Observation, Term
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import draw_seed
 from inversight.models.target import Target
@@ -24,7 +24,7 @@ from inversight.priors.feature_maps import StandardisedMaps
 WIDTH = 64
 
 
-class Projected:
+class Projected(Term):
     """Minus the mean logit of small discriminators ("heads") on the target's feature maps, in (-inf, inf).
 
     A guidance term for the generator, and a discriminator for the game to train. Each of the target's
@@ -36,7 +36,6 @@ class Projected:
     """
 
     name = "projected"
-    needs: tuple[Need, ...] = ("maps",)
 
     def __init__(
         self, target: Target, public: Tensor, *, learning_rate: float, rng: torch.Generator

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import ExitStack
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,17 +12,14 @@ from inversight.attacks.objectives import entropy, max_margin
 from inversight.models.activations import BatchNormInput, record_batch_norms, record_convolutions
 from inversight.models.target import Target
 
-Need = Literal["layers", "maps", "critic"]
-"""What a term may use besides the logits: see :class:`Observation`."""
-
 
 @dataclass(frozen=True)
 class Observation:
-    """The target's logits (N, K) of a batch, and the activations that were requested.
+    """The target's logits (N, K) of a batch, and what else terms use.
 
-    layers: its batch normalisations; maps: the outputs (N, C, H, W) of its convolutions; classes (N,):
-    what the images were generated for, where the generator knows classes; critic (N, K'): the
-    discriminator's class logits, where it has them.
+    layers: inputs of its batch normalisations. maps: outputs (N, C, H, W) of its convolutions.
+    classes: (N,), the classes that the images were generated for; None for a generator without classes.
+    critic: (N, K'), the discriminator's class logits; None for a discriminator without them.
     """
 
     logits: Tensor
@@ -44,93 +39,77 @@ class Observation:
         )
 
 
-def observe(target: Target, images: Tensor, needs: Collection[Need] = ()) -> Observation:
-    """Evaluate the target on images (N, C, H, W) in [0, 1] and record what ``needs`` names.
+def observe(target: Target, images: Tensor) -> Observation:
+    """Evaluate the target on images (N, C, H, W) in [0, 1] and record its layers and maps.
 
-    Layers and maps are in the order in which they are called.
+    They are in the order in which they are called.
     """
-    with ExitStack() as stack:
-        layers, maps = [], []
-        if "layers" in needs:
-            layers = stack.enter_context(record_batch_norms(target.module))
-        if "maps" in needs:
-            maps = stack.enter_context(record_convolutions(target.module))
+    with record_batch_norms(target.module) as layers, record_convolutions(target.module) as maps:
         logits = target(images)
     return Observation(logits, tuple(layers), tuple(maps))
 
 
-class Term(Protocol):
-    """Observation -> scalar, differentiable; ``needs``: what it looks at beside the logits."""
+class Term(ABC):
+    """Maps an observation to a scalar loss, differentiably."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
-    @property
-    def needs(self) -> tuple[Need, ...]: ...
-
-    def __call__(self, seen: Observation) -> Tensor: ...
+    @abstractmethod
+    def __call__(self, seen: Observation) -> Tensor:
+        """Return the loss of a batch."""
 
 
-@dataclass(frozen=True)
-class Entropy:
-    """Mean entropy of the target's predictions, in [0, log K]; low if it is confident in every image.
+class Entropy(Term):
+    """Mean entropy of the target's predictions, in [0, log K]; low if all predictions are confident.
 
     Li et al. 2025.
     """
 
-    name: str = "entropy"
-    needs: tuple[Need, ...] = ()
+    name = "entropy"
 
     def __call__(self, seen: Observation) -> Tensor:
         return entropy(seen.logits).mean()
 
 
-@dataclass(frozen=True)
-class Balance:
-    """Minus the entropy of the mean prediction, in [-log K, 0]: the images spread over the classes.
+class Balance(Term):
+    """Minus the entropy of the mean prediction, in [-log K, 0]; low if images spread over the classes.
 
     With :class:`Entropy` it is minus the mutual information of image and prediction (Krause et al.
     2010, "Discriminative clustering by regularized information maximization", eq. 3).
     """
 
-    name: str = "balance"
-    needs: tuple[Need, ...] = ()
+    name = "balance"
 
     def __call__(self, seen: Observation) -> Tensor:
-        mean = seen.logits.softmax(1).mean(0)
-        return (mean * mean.clamp_min(1e-12).log()).sum()
+        return -entropy_of(seen.logits.softmax(1).mean(0))
 
 
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(Term):
     """Distance, >= 0, of the batch's statistics from the target's running statistics.
 
     Kullback-Leibler divergence of normal distributions, KL(batch || training), mean over channels
-    and layers. The running statistics of batch normalisations are the one thing about all private
-    images together that a target keeps in the open; Yin et al. 2020 ("Dreaming to distill",
-    DeepInversion, eq. 4) regularise single images by them, here they move the prior.
+    and layers. The running statistics of batch normalisation summarise all private images. Yin et al.
+    2020 ("Dreaming to distill", DeepInversion, eq. 4) regularise single images by them; here they
+    guide the prior.
     """
 
-    name: str = "statistics"
-    needs: tuple[Need, ...] = ("layers",)
+    name = "statistics"
 
     def __call__(self, seen: Observation) -> Tensor:
         return torch.stack([_divergence(layer) for layer in seen.layers]).mean()
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean likeness of images that the target takes for one class, in [-1, 1]: they shall differ.
+class Spread(Term):
+    """Mean similarity of images that the target predicts to be of one class, in [-1, 1].
 
-    Likeness is the cosine of what the target's last convolution gives, each less the batch's mean;
-    pairs count by the probability that both images are of one class, which nothing terms at. Mode
-    seeking (Mao et al. 2019, "Mode seeking generative adversarial networks") pushes apart what
-    different latents make; here it is only images of one class that have to differ, since it is
-    there that reconstructions collapse onto one image.
+    Similarity is the cosine between outputs of the target's last convolution, less the mean of the
+    batch. Pairs are weighted by the probability that both images are of one class; no gradient flows
+    through the weights. Mode seeking (Mao et al. 2019, "Mode seeking generative adversarial networks")
+    pushes images of different latents apart; here only images of one class, because reconstructions
+    collapse within classes.
     """
 
-    name: str = "spread"
-    needs: tuple[Need, ...] = ("maps",)
+    name = "spread"
 
     def __call__(self, seen: Observation) -> Tensor:
         outputs = seen.maps[-1].flatten(1)
@@ -142,34 +121,42 @@ class Spread:
         return alike / together.sum().clamp_min(1e-6)
 
 
-@dataclass(frozen=True)
-class Margin:
+class Margin(Term):
     """Mean max-margin loss of the classes that images were generated for, in (-inf, inf).
 
-    Yuan et al. 2023 (PLG-MI), eq. 5: the target puts them there, the further ahead the better.
+    Yuan et al. 2023 (PLG-MI), eq. 5: low if the target predicts these classes with a wide margin.
     """
 
-    name: str = "margin"
-    needs: tuple[Need, ...] = ()
+    name = "margin"
 
     def __call__(self, seen: Observation) -> Tensor:
         return max_margin(seen.logits, seen.classes).mean()
 
 
-@dataclass(frozen=True)
-class CriticEntropy:
+class CriticEntropy(Term):
     """Mean entropy of the discriminator's class predictions, in [0, log K].
 
-    Chen et al. 2021 (KED-MI), their lambda_h's term.
+    Chen et al. 2021 (KED-MI), the term with the weight lambda_h.
     """
 
-    name: str = "critic_entropy"
-    needs: tuple[Need, ...] = ("critic",)
+    name = "critic_entropy"
 
     def __call__(self, seen: Observation) -> Tensor:
         if seen.critic is None:
-            raise ValueError("this term needs a discriminator that tells classes apart")
+            raise ValueError("this term needs a discriminator with class logits")
         return entropy(seen.critic).mean()
+
+
+TERMS: dict[str, Term] = {
+    term.name: term
+    for term in (Entropy(), Balance(), Statistics(), Spread(), Margin(), CriticEntropy())
+}
+"""Terms by name, as in ``Arm.terms``."""
+
+
+def entropy_of(probabilities: Tensor) -> Tensor:
+    """Return the entropy in nats, in [0, log K], of probabilities (K,)."""
+    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum()
 
 
 def _divergence(layer: BatchNormInput) -> Tensor:

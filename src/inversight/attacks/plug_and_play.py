@@ -22,7 +22,7 @@ from inversight.attacks.selection import most_confident
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.device import compiled
-from inversight.core.progress import Progress
+from inversight.core.progress import Progress, part_of
 from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors.base import Prior
@@ -118,7 +118,7 @@ class PlugAndPlay(DescentInW):
         for number, (steps, left) in enumerate(self.rungs):
             share = len(found.latents) // classes * steps
 
-            part = _part_of(progress, done, share, self.image_steps)
+            part = part_of(progress, before=done, share=share, whole=self.image_steps)
             rung = replace(self, steps=steps, halvings=0)
             found = super(PlugAndPlay, rung).improved(problem, found, part)
             done += share
@@ -131,12 +131,3 @@ class PlugAndPlay(DescentInW):
                 latents = found.latents[rows.to(found.latents.device)]
                 found = Candidates(latents, found.labels[rows])
         return found
-
-
-def _part_of(progress: Progress, before: int, share: int, whole: int) -> Progress:
-    """Return the progress of a part that is ``share`` of ``whole``, after ``before`` of it."""
-
-    def part_progress(done: int, total: int, note: str = "") -> None:
-        progress(before * total + share * done, whole * total, note)
-
-    return part_progress

@@ -13,3 +13,12 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, note: str = "") -> None:
     """Report nothing, the default."""
+
+
+def part_of(progress: Progress, *, before: int, share: int, whole: int) -> Progress:
+    """Return the progress of a part of some work: ``share`` of ``whole`` steps, after ``before`` steps."""
+
+    def report(done: int, total: int, note: str = "") -> None:
+        progress(before + share * done // total, whole, note)
+
+    return report

@@ -8,7 +8,7 @@ from inversight.defences.base import (
     Level,
     TrainingDefence,
     TrainingPlan,
-)
+)  # fmt: skip
 from inversight.defences.bido import BiDO
 from inversight.defences.down_weighting import DownWeighting
 from inversight.defences.dp_sgd import DPSGD
@@ -21,21 +21,7 @@ from inversight.defences.rolss import RoLSS
 from inversight.defences.tl_dmi import TLDMI
 
 __all__ = [
-    "DPSGD",
-    "MID",
-    "TLDMI",
-    "Augmentation",
-    "BiDO",
-    "Defence",
-    "DefenceData",
-    "Defended",
-    "DownWeighting",
-    "Level",
-    "NegativeLabelSmoothing",
-    "Purification",
-    "Removal",
-    "Replacement",
-    "RoLSS",
-    "TrainingDefence",
-    "TrainingPlan",
-]
+    "DPSGD", "MID", "TLDMI", "Augmentation", "BiDO", "Defence", "DefenceData", "Defended",
+    "DownWeighting", "Level", "NegativeLabelSmoothing", "Purification", "Removal", "Replacement", "RoLSS",
+    "TrainingDefence", "TrainingPlan",
+]  # fmt: skip

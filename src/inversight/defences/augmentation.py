@@ -11,9 +11,6 @@ Costs: little accuracy, as a rule; the changes run image by image on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -24,7 +21,7 @@ from inversight.core.config import Fraction, settings
 from inversight.core.imaging import to_float, to_uint8
 from inversight.core.seeding import draw_seed
 from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
-from inversight.models.training import Variation
+from inversight.models.training import Change, Variation
 
 
 @settings
@@ -43,41 +40,27 @@ class Augmentation(TrainingDefence):
 
     def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
         """Train on all images, the protected ones changed before the recipe's augmentation."""
-        change = StrongAugmentation(data.protected, self.operations, self.magnitude, self.erase)
+        change = self.strong_change(data.protected)
         facts = {"augmented": int(data.protected.sum())}
         return TrainingPlan(variation=Variation(change=change), facts=facts)
 
-
-@dataclass(frozen=True)
-class StrongAugmentation:
-    """Applies RandAugment and random erasing to the rows where ``chosen`` (N,) is true."""
-
-    chosen: Tensor
-    operations: int
-    magnitude: int
-    erase: float
-
-    @cached_property
-    def _transform(self) -> Callable[[Tensor], Tensor]:
+    def strong_change(self, chosen: Tensor) -> Change:
+        """Return the change of images in [0, 1] at the rows where ``chosen`` (N,) is true."""
         from torchvision.transforms import v2  # takes seconds
 
-        changed: Callable[[Tensor], Tensor] = v2.Compose(
-            [
-                v2.RandAugment(self.operations, self.magnitude),
-                v2.RandomErasing(self.erase, value=0),
-            ]
-        )
-        return changed
+        erasing = v2.RandomErasing(self.erase, value=0)
+        transform = v2.Compose([v2.RandAugment(self.operations, self.magnitude), erasing])
 
-    def __call__(self, images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1] at ``rows`` (B,), changed where they are chosen."""
-        places = self.chosen[rows].nonzero().squeeze(1).tolist()
-        if not places:
-            return images
-        changed = images.clone()
-        # torchvision draws from the global generator: seed it from ours and restore it afterwards.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw_seed(rng))
-            for i in places:
-                changed[i] = to_float(self._transform(to_uint8(images[i].cpu())))
-        return changed
+        def change(images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
+            places = chosen[rows].nonzero().squeeze(1).tolist()
+            if not places:
+                return images
+            changed = images.clone()
+            # torchvision draws from the global generator: seed it from ours and restore it afterwards.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(draw_seed(rng))
+                for i in places:
+                    changed[i] = to_float(transform(to_uint8(images[i].cpu())))
+            return changed
+
+        return change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -85,14 +85,10 @@ class Defence(Protocol):
         """What the defence changes: training of single images, the model, or its outputs."""
 
     def fit(
-        self,
-        data: DefenceData,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended: ...
+        self, data: DefenceData, undefended: Target, *, rng: torch.Generator,
+        progress: Progress = silent, device: torch.device | str = "cpu",
+    ) -> Defended:  # fmt: skip
+        """Return the defended target, with the access that ``undefended`` gives."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +137,9 @@ class TrainingDefence(ABC):
         """
 
     def fit(
-        self,
-        data: DefenceData,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
+        self, data: DefenceData, undefended: Target, *, rng: torch.Generator,
+        progress: Progress = silent, device: torch.device | str = "cpu",
+    ) -> Defended:  # fmt: skip
         """Train the defended model; its target has the access that ``undefended`` gives.
 
         Raises:
@@ -158,16 +149,10 @@ class TrainingDefence(ABC):
         plan = self.plan(data, FitContext(rng, progress, device))
         trained = train_classifier(
             data.private if plan.images is None else plan.images,
-            training=plan.training or data.training,
-            image_shape=data.image_shape,
-            rng=rng,
-            progress=plan.progress or progress,
-            device=device,
-            variation=plan.variation,
-        )
+            training=plan.training or data.training, image_shape=data.image_shape, rng=rng,
+            progress=plan.progress or progress, device=device, variation=plan.variation,
+        )  # fmt: skip
         target = target_of(trained.classifier, f"{undefended.spec}, {self.name}")
-        return Defended(
-            target=replace(target, access=undefended.access).to(device),
-            classifier=trained.classifier,
-            facts={**plan.facts, "epochs": trained.epochs, **plan.final_facts()},
-        )
+        target = target.restricted(undefended.access).to(device)
+        facts = {**plan.facts, "epochs": trained.epochs, **plan.final_facts()}
+        return Defended(target, trained.classifier, facts)

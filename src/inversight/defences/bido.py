@@ -13,7 +13,7 @@ each map.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -45,24 +45,15 @@ class BiDO(TrainingDefence):
 
     def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
         """Train with the two dependencies in the loss."""
-        loss = DependencyLoss(data.training, self.image_weight, self.label_weight, self.bandwidth)
         facts = {"image_weight": self.image_weight, "label_weight": self.label_weight}
-        return TrainingPlan(variation=Variation(loss=loss), facts=facts)
+        variation = Variation(loss=partial(self.loss, data.training))
+        return TrainingPlan(variation=variation, facts=facts)
 
-
-@dataclass(frozen=True)
-class DependencyLoss:
-    """The recipe's loss plus the two dependencies of each stage's feature map."""
-
-    training: Training
-    image_weight: float
-    label_weight: float
-    bandwidth: float
-
-    def __call__(self, module: Classifier, batch: Batch) -> Tensor:
+    def loss(self, training: Training, module: Classifier, batch: Batch) -> Tensor:
+        """Return the recipe's loss plus the two dependencies of each stage's feature map."""
         maps = module.stage_maps(batch.inputs)
         logits = module.classifier(module.pool(maps[-1]))
-        loss = recipe_loss(logits, batch.labels, self.training)
+        loss = recipe_loss(logits, batch.labels, training)
         of_images = kernel_operator(batch.inputs.flatten(1), self.bandwidth)
         classes = F.one_hot(batch.labels, logits.shape[1]).to(logits.dtype)
         of_labels = kernel_operator(classes, self.bandwidth)

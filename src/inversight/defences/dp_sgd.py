@@ -36,7 +36,7 @@ from inversight.core.errors import InputError
 from inversight.core.seeding import follow, generator
 from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 from inversight.models.networks import Classifier, NetworkOptions
-from inversight.models.training import Batch, Variation, channel_statistics
+from inversight.models.training import Batch, Stepping, Variation, channel_statistics
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -77,51 +77,37 @@ class DPSGD(TrainingDefence):
                 "dp-sgd: needs public images for the normalisation, since private images' mean and "
                 "standard deviation would leak; give --public DIR"
             )
-        training = replace(
-            data.training,
-            validation=0.0,
-            batch_size=min(images, self.batch_size or data.training.batch_size),
-        )
-        steps = training.epochs_for(images) * math.ceil(images / training.batch_size)
-        rate = training.batch_size / images
-        noise = float(
-            opacus.accountants.utils.get_noise_multiplier(
-                target_epsilon=self.epsilon,
-                target_delta=delta,
-                sample_rate=rate,
-                steps=steps,
-                accountant=self.accountant,
-            )
-        )
+        batch_size = min(images, self.batch_size or data.training.batch_size)
+        training = replace(data.training, validation=0.0, batch_size=batch_size)
+        steps = training.epochs_for(images) * math.ceil(images / batch_size)
+        rate = batch_size / images
+        found = opacus.accountants.utils.get_noise_multiplier(
+            target_epsilon=self.epsilon, target_delta=delta, sample_rate=rate, steps=steps,
+            accountant=self.accountant,
+        )  # fmt: skip
+        noise = float(found)
         accountant = opacus.accountants.create_accountant(self.accountant)
         channels, size, _ = data.image_shape
         mean, std = channel_statistics(data.public.floats(size=size, channels=channels))
+        stepping = PrivateSteps(
+            noise, self.clip, batch_size,
+            on_step=lambda: accountant.step(noise_multiplier=noise, sample_rate=rate),
+        )  # fmt: skip
+        variation = Variation(
+            loss=mean_cross_entropy, network=NetworkOptions(norm="group"), stepping=stepping,
+            normalisation=(mean.tolist(), std.tolist()),
+        )  # fmt: skip
         return TrainingPlan(
-            training=training,
-            variation=Variation(
-                loss=mean_cross_entropy,
-                network=NetworkOptions(norm="group"),
-                normalisation=(mean.tolist(), std.tolist()),
-                stepping=PrivateSteps(
-                    noise=noise,
-                    clip=self.clip,
-                    images=training.batch_size,
-                    on_step=lambda: accountant.step(noise_multiplier=noise, sample_rate=rate),
-                ),
-            ),
-            final_facts=lambda: {
-                "epsilon": round(float(accountant.get_epsilon(delta=delta)), 4),
-                "delta": delta,
-                "noise_multiplier": noise,
-                "clip": self.clip,
-                "sample_rate": rate,
+            variation, training=training, facts={
+                "delta": delta, "noise_multiplier": noise, "clip": self.clip, "sample_rate": rate,
                 "steps": steps,
             },
-        )
+            final_facts=lambda: {"epsilon": round(float(accountant.get_epsilon(delta=delta)), 4)},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class PrivateSteps:
+class PrivateSteps(Stepping):
     """Poisson-sampled steps with clipped and noised per-image gradients.
 
     noise: standard deviation of the noise as a multiple of ``clip``. images: mean number of images
@@ -146,12 +132,9 @@ class PrivateSteps:
         device = next(module.parameters()).device
         hooked = opacus.GradSampleModule(module)
         private = opacus.optimizers.DPOptimizer(
-            optimiser,
-            noise_multiplier=self.noise,
-            max_grad_norm=self.clip,
-            expected_batch_size=self.images,
-            generator=follow(generator(seed, "noise"), device),
-        )
+            optimiser, noise_multiplier=self.noise, max_grad_norm=self.clip,
+            expected_batch_size=self.images, generator=follow(generator(seed, "noise"), device),
+        )  # fmt: skip
         private.attach_step_hook(lambda _: self.on_step())
         return private, hooked.to_standard_module
 

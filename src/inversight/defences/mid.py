@@ -13,7 +13,7 @@ Costs: accuracy, growing with ``weight``; one small layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -41,28 +41,17 @@ class MID(TrainingDefence):
         """Train a network with a bottleneck."""
         features = data.training.width * 2 ** stages_for(data.image_shape[1])
         code = features // 2 if self.code is None else self.code
-        return TrainingPlan(
-            variation=Variation(
-                loss=InformationLoss(data.training, self.weight),
-                network=NetworkOptions(bottleneck=code),
-            ),
-            facts={"weight": self.weight, "code": code},
-        )
+        loss, network = partial(self.loss, data.training), NetworkOptions(bottleneck=code)
+        facts = {"weight": self.weight, "code": code}
+        return TrainingPlan(variation=Variation(loss=loss, network=network), facts=facts)
 
-
-@dataclass(frozen=True)
-class InformationLoss:
-    """The recipe's loss on a random code plus ``weight`` times its KL divergence from N(0, I)."""
-
-    training: Training
-    weight: float
-
-    def __call__(self, module: Classifier, batch: Batch) -> Tensor:
+    def loss(self, training: Training, module: Classifier, batch: Batch) -> Tensor:
+        """Return the recipe's loss on a random code plus ``weight`` times its KL divergence from N(0, I)."""
         mean, std = module.distribution(module.stage_maps(batch.inputs)[-1])
         noise = torch.randn(mean.shape, generator=batch.rng).to(mean)
         logits = module.classifier(mean + std * noise)
         information = normal_divergence(mean, std).mean()
-        return recipe_loss(logits, batch.labels, self.training) + self.weight * information
+        return recipe_loss(logits, batch.labels, training) + self.weight * information
 
 
 def normal_divergence(mean: Tensor, std: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ recipe has the focal loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -53,35 +53,21 @@ class NegativeLabelSmoothing(TrainingDefence):
                 "negative-label-smoothing: expected hard_until <= full_from, found "
                 f"{self.hard_until:g} and {self.full_from:g}"
             )
-        loss = ScheduledSmoothing(self.alpha, self.hard_until, self.full_from)
-        return TrainingPlan(
-            variation=Variation(
-                loss=loss,
-                held_loss=lambda logits, labels: smoothed_loss(logits, labels, self.alpha),
-                settles=self.full_from,
-            ),
-            facts={"alpha": self.alpha},
-        )
+        held_loss = partial(smoothed_loss, alpha=self.alpha)
+        variation = Variation(loss=self.loss, held_loss=held_loss, settles=self.full_from)
+        return TrainingPlan(variation=variation, facts={"alpha": self.alpha})
 
+    def loss(self, module: Classifier, batch: Batch) -> Tensor:
+        """Return the loss with the smoothing at this point of the training."""
+        return smoothed_loss(module(batch.inputs), batch.labels, self.smoothing(batch.done))
 
-@dataclass(frozen=True)
-class ScheduledSmoothing:
-    """Label smoothing that goes from 0 to ``alpha`` between two fractions of the training."""
-
-    alpha: float
-    hard_until: float
-    full_from: float
-
-    def at(self, done: float) -> float:
+    def smoothing(self, done: float) -> float:
         """Return the smoothing coefficient after ``done`` in [0, 1) of the training."""
         if done >= self.full_from:
             return self.alpha
         if done <= self.hard_until:
             return 0.0
         return self.alpha * (done - self.hard_until) / (self.full_from - self.hard_until)
-
-    def __call__(self, module: Classifier, batch: Batch) -> Tensor:
-        return smoothed_loss(module(batch.inputs), batch.labels, self.at(batch.done))
 
 
 def smoothed_loss(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:

@@ -58,16 +58,9 @@ class ModelAudit:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def log_distances(self) -> Floats:
-        """Logarithms of the nearest distances, (N,)."""
-        return _logs(self.samples["nearest_distance"])
-
-    @property
     def flags(self) -> Floats:
         """1 where an image is flagged, 0 where it is not, NaN where it was not tested; (N,)."""
-        if "flagged" not in self.samples:
-            return np.full(len(self.samples), np.nan, dtype=np.float64)
-        flags = self.samples["flagged"].astype("Float64")
+        flags = self.samples.get("flagged", pd.Series(pd.NA, self.samples.index)).astype("Float64")
         return np.asarray(flags.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
@@ -87,16 +80,10 @@ _BOUNDS = ("mean", "low", "high")
 
 
 def model_audit(
-    metrics: Mapping[str, Mapping[str, Any]],
-    samples: pd.DataFrame,
-    samples_by_set: pd.DataFrame,
-    *,
-    protected: Sequence[str],
-    access: Mapping[str, str],
-    accuracies: Mapping[str, float],
-    minutes: float,
-    facts: Mapping[str, Any],
-) -> ModelAudit:
+    metrics: Mapping[str, Mapping[str, Any]], samples: pd.DataFrame, samples_by_set: pd.DataFrame,
+    *, protected: Sequence[str], access: Mapping[str, str], accuracies: Mapping[str, float],
+    minutes: float, facts: Mapping[str, Any],
+) -> ModelAudit:  # fmt: skip
     """Return what the comparison needs of an audit.
 
     protected: ids of the private images that sample-level defences were to protect. access: of each
@@ -225,7 +212,9 @@ def _pairs(one: Outcome, base: Outcome) -> Pairs:
 def _arrays(pairs: Pairs) -> tuple[Floats, Floats, Floats, Floats]:
     """Return log distances (seeds, N) before and after, and the fraction of flags (N,) of each."""
     before, after = zip(*pairs, strict=True)
-    logs = [np.stack([audit.log_distances for audit in side]) for side in (before, after)]
+    logs = [
+        np.stack([_logs(a.samples["nearest_distance"]) for a in side]) for side in (before, after)
+    ]
     flags = [np.stack([audit.flags for audit in side]).mean(0) for side in (before, after)]
     return logs[0], logs[1], flags[0], flags[1]
 

@@ -12,14 +12,14 @@ Costs: no accuracy, since the best class stays; scores are no longer calibrated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.core.config import settings
+from inversight.core.config import settings, to_mapping
 from inversight.core.errors import InputError
 from inversight.core.progress import Progress, silent
 from inversight.defences.base import DefenceData, Defended, Level
@@ -43,14 +43,9 @@ class Purification:
     """Scores are raised to the power 1 / temperature: above 1 more even, below 1 more confident."""
 
     def fit(
-        self,
-        data: DefenceData,
-        undefended: Target,
-        *,
-        rng: torch.Generator,
-        progress: Progress = silent,
-        device: torch.device | str = "cpu",
-    ) -> Defended:
+        self, data: DefenceData, undefended: Target, *, rng: torch.Generator,
+        progress: Progress = silent, device: torch.device | str = "cpu",
+    ) -> Defended:  # fmt: skip
         """Return the undefended target with coarser scores; nothing is trained and nothing can be saved.
 
         Raises:
@@ -60,23 +55,14 @@ class Purification:
             raise InputError(
                 "purification: these settings change nothing; set decimals, top_k or temperature"
             )
-        outputs = Purified(self.decimals, self.top_k, self.temperature)
-        values = {"temperature": self.temperature, "decimals": self.decimals, "top_k": self.top_k}
-        facts = {name: value for name, value in values.items() if value is not None}
+        facts = {name: value for name, value in to_mapping(self).items() if value is not None}
         progress(1, 1)
-        target = replace(undefended, outputs=outputs, spec=f"{undefended.spec}, purification")
-        return Defended(target=target.to(device), classifier=None, facts=facts)
+        spec = f"{undefended.spec}, purification"
+        target = replace(undefended, outputs=self.coarser, spec=spec).to(device)
+        return Defended(target, classifier=None, facts=facts)
 
-
-@dataclass(frozen=True)
-class Purified:
-    """Maps probabilities (N, K) to coarser ones (N, K) that sum to 1, with the same best class."""
-
-    decimals: int | None
-    top_k: int | None
-    temperature: float
-
-    def __call__(self, probabilities: Tensor) -> Tensor:
+    def coarser(self, probabilities: Tensor) -> Tensor:
+        """Return coarser probabilities (N, K) that sum to 1, with the same best class."""
         best = probabilities.argmax(1, keepdim=True)
         p = probabilities.log().div(self.temperature).softmax(1)
         if self.top_k is not None and self.top_k < p.shape[1]:

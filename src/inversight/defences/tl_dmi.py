@@ -22,7 +22,6 @@ from torch import nn
 
 from inversight.core.config import Fraction, settings
 from inversight.core.errors import InputError
-from inversight.core.progress import Progress
 from inversight.defences.base import DefenceData, FitContext, TrainingDefence, TrainingPlan
 from inversight.models.networks import Classifier
 from inversight.models.training import Variation, rotation_task, train_classifier
@@ -50,13 +49,12 @@ class TLDMI(TrainingDefence):
         channels, size, _ = data.image_shape
         seen = data.public.resized(size=size, channels=channels)
         pretrained = train_classifier(
-            rotation_task(seen),
-            training=replace(data.training, most_steps=self.pretraining_steps),
-            image_shape=data.image_shape,
-            rng=context.rng,
-            progress=_half(context.progress, first=True),
-            device=context.device,
-        ).classifier
+            rotation_task(seen), training=replace(data.training, most_steps=self.pretraining_steps),
+            image_shape=data.image_shape, rng=context.rng, device=context.device,
+            progress=lambda done, total, note="": context.progress(
+                done, 2 * total, ", ".join(filter(None, ("public images", note)))
+            ),
+        ).classifier  # fmt: skip
         layers = layers_below_logits(pretrained.module)
         frozen = layers[: int(self.freeze * len(layers))]
         start = {
@@ -64,16 +62,11 @@ class TLDMI(TrainingDefence):
             for name, value in pretrained.module.state_dict().items()
             if not name.startswith("classifier.")
         }
+        normalisation, public = (pretrained.mean, pretrained.std), len(data.public)
         return TrainingPlan(
-            variation=Variation(
-                start=start, frozen=frozen, normalisation=(pretrained.mean, pretrained.std)
-            ),
-            facts={
-                "frozen_layers": len(frozen),
-                "layers": len(layers),
-                "public_images": len(data.public),
-            },
-            progress=_half(context.progress, first=False),
+            variation=Variation(start=start, frozen=frozen, normalisation=normalisation),
+            facts={"frozen_layers": len(frozen), "layers": len(layers), "public_images": public},
+            progress=lambda done, total, note="": context.progress(total + done, 2 * total, note),
         )
 
 
@@ -81,15 +74,3 @@ def layers_below_logits(module: Classifier) -> tuple[str, ...]:
     """Return the names of the convolutions and normalisations, from the input on."""
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)
     return tuple(name for name, child in module.named_modules() if isinstance(child, kinds))
-
-
-def _half(progress: Progress, *, first: bool) -> Progress:
-    """Return a reporter for one of two trainings, each half of the work."""
-
-    def report(done: int, total: int, note: str = "") -> None:
-        if first:
-            progress(done, 2 * total, f"public images, {note}" if note else "public images")
-        else:
-            progress(total + done, 2 * total, note)
-
-    return report

@@ -185,8 +185,10 @@ def _fire(layer: Fire, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]
 
 def _residual(layer: ResidualBlock, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Jacobian]:
     x, into = linearised([layer.norm1, nn.ReLU()], x, dtype)
-    left, short = linearised([layer.shortcut], x, dtype)
     right, long = linearised([layer.conv1, layer.norm2, nn.ReLU(), layer.conv2], x, dtype)
+    if layer.shortcut is None:
+        return right, into.then(long)
+    left, short = linearised([layer.shortcut], x, dtype)
     both = Jacobian(
         push=lambda v: short.push(v) + long.push(v), pull=lambda u: short.pull(u) + long.pull(u)
     )

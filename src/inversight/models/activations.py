@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,14 +36,10 @@ def record_batch_norms(module: nn.Module) -> Iterator[list[BatchNormInput]]:
     """Record the inputs of :func:`batch_norms` within the block, in order of calls."""
     inputs: list[BatchNormInput] = []
 
-    def record(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        mean, variance = norm.running_mean, norm.running_var
-        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
-            inputs.append(BatchNormInput(args[0], mean, variance))
+    def record(norm: Any, args: tuple[Tensor], output: Tensor) -> None:
+        inputs.append(BatchNormInput(args[0], norm.running_mean, norm.running_var))
 
-    with ExitStack() as hooks:
-        for norm in batch_norms(module):
-            hooks.enter_context(norm.register_forward_pre_hook(record))
+    with _hooked(batch_norms(module), record):
         yield inputs
 
 
@@ -50,11 +47,15 @@ def record_batch_norms(module: nn.Module) -> Iterator[list[BatchNormInput]]:
 def record_convolutions(module: nn.Module) -> Iterator[list[Tensor]]:
     """Record the outputs (N, C, H, W) of :func:`convolutions` within the block, in order of calls."""
     outputs: list[Tensor] = []
-
-    def record(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append(output)
-
-    with ExitStack() as hooks:
-        for layer in convolutions(module):
-            hooks.enter_context(layer.register_forward_hook(record))
+    with _hooked(convolutions(module), lambda layer, args, output: outputs.append(output)):
         yield outputs
+
+
+@contextmanager
+def _hooked(
+    layers: Sequence[nn.Module], hook: Callable[[Any, Any, Tensor], None]
+) -> Iterator[None]:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(hook))
+        yield

@@ -80,29 +80,26 @@ def _load(model: ModelSpec, *, size: int) -> LoadedModel:
 def _probe(target: Target, model: ModelSpec, *, try_channels: bool, named: bool) -> Target:
     """Call the target on two images; return it with the number of channels that worked."""
     c, s, _ = target.image_shape
-    tries = [c, 4 - c] if try_channels else [c]
-    failure: Exception | None = None
-    for channels in tries:
+    failures: list[Exception] = []
+    if not try_channels:
+        for values, option in ((target.mean, "--mean"), (target.std, "--std")):
+            if len(values) not in (1, c):
+                raise model.error(f"takes {c} channel(s), but {option} has {len(values)} numbers")
+    for channels in (c, 4 - c) if try_channels else (c,):
         candidate = replace(target, image_shape=(channels, s, s))
         x = torch.linspace(0.0, 1.0, 2 * channels * s * s).view(2, channels, s, s)
         x.requires_grad_(True)
-        for values, option in ((target.mean, "--mean"), (target.std, "--std")):
-            if len(values) not in (1, channels) and len(tries) == 1:
-                raise model.error(
-                    f"takes {channels} channel(s), but {option} has {len(values)} numbers"
-                )
         try:
             with torch.enable_grad():
                 logits = candidate(x)
         except Exception as error:
-            failure = failure or error
+            failures.append(error)
             continue
         _check_logits(candidate, logits, x, model, named)
         return candidate
-    reason = one_line(failure) if failure else ""
     raise model.error(
-        f"failed on images of {s}x{s} ({reason}); does it need another --size?"
-    ) from failure
+        f"failed on images of {s}x{s} ({one_line(failures[0])}); does it need another --size?"
+    ) from failures[0]
 
 
 def _check_logits(target: Target, logits: object, x: Tensor, model: ModelSpec, named: bool) -> None:

@@ -1,19 +1,20 @@
 """Small classifiers that the audit trains itself, and their checkpoints.
 
-Two families that differ in structure, so that an evaluator is never the target's twin: ``resnet``
-(pre-activation residual blocks) and ``vgg`` (plain convolutions with pooling). Both take any square
-size from 8 up and give their stages' feature maps as well as logits. :class:`NetworkOptions` are the
-differences that defences need.
+There are two families, so that an evaluator can differ in structure from the target: ``resnet``
+(pre-activation residual blocks) and ``vgg`` (plain convolutions with pooling). Both take square images
+of size 8 or more, and return the feature maps of their stages as well as logits.
+:class:`NetworkOptions` holds the differences that defences need.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -32,11 +33,12 @@ _KEY = "inversight.classifier"
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What may differ from the plain network; the default is the plain one.
+    """Differences from the plain network; the default is the plain one.
 
-    norm: ``group`` normalises each image by itself (Wu & He 2018), ``batch`` with the others of its
-    batch. skipless: the stages of a resnet that have no skip connection, negative ones counted from
-    the last. bottleneck: values of a normal code between penultimate features and logits, 0 for none.
+    norm: ``batch`` normalisation, or ``group`` normalisation (Wu & He 2018), which treats each image
+    separately. skipless: indices of a resnet's stages without skip connections; negative ones count
+    from the last stage. bottleneck: dimension of a normally distributed code between the penultimate
+    features and the logits; 0: none.
     """
 
     norm: Norm = "batch"
@@ -53,61 +55,43 @@ def _norm(channels: int, kind: Norm) -> nn.Module:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-class SkiplessBlock(nn.Module):
-    """A residual block without its skip connection, (N, C, H, W) -> (N, C', H / s, W / s)."""
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block (He et al. 2016b), (N, C, H, W) -> (N, C', H / s, W / s).
+
+    Without ``skip`` it has no skip connection.
+    """
 
     def __init__(
-        self, channels_in: int, channels_out: int, stride: int, norm: Norm = "batch"
-    ) -> None:
+        self, channels_in: int, channels_out: int, stride: int, norm: Norm = "batch", skip: bool = True
+    ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = _norm(channels_in, norm)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
         self.norm2 = _norm(channels_out, norm)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.residual(F.relu(self.norm1(x)))
-
-    def residual(self, activated: Tensor) -> Tensor:
-        """Return what the convolutions make of the block's normalised and rectified input."""
-        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(activated))))
-        return y
-
-
-class ResidualBlock(SkiplessBlock):
-    """Pre-activation residual block (He et al. 2016b), (N, C, H, W) -> (N, C', H / s, W / s)."""
-
-    def __init__(
-        self, channels_in: int, channels_out: int, stride: int, norm: Norm = "batch"
-    ) -> None:
-        super().__init__(channels_in, channels_out, stride, norm)
-        self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(x))
-        out: Tensor = self.shortcut(y) + self.residual(y)
-        return out
-
-
-class _PlainBlock(nn.Sequential):
-    def __init__(
-        self, channels_in: int, channels_out: int, stride: int, norm: Norm = "batch"
-    ) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, 3, 1, 1, bias=False),
-            _norm(channels_out, norm),
-            nn.ReLU(),
-            nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
-            _norm(channels_out, norm),
-            nn.ReLU(),
-            nn.MaxPool2d(stride) if stride > 1 else nn.Identity(),
+        self.shortcut = (
+            nn.Conv2d(channels_in, channels_out, 1, stride, bias=False) if skip else None
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.norm1(x))
+        passed = None if self.shortcut is None else self.shortcut(activated)
+        y: Tensor = self.conv2(F.relu(self.norm2(self.conv1(activated))))
+        return y if passed is None else passed + y
+
+
+def _plain_block(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (channels_in, channels_out):
+        convolution = nn.Conv2d(channels, channels_out, 3, 1, 1, bias=False)
+        layers += [convolution, _norm(channels_out, norm), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
 def stages_for(size: int) -> int:
-    """Return the number of stages, 1 to 4, of a network for images of ``size``.
+    """Return the number of stages, 1 to 4, of a network for images of height and width ``size``.
 
-    Each stage halves the map, until it is 4x4.
+    Each stage halves the feature map, down to 4x4.
     """
     return max(1, min(4, size.bit_length() - 3))
 
@@ -115,39 +99,36 @@ def stages_for(size: int) -> int:
 class Classifier(nn.Module):
     """Stages of blocks, global average pooling, one linear layer.
 
-    Input (N, C, S, S), already normalised; output logits (N, K). With a bottleneck the linear layer
-    reads the mean of a normal code; training samples from :meth:`distribution` instead.
+    Input (N, C, S, S), already normalised; output logits (N, K). With a bottleneck, the input of the
+    linear layer is the mean of a normally distributed code; a loss can sample from :meth:`distribution`.
 
     Raises:
-        ValueError: the options name a stage that is not there, or skip connections of a vgg.
+        ValueError: unknown architecture, or ``options.skipless`` names a missing stage or is set for a vgg.
     """
 
     def __init__(
-        self,
-        architecture: ClassifierArchitecture,
-        *,
-        in_channels: int,
-        num_classes: int,
-        width: int,
-        size: int,
-        options: NetworkOptions = PLAIN_NETWORK,
-    ) -> None:
+        self, architecture: ClassifierArchitecture, *, in_channels: int, num_classes: int, width: int,
+        size: int, options: NetworkOptions = PLAIN_NETWORK,
+    ) -> None:  # fmt: skip
         super().__init__()
-        block = {"resnet": ResidualBlock, "vgg": _PlainBlock}[architecture]
-        halvings = stages_for(size)
+        stages, norm, code = stages_for(size), options.norm, options.bottleneck
         self.stem = nn.Conv2d(in_channels, width, 3, 2 if size > 64 else 1, 1, bias=False)
-        channels = [width] + [width * 2 ** (i + 1) for i in range(halvings)]
-        skipless = _stages_named(options.skipless, halvings)
-        if skipless and architecture != "resnet":
+        channels = [width * 2**i for i in range(stages + 1)]
+        if architecture not in get_args(ClassifierArchitecture):
+            raise ValueError(f"unknown architecture {architecture}")
+        missing = next((i for i in options.skipless if not -stages <= i < stages), None)
+        if missing is not None:
+            raise ValueError(f"no stage {missing}: the network has {stages}")
+        if options.skipless and architecture != "resnet":
             raise ValueError(f"a {architecture} has no skip connections that could be left out")
+        skipless = {i % stages for i in options.skipless}
         self.stages = nn.ModuleList(
-            (SkiplessBlock if i in skipless else block)(
-                channels[i], channels[i + 1], 2, options.norm
-            )
-            for i in range(halvings)
+            ResidualBlock(a, b, 2, norm, skip=i not in skipless)
+            if architecture == "resnet"
+            else _plain_block(a, b, norm)
+            for i, (a, b) in enumerate(itertools.pairwise(channels))
         )
-        self.norm = _norm(channels[-1], options.norm)
-        code = options.bottleneck
+        self.norm = _norm(channels[-1], norm)
         self.bottleneck = nn.Linear(channels[-1], 2 * code) if code else None
         self.classifier = nn.Linear(code or channels[-1], num_classes)
 
@@ -163,16 +144,14 @@ class Classifier(nn.Module):
     def pool(self, last: Tensor) -> Tensor:
         """Return penultimate features (N, C) of the last stage's map (N, C, H, W).
 
-        With a bottleneck of D values these are the code's mean (N, D).
+        With a bottleneck of dimension D, return the mean of the code, (N, D).
         """
-        if self.bottleneck is not None:
-            return self.distribution(last)[0]
-        return self._averaged(last)
+        return self._averaged(last) if self.bottleneck is None else self.distribution(last)[0]
 
     def distribution(self, last: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the code, each (N, D), of the last map (N, C, H, W).
+        """Return mean and standard deviation of the code, each (N, D), for the last map (N, C, H, W).
 
-        The deviation is softplus(s - 5) (Alemi et al. 2017), which starts near 0.
+        The standard deviation is softplus(s - 5) (Alemi et al. 2017), near 0 before training.
 
         Raises:
             ValueError: the network has no bottleneck.
@@ -190,13 +169,6 @@ class Classifier(nn.Module):
         return logits
 
 
-def _stages_named(numbers: Sequence[int], stages: int) -> frozenset[int]:
-    outside = next((i for i in numbers if not -stages <= i < stages), None)
-    if outside is not None:
-        raise ValueError(f"no stage {outside}: the network has {stages}")
-    return frozenset(i % stages for i in numbers)
-
-
 @dataclass(frozen=True)
 class SavedClassifier:
     """A classifier with its class order, input shape and normalisation."""
@@ -212,61 +184,45 @@ class SavedClassifier:
 
 
 def build_classifier(
-    architecture: ClassifierArchitecture,
-    *,
-    classes: Sequence[str],
-    image_shape: tuple[int, int, int],
-    width: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    rng: torch.Generator,
+    architecture: ClassifierArchitecture, *, classes: Sequence[str], image_shape: tuple[int, int, int],
+    width: int, mean: Sequence[float], std: Sequence[float], rng: torch.Generator,
     options: NetworkOptions = PLAIN_NETWORK,
-) -> SavedClassifier:
+) -> SavedClassifier:  # fmt: skip
     """Return a new classifier for images of ``image_shape`` (C, S, S), initialised from ``rng``.
 
     Raises:
         ValueError: ``options`` do not fit the architecture.
     """
+    channels, size, _ = image_shape
     module = Classifier(
-        architecture,
-        in_channels=image_shape[0],
-        num_classes=len(classes),
-        width=width,
-        size=image_shape[1],
+        architecture, in_channels=channels, num_classes=len(classes), width=width, size=size,
         options=options,
-    )
+    )  # fmt: skip
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, generator=rng)
         elif isinstance(child, nn.Linear):
-            if child is module.bottleneck:  # small values here as well would hold the start up
+            if child is module.bottleneck:  # small weights here as well would slow down training
                 nn.init.kaiming_normal_(child.weight, nonlinearity="linear", generator=rng)
             else:
                 nn.init.normal_(child.weight, std=0.01, generator=rng)
             nn.init.zeros_(child.bias)
+    shape = (channels, size, size)
     return SavedClassifier(
-        module, architecture, width, tuple(classes), image_shape, tuple(mean), tuple(std), options
+        module, architecture, width, tuple(classes), shape, tuple(mean), tuple(std), options
     )
 
 
 def save_classifier(saved: SavedClassifier, path: Path) -> None:
-    """Write ``saved`` to a safetensors file whose header holds all but the tensors."""
-    facts: dict[str, Any] = {
-        "architecture": saved.architecture,
-        "width": saved.width,
-        "classes": list(saved.classes),
-        "image_shape": list(saved.image_shape),
-        "mean": list(saved.mean),
-        "std": list(saved.std),
-    }
-    if saved.options != PLAIN_NETWORK:  # else the file is as it was before there were options
-        facts["options"] = asdict(saved.options)
+    """Write a classifier to a safetensors file; all but the tensors is in its header."""
+    facts = {name: value for name, value in vars(saved).items() if name != "module"}
+    facts["options"] = asdict(saved.options)
     tensors = {k: v.detach().contiguous().cpu() for k, v in saved.module.state_dict().items()}
     save_file(tensors, path, metadata={_KEY: json.dumps(facts)})
 
 
 def load_classifier(path: Path) -> SavedClassifier:
-    """Read a classifier that :func:`save_classifier` wrote, from its file or the folder it is in.
+    """Read a classifier that :func:`save_classifier` wrote; ``path`` is its file or the folder of it.
 
     Raises:
         TargetError: the file is missing, damaged, or was not written by inversight.
@@ -285,24 +241,13 @@ def load_classifier(path: Path) -> SavedClassifier:
         )
     try:
         facts = json.loads(metadata[_KEY])
-        saved = build_classifier(
-            facts["architecture"],
-            classes=facts["classes"],
-            image_shape=tuple(facts["image_shape"]),
-            width=facts["width"],
-            mean=facts["mean"],
-            std=facts["std"],
-            rng=torch.Generator(),
-            options=_options_from(facts.get("options", {})),
-        )
+        options = facts.pop("options")
+        options["skipless"] = tuple(options["skipless"])
+        saved = build_classifier(**facts, options=NetworkOptions(**options), rng=torch.Generator())
         saved.module.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TargetError(
             f"{file}: the header and the weights do not fit ({one_line(error)})"
         ) from error
     saved.module.eval().requires_grad_(False)
     return saved
-
-
-def _options_from(facts: Mapping[str, Any]) -> NetworkOptions:
-    return NetworkOptions(**{**facts, "skipless": tuple(facts.get("skipless", ()))})

@@ -1,4 +1,4 @@
-"""The model under audit: preprocessing, bounds, access."""
+"""The model under audit: preprocessing and access."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ class Target:
     std: tuple[float, ...]
     spec: str
     access: Access = Access.WHITE_BOX
-    bounds: tuple[float, float] = (0.0, 1.0)
     outputs: Callable[[Tensor], Tensor] | None = None
     before: Callable[[int], None] | None = None
 
@@ -58,17 +57,22 @@ class Target:
             self.before(len(images))
         channels, height, width = self.image_shape
         x = fit(images, size=(height, width), channels=channels)
-        mean = torch.tensor(self.mean, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
-        if self.access is Access.WHITE_BOX:
-            return _like(self.module((x - mean) / std), x)
-        with torch.no_grad():
-            logits = _like(self.module((x - mean) / std), x)
-        if self.access is Access.SCORES:
-            if self.outputs is None:
-                return F.log_softmax(logits, dim=1)
-            return self.outputs(logits.softmax(1)).clamp_min(_LEAST_SCORE).log()
-        return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
+        mean, std = (
+            torch.tensor(values, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        white_box = self.access is Access.WHITE_BOX
+        with torch.set_grad_enabled(white_box and torch.is_grad_enabled()):
+            logits: Tensor = self.module((x - mean) / std)
+        if isinstance(logits, Tensor):  # other types are refused when a target is loaded
+            logits = logits.to(x.dtype)
+        if white_box:
+            return logits
+        if self.access is Access.LABEL:
+            return F.one_hot(logits.argmax(1), logits.shape[1]).to(x.dtype)
+        if self.outputs is None:
+            return F.log_softmax(logits, dim=1)
+        return self.outputs(logits.softmax(1)).clamp_min(_LEAST_SCORE).log()
 
     def restricted(self, access: Access) -> Target:
         """Return the same target with another access."""
@@ -79,34 +83,19 @@ class Target:
         return replace(self, module=self.module.to(device))
 
 
-def _like(logits: Any, x: Tensor) -> Tensor:
-    """Return logits in the precision of ``x``; other types are refused when a target is loaded."""
-    found: Tensor = logits.to(x.dtype) if isinstance(logits, Tensor) else logits
-    return found
-
-
 def target_of(saved: SavedClassifier, spec: str) -> Target:
     """Return a trained classifier as a target."""
-    return Target(
-        module=saved.module.eval().requires_grad_(False),
-        classes=saved.classes,
-        image_shape=saved.image_shape,
-        mean=saved.mean,
-        std=saved.std,
-        spec=spec,
-    )
+    module = saved.module.eval().requires_grad_(False)
+    return Target(module, saved.classes, saved.image_shape, saved.mean, saved.std, spec)
 
 
 @torch.no_grad()
 def accuracy_on(target: Target, images: ImageSet, batch_size: int = 64) -> float:
     """Return the fraction of ``images``, in [0, 1], that the target puts in their class."""
     device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
-    hits = 0
-    for index in torch.arange(len(images)).split(batch_size):
-        batch = images.select(index)
-        predicted = target(batch.floats().to(device)).argmax(1).cpu()
-        hits += int((predicted == batch.labels).sum())
-    return hits / len(images)
+    parts = map(images.select, torch.arange(len(images)).split(batch_size))
+    hits = [target(p.floats().to(device)).argmax(1).cpu() == p.labels for p in parts]
+    return int(torch.cat(hits).sum()) / len(images)
 
 
 def describe_target(target: Target) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Trains a target, an evaluator or a public feature network: one loop for all three.
 
-A :class:`Variation` is how a training differs from the plain one; defences are made of it.
+A :class:`Variation` describes differences from plain training; most defences are one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from inversight.models.networks import (
     SavedClassifier,
     build_classifier,
 )
+from inversight.models.target import accuracy_on, target_of
 from inversight.settings import Training
 
 
@@ -62,23 +63,12 @@ HeldLoss = Callable[[Tensor, Tensor], Tensor]
 stopping minimises."""
 
 
-class Stepping(Protocol):
-    """Which images make a batch, and how gradients are applied."""
+@dataclass(frozen=True)
+class Stepping:
+    """Batches and optimiser: each image once an epoch in random order, and plain gradients."""
 
     def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
         """Return the positions in [0, images), int64, of each step of one epoch."""
-
-    def prepare(
-        self, module: Classifier, optimiser: torch.optim.Optimizer, seed: int
-    ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
-        """Return the optimiser to use, and a function that removes any hooks from the module."""
-
-
-@dataclass(frozen=True)
-class Shuffled:
-    """Each image once an epoch in random order, plain gradients."""
-
-    def batches(self, images: int, batch_size: int, rng: torch.Generator) -> Sequence[Tensor]:
         parts = torch.randperm(images, generator=rng).split(batch_size)
         # Batch normalisation needs two images.
         return [part for part in parts if len(part) > 1 or images == 1]
@@ -86,21 +76,23 @@ class Shuffled:
     def prepare(
         self, module: Classifier, optimiser: torch.optim.Optimizer, seed: int
     ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
+        """Return the optimiser to use, and a function that removes any hooks from the module."""
         return optimiser, lambda: None
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How a training differs from the plain one; the default is the plain one.
+    """Differences from plain training; the default is plain training.
 
     weights: (N,) >= 0, factor of each image's term in the recipe's loss, in training and validation;
     the sum is still divided by the number of images. change: applied to images before the recipe's
     augmentation. loss: replaces the recipe's; weights are not applied to it. held_loss: replaces the
     recipe's in early stopping. soft: (N, K), labels of each image for these two losses. settles:
-    fraction of the training during which no epoch can be the best, for losses that change. network:
-    options of the network. normalisation: mean and standard deviation of each channel, instead of
-    the training images'. start: initial values by name, instead of random ones. frozen: names of
-    modules that are not trained, running statistics included. stepping: batches and optimiser.
+    initial fraction of the training from which no epoch is kept, for losses that change over time.
+    network: options of the network. normalisation: mean and standard deviation of each channel,
+    instead of the training images'. start: initial values by name, instead of random ones. frozen:
+    names of modules that are not trained; their running statistics stay fixed too. stepping: batches
+    and optimiser.
     """
 
     weights: Tensor | None = None
@@ -113,7 +105,7 @@ class Variation:
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
     start: Mapping[str, Tensor] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
-    stepping: Stepping = field(default_factory=Shuffled)
+    stepping: Stepping = field(default_factory=Stepping)
 
 
 PLAIN = Variation()
@@ -139,27 +131,18 @@ def augment(images: Tensor, training: Training, rng: torch.Generator) -> Tensor:
     angle = draws[:, 0] * math.radians(training.rotation)
     scale = 1.0 + draws[:, 1] * training.shift
     mirror = torch.where(draws[:, 2] < 0, -1.0, 1.0) if training.flip else torch.ones(n)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = mirror * scale * angle.cos()
-    theta[:, 0, 1] = -scale * angle.sin()
-    theta[:, 1, 0] = mirror * scale * angle.sin()
-    theta[:, 1, 1] = scale * angle.cos()
+    cos, sin = scale * angle.cos(), scale * angle.sin()
     # affine_grid's unit is half an image, hence the factor of two.
-    theta[:, :, 2] = 2.0 * training.shift * draws[:, 3:5]
+    x, y = 2.0 * training.shift * draws[:, 3:5].T
+    theta = torch.stack([mirror * cos, -sin, x, mirror * sin, cos, y], 1).view(n, 2, 3)
     grid = F.affine_grid(theta.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def train_classifier(
-    images: ImageSet,
-    *,
-    training: Training,
-    image_shape: tuple[int, int, int],
-    rng: torch.Generator,
-    progress: Progress = silent,
-    device: torch.device | str = "cpu",
-    variation: Variation = PLAIN,
-) -> TrainedClassifier:
+    images: ImageSet, *, training: Training, image_shape: tuple[int, int, int], rng: torch.Generator,
+    progress: Progress = silent, device: torch.device | str = "cpu", variation: Variation = PLAIN,
+) -> TrainedClassifier:  # fmt: skip
     """Train a small classifier on ``images`` at ``image_shape`` (C, S, S) and keep the best epoch.
 
     The best epoch has the lowest validation loss; it is the last one if no class has images to spare
@@ -169,60 +152,66 @@ def train_classifier(
     Raises:
         StageError: the loss stopped being a number.
     """
-    rest, held_out = (
-        split(images, training.validation, rng=rng) if training.validation else (images, None)
+    rest, held_out = images, images.select(torch.arange(0))
+    if training.validation:
+        rest, held_out = split(images, training.validation, rng=rng)
+    row_of = {name: row for row, name in enumerate(images.ids)}
+    rows, held = (
+        torch.tensor([row_of[name] for name in part.ids], dtype=torch.int64)
+        for part in (rest, held_out)
     )
-    place = {name: row for row, name in enumerate(images.ids)}
-    fit = _Part.of(rest, place, variation, image_shape, device)
-    validation = _Part.of(held_out, place, variation, image_shape, device) if held_out else None
+    channels, size, _ = image_shape
+    pixels = images.floats(size=size, channels=channels).to(device)
+    labels = images.labels.to(device)
+    targets = labels if variation.soft is None else variation.soft.to(device)
+    weights = None if variation.weights is None else variation.weights.to(device)
     if variation.normalisation is None:
-        mean, std = channel_statistics(fit.images.cpu())
+        mean, std = channel_statistics(pixels[rows].cpu())
     else:
         mean, std = (torch.tensor(values) for values in variation.normalisation)
     built = build_classifier(
-        training.architecture,
-        classes=images.classes,
-        image_shape=image_shape,
-        width=training.width,
-        mean=mean.tolist(),
-        std=std.tolist(),
-        rng=rng,
-        options=variation.network,
-    )
-    normalise = Normalise(mean, std).to(device)
+        training.architecture, classes=images.classes, image_shape=image_shape, width=training.width,
+        mean=mean.tolist(), std=std.tolist(), rng=rng, options=variation.network,
+    )  # fmt: skip
     module = built.module.to(device)
     module.load_state_dict({**module.state_dict(), **variation.start})
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(not _is_inside(name, variation.frozen))
-    epochs = training.epochs_for(len(fit.images))
+    epochs = training.epochs_for(len(rows))
     optimiser, schedule = _optimiser(
-        module, training, epochs, math.ceil(len(fit.images) / training.batch_size)
+        module, training, epochs, math.ceil(len(rows) / training.batch_size)
     )
     seed = draw_seed(rng)
     optimiser, release = variation.stepping.prepare(module, optimiser, seed)
-    best_loss, best_epoch = math.inf, 0
+    mean, std = (values[:, None, None].to(device) for values in (mean, std))
+
+    def loss_of(logits: Tensor, rows: Tensor) -> Tensor:
+        """Return the recipe's loss of the logits of the images at ``rows``."""
+        chosen = None if weights is None else weights[rows]
+        return recipe_loss(logits, labels[rows], training, chosen)
+
+    best_loss, best_epoch, epoch = math.inf, 0, 0
     best_state = copy.deepcopy(module.state_dict())
-    epoch = 0
     for epoch in range(1, epochs + 1):
         step_rng = generator(seed, epoch)
-        # Generators of their own, so that a variation leaves the draws of the plain training alone.
+        # Separate generators, so that a variation does not change the draws of plain training.
         change_rng, loss_rng = generator(seed, epoch, "change"), generator(seed, epoch, "loss")
         module.train()
         for name, child in module.named_modules():
             if _is_inside(name, variation.frozen):
                 child.eval()
-        batches = variation.stepping.batches(len(fit.images), training.batch_size, step_rng)
+        batches = variation.stepping.batches(len(rows), training.batch_size, step_rng)
         for step, index in enumerate(batches):
-            batch = fit.select(index)
-            chosen = batch.images
+            batch = rows[index]
+            x = pixels[batch]
             if variation.change is not None:
-                chosen = variation.change(chosen, batch.rows, change_rng)
-            inputs = normalise(augment(chosen, training, step_rng))
-            if variation.loss is not None:
-                done = (epoch - 1 + step / len(batches)) / epochs
-                loss = variation.loss(module, Batch(inputs, batch.targets, done, loss_rng))
+                x = variation.change(x, batch, change_rng)
+            inputs = (augment(x, training, step_rng) - mean) / std
+            if variation.loss is None:
+                loss = loss_of(module(inputs), batch)
             else:
-                loss = recipe_loss(module(inputs), batch.labels, training, batch.weights)
+                done = (epoch - 1 + step / len(batches)) / epochs
+                loss = variation.loss(module, Batch(inputs, targets[batch], done, loss_rng))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -233,105 +222,42 @@ def train_classifier(
                     "lower training.learning_rate"
                 )
         note = f"loss {last:.3f}"
-        if validation is not None:
+        if held_out:
             module.eval()
             with torch.inference_mode():
-                logits = module(normalise(validation.images))
-                validation_loss = float(
-                    recipe_loss(logits, validation.labels, training, validation.weights)
+                logits = module((pixels[held] - mean) / std)
+                held_loss = float(
+                    loss_of(logits, held)
                     if variation.held_loss is None
-                    else variation.held_loss(logits, validation.targets)
+                    else variation.held_loss(logits, targets[held])
                 )
-            note += f", validation {validation_loss:.3f}"
+            note += f", validation {held_loss:.3f}"
             settled = epoch == epochs or epoch - 1 >= variation.settles * epochs
-            if settled and validation_loss < best_loss:
-                best_loss, best_epoch = validation_loss, epoch
+            if settled and held_loss < best_loss:
+                best_loss, best_epoch = held_loss, epoch
                 best_state = copy.deepcopy(module.state_dict())
             elif settled and epoch - best_epoch >= training.patience:
                 break
         progress(epoch, epochs, note)
     release()
-    if validation is not None:
+    if held_out:
         module.load_state_dict(best_state)
     progress(epochs, epochs, "stopped early" if epoch < epochs else "")
-    module.eval().requires_grad_(False).cpu()
-    normalise.cpu()
-    return TrainedClassifier(
-        classifier=replace(built, module=module),
-        epochs=epoch,
-        train_accuracy=_accuracy(module, normalise, fit),
-        validation_accuracy=None
-        if validation is None
-        else _accuracy(module, normalise, validation),
-    )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The images of one split and what losses take for each.
-
-    rows: (N,) positions in the whole set, on the CPU. images: (N, C, S, S) in [0, 1]. labels: (N,).
-    targets: the labels, or the variation's soft ones (N, K). weights: (N,) or None.
-    """
-
-    rows: Tensor
-    images: Tensor
-    labels: Tensor
-    targets: Tensor
-    weights: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        part: ImageSet,
-        place: Mapping[str, int],
-        variation: Variation,
-        image_shape: tuple[int, int, int],
-        device: torch.device | str,
-    ) -> _Part:
-        """Bring images to the network's shape, and all to ``device``; ``place``: row of each id."""
-        rows = torch.tensor([place[name] for name in part.ids])
-        x = part.floats(size=image_shape[1], channels=image_shape[0])
-        labels = part.labels.to(device)
-        targets = labels if variation.soft is None else variation.soft[rows].to(device)
-        weights = None if variation.weights is None else variation.weights[rows].to(device)
-        return cls(rows, x.to(device), labels, targets, weights)
-
-    def select(self, index: Tensor) -> _Part:
-        """Return the images at positions ``index``, int64."""
-        there = index.to(self.images.device)
-        weights = None if self.weights is None else self.weights[there]
-        return _Part(
-            self.rows[index], self.images[there], self.labels[there], self.targets[there], weights
-        )
-
-
-class Normalise(nn.Module):
-    """(image - mean) / std for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean[None, :, None, None].clone())
-        self.register_buffer("std", std[None, :, None, None].clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+    classifier = replace(built, module=module.cpu())
+    target = target_of(classifier, "trained")
+    validation_accuracy = accuracy_on(target, held_out) if held_out else None
+    return TrainedClassifier(classifier, epoch, accuracy_on(target, rest), validation_accuracy)
 
 
 def rotation_task(images: ImageSet) -> ImageSet:
     """Return every image turned by 0, 90, 180 and 270 degrees, labelled by the angle.
 
-    The pretext task for public images without classes (Gidaris et al. 2018): a network that
+    This is the pretext task for public images without classes (Gidaris et al. 2018): a network that
     predicts the angle has learnt features of the images.
     """
-    turned = torch.cat([torch.rot90(images.images, k, dims=(2, 3)) for k in range(4)])
-    n = len(images)
     return ImageSet(
-        images=turned,
-        labels=torch.arange(4).repeat_interleave(n),
+        images=torch.cat([torch.rot90(images.images, k, dims=(2, 3)) for k in range(4)]),
+        labels=torch.arange(4).repeat_interleave(len(images)),
         ids=tuple(f"{k * 90}/{name}" for k in range(4) for name in images.ids),
         classes=("0", "90", "180", "270"),
         hashes=tuple(f"{k}{h}" for k in range(4) for h in images.hashes),
@@ -359,32 +285,18 @@ def _is_inside(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
-def _accuracy(module: nn.Module, normalise: Normalise, part: _Part) -> float:
-    x, y = normalise(part.images.cpu()), part.labels.cpu()
-    with torch.inference_mode():
-        hits = [module(a).argmax(1) == b for a, b in zip(x.split(256), y.split(256), strict=True)]
-    return float(torch.cat(hits).float().mean())
-
-
 def _optimiser(
     module: nn.Module, training: Training, epochs: int, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimiser: torch.optim.Optimizer
+    shared: dict[str, Any] = dict(lr=training.learning_rate, weight_decay=training.weight_decay)
+    optimiser: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), **shared)
     if training.optimiser == "sgd":
-        optimiser = torch.optim.SGD(
-            module.parameters(),
-            lr=training.learning_rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            nesterov=training.momentum > 0,
-        )
-    else:
-        optimiser = torch.optim.AdamW(
-            module.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        shared |= dict(momentum=training.momentum, nesterov=training.momentum > 0)
+        optimiser = torch.optim.SGD(module.parameters(), **shared)
     # A training of few epochs warms up for at most half of them.
-    warmup = min(training.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch // 2)
-    total = max(epochs * steps_per_epoch, warmup + 1)
+    steps = epochs * steps_per_epoch
+    warmup = min(training.warmup_epochs * steps_per_epoch, steps // 2)
+    total = max(steps, warmup + 1)
 
     def factor(step: int) -> float:
         if step < warmup:

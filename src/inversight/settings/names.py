@@ -16,7 +16,7 @@ class Arm:
     """Weight of the guidance if ``adaptation.weight`` is not set; from a few trials (docs/evidence.md),
     except for pseudo-labels and target-aware, which take that of the paper's arms."""
     terms: tuple[str, ...] = ()
-    """Keys of :data:`inversight.adaptation.adapt.TERMS`."""
+    """Keys of :data:`inversight.adaptation.terms.TERMS`."""
     natural_gradient: bool = False
     """The gradient is replaced by its natural gradient under the guidance embedding."""
     projected: bool = False
@@ -75,7 +75,7 @@ ARMS = {
         ),
         Arm(
             "target-aware", "the entropy of a discriminator that predicts the target's classes (KED-MI)",
-            0.3, ("critic-entropy",), classifying_discriminator=True,
+            0.3, ("critic_entropy",), classifying_discriminator=True,
             published_weight="target_aware_entropy",
         ),
     )

@@ -62,19 +62,11 @@ def load_weights(module: nn.Module, found: dict[str, Tensor], model: ModelSpec) 
     Raises:
         TargetError: a tensor is missing, superfluous or of another shape.
     """
-    expected = module.state_dict()
-    where = f"{model.weights}"
-    for name, tensor in expected.items():
-        if name not in found:
-            raise model.error(
-                f"{where} has no {name}, which the network needs; does it belong to another network?"
-            )
-        if found[name].shape != tensor.shape:
-            raise model.error(
-                f"{name} in {where} has shape {tuple(found[name].shape)}, the network needs "
-                f"{tuple(tensor.shape)}; does it belong to another network, or to other classes?"
-            )
-    extra = next((name for name in found if name not in expected), None)
-    if extra is not None:
-        raise model.error(f"{where} holds {extra}, which the network does not have")
-    module.load_state_dict(found)
+    try:
+        module.load_state_dict(found)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:240]
+        raise model.error(
+            f"{model.weights} does not fit the network ({reason}); does it belong to another network, "
+            "or to other classes?"
+        ) from None
