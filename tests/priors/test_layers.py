@@ -13,6 +13,7 @@ from inversight.priors.layers import (
     Mapping,
     StyledConvolution,
     activate,
+    draw,
     minibatch_spread,
     modulated,
 )
@@ -49,7 +50,7 @@ def test_a_styled_layer_that_doubles() -> None:
     architecture = Architecture(size=8, w_dim=3, conv_clamp=1.5)
     layer = StyledConvolution(2, 3, 8, architecture, up=True).double()
     with torch.no_grad():
-        layer.draw(torch.Generator().manual_seed(0))
+        draw(layer, torch.Generator().manual_seed(0))
         layer.bias.copy_(normal(3, seed=1))
         layer.noise_strength.fill_(0.5)
         x, w = normal(2, 2, 4, 4, seed=2), normal(2, 3, seed=3)
@@ -115,7 +116,7 @@ def test_the_mapping_ignores_lengths() -> None:
     made = Mapping(z_dim=6, c_dim=3, w_dim=5, depth=2, rate=0.01, beta=0.9)
     with torch.no_grad():
         for layer in (made.embed, made.fc0, made.fc1):
-            layer.draw(torch.Generator().manual_seed(0))
+            draw(layer, torch.Generator().manual_seed(0))
     z, c = normal(4, 6).float(), torch.eye(3)[[0, 1, 2, 0]]
     torch.testing.assert_close(made(z, c), made(5.0 * z, 3.0 * c))
     assert not torch.allclose(made(z, c), made(z, c.flip(1)))

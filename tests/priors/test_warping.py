@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from inversight.priors.warping import SYM6, _sample, warp
+from inversight.priors.warping import SYM6, sample, warp
 
 IDENTITY = torch.eye(3)[:2]
 
@@ -120,7 +120,7 @@ def test_shrinking_does_not_alias() -> None:
     x = board[None, None].double()
     a = maps([[2.1, 0, 0], [0, 2.1, 0]])
     grid = torch.nn.functional.affine_grid(a, [1, 1, 32, 32], align_corners=False)
-    sampled = torch.nn.functional.grid_sample(
+    sampled = torch.nn.functional.gridsample(
         x, grid, padding_mode="reflection", align_corners=False
     )
     inner = (..., slice(10, 22), slice(10, 22))
@@ -139,10 +139,10 @@ def test_images_have_their_own_maps() -> None:
 def test_derivatives_of_sampling_by_finite_differences() -> None:
     x = torch.rand(1, 2, 4, 5, generator=rng(1), dtype=torch.float64, requires_grad=True)
     grid = torch.rand(1, 3, 3, 2, generator=rng(2), dtype=torch.float64) * 2.4 - 1.2
-    assert torch.autograd.gradcheck(lambda v: _sample(v, grid), (x,))
-    assert torch.autograd.gradgradcheck(lambda v: _sample(v, grid).square(), (x,))
-    expected = torch.nn.functional.grid_sample(x, grid, align_corners=False)
-    assert torch.equal(_sample(x, grid), expected)
+    assert torch.autograd.gradcheck(lambda v: sample(v, grid), (x,))
+    assert torch.autograd.gradgradcheck(lambda v: sample(v, grid).square(), (x,))
+    expected = torch.nn.functional.gridsample(x, grid, align_corners=False)
+    assert torch.equal(sample(x, grid), expected)
 
 
 def test_derivatives_of_the_whole_by_finite_differences() -> None:

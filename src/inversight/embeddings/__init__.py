@@ -8,18 +8,7 @@ from inversight.embeddings.pairs import Tile, Workspace, image_pairs
 from inversight.embeddings.pullback import PullbackMetric
 
 __all__ = [
-    "Embedding",
-    "Features",
-    "Identity",
-    "PooledEmbedding",
-    "PullbackMetric",
-    "StageEmbedding",
-    "StagedEmbedding",
-    "Tile",
-    "Workspace",
-    "check_name",
-    "embed",
-    "image_pairs",
-    "named_embedding",
+    "Embedding", "Features", "Identity", "PooledEmbedding", "PullbackMetric", "StageEmbedding",
+    "StagedEmbedding", "Tile", "Workspace", "check_name", "embed", "image_pairs", "named_embedding",
     "squared_distances",
-]
+]  # fmt: skip

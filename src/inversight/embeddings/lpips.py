@@ -79,9 +79,8 @@ class Lpips:
         blocks: list[Tensor] = []
         state: Tensor | None = self.enter(images)
         while state is not None:
-            stage = len(blocks)
-            state, f = self.advance(stage, state)
-            blocks.append((f / self._length(f) * self._scale(stage, f)).flatten(1))
+            state, f = self.advance(len(blocks), state)
+            blocks.append((f / self._length(f) * self._scale(len(blocks), f)).flatten(1))
         return tuple(blocks)
 
     def enter(self, images: Tensor) -> Tensor:
@@ -98,8 +97,7 @@ class Lpips:
     def advance(self, stage: int, state: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the next stage's input (None after the last) and this stage's maps."""
         f = self._stages[stage](state)
-        last = stage + 1 == len(self._stages)
-        return (None if last else self._entries[stage + 1](f)), f
+        return (self._entries[stage + 1](f) if stage + 1 < len(self._stages) else None), f
 
     def refer(self, stage: int, maps: Tensor, reference: Tensor) -> None:
         """Write one image's negative unit features, without the layer's weights, to ``reference``."""
@@ -118,8 +116,8 @@ class Lpips:
     def gram(self, images: Tensor, dtype: torch.dtype) -> Map:
         """Return v -> J^T J v at ``images``, all (N, C, H, W), with J the Jacobian of this embedding.
 
-        Products run in ``dtype``; J itself is exact. ``smooth`` makes no difference, because no PyTorch
-        graph goes through the network.
+        Products run in ``dtype``; J itself is exact. ``smooth`` makes no difference, because no
+        derivative is taken by PyTorch.
         """
         state, entrance = recorded(self.enter, images)
         stages = []

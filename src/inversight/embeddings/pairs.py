@@ -1,9 +1,9 @@
 """Distances of all pairs of two image sets in bounded memory, at the speed of the network.
 
-Both sets go through the network stage by stage: a stage's features of one side are held, those of the
-other side stream past, and only the input of the next stage is kept. Distances are matrix products in
-float32, summed in float64, on features relative to those of one image of the set, so that cancelling
-terms are small; distances that are small all the same are computed again by differences.
+Both sets go through the network stage by stage: at each stage the features of some left images are held
+in memory, those of the others are compared with them batch by batch, and only the input of the next
+stage is kept. Distances are matrix products in float32, summed in float64. A reference image's features
+are subtracted first to keep cancelling terms small; small distances are recomputed by differences.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -29,11 +30,11 @@ from inversight.embeddings.distances import (
 )
 
 _NARROW = 1 << 16
-"""Features without stages of up to this many values are compared in float64, which then costs little."""
+"""Features without stages of up to this many values are compared in float64, at little cost."""
 
 _PAD = 32
-"""Values between the features of one image and the next: rows that start a power of two apart compete
-for the same cache lines."""
+"""Unused values between the features of two images: rows that start a power of two apart compete for
+the same cache lines."""
 
 _BYTES_PER_PAIR = 40
 """Float64 temporaries of one distance."""
@@ -42,7 +43,7 @@ Images = Tensor | Sequence[Tensor]
 """Images (N, C, H, W), or several such sets one after another, each of its own size."""
 
 _Part = tuple[bool, slice, slice, Tensor]
-"""(are both sides left, different left images, different images of the other side, distances)"""
+"""(are both sides left, distinct left images, distinct images of the other side, distances)"""
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,17 @@ class Tile:
 
 
 class Workspace:
-    """A buffer that is used again and again, since allocating fresh memory costs more than filling it.
+    """A buffer for repeated use, since allocating fresh memory takes longer than filling it.
 
-    It grows to the largest request; on a CPU only touched pages take memory.
+    It grows to the largest request; on a CPU only the pages that were used take memory.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._flat = torch.empty(0, device=self.device)
-        self._sizes: list[tuple[Embedding, torch.Size, list[int], list[int]]] = []
+        self._sizes: list[tuple[_Staged, torch.Size, list[int], list[int]]] = []
 
-    def sizes(self, embedding: StagedEmbedding, image: Tensor) -> tuple[list[int], list[int]]:
+    def sizes(self, embedding: _Staged, image: Tensor) -> tuple[list[int], list[int]]:
         """Return how many values one image has at each stage: of its block, and of the stage's input.
 
         Inputs are 0 for the first stage, and a 0 follows the last. Measured once for each shape.
@@ -79,8 +80,9 @@ class Workspace:
             if known == embedding and shape == image.shape:
                 return widths, states
         widths, states = [], [0]
-        blank = torch.zeros_like(image)[None].to(self.device)
-        state: Tensor | None = embedding.enter(to_float(blank))
+        state: Tensor | None = embedding.enter(
+            to_float(torch.zeros_like(image)[None].to(self.device))
+        )
         while state is not None:
             state, maps = embedding.advance(len(widths), state)
             widths.append(maps.numel())
@@ -111,16 +113,16 @@ def image_pairs(
     """Yield the distances of all pairs of left and right images, tile by tile.
 
     Every pair is in exactly one tile. Images are uint8, or floats in [0, 1]. Each image goes through the
-    network once if ``memory`` holds the states of all of them between two stages and a stage's features
-    of the left ones; else as few times as it allows.
+    network once if ``memory`` suffices for the states of all images between two stages and the features
+    of all left images at one stage; otherwise as few times as possible.
 
     Args:
-        memory: bytes of features and of states between stages, beside the network; at least one
-            image of either side is in memory, whatever it is.
+        memory: bytes of features and of states between stages, beside the network. At least one image
+            of either side is in memory, whatever the value.
         within: number of left images, from the first, whose pairs with each other are yielded too, in both
             directions.
         workspace: buffers to use again, for calls on many classes.
-        names: what messages call the left and the right images.
+        names: names of the left and the right images in messages.
         seen: called with the number of images that went through the network since the last call.
 
     Raises:
@@ -129,11 +131,11 @@ def image_pairs(
     """
     if memory <= 0:
         raise ConfigError(f"memory: expected a positive number of bytes, found {memory}")
-    work = workspace or Workspace(device)
-    sides = _Side(left, work.device), _Side(right, work.device)
+    sides = _Side(left), _Side(right)
     if len(sides[0]) == 0 or len(sides[1]) + within == 0:
         return
-    tiles = _Pairs(embedding, work, memory, seen or (lambda n: None)).tiles(*sides, within)
+    pairs = _Pairs(embedding, workspace or Workspace(device), seen or (lambda n: None))
+    tiles = pairs.tiles(*sides, within, memory)
     while True:
         # Not around the yield: the consumer's own settings apply there.
         with exact_products():
@@ -143,7 +145,7 @@ def image_pairs(
         own, a, b, distances = found
         other = sides[0] if own else sides[1]
         if not bool(distances.isfinite().all()):
-            raise StageError(_not_finite(embedding, sides, names))
+            raise StageError(_not_finite(embedding, sides, names, pairs.work.device))
         rows, columns = sides[0].rows_of(a), other.rows_of(b)
         distances = distances.index_select(0, sides[0].inverse[rows] - a.start)
         distances = distances.index_select(1, other.inverse[columns] - b.start)
@@ -153,37 +155,29 @@ def image_pairs(
 
 
 class _Side:
-    """The distinct images of one side, in the order of first appearance."""
+    """The distinct images of one side, in the order of first appearance.
 
-    def __init__(self, images: Images, device: torch.device) -> None:
+    first: row of each. inverse: (number of rows,) int64, the distinct image of each row.
+    """
+
+    def __init__(self, images: Images) -> None:
         parts = [images] if isinstance(images, Tensor) else images
         self.images = [image for part in parts for image in part]
-        self.device = device
-        position: dict[bytes, int] = {}
-        first: list[int] = []
-        inverse: list[int] = []
-        for row, image in enumerate(self.images):
-            key = hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes()).digest()
-            if position.setdefault(key, len(first)) == len(first):
-                first.append(row)
-            inverse.append(position[key])
-        self.first = first
-        self.inverse = torch.tensor(inverse, dtype=torch.int64)
+        contents = (image.detach().cpu().contiguous().numpy().tobytes() for image in self.images)
+        keys = [hashlib.blake2b(content).digest() for content in contents]
+        first: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            first.setdefault(key, row)
+        number = {key: i for i, key in enumerate(first)}
+        self.first = list(first.values())
+        self.inverse = torch.tensor([number[key] for key in keys], dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.first)
 
-    def through(self, function: Callable[[Tensor], Tensor], rows: slice) -> Tensor:
-        """Return ``function`` of the distinct images in ``rows``, float32 on the device.
-
-        It is called once for each run of images of one shape.
-        """
-        images = [self.images[i] for i in self.first[rows]]
-        groups = groupby(images, key=lambda x: (x.shape, x.dtype))
-        found = [
-            function(to_float(torch.stack(list(group)).to(self.device))) for _, group in groups
-        ]
-        return found[0] if len(found) == 1 else torch.cat(found)
+    def distinct(self, part: slice) -> list[Tensor]:
+        """Return the distinct images in ``part``."""
+        return [self.images[row] for row in self.first[part]]
 
     def rows_of(self, part: slice) -> Tensor:
         """Return all rows, ascending, whose image is one of the distinct ones in ``part``."""
@@ -192,18 +186,11 @@ class _Side:
         return rows
 
 
+@dataclass(frozen=True)
 class _OneStage:
     """Any embedding as a staged one: all its blocks side by side are the only stage."""
 
-    def __init__(self, embedding: Embedding) -> None:
-        self.embedding = embedding
-        self.name = embedding.name
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _OneStage) and self.embedding is other.embedding
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.embedding(images)
+    embedding: Embedding
 
     def batch_size(self, device: torch.device) -> int:
         return 64
@@ -224,12 +211,16 @@ class _OneStage:
         torch.add(maps, reference, out=out)
 
 
+_Staged = StagedEmbedding | _OneStage
+
+
 @dataclass(frozen=True)
 class _Layout:
     """How a tile of ``rows`` x ``columns`` images goes through the stages in the memory at hand.
 
-    widths: values of one image's block at each stage. states: of each stage's input, 0 for the
-    first, and one more 0. hold, stream: images whose blocks are held and stream past at each stage.
+    widths: values of one image's block at each stage. states: values of each stage's input, 0 for the
+    first, and one more 0. hold, stream: number of images whose blocks are held, and number of those
+    compared with them at a time, for each stage.
     """
 
     rows: int
@@ -249,7 +240,7 @@ class _Layout:
         hold, stream = [], []
         for stage, width in enumerate(widths):
             between = (rows + columns) * (states[stage] + states[stage + 1]) + sums
-            # Beside what is held and what streams past there is the reference.
+            # Less the reference image's block.
             room = ((memory - for_pairs) // 4 - between) // (width + _PAD) - 1
             passing = min(columns, max(room - rows, room // 3))
             holding = min(rows, room - passing)
@@ -260,7 +251,7 @@ class _Layout:
         return cls(rows, columns, widths, states, hold, stream)
 
     def passes(self) -> float:
-        """Return the number of images through the network, counting those that stream past again."""
+        """Return the number of images through the network, counting repeated passes."""
         again = [math.ceil(self.rows / h) - 1 for h in self.hold]
         return self.rows + self.columns * (1 + sum(again) / len(again))
 
@@ -274,65 +265,68 @@ class _Layout:
 
 
 class _Source:
-    """The images of one side of a tile, and what they carry from a stage to the next.
+    """The images of one side of a tile, and their states between two stages.
 
     inputs, outputs: of the stage, (count, C, H, W), channels-last as the network works. room: values in
     which outputs are kept.
     """
 
-    def __init__(self, side: _Side, part: slice) -> None:
-        self.side, self.start, self.count = side, part.start, part.stop - part.start
+    def __init__(self, images: Sequence[Tensor], device: torch.device) -> None:
+        self.images, self.device = images, device
         self.room = torch.empty(0)
         self.inputs: Tensor | None = None
         self.outputs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def entered(self, embedding: _Staged, rows: slice) -> Tensor:
+        """Return the first stage's input at ``rows``, from one call for each run of images of one shape."""
+        groups = groupby(self.images[rows], key=lambda x: (x.shape, x.dtype))
+        images = [torch.stack(list(group)).to(self.device) for _, group in groups]
+        found = [embedding.enter(to_float(batch)) for batch in images]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def keep(self, rows: slice, outputs: Tensor) -> None:
         """Keep a stage's outputs at ``rows``."""
         if self.outputs is None:
             _, c, h, w = outputs.shape
-            self.outputs = self.room.view(self.count, h, w, c).permute(0, 3, 1, 2)
+            self.outputs = self.room.view(len(self), h, w, c).permute(0, 3, 1, 2)
         self.outputs[rows] = outputs
 
 
 class _Pairs:
     """Takes two sides' images through an embedding and yields their distances."""
 
-    def __init__(
-        self, embedding: Embedding, work: Workspace, memory: int, seen: Callable[[int], None]
-    ) -> None:
-        self.embedding = (
+    def __init__(self, embedding: Embedding, work: Workspace, seen: Callable[[int], None]) -> None:
+        self.embedding: _Staged = (
             embedding if isinstance(embedding, StagedEmbedding) else _OneStage(embedding)
         )
-        self.work = work
-        self.memory = memory
+        self.work, self.seen = work, seen
         self.batch = self.embedding.batch_size(work.device)
-        self.seen = seen
-        self.passed = self.reported = 0
-        self.stages = 1
+        self.passed = 0  # images through single stages, not reported yet
 
-    def tiles(self, left: _Side, right: _Side, within: int) -> Iterator[_Part]:
+    def tiles(self, left: _Side, right: _Side, within: int, memory: int) -> Iterator[_Part]:
         """Yield all pairs of distinct images, and those within the first ``within`` left rows."""
         own = int(left.inverse[:within].max()) + 1 if within else 0
-        layout = self._layout(left, max(1, len(right)))
+        device = self.work.device
+        layout = self._layout(left, max(1, len(right)), memory)
         for a in _parts(len(left), layout.rows):
-            later = [_shift(b, a.stop) for b in _parts(own - a.stop, layout.columns)]
-            parts = [(left, b) for b in later]
+            parts = [(left, b) for b in _parts(own, layout.columns, start=a.stop)]
             parts += [(right, b) for b in _parts(len(right), layout.columns)]
             for i, (side, b) in enumerate(parts or [(right, slice(0, 0))]):
-                sources = _Source(left, a), _Source(side, b)
+                sources = _Source(left.distinct(a), device), _Source(side.distinct(b), device)
                 inside = max(0, min(own, a.stop) - a.start) if i == 0 else 0
                 for among, rows, columns, distances in self._tile(*sources, layout, inside):
-                    start = a.start if among else b.start
-                    among = among or side is left
-                    yield among, _shift(rows, a.start), _shift(columns, start), distances
+                    columns = _shift(columns, a.start if among else b.start)
+                    yield among or side is left, _shift(rows, a.start), columns, distances
 
-    def _layout(self, left: _Side, m: int) -> _Layout:
+    def _layout(self, left: _Side, m: int, memory: int) -> _Layout:
         """Return the tiles that need the fewest passes through the network in the given memory."""
         n = len(left)
         widths, states = self.work.sizes(self.embedding, left.images[0])
-        self.stages = len(widths)
         found = (
-            _Layout.fit(rows, columns, widths, states, self.memory)
+            _Layout.fit(rows, columns, widths, states, memory)
             for rows in _divisions(n)
             for columns in _divisions(m)
         )
@@ -346,14 +340,14 @@ class _Pairs:
     def _tile(self, left: _Source, right: _Source, layout: _Layout, own: int) -> Iterator[_Part]:
         """Yield the distances of a tile, and those among its first ``own`` left images.
 
-        Sums over stages are kept; at the last stage they are yielded as they become complete.
+        Distances are summed over stages, and yielded at the last stage as they become complete.
         """
         flat = self.work.reserve(layout.values())
         last = len(layout.widths) - 1
-        sums = {}
-        if last:
-            sums[False] = torch.zeros(left.count, right.count, dtype=torch.float64)
-            sums[True] = torch.zeros(left.count, own, dtype=torch.float64)
+        sums = {
+            among: torch.zeros(len(left), columns if last else 0, dtype=torch.float64)
+            for among, columns in ((False, len(right)), (True, own))
+        }
         for stage in range(last + 1):
             for among, rows, columns, part in self._stage(stage, left, right, layout, own, flat):
                 if last:
@@ -364,9 +358,9 @@ class _Pairs:
     def _stage(
         self, stage: int, left: _Source, right: _Source, layout: _Layout, own: int, flat: Tensor
     ) -> Iterator[_Part]:
-        """Yield one stage's share of the distances of a tile."""
-        # Inputs lie at one end of the memory and outputs at the other, in turn; blocks between them.
-        counts = [left.count, right.count]
+        """Yield one stage's contribution to the distances of a tile."""
+        # Inputs are at one end of the memory and outputs at the other, in turn; blocks between them.
+        counts = [len(left), len(right)]
         before, after = (sum(counts) * size for size in layout.states[stage : stage + 2])
         even = stage % 2 == 0
         kept = flat[len(flat) - after :] if even else flat[:after]
@@ -374,22 +368,21 @@ class _Pairs:
         width, sizes = layout.widths[stage], [layout.hold[stage], layout.stream[stage], 1]
         blocks = flat[before if even else after :][: sum(sizes) * (width + _PAD)]
         hold, stream, (reference,) = blocks.view(-1, width + _PAD)[:, :width].split(sizes)
-        for i, rows in enumerate(_parts(left.count, len(hold))):
+        fill = partial(self._fill, stage, len(layout.widths), reference)
+        for i, rows in enumerate(_parts(len(left), len(hold))):
             held = hold[: rows.stop - rows.start]
-            norms = self._fill(stage, left, rows, held, reference, new=i == 0, keep=True)
+            norms = fill(left, rows, held, new=i == 0, keep=True)
             inside = slice(rows.start, min(rows.stop, own))
             size = max(0, inside.stop - inside.start)
             for part in _parts(size, len(stream)):
                 passing = held[:size], norms[:size], held[part], norms[part]
                 yield True, inside, _shift(part, rows.start), self._distances(*passing)
-            # Left images that are held later stream past too, and so do all right ones.
-            later = [_shift(part, rows.stop) for part in _parts(own - rows.stop, len(stream))]
-            parts = [(left, part) for part in later]
-            parts += [(right, part) for part in _parts(right.count, len(stream))]
+            # Left images that are held later are compared too, and so are all right ones.
+            parts = [(left, part) for part in _parts(own, len(stream), start=rows.stop)]
+            parts += [(right, part) for part in _parts(len(right), len(stream))]
             for source, part in parts:
                 theirs = stream[: part.stop - part.start]
-                keep = source is right and i == 0
-                their_norms = self._fill(stage, source, part, theirs, reference, keep=keep)
+                their_norms = fill(source, part, theirs, keep=source is right and i == 0)
                 distances = self._distances(held, norms, theirs, their_norms)
                 yield source is left, rows, part, distances
         for source in (left, right):
@@ -401,7 +394,7 @@ class _Pairs:
         return wide_distances(a, a_norms, b, b_norms)
 
     def _fill(
-        self, stage: int, source: _Source, part: slice, out: Tensor, reference: Tensor,
+        self, stage: int, stages: int, reference: Tensor, source: _Source, part: slice, out: Tensor,
         *, new: bool = False, keep: bool = False,
     ) -> Tensor:  # fmt: skip
         """Write a stage's blocks of the images in ``part`` to ``out``; return their norms.
@@ -411,10 +404,11 @@ class _Pairs:
         norms = []
         for inner in _parts(len(out), self.batch):
             rows = _shift(inner, part.start)
-            if source.inputs is None:
-                state = source.side.through(self.embedding.enter, _shift(rows, source.start))
-            else:
-                state = source.inputs[rows]
+            state = (
+                source.entered(self.embedding, rows)
+                if source.inputs is None
+                else source.inputs[rows]
+            )
             following, maps = self.embedding.advance(stage, state)
             if keep and following is not None:
                 source.keep(rows, following)
@@ -422,24 +416,18 @@ class _Pairs:
                 self.embedding.refer(stage, maps[:1], reference)
             self.embedding.write(stage, maps, reference, out[inner])
             norms.append(part_norms(out[inner]))  # while it is in the caches
-            self._count(inner.stop - inner.start)
+            whole, self.passed = divmod(self.passed + inner.stop - inner.start, stages)
+            self.seen(whole)
         return total_norms(torch.cat(norms))
 
-    def _count(self, images: int) -> None:
-        """Report images that went through all stages."""
-        self.passed += images
-        whole = self.passed // self.stages
-        self.seen(whole - self.reported)
-        self.reported = whole
 
-
-def _parts(rows: int, size: int) -> Iterator[slice]:
-    """Yield 0..rows in consecutive slices of at most ``size``, as even as possible; none if rows <= 0."""
-    if rows <= 0:
+def _parts(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """Yield start..stop in consecutive slices of at most ``size``, as even as possible."""
+    if stop <= start:
         return
-    size = math.ceil(rows / math.ceil(rows / max(1, size)))
-    for start in range(0, rows, size):
-        yield slice(start, min(rows, start + size))
+    size = math.ceil((stop - start) / math.ceil((stop - start) / max(1, size)))
+    for first in range(start, stop, size):
+        yield slice(first, min(stop, first + size))
 
 
 def _shift(part: slice, by: int) -> slice:
@@ -452,15 +440,18 @@ def _divisions(rows: int) -> list[int]:
 
 
 def _not_finite(
-    embedding: Embedding, sides: tuple[_Side, _Side], names: Sequence[Sequence[str]] | None
-) -> str:
+    embedding: Embedding, sides: tuple[_Side, _Side], names: Sequence[Sequence[str]] | None,
+    device: torch.device,
+) -> str:  # fmt: skip
     """Return the message that names the image whose features are not finite."""
     for number, side in enumerate(sides):
-        for row, first in enumerate(side.first):
+        for row in side.first:
             with exact_products():
-                found = side.through(_OneStage(embedding).enter, slice(row, row + 1))
-            if not bool(found.isfinite().all()):
-                name = names[number][first] if names else f"{first} of set {number + 1}"
+                features = _Source([side.images[row]], device).entered(
+                    _OneStage(embedding), slice(1)
+                )
+            if not bool(features.isfinite().all()):
+                name = names[number][row] if names else f"{row} of set {number + 1}"
                 return (
                     f"embedding {embedding.name}: not a finite number for image {name}; check that "
                     "image and the embedding"

@@ -53,11 +53,8 @@ KNOWN = {row[0]: PublishedWeights(*row) for row in _PUBLISHED}
 
 def folder() -> Path:
     """Return ``$INVERSIGHT_WEIGHTS``, or ``inversight/weights`` in the user's cache folder."""
-    given = os.environ.get("INVERSIGHT_WEIGHTS")
-    if given:
-        return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "inversight" / "weights"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("INVERSIGHT_WEIGHTS") or Path(cache) / "inversight" / "weights")
 
 
 def load_weights(name: str) -> dict[str, Tensor]:
@@ -111,8 +108,7 @@ def import_weights(path: Path) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(final) as partial:
         save_file(tensors, partial, metadata={"sha256": found, "file": known.file})
-    facts = {"source_sha256": found, "sha256": _digest(final)}
-    write_json(final.with_suffix(".json"), facts)
+    write_json(final.with_suffix(".json"), {"source_sha256": found, "sha256": _digest(final)})
     return final
 
 
@@ -137,9 +133,8 @@ def _read_checked(path: Path, known: PublishedWeights) -> dict[str, Tensor]:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{path}: expected named tensors, found {type(state).__name__}")
-    for name in known.examples:
-        if name not in state:
-            raise WeightsError(f"{path}: has no {name}; it is not the published {known.name}")
+    if missing := set(known.examples) - state.keys():
+        raise WeightsError(f"{path}: has no {min(missing)}; it is not the published {known.name}")
     return {k: v.contiguous() for k, v in state.items()}
 
 

@@ -101,7 +101,7 @@ def evaluate(
         # The features are needed anyway; distances between them need no second pass.
         embedding = Identity(distance.name)
         compared = [list(map(vectors.labelled, group)) for group in images]
-    file = None if checkpoint is None else checkpoint / "distances.safetensors"
+    file = None if checkpoint is None else checkpoint / "distances.pt"
     found = compare(
         embedding, *compared, memory=memory, neighbours=NEIGHBOURS if neighbours else 0,
         device=device, checkpoint=file, progress=progress,

@@ -87,8 +87,8 @@ class Architecture:
     cmap_rate: PositiveFloat = 0.01
     """Learning-rate multiplier of the discriminator's mapping of classes."""
     critic_classes: NonNegativeInt = 0
-    """Classes that the discriminator tells apart, whose logits' log-sum-exp is its judgement (Salimans
-    et al. 2016); 0: it has one logit. Not together with c_dim."""
+    """Classes that the discriminator predicts; the log-sum-exp of their logits judges an image (Salimans
+    et al. 2016). 0: it has one logit. Not together with c_dim."""
 
     @model_validator(mode="after")
     def _one_use_of_classes(self) -> Architecture:
@@ -98,25 +98,25 @@ class Architecture:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, S, S)."""
+        """Shape (C, S, S) of an image."""
         return (self.channels, self.size, self.size)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """4, 8, ..., size: one block each."""
+        """Resolutions 4, 8, ..., size, each with one block."""
         return tuple(2**i for i in range(2, self.size.bit_length()))
 
     @property
     def num_ws(self) -> int:
-        """Latents that the generator takes: one a convolution, and one for the last image layer."""
+        """Number of latents of the generator: one per convolution, and one for the last image layer."""
         return 2 * len(self.resolutions)
 
     def width_at(self, resolution: int) -> int:
-        """Feature channels at ``resolution``."""
+        """Return the feature channels at ``resolution``."""
         return max(1, min(self.channel_base // resolution, self.channel_max))
 
     def half_at(self, resolution: int) -> bool:
-        """Whether the block of ``resolution`` may run in half precision."""
+        """Return whether the block of ``resolution`` may run in half precision."""
         return resolution > 4 and resolution << self.half_resolutions > self.size
 
 
@@ -132,16 +132,10 @@ def published_architecture(
     """
     found = configuration(name, size, gpus)
     values = {
-        "size": size,
-        "channels": channels,
-        "c_dim": c_dim,
-        "mapping_depth": found.mapping_depth,
-        "channel_base": found.channel_base,
-        "half_resolutions": 4,
-        "conv_clamp": 256.0,
-        "discriminator": "orig" if found.simple else "resnet",
-        "group": found.group,
-    }
+        "size": size, "channels": channels, "c_dim": c_dim, "mapping_depth": found.mapping_depth,
+        "channel_base": found.channel_base, "half_resolutions": 4, "conv_clamp": 256.0,
+        "discriminator": "orig" if found.simple else "resnet", "group": found.group,
+    }  # fmt: skip
     return from_mapping(Architecture, values, where=f"{name}: ")
 
 
@@ -155,13 +149,8 @@ def architecture_of(image_shape: tuple[int, int, int], training: PriorTraining) 
     if training.config != "small":
         return published_architecture(training.config, size=size, channels=channels)
     values = {
-        "size": size,
-        "channels": channels,
-        "z_dim": training.z_dim,
-        "w_dim": training.w_dim,
-        "mapping_depth": training.mapping_depth,
-        "channel_base": training.width * size,
-        "channel_max": 8 * training.width,
-        "resampling": "fast",
-    }
+        "size": size, "channels": channels, "z_dim": training.z_dim, "w_dim": training.w_dim,
+        "mapping_depth": training.mapping_depth, "channel_base": training.width * size,
+        "channel_max": 8 * training.width, "resampling": "fast",
+    }  # fmt: skip
     return from_mapping(Architecture, values, where="prior: ")

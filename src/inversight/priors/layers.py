@@ -32,8 +32,21 @@ NoiseMode = Literal["random", "const", "none"]
 _GAIN = math.sqrt(2.0)
 
 
+@torch.no_grad()
+def draw(layer: nn.Module, rng: torch.Generator) -> None:
+    """Draw the initial weights and the constant noise of one layer from N(0, 1)."""
+    tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
+    for name in ("const", "noise_const", "affine.weight", "weight"):
+        if name in tensors:
+            drawn = torch.randn(tensors[name].shape, generator=rng)
+            tensors[name].copy_(drawn * (1.0 / getattr(layer, "rate", 1.0)))
+
+
 def activate(x: Tensor, clamp: float | None = None) -> Tensor:
-    """Leaky ReLU of slope 0.2 times sqrt(2), which keeps the variance, within [-clamp, clamp]."""
+    """Apply a leaky ReLU of slope 0.2, multiply by sqrt(2) to keep the variance, and clamp.
+
+    ``clamp``: largest absolute value of the result; None for no limit.
+    """
     y = F.leaky_relu(x, 0.2) * _GAIN
     return y if clamp is None else y.clamp(-clamp, clamp)
 
@@ -48,13 +61,13 @@ def modulated(
 ) -> Tensor:
     """Convolve x (N, C, H, W) with ``weight`` (O, C, K, K) modulated by styles (N, C) (eq. 1-3).
 
-    Scaling input and output is the same function as a weight for each image (their section 2.2)
-    without grouped convolutions, which are slow on a CPU.
+    Scales the input and the output instead of the weights of each image (their section 2.2). The
+    result is the same, without grouped convolutions, which are slow on a CPU.
     """
     scale = 1.0 / math.sqrt(weight[0].numel())
     weight = weight * scale
     if demodulate and x.dtype == torch.float16:
-        # Demodulation undoes any scale of styles and weights; this one keeps float16 from overflowing.
+        # Demodulation cancels any scale of styles and weights; this one prevents float16 overflow.
         weight = weight * (scale / weight.detach().abs().amax((1, 2, 3), keepdim=True))
         styles = styles / styles.detach().abs().amax(1, keepdim=True)
     y = convolution(x * styles[:, :, None, None].to(x.dtype), weight.to(x.dtype))
@@ -74,16 +87,12 @@ class FullyConnected(nn.Module):
         self.scale = rate / math.sqrt(fan_in)
         self.rate = rate
 
-    def draw(self, rng: torch.Generator) -> None:
-        """Draw the initial weights."""
-        self.weight.copy_(torch.randn(self.weight.shape, generator=rng) * (1.0 / self.rate))
-
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.scale, self.bias * self.rate)
 
 
 class Convolution(nn.Module):
-    """Convolution, with bias and activation unless ``linear``, that keeps, doubles or halves the size."""
+    """Convolution that keeps, doubles or halves the size; bias and activation unless ``linear``."""
 
     resample_filter: Tensor | None
 
@@ -107,10 +116,6 @@ class Convolution(nn.Module):
         self.clamp = architecture.conv_clamp if clamped and not linear else None
         self.scale = 1.0 / math.sqrt(fan_in * kernel * kernel)
 
-    def draw(self, rng: torch.Generator) -> None:
-        """Draw the initial weights."""
-        self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
-
     def forward(self, x: Tensor) -> Tensor:
         weight = (self.weight * self.scale).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -124,10 +129,10 @@ class Convolution(nn.Module):
 
 
 class Mapping(nn.Module):
-    """z (N, z_dim) and class weights c (N, c_dim) -> w (N, w_dim), z and embedded c at unit length.
+    """Map z (N, z_dim) and class weights c (N, c_dim) to w (N, w_dim).
 
-    Length is the root mean square. ``z_dim`` or ``c_dim`` is 0 where there is no such input; ``beta``
-    is the memory of the running mean ``w_avg``, None where none is kept.
+    z and the embedding of c are first divided by their root mean square. ``z_dim`` or ``c_dim`` of 0
+    means no such input. ``beta`` is the decay of the running mean ``w_avg``; None keeps no mean.
     """
 
     w_avg: Tensor
@@ -136,8 +141,7 @@ class Mapping(nn.Module):
         self, *, z_dim: int, c_dim: int, w_dim: int, depth: int, rate: float, beta: float | None
     ) -> None:
         super().__init__()
-        self.z_dim, self.c_dim, self.depth = z_dim, c_dim, depth
-        self.beta = beta
+        self.c_dim, self.depth, self.beta = c_dim, depth, beta
         if c_dim > 0:
             self.embed = FullyConnected(c_dim, w_dim)
         fan_in = z_dim + (w_dim if c_dim > 0 else 0)
@@ -148,31 +152,29 @@ class Mapping(nn.Module):
             self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, z: Tensor | None, c: Tensor | None = None) -> Tensor:
-        parts = []
-        if z is not None:
-            parts.append(_unit(z))
+        parts = [] if z is None else [_unit(z)]
         if self.c_dim > 0:
             if c is None or c.shape[1] != self.c_dim:
                 found = "none" if c is None else f"{c.shape[1]}"
                 raise InputError(
-                    f"the network is conditioned on {self.c_dim} classes: expected a weight for each, "
-                    f"found {found}"
+                    f"the network is conditioned on {self.c_dim} classes: expected one weight per "
+                    f"class, found {found}"
                 )
             parts.append(_unit(self.embed(c)))
-        w = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        w = torch.cat(parts, dim=1)
         for i in range(self.depth):
             w = activate(self.get_submodule(f"fc{i}")(w))
         return w
 
     @torch.no_grad()
     def track(self, w: Tensor) -> None:
-        """Running mean of w, towards which truncation terms."""
+        """Update the running mean of w, the centre of truncation."""
         if self.beta is not None:
             self.w_avg.lerp_(w.detach().mean(0), 1.0 - self.beta)
 
 
 class StyledConvolution(nn.Module):
-    """Modulated 3x3 convolution with noise and activation; ``up`` doubles the size."""
+    """Modulated 3x3 convolution with noise and activation. ``up`` doubles the size."""
 
     noise_const: Tensor
     resample_filter: Tensor | None
@@ -187,19 +189,12 @@ class StyledConvolution(nn.Module):
         self.register_buffer("resample_filter", resample_filter(architecture, up))
         self.up = up
         self.clamp = architecture.conv_clamp
-        # The cheap kind works before doubling: StyleGAN2's transposed convolution costs as much.
+        # Fast resampling convolves before it doubles the size.
         self.size = resolution // 2 if up and self.resample_filter is None else resolution
         self.noisy = architecture.noise
         if self.noisy:
             self.noise_strength = nn.Parameter(torch.zeros(()))
             self.register_buffer("noise_const", torch.zeros(self.size, self.size))
-
-    def draw(self, rng: torch.Generator) -> None:
-        """Draw the constant noise and the initial weights."""
-        if self.noisy:
-            self.noise_const.copy_(torch.randn(self.noise_const.shape, generator=rng))
-        self.affine.draw(rng)
-        self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
 
     def forward(
         self, x: Tensor, w: Tensor, noise: NoiseMode, rng: torch.Generator | None
@@ -219,7 +214,7 @@ class StyledConvolution(nn.Module):
 
 
 class ToImage(nn.Module):
-    """Features -> image by a 1x1 convolution, modulated but not demodulated."""
+    """Convert features to an image by a 1x1 convolution, modulated but not demodulated."""
 
     def __init__(self, fan_in: int, architecture: Architecture) -> None:
         super().__init__()
@@ -229,11 +224,6 @@ class ToImage(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.clamp = architecture.conv_clamp
 
-    def draw(self, rng: torch.Generator) -> None:
-        """Draw the initial weights."""
-        self.affine.draw(rng)
-        self.weight.copy_(torch.randn(self.weight.shape, generator=rng))
-
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         y = modulated(x, self.weight, self.affine(w), demodulate=False)
         y = y + self.bias[:, None, None].to(y.dtype)
@@ -241,23 +231,22 @@ class ToImage(nn.Module):
 
 
 def minibatch_spread(x: Tensor, group: int | None, channels: int) -> Tensor:
-    """Standard deviation over groups of images, (N, channels, H, W) (Karras et al. 2018, section 3).
+    """Return the standard deviation over groups of images (Karras et al. 2018, section 3).
 
-    x (N, C, H, W); image i is in a group with i + N/G, i + 2 N/G, ...; each of ``channels`` is the
-    mean over its share of the features and all positions. G is ``group``, or N if that is smaller or
-    ``group`` is None; where it does not divide N, their greatest common divisor.
+    x is (N, C, H, W), the result (N, channels, H, W): the features are split into ``channels`` equal
+    parts, and each value is the mean of a part's deviations over features and positions. Image i is in
+    a group with i + N/G, i + 2 N/G, ...; the group size G is min(``group``, N), or N if ``group`` is
+    None. If G does not divide N, their greatest common divisor is used.
     """
     n, features, height, width = x.shape
-    size = min(group or n, n)
-    if n % size:
-        size = math.gcd(size, n)
+    size = math.gcd(min(group or n, n), n)
     y = x.reshape(size, n // size, channels, features // channels, height, width)
     y = ((y - y.mean(0)).square().mean(0) + 1e-8).sqrt().mean(dim=(2, 3, 4))
     return y.repeat(size, 1)[:, :, None, None].expand(-1, -1, height, width)
 
 
 def resample_filter(architecture: Architecture, used: bool = True) -> Tensor | None:
-    """A layer's filter; published networks also carry the standard one in layers that use none."""
+    """Return a layer's filter. Published networks store the standard one in layers that use none."""
     if architecture.resampling == "fast":
         return None
     return make_filter(architecture.filter_taps if used else STANDARD_TAPS)

@@ -1,7 +1,7 @@
 """Regularisation: R1 for the discriminator, path length for the generator.
 
-Both are computed every k steps with k times their weight ("lazy"), and Adam's settings are corrected for
-it (Karras et al. 2020, "Analyzing and Improving", appendix B).
+Both are computed every k steps with k times their weight ("lazy"), and Adam's settings are corrected
+accordingly (Karras et al. 2020, "Analyzing and Improving", appendix B).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 
 class PathLength:
-    """Pulls the lengths |J^T y| towards their running mean (StyleGAN2, section 3.2, eq. 4).
+    """Penalises the deviation of |J^T y| from its running mean (StyleGAN2, section 3.2, eq. 4).
 
-    J is the derivative of an image with respect to its latents and y is normal noise, so that steps
-    of one size in W change the image by one amount, wherever they are taken.
+    J is the Jacobian of an image with respect to its latents, y is normal noise. The penalty makes
+    steps of equal size in W change the image by equal amounts.
     """
 
     def __init__(self, *, decay: float = 0.01) -> None:
@@ -31,10 +31,11 @@ class PathLength:
         self.mean = 0.0
 
     def penalty(self, images: Tensor, ws: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
-        """Mean of (length - a)^2, and a: the running mean, moved by these images but not kept.
+        """Return the mean of (length - a)^2, and a, the running mean updated by these images.
 
-        images (N, C, H, W) made of ws (N, L, w_dim). y ~ N(0, 1) / sqrt(H W); an image's length is
-        the root of its squared length in each of the L latents, averaged over them.
+        The caller stores a in ``mean``. images (N, C, H, W) are generated from ws (N, L, w_dim), and
+        y ~ N(0, 1) / sqrt(H W). An image's length is the root of the squared gradient lengths averaged
+        over its L latents.
         """
         noise = torch.randn(images.shape, generator=rng).to(images)
         noise = noise / math.sqrt(images.shape[2] * images.shape[3])
@@ -47,10 +48,10 @@ class PathLength:
 def lazy_adam(
     parameters: Iterable[nn.Parameter], rate: float, interval: int | None
 ) -> torch.optim.Adam:
-    """Adam with betas (0, 0.99) for a player with a penalty every ``interval`` steps, or None.
+    """Return Adam with betas (0, 0.99), corrected for a penalty every ``interval`` steps (None: none).
 
-    k steps with a penalty are k + 1 updates where there would be k, so that the rate is multiplied
-    by k / (k + 1) and the betas are raised to it (StyleGAN2, appendix B).
+    With the penalty, k steps make k + 1 updates, so the rate is multiplied by k / (k + 1) and the betas
+    are raised to this power (StyleGAN2, appendix B).
     """
     share = 1.0 if interval is None else interval / (interval + 1)
     return torch.optim.Adam(parameters, lr=rate * share, betas=(0.0, 0.99**share))

@@ -1,14 +1,14 @@
 """Doubling and halving of images and features, alone and together with a convolution.
 
-StyleGAN2 resamples by inserting zeros, filtering and throwing samples away (Karras et al. 2020,
-"Analyzing and Improving", appendix B). Here this is a few ordinary convolutions, which every device
-runs and differentiates as often as asked. ``taps`` None stands for the cheap kind: bilinear doubling,
-which is the filter [1, 3, 3, 1] but for the border, and 2x2 means. Tensors are (N, C, H, W).
+StyleGAN2 resamples by inserting zeros, filtering and dropping samples (Karras et al. 2020, "Analyzing
+and Improving", appendix B). Here this takes ordinary convolutions, which run on every device and have
+derivatives of any order. With ``taps=None`` resampling is cheaper: bilinear doubling, which equals the
+filter [1, 3, 3, 1] except at the border, and means of 2x2 pixels. Tensors are (N, C, H, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ _SEPARABLE = 8
 
 
 def make_filter(taps: Sequence[float]) -> Tensor:
-    """Taps along one axis -> filter of sum 1: (T, T), or (T,) for both axes in turn if T is 8 or more."""
+    """Return the filter of sum 1 with these taps: (T, T), or (T,) to apply along each axis if T >= 8."""
     line = torch.tensor(taps, dtype=torch.float32)
     line = line / line.sum()
     return line if len(line) >= _SEPARABLE else torch.outer(line, line)
@@ -38,8 +38,8 @@ def upfirdn(
 ) -> Tensor:
     """Insert up - 1 zeros after each sample, pad, convolve with ``taps``, keep every down-th sample.
 
-    ``pad`` is what is added before and after, on both axes and after the insertion; a negative value
-    crops. H becomes (H up + sum(pad) - T) // down + 1.
+    ``pad``: samples added before and after on both axes, counted after the insertion; negative values
+    crop. H becomes (H up + sum(pad) - T) // down + 1.
     """
     if up > 1:
         spread = x.new_zeros((*x.shape[:2], x.shape[2] * up, x.shape[3] * up))
@@ -56,7 +56,7 @@ def upfirdn(
 
 
 def double(x: Tensor, taps: Tensor | None) -> Tensor:
-    """Twice the height and width."""
+    """Double height and width."""
     if taps is None:
         return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
     t = len(taps)
@@ -64,7 +64,7 @@ def double(x: Tensor, taps: Tensor | None) -> Tensor:
 
 
 def halve(x: Tensor, taps: Tensor | None) -> Tensor:
-    """Half the height and width."""
+    """Halve height and width."""
     if taps is None:
         return F.avg_pool2d(x, 2)
     t = len(taps)
@@ -72,20 +72,20 @@ def halve(x: Tensor, taps: Tensor | None) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Correlation with ``weight`` (O, C, K, K), K odd, at the same height and width."""
-    return _correlated(x, weight, bias, padding=weight.shape[2] // 2)
+    """Correlate with ``weight`` (O, C, K, K), K odd, at the same height and width."""
+    return _correlation(x, weight)(x, weight, bias, padding=weight.shape[2] // 2)
 
 
 def convolve_doubled(x: Tensor, weight: Tensor, taps: Tensor | None) -> Tensor:
-    """Double, then convolve with ``weight`` (O, C, K, K): flipped, as published networks have it.
+    """Double, then convolve with ``weight`` (O, C, K, K), flipped as in published networks.
 
-    Zeros are inserted by the transposed convolution, so only the filter works at full size.
+    The transposed convolution inserts the zeros, so only the filter runs at full size.
     """
     k = weight.shape[2]
     if taps is None or k == 1:
         return double(convolve(x, weight), taps)
     t = len(taps)
-    y = _inserted(x, weight.transpose(0, 1))
+    y = _correlation(x, weight, transposed=True)(x, weight.transpose(0, 1), stride=2)
     pad = ((t + 1) // 2 - k // 2, (t - 2) // 2 - k // 2 + 1)
     return upfirdn(y, taps, pad=pad, gain=4.0)
 
@@ -99,32 +99,19 @@ def convolve_halved(
         return convolve(halve(x, taps), weight, bias)
     t = len(taps)
     y = upfirdn(x, taps, pad=(k // 2 + (t - 1) // 2, k // 2 + (t - 2) // 2))
-    return _correlated(y, weight, bias, stride=2)
+    return _correlation(y, weight)(y, weight, bias, stride=2)
 
 
 def _filtered(x: Tensor, kernel: Tensor, stride: tuple[int, int]) -> Tensor:
-    """Each channel with its own row of ``kernel`` (C, 1, K, K), which is never trained."""
-    # Without a derivative there is no second one, and compilers know PyTorch's own better.
+    """Convolve each channel with its own row of ``kernel`` (C, 1, K, K), which is never trained."""
+    # PyTorch's own convolution is faster where no second derivative is needed, and compiles better.
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         return convolution(x, kernel, stride=stride, groups=len(kernel))
     return F.conv2d(x, kernel, stride=stride, groups=len(kernel))
 
 
-def _correlated(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0
-) -> Tensor:
-    if _trained_on_gpu(x, weight):
-        return convolution(x, weight, bias, stride=stride, padding=padding)
-    return F.conv2d(x, weight, bias, stride, padding)
-
-
-def _inserted(x: Tensor, weight: Tensor) -> Tensor:
-    """Transposed convolution of stride 2."""
-    if _trained_on_gpu(x, weight):
-        return transposed_convolution(x, weight, stride=2)
-    return F.conv_transpose2d(x, weight, stride=2)
-
-
-def _trained_on_gpu(x: Tensor, weight: Tensor) -> bool:
-    """On a CPU PyTorch's own second derivative of a trained weight is a fifth faster (measured)."""
-    return x.is_cuda and torch.is_grad_enabled() and weight.requires_grad
+def _correlation(x: Tensor, weight: Tensor, *, transposed: bool = False) -> Callable[..., Tensor]:
+    """Return the operation to use for a trained weight: on a CPU PyTorch's own, a fifth faster (measured)."""
+    if x.is_cuda and torch.is_grad_enabled() and weight.requires_grad:
+        return transposed_convolution if transposed else convolution
+    return F.conv_transpose2d if transposed else F.conv2d

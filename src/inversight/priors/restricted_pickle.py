@@ -1,10 +1,9 @@
 """Reads pickles as data: nothing in a file is imported, called or given state.
 
-A pickle is a program. The interpreter's own :class:`pickle._Unpickler` looks each instruction up in a
-table before it carries it out; here the table holds only those that build plain values. An import
-yields an inert :class:`Name` that is on an allow-list, and a call an inert :class:`Call`. So neither a
-name, nor an attribute of an allowed one, nor an extension code that another library registered can run
-anything.
+A pickle is a program. Python's :class:`pickle._Unpickler` looks up each instruction in a table; here the
+table holds only those that build plain values. An import of an allowed name gives an inert
+:class:`Name`, and a call an inert :class:`Call`. So nothing can run: no imported name, no attribute of
+an allowed one, and no extension code registered by another library.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from typing import Any, cast
 from inversight.core.errors import DataError
 
 MAX_INSTRUCTIONS = 2_000_000
-"""The networks of 1024x1024 images take about 40,000; each may cost a few hundred bytes of memory."""
+"""Networks for 1024x1024 images need about 40,000. Each may take a few hundred bytes of memory."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name that a pickle imports. It is never looked up; calling it returns a :class:`Call`."""
+    """A name that a pickle imports. It is never imported; calling it returns a :class:`Call`."""
 
     module: str
     name: str
@@ -118,16 +117,11 @@ class _Reader(pickle._Unpickler):
     stack: list[Any]
 
     def __init__(
-        self,
-        stream: io.BytesIO | mmap.mmap,
-        names: frozenset[Name],
-        explained: Mapping[Name, str],
-        persistent: bool,
-    ) -> None:
+        self, stream: io.BytesIO | mmap.mmap, names: frozenset[Name],
+        explained: Mapping[Name, str], persistent: bool,
+    ) -> None:  # fmt: skip
         super().__init__(cast(Any, stream))
-        self.names = names
-        self.explained = explained
-        self.persistent = persistent
+        self.names, self.explained, self.persistent = names, explained, persistent
         self.dispatch = cast(Any, _Instructions())  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Name:
@@ -160,7 +154,7 @@ class _Reader(pickle._Unpickler):
 
 
 class _Instructions:
-    """Looks up how an instruction is carried out; counts them."""
+    """Looks up the method of an instruction, and counts instructions."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,19 +1,19 @@
 """Generator and discriminator of StyleGAN2-ADA in plain PyTorch.
 
 After Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (StyleGAN2) and
-"Training GANs with Limited Data" (ADA). One code for published networks on a GPU and small images on
-a CPU; the :class:`Architecture` says which. Names and shapes of parameters and buffers are those of
-the published networks, so that their state loads strictly. Images in this module are in [-1, 1].
+"Training GANs with Limited Data" (ADA). The same code serves published networks on a GPU and small
+images on a CPU, depending on the :class:`Architecture`. Parameters and buffers have the names and
+shapes of the published networks, so published states load strictly. Images here are in [-1, 1].
 
-Weights are in channels-last layout, a sixth faster on a CPU and what tensor cores want; sums come
-out in another order, so that a network must have it always if it is to give the same bits.
+Weights are in channels-last layout, which is a sixth faster on a CPU and suits tensor cores. The layout
+changes the order of sums, so all networks use it: equal weights then give bitwise equal results.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +28,18 @@ from inversight.priors.layers import (
     StyledConvolution,
     ToImage,
     activate,
+    draw,
     minibatch_spread,
     resample_filter,
 )
 from inversight.priors.resampling import double, halve
 
 _HALVED_VARIANCE = math.sqrt(0.5)
-"""Weight of a sum of two branches, so that it has the variance of one."""
-
-
-class _Drawn(Protocol):
-    def draw(self, rng: torch.Generator) -> None: ...
+"""Factor of the sum of two branches, which keeps the variance of one."""
 
 
 class SynthesisBlock(nn.Module):
-    """Features and image of resolution r from those of r / 2."""
+    """Compute features and image of resolution r from those of r / 2."""
 
     resample_filter: Tensor | None
 
@@ -65,10 +62,6 @@ class SynthesisBlock(nn.Module):
         if self.residual:
             self.skip = Convolution(below, width, 1, architecture, resample="up", linear=True)
 
-    def draw(self, rng: torch.Generator) -> None:
-        """Draw the constant from which the first block starts."""
-        self.const.copy_(torch.randn(self.const.shape, generator=rng))
-
     def forward(
         self,
         x: Tensor | None,
@@ -78,7 +71,7 @@ class SynthesisBlock(nn.Module):
         rng: torch.Generator | None,
         half: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """x and image of the block below; ws: a w (N, w_dim) for each convolution and the image."""
+        """Return features and image, given those of the block below and one w (N, w_dim) per layer."""
         rows = iter(ws)
         before = self.const.expand(len(ws[0]), -1, -1, -1) if x is None else x
         before = before.to(torch.float16 if half and self.reduced else self.conv1.weight.dtype)
@@ -95,7 +88,7 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """w -> images, one block for each resolution."""
+    """Map w to images, with one block for each resolution."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -105,15 +98,15 @@ class Synthesis(nn.Module):
 
     @property
     def blocks(self) -> list[SynthesisBlock]:
-        """From 4x4 up."""
+        """The blocks from 4x4 up."""
         return [cast(SynthesisBlock, self.get_submodule(f"b{r}")) for r in self.resolutions]
 
     def forward(
         self, ws: Sequence[Tensor], noise: NoiseMode, rng: torch.Generator | None, half: bool
     ) -> Tensor:
-        """ws: one w (N, w_dim) for each convolution, and one for the last image layer."""
+        """Return images, given one w (N, w_dim) per convolution and one for the last image layer."""
         _, image = self.part(ws, noise, rng, half)
-        return cast(Tensor, image)  # the last block has an image layer always
+        return cast(Tensor, image)  # the last block always has an image layer
 
     def part(
         self,
@@ -127,9 +120,9 @@ class Synthesis(nn.Module):
         first: int = 0,
         last: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Features and image after the blocks ``first`` to ``last`` (exclusive; None: all).
+        """Return features and image after the blocks ``first`` to ``last`` (exclusive; None: all).
 
-        x and image are those of the block before ``first``; ws as for all blocks.
+        x and image are those of the block before ``first``. ws are those of all blocks.
         """
         done = 0
         for number, block in enumerate(self.blocks):
@@ -137,25 +130,21 @@ class Synthesis(nn.Module):
                 # An image layer shares its w with the next block's first convolution.
                 x, image = block(x, image, ws[done : done + 3], noise, rng, half)
             done += 1 if block.first else 2
-        return cast(Tensor, x), image  # of one block at least
+        return cast(Tensor, x), image  # at least one block ran
 
 
 class Generator(nn.Module):
-    """z (N, z_dim) -> w (N, w_dim) by ``mapping``; w -> images (N, C, S, S) by calling it."""
+    """Map z (N, z_dim) to w (N, w_dim) by ``mapping``, and w to images (N, C, S, S) when called."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.architecture = architecture
-        self.num_ws = architecture.num_ws
+        self.architecture = a = architecture
+        self.num_ws = a.num_ws
         self.mapping = Mapping(
-            z_dim=architecture.z_dim,
-            c_dim=architecture.c_dim,
-            w_dim=architecture.w_dim,
-            depth=architecture.mapping_depth,
-            rate=architecture.mapping_rate,
-            beta=architecture.w_avg_beta,
-        )
-        self.synthesis = Synthesis(architecture)
+            z_dim=a.z_dim, c_dim=a.c_dim, w_dim=a.w_dim,
+            depth=a.mapping_depth, rate=a.mapping_rate, beta=a.w_avg_beta,
+        )  # fmt: skip
+        self.synthesis = Synthesis(a)
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -166,10 +155,10 @@ class Generator(nn.Module):
         rng: torch.Generator | None = None,
         half: bool | None = None,
     ) -> Tensor:
-        """Images of w (N, w_dim), or of one w for each layer, (N, num_ws, w_dim).
+        """Return the images of w (N, w_dim), or of one w per layer, (N, num_ws, w_dim).
 
-        ``rng`` draws random noise. ``half`` allows float16 where the architecture has it; by default
-        on a GPU alone. Images are in the parameters' precision.
+        ``rng`` draws random noise. ``half`` allows float16 where the architecture has it; default: on a
+        GPU only. Images have the parameters' precision.
         """
         rows = self.rows(w)
         drawing = follow(rng, w.device) if rng is not None and noise == "random" else None
@@ -177,34 +166,37 @@ class Generator(nn.Module):
         return images
 
     def rows(self, w: Tensor) -> tuple[Tensor, ...]:
-        """A w (N, w_dim) for each layer, of one for all, (N, w_dim), or of (N, num_ws, w_dim)."""
+        """Return one w (N, w_dim) per layer, given one for all layers or w (N, num_ws, w_dim)."""
         return w.unbind(1) if w.dim() == 3 else (w,) * self.num_ws
 
     def mixed(self, w: Tensor, other: Tensor, *, rng: torch.Generator) -> Tensor:
-        """(N, num_ws, w_dim): ``w`` up to a random layer, ``other`` from it on, both (N, w_dim).
+        """Return ``w`` (N, w_dim) for layers below a random one and ``other`` from it on.
 
-        Style mixing (Karras et al. 2019, section 3.1); one layer in 1..num_ws - 1 for the batch.
+        Style mixing (Karras et al. 2019, section 3.1). The result is (N, num_ws, w_dim); the layer, in
+        1..num_ws - 1, is the same for the whole batch.
         """
-        crossover = int(torch.randint(1, self.num_ws, (), generator=rng))
-        parts = [w[:, None].expand(-1, crossover, -1)]
-        parts.append(other[:, None].expand(-1, self.num_ws - crossover, -1))
-        return torch.cat(parts, dim=1)
+        return self._joined(w, other, int(torch.randint(1, self.num_ws, (), generator=rng)))
 
     def truncated(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-        """w (N, w_dim) pulled towards its mean: mean + psi (w - mean) (Karras et al. 2019, app. B).
+        """Return mean + psi (w - mean) of w (N, w_dim) (Karras et al. 2019, appendix B).
 
-        With a ``cutoff`` below num_ws only the first ``cutoff`` layers are pulled: (N, num_ws, w_dim).
+        With a ``cutoff`` below num_ws only the first ``cutoff`` layers are truncated, and the result is
+        (N, num_ws, w_dim).
         """
         mean = self.mapping.w_avg
         pulled = mean + psi * (w - mean)
         if cutoff is None or cutoff >= self.num_ws:
             return pulled
-        parts = [pulled[:, None].expand(-1, cutoff, -1)]
-        parts.append(w[:, None].expand(-1, self.num_ws - cutoff, -1))
+        return self._joined(pulled, w, cutoff)
+
+    def _joined(self, first: Tensor, rest: Tensor, layers: int) -> Tensor:
+        """Return ``first`` (N, w_dim) for the first ``layers`` layers and ``rest`` for the others."""
+        parts = [first[:, None].expand(-1, layers, -1)]
+        parts.append(rest[:, None].expand(-1, self.num_ws - layers, -1))
         return torch.cat(parts, dim=1)
 
-    def parts(self) -> Iterator[_Drawn]:
-        """What is drawn at the start, in an order that must stay: priors belong to their seeds."""
+    def drawn_layers(self) -> Iterator[nn.Module]:
+        """Yield the layers with initial draws. The order must not change: seeds depend on it."""
         blocks = self.synthesis.blocks
         yield blocks[0]
         yield from (m for m in self.mapping.modules() if isinstance(m, FullyConnected))
@@ -213,7 +205,7 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Features of resolution r / 2 from those of r, or from the image."""
+    """Compute features of resolution r / 2 from those of r, or from the image."""
 
     resample_filter: Tensor | None
 
@@ -236,7 +228,10 @@ class DiscriminatorBlock(nn.Module):
     def forward(
         self, x: Tensor | None, image: Tensor | None, half: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Features of the block above (none for the first) and the image at this resolution."""
+        """Return features and image for the next block, given those at this resolution.
+
+        x is None for the first block. The image is None once no later block reads it.
+        """
         dtype = torch.float16 if half and self.reduced else self.conv0.weight.dtype
         before = None if x is None else x.to(dtype)
         if self.looks and image is not None:
@@ -251,7 +246,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """Features at 4x4 -> logits (N, 1) or (N, critic_classes), or (N, cmap_dim) to be projected."""
+    """Map features at 4x4 to logits (N, 1) or (N, critic_classes), or to (N, cmap_dim) for projection."""
 
     def __init__(self, architecture: Architecture, out: int) -> None:
         super().__init__()
@@ -278,42 +273,36 @@ class DiscriminatorEpilogue(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, C, S, S) in [-1, 1] -> logits (N,), above 0 for images it takes for real."""
+    """Map images (N, C, S, S) in [-1, 1] to logits (N,), above 0 for images judged real."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.architecture = architecture
-        self.resolutions = architecture.resolutions[:0:-1]
+        self.architecture = a = architecture
+        self.resolutions = a.resolutions[:0:-1]
         for resolution in self.resolutions:
-            self.add_module(f"b{resolution}", DiscriminatorBlock(resolution, architecture))
-        conditional = architecture.c_dim > 0
-        cmap_dim = architecture.cmap_dim or architecture.width_at(4)
-        if conditional:
+            self.add_module(f"b{resolution}", DiscriminatorBlock(resolution, a))
+        out = a.critic_classes or 1
+        if a.c_dim > 0:
+            out = a.cmap_dim or a.width_at(4)
             self.mapping = Mapping(
-                z_dim=0,
-                c_dim=architecture.c_dim,
-                w_dim=cmap_dim,
-                depth=architecture.cmap_depth,
-                rate=architecture.cmap_rate,
-                beta=None,
+                z_dim=0, c_dim=a.c_dim, w_dim=out, depth=a.cmap_depth, rate=a.cmap_rate, beta=None
             )
-        own = architecture.critic_classes or 1
-        self.b4 = DiscriminatorEpilogue(architecture, cmap_dim if conditional else own)
+        self.b4 = DiscriminatorEpilogue(a, out)
         self.to(memory_format=torch.channels_last)
 
     def forward(
         self, images: Tensor, c: Tensor | None = None, *, half: bool | None = None,
         alone: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Logits; c (N, c_dim) are class weights where the network is conditioned on classes.
+        """Return the logits. c (N, c_dim) are class weights for a network conditioned on classes.
 
-        ``alone`` judges each image by itself, as a group without spread, so that its logit does not
-        depend on the others'. ``half`` allows float16 where the architecture has it; by default on a GPU alone.
+        ``alone`` judges each image independently, as a group without spread. ``half`` allows float16
+        where the architecture has it; default: on a GPU only.
         """
         return self.judgement(self.outputs(images, half=half, alone=alone), c)
 
     def outputs(self, images: Tensor, *, half: bool | None = None, alone: bool = False) -> Tensor:
-        """The last layer's outputs (N, ...), class logits if the architecture has critic_classes."""
+        """Return the last layer's outputs (N, ...): class logits if there are critic_classes."""
         half = images.is_cuda if half is None else half
         x: Tensor | None = None
         image: Tensor | None = images
@@ -323,23 +312,22 @@ class Discriminator(nn.Module):
         return outputs
 
     def judgement(self, outputs: Tensor, c: Tensor | None = None) -> Tensor:
-        """Logits (N,) from the last layer's outputs."""
+        """Return the logits (N,) from the last layer's outputs."""
         if self.architecture.critic_classes > 0:
-            # Real with probability Z / (Z + 1), Z the sum of exp(class logits) (Salimans et al. 2016).
+            # P(real) = Z / (Z + 1) with Z the sum of exp(class logits) (Salimans et al. 2016).
             return outputs.logsumexp(1)
         if self.architecture.c_dim == 0:
             return outputs.squeeze(1)
-        # Projection discriminator (Miyato and Koyama 2018), as ADA has it.
+        # Projection discriminator (Miyato and Koyama 2018), as in ADA.
         projected: Tensor = self.mapping(None, c)
         return (outputs * projected).sum(1) / math.sqrt(projected.shape[1])
 
-    def parts(self) -> Iterator[_Drawn]:
-        """What is drawn at the start, in an order that must stay: priors belong to their seeds."""
+    def drawn_layers(self) -> Iterator[nn.Module]:
+        """Yield the layers with initial draws. The order must not change: seeds depend on it."""
         return (m for m in self.modules() if isinstance(m, (FullyConnected, Convolution)))
 
 
-@torch.no_grad()
 def initialise(network: Generator | Discriminator, rng: torch.Generator) -> None:
-    """Draw a new network's weights and constant noise from ``rng``; biases are at their start values."""
-    for part in network.parts():
-        part.draw(rng)
+    """Draw a new network's weights and constant noise from ``rng``; biases keep their start values."""
+    for layer in network.drawn_layers():
+        draw(layer, rng)

@@ -1,9 +1,8 @@
 """Imports published StyleGAN2-ADA networks as a prior with the same values.
 
-The architecture is read from attributes of the modules where possible, since the defaults of the
-arguments differ between NVIDIA's two repositories with StyleGAN2 (stylegan2-ada-pytorch and stylegan3).
-All names and shapes are compared before any network is built, so that no network is larger than its
-file.
+The architecture is read from attributes of the modules where possible, because default arguments differ
+between NVIDIA's two repositories with StyleGAN2 (stylegan2-ada-pytorch and stylegan3). All names and
+shapes are compared before any network is built, so no network can be larger than its file.
 """
 
 from __future__ import annotations
@@ -26,10 +25,8 @@ from inversight.priors.stylegan2_pickle import PublishedNetwork, read_published
 from inversight.settings import PriorTraining, PublishedName, published_training
 
 _CLASSES: dict[str, type[Generator] | type[Discriminator]] = {
-    "G": Generator,
-    "D": Discriminator,
-    "G_ema": Generator,
-}
+    "G": Generator, "D": Discriminator, "G_ema": Generator,
+}  # fmt: skip
 _MAPPING = {
     "num_layers", "embed_features", "layer_features", "activation", "lr_multiplier", "w_avg_beta",
 }  # fmt: skip
@@ -51,9 +48,20 @@ _ARGUMENTS: dict[str, dict[str, set[str]]] = {
         "epilogue_kwargs": {"mbstd_group_size", "mbstd_num_channels", "activation"},
     },
 }
-"""Arguments of StyleGAN2-ADA's classes, by the argument that they are nested in."""
+"""Arguments of StyleGAN2-ADA's classes, by the argument that contains them."""
+_OF_GENERATOR = {
+    "size": "img_resolution", "channels": "img_channels", "c_dim": "c_dim", "z_dim": "z_dim",
+    "w_dim": "w_dim", "mapping_depth": "mapping.num_layers", "w_avg_beta": "mapping.w_avg_beta",
+    "mapping_rate": "mapping.fc0.bias_gain", "noise": "synthesis.b4.conv1.use_noise",
+}  # fmt: skip
+_OF_CLASSES = {
+    "cmap_dim": "b4.cmap_dim", "cmap_depth": "mapping.num_layers",
+    "cmap_rate": "mapping.fc0.bias_gain",
+}  # fmt: skip
+"""Attributes of the modules from which fields of Architecture are read: of G_ema, and of D if it is
+conditioned on classes."""
 _TRANSFER_ADA_IMAGES = 100e3
-"""Images in which augmentation may go from 0 to 1 when training goes on with other images."""
+"""Images over which augmentation may rise from 0 to 1 when training continues on other images."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class ImportedPrior:
 
 
 def import_published(path: Path) -> ImportedPrior:
-    """Read NVIDIA's pickled networks as a prior, without running anything in the file.
+    """Import NVIDIA's pickled networks as a prior, without running anything in the file.
 
     Raises:
         DataError: not such a file, hostile, damaged, or of another layout.
@@ -82,19 +90,18 @@ def import_published(path: Path) -> ImportedPrior:
             f"{path}: not the layout of StyleGAN2-ADA's networks: {printable(str(error), 200)}; networks "
             "of StyleGAN2-ADA for PyTorch and StyleGAN2's of the stylegan3 repository can be imported"
         ) from None
-    raw, average = Generator(architecture), Generator(architecture)
-    critic = Discriminator(architecture)
+    average, raw, critic = (
+        Generator(architecture),
+        Generator(architecture),
+        Discriminator(architecture),
+    )
     for module, label in ((raw, "G"), (critic, "D"), (average, "G_ema")):
         module.load_state_dict(dict(networks[label].state))
         module.requires_grad_(False)
     prior = StylePrior(
-        average=average,
-        raw=raw,
-        critic=critic,
-        training=_training(architecture),
-        image_shape=architecture.image_shape,
-        augmentation=found.augmentation,
-    )
+        average, raw, critic, training=_training(architecture),
+        image_shape=architecture.image_shape, augmentation=found.augmentation,
+    )  # fmt: skip
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return ImportedPrior(
@@ -113,22 +120,18 @@ def import_published(path: Path) -> ImportedPrior:
 
 
 def configuration_name(architecture: Architecture) -> str:
-    """Return the published configuration with these networks in any precision, or 'custom'."""
+    """Return the name of the published configuration, whatever the precision, or 'custom'."""
     a = architecture
+    same = {"half_resolutions", "conv_clamp", "cmap_dim"}
     for name in get_args(PublishedName):
-        published = replace(
-            published_architecture(name, size=a.size, channels=a.channels, c_dim=a.c_dim),
-            half_resolutions=a.half_resolutions,
-            conv_clamp=a.conv_clamp,
-            cmap_dim=a.cmap_dim,
-        )
-        if published == architecture:
+        published = published_architecture(name, size=a.size, channels=a.channels, c_dim=a.c_dim)
+        if replace(published, **{field: getattr(a, field) for field in same}) == a:
             return str(name)
     return "custom"
 
 
 class _LayoutError(Exception):
-    pass
+    """The file holds networks that :class:`Architecture` cannot describe."""
 
 
 def _check_arguments(label: str, network: PublishedNetwork) -> None:
@@ -155,40 +158,27 @@ def _architecture(networks: Mapping[str, PublishedNetwork]) -> Architecture:
             raise _LayoutError(f"{label} does not say its {name}")
         return networks[label].settings[name]
 
-    size = setting("G_ema", "img_resolution")
+    values = {field: setting("G_ema", name) for field, name in _OF_GENERATOR.items()}
+    if values["c_dim"]:
+        values |= {field: setting("D", name) for field, name in _OF_CLASSES.items()}
+    size = values["size"]
     g_clamp = setting("G_ema", f"synthesis.b{size}.conv1.conv_clamp")
     d_clamp = setting("D", f"b{size}.conv0.conv_clamp")
     if g_clamp != d_clamp:
         raise _LayoutError(f"G_ema clamps at {g_clamp}, D at {d_clamp}")
-    values = {
-        "size": size,
-        "channels": setting("G_ema", "img_channels"),
-        "z_dim": setting("G_ema", "z_dim"),
-        "w_dim": setting("G_ema", "w_dim"),
-        "c_dim": setting("G_ema", "c_dim"),
-        "mapping_depth": setting("G_ema", "mapping.num_layers"),
-        "mapping_rate": setting("G_ema", "mapping.fc0.bias_gain"),
-        "w_avg_beta": setting("G_ema", "mapping.w_avg_beta"),
+    values |= {
         "half_resolutions": min(_half_precision_blocks(g), _half_precision_blocks(d)),
         "conv_clamp": g_clamp,
         "generator": setting("G_ema", f"synthesis.b{size}.architecture"),
         "discriminator": setting("D", f"b{size}.architecture"),
-        "noise": setting("G_ema", "synthesis.b4.conv1.use_noise"),
         "group": d.settings.get("b4.mbstd.group_size"),
         "group_channels": d.settings.get("b4.mbstd.num_channels", 0),
     }
-    if values["c_dim"]:
-        values["cmap_dim"] = setting("D", "b4.cmap_dim")
-        values["cmap_depth"] = setting("D", "mapping.num_layers")
-        values["cmap_rate"] = setting("D", "mapping.fc0.bias_gain")
     synthesis = {**g.arguments, **g.arguments.get("synthesis_kwargs", {})}
-    for name, argument in (
-        ("channel_base", "channel_base"),
-        ("channel_max", "channel_max"),
-        ("filter_taps", "resample_filter"),
-    ):
+    for field in ("channel_base", "channel_max", "filter_taps"):
+        argument = "resample_filter" if field == "filter_taps" else field
         if argument in synthesis:
-            values[name] = synthesis[argument]
+            values[field] = synthesis[argument]
     depths = values["mapping_depth"], values.get("cmap_depth", 0)
     if any(not isinstance(n, int) or n > len(g.state) for n in depths):
         raise _LayoutError("its mapping networks have more layers than parameters")
@@ -202,38 +192,31 @@ def _architecture(networks: Mapping[str, PublishedNetwork]) -> Architecture:
 
 
 def _check_states(networks: Mapping[str, PublishedNetwork], architecture: Architecture) -> None:
-    """Compare names and shapes of all tensors with those of networks without memory."""
+    """Compare names and shapes of all tensors with those of networks on the meta device."""
     try:
         with torch.device("meta"):
             states = {kind: kind(architecture).state_dict() for kind in set(_CLASSES.values())}
     except (RuntimeError, TypeError, OverflowError):
         raise _LayoutError("its sizes are beyond any network's") from None
     for label, kind in _CLASSES.items():
-        state, expected = networks[label].state, states[kind]
-        for name in sorted(expected.keys() | state.keys()):
-            if name not in state:
+        found, expected = (
+            {name: tuple(tensor.shape) for name, tensor in state.items()}
+            for state in (networks[label].state, states[kind])
+        )
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in found:
                 raise _LayoutError(f"{label} has no {name}")
-            if name not in expected:
-                raise _LayoutError(f"{label} has {name}")
-            found, wanted = tuple(state[name].shape), tuple(expected[name].shape)
-            if found != wanted:
-                raise _LayoutError(f"{label} has {name} of {found}, expected {wanted}")
+            if found[name] != expected.get(name):
+                wanted = expected.get(name, "none")
+                raise _LayoutError(f"{label} has {name} of {found[name]}, expected {wanted}")
 
 
 def _half_precision_blocks(network: PublishedNetwork) -> int:
-    return sum(
-        value is True
-        for name, value in network.settings.items()
-        if name.rpartition(".")[2] == "use_fp16"
-    )
+    return sum(v is True for k, v in network.settings.items() if f".{k}".endswith(".use_fp16"))
 
 
 def _training(architecture: Architecture) -> PriorTraining:
-    """Return how the authors' code goes on with a network on one GPU (`--cfg=auto --resume`)."""
-    values = {
-        **published_training("auto", size=architecture.size),
-        "ada_images": _TRANSFER_ADA_IMAGES,
-        "ema_rampup": None,
-        "noise": architecture.noise,
-    }
+    """Return the settings with which the authors' code continues on one GPU (`--cfg=auto --resume`)."""
+    changed = {"ada_images": _TRANSFER_ADA_IMAGES, "ema_rampup": None, "noise": architecture.noise}
+    values = published_training("auto", size=architecture.size) | changed
     return from_mapping(PriorTraining, values)

@@ -2,10 +2,10 @@
 
 A file is the pickle of {G, D, G_ema, training_set_kwargs, augment_pipe}. Each network is a call of
 ``torch_utils.persistence._reconstruct_persistent_obj`` with {type, version, module_src, class_name,
-state}: unpickled the usual way, module_src is run as a Python module and the class in it takes the
-state. Here :mod:`inversight.priors.restricted_pickle` reads the calls as data, and arguments, parameters
-and buffers are taken out of them. The values of a tensor are bytes in torch's older file format, which
-is a pickle too; they are checked in the same way before ``torch.load(weights_only=True)`` reads them.
+state}: unpickling it with Python's own reader would run module_src. Instead
+:mod:`inversight.priors.restricted_pickle` reads the calls as data, from which arguments, parameters and
+buffers are extracted. The values of a tensor are bytes in torch's older file format, which is a pickle
+too; they are checked in the same way before ``torch.load(weights_only=True)`` reads them.
 """
 
 from __future__ import annotations
@@ -60,18 +60,13 @@ _STORAGE_BEGINS = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """First bytes of a file of torch's older format."""
 
 _PERSISTENCE_VERSION = 6
-_MAX_MODULES = 500
-_MAX_ENTRIES = 200
-_MAX_DEPTH = 8
-_MAX_LENGTH = 64
-"""Published networks have about 80 modules, five deep, with 40 attributes and a dozen arguments each. A
-file may contain itself, or one thing many times over, so that the traversal must be bounded."""
+_MAX_MODULES, _MAX_ENTRIES, _MAX_DEPTH, _MAX_LENGTH = 500, 200, 8, 64
+"""Published networks have about 80 modules, nested five deep, with 40 attributes and a dozen arguments
+each. The traversal is bounded because a file may contain itself, or one object many times."""
 _OTHER_FILES = {
-    b"\x89PNG": "a PNG image",
-    b"PK": "a zip archive, as torch.save writes it",
-    b"\x1f\x8b": "a gzip archive",
-    b"<": "a web page",
-}
+    b"\x89PNG": "a PNG image", b"PK": "a zip archive, as torch.save writes it",
+    b"\x1f\x8b": "a gzip archive", b"<": "a web page",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class PublishedNetwork:
 
     Attributes:
         class_name: name of its class.
-        arguments: the class's keyword arguments, nested mappings of plain values.
+        arguments: keyword arguments of the class, nested mappings of plain values.
         state: parameters and buffers, float32, by dotted name.
         settings: plain attributes of each module, by dotted name.
     """
@@ -98,7 +93,7 @@ class PublishedFile:
     Attributes:
         networks: generator G, discriminator D and moving average of the generator G_ema.
         training_set: arguments of the training set, if known.
-        augmentation: probability of augmentation at the end of the training.
+        augmentation: probability of augmentation at the end of training.
     """
 
     networks: Mapping[str, PublishedNetwork]
@@ -107,7 +102,7 @@ class PublishedFile:
 
 
 def read_published(path: Path) -> PublishedFile:
-    """Read the networks that NVIDIA's training or conversion code pickled.
+    """Read networks pickled by NVIDIA's training or conversion code.
 
     Raises:
         DataError: not such a file, damaged, or it imports anything that data does not need.
@@ -131,20 +126,19 @@ def read_published(path: Path) -> PublishedFile:
 
 
 class _Extraction:
-    """Takes networks out of what was read from a published file of ``size`` bytes."""
+    """Extracts networks from the content of a published file of ``size`` bytes."""
 
     def __init__(self, where: str, size: int) -> None:
         self.where = where
         self.left = 2 * size
-        """Bytes that tensors may still take as float32, which is twice the size of half precision."""
+        """Bytes that tensors may still take as float32, twice their size in half precision."""
         self.storages: dict[int, Tensor] = {}
 
     def file(self, found: Any) -> PublishedFile:
         """Return the contents of the whole file."""
         parts = found if isinstance(found, dict) else {}
         names = ("G", "D", "G_ema")
-        missing = [name for name in names if not isinstance(parts.get(name), Call)]
-        if missing:
+        if missing := [name for name in names if not isinstance(parts.get(name), Call)]:
             raise self._error(f"expected networks G, D and G_ema, found no {', '.join(missing)}")
         training_set = parts.get("training_set_kwargs")
         pipe = parts.get("augment_pipe")
@@ -166,15 +160,11 @@ class _Extraction:
             where = f"{name}.{prefix}"
             _, own = self._persistent(module, where.rstrip("."))
             for kind in ("_parameters", "_buffers"):
-                for key, value in self._mapping(own.get(kind, {}), f"{where}{kind}"):
-                    if value is not None:
-                        state[prefix + key] = self._tensor(value, f"{where}{key}")
-            for attribute, value in own.items():
-                if value is None or isinstance(value, (int, str)) or _is_finite(value):
-                    settings[f"{prefix}{attribute}"] = value
-            for key, value in self._mapping(own.get("_modules", {}), f"{where}_modules"):
-                if value is not None:
-                    waiting.append((f"{prefix}{key}.", value, depth + 1))
+                for key, value in self._entries(own, kind, where):
+                    state[prefix + key] = self._tensor(value, f"{where}{key}")
+            settings |= {f"{prefix}{key}": value for key, value in own.items() if _is_plain(value)}
+            for key, child in self._entries(own, "_modules", where):
+                waiting.append((f"{prefix}{key}.", child, depth + 1))
         class_name, own = self._persistent(found, name)
         if own.get("_init_args", ()):
             raise self._error(f"{name} was made with arguments without names")
@@ -202,7 +192,13 @@ class _Extraction:
             raise self._error(f"{what} has more attributes than any published module")
         return name, state
 
+    def _entries(self, own: Mapping[Any, Any], kind: str, where: str) -> list[tuple[str, Any]]:
+        """Return the parameters, buffers or modules of a module, without those that are None."""
+        entries = self._mapping(own.get(kind, {}), f"{where}{kind}")
+        return [(key, value) for key, value in entries if value is not None]
+
     def _mapping(self, found: Any, what: str) -> list[tuple[str, Any]]:
+        """Return the entries of a mapping of names."""
         if isinstance(found, Call) and found.function in _MAPPINGS and not found.arguments:
             found = found.items
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
@@ -213,10 +209,8 @@ class _Extraction:
 
     def _plain(self, found: Any, depth: int) -> Any:
         """Return small nested mappings and lists of plain values."""
-        if isinstance(found, str):
-            return found.encode(errors="replace").decode()
-        if found is None or isinstance(found, int) or _is_finite(found):
-            return found
+        if _is_plain(found):
+            return found.encode(errors="replace").decode() if isinstance(found, str) else found
         if depth < 3:
             if isinstance(found, (list, tuple)) and len(found) <= _MAX_LENGTH:
                 return [self._plain(value, depth + 1) for value in found]
@@ -239,7 +233,7 @@ class _Extraction:
             raise self._error(f"{what} has no proper shape")
         count = math.prod(size)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        # A stride of 0 would make any number of values out of one.
+        # With a stride of 0, one value could become any number of values.
         if count > len(values) or (count and last >= len(values)):
             raise self._error(
                 f"{what} declares {count} values, and its storage holds {len(values)} of them"
@@ -259,16 +253,16 @@ class _Extraction:
         data = found.arguments[0] if len(found.arguments) == 1 else None
         if not isinstance(data, bytes) or not data.startswith(_STORAGE_BEGINS):
             raise self._error(f"{what}: its values are not in torch's older file format")
-        # One tensor for all uses of the same bytes: what is loaded is no larger than the file.
+        # The same bytes are loaded once, so the loaded tensors are no larger than the file.
         if id(data) not in self.storages:
             self.storages[id(data)] = self._load(data, what)
         return self.storages[id(data)]
 
     def _load(self, data: bytes, what: str) -> Tensor:
-        """Call ``torch.load(weights_only=True)``, once the bytes are known to be one plain storage.
+        """Check that the bytes are one plain storage, and call ``torch.load(weights_only=True)``.
 
-        torch takes whatever size the bytes declare, leaves unset what they do not fill, and unpacks
-        archives; and its error messages name no file.
+        torch alone would allocate any declared size, leave missing values uninitialised, unpack
+        archives, and raise errors that do not name the file.
         """
         stream = io.BytesIO(data)
         where = f"{self.where}: {printable(what)}: its values"
@@ -297,8 +291,10 @@ class _Extraction:
         return DataError(f"{self.where}: {printable(what, 300)}")
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (int, str))
 
 
 def _are_counts(*values: Any) -> bool:

@@ -1,9 +1,8 @@
-"""Moves images by affine maps without aliasing, differentiable as often as asked.
+"""Transforms images by affine maps without aliasing, with derivatives of any order.
 
 Karras et al. 2020, "Training GANs with Limited Data", appendix B: images are reflected at their
 borders, doubled with the low-pass filter of a wavelet, sampled bilinearly and halved with the same
-filter. The wavelet is orthogonal, so where the map is the identity or a whole-pixel shift the images
-come back as they are.
+filter. The wavelet is orthogonal, so the identity and whole-pixel shifts leave pixel values unchanged.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ SYM6 = (
 """Low-pass filter of the symlet with six vanishing moments (Daubechies 1992, section 8.1.1)."""
 
 _REACH = len(SYM6) // 4
-"""Pixels that half of the filter, which works at twice the size, spans."""
+"""Pixels of the image covered by half of the filter, which is applied at twice the size."""
 
 
 def warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Images (N, C, S, S), each seen through its own output-to-input map (N, 2, 3).
+    """Transform each of the images (N, C, S, S) by its own output-to-input map (N, 2, 3).
 
-    Maps act on (x, y, 1) in units of half an image from the centre, as ``affine_grid``'s do.
+    Maps act on (x, y, 1) in units of half an image from the centre, as in ``F.affine_grid``.
     """
     size = images.shape[-1]
     centre = (size - 1) / 2
@@ -39,23 +38,23 @@ def warp(images: Tensor, maps: Tensor) -> Tensor:
     maps = maps.to(images)
     taps = make_filter(SYM6).to(images)
     doubled = double(F.pad(images, (left, right, top, bottom), mode="reflect"), taps)
-    # Half-pixel steps over the output and what its filter spans beyond; each at its source.
+    # Half-pixel steps over the output and the filter's reach beyond it, mapped to the input.
     steps = torch.arange(2 * size + 4 * _REACH).to(images) / 2 - _REACH - centre
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=2)
     origin = torch.tensor([left + centre, top + centre]).to(images)
     source = torch.einsum("hwj,nij->nhwi", points, maps) + origin
-    # Pixel i is sample 2 i of the doubled images; grid_sample wants -1 and 1 at the outer edges.
+    # Pixel i is sample 2 i of the doubled images; grid_sample has -1 and 1 at the outer edges.
     extent = torch.tensor([doubled.shape[3], doubled.shape[2]]).to(images)
-    moved = _sample(doubled, (4.0 * source + 1.0) / extent - 1.0)
+    moved = sample(doubled, (4.0 * source + 1.0) / extent - 1.0)
     crop = (len(SYM6) - 1) // 2 - 2 * _REACH
     return upfirdn(moved, taps.flip(0), down=2, pad=(crop, crop))
 
 
 def _margins(maps: Tensor, size: int) -> tuple[int, int, int, int]:
-    """Pixels to add left, right, top and bottom, so that all of a batch's sources are there.
+    """Return the padding left, right, top and bottom that holds all source pixels of a batch.
 
-    At most size - 1, which is all that reflection has; what lies beyond is 0.
+    At most size - 1, the limit of reflection; pixels beyond are 0.
     """
     centre = (size - 1) / 2
     sign = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
@@ -66,43 +65,30 @@ def _margins(maps: Tensor, size: int) -> tuple[int, int, int, int]:
     return left, right, top, bottom
 
 
-def _sample(images: Tensor, grid: Tensor) -> Tensor:
-    samples: Tensor = _Sample.apply(images, grid)
+def sample(images: Tensor, grid: Tensor) -> Tensor:
+    """Return bilinear samples of images (N, C, H, W) at ``grid`` (N, h, w, 2), which has no derivative.
+
+    Has derivatives of any order with respect to the images; ``F.grid_sample`` has only the first, and
+    R1 needs the second.
+    """
+    samples: Tensor = _Sample.apply(images, grid, None)
     return samples
 
 
 class _Sample(torch.autograd.Function):
-    """Bilinear samples of images (N, C, H, W) at a grid (N, h, w, 2) that has no derivative.
-
-    The samples are linear in the images, so every derivative is this map or its transpose. torch's
-    own ``grid_sample`` is differentiable once only, and R1 needs it twice.
-    """
+    """Sample ``values`` at a grid, or apply the transpose of this linear map, to images of ``shape``."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, grid: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, grid: Tensor, shape: torch.Size | None) -> Tensor:
         ctx.save_for_backward(grid)
-        ctx.shape = images.shape
-        return F.grid_sample(images, grid, align_corners=False)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (grid,) = ctx.saved_tensors
-        return _Spread.apply(gradient, grid, ctx.shape), None
-
-
-class _Spread(torch.autograd.Function):
-    """The transpose of :class:`_Sample`."""
-
-    @staticmethod
-    def forward(ctx: Any, samples: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
-        ctx.save_for_backward(grid)
+        ctx.shape = values.shape if shape is None else None
+        if shape is None:
+            return F.grid_sample(values, grid, align_corners=False)
         with torch.enable_grad():
-            images = samples.new_zeros(shape, requires_grad=True)
+            images = values.new_zeros(shape, requires_grad=True)
             sampled = F.grid_sample(images, grid, align_corners=False)
-        (spread,) = torch.autograd.grad(sampled, images, samples)
-        return spread
+        return torch.autograd.grad(sampled, images, values)[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (grid,) = ctx.saved_tensors
-        return _sample(gradient, grid), None, None
+        return _Sample.apply(gradient, *ctx.saved_tensors, ctx.shape), None, None

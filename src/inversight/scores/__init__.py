@@ -17,24 +17,7 @@ from inversight.scores.pairwise import dists, dists_network, psnr, ssim
 from inversight.scores.result import ScoreResult, Summary
 
 __all__ = [
-    "DDCS",
-    "Assigner",
-    "Assignment",
-    "DDCSResult",
-    "ScoreResult",
-    "Summary",
-    "accuracy",
-    "ddcs",
-    "ddcs_of",
-    "dists",
-    "dists_network",
-    "first_of_each",
-    "frechet_distance",
-    "gap_to_control",
-    "kernel_distance",
-    "knn_distance",
-    "prdc",
-    "psnr",
-    "ssim",
-    "union",
-]
+    "DDCS", "Assigner", "Assignment", "DDCSResult", "ScoreResult", "Summary", "accuracy", "ddcs",
+    "ddcs_of", "dists", "dists_network", "first_of_each", "frechet_distance", "gap_to_control",
+    "kernel_distance", "knn_distance", "prdc", "psnr", "ssim", "union",
+]  # fmt: skip

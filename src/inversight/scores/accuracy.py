@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from inversight.core.errors import InputError
+from inversight.scores.checks import as_labels
 from inversight.scores.result import ScoreResult, Summary
 
 # Two-sided 95 % point of the standard normal distribution.
@@ -21,8 +22,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> ScoreResult:
     ``top5``: (M,) bool for each reconstruction.
 
     It does not show whether any single private image was recovered: a typical face of the class is
-    enough. It inherits the evaluator's own mistakes, and the interval assumes independent
-    reconstructions, so it is too narrow where a class collapsed onto one image.
+    enough. It depends on the evaluator's own mistakes. The interval assumes independent reconstructions,
+    so it is too narrow if a class has collapsed to one image.
 
     Args:
         logits: (M, K), the evaluator's on the reconstructions. labels: (M,) int64 in [0, K).
@@ -33,13 +34,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> ScoreResult:
     if logits.ndim != 2 or len(logits) == 0:
         found = tuple(logits.shape)
         raise InputError(f"logits: expected shape (M, K) with at least one row, found {found}")
-    if labels.shape != (len(logits),) or labels.is_floating_point():
-        raise InputError(
-            f"labels: expected {len(logits)} integers, one for each row of logits, "
-            f"found shape {tuple(labels.shape)} and type {labels.dtype}"
-        )
     classes = logits.shape[1]
-    labels = labels.to(logits.device).long()
+    labels = as_labels(labels, len(logits), "reconstructions").to(logits.device)
     outside = (labels < 0) | (labels >= classes)
     if bool(outside.any()):
         raise InputError(

@@ -49,16 +49,14 @@ class Assigner:
         self._nearest[0].see(rows, distances, columns, column_ranks)
         self._nearest[1].see(columns, distances.T, rows, row_ranks)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> list[dict[str, Tensor]]:
         """Return everything seen so far, for a checkpoint."""
-        sides = enumerate(self._nearest)
-        return {f"{i}/{key}": value for i, side in sides for key, value in vars(side).items()}
+        return [dict(vars(side)) for side in self._nearest]
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Sequence[Mapping[str, Tensor]]) -> None:
         """Continue from a :meth:`state`."""
-        for i, side in enumerate(self._nearest):
-            for key in vars(side):
-                setattr(side, key, state[f"{i}/{key}"])
+        for side, values in zip(self._nearest, state, strict=True):
+            vars(side).update(values)
 
     def result(self) -> Assignment:
         """Return the assignment by everything seen so far."""

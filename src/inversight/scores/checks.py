@@ -30,21 +30,10 @@ def as_features(given: FeaturesLike, role: str) -> Features:
         raise InputError(
             f"{role}: expected Features or a pair (values, labels), found {type(given).__name__}"
         )
-    values, labels = (
-        as_array(part, f"{role} {what}")
-        for part, what in zip(given, ("values", "labels"), strict=True)
-    )
-    if values.ndim == 0 or values.is_complex() or values.dtype == torch.bool:
-        raise InputError(
-            f"{role} values: expected numbers of shape (N, ...), found shape "
-            f"{tuple(values.shape)} and type {values.dtype}"
-        )
-    values = values.float().reshape(len(values), math.prod(values.shape[1:]))
+    values = as_vectors(given[0], role)
     width = len(str(max(0, len(values) - 1)))
-    if labels.is_floating_point():
-        raise InputError(f"{role} labels: expected integers, found {labels.dtype}")
     ids = tuple(f"{role}-{i:0{width}d}" for i in range(len(values)))
-    return Features((values,), labels.long(), ids)
+    return Features((values,), as_labels(given[1], len(values), role), ids)
 
 
 def as_pair(
@@ -58,6 +47,40 @@ def as_pair(
     real, made = as_features(private, "private"), as_features(reconstructions, "reconstructions")
     check_pair(real, made, by_class=by_class)
     return real, made
+
+
+def as_vectors(given: object, role: str) -> Tensor:
+    """Return an array (N, ...) of finite numbers as float32 (N, D).
+
+    Raises:
+        InputError: no such array.
+    """
+    values = as_array(given, f"{role} values")
+    if values.ndim == 0 or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(
+            f"{role} values: expected numbers of shape (N, ...), found shape "
+            f"{tuple(values.shape)} and type {values.dtype}"
+        )
+    values = values.float().reshape(len(values), math.prod(values.shape[1:]))
+    if not bool((finite := values.isfinite().all(1)).all()):
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"{role}: expected finite features, found NaN or infinity in row {row}")
+    return values
+
+
+def as_labels(given: object, rows: int, role: str) -> Tensor:
+    """Return one integer label for each of ``rows`` images, (rows,) int64.
+
+    Raises:
+        InputError: another shape, or no integers.
+    """
+    labels = as_array(given, f"{role} labels")
+    if labels.shape != (rows,) or labels.is_floating_point():
+        raise InputError(
+            f"{role} labels: expected {rows} integers, one for each image, found shape "
+            f"{tuple(labels.shape)} and type {labels.dtype}"
+        )
+    return labels.long()
 
 
 def as_array(value: object, role: str) -> Tensor:
@@ -85,11 +108,7 @@ def check_features(features: Features, role: str) -> None:
     rows = len(features.ids)
     if rows == 0:
         raise InputError(f"{role}: expected at least one image, found none")
-    if features.labels.shape != (rows,) or features.labels.is_floating_point():
-        raise InputError(
-            f"{role}: expected one integer label for each of {rows} ids, found labels of shape "
-            f"{tuple(features.labels.shape)} and type {features.labels.dtype}"
-        )
+    as_labels(features.labels, rows, role)
     name, count = Counter(features.ids).most_common(1)[0]
     if count > 1:
         raise InputError(f"{role}: expected distinct ids, found {name} {count} times; rename them")

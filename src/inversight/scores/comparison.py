@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inversight.core.progress import Progress, silent
@@ -79,18 +79,13 @@ def compare(
     Raises:
         StageError: the embedding returned a NaN or an infinity.
     """
-    assigners = {
-        (i, j): Assigner(a.ids, b.ids)
-        for i, a in enumerate(real)
-        for j, b in enumerate(reconstructed)
-    }
+    assigners = [[Assigner(a.ids, b.ids) for b in reconstructed] for a in real]
     nearest = torch.full((len(real[0].ids), neighbours), float("inf"), dtype=torch.float64)
-    done_labels = torch.empty(0, dtype=torch.int64)
+    done_labels: list[int] = []
     if checkpoint is not None and checkpoint.is_file():
-        state = load_file(checkpoint)
-        nearest, done_labels = state["nearest"], state["done"]
-        for (i, j), assigner in assigners.items():
-            assigner.restore({k: state[f"{i}/{j}/{k}"] for k in assigner.state()})
+        nearest, done_labels, states = torch.load(checkpoint, weights_only=True)
+        for assigner, state in zip(chain(*assigners), states, strict=True):
+            assigner.restore(state)
     wanted = [s.labels for s in reconstructed] + ([real[0].labels] if neighbours else [])
     classes = {}
     for label in torch.cat(wanted).unique().tolist():
@@ -101,7 +96,7 @@ def compare(
             rows = [rows[0], *(index[:0] for index in rows[1:])]
         classes[label] = rows, columns
     counts = {k: sum(map(len, rows)) + sum(map(len, cols)) for k, (rows, cols) in classes.items()}
-    done, total = sum(counts[k] for k in done_labels.tolist()), sum(counts.values())
+    done, total = sum(counts[k] for k in done_labels), sum(counts.values())
     work = workspace or Workspace(device)
     saved = time.monotonic()
     for label, (rows, columns) in classes.items():
@@ -110,7 +105,7 @@ def compare(
 
         def seen(images: int) -> None:
             nonlocal done
-            # Images that go through the network again, for want of memory, are not counted twice.
+            # Repeated passes for lack of memory are not counted.
             done = min(done + images, total)
             progress(done, total, embedding.name)
 
@@ -130,19 +125,17 @@ def compare(
                 continue
             for i, mine, at in _split(tile.left, rows):
                 for j, theirs, to in _split(tile.right, columns):
-                    assigners[i, j].see(at, to, tile.distances[mine][:, theirs])
-        done_labels = torch.cat([done_labels, torch.tensor([label])])
+                    assigners[i][j].see(at, to, tile.distances[mine][:, theirs])
+        done_labels.append(label)
         if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             # Whole classes only, so that a resumed comparison equals one that was not stopped.
-            state = {"nearest": nearest, "done": done_labels}
-            for (i, j), assigner in assigners.items():
-                state |= {f"{i}/{j}/{k}": v.contiguous() for k, v in assigner.state().items()}
+            states = [assigner.state() for assigner in chain(*assigners)]
             with atomic_file(checkpoint) as partial:
-                save_file(state, partial)
+                torch.save((nearest, done_labels, states), partial)
             saved = time.monotonic()
     known = nearest.where(nearest.isfinite(), torch.full_like(nearest, float("nan")))
     return Comparison(
-        [[assigners[i, j].result() for j in range(len(reconstructed))] for i in range(len(real))],
+        [[assigner.result() for assigner in row] for row in assigners],
         known.nanmean(1) if neighbours else None,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -16,7 +15,7 @@ from inversight.core.imaging import to_float
 from inversight.embeddings.base import Embedding, Identity, StagedEmbedding
 from inversight.embeddings.pairs import Workspace
 from inversight.scores.assignment import Assignment, union
-from inversight.scores.checks import as_array, check_classes
+from inversight.scores.checks import as_array, as_labels, as_vectors, check_classes
 from inversight.scores.comparison import Labelled, compare
 from inversight.scores.ddcs import DDCSResult, ddcs_of
 
@@ -25,9 +24,9 @@ class DDCS:
     """DDCS of reconstructions that come in batches (see :func:`inversight.scores.ddcs`).
 
     With an ``embedding`` both sides are images, uint8 or floats in [0, 1], (N, C, H, W) with C of 1 or
-    3; without one they are features (N, ...), compared by their squared distance. ``compute`` after
-    another ``update`` embeds the new reconstructions only, and the private images of their classes if
-    their features are too large to keep (LPIPS).
+    3; without one they are features (N, ...), compared by their squared distance. After another
+    ``update``, ``compute`` embeds only the new reconstructions, and also the private images of their
+    classes if features are too large to keep (LPIPS).
 
     >>> metric = DDCS(images, labels, embedding=Lpips("vgg"), device="cuda")
     >>> for batch, classes in loop: metric.update(batch, classes)
@@ -56,23 +55,20 @@ class DDCS:
         bootstrap: int = 1000,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._embedding = embedding
+        self._embedding, self._memory, self._work = embedding, memory, Workspace(device)
         self._options: dict[str, Any] = {"floor": floor, "bootstrap": bootstrap}
-        self._memory = memory
-        self._work = Workspace(device)
-        given = self._checked(private, "private")
-        if len(given) == 0:
+        self.reset()
+        given = self._labelled(private, labels, ids, "private")
+        if not given.ids:
             raise InputError("private: expected at least one image, found none")
-        classes = _labels(labels, len(given), "private")
         self._distance: Embedding = embedding or Identity()
         self._keeps_features = False
         if embedding is not None and not isinstance(embedding, StagedEmbedding):
-            width = self._features(embedding, given[:1]).shape[1]
-            if 4 * width * len(given) <= memory // 2:
-                given, self._distance = self._features(embedding, given), Identity()
-                self._keeps_features = True
-        self._private = Labelled(given, classes, _named(ids, len(given), "private", 0))
-        self.reset()
+            width = self._features(embedding, given.images[:1]).shape[1]
+            if 4 * width * len(given.ids) <= memory // 2:
+                given = given._replace(images=self._features(embedding, given.images))
+                self._keeps_features, self._distance = True, Identity()
+        self._private = given
 
     def update(
         self,
@@ -86,20 +82,18 @@ class DDCS:
         Raises:
             InputError: as at construction, or a class that private does not have.
         """
-        batch = self._checked(reconstructions, "reconstructions")
-        classes = _labels(labels, len(batch), "reconstructions")
-        names = _named(ids, len(batch), "reconstructions", self._count)
-        check_classes(classes, names, self._private.labels)
-        expected, found = self._private.images.shape[1:], batch.shape[1:]
+        batch = self._labelled(reconstructions, labels, ids, "reconstructions")
+        check_classes(batch.labels, batch.ids, self._private.labels)
+        expected, found = (tuple(x.images.shape[1:]) for x in (self._private, batch))
         if self._embedding is None and expected != found:
             raise InputError(
-                f"reconstructions: expected features of shape {tuple(expected)}, as private has, "
-                f"found {tuple(found)}"
+                f"reconstructions: expected features of shape {expected}, as private has, found {found}"
             )
-        self._count += len(batch)
+        self._count += len(batch.ids)
+        images = batch.images
         if self._embedding is not None and self._keeps_features:
-            batch = self._features(self._embedding, batch)
-        self._waiting.append(Labelled(batch.clone(), classes, names))
+            images = self._features(self._embedding, images)
+        self._waiting.append(batch._replace(images=images.clone()))
         if sum(b.images.nbytes for b in self._waiting) > self._memory // 4:
             self._compare()
 
@@ -114,13 +108,13 @@ class DDCS:
             raise InputError(
                 "reconstructions: expected at least one, found none; call update first"
             )
-        names = [ids for _, ids in self._done]
+        assignments, names = zip(*self._done, strict=True)
         everything = [name for ids in names for name in ids]
         if len(set(everything)) < len(everything):
             raise InputError("reconstructions: expected distinct ids over all updates")
         return ddcs_of(
-            union([assignment for assignment, _ in self._done], names), labels=self._private.labels,
-            ids=self._private.ids, reconstruction_ids=everything, rng=rng, **self._options,
+            union(assignments, names), labels=self._private.labels, ids=self._private.ids,
+            reconstruction_ids=everything, rng=rng, **self._options,
         )  # fmt: skip
 
     def reset(self) -> None:
@@ -153,45 +147,38 @@ class DDCS:
             parts.append(torch.cat([b.flatten(1).float().cpu() for b in blocks], dim=1))
         return torch.cat(parts)
 
-    def _checked(self, values: Tensor | ArrayLike, role: str) -> Tensor:
-        array = as_array(values, role)
-        if self._embedding is None:
-            array = array.float()
-            if array.ndim == 0 or not bool(array.isfinite().all()):
-                raise InputError(f"{role}: expected finite features of shape (N, ...)")
-            return array.reshape(len(array), math.prod(array.shape[1:]))
-        if array.ndim != 4 or array.shape[1] not in (1, 3):
-            raise InputError(
-                f"{role}: expected images (N, 1 or 3, H, W), found shape {tuple(array.shape)}"
-            )
-        if array.dtype == torch.uint8:
-            return array
-        if not array.is_floating_point():
-            raise InputError(f"{role}: expected uint8 or floats in [0, 1], found {array.dtype}")
-        array = array.float()
-        # Written so that a NaN fails it too.
-        if len(array) and not (float(array.min()) >= 0 and float(array.max()) <= 1):
-            raise InputError(
-                f"{role}: expected floats in [0, 1], found values from {float(array.min()):.3g} to "
-                f"{float(array.max()):.3g}; undo the normalisation or divide by 255"
-            )
-        return array
+    def _labelled(
+        self, values: object, labels: object, ids: Sequence[str] | None, role: str
+    ) -> Labelled:
+        """Check the given images or features, their labels and their names.
+
+        Rows without names are numbered, with twelve digits so that names sort as the numbers do.
+        """
+        images = as_vectors(values, role) if self._embedding is None else _as_images(values, role)
+        rows = len(images)
+        if ids is None:
+            ids = [f"{role}-{self._count + i:012d}" for i in range(rows)]
+        if len(ids) != rows or len(set(ids)) != rows:
+            raise InputError(f"{role} ids: expected {rows} distinct names, found {len(set(ids))}")
+        return Labelled(images, as_labels(labels, rows, role).cpu(), tuple(ids))
 
 
-def _labels(given: Tensor | ArrayLike, rows: int, role: str) -> Tensor:
-    labels = as_array(given, f"{role} labels")
-    if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
+def _as_images(given: object, role: str) -> Tensor:
+    """Return images (N, C, H, W) as uint8 or as float32 in [0, 1]."""
+    images = as_array(given, role)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise InputError(
-            f"{role} labels: expected {rows} integers, one for each image, found shape "
-            f"{tuple(labels.shape)} and type {labels.dtype}"
+            f"{role}: expected images (N, 1 or 3, H, W), found shape {tuple(images.shape)}"
         )
-    return labels.long().cpu()
-
-
-def _named(ids: Sequence[str] | None, rows: int, role: str, start: int) -> tuple[str, ...]:
-    if ids is None:
-        # Twelve digits, so that names sort as the numbers do.
-        return tuple(f"{role}-{start + i:012d}" for i in range(rows))
-    if len(ids) != rows or len(set(ids)) != rows:
-        raise InputError(f"{role} ids: expected {rows} distinct names, found {len(set(ids))}")
-    return tuple(ids)
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise InputError(f"{role}: expected uint8 or floats in [0, 1], found {images.dtype}")
+    images = images.float()
+    # Written so that a NaN fails it too.
+    if len(images) and not (float(images.min()) >= 0 and float(images.max()) <= 1):
+        raise InputError(
+            f"{role}: expected floats in [0, 1], found values from {float(images.min()):.3g} to "
+            f"{float(images.max()):.3g}; undo the normalisation or divide by 255"
+        )
+    return images

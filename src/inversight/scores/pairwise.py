@@ -76,23 +76,19 @@ def dists(private: Tensor, nearest: Tensor, *, network: nn.Module) -> Tensor:
 
 def dists_network(backbone: dict[str, Tensor]) -> nn.Module:
     """Return torchmetrics' DISTS network with ``backbone``, VGG16's published parameters (``features.*``)."""
-    import torchvision
     from torchmetrics.functional.image import dists as module
 
     before = module.vgg16
-    # torchmetrics would fetch the backbone from the network; the weights here are the same.
-    module.vgg16 = lambda weights=None: torchvision.models.vgg16()
+    with torch.device("meta"):
+        vgg = before()
+    vgg.load_state_dict(backbone, strict=False, assign=True)
+    # torchmetrics would download the backbone; the weights here are the same.
+    module.vgg16 = lambda weights: vgg
     try:
         with torch.random.fork_rng(devices=[]):
-            network = module.DISTSNetwork()
+            built: nn.Module = module.DISTSNetwork().eval()
     finally:
         module.vgg16 = before
-    parameters = dict(network.named_parameters())
-    for name, value in parameters.items():
-        stage, _, rest = name.partition(".")
-        if stage.startswith("stage"):
-            value.data.copy_(backbone[f"features.{rest}"])
-    built: nn.Module = network.eval()
     return built
 
 
