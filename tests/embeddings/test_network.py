@@ -11,26 +11,18 @@ from inversight.embeddings import Embedding, PooledEmbedding, StageEmbedding, sq
 from inversight.models.networks import SavedClassifier, build_classifier
 from inversight.models.target import Target, target_of
 from inversight.settings import ClassifierArchitecture
+from tests.draws import rng, uniform
 
 
 def classifier(
     architecture: ClassifierArchitecture = "resnet", channels: int = 1
 ) -> SavedClassifier:
     saved = build_classifier(
-        architecture,
-        classes=("a", "b", "c"),
-        image_shape=(channels, 16, 16),
-        width=4,
-        mean=(0.4,) * channels,
-        std=(0.2,) * channels,
-        rng=torch.Generator().manual_seed(3),
-    )
+        architecture, classes=("a", "b", "c"), image_shape=(channels, 16, 16), width=4,
+        mean=(0.4,) * channels, std=(0.2,) * channels, rng=rng(3),
+    )  # fmt: skip
     saved.module.eval().requires_grad_(False)
     return saved
-
-
-def images(n: int, channels: int = 1, size: int = 16) -> Tensor:
-    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(n))
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
@@ -41,21 +33,17 @@ def test_stage_distance_is_the_mean_over_stages_and_positions(
     saved = classifier(architecture, channels)
     embedding = StageEmbedding("public", saved)
     assert isinstance(embedding, Embedding)
-    a, b = images(4, channels), images(3, channels)
+    a, b = uniform(4, channels, 16, 16), uniform(3, channels, 16, 16, seed=1)
     found = squared_distances(embedding(a), embedding(b))
-    assert found.shape == (4, 3)
     assert float(found.min()) > 0 and float(found.max()) <= 4
-    maps_a, maps_b = (saved.module.stage_maps((x - 0.4) / 0.2) for x in (a, b))
-    for i in range(4):
-        for j in range(3):
-            stages = []
-            for f, g in zip(maps_a, maps_b, strict=True):
-                unit = [m / (m.square().sum(0) + 1e-6).sqrt() for m in (f[i], g[j])]
-                stages.append((unit[0] - unit[1]).square().sum(0).mean())
-            assert float(found[i, j]) == pytest.approx(float(torch.stack(stages).mean()), rel=1e-4)
+    stages = []
+    for maps in zip(*(saved.module.stage_maps((x - 0.4) / 0.2) for x in (a, b)), strict=True):
+        f, g = (m / (m.square().sum(1, keepdim=True) + 1e-6).sqrt() for m in maps)
+        stages.append((f[:, None] - g[None, :]).square().sum(2).mean((2, 3)))
+    torch.testing.assert_close(found.float(), torch.stack(stages).mean(0), rtol=1e-4, atol=0)
 
 
-def test_stage_range_is_reached_by_opposite_maps() -> None:
+def test_stage_distance_of_opposite_maps_is_four() -> None:
     saved = classifier()
 
     class Signs(nn.Module):
@@ -63,60 +51,46 @@ def test_stage_range_is_reached_by_opposite_maps() -> None:
             return [x.mean((2, 3), keepdim=True).sign().expand(-1, 5, 3, 3) * 100]
 
     object.__setattr__(saved, "module", Signs())
-    embedding = StageEmbedding("public", saved)
-    black, white = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
-    assert float(squared_distances(embedding(black), embedding(white))) == pytest.approx(4.0)
+    black, white = map(StageEmbedding("public", saved), torch.arange(2.0).view(2, 1, 1, 1, 1))
+    assert float(squared_distances(black, white)) == pytest.approx(4.0)
 
 
-@pytest.mark.parametrize("kind", ["stages", "pooled"])
-def test_rows_depend_on_their_own_image_alone(kind: str) -> None:
-    saved = classifier()
-    embedding: Embedding = (
-        StageEmbedding("public", saved)
-        if kind == "stages"
-        else PooledEmbedding("public", target_of(saved, "public"))
-    )
-    x = images(5, 3, 24)
-    whole = embedding(x)
-    for i in range(5):
-        for block, alone in zip(whole, embedding(x[i : i + 1]), strict=True):
-            torch.testing.assert_close(block[i : i + 1], alone, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_embeds_each_image_alone(pooled: bool) -> None:
+    saved, name = classifier(), "public"
+    embedding: Embedding = StageEmbedding(name, saved)
+    if pooled:
+        embedding = PooledEmbedding(name, target_of(saved, name))
+    x = uniform(5, 3, 24, 24)
+    alone = zip(*map(embedding, x.split(1)), strict=True)
+    for block, rows in zip(embedding(x), alone, strict=True):
+        torch.testing.assert_close(block, torch.cat(rows), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
 def test_pooled_features_are_the_penultimate_layer(architecture: ClassifierArchitecture) -> None:
     saved = classifier(architecture)
     embedding = PooledEmbedding("evaluator", target_of(saved, "evaluator"))
-    x = images(4)
-    (found,) = embedding(x)
-    module = saved.module
+    x, module = uniform(4, 1, 16, 16), saved.module
+    features, logits = embedding.with_logits(x)
     last = module.stage_maps((x - 0.4) / 0.2)[-1]
     expected = torch.relu(module.norm(last)).mean((2, 3))
-    torch.testing.assert_close(found, expected)
-    features, logits = embedding.with_logits(x)
-    torch.testing.assert_close(features, expected)
-    weight, bias = module.classifier.weight, module.classifier.bias
-    torch.testing.assert_close(logits, expected @ weight.T + bias)
-    # The hook is gone afterwards.
-    assert not module.classifier._forward_pre_hooks
+    for found in (features, *embedding(x)):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        logits, expected @ module.classifier.weight.T + module.classifier.bias
+    )
+    assert not module.classifier._forward_pre_hooks  # the hook is removed afterwards
 
 
-def test_networks_without_a_usable_last_layer_are_refused() -> None:
+def test_rejects_networks_without_a_usable_last_layer() -> None:
     def target(module: nn.Module) -> Target:
         return Target(module, ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "mine:net")
 
-    convolutional = nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten())
     with pytest.raises(TargetError, match=r"mine:net: has no torch.nn.Linear"):
-        PooledEmbedding("evaluator", target(convolutional))
+        PooledEmbedding("evaluator", target(nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten())))
 
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.unused = nn.Linear(64, 2), nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.first(x.flatten(1))
-            return out
-
+    idle = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    idle[1].register_module("unused", nn.Linear(2, 2))
     with pytest.raises(TargetError, match="never called"):
-        PooledEmbedding("evaluator", target(Idle()))(images(1, size=8))
+        PooledEmbedding("evaluator", target(idle))(uniform(1, 1, 8, 8))

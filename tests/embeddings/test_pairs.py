@@ -1,9 +1,9 @@
-"""Distances of image pairs: the definition, whatever the memory, the order or the duplicates."""
+"""Distances of image pairs equal their definition for any memory, order and duplicates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, get_args
 
 import pytest
@@ -13,103 +13,109 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inversight.core.errors import ConfigError, StageError
-from inversight.embeddings import StagedEmbedding, Workspace, image_pairs
+from inversight.embeddings import Embedding, StagedEmbedding, Workspace, image_pairs
 from inversight.embeddings.distances import exact_products
-from inversight.embeddings.lpips import Lpips, Net
+from inversight.embeddings.lpips import Net
 from inversight.embeddings.pixel import Pixel
-from tests.embeddings.networks import authors, backbone
+from tests.draws import noise, normal, uniform
+from tests.embeddings.networks import authors, network
 
 NETS = get_args(Net)
 MEMORY = 2 << 30
-
-
-def noise(n: int, *, size: int = 16, channels: int = 3, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (n, channels, size, size), generator=rng).to(torch.uint8)
-
-
-@cache
-def small(net: Net = "alex") -> Lpips:
-    return Lpips(net, size=64, backbone=backbone(net))
+STAGED, PLAIN = network("alex"), Pixel((16, 16))
+BOTH = pytest.mark.parametrize("embedding", [STAGED, PLAIN], ids=["staged", "plain"])
 
 
 def all_pairs(
-    embedding: object, left: Tensor, right: Any, columns: int | None = None, **options: object
-) -> Tensor:
-    """The whole matrix; checks that every pair came once."""
-    size = len(left), columns or len(right)
-    found = torch.full(size, float("nan"), dtype=torch.float64)
-    for tile in image_pairs(embedding, left, right, **{"memory": MEMORY, **options}):  # type: ignore[arg-type]
+    embedding: Embedding, left: Tensor, right: Tensor | Sequence[Tensor], within: int = 0,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return all distances, and those among the first ``within`` left images; checks that each came once."""
+    columns = sum(map(len, [right] if isinstance(right, Tensor) else right))
+    found, own = (
+        torch.full((len(left), n), float("nan"), dtype=torch.float64) for n in (columns, within)
+    )
+    for tile in image_pairs(embedding, left, right, within=within, **{"memory": MEMORY} | options):
         assert bool((tile.left.diff() > 0).all()) and bool((tile.right.diff() > 0).all())
-        assert bool(found[tile.left[:, None], tile.right[None]].isnan().all())
-        found[tile.left[:, None], tile.right[None]] = tile.distances
+        into, index = own if tile.within else found, (tile.left[:, None], tile.right[None])
+        assert bool(into[index].isnan().all())
+        into[index] = tile.distances
     assert bool(found.isfinite().all())
-    return found
+    return found, own[:within]
 
 
-def by_differences(embedding: object, left: Tensor, right: Tensor) -> Tensor:
-    """Feature by feature in float64, from float32 features."""
+def distances(*arguments: Any, **options: Any) -> Tensor:
+    return all_pairs(*arguments, **options)[0]
 
+
+def by_differences(embedding: Embedding, left: Tensor, right: Tensor) -> Tensor:
+    """Return distances feature by feature in float64, from float32 features."""
+
+    @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            rows = [embedding(x[None].float() / 255) for x in images]  # type: ignore[operator]
+        rows = [embedding(x[None].float() / 255) for x in images]
         return torch.stack([torch.cat([b.flatten().double() for b in row]) for row in rows])
 
-    ours, theirs = features(left), features(right)
-    return torch.stack([(row - theirs).square().sum(1) for row in ours])
+    theirs = features(right)
+    return torch.stack([(row - theirs).square().sum(1) for row in features(left)])
+
+
+def check(
+    embedding: Embedding, left: Tensor, right: Tensor, atol: float = 0, **options: Any
+) -> None:
+    """Compare with differences."""
+    found, expected = (
+        distances(embedding, left, right, **options),
+        by_differences(embedding, left, right),
+    )
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=atol)
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_equals_differences_layer_by_layer_or_at_once(net: Net) -> None:
-    embedding = small(net)
-    assert isinstance(embedding, StagedEmbedding)
-    left, right = noise(5), noise(7, channels=1, seed=1)
-    expected = by_differences(embedding, left, right)
-    torch.testing.assert_close(all_pairs(embedding, left, right), expected, rtol=2e-6, atol=0)
+def test_equal_differences(net: Net) -> None:
+    assert isinstance(network(net), StagedEmbedding)
+    check(network(net), noise(3), noise(5, channels=1, seed=1))
+    check(network(net), noise(2, 24), noise(2, 9, seed=1))  # sizes may differ
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_equals_the_authors_package_in_float64_at_the_papers_size(net: Net) -> None:
-    state = backbone(net)
-    left, right = noise(2, size=256), noise(3, size=256, seed=1)
-    right[2] = (left[0].float() * 0.97 + 4).round().to(torch.uint8)
-    found = all_pairs(Lpips(net, backbone=state), left, right)
-    model = authors(net, torch.float64)
-    rows, columns = [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]
+def test_equal_the_authors_package_at_the_published_size(net: Net) -> None:
+    left, right = noise(1, 256), noise(2, 256, seed=1)
+    right[1] = (left[0].float() * 0.97 + 4).round().to(torch.uint8)
     if net == "vgg":  # in float64 three seconds a pair
-        rows, columns = [0, 1], [2, 0]
+        right = right[1:]
     with torch.no_grad():
-        expected = model(left[rows].double() / 127.5 - 1, right[columns].double() / 127.5 - 1)
-    torch.testing.assert_close(found[rows, columns], expected.flatten(), rtol=1e-5, atol=0)
+        x, y = (images.double() / 127.5 - 1 for images in (left.expand_as(right), right))
+        expected = authors(net, torch.float64)(x, y).view(1, -1)
+    torch.testing.assert_close(
+        distances(network(net, 256), left, right), expected, rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("step", [0.3, 0.03, 0.004])
-def test_near_duplicates_keep_their_distance(step: float) -> None:
-    """Down to 1e-5 within a thousandth of the distance that the network has in float64."""
-    state = backbone("vgg")
-    rng = torch.Generator().manual_seed(3)
-    left = torch.rand(2, 3, 64, 64, generator=rng)
-    right = (left + step * torch.randn(2, 3, 64, 64, generator=rng)).clamp(0, 1)
-    found = all_pairs(Lpips("vgg", size=64, backbone=state), left, right)
+def test_near_duplicates_are_exact(step: float) -> None:
+    """Down to 1e-5 within a thousandth of the distance of the network in float64."""
+    left = uniform(2, 3, 64, 64)
+    right = (left + step * normal(2, 3, 64, 64, seed=1, dtype=torch.float32)).clamp(0, 1)
     with torch.no_grad():
         expected = authors("vgg", torch.float64)(2 * left.double() - 1, 2 * right.double() - 1)
     if step < 0.01:
         assert 1e-6 < float(expected.min()) < 1e-4
-    torch.testing.assert_close(found.diag(), expected.flatten(), rtol=1e-3, atol=0)
+    found = distances(network("vgg"), left, right).diag()
+    torch.testing.assert_close(found, expected.flatten(), rtol=1e-3, atol=0)
 
 
-@settings(max_examples=12, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),
     st.sampled_from([1, 10**6, 3 * 10**6, 10**7]),
-    st.booleans(),
+    st.sampled_from([STAGED, PLAIN]),
 )
-def test_the_memory_does_not_matter(n: int, m: int, memory: int, staged: bool) -> None:
-    embedding = small() if staged else Pixel((16, 16))
+def test_do_not_depend_on_memory(n: int, m: int, memory: int, embedding: Embedding) -> None:
     left, right = noise(n, seed=n), noise(m, seed=50 + m)
-    whole = all_pairs(embedding, left, right)
-    parts = all_pairs(embedding, left, right, memory=memory)
+    whole = distances(embedding, left, right)
+    parts = distances(embedding, left, right, memory=memory)
     torch.testing.assert_close(parts, whole, rtol=3e-6, atol=0)
 
 
@@ -127,17 +133,14 @@ class Wide:
 @pytest.mark.parametrize("memory", [1, 2_000_000, MEMORY])
 def test_wide_features_without_stages(memory: int) -> None:
     left, right = noise(6), noise(5, seed=1)
-    right[0] = left[2]
-    right[1] = left[3]
+    right[:2] = left[2:4]
     right[1, 0, 0, 0] ^= 1
-    found = all_pairs(Wide(), left, right, memory=memory)
-    expected = by_differences(Wide(), left, right)
-    assert found[2, 0] == 0.0 and 0 < found[3, 1] < 1e-2 * float(expected.median())
-    torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-12)
+    found = distances(Wide(), left, right, memory=memory)
+    assert found[2, 0] == 0.0 and 0 < found[3, 1] < 1e-2 * float(found.median())
+    check(Wide(), left, right, atol=1e-12, memory=memory)
 
 
-def test_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is reserved for features and states never exceeds what was given."""
+def test_reserve_no_more_than_the_given_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     reserved: list[int] = []
     reserve = Workspace.reserve
 
@@ -146,76 +149,59 @@ def test_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         return reserve(self, values)
 
     monkeypatch.setattr(Workspace, "reserve", watched)
-    embedding = small("squeeze")
     one = 700_000  # bytes of one image's features, about
-    left, right = noise(12, size=8), noise(16, size=8, seed=1)
+    left, right = noise(12, 8), noise(16, 8, seed=1)
     for images in (4, 8, 40):
         reserved.clear()
-        all_pairs(embedding, left, right, memory=images * one)
+        distances(network("squeeze"), left, right, memory=images * one)
         assert 0 < max(reserved) <= images * one
 
 
-def test_identical_images_have_identical_distances_wherever_they_stand() -> None:
+@pytest.mark.parametrize("memory", [1, 4_000_000, MEMORY])
+def test_identical_images_have_identical_distances(memory: int) -> None:
     left, right = noise(9), noise(8, seed=1)
     left[[1, 5, 8]] = left[3].clone()
     right[[0, 6]] = right[4].clone()
-    for memory in (1, 4_000_000, MEMORY):
-        found = all_pairs(small(), left, right, memory=memory)
-        assert len({tuple(found[i].tolist()) for i in (1, 3, 5, 8)}) == 1
-        assert len({tuple(found[:, j].tolist()) for j in (0, 4, 6)}) == 1
+    found = distances(STAGED, left, right, memory=memory)
+    assert len({tuple(found[i].tolist()) for i in (1, 3, 5, 8)}) == 1
+    assert len({tuple(found[:, j].tolist()) for j in (0, 4, 6)}) == 1
 
 
-def test_equal_images_of_both_sides_are_at_zero() -> None:
+def test_equal_images_of_both_sides_have_distance_zero() -> None:
     left = noise(4)
-    found = all_pairs(small("vgg"), left, left.flip(0))
-    assert found.flip(1).diag().tolist() == [0.0] * 4
+    assert distances(network("vgg"), left, left.flip(0)).flip(1).diag().tolist() == [0.0] * 4
 
 
-def test_rows_in_another_order_have_the_same_distances() -> None:
-    left, right = noise(6), noise(7, seed=1)
-    a, b = torch.randperm(6), torch.randperm(7)
-    found = all_pairs(small(), left, right)
-    other = all_pairs(small(), left[a], right[b])
+def test_do_not_depend_on_row_order() -> None:
+    left, right, a, b = noise(6), noise(7, seed=1), torch.randperm(6), torch.randperm(7)
+    found, other = distances(STAGED, left, right), distances(STAGED, left[a], right[b])
     torch.testing.assert_close(other, found[a][:, b], rtol=1e-6, atol=0)
 
 
-def test_sizes_may_differ_between_the_sides() -> None:
-    left, right = noise(2, size=24), noise(3, size=9, seed=1)
-    found = all_pairs(small(), left, right)
-    torch.testing.assert_close(found, by_differences(small(), left, right), rtol=2e-6, atol=0)
-
-
 @pytest.mark.parametrize("memory", [1, 1_000_000, 6_000_000, MEMORY])
-@pytest.mark.parametrize("staged", [False, True])
-def test_pairs_within_the_first_left_images(memory: int, staged: bool) -> None:
-    embedding = small() if staged else Pixel((16, 16))
+@BOTH
+def test_pairs_within_the_first_left_images(memory: int, embedding: Embedding) -> None:
     left, right = noise(7), noise(3, seed=1)
     left[4] = left[1]
-    whole = all_pairs(embedding, left[:6], left[:6])
+    whole = distances(embedding, left[:6], left[:6])
     for others in (right, right[:0]):
-        found = torch.full((7, 7), float("nan"), dtype=torch.float64)
-        rest = torch.full((7, len(others)), float("nan"), dtype=torch.float64)
-        for tile in image_pairs(embedding, left, others, memory=memory, within=6):
-            into = found if tile.within else rest
-            assert bool(into[tile.left[:, None], tile.right[None]].isnan().all())
-            into[tile.left[:, None], tile.right[None]] = tile.distances
-        torch.testing.assert_close(found[:6, :6], whole, rtol=3e-6, atol=1e-9)
-        assert bool(rest.isfinite().all())
+        _, own = all_pairs(embedding, left, others, within=6, memory=memory)
+        torch.testing.assert_close(own, whole, rtol=3e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("staged", [False, True])
-def test_sets_of_several_sizes_on_one_side(staged: bool) -> None:
-    embedding = small() if staged else Pixel((16, 16))
-    left, parts = noise(3), [noise(2, seed=1), noise(3, size=9, channels=1, seed=2)]
-    found = all_pairs(embedding, left, parts, columns=5)
+@BOTH
+def test_sets_of_several_sizes_on_one_side(embedding: Embedding) -> None:
+    left, parts = noise(3), [noise(2, seed=1), noise(3, 9, 1, seed=2)]
     apart = [by_differences(embedding, left, part) for part in parts]
-    torch.testing.assert_close(found, torch.cat(apart, 1), rtol=2e-6, atol=0)
+    torch.testing.assert_close(
+        distances(embedding, left, parts), torch.cat(apart, 1), rtol=2e-6, atol=0
+    )
 
 
-def test_no_images_give_no_tiles() -> None:
-    assert list(image_pairs(Pixel((8, 8)), noise(0), noise(3), memory=10)) == []
+def test_no_images_give_no_tiles_and_no_memory_is_rejected() -> None:
+    assert list(image_pairs(PLAIN, noise(0), noise(3), memory=10)) == []
     with pytest.raises(ConfigError, match="memory"):
-        next(image_pairs(Pixel((8, 8)), noise(1), noise(1), memory=0))
+        next(image_pairs(PLAIN, noise(1), noise(1), memory=0))
 
 
 @dataclass(frozen=True)
@@ -228,31 +214,30 @@ class Broken:
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_an_image_without_a_number_is_named(side: int) -> None:
-    sets = [noise(4) // 2, noise(5, seed=1) // 2]
+def test_names_the_image_whose_features_are_not_finite(side: int) -> None:
+    sets, names = [noise(4) // 2, noise(5, seed=1) // 2], ["left", "right"]
     sets[side][2, 0, 0, 0] = 255
-    with pytest.raises(StageError, match=f"broken.*image {'left' if side == 0 else 'right'}2"):
-        all_pairs(Broken(), *sets, names=[[f"{x}{i}" for i in range(5)] for x in ("left", "right")])
+    with pytest.raises(StageError, match=f"broken.*image {names[side]}2"):
+        distances(Broken(), *sets, names=[[f"{x}{i}" for i in range(5)] for x in names])
 
 
-def test_progress_counts_every_image() -> None:
+def test_progress_counts_every_image_once() -> None:
     counted: list[int] = []
-    all_pairs(small(), noise(5), noise(6, seed=1), seen=counted.append)
+    distances(STAGED, noise(5), noise(6, seed=1), seen=counted.append)
     assert sum(counted) == 11
 
 
-def test_settings_of_the_caller_come_back() -> None:
+def test_the_callers_settings_are_restored() -> None:
     before = torch.backends.cudnn.allow_tf32
-    tiles = image_pairs(Pixel((8, 8)), noise(1), noise(1, seed=1), memory=MEMORY)
-    next(tiles)
+    next(image_pairs(PLAIN, noise(1), noise(1, seed=1), memory=MEMORY))
     assert torch.is_grad_enabled() and torch.backends.cudnn.allow_tf32 == before
     with exact_products():
         assert not torch.backends.cudnn.allow_tf32 and not torch.is_grad_enabled()
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_autocast_of_the_caller_does_not_cost_precision() -> None:
+def test_the_callers_autocast_does_not_reduce_precision() -> None:
     left, right = noise(2), noise(3, seed=1)
-    expected = all_pairs(small(), left, right)
+    expected = distances(STAGED, left, right)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(all_pairs(small(), left, right), expected)
+        assert torch.equal(distances(STAGED, left, right), expected)

@@ -1,4 +1,4 @@
-"""The pullback metric against Jacobians formed in full and against the distance itself."""
+"""The pullback metric against full Jacobians, PyTorch's graphs and the distance itself."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.embeddings.lpips import Lpips, Net, random_backbone
+from inversight.embeddings import Embedding
+from inversight.embeddings.lpips import Net
 from inversight.embeddings.network import StageEmbedding
 from inversight.embeddings.pullback import PullbackMetric, dot, recorded_gram
 from inversight.models.networks import build_classifier
 from inversight.settings import ClassifierArchitecture
+from tests.draws import normal, rng, uniform
+from tests.embeddings.networks import network
 
-SHAPE = (1, 4, 4)
-N = 16
+ARCHITECTURES, NETS = get_args(ClassifierArchitecture), get_args(Net)
 
 
 class Tiny:
@@ -24,132 +26,110 @@ class Tiny:
     name = "tiny"
 
     def __init__(self) -> None:
-        rng = torch.Generator().manual_seed(0)
-        self.conv = torch.randn(3, 1, 3, 3, generator=rng, dtype=torch.float64)
-        self.linear = torch.randn(5, N, generator=rng, dtype=torch.float64)
+        self.conv, self.linear = normal(3, 1, 3, 3), normal(5, 16, seed=1)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         first = torch.tanh(nn.functional.conv2d(images, self.conv)).flatten(1)
-        second = torch.sin(images.flatten(1) @ self.linear.T)
-        return first, second
+        return first, torch.sin(images.flatten(1) @ self.linear.T)
 
 
-def batch(n: int, seed: int = 1) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n, *SHAPE, generator=rng, dtype=torch.float64)
-
-
-def full(embedding: Tiny, image: Tensor) -> Tensor:
-    """M = 2 J^T J of one image (1, 4, 4), formed in full."""
-
-    def features(x: Tensor) -> Tensor:
-        return torch.cat(embedding(x.view(1, *SHAPE)), dim=1)[0]
-
-    j = torch.autograd.functional.jacobian(features, image.flatten())
-    return 2 * j.T @ j
-
-
-def test_products_equal_the_jacobians() -> None:
-    embedding, x, v = Tiny(), batch(3), batch(3, 2) - 0.5
-    metric = PullbackMetric(embedding, x)
-    found = metric.product(v)
-    again = metric.product(2 * v)  # the graph serves many products
-    for i in range(3):
-        expected = full(embedding, x[i]) @ v[i].flatten()
-        torch.testing.assert_close(found[i].flatten(), expected)
-        torch.testing.assert_close(again[i].flatten(), 2 * expected)
-
-
-def test_symmetric_and_positive_semi_definite() -> None:
-    x = batch(1)
-    metric = PullbackMetric(Tiny(), x)
-    columns = [metric.product(row.view(1, *SHAPE)).flatten() for row in torch.eye(N).double()]
-    matrix = torch.stack(columns, dim=1)
-    torch.testing.assert_close(matrix, matrix.T)
-    assert float(torch.linalg.eigvalsh(matrix).min()) > -1e-10
-
-
-def test_a_batch_gives_what_each_image_gives_alone() -> None:
-    embedding, x, v = Tiny(), batch(4), batch(4, 3)
-    found = PullbackMetric(embedding, x).product(v)
-    for i in range(4):
-        alone = PullbackMetric(embedding, x[i : i + 1]).product(v[i : i + 1])
-        torch.testing.assert_close(found[i : i + 1], alone)
-
-
-def stages_of(architecture: ClassifierArchitecture, size: int) -> StageEmbedding:
-    """A public network's distance, in float64, with statistics that are no identity."""
-    rng = torch.Generator().manual_seed(0)
+def stages_of(architecture: ClassifierArchitecture, size: int = 8) -> StageEmbedding:
+    """Return a public network's distance, in float64, with random statistics."""
     saved = build_classifier(
-        architecture,
-        classes=("a", "b"),
-        image_shape=(1, size, size),
-        width=4,
-        mean=(0.5,),
-        std=(0.4,),
-        rng=rng,
-    )
+        architecture, classes=("a", "b"), image_shape=(1, size, size), width=4,
+        mean=(0.5,), std=(0.4,), rng=rng(),
+    )  # fmt: skip
     for module in saved.module.double().eval().requires_grad_(False).modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.5, 0.5, generator=rng)
-            module.running_var.uniform_(0.5, 2.0, generator=rng)
+            module.running_mean.uniform_(-0.5, 0.5, generator=rng(1))
+            module.running_var.uniform_(0.5, 2.0, generator=rng(2))
     return StageEmbedding("public", saved)
 
 
-@pytest.mark.parametrize("architecture", get_args(ClassifierArchitecture))
-@pytest.mark.parametrize("size", [8, 24])
-def test_products_of_a_public_network_equal_the_recorded_ones(
-    architecture: ClassifierArchitecture, size: int
-) -> None:
-    """Images of another size and of colour, which the embedding brings to its own."""
-    embedding, x, v = stages_of(architecture, size), pictures(3), pictures(3, 2) - 0.5
+def images(n: int = 2, channels: int = 3, size: int = 24, seed: int = 1) -> Tensor:
+    return uniform(n, channels, size, size, seed=seed, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module", params=["tiny", *ARCHITECTURES, *(f"lpips-{n}" for n in NETS)])
+def embedding(request: pytest.FixtureRequest) -> Embedding:
+    """An embedding in float64, so that finite differences can be small."""
+    if request.param == "tiny":
+        return Tiny()
+    if request.param.startswith("lpips-"):
+        return network(request.param.removeprefix("lpips-"), size=32, dtype=torch.float64)
+    return stages_of(request.param)
+
+
+@pytest.fixture
+def x(embedding: Embedding) -> Tensor:
+    """Two images; those of public networks and LPIPS have another size than the network."""
+    return images(channels=1, size=4) if embedding.name == "tiny" else images()
+
+
+def check(embedding: Embedding, x: Tensor, v: Tensor) -> None:
+    """Compare products with those by PyTorch's graphs."""
     expected = 2.0 * recorded_gram(embedding, x)(v)
-    torch.testing.assert_close(PullbackMetric(embedding, x).product(v), expected)
-    half = PullbackMetric(embedding, x, dtype=torch.bfloat16).product(v)
-    assert float((half - expected).norm() / expected.norm()) < 0.02
+    metric, kept = PullbackMetric(embedding, x), v.clone()
+    for _ in range(2):
+        # Our LPIPS leaves out the 1e-8 under the root of the features' length.
+        rtol, atol = (1e-4, 1e-7) if embedding.name.startswith("lpips") else (1e-7, 1e-7)
+        torch.testing.assert_close(metric.product(v), expected, rtol=rtol, atol=atol)
+    assert torch.equal(v, kept)
 
 
-@pytest.mark.parametrize("kind", ["tiny", "stages"])
-def test_the_quadratic_form_is_the_distances_second_order(kind: str) -> None:
-    """d(x, x + h v) = h^2 / 2 * v^T M v + O(h^3)."""
-    embedding: object = Tiny()
-    if kind == "stages":
-        embedding = stages_of("vgg", 8)
-    rng = torch.Generator().manual_seed(4)
-    shape = SHAPE if kind == "tiny" else (1, 8, 8)
-    x = torch.rand(2, *shape, generator=rng, dtype=torch.float64)
-    v = torch.randn(2, *shape, generator=rng, dtype=torch.float64)
-    form = dot(v, PullbackMetric(embedding, x).product(v))  # type: ignore[arg-type]
-    h = 1e-5
-    near, far = embedding(x), embedding(x + h * v)  # type: ignore[operator]
-    distance = sum((a - b).square().sum(1) for a, b in zip(near, far, strict=True))
-    torch.testing.assert_close(2 * distance / h**2, form, rtol=1e-3, atol=0.0)
+def test_products_equal_the_full_jacobians() -> None:
+    embedding, x, v = Tiny(), images(3, 1, 4), images(3, 1, 4, seed=2) - 0.5
+    metric = PullbackMetric(embedding, x)
+    for factor in (1, 2):  # the graph serves many products
+        found = metric.product(factor * v)
+        for image, direction, product in zip(x, v, found, strict=True):
+            j = torch.autograd.functional.jacobian(
+                lambda flat: torch.cat(embedding(flat.view(1, 1, 4, 4)), dim=1)[0], image.flatten()
+            )
+            expected = factor * 2 * j.T @ (j @ direction.flatten())
+            torch.testing.assert_close(product.flatten(), expected)
 
 
-@pytest.fixture(scope="module", params=get_args(Net))
-def lpips(request: pytest.FixtureRequest) -> Lpips:
-    """LPIPS on random weights in float64, so that finite differences can be small."""
-    backbone = random_backbone(request.param, torch.Generator().manual_seed(0))
-    made = Lpips(request.param, size=32, backbone=backbone, smooth=True)
-    made._network.double()
-    made._linear = [root.double() for root in made._linear]
-    return made
+def test_products_equal_the_recorded_ones(embedding: Embedding, x: Tensor) -> None:
+    v = images(*x.shape[:3], seed=2) - 0.5
+    check(embedding, x, v)
+    check(embedding, x[:, :1], v[:, :1])
 
 
-def pictures(n: int, seed: int = 1) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 3, 24, 24, generator=rng, dtype=torch.float64)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_of_larger_public_networks(architecture: ClassifierArchitecture) -> None:
+    check(stages_of(architecture, 24), images(), images(seed=2) - 0.5)
 
 
-def test_products_are_finite_differences_of_lpips(lpips: Lpips) -> None:
+def test_products_at_constant_images(embedding: Embedding, x: Tensor) -> None:
+    flat = torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1).expand_as(x)
+    check(embedding, flat, images(*x.shape[:3], seed=2))
+
+
+def test_symmetric_and_positive_definite(embedding: Embedding, x: Tensor) -> None:
+    metric = PullbackMetric(embedding, x[:1])
+    basis = normal(12, *x.shape[1:], seed=5)
+    products = torch.cat([metric.product(v[None]) for v in basis])
+    small = basis.flatten(1) @ products.flatten(1).T
+    torch.testing.assert_close(small, small.T)
+    assert float(torch.linalg.eigvalsh(small).min()) > 0.0
+
+
+def test_images_do_not_affect_each_other(embedding: Embedding, x: Tensor) -> None:
+    v = images(*x.shape[:3], seed=2)
+    alone = [PullbackMetric(embedding, x[[i]]).product(v[[i]]) for i in range(2)]
+    torch.testing.assert_close(PullbackMetric(embedding, x).product(v), torch.cat(alone))
+
+
+def test_metric_is_the_second_derivative_of_the_distance(embedding: Embedding, x: Tensor) -> None:
     """u^T M v = d2/dsdt d(x, x + s u + t v), by differences of the distance alone."""
-    x, v, u = pictures(2), pictures(2, 2) - 0.5, pictures(2, 3) - 0.5
-    found = dot(u, PullbackMetric(lpips, x).product(v))
+    v, u = (images(*x.shape[:3], seed=seed) - 0.5 for seed in (2, 3))
+    found = dot(u, PullbackMetric(embedding, x).product(v))
     h = 1e-6
 
     @torch.no_grad()
     def distance(step: Tensor) -> Tensor:
-        pairs = zip(lpips(x), lpips(x + step), strict=True)
+        pairs = zip(embedding(x), embedding(x + step), strict=True)
         return torch.stack([(a - b).square().sum(1) for a, b in pairs]).sum(0)
 
     # The distance is quadratic near 0: its polar form needs no more than two values.
@@ -157,58 +137,16 @@ def test_products_are_finite_differences_of_lpips(lpips: Lpips) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0.0)
 
 
-def test_lpips_own_products_equal_the_recorded_ones(lpips: Lpips) -> None:
-    x, v = pictures(3), pictures(3, 2) - 0.5
-    kept = v.clone()
-    metric = PullbackMetric(lpips, x)
-    expected = 2.0 * recorded_gram(lpips, x)(v)
-    for _ in range(2):
-        # 1e-8 under the root, where the length of features is taken, is left out in ours.
-        torch.testing.assert_close(metric.product(v), expected, rtol=1e-4, atol=1e-7)
-    assert torch.equal(v, kept)
-    grey = x[:, :1]
-    torch.testing.assert_close(
-        PullbackMetric(lpips, grey).product(v[:, :1]),
-        2.0 * recorded_gram(lpips, grey)(v[:, :1]), rtol=1e-4, atol=1e-7,
-    )  # fmt: skip
-
-
-def test_lpips_metric_is_symmetric_and_positive_semi_definite(lpips: Lpips) -> None:
-    x = pictures(1)
-    metric = PullbackMetric(lpips, x)
-    basis = torch.randn(12, *x.shape[1:], generator=torch.Generator().manual_seed(5)).double()
-    images = torch.cat([metric.product(v[None]) for v in basis])
-    small = basis.flatten(1) @ images.flatten(1).T
-    torch.testing.assert_close(small, small.T)
-    assert float(torch.linalg.eigvalsh(small).min()) > 0.0
-
-
-def test_lpips_products_of_a_batch_are_those_of_its_images(lpips: Lpips) -> None:
-    x, v = pictures(3), pictures(3, 2)
-    found = PullbackMetric(lpips, x).product(v)
-    for i in range(3):
-        alone = PullbackMetric(lpips, x[i : i + 1]).product(v[i : i + 1])
-        torch.testing.assert_close(found[i : i + 1], alone)
-
-
-def test_lpips_at_black_grey_and_white_images(lpips: Lpips) -> None:
-    x = torch.tensor([0.0, 0.5, 1.0]).double().view(3, 1, 1, 1).expand(3, 3, 24, 24)
-    v = pictures(3, 2)
-    found = PullbackMetric(lpips, x).product(v)
-    assert bool(found.isfinite().all())
-    torch.testing.assert_close(found, 2.0 * recorded_gram(lpips, x)(v), rtol=1e-4, atol=1e-7)
-
-
-def test_half_precision_products_are_close(lpips: Lpips) -> None:
-    x, v = pictures(2), pictures(2, 2) - 0.5
-    exact = PullbackMetric(lpips, x).product(v)
-    half = PullbackMetric(lpips, x, dtype=torch.bfloat16).product(v)
+def test_half_precision_products_are_close(embedding: Embedding, x: Tensor) -> None:
+    v = images(*x.shape[:3], seed=2) - 0.5
+    exact = PullbackMetric(embedding, x).product(v)
+    half = PullbackMetric(embedding, x, dtype=torch.bfloat16).product(v)
     assert half.dtype == exact.dtype
     assert float((half - exact).norm() / exact.norm()) < 0.02
 
 
-def test_no_gradient_reaches_the_callers_images() -> None:
-    x = batch(2)
+def test_does_not_track_gradients_of_the_callers_images() -> None:
+    x = images(channels=1, size=4)
     with torch.no_grad():
         product = PullbackMetric(Tiny(), x).product(x)
     assert not x.requires_grad and not product.requires_grad

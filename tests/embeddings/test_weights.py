@@ -1,9 +1,11 @@
-"""Published weights: checked before they are read, never unpickled, kept as they came."""
+"""Published weights: checked before they are read, never unpickled, kept unchanged."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,14 @@ from inversight.embeddings.weights import (
     load_weights,
     status,
 )
+from tests.draws import normal
 
 FILE = "vgg16-397923af.pth"
+STATE = {
+    name: normal(4, 3).T  # not contiguous
+    for name in (*KNOWN["vgg16"].examples, "classifier.0.bias")
+}
+Publish = Callable[[Any], Path]
 
 
 @pytest.fixture(autouse=True)
@@ -33,66 +41,54 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "kept"
 
 
-def published(file: Path, value: Any, monkeypatch: pytest.MonkeyPatch, name: str = "vgg16") -> Path:
-    """Save ``value`` as ``file`` and take its digest for the published one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(value, file)
-    known = KNOWN[name]
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(
-        weights.KNOWN,
-        name,
-        PublishedWeights(name, file.name, digest, known.url, known.used_by, known.examples),
-    )
-    return file
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """Save a value, or bytes as they are, as a file whose digest is the published one."""
+
+    def save(value: Any, file: Path = tmp_path / FILE) -> Path:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(value, bytes):
+            file.write_bytes(value)
+        else:
+            torch.save(value, file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+        monkeypatch.setitem(weights.KNOWN, "vgg16", replace(KNOWN["vgg16"], digest=digest))
+        return file
+
+    return save
 
 
-def state() -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    names = (*KNOWN["vgg16"].examples, "classifier.0.bias")
-    return {name: torch.randn(3, 4, generator=rng) for name in names}
+def refused(file: Path, message: str) -> None:
+    """Check that the import fails in one line that names the file."""
+    with pytest.raises(WeightsError, match=message) as caught:
+        import_weights(file)
+    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+    assert not folder().exists()
 
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
-def test_missing_weights_say_where_from_how_and_what_else(known: PublishedWeights) -> None:
+def test_missing_weights_say_where_to_get_them(known: PublishedWeights) -> None:
+    assert known.file.endswith(f"-{known.digest}.pth")
     assert status(known.name) == "missing"
     with pytest.raises(WeightsError) as caught:
         load_weights(known.name)
     text = str(caught.value)
-    assert "\n" not in text
-    for part in (
-        known.used_by,
-        known.url + known.file,
-        f"inversight weights import {known.file}",
-        "public or pixel",
-    ):
-        assert part in text
+    assert "\n" not in text and f"inversight weights import {known.file}" in text
+    assert all(part in text for part in (known.used_by, known.url + known.file, "public or pixel"))
 
 
-@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
-def test_a_digest_is_the_one_in_the_published_name(known: PublishedWeights) -> None:
-    assert known.file.endswith(f"-{known.digest}.pth")
-
-
-def test_a_missing_file_and_a_name_that_is_not_published(tmp_path: Path, kept: Path) -> None:
-    with pytest.raises(WeightsError, match="no such file"):
-        import_weights(tmp_path / FILE)
+def test_rejects_missing_files_and_unknown_names(tmp_path: Path) -> None:
+    refused(tmp_path / FILE, "no such file")
     other = tmp_path / "vgg16-397923ab.pth"
     other.write_bytes(b"x")
-    with pytest.raises(WeightsError, match=rf"{other}: expected one of .*did you mean {FILE}\?"):
-        import_weights(other)
-    assert not kept.exists()
+    refused(other, rf"{other}: expected one of .*did you mean {FILE}\?")
 
 
-def test_a_wrong_checksum_is_refused(tmp_path: Path, kept: Path) -> None:
+def test_rejects_a_wrong_checksum(tmp_path: Path) -> None:
     file = tmp_path / FILE
-    torch.save(state(), file)
+    torch.save(STATE, file)
     found = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    with pytest.raises(
-        WeightsError, match=f"begins with {found}, expected 397923af.*fetch it again"
-    ):
-        import_weights(file)
-    assert not kept.exists()
+    refused(file, f"begins with {found}, expected 397923af.*fetch it again")
 
 
 class Payload:
@@ -105,64 +101,43 @@ class Payload:
 
 @pytest.mark.parametrize("digest_fits", [False, True])
 def test_a_hostile_pickle_does_not_run(
-    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, digest_fits: bool
+    tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch, digest_fits: bool
 ) -> None:
-    file, marker = tmp_path / FILE, tmp_path / "marker"
-    content = {**state(), "extra": Payload(marker)}
-    if digest_fits:
-        published(file, content, monkeypatch)
-    else:
-        torch.save(content, file)
-    with pytest.raises(
-        WeightsError, match="not loaded" if digest_fits else "begins with"
-    ) as caught:
-        import_weights(file)
-    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
-    assert not marker.exists() and not kept.exists()
+    marker = tmp_path / "marker"
+    file = publish({**STATE, "extra": Payload(marker)})
+    if not digest_fits:
+        monkeypatch.setitem(KNOWN, "vgg16", replace(KNOWN["vgg16"], digest="397923af"))
+    refused(file, "not loaded" if digest_fits else "begins with")
+    assert not marker.exists()
     torch.load(file, weights_only=False)
     assert marker.exists()  # the payload is a real one
 
 
-def test_what_is_not_named_tensors_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = published(tmp_path / FILE, [torch.zeros(1)], monkeypatch)
-    with pytest.raises(WeightsError, match="named tensors, found list"):
-        import_weights(file)
-    published(file, {"features.0.weight": torch.zeros(1)}, monkeypatch)
-    with pytest.raises(WeightsError, match=r"has no features\.28\.weight"):
-        import_weights(file)
-    published(file, {}, monkeypatch)
-    file.write_bytes(b"")
-    monkeypatch.setitem(
-        weights.KNOWN,
-        "vgg16",
-        PublishedWeights("vgg16", FILE, hashlib.sha256(b"").hexdigest()[:8], "", "lpips-vgg", ()),
-    )
-    with pytest.raises(WeightsError, match="not a file of plain tensors"):
-        import_weights(file)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([torch.zeros(1)], "named tensors, found list"),
+        ({"features.0.weight": torch.zeros(1)}, r"has no features\.28\.weight"),
+        (b"", "not a file of plain tensors"),
+    ],
+)
+def test_rejects_what_is_not_named_tensors(publish: Publish, value: Any, message: str) -> None:
+    refused(publish(value), message)
 
 
-def test_import_then_status_and_load(
-    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors = state()
-    tensors["features.0.weight"] = tensors["features.0.weight"].T  # not contiguous
-    file = published(tmp_path / FILE, tensors, monkeypatch)
-    path = import_weights(file)
-    assert path == kept / "vgg16.safetensors"
-    assert status("vgg16") == "ok"
+def test_imported_weights_load_unchanged(publish: Publish, kept: Path) -> None:
+    file = publish(STATE)
+    for _ in range(2):
+        path = import_weights(file)
+        assert path == kept / "vgg16.safetensors" and status("vgg16") == "ok"
     found = load_weights("vgg16")
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[k], tensors[k]) for k in tensors)
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[k], STATE[k]) for k in STATE)
     assert sorted(p.name for p in kept.iterdir()) == ["vgg16.json", "vgg16.safetensors"]
-    assert import_weights(file) == path and status("vgg16") == "ok"
 
 
-def test_status_and_load_of_changed_and_damaged_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = import_weights(published(tmp_path / FILE, state(), monkeypatch))
+def test_status_and_load_of_changed_and_damaged_files(publish: Publish) -> None:
+    path = import_weights(publish(STATE))
     save_file({"features.0.weight": torch.zeros(1)}, path)
     assert status("vgg16") == "changed since it was imported"
     path.write_bytes(path.read_bytes()[:20])
@@ -172,21 +147,19 @@ def test_status_and_load_of_changed_and_damaged_files(
     assert status("vgg16") == "no checksum was kept; import it again"
 
 
-def test_torchs_own_cache_serves_if_its_checksum_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = published(tmp_path / "hub" / "hub" / "checkpoints" / FILE, state(), monkeypatch)
-    assert load_weights("vgg16").keys() == state().keys()
+def test_uses_torchs_own_cache_if_its_checksum_fits(tmp_path: Path, publish: Any) -> None:
+    file = publish(STATE, tmp_path / "hub" / "hub" / "checkpoints" / FILE)
+    assert load_weights("vgg16").keys() == STATE.keys()
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(WeightsError, match="not here"):
         load_weights("vgg16")
 
 
-def test_where_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder() == tmp_path / "kept"
-    monkeypatch.delenv("INVERSIGHT_WEIGHTS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("INVERSIGHT_WEIGHTS")
     assert folder() == tmp_path / "cache" / "inversight" / "weights"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert folder() == tmp_path / "home" / ".cache" / "inversight" / "weights"

@@ -1,4 +1,4 @@
-"""Files of published networks that try to run something, and how they are refused."""
+"""Files of published networks that try to run something, and the check that they are rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inversight.priors.stylegan2_pickle import PublishedFile, read_published
 from tests.priors.stylegan2_files import persistent
 
 RAN = []
-"""What a hostile file made happen; nothing ever."""
+"""Calls that a hostile file made; there must be none."""
 
 
 def ran(*what: object) -> None:
@@ -33,7 +33,7 @@ class Hostile:
 
 
 def network(**tensors: Tensor) -> nn.Module:
-    """Two modules deep, with parameters, buffers, and what is not there."""
+    """Return a module in a module, with parameters, buffers, and some that are None."""
     module, child = nn.Module(), nn.Module()
     for name, value in (tensors or {"weight": torch.arange(6.0).reshape(2, 3)}).items():
         child.register_parameter(name, nn.Parameter(value))
@@ -61,7 +61,7 @@ def read(data: bytes, path: Path) -> PublishedFile:
 
 
 def refused(data: bytes, path: Path, *parts: str) -> None:
-    """One clear line that names the file, and nothing ran."""
+    """Check that reading fails with one clear line that names the file, and that nothing ran."""
     RAN.clear()
     with pytest.raises(DataError) as caught:
         read(data, path)

@@ -44,14 +44,10 @@ class Persistent:
     """Pickled as an object of a persistent class; ``changed`` overrides what is said about it."""
 
     def __init__(self, class_name: str, own: Mapping[str, Any], **changed: Any) -> None:
-        self.meta = {
-            "type": "class",
-            "version": 6,
-            "module_src": SOURCE,
-            "class_name": class_name,
-            "state": dict(own),
-            **changed,
-        }
+        self.meta: dict[str, Any] = {
+            "type": "class", "version": 6, "module_src": SOURCE, "class_name": class_name,
+            "state": dict(own), **changed,
+        }  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reconstruct_persistent_obj, (self.meta,), None
@@ -64,8 +60,7 @@ def persistent(
     settings: Mapping[str, Any] | None = None,
     path: str = "",
 ) -> Persistent:
-    """``module`` as its class would be pickled; ``settings`` are attributes by dotted name."""
-    own = {k: v for k, v in (settings or {}).items() if k.rpartition(".")[0] == path}
+    """Return ``module`` as its class would be pickled; ``settings`` are attributes by dotted name."""
     children = {
         name: persistent(child, type(child).__name__, None, settings, f"{path}.{name}".lstrip("."))
         for name, child in module.named_children()
@@ -75,20 +70,20 @@ def persistent(
         "training": False,
         "_modules": children,
         "weight_gain": np.float64(0.25),
-        **{k.rpartition(".")[2]: v for k, v in own.items()},
         "_init_args": (),
-        "_init_kwargs": _easy(arguments or {}),
+        "_init_kwargs": {
+            k: EasyDict(v) if isinstance(v, Mapping) else v for k, v in (arguments or {}).items()
+        },
     }
+    for key, value in (settings or {}).items():
+        module_path, _, name = key.rpartition(".")
+        if module_path == path:
+            state[name] = value
     return Persistent(class_name, state)
 
 
-def _easy(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as dnnlib's, the outer one plain."""
-    return {k: EasyDict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-
-
 def augment_pipe(p: float) -> Persistent:
-    """The augmentation pipeline, of which the probability counts."""
+    """Return the augmentation pipeline, of which only the probability is read."""
     module = nn.Module()
     module.register_buffer("p", torch.tensor(p))
     return persistent(module, "AugmentPipe", {"xflip": 1})
@@ -96,22 +91,17 @@ def augment_pipe(p: float) -> Persistent:
 
 @contextmanager
 def published_names() -> Iterator[None]:
-    """The modules that the names in a file belong to, while it is written."""
-    persistence, util = ModuleType("torch_utils.persistence"), ModuleType("dnnlib.util")
-    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
-    util.EasyDict = EasyDict  # type: ignore[attr-defined]
-    modules = {
-        "torch_utils": ModuleType("torch_utils"),
-        "torch_utils.persistence": persistence,
-        "dnnlib": ModuleType("dnnlib"),
-        "dnnlib.util": util,
-    }
+    """Provide the modules that the names in a file belong to, while it is written."""
+    names = ("torch_utils", "torch_utils.persistence", "dnnlib", "dnnlib.util")
+    modules = {name: ModuleType(name) for name in names}
+    for value in (_reconstruct_persistent_obj, EasyDict):
+        setattr(modules[value.__module__], value.__name__, value)
     with mock.patch.dict(sys.modules, modules):
         yield
 
 
 def pickled(value: Any, protocol: int = 4) -> bytes:
-    """``value`` as the training loop would write it."""
+    """Return ``value`` as the training loop would write it."""
     buffer = io.BytesIO()
     with published_names():
         pickle.dump(value, buffer, protocol=protocol)
@@ -119,55 +109,43 @@ def pickled(value: Any, protocol: int = 4) -> bytes:
 
 
 def random_prior(architecture: Architecture, seed: int = 0) -> StylePrior:
-    """A prior whose every parameter and buffer is drawn at random, filters apart."""
-    networks = [Generator(architecture), Generator(architecture), Discriminator(architecture)]
-    for i, network in enumerate(networks):
+    """Return a prior whose parameters and buffers, except for filters, are drawn at random."""
+    raw, average, critic = (
+        Generator(architecture),
+        Generator(architecture),
+        Discriminator(architecture),
+    )
+    for i, network in enumerate((raw, average, critic)):
         rng = generator(seed, i)
         initialise(network, rng)
         for name, value in network.state_dict().items():
             if not name.endswith("resample_filter"):
                 value += 0.1 * torch.randn(value.shape, generator=rng)
         network.requires_grad_(False)
-    raw, average, critic = networks
-    assert isinstance(raw, Generator) and isinstance(average, Generator)
-    assert isinstance(critic, Discriminator)
     return StylePrior(average, raw, critic, PriorTraining(), architecture.image_shape)
 
 
 def published_file(prior: StylePrior, **parts: Any) -> dict[str, Any]:
-    """What the training loop would pickle of ``prior``'s networks; ``parts`` go before."""
-    architecture = prior.average.architecture
-    made = {
+    """Return what the training loop would pickle of ``prior``, with some ``parts`` replaced."""
+    return {
         "training_set_kwargs": {"path": "faces.zip", "xflip": True},
         "augment_pipe": augment_pipe(0.25),
         "G": persistent_generator(prior.raw),
-        "D": persistent_discriminator(prior.critic, architecture),
+        "D": persistent_discriminator(prior.critic),
         "G_ema": persistent_generator(prior.average),
+        **parts,
     }
-    return {**made, **parts}
 
 
 def persistent_generator(network: Generator, **changed: Any) -> Persistent:
-    """A generator with the arguments and attributes that the published class has."""
+    """Return a generator with the arguments and attributes that the published class has."""
     a = network.architecture
-    arguments = {
-        **_images(a),
-        "z_dim": a.z_dim,
-        "w_dim": a.w_dim,
+    own = _images(a) | {"z_dim": a.z_dim, "w_dim": a.w_dim}
+    arguments = own | {
         "mapping_kwargs": {"num_layers": a.mapping_depth},
-        "synthesis_kwargs": {
-            "channel_base": a.channel_base,
-            "channel_max": a.channel_max,
-            "num_fp16_res": a.half_resolutions,
-            "conv_clamp": a.conv_clamp,
-            "architecture": a.generator,
-            "resample_filter": list(a.filter_taps),
-        },
+        "synthesis_kwargs": _blocks(a, a.generator) | {"resample_filter": list(a.filter_taps)},
     }
-    settings = {
-        **_images(a),
-        "z_dim": a.z_dim,
-        "w_dim": a.w_dim,
+    settings = own | {
         "mapping.num_layers": a.mapping_depth,
         "mapping.w_avg_beta": a.w_avg_beta,
         "mapping.fc0.bias_gain": a.mapping_rate,
@@ -180,21 +158,22 @@ def persistent_generator(network: Generator, **changed: Any) -> Persistent:
     return persistent(network, "Generator", {**arguments, **changed}, settings)
 
 
-def persistent_discriminator(network: Discriminator, a: Architecture, **changed: Any) -> Persistent:
-    """A discriminator with the arguments and attributes that the published class has."""
-    arguments = {
-        **_images(a),
-        "architecture": a.discriminator,
-        "channel_base": a.channel_base,
-        "channel_max": a.channel_max,
-        "num_fp16_res": a.half_resolutions,
-        "conv_clamp": a.conv_clamp,
-        "block_kwargs": {"resample_filter": list(a.filter_taps)},
-        "mapping_kwargs": {},
-        "epilogue_kwargs": {"mbstd_group_size": a.group, "mbstd_num_channels": a.group_channels},
-    }
-    settings = {
-        **_images(a),
+def persistent_discriminator(network: Discriminator, **changed: Any) -> Persistent:
+    """Return a discriminator with the arguments and attributes that the published class has."""
+    a = network.architecture
+    arguments = (
+        _images(a)
+        | _blocks(a, a.discriminator)
+        | {
+            "block_kwargs": {"resample_filter": list(a.filter_taps)},
+            "mapping_kwargs": {},
+            "epilogue_kwargs": {
+                "mbstd_group_size": a.group,
+                "mbstd_num_channels": a.group_channels,
+            },
+        }
+    )
+    settings = _images(a) | {
         "b4.cmap_dim": (a.cmap_dim or a.width_at(4)) if a.c_dim else 0,
         "mapping.num_layers": a.cmap_depth,
         "mapping.fc0.bias_gain": a.cmap_rate,
@@ -206,10 +185,24 @@ def persistent_discriminator(network: Discriminator, a: Architecture, **changed:
     made = persistent(network, "Discriminator", {**arguments, **changed}, settings)
     if a.group_channels > 0:
         spread = {"group_size": a.group, "num_channels": a.group_channels}
-        epilogue = made.meta["state"]["_modules"]["b4"]
-        epilogue.meta["state"]["_modules"]["mbstd"] = Persistent("MinibatchStdLayer", spread)
+        state_of(made, "b4")["_modules"]["mbstd"] = Persistent("MinibatchStdLayer", spread)
     return made
+
+
+def state_of(found: Persistent, path: str = "") -> dict[str, Any]:
+    """Return the state of the module at ``path``, names joined by dots; changes apply to the file."""
+    state: dict[str, Any] = found.meta["state"]
+    for name in filter(None, path.split(".")):
+        state = state["_modules"][name].meta["state"]
+    return state
 
 
 def _images(a: Architecture) -> dict[str, Any]:
     return {"c_dim": a.c_dim, "img_resolution": a.size, "img_channels": a.channels}
+
+
+def _blocks(a: Architecture, connections: str) -> dict[str, Any]:
+    return {
+        "channel_base": a.channel_base, "channel_max": a.channel_max, "architecture": connections,
+        "num_fp16_res": a.half_resolutions, "conv_clamp": a.conv_clamp,
+    }  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from inversight.core.errors import InputError
 from inversight.priors.architecture import Architecture
@@ -18,6 +17,7 @@ from inversight.priors.layers import (
     modulated,
 )
 from inversight.priors.resampling import make_filter
+from tests.draws import normal, rng
 from tests.reference.resampling_loop import (
     convolve_doubled_loop,
     correlate_loop,
@@ -26,19 +26,10 @@ from tests.reference.resampling_loop import (
 )
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
-
-
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_modulated_convolution(demodulate: bool, kernel: int) -> None:
-    x, weight, styles = (
-        normal(2, 3, 5, 5),
-        normal(4, 3, kernel, kernel, seed=1),
-        normal(2, 3, seed=2),
-    )
+    x, styles, weight = normal(2, 3, 5, 5), normal(2, 3, seed=2), normal(4, 3, kernel, kernel)
     found = modulated(x, weight, styles, demodulate=demodulate)
     for image, style, y in zip(x, styles, found, strict=True):
         own = modulate_loop(weight.numpy(), style.numpy(), demodulate)
@@ -46,11 +37,11 @@ def test_modulated_convolution(demodulate: bool, kernel: int) -> None:
         np.testing.assert_allclose(y.numpy(), correlate_loop(padded, own), atol=1e-10)
 
 
-def test_a_styled_layer_that_doubles() -> None:
+def test_styled_layer_that_doubles() -> None:
     architecture = Architecture(size=8, w_dim=3, conv_clamp=1.5)
     layer = StyledConvolution(2, 3, 8, architecture, up=True).double()
     with torch.no_grad():
-        draw(layer, torch.Generator().manual_seed(0))
+        draw(layer, rng())
         layer.bias.copy_(normal(3, seed=1))
         layer.noise_strength.fill_(0.5)
         x, w = normal(2, 2, 4, 4, seed=2), normal(2, 3, seed=3)
@@ -71,8 +62,7 @@ def test_half_precision_neither_overflows_nor_vanishes(scale: float) -> None:
     """Features at the clamp and long styles: their product alone is beyond float16's 65,504."""
     x = 256.0 * normal(2, 64, 8, 8).clamp(-1.0, 1.0).float()
     weight, styles = normal(8, 64, 3, 3, seed=1).float(), scale * normal(2, 64, seed=2).float()
-    expected = modulated(x, weight, styles)
-    found = modulated(x.half(), weight, styles)
+    expected, found = (modulated(images, weight, styles) for images in (x, x.half()))
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=1.0)
 
@@ -88,52 +78,45 @@ def test_activation() -> None:
 @pytest.mark.parametrize(
     ("n", "group", "channels", "size"),
     [
-        (4, 4, 1, 4),
-        (8, 4, 1, 4),
-        (6, 3, 2, 3),
-        (2, 4, 1, 2),
-        (3, 4, 2, 3),
-        (6, 4, 1, 2),
+        (4, 4, 1, 4), (8, 4, 1, 4), (6, 3, 2, 3), (2, 4, 1, 2), (3, 4, 2, 3), (6, 4, 1, 2),
         (4, None, 1, 4),
     ],
-)
+)  # fmt: skip
 def test_minibatch_spread(n: int, group: int | None, channels: int, size: int) -> None:
     x = normal(n, 4, 2, 3)
     found = minibatch_spread(x, group, channels)
     assert found.shape == (n, channels, 2, 3)
-    expected = spread_loop(x.numpy(), size, channels)
-    np.testing.assert_allclose(
-        found.numpy(), np.broadcast_to(expected[..., None, None], found.shape)
-    )
+    expected = spread_loop(x.numpy(), size, channels)[..., None, None]
+    np.testing.assert_allclose(found.numpy(), np.broadcast_to(expected, found.shape))
 
 
-def test_minibatch_spread_sees_copies() -> None:
+def test_minibatch_spread_of_copies_is_small() -> None:
     copies = normal(1, 3, 4, 4).repeat(4, 1, 1, 1)
     assert float(minibatch_spread(copies, 4, 1)[0, 0, 0, 0]) == pytest.approx(1e-4, rel=1e-3)
 
 
-def test_the_mapping_ignores_lengths() -> None:
+def test_mapping_ignores_lengths() -> None:
     made = Mapping(z_dim=6, c_dim=3, w_dim=5, depth=2, rate=0.01, beta=0.9)
     with torch.no_grad():
         for layer in (made.embed, made.fc0, made.fc1):
-            draw(layer, torch.Generator().manual_seed(0))
+            draw(layer, rng())
     z, c = normal(4, 6).float(), torch.eye(3)[[0, 1, 2, 0]]
     torch.testing.assert_close(made(z, c), made(5.0 * z, 3.0 * c))
     assert not torch.allclose(made(z, c), made(z, c.flip(1)))
-    with pytest.raises(InputError, match="conditioned on 3 classes"):
-        made(z)
-    with pytest.raises(InputError, match="found 2"):
-        made(z, c[:, :2])
+    for wrong, message in ((None, "conditioned on 3 classes"), (c[:, :2], "found 2")):
+        with pytest.raises(InputError, match=message):
+            made(z, wrong)
 
 
-def test_the_running_mean_of_w_goes_to_the_mean() -> None:
+def test_running_mean_of_w() -> None:
     made = Mapping(z_dim=6, c_dim=0, w_dim=5, depth=1, rate=0.01, beta=0.5)
     made.track(torch.full((4, 5), 8.0))
     made.track(torch.full((4, 5), 2.0))
     torch.testing.assert_close(made.w_avg, torch.full((5,), 3.0))  # (0 + 8) / 2 = 4, (4 + 2) / 2
 
 
-def test_fast_noise_is_at_the_lower_resolution() -> None:
-    fast = Architecture(size=8, resampling="fast")
-    assert StyledConvolution(2, 2, 8, fast, up=True).noise_const.shape == (4, 4)
-    assert StyledConvolution(2, 2, 8, Architecture(size=8), up=True).noise_const.shape == (8, 8)
+def test_noise_of_fast_resampling_has_the_lower_resolution() -> None:
+    for resampling, size in (("fast", 4), ("fir", 8)):
+        architecture = Architecture(size=8, resampling=resampling)  # type: ignore[arg-type]
+        made = StyledConvolution(2, 2, 8, architecture, up=True)
+        assert made.noise_const.shape == (size, size)

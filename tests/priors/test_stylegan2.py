@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 from inversight.core.config import from_mapping, to_mapping
 from inversight.core.errors import ConfigError
 from inversight.priors.architecture import Architecture
+from inversight.priors.penalties import PathLength, r1_penalty
 from inversight.priors.stylegan2 import Discriminator, Generator, initialise
+from tests.draws import rng
 
 KINDS: dict[str, dict[str, Any]] = {
     "fast": {"resampling": "fast"},
@@ -23,13 +26,9 @@ KINDS: dict[str, dict[str, Any]] = {
 HALF = {"half_resolutions": 2, "conv_clamp": 256.0}
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def small(size: int = 16, **changes: Any) -> Architecture:
-    values = {"z_dim": 6, "w_dim": 5, "mapping_depth": 2, "cmap_depth": 1} | changes
-    return Architecture(**{"size": size, "channel_base": 4 * size, "channel_max": 8} | values)
+    defaults = {"z_dim": 6, "w_dim": 5, "mapping_depth": 2, "cmap_depth": 1, "channel_max": 8}
+    return Architecture(**{"size": size, "channel_base": 4 * size} | defaults | changes)
 
 
 def networks(architecture: Architecture) -> tuple[Generator, Discriminator]:
@@ -44,8 +43,12 @@ def latents(generate: Generator, n: int) -> Tensor:
     return w
 
 
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("size", [8, 16, 64, 256])
 @pytest.mark.parametrize("kind", ["fast", "published"])
 def test_shapes_at_every_size(kind: str, size: int, channels: int) -> None:
     generate, judge = networks(small(size, channel_base=2 * size, channels=channels, **KINDS[kind]))
@@ -56,41 +59,37 @@ def test_shapes_at_every_size(kind: str, size: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_moves_the_output(kind: str) -> None:
+def test_every_parameter_affects_the_output(kind: str) -> None:
     generate, judge = networks(small(**KINDS[kind]))
     images = generate(latents(generate, 4), noise="const")
-    for network, value in (
-        (generate, images.square().sum()),
-        (judge, judge(images.detach()).square().sum()),
-    ):
-        gradients = torch.autograd.grad(value, list(network.parameters()))
+    for network, output in ((generate, images), (judge, judge(images.detach()))):
+        gradients = torch.autograd.grad(output.square().sum(), list(network.parameters()))
         for (name, _), gradient in zip(network.named_parameters(), gradients, strict=True):
             assert float(gradient.abs().max()) > 0, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_depend_on_their_own_latent_alone(kind: str) -> None:
+def test_images_are_generated_independently(kind: str) -> None:
     generate, _ = networks(small(**KINDS[kind]))
     w = latents(generate, 4)
-    together = generate(w, noise="none")
-    alone = torch.cat([generate(row[None], noise="none") for row in w])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    alone = torch.cat([generate(row, noise="none") for row in w.split(1)])
+    torch.testing.assert_close(generate(w, noise="none"), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_w_for_each_layer() -> None:
+def test_each_layer_uses_its_own_w() -> None:
     generate, _ = networks(small(32))
-    one, other = latents(generate, 2)[:1], latents(generate, 2)[1:]
+    one, other = latents(generate, 2).split(1)
     rows = one[:, None].expand(-1, generate.num_ws, -1).clone()
     torch.testing.assert_close(generate(rows), generate(one))
     seen = set()
-    for i in range(generate.num_ws):  # every layer listens to its own row
+    for i in range(generate.num_ws):
         changed = rows.clone()
         changed[:, i] = other
         seen.add(round(float((generate(changed) - generate(one)).detach().abs().sum()), 3))
     assert len(seen) == generate.num_ws == 8 and 0.0 not in seen
 
 
-def test_mixing_crosses_once_at_a_random_layer() -> None:
+def test_mixing_switches_once_at_a_random_layer() -> None:
     generate, _ = networks(small(32))
     one, other = torch.zeros(3, 5), torch.ones(3, 5)
     crossovers = []
@@ -120,7 +119,7 @@ def test_truncation_and_its_cutoff() -> None:
 def test_noise_modes(kind: str) -> None:
     generate, _ = networks(small(8, **KINDS[kind]))
     w = latents(generate, 2)
-    # Strengths begin at nought, so noise changes nothing until it is learnt.
+    # Strengths start at 0, so noise has no effect before training.
     assert torch.equal(generate(w, noise="const"), generate(w, noise="none"))
     for name, parameter in generate.named_parameters():
         if name.endswith("noise_strength"):
@@ -133,14 +132,14 @@ def test_noise_modes(kind: str) -> None:
     assert not torch.equal(*generate(w[:1].expand(2, -1), noise="random", rng=rng(5)))
 
 
-def test_a_generator_without_noise_inputs() -> None:
+def test_generator_without_noise_inputs() -> None:
     generate, _ = networks(small(8, noise=False))
     assert not any("noise" in name for name in generate.state_dict())
     w = latents(generate, 2)
     assert torch.equal(generate(w, noise="random", rng=rng()), generate(w, noise="none"))
 
 
-def test_the_discriminator_projects_on_classes() -> None:
+def test_discriminator_projects_on_classes() -> None:
     generate, judge = networks(small(8, c_dim=3))
     c = torch.eye(3)[[0, 1, 2]]
     z = torch.randn(3, 6, generator=rng(2))
@@ -154,7 +153,7 @@ def test_the_discriminator_projects_on_classes() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_is_near(kind: str) -> None:
+def test_half_precision_is_close(kind: str) -> None:
     generate, judge = networks(small(32, **{**KINDS[kind], **HALF}))
     w = latents(generate, 4)
     exact, near = (generate(w, noise="const", half=half) for half in (False, True))
@@ -166,83 +165,79 @@ def test_half_precision_is_near(kind: str) -> None:
     assert torch.equal(generate(w), exact) and torch.equal(judge(exact), one)  # on a CPU by default
 
 
-def r1(judge: Discriminator, half: bool) -> Tensor:
-    """Mean squared gradient of the logits on random images."""
-    dtype = next(judge.parameters()).dtype
-    x = torch.randn(4, 3, 16, 16, generator=rng(3)).to(dtype).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(judge(x, half=half).sum(), x, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
-
-
-def path_length(generate: Generator, half: bool) -> Tensor:
-    """Mean length of w's gradient of images along random directions, a w for each layer."""
-    dtype = next(generate.parameters()).dtype
-    ws = torch.randn(4, generate.num_ws, 5, generator=rng(3)).to(dtype).requires_grad_(True)
-    direction = torch.randn(4, 3, 16, 16, generator=rng(4)).to(dtype) / 16
-    images = generate(ws, half=half)
-    (gradient,) = torch.autograd.grad((images * direction).sum(), ws, create_graph=True)
-    return gradient.square().sum(2).mean(1).sqrt().mean()
+def penalty(network: Generator | Discriminator, half: bool = False) -> Tensor:
+    """Return R1 on random images, or the mean path length of random w for each layer."""
+    dtype = next(network.parameters()).dtype
+    if isinstance(network, Discriminator):
+        x = torch.randn(4, 3, 16, 16, generator=rng(3)).to(dtype).requires_grad_(True)
+        return r1_penalty(network(x, half=half), x)
+    ws = torch.randn(4, network.num_ws, 5, generator=rng(3)).to(dtype).requires_grad_(True)
+    path = PathLength(decay=0.0)
+    return path.penalty(network(ws, half=half), ws, rng(4))[0]
 
 
 def gradients_of(network: Generator | Discriminator, half: bool) -> list[Tensor]:
-    """The penalty's gradient for each parameter, nought for those that have no part in it."""
+    """Return the penalty's gradient for each parameter, 0 for those that it does not depend on."""
     parameters = list(network.parameters())
-    penalty = path_length(network, half) if isinstance(network, Generator) else r1(network, half)
-    found = torch.autograd.grad(penalty, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return list(
+        torch.autograd.grad(
+            penalty(network, half), parameters, allow_unused=True, materialize_grads=True
+        )
+    )
 
 
 @pytest.mark.parametrize("kind", ["fast", "published", "residual"])
-def test_penalties_differentiate_as_finite_differences_say(kind: str) -> None:
-    generate, judge = (network.double() for network in networks(small(16, **KINDS[kind])))
-    for network in (generate, judge):
-        gradients = gradients_of(network, False)
-        slope = float(torch.cat([g.flatten() for g in gradients]).norm())
-        ends = []
+def test_penalty_gradients_equal_finite_differences(kind: str) -> None:
+    for network in networks(small(16, **KINDS[kind])):
+        gradients = gradients_of(network.double(), False)
+        slope, ends = float(flat(gradients).norm()), []
         for step in (1e-6, -2e-6):  # along the gradient, where the slope is its length
             for parameter, gradient in zip(network.parameters(), gradients, strict=True):
                 parameter.data.add_(gradient, alpha=step / slope)
-            value = path_length(generate, False) if network is generate else r1(judge, False)
-            ends.append(float(value.detach()))
+            ends.append(float(penalty(network).detach()))
         assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(slope, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["fast", "published", "residual"])
 def test_penalties_are_differentiable_in_half_precision(kind: str) -> None:
     for network in networks(small(16, **{**KINDS[kind], **HALF})):
-        exact, near = (
-            torch.cat([g.flatten() for g in gradients_of(network, half)]) for half in (False, True)
-        )
+        exact, near = (flat(gradients_of(network, half)) for half in (False, True))
         assert bool(near.isfinite().all()) and not torch.equal(exact, near)
         assert float((near - exact).norm() / exact.norm()) < 0.05
 
 
-def test_initialisation_belongs_to_the_seed() -> None:
-    one, same, other = (Generator(small(8)) for _ in range(3))
-    for network, seed in ((one, 1), (same, 1), (other, 2)):
+def test_initialisation_depends_on_the_seed() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        network = Generator(small(8))
         initialise(network, rng(seed))
-    a, b, c = (torch.cat([p.flatten() for p in n.parameters()]) for n in (one, same, other))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
+        drawn.append(flat(network.parameters()))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_everything_is_drawn(kind: str) -> None:
+def test_every_weight_is_drawn(kind: str) -> None:
     for network in networks(small(16, c_dim=2, **KINDS[kind])):
         for name, tensor in network.state_dict().items():
             started = name.endswith(("bias", "noise_strength", "w_avg"))
             assert started or float(tensor.abs().max()) > 0, name
 
 
-def test_architectures_are_serialisable_and_checked() -> None:
+def test_architectures_are_serialisable() -> None:
     architecture = small(16, filter_taps=(1.0, 2.0, 1.0), group=None, generator="resnet")
     assert from_mapping(Architecture, to_mapping(architecture)) == architecture
     assert architecture.image_shape == (3, 16, 16)
-    for values, message in (
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
         ({"size": 12}, "size: expected a power of two, found 12"),
         ({"size": 8, "discriminator": "residual"}, "expected one of"),
         ({"size": 8, "filter_taps": [1.0, -1.0]}, "do not sum to 0"),
         ({"size": 8, "fmaps": 1}, "unknown setting fmaps"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            from_mapping(Architecture, values)
+    ],
+)
+def test_rejects_invalid_architectures(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(Architecture, values)

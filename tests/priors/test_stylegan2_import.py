@@ -1,4 +1,4 @@
-"""Published networks become priors with the same values; another layout is named and refused."""
+"""Published networks are imported with the same values; another layout is named and rejected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from inversight.core.seeding import generator
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture, published_architecture
 from inversight.priors.stylegan2 import Generator
-from inversight.priors.stylegan2_import import configuration_name, import_published
+from inversight.priors.stylegan2_import import (
+    ImportedPrior,
+    configuration_name,
+    import_published,
+)
 from tests.priors.stylegan2_files import (
     Persistent,
     persistent_discriminator,
@@ -25,28 +29,19 @@ from tests.priors.stylegan2_files import (
     pickled,
     published_file,
     random_prior,
+    state_of,
 )
 
 SMALL = Architecture(
-    size=16,
-    z_dim=6,
-    w_dim=5,
-    mapping_depth=2,
-    channel_base=64,
-    channel_max=8,
-    half_resolutions=1,
-    conv_clamp=256.0,
-)
+    size=16, z_dim=6, w_dim=5, mapping_depth=2, channel_base=64, channel_max=8,
+    half_resolutions=1, conv_clamp=256.0,
+)  # fmt: skip
+PRIOR = random_prior(SMALL)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ffhq.pkl"
-
-
-def write(path: Path, value: Any) -> Path:
-    path.write_bytes(pickled(value))
-    return path
+def imported(path: Path, prior: StylePrior = PRIOR, **parts: Any) -> ImportedPrior:
+    path.write_bytes(pickled(published_file(prior, **parts)))
+    return import_published(path)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +57,9 @@ def write(path: Path, value: Any) -> Path:
     ],
     ids=lambda changes: "-".join(changes) or "default",
 )
-def test_a_prior_comes_back_from_its_published_file(path: Path, changes: dict[str, Any]) -> None:
+def test_imports_a_prior_with_the_same_values(path: Path, changes: dict[str, Any]) -> None:
     prior = random_prior(replace(SMALL, **changes))
-    found = import_published(write(path, published_file(prior))).prior
+    found = imported(path, prior).prior
     assert found.average.architecture == prior.average.architecture
     assert found.image_shape == prior.image_shape and found.augmentation == 0.25
     for name in ("raw", "average", "critic"):
@@ -79,9 +74,9 @@ def test_a_prior_comes_back_from_its_published_file(path: Path, changes: dict[st
     assert torch.equal(again(w), found(w))
 
 
-def test_the_facts_say_where_it_came_from(path: Path) -> None:
-    facts = import_published(write(path, published_file(random_prior(SMALL)))).facts
-    assert facts["source"] == "ffhq.pkl"
+def test_facts_name_the_source(path: Path) -> None:
+    facts = imported(path).facts
+    assert facts["source"] == path.name
     assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert facts["classes"] == {"G": "Generator", "D": "Discriminator", "G_ema": "Generator"}
     assert (facts["configuration"], facts["image_shape"]) == ("custom", [3, 16, 16])
@@ -92,134 +87,115 @@ def test_the_facts_say_where_it_came_from(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size"), [("paper256", 256), ("stylegan2", 512), ("cifar", 32), ("auto", 64)]
 )
-def test_published_configurations_are_recognised(name: Any, size: int) -> None:
+def test_recognises_published_configurations(name: Any, size: int) -> None:
     architecture = published_architecture(name, size=size)
     assert configuration_name(architecture) == name
     assert configuration_name(replace(architecture, half_resolutions=0, conv_clamp=None)) == name
     assert configuration_name(replace(architecture, w_dim=100)) == "custom"
 
 
-def test_training_goes_on_as_the_authors_do(path: Path) -> None:
+def test_training_continues_with_the_authors_settings(path: Path) -> None:
     """train.py --cfg=auto --resume on one GPU."""
-    training = import_published(write(path, published_file(random_prior(SMALL)))).prior.training
+    training = imported(path).prior.training
     assert training.batch_size == 32 and training.learning_rate == 0.0025
     assert training.ada_images == 100_000 and training.noise
     assert training.r1 == pytest.approx(0.0002 * 16**2 / 32)
 
 
-def test_arguments_of_the_other_repository(path: Path) -> None:
+def test_reads_arguments_of_the_other_repository(path: Path) -> None:
     """stylegan3's StyleGAN2 has the synthesis network's arguments beside the generator's own."""
-    prior = random_prior(SMALL)
-    made = persistent_generator(prior.average, channel_base=64, fused_modconv_default=True)
-    own = made.meta["state"]["_init_kwargs"]
+    made = persistent_generator(PRIOR.average, channel_base=64, fused_modconv_default=True)
+    own = state_of(made)["_init_kwargs"]
     own.update(own.pop("synthesis_kwargs"))
-    found = import_published(write(path, published_file(prior, G_ema=made))).prior
-    assert found.average.architecture == SMALL
+    assert imported(path, G_ema=made).prior.average.architecture == SMALL
 
 
-def test_parameters_of_frozen_layers_are_buffers(path: Path) -> None:
+def test_reads_parameters_of_frozen_layers(path: Path) -> None:
     """With --freezed the discriminator's first layers hold their weights as buffers."""
-    prior = random_prior(SMALL)
-    made = persistent_discriminator(prior.critic, SMALL)
-    layer = made.meta["state"]["_modules"]["b16"].meta["state"]["_modules"]["fromrgb"].meta["state"]
-    layer["_buffers"] = {
-        **{k: v.data for k, v in layer["_parameters"].items()},
-        **layer["_buffers"],
-    }
-    layer["_parameters"] = {}
-    found = import_published(write(path, published_file(prior, D=made))).prior
-    assert torch.equal(found.critic.b16.fromrgb.weight, prior.critic.b16.fromrgb.weight)
+    made = persistent_discriminator(PRIOR.critic)
+    layer = state_of(made, "b16.fromrgb")
+    frozen = {name: value.data for name, value in layer.pop("_parameters").items()}
+    layer["_buffers"] = frozen | layer["_buffers"]
+    found = imported(path, D=made).prior.critic.b16
+    assert torch.equal(found.fromrgb.weight, PRIOR.critic.b16.fromrgb.weight)
 
 
-def changed(prior: StylePrior, **arguments: Any) -> dict[str, Any]:
-    return published_file(prior, G_ema=persistent_generator(prior.average, **arguments))
+Parts = dict[str, Persistent]
 
 
-def stylegan3(prior: StylePrior) -> dict[str, Any]:
-    """As much of it as is looked at: other arguments, other modules, arrays among its attributes."""
+def arguments(**changed: Any) -> Parts:
+    """Return the average with other arguments."""
+    return {"G_ema": persistent_generator(PRIOR.average, **changed)}
+
+
+def attribute(path: str, value: Any, network: str = "G_ema") -> Parts:
+    """Return a network with an attribute changed, or left out if ``value`` is None."""
+    critic = network == "D"
+    made = persistent_discriminator(PRIOR.critic) if critic else persistent_generator(PRIOR.average)
+    module, _, name = path.rpartition(".")
+    state_of(made, module)[name] = value
+    if value is None:
+        del state_of(made, module)[name]
+    return {network: made}
+
+
+def stylegan3() -> Parts:
+    """Return the parts of it that are read: other arguments, other modules, arrays as attributes."""
     layer = Persistent("SynthesisLayer", {"in_size": np.array([36, 36])})
     synthesis = Persistent("SynthesisNetwork", {"_modules": {"L0_36_512": layer}})
     kwargs = {"z_dim": 512, "img_resolution": 256, "magnitude_ema_beta": 0.99}
     made = Persistent("Generator", {"_init_kwargs": kwargs, "_modules": {"synthesis": synthesis}})
-    return published_file(prior, G=made, G_ema=made)
+    return {"G": made, "G_ema": made}
 
 
-def without_parameter(prior: StylePrior) -> dict[str, Any]:
-    made = persistent_generator(prior.raw)
-    mapping = made.meta["state"]["_modules"]["mapping"].meta["state"]["_modules"]
-    del mapping["fc1"].meta["state"]["_parameters"]["bias"]
-    return published_file(prior, G=made)
+def without_parameter() -> Parts:
+    made = persistent_generator(PRIOR.raw)
+    layer = state_of(made, "mapping.fc1")
+    layer["_parameters"] = {"weight": layer["_parameters"]["weight"]}
+    return {"G": made}
 
 
-def with_more(prior: StylePrior) -> dict[str, Any]:
-    made = persistent_discriminator(prior.critic, SMALL)
-    made.meta["state"]["_buffers"] = {"more": torch.ones(2)}
-    return published_file(prior, D=made)
-
-
-def of_another_size(prior: StylePrior) -> dict[str, Any]:
+def of_another_size() -> Parts:
     other = random_prior(replace(SMALL, channel_max=4))
-    return published_file(prior, D=persistent_discriminator(other.critic, SMALL))
-
-
-def attribute(prior: StylePrior, path: str, value: Any) -> dict[str, Any]:
-    """``prior``'s file with an attribute of the average's changed, or left out if None."""
-    made = persistent_generator(prior.average)
-    *modules, name = path.split(".")
-    state = made.meta["state"]
-    for module in modules:
-        state = state["_modules"][module].meta["state"]
-    state[name] = value
-    if value is None:
-        del state[name]
-    return published_file(prior, G_ema=made)
+    return {"D": persistent_discriminator(other.critic)}
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (stylegan3, "G has the setting magnitude_ema_beta"),
-        (lambda p: changed(p, embed=1), "G_ema has the setting embed"),
-        (lambda p: changed(p, mapping_kwargs={"depth": 1}), "G_ema has the setting mapping_kwargs.depth"),
-        (lambda p: changed(p, mapping_kwargs=[1]), "no settings in mapping_kwargs"),
-        (
-            lambda p: changed(p, mapping_kwargs={"activation": "relu"}),
-            "the activation relu, expected lrelu",
-        ),
-        (without_parameter, "G has no mapping.fc1.bias"),
-        (with_more, "D has more"),
-        (of_another_size, "D has b16.conv1.bias of (4,), expected (8,)"),
-        (
-            lambda p: published_file(p, D=persistent_generator(p.average)),
-            "D is of class Generator, expected Discriminator",
-        ),
-        (lambda p: attribute(p, "img_resolution", 24), "does not say its synthesis.b24"),
-        (lambda p: attribute(p, "img_channels", 4), "4 channels, expected 1 or 3"),
-        (lambda p: attribute(p, "z_dim", "many"), "z_dim"),
-        (lambda p: attribute(p, "z_dim", 7), "G has mapping.fc0.weight of (5, 6), expected (5, 7)"),
-        (lambda p: attribute(p, "z_dim", 10**30), "beyond any network's"),
-        (lambda p: attribute(p, "mapping.num_layers", 10**9), "more layers than parameters"),
-        (lambda p: attribute(p, "mapping.w_avg_beta", None), "does not say its mapping.w_avg_beta"),
-        (lambda p: attribute(p, "synthesis.b16.conv1.conv_clamp", 64), "G_ema clamps at 64"),
-        (lambda p: attribute(p, "mapping.fc0.bias_gain", float("inf")), "not say its mapping.fc0"),
-        (lambda p: attribute(p, "synthesis.b16.architecture", "dense"), "generator"),
+        (stylegan3(), "G has the setting magnitude_ema_beta"),
+        (arguments(embed=1), "G_ema has the setting embed"),
+        (arguments(mapping_kwargs={"depth": 1}), "G_ema has the setting mapping_kwargs.depth"),
+        (arguments(mapping_kwargs=[1]), "no settings in mapping_kwargs"),
+        (arguments(mapping_kwargs={"activation": "relu"}), "the activation relu, expected lrelu"),
+        (without_parameter(), "G has no mapping.fc1.bias"),
+        (attribute("_buffers", {"more": torch.ones(2)}, "D"), "D has more"),
+        (of_another_size(), "D has b16.conv1.bias of (4,), expected (8,)"),
+        ({"D": persistent_generator(PRIOR.average)}, "D is of class Generator, expected Discriminator"),
+        (attribute("img_resolution", 24), "does not say its synthesis.b24"),
+        (attribute("img_channels", 4), "4 channels, expected 1 or 3"),
+        (attribute("z_dim", "many"), "z_dim"),
+        (attribute("z_dim", 7), "G has mapping.fc0.weight of (5, 6), expected (5, 7)"),
+        (attribute("z_dim", 10**30), "beyond any network's"),
+        (attribute("mapping.num_layers", 10**9), "more layers than parameters"),
+        (attribute("mapping.w_avg_beta", None), "does not say its mapping.w_avg_beta"),
+        (attribute("synthesis.b16.conv1.conv_clamp", 64), "G_ema clamps at 64"),
+        (attribute("mapping.fc0.bias_gain", float("inf")), "not say its mapping.fc0"),
+        (attribute("synthesis.b16.architecture", "dense"), "generator"),
     ],
 )  # fmt: skip
-def test_another_layout_is_named(path: Path, change: Any, part: str) -> None:
-    write(path, change(random_prior(SMALL)))
+def test_names_another_layout(path: Path, change: Parts, part: str) -> None:
     with pytest.raises(DataError) as caught:
-        import_published(path)
+        imported(path, **change)
     message = str(caught.value)
     assert message.startswith(f"{path}: not the layout of StyleGAN2-ADA's networks: ")
     assert part in message and "\n" not in message
 
 
-def test_no_network_is_built_larger_than_the_file(
+def test_builds_no_network_larger_than_the_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(path, changed(random_prior(SMALL), synthesis_kwargs={"channel_base": 2**30}))
-    devices = []
-    build = Generator.__init__
+    devices, build = [], Generator.__init__
 
     def noting(self: Generator, architecture: Architecture) -> None:
         build(self, architecture)
@@ -227,5 +203,5 @@ def test_no_network_is_built_larger_than_the_file(
 
     monkeypatch.setattr(Generator, "__init__", noting)
     with pytest.raises(DataError, match="expected"):
-        import_published(path)
+        imported(path, **arguments(synthesis_kwargs={"channel_base": 2**30}))
     assert set(devices) == {"meta"}

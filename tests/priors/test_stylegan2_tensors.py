@@ -1,4 +1,4 @@
-"""Tensors of published networks are read as data, whatever a file says of their bytes."""
+"""Tensors of published networks are read as data, whatever a file claims about their bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import pickle
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,10 @@ from tests.priors.hostile_pickles import Hostile, file, network, read, refused
 from tests.priors.stylegan2_files import Persistent, persistent, pickled
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "file.pkl"
-
-
-# Tensors
-
-
-def legacy(value: Any) -> bytes:
-    """``value``, or a tensor's storage, in torch's older file format."""
+def legacy(value: Any, archive: bool = False) -> bytes:
+    """Return ``value``, or a tensor's storage, in torch's older file format or as an archive."""
     buffer = io.BytesIO()
-    torch.save(value, buffer, _use_new_zipfile_serialization=False)
+    torch.save(value, buffer, _use_new_zipfile_serialization=archive)
     return buffer.getvalue()
 
 
@@ -39,85 +31,58 @@ def storage_of(values: Tensor) -> torch.storage.TypedStorage:
     )
 
 
-class Recipe:
-    """Pickled as a call of ``torch``'s own functions, with any arguments."""
-
-    def __init__(self, function: Callable[..., object], *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call
+def storage(data: Any) -> Hostile:
+    return Hostile(torch.storage._load_from_bytes, data)
 
 
-def tensor(data: bytes, offset: Any, size: Any, stride: Any) -> Recipe:
-    storage = Recipe(torch.storage._load_from_bytes, data)
-    arguments = (storage, offset, size, stride, False, OrderedDict())
-    return Recipe(torch._utils._rebuild_tensor_v2, *arguments)
+def tensor(data: Any, offset: Any = 0, size: Any = (1,), stride: Any = (1,)) -> Hostile:
+    """Return what is pickled as a tensor of a storage, or of its bytes, with any arguments."""
+    values = data if isinstance(data, Hostile) else storage(data)
+    arguments = (values, offset, size, stride, False, OrderedDict())
+    return Hostile(torch._utils._rebuild_tensor_v2, *arguments)
 
 
-def with_tensor(found: Any) -> bytes:
-    return pickled(file(G=Persistent("Generator", {"_buffers": {"x": found}})))
+def with_tensors(**tensors: object) -> bytes:
+    return pickled(file(G=Persistent("Generator", {"_buffers": tensors})))
 
 
 SIX = legacy(storage_of(torch.arange(6.0)))
 
 
-def test_a_plain_tensor_is_read(path: Path) -> None:
-    found = read(with_tensor(tensor(SIX, 1, (2, 2), (3, 1))), path)
+def test_reads_a_plain_tensor(path: Path) -> None:
+    found = read(with_tensors(x=tensor(SIX, 1, (2, 2), (3, 1))), path)
     assert found.networks["G"].state["x"].tolist() == [[1, 2], [4, 5]]
 
 
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
     [
-        (0, (7,), (1,)),
-        (1, (6,), (1,)),
-        (0, (2, 4), (3, 1)),
-        (0, (1 << 20, 1 << 20), (0, 0)),
-        (0, (7,), (0,)),
-        (0, (1 << 62, 4), (1, 1)),
-        (0, (1 << 2000,), (1,)),
-        (-1, (2,), (1,)),
-        (0, (2,), (-1,)),
-        (0, (-2,), (1,)),
-        (0, (2,), (1, 1)),
-        (0, (2.0,), (1,)),
-        (0, (True,), (1,)),
-        (0, [2], [1]),
-        (0, (1,) * 100, (1,) * 100),
-        ("0", (2,), (1,)),
+        (0, (7,), (1,)), (1, (6,), (1,)), (0, (2, 4), (3, 1)), (0, (1 << 20, 1 << 20), (0, 0)),
+        (0, (7,), (0,)), (0, (1 << 62, 4), (1, 1)), (0, (1 << 2000,), (1,)), (-1, (2,), (1,)),
+        (0, (2,), (-1,)), (0, (-2,), (1,)), (0, (2,), (1, 1)), (0, (2.0,), (1,)),
+        (0, (True,), (1,)), (0, [2], [1]), (0, (1,) * 100, (1,) * 100), ("0", (2,), (1,)),
     ],
-)
-def test_shapes_beyond_the_storage_are_refused(
-    path: Path, offset: Any, size: Any, stride: Any
-) -> None:
-    refused(with_tensor(tensor(SIX, offset, size, stride)), path, "G.x")
+)  # fmt: skip
+def test_rejects_shapes_beyond_the_storage(path: Path, offset: Any, size: Any, stride: Any) -> None:
+    refused(with_tensors(x=tensor(SIX, offset, size, stride)), path, "G.x")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_values_that_are_not_finite_are_refused(path: Path, value: float) -> None:
+def test_rejects_values_that_are_not_finite(path: Path, value: float) -> None:
     module = network(weight=torch.tensor([1.0, value]))
     refused(pickled(file(D=persistent(module))), path, "D.layer.weight", "NaN or infinite")
 
 
-def test_one_storage_for_many_large_tensors_is_refused(path: Path) -> None:
-    values = legacy(storage_of(torch.zeros(50_000)))
-    storage = Recipe(torch.storage._load_from_bytes, values)
-    views = {
-        f"x{i}": Recipe(
-            torch._utils._rebuild_tensor_v2, storage, 0, (50_000,), (1,), False, OrderedDict()
-        )
-        for i in range(20)
-    }
-    refused(pickled(file(G=Persistent("Generator", {"_buffers": views}))), path, "twice its size")
+def test_rejects_many_large_tensors_of_one_storage(path: Path) -> None:
+    shared = storage(legacy(storage_of(torch.zeros(50_000))))
+    views = {f"x{i}": tensor(shared, size=(50_000,)) for i in range(20)}
+    refused(with_tensors(**views), path, "twice its size")
 
 
-def test_bytes_are_loaded_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = []
-    load = torch.load
+def test_loads_bytes_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
-    views = {f"x{i}": tensor(SIX, i, (1,), (1,)) for i in range(5)}
-    found = read(pickled(file(G=Persistent("Generator", {"_buffers": views}))), path)
+    found = read(with_tensors(**{f"x{i}": tensor(SIX, i) for i in range(5)}), path)
     assert [float(found.networks["G"].state[f"x{i}"]) for i in range(5)] == [0, 1, 2, 3, 4]
     assert len(loads) == 1 + 2 * len(network().state_dict())
 
@@ -141,9 +106,9 @@ def identity(*, count: Any = 1, kind: Any = torch.FloatStorage, view: Any = None
     return ("storage", kind, "0", "cpu", count, view)
 
 
-def test_a_storage_of_that_format_is_read(path: Path) -> None:
-    data = storage_file(identity(), data=struct.pack("<f", 2.5))
-    assert read(with_tensor(tensor(data, 0, (), ())), path).networks["G"].state["x"].item() == 2.5
+def test_reads_a_storage_of_that_format(path: Path) -> None:
+    value = tensor(storage_file(identity(), data=struct.pack("<f", 2.5)), 0, (), ())
+    assert read(with_tensors(x=value), path).networks["G"].state["x"].item() == 2.5
 
 
 @pytest.mark.parametrize(
@@ -167,20 +132,16 @@ def test_a_storage_of_that_format_is_read(path: Path) -> None:
         (b"not a storage", "older file format"),
         (pickle.dumps(Hostile(), protocol=2), "older file format"),
         ("text", "older file format"),
+        # torch.load would unpack any size that an archive declares.
+        (legacy(torch.zeros(10), archive=True), "older file format"),
     ],
 )
-def test_what_is_nested_in_a_tensor_is_refused(path: Path, data: Any, part: str) -> None:
-    refused(with_tensor(tensor(data, 0, (1,), (1,))), path, "G.x", part)
+def test_rejects_other_bytes_of_a_tensor(path: Path, data: Any, part: str) -> None:
+    refused(with_tensors(x=tensor(data)), path, "G.x", part)
 
 
-def test_archives_nested_in_a_tensor_are_refused(path: Path) -> None:
-    """torch.load would unpack whatever size an archive declares."""
-    buffer = io.BytesIO()
-    torch.save(torch.zeros(10), buffer)
-    refused(with_tensor(tensor(buffer.getvalue(), 0, (1,), (1,))), path, "older file format")
-
-
-# Other layouts and other files
+def generator(own: Mapping[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
+    return file(G=Persistent("Generator", own or {}, **changed))
 
 
 @pytest.mark.parametrize(
@@ -190,16 +151,16 @@ def test_archives_nested_in_a_tensor_are_refused(path: Path) -> None:
         ([], "found no G, D, G_ema"),
         ({**file(), "D": None}, "found no D"),
         (file(G=OrderedDict(a=torch.ones(1))), "G is not a network"),
-        (file(G=Persistent("Generator", {}, version=7)), "persistence version 7, expected 6"),
-        (file(G=Persistent("Generator", {}, version="6")), "version unknown"),
-        (file(G=Persistent("Generator", {}, type="function")), "not a class's object"),
-        (file(G=Persistent("Generator", {}, state=None)), "no state"),
-        (file(G=Persistent("Generator", {"_parameters": [1]})), "not a mapping"),
-        (file(G=Persistent("Generator", {"_parameters": {"w": 1.0}})), "G.w is not a tensor"),
-        (file(G=Persistent("Generator", {"_modules": {"b4": "text"}})), "G.b4 is not a network"),
-        (file(G=Persistent("Generator", {"_init_args": (1,)})), "arguments without names"),
-        (file(G=Persistent("Generator", {"_init_kwargs": 3})), "no arguments"),
+        (generator(version=7), "persistence version 7, expected 6"),
+        (generator(version="6"), "version unknown"),
+        (generator(type="function"), "not a class's object"),
+        (generator(state=None), "no state"),
+        (generator({"_parameters": [1]}), "not a mapping"),
+        (generator({"_parameters": {"w": 1.0}}), "G.w is not a tensor"),
+        (generator({"_modules": {"b4": "text"}}), "G.b4 is not a network"),
+        (generator({"_init_args": (1,)}), "arguments without names"),
+        (generator({"_init_kwargs": 3}), "no arguments"),
     ],
 )
-def test_other_layouts_are_refused(path: Path, value: Any, part: str) -> None:
+def test_rejects_other_layouts(path: Path, value: Any, part: str) -> None:
     refused(pickled(value), path, part)

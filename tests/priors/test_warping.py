@@ -11,16 +11,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from inversight.priors.warping import SYM6, sample, warp
+from tests.draws import uniform
 
 IDENTITY = torch.eye(3)[:2]
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def rough(n: int = 2, channels: int = 3, size: int = 16) -> Tensor:
-    return torch.rand(n, channels, size, size, generator=rng(1), dtype=torch.float64) * 2 - 1
+    return uniform(n, channels, size, size, seed=1, dtype=torch.float64) * 2 - 1
 
 
 def smooth(size: int = 48) -> Tensor:
@@ -108,7 +105,7 @@ def test_mirroring() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_any_map_beside_splines(seed: int) -> None:
     x = smooth()
-    angle = float(torch.rand((), generator=rng(seed))) * 2 * math.pi
+    angle = float(uniform(1, seed=seed)) * 2 * math.pi
     a = maps([[math.cos(angle), -math.sin(angle), 0.07], [math.sin(angle), math.cos(angle), -0.12]])
     a[0, :, :2] *= torch.tensor([0.8, 1.2])
     torch.testing.assert_close(warp(x, a), moved_by_scipy(x, a[0]), atol=4e-3, rtol=0)
@@ -120,7 +117,7 @@ def test_shrinking_does_not_alias() -> None:
     x = board[None, None].double()
     a = maps([[2.1, 0, 0], [0, 2.1, 0]])
     grid = torch.nn.functional.affine_grid(a, [1, 1, 32, 32], align_corners=False)
-    sampled = torch.nn.functional.gridsample(
+    sampled = torch.nn.functional.grid_sample(
         x, grid, padding_mode="reflection", align_corners=False
     )
     inner = (..., slice(10, 22), slice(10, 22))
@@ -137,11 +134,11 @@ def test_images_have_their_own_maps() -> None:
 
 
 def test_derivatives_of_sampling_by_finite_differences() -> None:
-    x = torch.rand(1, 2, 4, 5, generator=rng(1), dtype=torch.float64, requires_grad=True)
-    grid = torch.rand(1, 3, 3, 2, generator=rng(2), dtype=torch.float64) * 2.4 - 1.2
+    x = uniform(1, 2, 4, 5, dtype=torch.float64).requires_grad_(True)
+    grid = uniform(1, 3, 3, 2, seed=1, dtype=torch.float64) * 2.4 - 1.2
     assert torch.autograd.gradcheck(lambda v: sample(v, grid), (x,))
     assert torch.autograd.gradgradcheck(lambda v: sample(v, grid).square(), (x,))
-    expected = torch.nn.functional.gridsample(x, grid, align_corners=False)
+    expected = torch.nn.functional.grid_sample(x, grid, align_corners=False)
     assert torch.equal(sample(x, grid), expected)
 
 

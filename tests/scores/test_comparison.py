@@ -5,61 +5,63 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inversight.core.seeding import generator
 from inversight.embeddings.pixel import Pixel
-from inversight.scores import Assignment
-from inversight.scores.comparison import Labelled, compare
+from inversight.scores.comparison import Comparison, Labelled, compare
+from tests.draws import noise, rng
 
-EMBEDDING = Pixel((6, 6))
+MEMORY = pytest.mark.parametrize("memory", [4000, 1 << 26])
 
 
 def drawn(n: int, seed: int, classes: int = 3) -> Labelled:
-    """Random 6 x 6 images, classes interleaved."""
-    pixels = torch.randint(0, 256, (n, 1, 6, 6), generator=generator(seed)).to(torch.uint8)
-    return Labelled(pixels, torch.arange(n) % classes, tuple(f"{seed}-{i:02d}" for i in range(n)))
+    """Return random 6 x 6 images, classes interleaved."""
+    ids = tuple(f"{seed}-{i:02d}" for i in range(n))
+    return Labelled(noise(n, 6, 1, seed), torch.arange(n) % classes, ids)
 
 
-def neighbours(images: Labelled, k: int, **options: int) -> torch.Tensor:
-    found = compare(EMBEDDING, [images], [], neighbours=k, **{"memory": 1 << 26, **options})
-    assert found.neighbour_distance is not None
-    return found.neighbour_distance
+def compared(
+    real: list[Labelled], made: list[Labelled], memory: int = 1 << 26, k: int = 0
+) -> Comparison:
+    return compare(Pixel((6, 6)), real, made, memory=memory, neighbours=k)
 
 
-def same(found: Assignment, expected: Assignment) -> None:
-    for name, value in vars(expected).items():
-        torch.testing.assert_close(getattr(found, name), value, rtol=1e-9, atol=0)
+def slow_neighbours(images: Labelled, k: int) -> list[float]:
+    x = images.images.double().flatten(1) / 255
+    found = []
+    for i, label in enumerate(images.labels):
+        others = [j for j in range(len(x)) if j != i and images.labels[j] == label]
+        near = sorted(float((x[i] - x[j]).square().mean()) for j in others)[:k]
+        found.append(sum(near) / len(near) if near else float("nan"))
+    return found
 
 
-@pytest.mark.parametrize("memory", [4000, 1 << 26])
-def test_sets_together_are_as_each_pair_alone(memory: int) -> None:
+@MEMORY
+def test_equals_the_comparison_of_each_pair_of_sets(memory: int) -> None:
     real, made = [drawn(11, 0), drawn(7, 1)], [drawn(9, 2), drawn(2, 3), drawn(5, 4, classes=2)]
-    found = compare(EMBEDDING, real, made, memory=memory, neighbours=2)
+    found = compared(real, made, memory, k=2)
     for i, one in enumerate(real):
         for j, other in enumerate(made):
-            alone = compare(EMBEDDING, [one], [other], memory=1 << 26)
-            same(found.assignments[i][j], alone.assignments[0][0])
+            alone = compared([one], [other])
             assert alone.neighbour_distance is None
-    torch.testing.assert_close(found.neighbour_distance, neighbours(real[0], 2))
+            for name, expected in vars(alone.assignments[0][0]).items():
+                given = getattr(found.assignments[i][j], name)
+                torch.testing.assert_close(given, expected, rtol=1e-9, atol=0)
+    assert found.neighbour_distance is not None
+    assert found.neighbour_distance.tolist() == pytest.approx(slow_neighbours(real[0], 2), rel=1e-5)
 
 
-def test_neighbour_distances_are_those_of_a_slow_loop() -> None:
-    images = drawn(11, 0)
-    found = neighbours(images, 2)
-    x = images.images.double().flatten(1) / 255
-    for i in range(11):
-        others = [j for j in range(11) if j != i and j % 3 == i % 3]
-        near = sorted(float((x[i] - x[j]).square().mean()) for j in others)[:2]
-        assert found[i].item() == pytest.approx(sum(near) / len(near), rel=1e-5)
-    order = torch.randperm(11, generator=generator(0))
+@MEMORY
+def test_neighbour_distances_do_not_depend_on_row_order(memory: int) -> None:
+    images, order = drawn(11, 0), torch.randperm(11, generator=rng())
     ids = tuple(images.ids[i] for i in order.tolist())
-    again = neighbours(Labelled(images.images[order], images.labels[order], ids), 2)
-    torch.testing.assert_close(found[order], again)
-    torch.testing.assert_close(neighbours(images, 2, memory=4000), found)
+    mixed = Labelled(images.images[order], images.labels[order], ids)
+    found = compared([mixed], [], memory, k=2).neighbour_distance
+    assert found is not None
+    assert found.tolist() == pytest.approx(slow_neighbours(mixed, 2), rel=1e-5)
 
 
-def test_small_classes_look_at_all_others_and_single_images_at_none() -> None:
+def test_neighbours_in_small_classes() -> None:
+    """Of two images each has the other; single images have none."""
     images = drawn(4, 0)  # classes of 2, 1 and 1
-    found = neighbours(images, 5)
-    x = images.images.double().flatten(1) / 255
-    assert found[0] == found[3] == pytest.approx(float((x[0] - x[3]).square().mean()))
-    assert found[1:3].isnan().all()
+    found = compared([images], [], k=5).neighbour_distance
+    assert found is not None and found[0] == found[3]
+    assert found.tolist() == pytest.approx(slow_neighbours(images, 5), nan_ok=True)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from dataclasses import replace
 
 import prdc as package
@@ -15,12 +14,17 @@ from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
 from inversight.scores import ScoreResult, prdc
 from inversight.scores.coverage import MEASURES
+from tests.draws import rng, uniform
 from tests.reference.prdc_loop import prdc_loop
-from tests.scores.build import features, gaussian, shuffled
+from tests.scores.build import features, gaussian, interval, shuffled, value
 
 
 def values(result: ScoreResult) -> dict[str, float]:
-    return {key: float(summary.value or 0) for key, summary in result.summary.items()}
+    return {key: value(summary) for key, summary in result.summary.items()}
+
+
+def hits(private: Features, result: ScoreResult) -> dict[str, float]:
+    return dict(zip(private.ids, result.per_sample["coverage"].tolist(), strict=True))
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(50, 200, 3), (200, 50, 5), (30, 30, 1)])
@@ -41,7 +45,7 @@ POINTS = st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=2), min_size=
 
 @settings(max_examples=60, derandomize=True)
 @given(POINTS, POINTS, st.integers(1, 3))
-def test_equals_the_definition_where_points_lie_on_the_rim(
+def test_equals_the_definition_for_points_on_the_rim(
     real: list[list[int]], fake: list[list[int]], k: int
 ) -> None:
     # Whole numbers far from 0 are exact features whose centred products round.
@@ -52,9 +56,7 @@ def test_equals_the_definition_where_points_lie_on_the_rim(
 def test_identity_covers_everything() -> None:
     private = gaussian(40, 10, classes=2)
     result = prdc(private, private)
-    assert values(result) == pytest.approx(
-        {"precision": 1, "recall": 1, "coverage": 1, "density": 1}
-    )
+    assert values(result) == pytest.approx(dict.fromkeys(MEASURES, 1))
     assert result.per_sample["coverage"].tolist() == [1.0] * 40
     assert result.direction == "higher"
 
@@ -62,20 +64,16 @@ def test_identity_covers_everything() -> None:
 def test_closed_form_on_a_line() -> None:
     # k = 1: every private radius is 1, so the balls are (-1, 1), (0, 2), (9, 11) and (10, 12).
     private = features([[0.0], [1.0], [10.0], [11.0]])
-    made = features([[0.5], [0.7], [5.0]], prefix="r")
-    result = prdc(private, made, k=1)
+    result = prdc(private, features([[0.5], [0.7], [5.0]], prefix="r"), k=1)
     # The reconstructions' radii are 0.2, 0.2 and 4.3: only the last ball holds an image, at 1.
-    assert values(result) == pytest.approx(
-        {"precision": 2 / 3, "density": 4 / 3, "coverage": 2 / 4, "recall": 1 / 4}
-    )
+    expected = {"precision": 2 / 3, "density": 4 / 3, "coverage": 2 / 4, "recall": 1 / 4}
+    assert values(result) == pytest.approx(expected)
     assert result.per_sample["coverage"].tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_farther_reconstructions_score_lower() -> None:
     private = gaussian(60, 6)
-    found = [
-        values(prdc(private, gaussian(60, 6, seed=1, shift=shift))) for shift in (0.0, 1.0, 30.0)
-    ]
+    found = [values(prdc(private, gaussian(60, 6, seed=1, shift=s))) for s in (0.0, 1.0, 30.0)]
     for key in ("precision", "density", "coverage"):
         assert found[0][key] > found[1][key] > found[2][key] == 0.0
     assert found[0]["recall"] > found[2]["recall"] == 0.0
@@ -83,86 +81,60 @@ def test_farther_reconstructions_score_lower() -> None:
 
 def test_small_classes_are_left_out_and_counted() -> None:
     # Class 0 has 4 on both sides (used), 1 has 3 private, 2 has 3 reconstructions, 3 none.
-    private = gaussian(15, 4)
-    private = replace(private, labels=torch.tensor([0] * 4 + [1] * 3 + [2] * 4 + [3] * 4))
-    made = gaussian(11, 4, seed=1, prefix="r")
-    made = replace(made, labels=torch.tensor([0] * 4 + [1] * 4 + [2] * 3))
+    private = replace(gaussian(15, 4), labels=torch.tensor([0] * 4 + [1] * 3 + [2] * 4 + [3] * 4))
+    made = replace(gaussian(11, 4, seed=1), labels=torch.tensor([0] * 4 + [1] * 4 + [2] * 3))
     result = prdc(private, made)
-    extra = result.summary["coverage"].extra
-    assert (extra["classes_used"], extra["classes_left_out"], extra["k"]) == (1, 3, 3)
-    hits = result.per_sample["coverage"].tolist()
-    assert all(math.isnan(hit) for hit in hits[4:])
-    assert all(hit in (0.0, 1.0) for hit in hits[:4])
+    assert result.summary["coverage"].extra == {"k": 3, "classes_used": 1, "classes_left_out": 3}
+    found = result.per_sample["coverage"]
+    assert bool(found[4:].isnan().all()) and set(found[:4].tolist()) <= {0.0, 1.0}
     alone = prdc(private.select(torch.arange(4)), made.select(torch.arange(4)))
     assert values(result) == values(alone)
 
 
-def test_no_class_left_gives_a_reason_and_no_number() -> None:
-    result = prdc(gaussian(3, 4), gaussian(9, 4, seed=1))
-    for summary in result.summary.values():
-        assert summary.value is None
+def test_no_class_left_gives_a_reason() -> None:
+    for summary in prdc(gaussian(3, 4), gaussian(9, 4, seed=1)).summary.values():
+        assert summary.value is None and summary.extra["classes_left_out"] == 1
         assert "more than 3 images" in str(summary.reason)
-        assert summary.extra["classes_left_out"] == 1
 
 
-def test_classes_weigh_the_same_whatever_their_size() -> None:
-    near = features(torch.rand(40, 2, generator=torch.Generator().manual_seed(0)))
-    private = features(
-        torch.cat([near.blocks[0], torch.eye(8)[:, :2] + torch.arange(8)[:, None]]),
-        labels=[0] * 40 + [1] * 8,
-    )
-    made = features(
-        torch.cat([near.blocks[0], torch.full((4, 2), 99.0)]), labels=[0] * 40 + [1] * 4
-    )
+def test_classes_have_equal_weight() -> None:
+    near = uniform(40, 2)
+    missed = torch.eye(8)[:, :2] + torch.arange(8)[:, None]
+    private = features(torch.cat([near, missed]), labels=[0] * 40 + [1] * 8)
+    made = features(torch.cat([near, torch.full((4, 2), 99.0)]), labels=[0] * 40 + [1] * 4)
     assert values(prdc(private, made))["coverage"] == 0.5
 
 
-def rows(private: Features, result: ScoreResult) -> dict[str, float]:
-    return dict(zip(private.ids, result.per_sample["coverage"].tolist(), strict=True))
-
-
-def test_row_order_does_not_matter() -> None:
+@pytest.mark.parametrize("memory", [1, 900, 2 << 30])
+def test_does_not_depend_on_row_order_or_memory(memory: int) -> None:
     private, made = gaussian(30, 4, classes=3), gaussian(33, 4, classes=3, seed=1)
     other, _ = shuffled(private)
-    expected, found = prdc(private, made), prdc(other, shuffled(made)[0])
+    expected, found = prdc(private, made), prdc(other, shuffled(made)[0], memory=memory)
     assert found.summary == expected.summary
-    assert rows(other, found) == rows(private, expected)
-
-
-@pytest.mark.parametrize("memory", [1, 900])
-def test_block_size_does_not_matter(memory: int) -> None:
-    private, made = gaussian(30, 4, classes=2), gaussian(36, 4, classes=2, seed=1)
-    whole, parts = prdc(private, made), prdc(private, made, memory=memory)
-    assert parts.summary == whole.summary
-    assert rows(private, parts) == rows(private, whole)
+    assert hits(other, found) == hits(private, expected)
 
 
 @pytest.mark.parametrize("option", [{"k": 0}, {"memory": 0}])
-def test_options_out_of_range_are_named(option: dict[str, int]) -> None:
+def test_rejects_options_out_of_range(option: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
         prdc(gaussian(6, 4), gaussian(6, 4, seed=1), **option)
 
 
-def test_intervals_hold_the_values_and_follow_the_seed() -> None:
+def test_intervals_hold_the_values_and_depend_on_the_seed() -> None:
     private, made = gaussian(60, 5, classes=3), gaussian(50, 5, classes=3, seed=1, shift=0.8)
-    one, same, other = (
-        prdc(private, made, rng=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-    )
-    assert one.summary == same.summary != other.summary
-    for key, summary in one.summary.items():
-        assert summary.value is not None and summary.low is not None and summary.high is not None
-        assert summary.low <= summary.value <= summary.high, key
-        assert summary.low < summary.high, key
+    one, same, other = (prdc(private, made, rng=rng(seed)).summary for seed in (1, 1, 2))
+    assert one == same != other
+    for key, summary in one.items():
+        low, high = interval(summary)
+        assert low < high, key
     none = prdc(private, made, bootstrap=0).summary["coverage"]
     assert (none.low, none.high) == (None, None)
 
 
-def test_the_interval_of_coverage_is_that_of_a_share() -> None:
-    """One class and many images: the normal interval of a share, for coverage and recall."""
-    private, made = gaussian(800, 3), gaussian(300, 3, seed=1)
-    summary = prdc(private, made, bootstrap=2000).summary
+def test_interval_of_coverage_is_that_of_a_fraction() -> None:
+    """One class and many images: the normal interval of a fraction, for coverage and recall."""
+    summary = prdc(gaussian(800, 3), gaussian(300, 3, seed=1), bootstrap=2000).summary
     for key in ("coverage", "recall"):
-        share, low, high = summary[key].value, summary[key].low, summary[key].high
-        assert share is not None and low is not None and high is not None
-        half = 1.96 * (share * (1 - share) / 800) ** 0.5
+        fraction, (low, high) = value(summary[key]), interval(summary[key])
+        half = 1.96 * (fraction * (1 - fraction) / 800) ** 0.5
         assert high - low == pytest.approx(2 * half, rel=0.15)

@@ -1,26 +1,25 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
 from inversight.scores import knn_distance
-from tests.scores.build import features, gaussian, shuffled
+from tests.scores.build import features, gaussian, interval, shuffled, value
 
 
-def value(private: Features, reconstructions: Features, **options: int) -> float:
-    found = knn_distance(private, reconstructions, **options).summary["knn_distance"].value
-    assert found is not None
-    return found
+def distance(private: Features, made: Features, **options: Any) -> float:
+    return value(knn_distance(private, made, **options))
 
 
-def test_closed_form_uses_the_reconstructions_own_class() -> None:
+def test_closed_form_compares_within_classes() -> None:
     private = features([[0.0], [10.0], [3.0]], labels=[0, 0, 1])
-    made = features([[4.0], [9.0], [0.0]], labels=[0, 0, 1], prefix="r")
-    result = knn_distance(private, made)
+    result = knn_distance(private, features([[4.0], [9.0], [0.0]], labels=[0, 0, 1], prefix="r"))
     assert result.per_sample["knn_distance"].tolist() == [16.0, 1.0, 9.0]
-    assert value(private, made) == pytest.approx(26 / 3)
+    assert value(result) == pytest.approx(26 / 3)
     assert (result.direction, result.rows) == ("lower", "reconstructions")
 
 
@@ -30,46 +29,44 @@ def test_equals_all_pairs_by_cdist() -> None:
     distances[made.labels[:, None] != private.labels[None, :]] = float("inf")
     expected = distances.amin(1)
     torch.testing.assert_close(knn_distance(private, made).per_sample["knn_distance"], expected)
-    assert value(private, made) == pytest.approx(float(expected.mean()))
+    assert distance(private, made) == pytest.approx(float(expected.mean()))
 
 
-def test_identity_is_zero() -> None:
+def test_identical_sets_have_distance_zero() -> None:
     given = gaussian(9, 30, classes=3, shift=50)
-    assert value(given, given) == 0.0
+    assert distance(given, given) == 0.0
 
 
 def test_farther_reconstructions_score_higher() -> None:
     private = gaussian(30, 6)
-    found = [value(private, gaussian(30, 6, seed=1, shift=shift)) for shift in (0, 1, 3)]
+    found = [distance(private, gaussian(30, 6, seed=1, shift=shift)) for shift in (0, 1, 3)]
     assert found == sorted(found)
 
 
-def test_row_order_does_not_matter() -> None:
+@pytest.mark.parametrize("memory", [1, 2000, 2 << 30])
+def test_does_not_depend_on_row_order_or_memory(memory: int) -> None:
     private, made = gaussian(30, 6, classes=3), gaussian(40, 6, classes=3, seed=1)
     other, order = shuffled(made)
-    expected, found = knn_distance(private, made), knn_distance(shuffled(private)[0], other)
-    assert torch.equal(found.per_sample["knn_distance"], expected.per_sample["knn_distance"][order])
-    assert found.summary == expected.summary
+    expected = knn_distance(private, made)
+    found = knn_distance(shuffled(private)[0], other, memory=memory)
+    torch.testing.assert_close(
+        found.per_sample["knn_distance"], expected.per_sample["knn_distance"][order],
+        rtol=1e-9, atol=0,
+    )  # fmt: skip
+    assert value(found) == pytest.approx(value(expected), rel=1e-9)
+    if memory == 2 << 30:
+        assert found.summary == expected.summary
 
 
-@pytest.mark.parametrize("memory", [1, 2000])
-def test_block_size_does_not_matter(memory: int) -> None:
-    private, made = gaussian(30, 6, classes=3), gaussian(40, 6, classes=3, seed=1)
-    assert value(private, made, memory=memory) == pytest.approx(value(private, made), rel=1e-9)
-
-
-def test_memory_out_of_range_is_named() -> None:
+def test_rejects_memory_out_of_range() -> None:
     with pytest.raises(ConfigError, match="memory"):
-        knn_distance(gaussian(3, 4), gaussian(3, 4, seed=1), memory=0)
+        distance(gaussian(3, 4), gaussian(3, 4, seed=1), memory=0)
 
 
-def test_the_interval_is_that_of_a_mean_over_reconstructions() -> None:
+def test_interval_is_that_of_a_mean_over_reconstructions() -> None:
     private, made = gaussian(50, 4), gaussian(600, 4, seed=1)
-    result = knn_distance(private, made, bootstrap=2000)
-    summary, values = result.summary["knn_distance"], result.per_sample["knn_distance"]
-    assert summary.value is not None and summary.low is not None and summary.high is not None
-    half = 1.96 * float(values.std()) / 600**0.5
-    assert summary.high - summary.low == pytest.approx(2 * half, rel=0.15)
-    assert summary.low < summary.value < summary.high
-    again = knn_distance(private, made, bootstrap=2000).summary["knn_distance"]
-    assert again == summary
+    one, again = (knn_distance(private, made, bootstrap=2000) for _ in range(2))
+    low, high = interval(one.summary["knn_distance"])
+    half = 1.96 * float(one.per_sample["knn_distance"].std()) / 600**0.5
+    assert high - low == pytest.approx(2 * half, rel=0.15)
+    assert low < value(one) < high and again.summary == one.summary

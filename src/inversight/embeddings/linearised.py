@@ -193,8 +193,7 @@ def _residual(layer: ResidualBlock, x: Tensor, dtype: torch.dtype) -> tuple[Tens
 _Rule = Callable[..., tuple[Tensor, Jacobian]]
 _LAYERS: dict[type[nn.Module], _Rule] = {
     nn.Conv2d: _convolution, nn.BatchNorm2d: _batch_norm, nn.ReLU: _relu, nn.MaxPool2d: _max_pool,
-    nn.Identity: lambda layer, x, dtype: (x, _IDENTITY), nn.Sequential: linearised,
-    ResidualBlock: _residual,
+    nn.Identity: lambda layer, x, dtype: (x, _IDENTITY), ResidualBlock: _residual,
 }  # fmt: skip
 
 
@@ -202,6 +201,8 @@ def _rule(kind: type[nn.Module]) -> _Rule:
     """Return the rule that linearises a layer of this type; KeyError for an unknown one."""
     if kind in _LAYERS:
         return _LAYERS[kind]
+    if issubclass(kind, nn.Sequential):
+        return linearised
     from torchvision.models.squeezenet import Fire  # takes seconds, and few need it
 
     return {Fire: _fire}[kind]
