@@ -1,4 +1,4 @@
-"""Adaptive augmentation: identity where it must be, differentiable, and as published, slowly."""
+"""Adaptive augmentation: limiting cases, derivatives, and the published maps image by image."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import block_diag, expm
+from torch import Tensor
 
 from inversight.priors.augment import OverfittingControl, _colour, _geometry, augment
+from tests.draws import rng, uniform
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def images(n: int = 6, channels: int = 3, size: int = 8) -> torch.Tensor:
-    return torch.rand(n, channels, size, size, generator=rng(1)) * 2 - 1
+def images(n: int = 6, channels: int = 3, size: int = 8) -> Tensor:
+    return uniform(n, channels, size, size, seed=1) * 2 - 1
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_never_is_the_identity(filtered: bool) -> None:
+def test_probability_zero_is_the_identity(filtered: bool) -> None:
     x = images()
     assert torch.equal(augment(x, 0.0, rng(), filtered=filtered), x)
 
 
-def test_almost_never_is_almost_the_identity_through_the_filter() -> None:
+def test_small_probability_is_close_to_the_identity() -> None:
     x = images(size=16)
     torch.testing.assert_close(augment(x, 1e-9, rng(), filtered=True), x, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("filtered", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_always_changes_every_image_and_is_differentiable(channels: int, filtered: bool) -> None:
+def test_probability_one_changes_every_image_and_is_differentiable(
+    channels: int, filtered: bool
+) -> None:
     x = images(channels=channels).requires_grad_(True)
     y = augment(x, 1.0, rng(), filtered=filtered)
     assert y.shape == x.shape
@@ -42,13 +43,13 @@ def test_always_changes_every_image_and_is_differentiable(channels: int, filtere
     assert bool(gradient.isfinite().all())
 
 
-def test_the_seed_decides() -> None:
+def test_depends_on_the_seed() -> None:
     x = images()
     assert torch.equal(augment(x, 0.5, rng(3)), augment(x, 0.5, rng(3)))
     assert not torch.equal(augment(x, 0.5, rng(3)), augment(x, 0.5, rng(4)))
 
 
-def test_rarely_leaves_most_images_alone() -> None:
+def test_small_probability_changes_few_images() -> None:
     x = images(n=400, channels=1)
     y = augment(x, 0.01, rng())
     changed = ((y - x).abs().flatten(1).amax(1) > 1e-3).float().mean()
@@ -56,14 +57,14 @@ def test_rarely_leaves_most_images_alone() -> None:
     assert 0.02 < float(changed) < 0.15
 
 
-def test_a_grey_picture_stays_grey_under_geometry_alone() -> None:
+def test_geometry_keeps_a_constant_image_constant() -> None:
     flat = torch.full((50, 1, 8, 8), 0.25)
     y = augment(flat, 1.0, rng())
     spread = y.flatten(1).amax(1) - y.flatten(1).amin(1)
     assert float(spread.max()) < 1e-5  # reflection at the border brings in nothing foreign
 
 
-def test_mirroring_off_never_mirrors() -> None:
+def test_mirroring_can_be_switched_off() -> None:
     # A picture bright on its left: without rotation by much, more mirrored rows would be bright right.
     left = torch.zeros(300, 1, 16, 16)
     left[:, :, :, :8] = 1.0
@@ -75,57 +76,57 @@ def test_mirroring_off_never_mirrors() -> None:
     assert bright_right(False) < bright_right(True) / 2
 
 
-def test_control_follows_the_sign() -> None:
+@pytest.mark.parametrize(
+    ("updates", "p"),
+    [
+        ([(100, 100)], 0.1),  # 100 of 1000 images
+        ([(100, 100), (-50, 50)], 0.05),
+        ([(100, 100)] + [(-100, 100)] * 2, 0.0),
+        ([(100, 100)] * 11, 1.0),
+        ([(100, 100), (0, 0)], 0.1),
+    ],
+)
+def test_control_follows_the_sign(updates: list[tuple[int, int]], p: float) -> None:
     control = OverfittingControl(target=0.6, images=1000)
-    control.see(100.0, 100)
-    control.update()
-    assert control.p == pytest.approx(0.1)  # 100 of 1000 images
-    control.see(-50.0, 50)
-    control.update()
-    assert control.p == pytest.approx(0.05)
-    for _ in range(10):
-        control.see(-100.0, 100)
+    for signs, seen in updates:
+        control.see(float(signs), seen)
         control.update()
-    assert control.p == 0.0
-    for _ in range(20):
-        control.see(100.0, 100)
-        control.update()
-    assert control.p == 1.0
+    assert control.p == pytest.approx(p)
 
 
-@pytest.mark.parametrize(("right", "rises"), [(79, False), (81, True)])
-def test_control_aims_at_the_target_sign(right: int, rises: bool) -> None:
+@pytest.mark.parametrize(("right", "change"), [(79, -1), (81, 1)])
+def test_control_aims_at_the_target_sign(right: int, change: int) -> None:
     """With 80 of 100 real images called real the mean sign is 0.6, the published target."""
     control = OverfittingControl(target=0.6, images=500_000, p=0.5)
     for part in (right // 2, right - right // 2):
         control.see(float(part - (50 - part)), 50)
     control.update()
-    assert control.p == pytest.approx(0.5 + (1 if rises else -1) * 100 / 500_000)
-
-
-def test_control_without_images_stays() -> None:
-    control = OverfittingControl(target=0.6, images=1000, p=0.3)
-    control.update()
-    assert control.p == 0.3
+    assert control.p == pytest.approx(0.5 + change * 100 / 500_000)
 
 
 class Draws:
-    """The random numbers of one kind after the other, as the published pipeline uses them."""
+    """The random numbers in the order in which the published pipeline uses them."""
 
     def __init__(self, n: int, p: float, seed: int) -> None:
-        self.n, self.p = n, p
-        self.rng = rng(seed)
+        self.n, self.p, self.rng = n, p, rng(seed)
 
-    def chosen(self, value: torch.Tensor, otherwise: float, p: float | None = None) -> np.ndarray:
-        """``value`` where a coin falls for it."""
+    def chosen(self, value: Tensor, otherwise: float, p: float | None = None) -> np.ndarray:
+        """Return ``value`` with probability p, else ``otherwise``, for each image."""
         hit = torch.rand(self.n, generator=self.rng) < (self.p if p is None else p)
         hit = hit.view(-1, *[1] * (value.dim() - 1))
         return torch.where(hit, value, torch.tensor(otherwise)).double().numpy()
 
-    def uniform(self, *more: int) -> torch.Tensor:
-        return torch.rand(self.n, *more, generator=self.rng)
+    def coin(self) -> np.ndarray:
+        return self.chosen((torch.rand(self.n, generator=self.rng) < 0.5).float(), 0.0)
 
-    def normal(self, *more: int) -> torch.Tensor:
+    def angle(self, p: float | None = None) -> np.ndarray:
+        uniform = torch.rand(self.n, generator=self.rng) * 2 - 1
+        return self.chosen(uniform * math.pi, 0.0, p)
+
+    def factor(self, octaves: float) -> np.ndarray:
+        return self.chosen(torch.exp2(self.normal() * octaves), 1.0)
+
+    def normal(self, *more: int) -> Tensor:
         return torch.randn(self.n, *more, generator=self.rng)
 
 
@@ -139,18 +140,16 @@ def shift(x: float, y: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("p", [1.0, 0.4])
-def test_geometry_is_the_published_product_of_inverse_maps(p: float) -> None:
+def test_geometry_is_the_published_product_of_maps(p: float) -> None:
     """Karras et al. 2020 (ADA), appendix B, image by image, in pixels from the centre."""
     n, size = 5, 16
     d = Draws(n, p, 3)
-    flip = d.chosen((d.uniform() < 0.5).float(), 0.0)
+    flip = d.coin()
     quarter = d.chosen(torch.randint(4, (n,), generator=d.rng).float(), 0.0)
-    whole = d.chosen((d.uniform(2) * 2 - 1) * 0.125, 0.0)
-    scale = d.chosen(torch.exp2(d.normal() * 0.2), 1.0)
+    whole = d.chosen((torch.rand(n, 2, generator=d.rng) * 2 - 1) * 0.125, 0.0)
+    scale = d.factor(0.2)
     p_turn = 1 - math.sqrt(1 - p)
-    before = d.chosen((d.uniform() * 2 - 1) * math.pi, 0.0, p_turn)
-    stretch = d.chosen(torch.exp2(d.normal() * 0.2), 1.0)
-    after = d.chosen((d.uniform() * 2 - 1) * math.pi, 0.0, p_turn)
+    before, stretch, after = d.angle(p_turn), d.factor(0.2), d.angle(p_turn)
     part = d.chosen(d.normal(2) * 0.125, 0.0)
     found = _geometry(n, size, p, rng(3), True).double().numpy()
     for i in range(n):
@@ -172,12 +171,9 @@ def test_colours_are_the_published_product_of_maps(channels: int, p: float) -> N
     x = images(n=n, channels=channels, size=size)
     d = Draws(n, p, 3)
     bright = d.chosen(d.normal() * 0.2, 0.0)
-    contrast = d.chosen(torch.exp2(d.normal() * 0.5), 1.0)
-    flip = d.chosen((d.uniform() < 0.5).float(), 0.0)
-    hue, saturation = np.zeros(n), np.ones(n)
+    contrast, flip, hue, saturation = d.factor(0.5), d.coin(), np.zeros(n), np.ones(n)
     if channels == 3:
-        hue = d.chosen((d.uniform() * 2 - 1) * math.pi, 0.0)
-        saturation = d.chosen(torch.exp2(d.normal()), 1.0)
+        hue, saturation = d.angle(), d.factor(1.0)
     found = _colour(x, p, rng(3), invert_grey=True).double().numpy()
     v = np.array([1, 1, 1, 0]) / math.sqrt(3)
     for i in range(n):
@@ -191,48 +187,34 @@ def test_colours_are_the_published_product_of_maps(channels: int, p: float) -> N
         pixels = np.broadcast_to(pixels, (3, size * size))
         colours = (m @ np.vstack([pixels, np.ones(size * size)]))[:3]
         expected = colours if channels == 3 else colours.mean(0, keepdims=True)
-        np.testing.assert_allclose(
-            found[i].reshape(channels, -1), expected, atol=1e-5, err_msg=str(i)
-        )
+        np.testing.assert_allclose(found[i].reshape(channels, -1), expected, atol=1e-5)
 
 
 def about_grey(angle: float) -> np.ndarray:
-    """Rotation about (1, 1, 1) by the matrix exponential of its generator, summed as a series."""
-    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3) * angle
-    term = total = np.eye(3)
-    for k in range(1, 40):
-        term = term @ axis / k
-        total = total + term
-    m = np.eye(4)
-    m[:3, :3] = total
-    return m
+    """Return the rotation about (1, 1, 1), the matrix exponential of its generator."""
+    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return block_diag(expm(axis * angle), 1.0)
 
 
-def test_colours_that_one_knows() -> None:
-    """Red with its luma inverted: Householder about grey takes (1, 0, 0) to (1, -2, -2) / 3."""
+def test_luma_is_inverted_for_a_quarter_of_images() -> None:
+    """Red and grey move alike: luma differs by (1/3 - 1/4) contrast, with a sign if it is inverted."""
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(400, -1, 2, 2)
-    grey = torch.full((400, 3, 2, 2), 0.25)
-
-    def known(y: torch.Tensor) -> torch.Tensor:
-        return y[:, :, 0, 0]
-
-    # Hue and saturation keep a colour's luma, luma inversion turns its sign: with brightness and
-    # contrast undone nothing else is left of it.
-    y = known(_colour(red, 0.5, rng(4), invert_grey=True))
-    g = known(_colour(grey, 0.5, rng(4), invert_grey=True))
+    y, g = (
+        _colour(x, 0.5, rng(4), invert_grey=True)[:, :, 0, 0]
+        for x in (red, torch.full((400, 3, 2, 2), 0.25))
+    )
     assert float((g - g.mean(1, keepdim=True)).abs().max()) < 1e-6  # grey stays grey
-    # The same draws moved both, so luma differs by (1/3 - 1/4) contrast, up to the sign.
     d = Draws(400, 0.5, 4)
     d.chosen(d.normal() * 0.2, 0.0)
-    contrast = torch.from_numpy(d.chosen(torch.exp2(d.normal() * 0.5), 1.0))
+    contrast = torch.from_numpy(d.factor(0.5))
     difference = (y.mean(1) - g.mean(1)).double()
     torch.testing.assert_close(difference.abs(), contrast / 12, atol=1e-5, rtol=0)
     inverted = (difference < 0).float().mean()
     assert 0.18 < float(inverted) < 0.32  # a half of a half
 
 
-def test_plain_sampling_is_exact_where_pixels_meet() -> None:
-    """Without the filter: quarter turns and mirroring alone, found among many draws."""
+def test_bilinear_quarter_turns_and_mirroring_are_exact() -> None:
+    """Found among many draws without the filter."""
     x = images(n=1, channels=1, size=8)
     many = x.expand(6000, -1, -1, -1)
     y = augment(many, 0.2, rng(5))
@@ -241,12 +223,12 @@ def test_plain_sampling_is_exact_where_pixels_meet() -> None:
     assert bool(hits.any(1).all())
 
 
-def test_r1_goes_through_the_filter() -> None:
+def test_r1_through_the_filter_equals_finite_differences() -> None:
     """The gradient's squared length, differentiated again, by finite differences."""
     x = images(n=2, channels=1).double().requires_grad_(True)
-    weight = torch.rand(1, 1, 8, 8, generator=rng(2), dtype=torch.float64)
+    weight = uniform(1, 1, 8, 8, seed=2, dtype=torch.float64)
 
-    def penalty(v: torch.Tensor) -> torch.Tensor:
+    def penalty(v: Tensor) -> Tensor:
         seen = augment(v, 0.7, rng(6), filtered=True)
         (gradient,) = torch.autograd.grad((weight * seen**3).sum(), v, create_graph=True)
         return gradient.square().sum()
