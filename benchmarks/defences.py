@@ -25,8 +25,7 @@ from common import finish, machine, parser, work_folder, work_option
 from inversight.core.config import build, merge, parse_assignment, to_mapping
 from inversight.core.console import Terminal
 from inversight.defences.outcomes import NONE, RATIOS, TOLERANCE, interval
-from inversight.pipeline.defend import defend
-from inversight.pipeline.defend_inputs import BLACK_BOX
+from inversight.pipeline.defend import BLACK_BOX, defend
 from inversight.settings import DEFENCES
 from study import digest, numbers
 from study_data import DATASETS

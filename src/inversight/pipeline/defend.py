@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from inversight.core.config import build, part, to_mapping
 from inversight.core.console import Quiet, Reporter
-from inversight.core.errors import ConfigError, InversightError, RunError
+from inversight.core.errors import ConfigError, InputError, InversightError, RunError
 from inversight.core.run import (
     PRIVATE_NAMES,
     Run,
@@ -40,19 +41,23 @@ from inversight.defences.outcomes import (
 )
 from inversight.models.networks import FILE_NAME, load_classifier, save_classifier
 from inversight.models.target import Access, Target, accuracy_on, target_of
-from inversight.pipeline.defend_inputs import (
-    GIVEN,
-    Spec,
-    build_defences,
-    choose_protected,
-    read_finished_audit,
-    with_black_box,
-)
 from inversight.pipeline.execution import copy_stage, execute
 from inversight.pipeline.plan import Plan, check_unchanged
 from inversight.report.defences import render_defences
 from inversight.report.reading import read_table
-from inversight.settings import resolve
+from inversight.settings import ATTACKS, DEFENCES, resolve
+
+Spec = str | dict[str, Any]
+"""A name, or ``{"class": name or package.module:Class, setting: value}``."""
+
+GIVEN = "given"
+"""Name of the audited model itself where it was not trained by the audit."""
+
+SHARE = 0.1
+"""Fraction of the private images to protect where the run flags none."""
+
+BLACK_BOX = "cma-es"
+"""The attack to add where none of the audit's attacks is black box."""
 
 _SHARED = ("evaluator", "public-network", "prior")
 """Stages of the audit that no defence changes."""
@@ -114,16 +119,16 @@ def defend(
         raise ConfigError(f"--protect: expected a share between 0 and 1, found {protect}")
     if not 0.0 <= tolerance < 1.0:
         raise ConfigError(f"--accuracy-loss: expected 0 or more and below 1, found {tolerance}")
-    built, settings = build_defences(defences)
-    manifest = read_finished_audit(run)
+    built, settings = _build_defences(defences)
+    manifest = _read_finished_audit(run)
     given = {**manifest["given"], "fail_on": None, "budget": ()}
-    given["attack"] = with_black_box([*given["attack"], *attacks])
+    given["attack"] = _with_black_box([*given["attack"], *attacks])
     if device is not None:
         given["device"] = device
     plan = Plan.prepare(resolve(given), reporter)
     check_unchanged(plan.manifest(), manifest, run)
     samples = read_table(run, "samples.parquet", ("id", "nearest_distance"))
-    protected, rule = choose_protected(samples, protect, plan.settings.fdr)
+    protected, rule = _choose_protected(samples, protect, plan.settings.fdr)
     folder = Path(out) if out is not None else run / "defences"
     if not (folder / "runs").is_dir():
         check_new_folder(folder, needed_bytes=20_000_000 * (1 + len(built)) * seeds)
@@ -366,3 +371,69 @@ class _Comparison:
 def _trained_target(folder: Path) -> Target:
     """Return the target that the audit in ``folder`` trained."""
     return target_of(load_classifier(folder / "stages" / "target"), "trained by this audit")
+
+
+def _build_defences(specs: Sequence[Spec]) -> tuple[dict[str, Defence], dict[str, dict[str, Any]]]:
+    """Return the defences by name, and their settings."""
+    if not specs:
+        raise ConfigError(
+            f"--defence is missing: give one or more of {', '.join(DEFENCES)} or package.module:Class"
+        )
+    defences: dict[str, Defence] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        built = build(spec, DEFENCES, role="--defence")
+        given = part(spec, DEFENCES, role="--defence")
+        name = given.name.rpartition(":")[2]
+        if not isinstance(built, Defence):
+            raise ConfigError(
+                f"--defence {name}: expected `level` and `fit(data, undefended, *, rng, progress, "
+                "device)`"
+            )
+        if name in defences or name in (NONE, GIVEN):
+            raise ConfigError(f"--defence {name}: is given twice")
+        defences[name] = built
+        settings[name] = json.loads(json.dumps(to_mapping(given.settings), default=str))
+    return defences, settings
+
+
+def _read_finished_audit(run: Path) -> dict[str, Any]:
+    """Return the manifest of an audit that is finished and has a holdout."""
+    manifest = read_manifest(run)
+    if not manifest.get("finished"):
+        raise RunError(f"{run}: the audit is not finished; continue it with --resume {run} first")
+    if "given" not in manifest:
+        raise RunError(
+            f"{run}: is not an audit's run (it was scored from folders, and there is no model to "
+            "defend)"
+        )
+    if "holdout" not in manifest["inputs"]:
+        raise InputError(
+            f"{run}: has no holdout, and the cost of a defence can be measured only on images that no "
+            "model saw; audit with --holdout first"
+        )
+    return manifest
+
+
+def _with_black_box(attacks: Sequence[Spec]) -> list[Spec]:
+    """Return the attacks, and a black-box one if there is none among them."""
+    white = all(build(a, ATTACKS, role="--attack").access is Access.WHITE_BOX for a in attacks)
+    return [*attacks, BLACK_BOX] if white else list(attacks)
+
+
+def _choose_protected(
+    samples: pd.DataFrame, protect: float | None, fdr: float
+) -> tuple[list[str], str]:
+    """Return the ids of the images that sample-level defences protect, and the rule in words."""
+    if protect is None and "flagged" in samples:
+        flagged = samples.loc[samples["flagged"].fillna(False).astype(bool), "id"].tolist()
+        if flagged:
+            return flagged, f"flagged at a false-discovery rate of {fdr:g}"
+    first = ["p_value"] if "p_value" in samples else []
+    reached = samples[samples["nearest_distance"].notna()]
+    reached = reached.sort_values([*first, "nearest_distance", "id"])
+    count = max(1, round((SHARE if protect is None else protect) * len(samples)))
+    rule = f"the {count} with the smallest {'p value' if first else 'distance'}"
+    if protect is None:
+        rule += ", since the run flags none"
+    return reached.head(count)["id"].tolist(), rule

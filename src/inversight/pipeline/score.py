@@ -275,8 +275,24 @@ class _Scoring:
             None if evaluator is None else evaluator.to(self.device),
         )
         if self.reuse is not None and earlier is not None:
-            _check_reused(self.reuse, earlier, images)
+            self._check_reused(self.reuse, earlier, images)
         return images
+
+    def _check_reused(self, run: Path, earlier: Scored, images: _Compared) -> None:
+        """Refuse images that ``run`` was not scored against, and names that it has."""
+        check_unchanged({"inputs": self._real(images)}, read_manifest(run), run)
+        reference, scored = earlier
+        if reference.classes != images.private.classes:
+            raise RunError(
+                f"--reuse {run}: its classes come in another order "
+                f"({', '.join(reference.classes[:3])} ...); score all folders together instead"
+            )
+        known = {i for s in scored for i in s.ids}
+        twice = next((i for s in images.sets.values() for i in s.ids if i in known), None)
+        if twice is not None:
+            raise ConfigError(
+                f"--reconstructions: {twice} has the name of an image in {run}; rename its folder"
+            )
 
     def _load_network(self, private: ImageSet) -> SavedClassifier | None:
         """Return the public network if an embedding needs it: one trained before, or trained now."""
@@ -298,62 +314,43 @@ class _Scoring:
 
     def _manifest(self, images: _Compared, earlier: Scored | None) -> dict[str, Any]:
         """Return what run.json says of the scoring."""
-        settings, private = self.settings, images.private
+        settings = self.settings
         count = sum(map(len, images.sets.values()))
         count += 0 if earlier is None else sum(len(s.ids) for s in earlier[1])
         paths = {
             name: path_of(given)
             for name, (_, given) in zip(images.sets, self.reconstructions, strict=True)
         }
-        inputs = {"private": (settings.private, private)}
-        inputs |= {f"reconstructions {name}": (paths[name], s) for name, s in images.sets.items()}
-        if images.holdout is not None:
-            inputs["holdout"] = settings.holdout, images.holdout
         return {
             **provenance(),
             **{name: getattr(settings, name) for name in ("seed", "embedding", "features")},
             "images": "none",
             "title": "Scores of given reconstructions",
-            "split": f"private: {len(private)} images; reconstructions: {count} images, given",
+            "split": f"private: {len(images.private)} images; reconstructions: {count} images, given",
             "against": anchored(settings),
             "reconstructions": {
                 name: None if path is None else str(path.absolute()) for name, path in paths.items()
             },
             "reused": None if self.reuse is None else str(self.reuse.absolute()),
             "warnings": self.log.warnings,
-            "inputs": {
-                role: {
-                    "path": "in memory" if path is None else str(path),
-                    "images": len(one),
-                    "fingerprint": one.fingerprint(),
-                }
-                for role, (path, one) in inputs.items()
-            },
+            "inputs": self._real(images)
+            | {f"reconstructions {k}": _facts(one, paths[k]) for k, one in images.sets.items()},
         }
 
+    def _real(self, images: _Compared) -> dict[str, Any]:
+        """Return what run.json says of private images and holdout."""
+        found = {"private": _facts(images.private, self.settings.private)}
+        if images.holdout is not None:
+            found["holdout"] = _facts(images.holdout, self.settings.holdout)
+        return found
 
-def _check_reused(run: Path, earlier: Scored, images: _Compared) -> None:
-    """Refuse images that ``run`` was not scored against, and names that it has."""
-    before, private = read_manifest(run)["inputs"], images.private
-    for role, one in (("private", private), ("holdout", images.holdout)):
-        found = None if one is None else one.fingerprint()
-        if before.get(role, {}).get("fingerprint") != found:
-            raise RunError(
-                f"--reuse {run}: the {role} images are not the ones it was scored against; score "
-                "all folders together instead"
-            )
-    reference, scored = earlier
-    if reference.classes != private.classes or sorted(private.ids) != list(reference.ids):
-        raise RunError(
-            f"--reuse {run}: its classes come in another order "
-            f"({', '.join(reference.classes[:3])} ...); score all folders together instead"
-        )
-    known = {i for s in scored for i in s.ids}
-    twice = next((i for s in images.sets.values() for i in s.ids if i in known), None)
-    if twice is not None:
-        raise ConfigError(
-            f"--reconstructions: {twice} has the name of an image in {run}; rename its folder"
-        )
+
+def _facts(images: ImageSet, path: Path | None) -> dict[str, Any]:
+    return {
+        "path": str(path or "in memory"),
+        "images": len(images),
+        "fingerprint": images.fingerprint(),
+    }
 
 
 def scoring_embeddings(

@@ -101,11 +101,9 @@ def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
     for name in ("private", "holdout", "public", "network", "classes"):
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).absolute())
-    for name in ("target", "evaluator"):
-        if found.get(name) is not None:
+    for name in ("target", "evaluator", "prior"):
+        if isinstance(found.get(name), str):
             found[name] = absolute_spec(found[name])
-    if isinstance(found.get("prior"), str) and Path(found["prior"]).exists():
-        found["prior"] = str(Path(found["prior"]).absolute())
     return found
 
 

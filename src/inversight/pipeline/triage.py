@@ -216,12 +216,12 @@ def _with_measured(table: pd.DataFrame, samples: pd.DataFrame, run: Path) -> pd.
         RunError: the audit's images are not among these, or were judged by another target.
     """
     names = names_behind(run)
-    ids = [names.get(str(name), str(name)) for name in samples["id"]]
+    ids = samples["id"].map(lambda name: names.get(name, name))
     audited = samples.assign(id=ids).set_index("id")
-    unknown = next((name for name in ids if name not in set(table["id"])), None)
-    if unknown is not None:
+    unknown = ids[~ids.isin(table["id"])]
+    if len(unknown):
         raise RunError(
-            f"--learn {run}: its image {unknown} is not in --private; learn from an audit of the same "
+            f"--learn {run}: its image {unknown.iloc[0]} is not in --private; learn from an audit of the same "
             "folder"
         )
     if "loss" in table and "loss" in audited:
