@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from inversight import AuditResult, audit
-from inversight.pipeline.estimate import Estimate
-from inversight.pipeline.plan import Plan
 from tests.command import CommandLine
 from tests.pipeline.tiny import (
     SMALL_PRIOR,
@@ -19,6 +17,7 @@ from tests.pipeline.tiny import (
     image_folders,
     read_result,
     without_holdout,
+    without_trials,
 )
 
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -68,6 +67,7 @@ def trained(here: dict[str, Path], cli: CommandLine) -> dict[str, Path]:
 
 
 @pytest.fixture
-def no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_trials() -> Iterator[None]:
     """Skip the trials from which an audit's time is estimated."""
-    monkeypatch.setattr(Plan, "forecast", lambda _: Estimate({}, 0, 0))
+    with without_trials():
+        yield

@@ -14,11 +14,9 @@ from inversight import AuditResult, audit
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.pipeline.audit import resume
 from inversight.pipeline.defend import DefendResult, defend
-from inversight.pipeline.estimate import Estimate
-from inversight.pipeline.plan import Plan
 from tests.defences import examples
 from tests.pipeline.conftest import Once
-from tests.pipeline.tiny import TINY, image_folders
+from tests.pipeline.tiny import TINY, image_folders, without_trials
 
 pytestmark = pytest.mark.usefixtures("no_trials")
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
@@ -34,8 +32,7 @@ def home(once: Once) -> Path:
     """A folder with images and an audit of them (run), compared with Twin and Other. Read only."""
 
     def fill(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Plan, "forecast", lambda _: Estimate({}, 0, 0))
+        with without_trials():
             defend(audit(out=folder / "run", **image_folders(folder), **BOTH).run, [TWIN, OTHER])
 
     return once("defended", fill)

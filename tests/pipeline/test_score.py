@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pytest
 import torch
 
 from inversight.data import ImageSet
@@ -16,79 +18,67 @@ from tests.pipeline.tables import assert_same
 from tests.pipeline.tiny import image_folders
 
 
-def test_scoring_a_runs_folders_gives_the_runs_tables(
-    trained: dict[str, Path], cli: CommandLine
+def read(file: str) -> Any:
+    return json.loads(Path(file).read_text())
+
+
+def samples(run: str) -> pd.DataFrame:
+    return pd.read_parquet(f"{run}/samples.parquet").set_index("id")
+
+
+def test_scores_of_an_audits_reconstructions_are_the_audits(
+    finished_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
-    settings = (
-        "--set public_training.epochs=2 --set prior.steps=3 --set prior.width=2 "
-        "--set adaptation.steps=2 --set evaluator_training.epochs=2 --set "
-        "'attack=[{class: plug-and-play, pool: 20, candidates: 4, keep: 3, steps: 2, crops: 2}]'"
-    )
-    public = "--embedding public --features public"
-    cli.succeeds(
-        "audit --private private --holdout holdout --public public --target target",
-        f"{public} --guidance-embedding public {settings} --out audited",
-    )
-    stages = "audited/stages"
+    monkeypatch.chdir(tmp_path)
+    for name in ("private", "holdout", "run"):
+        Path(name).symlink_to(finished_home / name)
     against = (
-        "--private private --holdout holdout --reconstructions audited/reconstructions "
-        f"{public} --network {stages}/public-network --evaluator {stages}/evaluator"
+        "--private private --holdout holdout --reconstructions run/reconstructions --embedding public "
+        "--features public --network run/stages/public-network --evaluator run/stages/evaluator"
     )
     cli.succeeds(f"score {against} --out scored")
-    one, other = (json.loads((Path(f) / "metrics.json").read_text()) for f in ("audited", "scored"))
-    assert one == other
-    audited, scored = (
-        pd.read_parquet(f"{name}/samples.parquet").drop(columns="nearest_set")
-        for name in ("audited", "scored")
-    )
+    assert read("run/metrics.json") == read("scored/metrics.json")
+    audited, scored = (samples(run).drop(columns="nearest_set") for run in ("run", "scored"))
     # Without a target there are no signals of it.
     pd.testing.assert_frame_equal(audited[list(scored)], scored)
     assert "twins" in scored and "loss" in audited and "loss" not in scored
 
     # More reconstructions added to the audit score as all of them at once.
     shutil.copytree("holdout", "more")
-    for folder, options in (("added", "--reuse audited"), ("together", against)):
+    for folder, options in (("added", "--reuse run"), ("together", against)):
         printed = cli.succeeds(f"score {options} --reconstructions more --out {folder}")[0]
         assert "more" in printed
-    assert_same(
-        *(json.loads((Path(f) / "metrics.json").read_text()) for f in ("added", "together"))
-    )
-    one, other = (
-        pd.read_parquet(f"{f}/samples.parquet").set_index("id") for f in ("added", "together")
-    )
+    assert_same(read("added/metrics.json"), read("together/metrics.json"))
+    one, other = map(samples, ("added", "together"))
     pd.testing.assert_series_equal(one["nearest_distance"], other["nearest_distance"])
     assert ((one["nearest_set"] == "more") == (other["nearest_set"] == "more")).all()
-    by_set = json.loads(Path("added/metrics_by_set.json").read_text())
+    by_set = read("added/metrics_by_set.json")
     assert set(by_set) == {"plug-and-play", "more"}
-    assert (
-        by_set["plug-and-play"]["ddcs_best"]
-        == json.loads(Path("audited/metrics.json").read_text())["ddcs_best"]
-    )
+    assert by_set["plug-and-play"]["ddcs_best"] == read("run/metrics.json")["ddcs_best"]
     # And again, to what was added to.
     cli.succeeds("score --reuse added --reconstructions more --out thrice")
-    assert set(json.loads(Path("thrice/metrics_by_set.json").read_text())) == {
-        "plug-and-play", "more", "3-more",
-    }  # fmt: skip
+    assert set(read("thrice/metrics_by_set.json")) == {"plug-and-play", "more", "3-more"}
 
 
-def test_a_scoring_goes_on(trained: dict[str, Path], cli: CommandLine) -> None:
-    score = (
-        "score --private private --reconstructions holdout --embedding pixel --holdout more "
-        "--fdr 0.3"
-    )
+@pytest.mark.usefixtures("here")
+def test_stopped_scoring_continues(cli: CommandLine) -> None:
     shutil.copytree("holdout", "more")
-    cli.succeeds(score, "--out scored")
-    tables = {f: (Path("scored") / f).read_bytes() for f in ("metrics.json", "samples.parquet")}
+    cli.succeeds(
+        "score --private private --reconstructions holdout --embedding pixel --features pixel",
+        "--holdout more --fdr 0.3 --out scored",
+    )
+    files = [Path("scored") / name for name in ("metrics.json", "samples.parquet")]
+    tables = [file.read_bytes() for file in files]
     # As a kill in the middle would have left it.
     shutil.rmtree("scored/stages/scores")
-    for name in tables:
-        (Path("scored") / name).unlink()
-    manifest = json.loads(Path("scored/run.json").read_text())
-    Path("scored/run.json").write_text(json.dumps({**manifest, "finished": False, "stages": []}))
+    for file in files:
+        file.unlink()
+    manifest = {**read("scored/run.json"), "finished": False, "stages": []}
+    Path("scored/run.json").write_text(json.dumps(manifest))
     cli.succeeds("score --resume scored")
-    assert {f: (Path("scored") / f).read_bytes() for f in tables} == tables
+    assert [file.read_bytes() for file in files] == tables
     for options, message in (
-        ("--resume target", "not a run folder"),
+        ("--resume private", "not a run folder"),
         ("--resume scored --private private", "leave --private out"),
         ("--resume scored --seed 1", "leave --seed out"),
         ("--resume scored --memory 99999999", "leave --memory out"),
@@ -101,7 +91,8 @@ def test_a_scoring_goes_on(trained: dict[str, Path], cli: CommandLine) -> None:
     cli.refuses("score --resume scored", "have changed")
 
 
-def test_runs_that_cannot_be_added_to(trained: dict[str, Path], cli: CommandLine) -> None:
+@pytest.mark.usefixtures("here")
+def test_rejects_runs_that_cannot_be_added_to(cli: CommandLine) -> None:
     pixel = "--embedding pixel --features pixel"
     score = "score --reconstructions holdout --out"
     cli.succeeds(f"{score} first --private private {pixel}")
@@ -114,18 +105,23 @@ def test_runs_that_cannot_be_added_to(trained: dict[str, Path], cli: CommandLine
         cli.refuses(f"{score} second {options}", message)
     next(Path("private/ann").iterdir()).unlink()
     cli.refuses(f"{score} second --reuse first", "the private images have changed")
-    shutil.rmtree("private")
-    image_folders(Path.cwd() / "again")
-    shutil.copytree("again/private", "private")
-    cli.succeeds(f"{score} held --private private --holdout again/holdout {pixel}")
+    image_folders(Path("again"))
+    cli.succeeds(f"{score} held --private again/private --holdout again/holdout {pixel}")
     next(Path("again/holdout/ann").iterdir()).unlink()
     cli.refuses(f"{score} second --reuse held", "the holdout images have changed")
 
 
-def test_set_names_never_meet() -> None:
-    one = ImageSet(
-        torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ("c/0",), ("c",), ("h",)
-    )
-    assert list(name_sets(["a"], [one], ["3-a", "a"])) == ["4-a"]
-    assert list(name_sets(["a", "a"], [one, one], [])) == ["1-a", "2-a"]
-    assert list(name_sets(["b"], [one], ["a"])) == ["b"]
+@pytest.mark.parametrize(
+    ("names", "taken", "expected"),
+    [
+        (["a"], ["3-a", "a"], ["4-a"]),
+        (["a", "a"], [], ["1-a", "2-a"]),
+        (["b"], ["a"], ["b"]),
+    ],
+)
+def test_names_of_sets_are_distinct(
+    names: list[str], taken: list[str], expected: list[str]
+) -> None:
+    pixels, label = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    one = ImageSet(pixels, label, ("c/0",), ("c",), ("h",))
+    assert list(name_sets(names, [one] * len(names), taken)) == expected

@@ -13,37 +13,22 @@ import torch
 from scipy.stats import spearmanr
 
 from inversight import audit
-from inversight.cli import main
+from inversight.core.console import Quiet
 from inversight.core.errors import RunError
 from inversight.data import load_folder
 from inversight.models.networks import load_classifier
 from inversight.models.target import target_of
+from inversight.pipeline.train import train
 from inversight.pipeline.triage import EXPECTED, LEARNED, triage_run
 from inversight.risk.signals import SIGNALS, forgetting_events, signals
 from inversight.risk.triage import expected_risk
 from tests.command import CommandLine
-from tests.pipeline.tiny import TINY, class_folders
+from tests.pipeline.conftest import Once
+from tests.pipeline.tiny import TINY, class_folders, without_trials
 
 CLASSES = ("ann", "bob", "cid")
-TRAIN = "--set epochs=3 --set width=2"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Private and public images of three classes, a target, an earlier state of it, an audit."""
-    home = tmp_path_factory.mktemp("triage")
-    for name, seed in (("private", 0), ("public", 2)):
-        class_folders(home / name, seed, CLASSES[:2] if name == "public" else CLASSES, 6, False)
-    shutil.copy(home / "private" / "ann" / "1.png", home / "private" / "ann" / "twin.png")
-    for out, epochs in (("target", 6), ("early", 1)):
-        with pytest.raises(SystemExit) as caught:
-            main(
-                ["train", "--private", str(home / "private"), "--out", str(home / out), "--set",
-                 f"epochs={epochs}", "--set", "width=2"]
-            )  # fmt: skip
-        assert not caught.value.code
-    audit(out=home / "run", **given(home))
-    return home
+TRAINING = {"epochs": 3, "width": 2}
+pytestmark = pytest.mark.usefixtures("no_trials")
 
 
 def given(home: Path) -> dict[str, Any]:
@@ -51,13 +36,34 @@ def given(home: Path) -> dict[str, Any]:
     return {**TINY, **own, "target": str(home / "target")}
 
 
+def train_target(private: Path, out: Path, **training: int) -> None:
+    training = TRAINING | training
+    train(private, out, size=None, seed=0, device="cpu", given=training, reporter=Quiet())
+
+
+@pytest.fixture(scope="session")
+def images_and_audit(once: Once) -> Path:
+    """Private and public images of three classes, a target, an earlier state of it, an audit."""
+
+    def fill(home: Path) -> None:
+        class_folders(home / "private", 0, CLASSES, 6, False)
+        class_folders(home / "public", 2, CLASSES[:2], 6, False)
+        shutil.copy(home / "private" / "ann" / "1.png", home / "private" / "ann" / "twin.png")
+        train_target(home / "private", home / "target", epochs=6)
+        train_target(home / "private", home / "early", epochs=1)
+        with without_trials():
+            audit(out=home / "run", **given(home))
+
+    return once("triage", fill)
+
+
 @pytest.fixture
-def home(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(made)
-    return made
+def home(images_and_audit: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(images_and_audit)
+    return images_and_audit
 
 
-def test_a_finished_audit(home: Path, cli: CommandLine, tmp_path: Path) -> None:
+def test_ranks_the_images_of_a_finished_audit(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "out"
     printed = cli.succeeds(f"triage run --out {out}")[0]
     table = pd.read_parquet(out / "triage.parquet")
@@ -82,7 +88,9 @@ def test_a_finished_audit(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     assert "local_density" in printed and str(table["id"][0]) in printed
 
 
-def test_private_images_and_a_target(home: Path, cli: CommandLine, tmp_path: Path) -> None:
+def test_ranks_private_images_by_signals_of_a_target(
+    home: Path, cli: CommandLine, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     printed = cli.succeeds(
         f"triage --private private --target target --checkpoint early --out {out}"
@@ -105,9 +113,7 @@ def test_private_images_and_a_target(home: Path, cli: CommandLine, tmp_path: Pat
     assert str(out / "triage.parquet") in printed.replace("\n", "")
 
 
-def test_learned_from_an_audit_of_some_classes(
-    home: Path, cli: CommandLine, tmp_path: Path
-) -> None:
+def test_learns_from_an_audit_of_some_classes(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     few = audit(out=tmp_path / "few", limit=2, **given(home)).run
     out = tmp_path / "out"
     printed = cli.succeeds(f"triage --private private --target target --learn {few} --out {out}")[0]
@@ -119,10 +125,9 @@ def test_learned_from_an_audit_of_some_classes(
     assert table["nearest_distance"].dropna().to_dict() == measured.to_dict()
 
 
-def test_learning_from_names_that_are_hidden(home: Path, tmp_path: Path) -> None:
+def test_hidden_names_change_no_correlation(home: Path, tmp_path: Path) -> None:
     hidden = audit(out=tmp_path / "hidden", hash_ids=True, **given(home)).run
-    found = triage_run(hidden)
-    plain = triage_run(home / "run")
+    found, plain = triage_run(hidden), triage_run(home / "run")
     one, other = (
         {name: s.value for name, s in t.agreement["nearest_distance"].items() if name in SIGNALS}
         for t in (found, plain)
@@ -131,21 +136,18 @@ def test_learning_from_names_that_are_hidden(home: Path, tmp_path: Path) -> None
     assert not set(found.table["id"]) & set(plain.table["id"])
 
 
-def test_another_target_or_other_images_are_no_teachers(
+def test_rejects_an_audit_of_another_target_or_of_other_images(
     home: Path, cli: CommandLine, tmp_path: Path
 ) -> None:
-    base = ("triage", "--private", "private", "--learn", "run", "--out", tmp_path / "out")
-    wrong = "--target target --mean 0.9 --std 0.1"
-    cli.refuses([*base, wrong], "of the same target")
+    base = f"triage --learn run --target target --out {tmp_path / 'out'} --private"
+    cli.refuses(f"{base} private --mean 0.9 --std 0.1", "of the same target")
     class_folders(tmp_path / "other", 9, CLASSES, 2, False)
-    line = cli.refuses([*base, f"--target target --private {tmp_path / 'other'}"])
-    assert "is not in --private" in line
+    cli.refuses(f"{base} {tmp_path / 'other'}", "is not in --private")
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_that_cannot_be_read(home: Path, cli: CommandLine, tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    shutil.copytree("run", old)
+def test_rejects_runs_that_cannot_be_read(home: Path, cli: CommandLine, tmp_path: Path) -> None:
+    old = Path(shutil.copytree("run", tmp_path / "old"))
     shutil.copy(old / "stages" / "scores" / "samples.parquet", old / "samples.parquet")
     cli.refuses(f"triage {old}", "has no signals")
     manifest = json.loads((old / "run.json").read_text())
@@ -153,14 +155,14 @@ def test_runs_that_cannot_be_read(home: Path, cli: CommandLine, tmp_path: Path) 
     cli.refuses(f"triage {old}", f"--resume {old}")
     with pytest.raises(RunError, match="not a run folder"):
         triage_run(tmp_path)
-    full = tmp_path / "full"
-    full.mkdir()
-    (full / "x").touch()
-    cli.refuses(f"triage run --out {full}", "holds other files")
+    cli.refuses(f"triage run --out {tmp_path}", "holds other files")
 
 
-def test_a_checkpoint_of_other_classes(home: Path, cli: CommandLine, tmp_path: Path) -> None:
+def test_rejects_a_checkpoint_of_other_classes(
+    home: Path, cli: CommandLine, tmp_path: Path
+) -> None:
     class_folders(tmp_path / "two", 0, CLASSES[:2], 3, False)
-    cli.succeeds(f"train --private {tmp_path / 'two'} --out {tmp_path / 't2'}", TRAIN)
-    triage = ("triage", "--private", "private", "--target", "target", "--out", tmp_path / "out")
-    cli.refuses([*triage, f"--checkpoint {tmp_path / 't2'}"], "--checkpoint", "cid")
+    train_target(tmp_path / "two", tmp_path / "t2")
+    out = tmp_path / "out"
+    triage = f"triage --private private --target target --out {out} --checkpoint {tmp_path / 't2'}"
+    cli.refuses(triage, "--checkpoint", "cid")

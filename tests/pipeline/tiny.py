@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -17,6 +20,8 @@ from safetensors.torch import save_file
 from inversight import AuditResult
 from inversight.core.console import Quiet
 from inversight.core.progress import Progress
+from inversight.pipeline.estimate import Estimate
+from inversight.pipeline.plan import Plan
 from tests.examples import OwnNetwork
 
 TINY: dict[str, Any] = {
@@ -85,6 +90,14 @@ def read_result(run: Path) -> AuditResult:
     metrics = json.loads((run / "metrics.json").read_text())
     warnings = json.loads((run / "run.json").read_text())["warnings"]
     return AuditResult(run, metrics, pd.read_parquet(run / "samples.parquet"), tuple(warnings))
+
+
+@contextmanager
+def without_trials() -> Iterator[None]:
+    """Skip the trials from which an audit's time is estimated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "forecast", lambda _: Estimate({}, 0, 0))
+        yield
 
 
 class Stop(BaseException):
