@@ -16,7 +16,7 @@ from inversight.attacks import (
     Reconstructions,
     run_attack,
 )
-from inversight.attacks.brep_mi import _Spheres, _Starts
+from inversight.attacks.brep_mi import _Spheres
 from inversight.attacks.pool_space import PoolSpace
 from inversight.core.errors import StageError
 from inversight.core.seeding import generator
@@ -123,7 +123,7 @@ def test_one_iteration_follows_equation_5(target: Target) -> None:
     # A third of the disc's radius inside its border, to the right of the middle.
     start = torch.tensor([[-1.2 + 0.7 * 2 / 3, 0.2]], dtype=torch.float64)
     problem = problem_of(target, LinearPrior(), torch.tensor([0]))
-    search = _Spheres(how, problem, _Starts(space, start, torch.tensor([0])))
+    search = _Spheres(how, problem, space, start.clone(), torch.tensor([0]))
     unit = (2 / 100) ** 0.5
     assert float(search.radius) == pytest.approx(2.0 * unit)
     across = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]]).double()

@@ -78,9 +78,3 @@ def test_poincare_decreases_towards_the_label_and_stays_finite() -> None:
     assert float(loss[0]) > float(loss[1]) > float(loss[2]) >= 0.0
     (gradient,) = torch.autograd.grad(loss.sum(), away)
     assert bool(gradient.isfinite().all())
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES.values())
-def test_labels_are_required(objective: object, logits: Tensor) -> None:
-    with pytest.raises(ValueError, match="labels"):
-        objective(logits, None)  # type: ignore[operator]

@@ -75,12 +75,13 @@ def test_the_parts_equal_the_whole(name: str) -> None:
 
 def test_classes_are_divided_evenly_and_in_order() -> None:
     attack, labels = EACH["plug-and-play"], torch.tensor([7, 3, 5, 4, 9])
-    parts = [share.labels.tolist() for share in assignments(attack, OpenPrior(), labels, 3)]
-    assert parts == [[7, 3], [5, 4], [9]]
-    parts = [share.labels.tolist() for share in assignments(attack, OpenPrior(), labels[:2], 4)]
-    assert parts == [[7], [3], [], []]
-    joint = [share.labels.tolist() for share in assignments(MiFace(), OpenPrior(), labels, 3)]
-    assert joint == [labels.tolist(), [], []]
+
+    def parts(attack: Attack, labels: Tensor, processes: int) -> list[list[int]]:
+        return [own.tolist() for _, own in assignments(attack, OpenPrior(), labels, processes)]
+
+    assert parts(attack, labels, 3) == [[7, 3], [5, 4], [9]]
+    assert parts(attack, labels[:2], 4) == [[7], [3], [], []]
+    assert parts(MiFace(), labels, 3) == [labels.tolist(), [], []]
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,10 @@ def test_classes_are_divided_evenly_and_in_order() -> None:
 )
 def test_a_query_limit_is_divided(most: int, expected: list[int]) -> None:
     attack = MirrorGenetic(pool=300, most_queries=most)
-    found = [s for s in assignments(attack, OpenPrior(), torch.arange(5), 3) if len(s.labels)]
-    limits = [share.attack.most_queries for share in found]  # type: ignore[attr-defined]
+    shares = assignments(attack, OpenPrior(), torch.arange(5), 3)
+    limits = [part.most_queries for part, labels in shares if len(labels)]  # type: ignore[attr-defined]
     assert limits == expected and sum(limits) <= most
-    assert sum(len(share.labels) for share in found) == 5
+    assert sum(len(labels) for _, labels in shares) == 5
 
 
 @pytest.mark.parametrize("most", [700, 1000])

@@ -30,6 +30,7 @@ from tests.attacks.toy import (
     OpenPrior,
     least_on_a_grid,
     levels,
+    problem_of,
     toy_target,
 )
 
@@ -71,16 +72,13 @@ def test_the_gradient_equals_that_of_soft_cross_entropy() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_surrogates_learn_the_soft_answers(temperature: float) -> None:
     prior = OpenPrior()
-    labelled = label_images(TARGET, prior, prior.sample(1500, rng=generator(0)), batch_size=64)
+    problem = problem_of(TARGET, prior)
+    labelled = label_images(problem, prior.sample(1500, rng=generator(0)), batch_size=64)
     assert torch.equal(labelled.images.labels, labelled.answers.argmax(1))
 
     def made(count: int, variation: Variation) -> list[Target]:
-        return list(
-            train_surrogates(
-                labelled.images, count=count, training=TRAINING, variation=variation,
-                image_shape=prior.image_shape, seed=0, device=torch.device("cpu"),
-            )
-        )  # fmt: skip
+        options = {"count": count, "training": TRAINING, "variation": variation}
+        return list(train_surrogates(problem, labelled.images, **options))  # type: ignore[arg-type]
 
     one, other = made(2, distillation(labelled.answers, temperature))
     (hard,) = made(1, Variation())

@@ -130,6 +130,8 @@ class Margin(Term):
     name = "margin"
 
     def __call__(self, seen: Observation) -> Tensor:
+        if seen.classes is None:
+            raise ValueError("this term needs the classes that images were generated for")
         return max_margin(seen.logits, seen.classes).mean()
 
 

@@ -162,18 +162,12 @@ def require_conditional(attack: Attack, prior: Prior, classes: int) -> Condition
     Raises:
         InputError: it is not.
     """
-    name = type(attack).__name__
-    if not isinstance(prior, Conditional) or prior.num_classes == 0:
+    known = prior.num_classes if isinstance(prior, Conditional) else 0
+    if not isinstance(prior, Conditional) or known != classes:
         raise InputError(
-            f"{name} needs a prior that is conditioned on the target's classes, which "
-            f"{type(prior).__name__} here is not; adapt it with --arm pseudo-labels, in an audit with "
-            "adaptation.steps above 0, or choose another --attack"
-        )
-    if prior.num_classes != classes:
-        raise InputError(
-            f"{name} needs a prior that is conditioned on the target's {classes} classes, but it is "
-            f"on {prior.num_classes}; adapt an unconditioned prior to this target with --arm "
-            "pseudo-labels, or choose another --attack"
+            f"{type(attack).__name__} needs a prior that is conditioned on the target's {classes} "
+            f"classes, but it is on {known or 'none'}; adapt an unconditioned prior to this target with "
+            "--arm pseudo-labels, in an audit with adaptation.steps above 0, or choose another --attack"
         )
     return prior
 

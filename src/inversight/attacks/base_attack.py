@@ -47,9 +47,13 @@ class Problem:
         """Return a generator for each class, which does not depend on the other classes."""
         return [generator(self.seed, name, label) for label in self.labels.tolist()]
 
+    def labels_of(self, candidates: Tensor) -> Tensor:
+        """Return the label of each of M candidates, (M,): class by class, as many of each."""
+        return self.labels.repeat_interleave(len(candidates) // len(self.labels))
+
     def log_probabilities(self, latents: Tensor) -> Tensor:
         """Return the logs of the target's probabilities for M latents' images, (M, K): M queries."""
-        return self._answers(latents, lambda logits: logits.log_softmax(1))
+        return self.answers(latents, lambda logits: logits.log_softmax(1))
 
     def log_confidence(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Return the logs of the target's confidence in each latent's label, (M,): M queries."""
@@ -57,11 +61,11 @@ class Problem:
 
     def predicted_classes(self, latents: Tensor) -> Tensor:
         """Return the predicted class of each latent's image, (M,) int64: M queries."""
-        return self._answers(latents, lambda logits: logits.argmax(1))
+        return self.answers(latents, lambda logits: logits.argmax(1))
 
     @torch.no_grad()
-    def _answers(self, latents: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what is read from the logits of M latents' images, on the CPU.
+    def answers(self, latents: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what ``read`` makes of the logits of M latents' images, (M, ...) on the CPU: M queries.
 
         Raises:
             QueriesSpentError: the limit does not allow M queries; none is sent.
@@ -75,21 +79,13 @@ class Problem:
 class BaseAttack(ABC):
     """An attack that checks its settings, its access and its queries before it begins."""
 
+    access: ClassVar[Access]
+    """The least access to the target that the attack needs."""
     ascending: ClassVar[tuple[str, ...]] = ()
     """Names of settings whose values must not decrease from left to right."""
 
     batch_size: PositiveInt = 200
     """Images that go through prior and target at once; changes memory, not results."""
-
-    @property
-    @abstractmethod
-    def access(self) -> Access:
-        """The least access to the target that the attack needs."""
-
-    @property
-    def query_limit(self) -> int | None:
-        """Largest number of images sent to the target, over all classes; None: no limit."""
-        return None
 
     @abstractmethod
     def workload(self, prior: Prior) -> Workload:
@@ -126,7 +122,7 @@ class BaseAttack(ABC):
             NoSampleError: the attack needs a sample of a class, and the prior has none of any of them.
         """
         check_fits(self, target, prior)
-        meter = QueryMeter(self.query_limit)
+        meter = QueryMeter(self.workload(prior).limit)
         allowed = metered(target, self.access, meter)
         seed = draw_seed(rng)
         problem = Problem(allowed, prior, labels, seed, progress, meter, self.batch_size)

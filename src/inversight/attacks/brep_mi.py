@@ -14,19 +14,19 @@ sphere grows. The latent ends where the class extends farthest around it. Differ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import NoSampleError, Reconstructions
+from inversight.attacks.base import NoSampleError
 from inversight.attacks.base_attack import Problem
 from inversight.attacks.pool_space import PoolSpace
 from inversight.attacks.queries import QueriesSpentError
 from inversight.attacks.score_search import QuerySearch, Search
-from inversight.attacks.selection import most_confident, render, truncated
+from inversight.attacks.selection import truncated
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.seeding import generator
@@ -45,6 +45,7 @@ class BrepMi(QuerySearch):
     standard deviations; 0 if there was none. A class without a sample of the prior is left out.
     """
 
+    access: ClassVar[Access] = Access.LABEL
     ascending: ClassVar[tuple[str, ...]] = ("keep", "searches")
 
     pool: PositiveInt = 5000
@@ -75,33 +76,29 @@ class BrepMi(QuerySearch):
     iterations: PositiveInt = 3000
     """Iterations of a search at most."""
 
-    @property
-    def access(self) -> Access:
-        return Access.LABEL
-
-    @property
-    def max_steps(self) -> int:
-        return self.iterations
-
     def workload(self, prior: Prior) -> Workload:
         return self.limited_workload(self.searches * self.iterations * (self.points + 1))
 
     @torch.no_grad()
     def begin(self, problem: Problem) -> Search:
-        return _Spheres(self, problem, self._starts(problem))
+        return _Spheres(self, problem, *self._starts(problem))
 
-    def _starts(self, problem: Problem) -> _Starts:
-        """Return starts of each class from as many pools as it takes, clipped before labelling."""
-        source = truncated(problem.prior, self.truncation)
-        first = source.sample(self.pool, rng=generator(problem.seed, "pool", 0))
-        space = PoolSpace(first)
+    def _starts(self, problem: Problem) -> tuple[PoolSpace, Tensor, Tensor]:
+        """Find starts of each class in as many pools as it takes, clipped before labelling.
+
+        Returns the space, points (classes x searches, D), class by class, and the classes that have any.
+        """
+
+        def drawn(number: int) -> Tensor:
+            rng = generator(problem.seed, "pool", number)
+            return truncated(problem.prior, self.truncation).sample(self.pool, rng=rng)
+
+        space = PoolSpace(drawn(0))
         labels = problem.labels.tolist()
         found: dict[int, Tensor] = {}
         for number in range(self.pools):
-            latents = first
-            if number > 0:
-                latents = source.sample(self.pool, rng=generator(problem.seed, "pool", number))
-            points = space.points_of(latents).clamp(-self.bound, self.bound)
+            points = space.points_of(drawn(number)) if number > 0 else space.points
+            points = points.clamp(-self.bound, self.bound)
             try:
                 predicted = problem.predicted_classes(space.latents(points, clip=False))
             except QueriesSpentError:
@@ -122,27 +119,7 @@ class BrepMi(QuerySearch):
             )
         # With fewer starts than searches, some start from the same point and take different ways.
         rows = [found[y][torch.arange(self.searches) % len(found[y])] for y in known]
-        return _Starts(space, torch.cat(rows), torch.tensor(known))
-
-    def select(self, problem: Problem, search: Search) -> Reconstructions:
-        latents, radii = (values.flatten(0, 1) for values in search.candidates())
-        rows = most_confident(radii, len(search.labels), self.keep)
-        chosen = latents[rows.to(latents.device)]
-        return Reconstructions(
-            images=render(problem.prior, chosen, batch_size=self.batch_size),
-            labels=search.labels.repeat_interleave(self.searches)[rows],
-            latents=chosen.cpu(),
-            losses=-radii[rows].float(),
-        )
-
-
-@dataclass(frozen=True)
-class _Starts:
-    """points: (classes x searches, D), class by class. labels: the classes that have any."""
-
-    space: PoolSpace
-    points: Tensor
-    labels: Tensor
+        return space, torch.cat(rows), torch.tensor(known)
 
 
 class _Spheres(Search):
@@ -152,18 +129,17 @@ class _Spheres(Search):
     the class, 0 at first.
     """
 
-    def __init__(self, attack: BrepMi, problem: Problem, starts: _Starts) -> None:
-        super().__init__(problem)
-        self.attack, self.space, self.labels = attack, starts.space, starts.labels
-        self.points = starts.points.clone()
-        self._unit = math.sqrt(self.space.width / _PUBLISHED_WIDTH)
-        self.radius = torch.full(
-            (len(self.points),), attack.radius * self._unit, dtype=torch.float64
-        )
+    def __init__(
+        self, attack: BrepMi, problem: Problem, space: PoolSpace, points: Tensor, labels: Tensor
+    ) -> None:
+        super().__init__(replace(problem, labels=labels), attack.iterations)
+        self.attack, self.space, self.points = attack, space, points
+        self._unit = math.sqrt(space.width / _PUBLISHED_WIDTH)
+        self.radius = torch.full((len(points),), attack.radius * self._unit, dtype=torch.float64)
         self.inside = torch.zeros_like(self.radius)
         self._idle = torch.zeros(len(self.points), dtype=torch.int64)
-        self._rngs = [generator(problem.seed, "search", y) for y in self.labels.tolist()]
-        missing = len(problem.labels) - len(self.labels)
+        self._rngs = self.problem.rngs("search")
+        missing = len(problem.labels) - len(labels)
         self.note = f", {missing} classes without a start" if missing else ""
 
     def advance(self, step: int) -> bool:
@@ -188,7 +164,7 @@ class _Spheres(Search):
         rows = (self._idle < attack.patience).nonzero().squeeze(1)
         directions = directions[rows]
         at, radius = self.points[rows], self.radius[rows]
-        labels = self.labels.repeat_interleave(attack.searches)[rows]
+        labels = self.problem.labels_of(self.points)[rows]
         around = at[:, None] + radius[:, None, None] * directions
         hit = self._predicted(around).view(len(rows), -1) == labels[:, None]
         grows = hit.double().mean(1) >= attack.inside
@@ -209,6 +185,4 @@ class _Spheres(Search):
         return self.problem.predicted_classes(self.space.latents(points, clip=False))
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        latents = self.space.latents(self.points, clip=False)
-        shape = (len(self.labels), self.attack.searches)
-        return latents.view(*shape, *latents.shape[1:]), self.inside.view(shape)
+        return self.space.latents(self.points, clip=False), self.inside

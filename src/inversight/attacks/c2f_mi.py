@@ -75,10 +75,6 @@ class C2fMi(ScoreSearch):
     keep: PositiveInt = 32
     """Reconstructions kept for each class."""
 
-    @property
-    def max_steps(self) -> int:
-        return 1 + self.generations
-
     def workload(self, prior: Prior) -> Workload:
         return self.limited_workload(self.population * (1 + self.generations + self.crops))
 
@@ -134,10 +130,9 @@ class _Evolution(Search):
     """One population for each class: points (L, population, D), and scores (L, population)."""
 
     def __init__(self, attack: C2fMi, problem: Problem) -> None:
-        super().__init__(problem)
+        super().__init__(problem, 1 + attack.generations)
         self.attack = attack
         pool = attack.classified_pool(problem)
-        self.latent_shape = pool.latents.shape[1:]
         self.space = PoolSpace(pool.latents)
         inverse_rng = generator(problem.seed, "inverse")
         inverted, confident = attack.invert(self.space, pool.scores, problem.labels, inverse_rng)
@@ -163,8 +158,7 @@ class _Evolution(Search):
         return True
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        latents = self.space.latents(self.points)
-        return latents.view(*self.scores.shape, *self.latent_shape), self.scores
+        return self.space.latents(self.points), self.scores.flatten()
 
 
 class _Inverse(nn.Module):

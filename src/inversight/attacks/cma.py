@@ -51,10 +51,6 @@ class CmaEs(ScoreSearch):
     """First step size, in standard deviations of the pool (Hansen 2016: about 0.3 of the range in
     which the optimum is expected)."""
 
-    @property
-    def max_steps(self) -> int:
-        return self.generations
-
     def workload(self, prior: Prior) -> Workload:
         width = prior.sample(1, rng=generator(0)).numel()
         tried = self.generations * self.population_size(width)
@@ -72,10 +68,9 @@ class _Strategies(Search):
     """All strategies of all classes, class by class."""
 
     def __init__(self, attack: CmaEs, problem: Problem) -> None:
-        super().__init__(problem)
+        super().__init__(problem, attack.generations)
         self.attack = attack
         pool = attack.classified_pool(problem)
-        self.latent_shape = pool.latents.shape[1:]
         self.space = PoolSpace(pool.latents)
         if self.space.width < 2:
             raise InputError(
@@ -83,15 +78,16 @@ class _Strategies(Search):
                 "choose another --attack"
             )
         self.population = attack.population_size(self.space.width)
-        self.strategies = []
-        rows_by_class = pool.best(problem.labels, attack.searches)
-        for rows, label in zip(rows_by_class, problem.labels.tolist(), strict=True):
-            for number, row in enumerate(rows.tolist()):
-                seed = derive_seed(problem.seed, "search", label, number)
-                score = float(pool.scores[row, label])
-                start = self.space.points[row].numpy().copy()
-                strategy = _Strategy(start, score, label, self.population, attack.step, seed)
-                self.strategies.append(strategy)
+        self.strategies = [
+            _Strategy(
+                self.space.points[row].numpy(), float(pool.scores[row, label]), label,
+                self.population, attack.step, derive_seed(problem.seed, "search", label, number),
+            )
+            for label, rows in zip(
+                problem.labels.tolist(), pool.best(problem.labels, attack.searches), strict=True
+            )
+            for number, row in enumerate(rows.tolist())
+        ]  # fmt: skip
 
     def advance(self, step: int) -> bool:
         active = [strategy for strategy in self.strategies if not strategy.ended]
@@ -108,10 +104,9 @@ class _Strategies(Search):
         return True
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        shape = (len(self.problem.labels), self.attack.searches)
         best = torch.from_numpy(np.stack([strategy.best for strategy in self.strategies]))
         scores = torch.tensor([strategy.score for strategy in self.strategies])
-        return self.space.latents(best).view(*shape, *self.latent_shape), scores.view(shape)
+        return self.space.latents(best), scores
 
 
 class _Strategy:
@@ -123,12 +118,10 @@ class _Strategy:
     ) -> None:  # fmt: skip
         from cmaes import CMA, SepCMA  # brings scipy.stats, which takes seconds
 
-        self.label = label
-        self.best = start.copy()
-        self.score = score
+        self.best, self.score, self.label = start, score, label
         kind = SepCMA if len(start) >= _WIDE else CMA
         self._strategy: Any = kind(
-            mean=start, sigma=step, population_size=population, seed=seed % 2**32
+            mean=start.copy(), sigma=step, population_size=population, seed=seed % 2**32
         )
         self.ended = False
 

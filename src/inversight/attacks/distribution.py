@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor
 
 from inversight.attacks.base_attack import Problem
 from inversight.attacks.constraints import Coordinates
-from inversight.attacks.gradient_search import Candidates, GradientSearch
-from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
+from inversight.attacks.gradient_search import Candidates, GradientSearch, ImageLoss
+from inversight.attacks.objectives import ObjectiveName
 from inversight.attacks.selection import truncated
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.seeding import generator
-from inversight.models.target import Target
 from inversight.priors.base import Prior
 from inversight.priors.descent import descend
 
@@ -58,21 +57,12 @@ class DistributionSearch(GradientSearch, ABC):
     def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
         """Return points (K, S, D) for standard normal ``noise`` (K, S, D)."""
 
-    @abstractmethod
-    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
-        """Return the optimiser of the variables."""
-
-    def image_loss(self, target: Target, prior: Prior) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return a function from images (N, C, H, W) and labels (N,) to losses (N,)."""
-        objective = OBJECTIVES[self.objective]
-        return lambda images, labels: objective(target(images), labels)
-
     def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor | None:
         """Return a term of each class's loss, (K,); may be estimated from the step's ``noise``."""
         return None
 
     def search(self, problem: Problem) -> Candidates:
-        loss = self.image_loss(problem.target, problem.prior)
+        loss = self.image_loss(problem)
         sample = truncated(problem.prior, self.truncation).sample(
             self.pool, rng=generator(problem.seed, "pool")
         )
@@ -82,12 +72,11 @@ class DistributionSearch(GradientSearch, ABC):
         for done, labels in enumerate(groups, start=1):
             latents.append(self._sampled(problem, labels, space, loss))
             problem.progress(done, len(groups), "distributions optimised")
-        return Candidates(torch.cat(latents), problem.labels.repeat_interleave(self.candidates))
+        return Candidates(torch.cat(latents))
 
     def _sampled(
-        self, problem: Problem, labels: Tensor, space: Coordinates,
-        loss: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:  # fmt: skip
+        self, problem: Problem, labels: Tensor, space: Coordinates, loss: ImageLoss
+    ) -> Tensor:
         """Optimise the distributions of some classes; return (len(labels) x candidates, ...) latents."""
         device = space.mean.device
         rngs = [generator(problem.seed, "noise", label) for label in labels.tolist()]

@@ -29,7 +29,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry
-from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NewConnectionError
+from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeout
 
 from inversight.attacks.queries import black_box
@@ -107,28 +107,24 @@ class Endpoint:
         """
         pictures = [_png(image) for image in to_uint8(images).cpu()]
         keys = [hashlib.sha256(picture).digest() for picture in pictures]
-        fresh = {k: p for k, p in zip(keys, pictures, strict=True) if k not in self._known}
-        answers: dict[bytes, Tensor] = {}
-        names = list(fresh)
-        for start in range(0, len(names), self.settings.batch):
-            some = names[start : start + self.settings.batch]
-            rows = self._ask([fresh[name] for name in some])
+        unknown = {k: p for k, p in zip(keys, pictures, strict=True) if k not in self._known}
+        fresh, answers = (
+            list(unknown.items()),
+            {k: self._known[k] for k in keys if k in self._known},
+        )
+        for start in range(0, len(fresh), self.settings.batch):
+            names, some = zip(*fresh[start : start + self.settings.batch], strict=True)
+            answers |= zip(names, self._ask(some), strict=True)
             self.sent += len(some)
-            answers.update(zip(some, rows, strict=True))
-        found = torch.stack([answers[k] if k in answers else self._known[k] for k in keys])
-        for name, row in answers.items():
-            if len(self._known) < self.settings.remembered:
-                self._known[name] = row
-        return found.to(images.device)
+        room = self.settings.remembered - len(self._known)
+        self._known |= {k: answers[k] for k, _ in fresh[: max(0, room)]}
+        return torch.stack([answers[k] for k in keys]).to(images.device)
 
-    def _ask(self, pictures: list[bytes]) -> Tensor:
+    def _ask(self, pictures: Sequence[bytes]) -> Tensor:
         """Return the answer (n, K) to one request, repeated until it succeeds or tries run out."""
         body = json.dumps({"images": [base64.b64encode(p).decode() for p in pictures]}).encode()
-        how = self.settings
-        retry = Retry(
-            how.retries, allowed_methods=None, backoff_factor=how.pause, backoff_max=how.longest
-        )  # fmt: skip
-        while True:
+        how, wait = self.settings, self.settings.pause
+        for retry in range(how.retries + 1):
             response = None
             try:
                 response = self._post(body)
@@ -138,15 +134,13 @@ class Endpoint:
                 # A refused connection is a timeout in urllib3's classes.
                 if isinstance(error, HTTPTimeout) and not isinstance(error, NewConnectionError):
                     reason = f"no answer within {how.timeout:g} s"
-            try:
-                retry = retry.increment("POST", how.url, response)
-            except MaxRetryError:
-                raise EndpointError(
-                    f"{self._name}: {reason}, in the last of {how.retries + 1} tries; "
-                    f"{self.sent:,} images were answered before"
-                ) from None
-            wait = max(how.pause, retry.get_backoff_time(), _retry_after(retry, response))
-            self.sleep(min(how.longest, wait))
+            if retry < how.retries:
+                self.sleep(min(how.longest, max(wait, _retry_after(response))))
+                wait *= 2.0
+        raise EndpointError(
+            f"{self._name}: {reason}, in the last of {how.retries + 1} tries; "
+            f"{self.sent:,} images were answered before"
+        )
 
     @cached_property
     def _connections(self) -> PoolManager:
@@ -192,16 +186,9 @@ class Endpoint:
 
     def _checked(self, answer: Any, count: int) -> Tensor:
         wants_scores = self.settings.access is Access.SCORES
-        if not isinstance(answer, dict) or not {"probabilities", "labels"} & set(answer):
-            expected = "probabilities" if wants_scores else "labels"
-            raise _WrongAnswerError(f'expected an answer {{"{expected}": [...]}}, found another')
-        if wants_scores and "probabilities" not in answer:
-            raise TargetError(
-                f"{self._name}: answers with labels alone; add ?access=label to the address, and "
-                "choose an --attack that needs no more"
-            )
-        if "probabilities" in answer:
-            scores = self._scores(answer["probabilities"], count)
+        given = answer if isinstance(answer, dict) else {}
+        if "probabilities" in given:
+            scores = self._scores(given["probabilities"], count)
             if wants_scores:
                 return scores
             if not self._warned:
@@ -210,18 +197,29 @@ class Endpoint:
                     "has too; only labels are used, remove ?access=label to use the scores"
                 )
                 self._warned = True
-            return _one_hot(scores.argmax(1), len(self.classes))
-        return _one_hot(self._labels(answer["labels"], count), len(self.classes))
+            labels = scores.argmax(1)
+        elif "labels" not in given:
+            expected = "probabilities" if wants_scores else "labels"
+            raise _WrongAnswerError(f'expected an answer {{"{expected}": [...]}}, found another')
+        elif wants_scores:
+            raise TargetError(
+                f"{self._name}: answers with labels alone; add ?access=label to the address, and "
+                "choose an --attack that needs no more"
+            )
+        else:
+            labels = self._labels(given["labels"], count)
+        # 0 for the label and -1 elsewhere, which cannot be mistaken for probabilities.
+        return F.one_hot(labels, len(self.classes)).float() - 1.0
 
     def _scores(self, rows: Any, count: int) -> Tensor:
         try:
             found = torch.tensor(rows, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             raise _WrongAnswerError("expected rows of probabilities, all as long") from None
-        if tuple(found.shape) != (count, len(self.classes)):
+        expected = (count, len(self.classes))
+        if found.shape != expected:
             raise _WrongAnswerError(
-                f"expected probabilities of shape {(count, len(self.classes))}, found "
-                f"{tuple(found.shape)}"
+                f"expected probabilities of shape {expected}, found {tuple(found.shape)}"
             )
         if not bool((found >= 0).all()) or bool(((found.sum(1) - 1).abs() > _SLACK).any()):
             raise _WrongAnswerError("expected probabilities, found rows that do not sum to 1")
@@ -233,12 +231,12 @@ class Endpoint:
             raise _WrongAnswerError(f"expected {count} labels, found {found}")
         position: dict[Any, int] = {name: i for i, name in enumerate(self.classes)}
         position |= {i: i for i in range(len(self.classes))}
-        unknown = next((x for x in rows if isinstance(x, (list, dict)) or x not in position), None)
-        if unknown is not None:
-            raise _WrongAnswerError(
-                f"label {unknown!r} is not among the {len(self.classes)} classes"
-            )
-        return torch.tensor([position[x] for x in rows])
+        for label in rows:
+            if isinstance(label, (list, dict)) or label not in position:
+                raise _WrongAnswerError(
+                    f"label {label!r} is not among the {len(self.classes)} classes"
+                )
+        return torch.tensor([position[label] for label in rows])
 
     @property
     def _name(self) -> str:
@@ -258,10 +256,11 @@ def read_spec(spec: str) -> EndpointSettings:
         )
     names = set(EndpointSettings.__dataclass_fields__) - {"url"}
     query = parse_qsl(parts.query, keep_blank_values=True)
-    url = urlunsplit(parts._replace(query=urlencode([(k, v) for k, v in query if k not in names])))
-    given = {k: v for k, v in query if k in names}
+    values = {k: v for k, v in query if k in names}
+    rest = urlencode([(k, v) for k, v in query if k not in names])
+    values["url"] = urlunsplit(parts._replace(query=rest))
     try:
-        found = from_mapping(EndpointSettings, {"url": url, **given}, where=f"--target {spec}: ")
+        found = from_mapping(EndpointSettings, values, where=f"--target {spec}: ")
     except ConfigError as error:
         raise TargetError(str(error)) from None
     if found.access is Access.WHITE_BOX:
@@ -316,20 +315,17 @@ def endpoint_target(
     Raises:
         TargetError: the address is wrong, or the service gives no usable answer.
     """
-    endpoint = Endpoint(read_spec(spec), tuple(classes), warn, headers=headers or {})
+    given = read_spec(spec)
+    # Fail early: nothing is lost yet.
+    early = replace(given, retries=min(1, given.retries))
+    endpoint = Endpoint(early, tuple(classes), warn, headers=headers or {})
     target = black_box(endpoint, classes=classes, image_shape=image_shape, spec=spec)
-    target = target.restricted(endpoint.settings.access)
-    given = endpoint.settings
     try:
-        # Fail early: nothing is lost yet.
-        endpoint.settings = replace(given, retries=min(1, given.retries))
         target(torch.full((1, *image_shape), 0.5))
     except EndpointError as error:
         raise TargetError(str(error)) from None
-    finally:
-        endpoint.settings = given
-    endpoint.sent = 0
-    return target, endpoint
+    endpoint.settings, endpoint.sent = given, 0
+    return target.restricted(given.access), endpoint
 
 
 class _WrongAnswerError(Exception):
@@ -342,14 +338,9 @@ def _png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Return 0 for the label and -1 elsewhere, which cannot be mistaken for probabilities."""
-    return F.one_hot(labels, classes).float() - 1.0
-
-
-def _retry_after(retry: Retry, response: BaseHTTPResponse | None) -> float:
+def _retry_after(response: BaseHTTPResponse | None) -> float:
     """Return the seconds that a service asks to wait, given as a number or a date; else 0."""
     try:
-        return 0.0 if response is None else retry.get_retry_after(response) or 0.0
+        return 0.0 if response is None else Retry().get_retry_after(response) or 0.0
     except InvalidHeader:
         return 0.0

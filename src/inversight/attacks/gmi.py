@@ -10,30 +10,32 @@ the critic that it was trained against. Differences from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import loss_with_critic, require_critic
+from inversight.attacks.base import require_critic
 from inversight.attacks.constraints import Coordinates
-from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem, LatentSearch
-from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.workload import Workload
+from inversight.attacks.gradient_search import (
+    Candidates,
+    ImageLoss,
+    Improve,
+    LatentProblem,
+    LatentSearch,
+)
+from inversight.attacks.objectives import ObjectiveName
 from inversight.core.config import Fraction, settings
-from inversight.models.target import Target
-from inversight.priors.base import Prior
 from inversight.priors.descent import descend
-
-ImageLoss = Callable[[Tensor, Tensor], Tensor]
-"""Images (N, C, H, W) and labels (N,) -> losses (N,)."""
 
 
 @settings
 class Gmi(LatentSearch):
     """GMI: descend identity loss and the critic's prior loss together, by momentum."""
+
+    uses_critic: ClassVar[bool] = True
 
     truncation: Fraction = 1.0
     """Truncation of the pool towards the mean latent (paper: none, 1)."""
@@ -50,17 +52,14 @@ class Gmi(LatentSearch):
     bound: PositiveFloat = 1.0
     """Standard deviations from the mean beyond which latents are clipped (published code: 1)."""
 
-    def check(self, target: Target, prior: Prior) -> None:
-        super().check(target, prior)
-        require_critic(self, prior)
-
-    def workload(self, prior: Prior) -> Workload:
-        return replace(super().workload(prior), loss=loss_with_critic(prior))
-
     def identity_loss(self, problem: LatentProblem) -> ImageLoss:
         """Return the loss that draws images to their class."""
-        objective = OBJECTIVES[self.objective]
-        return lambda images, labels: objective(problem.target(images), labels)
+        return self.image_loss(problem)
+
+    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            variables, lr=self.learning_rate, momentum=self.momentum, nesterov=True
+        )
 
     def begin(self, problem: LatentProblem) -> Improve:
         critic = require_critic(self, problem.prior)
@@ -78,10 +77,8 @@ class Gmi(LatentSearch):
 
             (points,) = descend(
                 clip([space.points(start)]), losses, steps=self.steps, constrain=clip,
-                optimiser=lambda v: torch.optim.SGD(
-                    v, lr=self.learning_rate, momentum=self.momentum, nesterov=True
-                ),
+                optimiser=self.optimiser,
             )  # fmt: skip
-            return Candidates(space.latents(points), labels)
+            return Candidates(space.latents(points))
 
         return improve

@@ -8,36 +8,37 @@ confident samples of a pool, and an attack says how they are improved (:meth:`La
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions
+from inversight.attacks.base import Reconstructions, loss_with_critic, require_critic
 from inversight.attacks.base_attack import Problem
-from inversight.attacks.selection import CandidateSelection, Pool, classified_pool
+from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
+from inversight.attacks.selection import CandidateSelection, Pool, best_of, classified_pool
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.device import reduced_precision
-from inversight.core.progress import Progress
+from inversight.core.progress import Progress, part_of
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
+from inversight.priors.descent import descend
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Candidates of all classes, class by class and as many of each.
 
-    latents: (N, ...). labels: (N,). images: (N, C, H, W) on the CPU, if they are not what the prior
-    generates from the latents.
+    latents: (N, ...). images: (N, C, H, W) on the CPU, if they are not what the prior generates from
+    the latents.
     """
 
     latents: Tensor
-    labels: Tensor
     images: Tensor | None = None
 
 
@@ -55,6 +56,9 @@ class Pixels:
         return latents.to(self.device).clamp(0.0, 1.0)
 
 
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""Images (N, C, H, W) and labels (N,) -> losses (N,)."""
+
 _PROGRESS_STEPS = 1000
 """Steps of the progress; the last one is the selection."""
 
@@ -63,12 +67,16 @@ _PROGRESS_STEPS = 1000
 class GradientSearch(CandidateSelection, ABC):
     """A white-box attack: it finds candidates by gradients and keeps those that survive crops."""
 
+    access: ClassVar[Access] = Access.WHITE_BOX
+    uses_critic: ClassVar[bool] = False
+    """Whether the loss needs the prior's critic."""
+
+    objective: ObjectiveName
+    """The loss of the target's logits."""
     steps: PositiveInt
     """Gradient steps of the search."""
-
-    @property
-    def access(self) -> Access:
-        return Access.WHITE_BOX
+    learning_rate: PositiveFloat
+    """Step size."""
 
     @property
     def image_steps(self) -> int:
@@ -84,31 +92,48 @@ class GradientSearch(CandidateSelection, ABC):
             backward=self.image_steps,
             scales="candidates",
             limited=("keep", "candidates"),
+            loss=loss_with_critic(prior) if self.uses_critic else None,
         )
+
+    def check(self, target: Target, prior: Prior) -> None:
+        super().check(target, prior)
+        if self.uses_critic:
+            require_critic(self, prior)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the objective (N,) of logits (N, K) and labels (N,)."""
+        return OBJECTIVES[self.objective](logits, labels)
+
+    def image_loss(self, problem: Problem) -> ImageLoss:
+        """Return the loss that is descended, as a function of images."""
+        return lambda images, labels: self.loss(problem.target(images), labels)
+
+    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the optimiser of the search."""
+        return torch.optim.Adam(variables, lr=self.learning_rate)
 
     @abstractmethod
     def search(self, problem: Problem) -> Candidates:
         """Return ``candidates`` candidates of each class, or fewer."""
 
     def reconstruct(self, problem: Problem) -> Reconstructions:
-        def search_progress(done: int, total: int, note: str = "") -> None:
-            problem.progress(round((_PROGRESS_STEPS - 1) * done / total), _PROGRESS_STEPS, note)
-
-        found = self.search(replace(problem, progress=search_progress))
+        whole = _PROGRESS_STEPS
+        part = part_of(problem.progress, before=0, share=whole - 1, whole=whole)
+        found = self.search(replace(problem, progress=part))
         reconstructions = self.select(problem, found)
-        problem.progress(_PROGRESS_STEPS, _PROGRESS_STEPS, "reconstructions selected")
+        problem.progress(whole, whole, "reconstructions selected")
         return reconstructions
 
     def select(self, problem: Problem, found: Candidates) -> Reconstructions:
         """Return the candidates that survive random crops."""
-        shown = found.latents
+        shown, labels = found.latents, problem.labels_of(found.latents)
         if found.images is not None:
             channels, height, width = found.images.shape[1:]
             prior = Pixels((channels, height, width), problem.device)
             problem, shown = replace(problem, prior=prior), found.images
         rng = generator(problem.seed, "crops")
-        confidence = self.robust_confidence(problem, shown, found.labels, rng=rng)
-        best, rows = self.best(problem.prior, shown, found.labels, confidence)
+        sure = self.robust_confidence(problem, shown, labels, rng=rng)
+        best, rows = best_of(problem, shown, labels, 1.0 - sure, ranking=sure, keep=self.keep)
         return replace(best, latents=found.latents[rows.to(found.latents.device)].cpu())
 
 
@@ -150,31 +175,41 @@ class LatentSearch(GradientSearch, ABC):
         """Return a function from latents (N, ...) to the target's logits (N, K), differentiable."""
         return lambda latents: target(prior(latents))
 
-    @abstractmethod
     def begin(self, problem: LatentProblem) -> Improve:
-        """Return the function that improves a batch of candidates."""
+        """Return the function that improves a batch of candidates: by default the plain descent."""
+        return self.descent(problem)
 
-    def improved(self, problem: LatentProblem, start: Candidates, progress: Progress) -> Candidates:
-        """Return all candidates improved, batch by batch; an attack may drop some on the way."""
-        improve = self.begin(problem)
-        latents, labels = (x.split(self.batch_size) for x in (start.latents, start.labels))
+    def descent(
+        self, problem: LatentProblem, *, rate: Callable[[float], float] | None = None,
+        constrain: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+    ) -> Improve:  # fmt: skip
+        """Return the descent of the objective in latents; see :func:`descend` for the options."""
+
+        def improve(start: Tensor, labels: Tensor) -> Candidates:
+            (latents,) = descend(
+                [start], lambda variables: [self.loss(problem.logits(variables[0]), labels)],
+                optimiser=self.optimiser, steps=self.steps, rate=rate, constrain=constrain,
+            )  # fmt: skip
+            return Candidates(latents)
+
+        return improve
+
+    def improved(self, problem: LatentProblem, start: Tensor, progress: Progress) -> Candidates:
+        """Return all latents (N, ...) improved, batch by batch; an attack may drop some on the way."""
+        improve, labels = self.begin(problem), problem.labels_of(start).to(start.device)
+        parts = [x.split(self.batch_size) for x in (start, labels)]
         batches = []
-        for done, (some, wanted) in enumerate(zip(latents, labels, strict=True), start=1):
-            batches.append(improve(some, wanted.to(some.device)))
-            progress(done, len(latents), "latents optimised")
+        for done, (latents, wanted) in enumerate(zip(*parts, strict=True), start=1):
+            batches.append(improve(latents, wanted))
+            progress(done, len(parts[0]), "latents optimised")
         images = [batch.images for batch in batches if batch.images is not None]
         return Candidates(
-            torch.cat([batch.latents for batch in batches]),
-            start.labels,
-            torch.cat(images) if images else None,
+            torch.cat([batch.latents for batch in batches]), torch.cat(images) if images else None
         )
 
     def search(self, problem: Problem) -> Candidates:
         pool = classified_pool(problem, self.pool, truncation=self.truncation)
-        start = Candidates(
-            pool.latents[pool.best(problem.labels, self.candidates)].flatten(0, 1),
-            problem.labels.repeat_interleave(self.candidates),
-        )
+        start = pool.latents[pool.best(problem.labels, self.candidates)].flatten(0, 1)
         with reduced_precision(problem.device, self.half):
             logits = self.logits(problem.target, problem.prior)
             latent_problem = LatentProblem(**vars(problem), pool=pool, logits=logits)

@@ -12,7 +12,7 @@ searched together, each within an L1 ball around its start in that layer. Differ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,13 +22,12 @@ from torch import Tensor
 from inversight.attacks.base import require_intermediate
 from inversight.attacks.constraints import project_to_l1_ball
 from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem
-from inversight.attacks.objectives import OBJECTIVES
 from inversight.attacks.plug_and_play import DescentInW
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.models.target import Target
 from inversight.priors.base import BlockFeatures, Intermediate, Prior
-from inversight.priors.descent import Losses, descend
+from inversight.priors.descent import descend
 
 _WIDTH = 512
 """Coordinates of W for which the radii are published."""
@@ -66,43 +65,38 @@ class IfGmi(DescentInW):
         return work
 
     def begin(self, problem: LatentProblem) -> Improve:
-        objective = OBJECTIVES[self.objective]
         prior = require_intermediate(self, problem.prior)
 
-        def search(start: Sequence[Tensor], losses: Losses, layer: int) -> list[Tensor]:
-            def near(variables: Sequence[Tensor]) -> list[Tensor]:
-                radius = (layer + 1) * self.radius * start[0][0].numel() / _WIDTH
-                return [
-                    project_to_l1_ball(one, centre, radius)
-                    for one, centre in zip(variables, start, strict=True)
-                ]
-
+        def search(
+            start: list[Tensor],
+            logits: Callable[[Sequence[Tensor]], Tensor],
+            labels: Tensor,
+            layer: int,
+        ) -> list[Tensor]:
+            radius = (layer + 1) * self.radius * start[0][0].numel() / _WIDTH
             return descend(
-                start, losses, constrain=near, steps=self.layer_steps if layer else self.steps,
-                optimiser=self.optimiser,
+                start, lambda v: [self.loss(logits(v), labels)], optimiser=self.optimiser,
+                steps=self.layer_steps if layer else self.steps,
+                constrain=lambda v: [
+                    project_to_l1_ball(one, centre, radius)
+                    for one, centre in zip(v, start, strict=True)
+                ],
             )  # fmt: skip
 
         def improve(start: Tensor, labels: Tensor) -> Candidates:
-            def latent_loss(variables: Sequence[Tensor]) -> list[Tensor]:
-                return [objective(problem.logits(variables[0]), labels)]
-
-            (w,) = search([start], latent_loss, 0)
+            (w,) = search([start], lambda v: problem.logits(v[0]), labels, layer=0)
             state: BlockFeatures | None = None
             for layer in range(1, min(self.layers, prior.blocks - 1) + 1):
                 with torch.no_grad():
                     begun = prior.until(layer, w, state)
 
-                def feature_loss(
-                    variables: Sequence[Tensor], begun: BlockFeatures = begun
-                ) -> list[Tensor]:
-                    w, features = variables
-                    images = prior.finish(replace(begun, features=features), w)
-                    return [objective(problem.target(images), labels)]
+                def logits(v: Sequence[Tensor], begun: BlockFeatures = begun) -> Tensor:
+                    return problem.target(prior.finish(replace(begun, features=v[1]), v[0]))
 
-                w, features = search([w, begun.features], feature_loss, layer)
+                w, features = search([w, begun.features], logits, labels, layer)
                 state = replace(begun, features=features)
             with torch.no_grad():
                 images = problem.prior(w) if state is None else prior.finish(state, w)
-            return Candidates(w, labels, images.cpu())
+            return Candidates(w, images.cpu())
 
         return improve

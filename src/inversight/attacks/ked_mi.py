@@ -12,25 +12,26 @@ from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.attacks.base import loss_with_critic, require_critic
+from inversight.attacks.base import require_critic
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.distribution import DistributionSearch
-from inversight.attacks.workload import Workload
+from inversight.attacks.gradient_search import ImageLoss
 from inversight.core.config import settings
-from inversight.models.target import Target
-from inversight.priors.base import Prior
 
 
 @settings
 class KedMi(DistributionSearch):
     """KED-MI's recovery: mean and deviations of a Gaussian, one sample a step (paper: 1,500 steps)."""
+
+    uses_critic: ClassVar[bool] = True
 
     identity_weight: PositiveFloat = 100.0
     """Weight of the identity loss beside the prior loss (published: 100)."""
@@ -38,13 +39,6 @@ class KedMi(DistributionSearch):
     """Adam's step size (published: 0.02)."""
     start_log_variance: float = 1.0
     """Initial logarithm of the variances; initial means are 0 (published: 1)."""
-
-    def check(self, target: Target, prior: Prior) -> None:
-        super().check(target, prior)
-        require_critic(self, prior)
-
-    def workload(self, prior: Prior) -> Workload:
-        return replace(super().workload(prior), loss=loss_with_critic(prior))
 
     def start(self, classes: int, width: int) -> list[Tensor]:
         """Return means and logarithms of variances, both (K, D)."""
@@ -55,12 +49,9 @@ class KedMi(DistributionSearch):
         mean, log_variance = variables
         return mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
 
-    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(variables, lr=self.learning_rate)
-
-    def image_loss(self, target: Target, prior: Prior) -> Callable[[Tensor, Tensor], Tensor]:
-        critic = require_critic(self, prior)
-        identity = super().image_loss(target, prior)
+    def image_loss(self, problem: Problem) -> ImageLoss:
+        critic = require_critic(self, problem.prior)
+        identity = super().image_loss(problem)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             # -log sigmoid of the critic's logit, which the published code writes as

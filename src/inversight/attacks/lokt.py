@@ -14,7 +14,7 @@ runs on the surrogates, without further queries. Differences from the paper:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -38,6 +38,8 @@ from inversight.settings import Training
 class Lokt(BaseAttack):
     """LOKT: surrogates that learn the target's labels are attacked in its place, with their gradients."""
 
+    access: ClassVar[Access] = Access.LABEL
+
     images: PositiveInt = 50_000
     """Samples of the prior that the target labels; there are no other queries (paper: 500 for each class
     for the surrogates, besides those of its generator's training)."""
@@ -53,10 +55,6 @@ class Lokt(BaseAttack):
     """Largest weight of an image of a rare class, relative to one of the most frequent class."""
     white_box: PlugAndPlay = Field(default_factory=PlugAndPlay)
     """The attack on the surrogates."""
-
-    @property
-    def access(self) -> Access:
-        return Access.LABEL
 
     @property
     def keep(self) -> int:
@@ -85,7 +83,7 @@ class Lokt(BaseAttack):
         target, prior, labels, seed = problem.target, problem.prior, problem.labels, problem.seed
         total = self.surrogates + 2
         latents = truncated(prior, self.truncation).sample(self.images, rng=generator(seed, "pool"))
-        labelled = label_images(target, prior, latents, batch_size=self.batch_size).images
+        labelled = label_images(problem, latents, batch_size=self.batch_size).images
         problem.progress(1, total, f"{problem.meter.used:,} images labelled")
         counts = torch.bincount(labelled.labels, minlength=len(target.classes))
         known = labels[counts[labels] > 0]
@@ -97,12 +95,11 @@ class Lokt(BaseAttack):
                 "reconstruct; raise images, or take a prior nearer to the classes"
             )
         weights = (counts.max() / counts.clamp_min(1)).clamp(max=self.balance)[labelled.labels]
+        variation = Variation(weights=weights / weights.mean())
         surrogates = []
         for surrogate in train_surrogates(
-            labelled, count=self.surrogates, training=self.training, seed=seed,
-            variation=Variation(weights=weights / weights.mean()),
-            image_shape=prior.image_shape, device=latents.device,
-        ):  # fmt: skip
+            problem, labelled, count=self.surrogates, training=self.training, variation=variation
+        ):
             surrogates.append(surrogate)
             problem.progress(len(surrogates) + 1, total, "surrogates trained")
         ensemble = replace(surrogates[0], module=Ensemble(surrogates), mean=(0.0,), std=(1.0,))

@@ -19,9 +19,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.gmi import Gmi, ImageLoss
-from inversight.attacks.gradient_search import LatentProblem
-from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
+from inversight.attacks.gmi import Gmi
+from inversight.attacks.gradient_search import ImageLoss, LatentProblem
+from inversight.attacks.objectives import ObjectiveName
 from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import distillation, label_images, train_surrogates
 from inversight.attacks.workload import SurrogateWork, Workload
@@ -84,7 +84,6 @@ class Lomma(Gmi):
             raise _without_features(self, str(error)) from error
 
     def identity_loss(self, problem: LatentProblem) -> ImageLoss:
-        objective = OBJECTIVES[self.objective]
         pooled = PooledEmbedding("target", problem.target)
         mean = self._mean_features(problem, pooled)
         surrogates = self._surrogates(problem)
@@ -93,7 +92,7 @@ class Lomma(Gmi):
             features, logits = pooled.with_logits(images)
             distance = (features - mean).square().mean(1)
             all_logits = [logits, *(surrogate(images) for surrogate in surrogates)]
-            identity = torch.stack([objective(one, labels) for one in all_logits]).mean(0)
+            identity = torch.stack([self.loss(one, labels) for one in all_logits]).mean(0)
             return identity + self.feature_weight * distance
 
         return loss
@@ -105,12 +104,10 @@ class Lomma(Gmi):
         rng = generator(problem.seed, "distillation")
         latents = truncated(problem.prior, self.truncation).sample(self.images, rng=rng)
         # Not by batch_size: it changes answers by rounding, and training amplifies that.
-        size = self.training.batch_size
-        labelled = label_images(problem.target, problem.prior, latents, batch_size=size)
+        labelled = label_images(problem, latents, batch_size=self.training.batch_size)
         surrogates = train_surrogates(
-            labelled.images, count=self.surrogates, training=self.training, seed=problem.seed,
+            problem, labelled.images, count=self.surrogates, training=self.training,
             variation=distillation(labelled.answers, self.temperature),
-            image_shape=problem.prior.image_shape, device=latents.device,
         )  # fmt: skip
         return list(surrogates)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from inversight.attacks.base_attack import Problem
 from inversight.attacks.gradient_search import Candidates, GradientSearch
-from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
+from inversight.attacks.objectives import ObjectiveName
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.core.seeding import generator
@@ -39,6 +40,9 @@ class MiFace(GradientSearch):
 
     Only the device of the prior's images is used. Images have the target's input size.
     """
+
+    joint: ClassVar[bool] = True
+    """Classes must be attacked together: a batch's statistics are those of all of them."""
 
     objective: ObjectiveName = "cross-entropy"
     """The loss (DeepInversion: cross-entropy; MI-Face: 1 - confidence)."""
@@ -56,11 +60,6 @@ class MiFace(GradientSearch):
     """Images whose statistics are computed together, of all classes in turn; all are in memory at once
     (DeepInversion: 256)."""
 
-    @property
-    def joint(self) -> bool:
-        """Whether classes must be attacked together: a batch's statistics are those of all of them."""
-        return True
-
     def workload(self, prior: Prior) -> Workload:
         def loss(target: Target, images: Tensor) -> Tensor:
             return self._loss(target, images, images, torch.zeros(len(images), dtype=torch.int64))
@@ -69,10 +68,7 @@ class MiFace(GradientSearch):
 
     def search(self, problem: Problem) -> Candidates:
         shape = (self.candidates, *problem.target.image_shape)
-        noise = [
-            torch.randn(shape, generator=generator(problem.seed, "start", label))
-            for label in problem.labels.tolist()
-        ]
+        noise = [torch.randn(shape, generator=rng) for rng in problem.rngs("start")]
         # The first candidate of every class, then the second of every class, and so on.
         starts = torch.stack(noise, dim=1).flatten(0, 1).split(self.group)
         groups = problem.labels.repeat(self.candidates).split(self.group)
@@ -82,7 +78,7 @@ class MiFace(GradientSearch):
             problem.progress(done, len(groups), "pixels optimised")
         by_candidate = torch.cat(found).unflatten(0, (self.candidates, -1))
         images = by_candidate.transpose(0, 1).flatten(0, 1)
-        return Candidates(images, problem.labels.repeat_interleave(self.candidates), images)
+        return Candidates(images, images)
 
     def _images(self, problem: Problem, noise: Tensor, labels: Tensor) -> Tensor:
         """Return images (N, C, S, S) in [0, 1] of the labels (N,), on the CPU, from normal noise."""
@@ -102,15 +98,14 @@ class MiFace(GradientSearch):
             return [self._loss(target, pixels * std + mean, pixels, labels)]
 
         (pixels,) = descend(
-            clip([noise]), losses, steps=self.steps, constrain=clip,
-            optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate),
-        )  # fmt: skip
+            clip([noise]), losses, optimiser=self.optimiser, steps=self.steps, constrain=clip
+        )
         return (pixels * std + mean).clamp(0.0, 1.0).cpu()
 
     def _loss(self, target: Target, images: Tensor, pixels: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of images (N, C, S, S), which are ``pixels`` before normalisation."""
         with record_batch_norms(target.module) as layers:
-            loss = OBJECTIVES[self.objective](target(images), labels.to(images.device)).mean()
+            loss = self.loss(target(images), labels.to(images.device)).mean()
         loss = loss + self.variation_weight * total_variation(pixels)
         return loss + self.statistics_weight * sum(map(statistics_gap, layers))
 

@@ -10,17 +10,13 @@ The constants are those of the published code. Differences from it:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor
 
 from inversight.attacks.constraints import PSpace
-from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem, LatentSearch
-from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
+from inversight.attacks.gradient_search import Improve, LatentProblem, LatentSearch
+from inversight.attacks.objectives import ObjectiveName
 from inversight.core.config import Fraction, settings
-from inversight.priors.descent import descend, ramp
+from inversight.priors.descent import ramp
 
 
 @settings
@@ -44,18 +40,5 @@ class Mirror(LatentSearch):
     which are then clipped as they are."""
 
     def begin(self, problem: LatentProblem) -> Improve:
-        objective = OBJECTIVES[self.objective]
         space = PSpace.of(problem.pool.latents, slope=self.slope, bound=self.bound)
-
-        def improve(start: Tensor, labels: Tensor) -> Candidates:
-            def losses(variables: Sequence[Tensor]) -> list[Tensor]:
-                return [objective(problem.logits(variables[0]), labels)]
-
-            (latents,) = descend(
-                [start], losses, steps=self.steps, rate=ramp,
-                optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate),
-                constrain=lambda v: [space.clipped(v[0])],
-            )  # fmt: skip
-            return Candidates(latents, labels)
-
-        return improve
+        return self.descent(problem, rate=ramp, constrain=lambda v: [space.clipped(v[0])])

@@ -14,6 +14,7 @@ public images. The constants are those of the published code. Differences from i
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,10 +56,6 @@ class MirrorGenetic(ScoreSearch):
     which are then clipped and mutated as they are."""
     candidates: PositiveInt = 100
     """Best distinct individuals of a class that are tried with crops at the end."""
-
-    @property
-    def max_steps(self) -> int:
-        return self.generations if self.population > 1 else 0
 
     def workload(self, prior: Prior) -> Workload:
         children = self.generations * (self.population - 1)
@@ -114,7 +111,7 @@ class _Populations(Search):
     """One population for each class, and the best distinct individuals of all its generations."""
 
     def __init__(self, attack: MirrorGenetic, problem: Problem) -> None:
-        super().__init__(problem)
+        super().__init__(problem, attack.generations if attack.population > 1 else 0)
         self.attack = attack
         pool = attack.classified_pool(problem)
         self.space = PSpace.of(pool.latents, slope=attack.slope, bound=attack.bound)
@@ -144,7 +141,5 @@ class _Populations(Search):
         return True
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        return (
-            torch.stack([best.latents for best in self.best]),
-            torch.stack([best.scores for best in self.best]),
-        )
+        best = functools.reduce(Individuals.joined, self.best)
+        return best.latents, best.scores

@@ -9,7 +9,7 @@ such as a pool or surrogates, for itself.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,17 +23,12 @@ from inversight.models.target import Target
 from inversight.priors.base import Prior
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """The labels (L,) of one process, maybe none, and the attack with their part of its queries."""
-
-    attack: Attack
-    labels: Tensor
-
-
-def assignments(attack: Attack, prior: Prior, labels: Tensor, processes: int) -> list[Assignment]:
+def assignments(
+    attack: Attack, prior: Prior, labels: Tensor, processes: int
+) -> list[tuple[Attack, Tensor]]:
     """Divide ``labels`` (K,) among processes, in order; the last ones may get none.
 
+    Returns the labels of each process, and the attack with their part of its queries.
     The first process gets all classes of a joint attack. A limit of queries holds for all processes
     together, each of which sends the pool: no more of them get classes than it covers pools.
     """
@@ -42,12 +37,8 @@ def assignments(attack: Attack, prior: Prior, labels: Tensor, processes: int) ->
     if limit is not None and pool > 0:
         working = max(1, min(working, limit // pool))
     parts = [*labels.tensor_split(working), *[labels[:0]] * (processes - working)]
-    return [
-        Assignment(
-            share_queries(attack, prior, len(part), of=max(1, len(labels)), pools=working), part
-        )
-        for part in parts
-    ]
+    of = max(1, len(labels))
+    return [(share_queries(attack, prior, len(p), of=of, pools=working), p) for p in parts]
 
 
 @dataclass(frozen=True)
@@ -76,13 +67,13 @@ def run_assigned(
         QueriesSpentError: as in :func:`~inversight.attacks.run_attack`.
     """
     require_access(attack, target)
-    own = assignments(attack, prior, labels, processes.count)[processes.index]
-    if len(own.labels) == 0:
+    attack, labels = assignments(attack, prior, labels, processes.count)[processes.index]
+    if len(labels) == 0:
         return PartialResult(None, 0)
     meter = QueryMeter()  # also counts if nothing is found
     allowed = metered(target, attack.access, meter)
     try:
-        found = run_attack(own.attack, allowed, prior, own.labels, rng=rng, progress=progress)
+        found = run_attack(attack, allowed, prior, labels, rng=rng, progress=progress)
     except NoSampleError as error:
         return PartialResult(None, meter.used, str(error))
     return PartialResult(found, meter.used)
@@ -101,16 +92,11 @@ def gather(part: PartialResult, processes: Processes) -> Reconstructions | None:
     with processes.together():
         if not any(found for _, found, _ in summaries):
             raise NoSampleError(next(reason for *_, reason in summaries if reason))
-    parts = processes.to_main(None if part.found is None else _tensors(part.found))
+    tensors = None
+    if part.found is not None:
+        tensors = {k: v for k, v in vars(part.found).items() if isinstance(v, Tensor)}
+    parts = processes.to_main(tensors)
     if parts is None:
         return None
-    whole = {
-        name: torch.cat([one[name] for one in parts]) if len(parts) > 1 else tensor
-        for name, tensor in parts[0].items()
-    }
+    whole = {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
     return Reconstructions(**whole, queries=sum(sent for sent, *_ in summaries))
-
-
-def _tensors(found: Reconstructions) -> dict[str, Tensor]:
-    values = {field.name: getattr(found, field.name) for field in fields(found)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

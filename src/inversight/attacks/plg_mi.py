@@ -22,7 +22,7 @@ from inversight.attacks.base import require_conditional
 from inversight.attacks.base_attack import Problem
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.gradient_search import Candidates, GradientSearch
-from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
+from inversight.attacks.objectives import ObjectiveName
 from inversight.core.config import settings
 from inversight.core.seeding import generator
 from inversight.models.target import Target
@@ -69,11 +69,10 @@ class PlgMi(GradientSearch):
             for start in samples[: self.candidates].split(self.batch_size):
                 latents.append(self._improved(problem, start, label, space))
             problem.progress(done, len(problem.labels), "latents optimised")
-        return Candidates(torch.cat(latents), problem.labels.repeat_interleave(self.candidates))
+        return Candidates(torch.cat(latents))
 
     def _improved(self, problem: Problem, start: Tensor, label: int, space: Coordinates) -> Tensor:
         """Improve latents (N, ...) of one class; every batch sees the same transformations."""
-        objective = OBJECTIVES[self.objective]
         labels = torch.full((len(start),), label, device=start.device)
         rng = generator(problem.seed, "transformations", label)
 
@@ -84,10 +83,9 @@ class PlgMi(GradientSearch):
                 for _ in range(self.transformations)
             ]
             # In one part: parts are differentiated one by one and may not share a graph.
-            return [torch.stack([objective(problem.target(x), labels) for x in transformed])]
+            return [torch.stack([self.loss(problem.target(x), labels) for x in transformed])]
 
         (points,) = descend(
-            [space.points(start)], losses, steps=self.steps,
-            optimiser=lambda v: torch.optim.Adam(v, lr=self.learning_rate),
-        )  # fmt: skip
+            [space.points(start)], losses, optimiser=self.optimiser, steps=self.steps
+        )
         return space.latents(points)

@@ -8,7 +8,7 @@ Two additions to the paper are off by default: candidates that fall behind are d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,8 +16,8 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from inversight.attacks.gradient_search import Candidates, Improve, LatentProblem, LatentSearch
-from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
+from inversight.attacks.gradient_search import Candidates, LatentProblem, LatentSearch
+from inversight.attacks.objectives import ObjectiveName
 from inversight.attacks.selection import most_confident
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
@@ -26,7 +26,6 @@ from inversight.core.progress import Progress, part_of
 from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors.base import Prior
-from inversight.priors.descent import descend
 
 
 @settings
@@ -41,7 +40,6 @@ class DescentInW(LatentSearch):
     """Adam's betas (paper: 0.1, 0.1)."""
 
     def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
-        """Return the optimiser of the latents."""
         return torch.optim.Adam(variables, lr=self.learning_rate, betas=self.betas)
 
 
@@ -101,33 +99,18 @@ class PlugAndPlay(DescentInW):
 
         return counted
 
-    def begin(self, problem: LatentProblem) -> Improve:
-        objective = OBJECTIVES[self.objective]
-
-        def improve(start: Tensor, labels: Tensor) -> Candidates:
-            def losses(variables: Sequence[Tensor]) -> list[Tensor]:
-                return [objective(problem.logits(variables[0]), labels)]
-
-            (latents,) = descend([start], losses, steps=self.steps, optimiser=self.optimiser)
-            return Candidates(latents, labels)
-
-        return improve
-
-    def improved(self, problem: LatentProblem, start: Candidates, progress: Progress) -> Candidates:
-        found, classes, done = start, len(problem.labels), 0
+    def improved(self, problem: LatentProblem, start: Tensor, progress: Progress) -> Candidates:
+        latents, classes, done = start, len(problem.labels), 0
         for number, (steps, left) in enumerate(self.rungs):
-            share = len(found.latents) // classes * steps
-
+            share = len(latents) // classes * steps
             part = part_of(progress, before=done, share=share, whole=self.image_steps)
             rung = replace(self, steps=steps, halvings=0)
-            found = super(PlugAndPlay, rung).improved(problem, found, part)
+            latents = super(PlugAndPlay, rung).improved(problem, latents, part).latents
             done += share
-            if left * classes < len(found.latents):
+            if left * classes < len(latents):
                 confidence = self.robust_confidence(
-                    problem, found.latents, found.labels, crops=self._halving_crops,
+                    problem, latents, problem.labels_of(latents), crops=self._halving_crops,
                     rng=generator(problem.seed, "halving", number),
                 )  # fmt: skip
-                rows = most_confident(confidence, classes, left)
-                latents = found.latents[rows.to(found.latents.device)]
-                found = Candidates(latents, found.labels[rows])
-        return found
+                latents = latents[most_confident(confidence, classes, left).to(latents.device)]
+        return Candidates(latents)

@@ -56,22 +56,22 @@ class _AnswersOnly(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Meters:
-    """The ``before`` hook of a metered target: count in every meter, then call the hook it replaces."""
+class _Metered:
+    """The ``before`` hook of a metered target: count in the meter, after the hook that it replaces."""
 
-    meters: tuple[QueryMeter, ...]
+    meter: QueryMeter
     replaced: Callable[[int], None] | None
 
     def check(self, images: int) -> None:
-        for meter in self.meters:
-            meter.check(images)
+        self.meter.check(images)
+        if isinstance(self.replaced, _Metered):
+            self.replaced.check(images)
 
     def __call__(self, images: int) -> None:
         self.check(images)
         if self.replaced is not None:
             self.replaced(images)
-        for meter in self.meters:
-            meter.used += images
+        self.meter.used += images
 
 
 def metered(target: Target, access: Access, meter: QueryMeter) -> Target:
@@ -80,14 +80,9 @@ def metered(target: Target, access: Access, meter: QueryMeter) -> Target:
     Below white-box access only the network's answers are left, without gradients. A metered target
     can be metered again: all meters count, and the lowest limit holds.
     """
-    before = target.before
-    if isinstance(before, _Meters):
-        before = _Meters((meter, *before.meters), before.replaced)
-    else:
-        before = _Meters((meter,), before)
     least = min(access, target.access, key=ACCESS_ORDER.index)
     module = target.module if least is Access.WHITE_BOX else _AnswersOnly(target.module)
-    return replace(target, module=module, access=least, before=before)
+    return replace(target, module=module, access=least, before=_Metered(meter, target.before))
 
 
 def check_queries(target: Target, images: int) -> None:
@@ -98,7 +93,7 @@ def check_queries(target: Target, images: int) -> None:
     Raises:
         QueriesSpentError: they would exceed a limit.
     """
-    if isinstance(target.before, _Meters):
+    if isinstance(target.before, _Metered):
         target.before.check(images)
 
 

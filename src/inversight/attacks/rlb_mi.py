@@ -75,10 +75,6 @@ class RlbMi(ScoreSearch):
     candidates: PositiveInt = 100
     """Best episodes of a class that are tried with crops at the end."""
 
-    @property
-    def max_steps(self) -> int:
-        return math.ceil(self.episodes / self.at_once)
-
     def workload(self, prior: Prior) -> Workload:
         width = prior.sample(1, rng=generator(0)).numel()
         images = 1 if self.diversity == 0 else 2
@@ -102,12 +98,13 @@ class RlbMi(ScoreSearch):
 class _Episodes(Search):
     """The agents, and all episodes of all classes."""
 
+    selectable = False
+
     def __init__(self, attack: RlbMi, problem: Problem) -> None:
-        super().__init__(problem)
+        super().__init__(problem, math.ceil(attack.episodes / attack.at_once))
         self.attack = attack
         source = truncated(problem.prior, attack.truncation)
         pool = source.sample(attack.pool, rng=generator(problem.seed, "pool"))
-        self.latent_shape = pool.shape[1:]
         self.space = PoolSpace(pool)
         self.rngs = problem.rngs("agent")
         self.agents = Agents(self.space.width, attack, self.rngs)
@@ -119,18 +116,14 @@ class _Episodes(Search):
         states = torch.stack([torch.randn(shape, generator=rng) for rng in self.rngs])
         actions = self.agents.act(states)
         memory.add(states, actions, *self._rewards(states, actions))
+        self.selectable = memory.filled >= attack.candidates
         if memory.filled >= attack.training_batch:
             self.agents.learn(*memory.drawn(attack.training_batch, self.rngs))
         return True
 
-    @property
-    def selectable(self) -> bool:
-        return self.memory.filled >= self.attack.candidates
-
     def candidates(self) -> tuple[Tensor, Tensor]:
         states, actions, _, scores = self.memory.best(self.attack.candidates)
-        latents = self.space.latents(self._mixed(states, actions), clip=False)
-        return latents.view(*scores.shape, *self.latent_shape), scores
+        return self.space.latents(self._mixed(states, actions), clip=False), scores.flatten()
 
     def _mixed(self, states: Tensor, actions: Tensor) -> Tensor:
         """Return the mixtures of states and actions."""

@@ -7,6 +7,7 @@ An attack says how a search starts (:meth:`QuerySearch.begin`) and takes its nex
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions
 from inversight.attacks.base_attack import BaseAttack, Problem
 from inversight.attacks.queries import QueriesSpentError
-from inversight.attacks.selection import CropSelection, Pool, classified_pool
+from inversight.attacks.selection import CropSelection, Pool, best_of, classified_pool
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.seeding import generator
@@ -22,15 +23,17 @@ from inversight.models.target import Access
 
 
 class Search(ABC):
-    """The state of a search of all classes at once.
+    """The state of a search of all classes of ``problem`` at once.
 
-    labels: (L,), the classes that are searched for. note: an addition to the progress message.
+    steps: at most. selectable: whether there are enough candidates to select from. note: an addition to
+    the progress message.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.labels = problem.labels
-        self.note = ""
+    selectable = True
+    note = ""
+
+    def __init__(self, problem: Problem, steps: int) -> None:
+        self.problem, self.steps = problem, steps
 
     @abstractmethod
     def advance(self, step: int) -> bool:
@@ -40,16 +43,11 @@ class Search(ABC):
             QueriesSpentError: the limit does not allow the step; the state is unchanged.
         """
 
-    @property
-    def selectable(self) -> bool:
-        """Whether there are enough candidates to select from."""
-        return True
-
     @abstractmethod
     def candidates(self) -> tuple[Tensor, Tensor]:
-        """Return latents (L, n, ...) and their scores (L, n), the higher the better.
+        """Return n latents of each class (L x n, ...), class by class, and their scores (L x n,).
 
-        Scores are the logs of the target's confidences if it gives them.
+        The higher a score, the better; the log of the target's confidence if it gives that.
         """
 
 
@@ -66,15 +64,6 @@ class QuerySearch(BaseAttack, ABC):
     most_queries: PositiveInt | None = None
     """Largest number of images sent to the target, over all classes. The search then ends with the best
     that it has, selected by crops only if queries are left for them. None: no limit."""
-
-    @property
-    @abstractmethod
-    def max_steps(self) -> int:
-        """Steps of the search at most."""
-
-    @property
-    def query_limit(self) -> int | None:
-        return self.most_queries
 
     def limited_workload(self, queries: int) -> Workload:
         """Return a workload of the pool and ``queries`` queries for each class, up to the limit."""
@@ -96,46 +85,51 @@ class QuerySearch(BaseAttack, ABC):
     def begin(self, problem: Problem) -> Search:
         """Return a search at its start."""
 
-    @abstractmethod
-    def select(self, problem: Problem, search: Search) -> Reconstructions:
-        """Return the reconstructions of a search that has ended."""
+    def losses(
+        self, problem: Problem, latents: Tensor, labels: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses (M,) of a search's candidates, and the values (M,) that rank them.
+
+        scores: (M,), the search's own; by default they rank, and losses are their negatives.
+        """
+        return -scores.float(), scores
 
     def reconstruct(self, problem: Problem) -> Reconstructions:
         search = self.begin(problem)
 
         def progress(done: int, note: str) -> None:
             queries = f", {problem.meter.used:,} queries{search.note}"
-            problem.progress(done, self.max_steps + 2, note + queries)
+            problem.progress(done, search.steps + 2, note + queries)
 
         progress(1, "search started")
         try:
-            for step in range(self.max_steps):
+            for step in range(search.steps):
                 if not search.advance(step):
                     break
                 progress(step + 2, "steps")
         except QueriesSpentError:
             if not search.selectable:
                 raise
-        reconstructions = self.select(problem, search)
-        progress(self.max_steps + 2, "reconstructions selected")
-        return reconstructions
+        latents, scores = search.candidates()
+        labels = search.problem.labels_of(latents)
+        losses, ranking = self.losses(problem, latents, labels, scores)
+        best, _ = best_of(problem, latents, labels, losses, ranking=ranking, keep=self.keep)
+        progress(search.steps + 2, "reconstructions selected")
+        return best
 
 
 @settings
 class ScoreSearch(QuerySearch, CropSelection, ABC):
     """A search by scores; candidates that survive random crops are kept if queries are left for them."""
 
-    @property
-    def access(self) -> Access:
-        return Access.SCORES
+    access: ClassVar[Access] = Access.SCORES
 
-    def select(self, problem: Problem, search: Search) -> Reconstructions:
-        latents, scores = search.candidates()
-        labels = search.labels.repeat_interleave(latents.shape[1])
-        latents, ranking = latents.flatten(0, 1), scores.flatten()
+    def losses(
+        self, problem: Problem, latents: Tensor, labels: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rng = generator(problem.seed, "crops")
         try:
-            rng = generator(problem.seed, "crops")
-            confidence = ranking = self.robust_confidence(problem, latents, labels, rng=rng)
+            confidence = self.robust_confidence(problem, latents, labels, rng=rng)
         except QueriesSpentError:
-            confidence = ranking.exp()
-        return self.best(problem.prior, latents, labels, confidence, ranking)[0]
+            return 1.0 - scores.exp(), scores
+        return 1.0 - confidence, confidence

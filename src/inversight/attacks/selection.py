@@ -46,8 +46,7 @@ def classified_pool(problem: Problem, size: int, *, truncation: float) -> Pool:
 
     Pivots of the prior replace the first samples, at most half of them.
     """
-    target, prior, rng = problem.target, problem.prior, generator(problem.seed, "pool")
-    check_queries(target, size)
+    prior, rng = problem.prior, generator(problem.seed, "pool")
     latents = truncated(prior, truncation).sample(size, rng=rng)
     pivots = prior.pivots if isinstance(prior, Pivoted) else None
     if pivots is not None:
@@ -56,12 +55,10 @@ def classified_pool(problem: Problem, size: int, *, truncation: float) -> Pool:
         if latents.dim() > known.dim():  # truncated in some layers only: a latent for each layer
             known = known[:, None].expand(-1, *latents.shape[1:])
         latents = torch.cat([known, latents[len(known) :]])
-    answers = [target(prior(w)) for w in latents.split(problem.batch_size)]
-    return Pool(
-        latents,
-        confidence=torch.cat([answer.softmax(1).cpu() for answer in answers]),
-        scores=torch.cat([answer.log_softmax(1).cpu() for answer in answers]),
+    answers = problem.answers(
+        latents, lambda logits: torch.stack([logits.softmax(1), logits.log_softmax(1)], dim=1)
     )
+    return Pool(latents, confidence=answers[:, 0], scores=answers[:, 1])
 
 
 def truncated(prior: Prior, psi: float) -> Prior:
@@ -77,6 +74,20 @@ def most_confident(confidence: Tensor, classes: int, keep: int) -> Tensor:
     by_class = confidence.view(classes, -1)
     order = by_class.argsort(dim=1, descending=True, stable=True)[:, :keep]
     return (order + torch.arange(classes)[:, None] * by_class.shape[1]).flatten()
+
+
+def best_of(
+    problem: Problem, latents: Tensor, labels: Tensor, losses: Tensor, *, ranking: Tensor, keep: int
+) -> tuple[Reconstructions, Tensor]:
+    """Return the ``keep`` best candidates of each class as reconstructions, and their rows.
+
+    latents: (M, ...), class by class and as many of each. labels, losses: (M,). ranking: (M,), the
+    higher the better.
+    """
+    rows = most_confident(ranking, len(labels.unique()), keep)
+    chosen = latents[rows.to(latents.device)]
+    images = render(problem.prior, chosen, batch_size=problem.batch_size)
+    return Reconstructions(images, labels[rows].clone(), chosen.cpu(), losses[rows]), rows
 
 
 @torch.no_grad()
@@ -116,9 +127,8 @@ class CropSelection(BaseAttack):
         boxes = [crop_box(*size, self.crop_scale, self.crop_ratio, rng) for _ in range(count)]
         mirrored = torch.rand(count, generator=rng) < (0.5 if self.crop_flip else 0.0)
         results = []
-        for w, label in zip(
-            latents.split(self.batch_size), labels.split(self.batch_size), strict=True
-        ):
+        parts = (x.split(self.batch_size) for x in (latents, labels))
+        for w, label in zip(*parts, strict=True):
             images = problem.prior(w)
             confidence = torch.zeros(len(w))
             for (top, left, h, w_), mirror in zip(boxes, mirrored, strict=True):
@@ -129,25 +139,6 @@ class CropSelection(BaseAttack):
                 confidence += probability.gather(1, label[:, None]).squeeze(1)
             results.append(confidence / count)
         return torch.cat(results)
-
-    def best(
-        self, prior: Prior, latents: Tensor, labels: Tensor, confidence: Tensor,
-        ranked_by: Tensor | None = None,
-    ) -> tuple[Reconstructions, Tensor]:  # fmt: skip
-        """Return the ``keep`` best candidates of each class as reconstructions, and their rows.
-
-        latents: (M, ...), class by class and as many of each; labels, confidence and ranked_by: (M,).
-        They are ranked by ``ranked_by``, by default their confidence.
-        """
-        ranking = confidence if ranked_by is None else ranked_by
-        rows = most_confident(ranking, len(labels.unique()), self.keep)
-        chosen = latents[rows.to(latents.device)]
-        return Reconstructions(
-            images=render(prior, chosen, batch_size=self.batch_size),
-            labels=labels[rows].clone(),
-            latents=chosen.cpu(),
-            losses=1.0 - confidence[rows],
-        ), rows
 
 
 @settings

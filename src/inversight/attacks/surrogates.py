@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.queries import check_queries
 from inversight.core.imaging import to_float, to_uint8
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.models.target import Target, target_of
 from inversight.models.training import Batch, Variation, train_classifier
-from inversight.priors.base import Prior
 from inversight.settings import ClassifierArchitecture, Training
 
 FAMILIES: tuple[ClassifierArchitecture, ...] = ("resnet", "vgg")
@@ -35,38 +35,31 @@ class LabelledImages:
 
 
 @torch.no_grad()
-def label_images(
-    target: Target, prior: Prior, latents: Tensor, *, batch_size: int
-) -> LabelledImages:
+def label_images(problem: Problem, latents: Tensor, *, batch_size: int) -> LabelledImages:
     """Return the 8-bit images of the latents, labelled by the target: N queries."""
-    check_queries(target, len(latents))
+    check_queries(problem.target, len(latents))
     images, answers = [], []
     for w in latents.split(batch_size):
-        rounded = to_uint8(prior(w))
+        rounded = to_uint8(problem.prior(w))
         images.append(rounded.cpu())
-        answers.append(target(to_float(rounded)).cpu())
-    names = tuple(map(str, range(len(latents))))
-    labels = torch.cat(answers).argmax(1)
-    labelled = ImageSet(torch.cat(images), labels, names, target.classes, names)
-    return LabelledImages(labelled, torch.cat(answers))
+        answers.append(problem.target(to_float(rounded)).cpu())
+    found, names = torch.cat(answers), tuple(map(str, range(len(latents))))
+    labels, classes = found.argmax(1), problem.target.classes
+    return LabelledImages(ImageSet(torch.cat(images), labels, names, classes, names), found)
 
 
 def train_surrogates(
-    images: ImageSet, *, count: int, training: Training, variation: Variation,
-    image_shape: tuple[int, int, int], seed: int, device: torch.device,
-) -> Iterator[Target]:  # fmt: skip
+    problem: Problem, images: ImageSet, *, count: int, training: Training, variation: Variation
+) -> Iterator[Target]:
     """Train ``count`` surrogates, one after another; the first is of ``training``'s family."""
-    first = FAMILIES.index(training.architecture)
+    first, device = FAMILIES.index(training.architecture), problem.device
     for number in range(count):
         family = FAMILIES[(first + number) % len(FAMILIES)]
         trained = train_classifier(
-            images,
-            training=replace(training, architecture=family),
-            image_shape=image_shape,
-            rng=generator(seed, "surrogate", number),
-            device=device,
-            variation=variation,
-        )
+            images, training=replace(training, architecture=family), variation=variation,
+            image_shape=problem.prior.image_shape, device=device,
+            rng=generator(problem.seed, "surrogate", number),
+        )  # fmt: skip
         yield target_of(trained.classifier, "surrogate").to(device)
 
 

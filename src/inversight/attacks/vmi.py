@@ -16,7 +16,7 @@ Gaussian with a full covariance or a normalising flow (section 4). Differences f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -25,19 +25,6 @@ from torch import Tensor
 from inversight.attacks.distribution import DistributionSearch
 from inversight.attacks.flows import Flow
 from inversight.core.config import Fraction, settings
-
-
-class Family(Protocol):
-    """Distributions of K classes as functions of variables (K, ...) and noise (K, S, D)."""
-
-    def start(self, classes: int, width: int) -> list[Tensor]:
-        """Return the variables of N(0, I)."""
-
-    def points(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """Return points (K, S, D) for standard normal noise."""
-
-    def divergence(self, variables: Sequence[Tensor], noise: Tensor) -> Tensor:
-        """Return KL(q || N(0, I)), (K,), in closed form or estimated from the noise."""
 
 
 @settings
@@ -62,7 +49,8 @@ class Vmi(DistributionSearch):
     """Momentum (published: 0.9)."""
 
     @property
-    def q(self) -> Family:
+    def q(self) -> Gaussian | Flow:
+        """The family of distributions, whose variables are optimised."""
         return Gaussian() if self.family == "gaussian" else Flow(self.couplings, self.hidden)
 
     def start(self, classes: int, width: int) -> list[Tensor]:
