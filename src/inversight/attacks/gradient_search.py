@@ -59,9 +59,6 @@ class Pixels:
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
 """Images (N, C, H, W) and labels (N,) -> losses (N,)."""
 
-_PROGRESS_STEPS = 1000
-"""Steps of the progress; the last one is the selection."""
-
 
 @settings
 class GradientSearch(CandidateSelection, ABC):
@@ -117,7 +114,7 @@ class GradientSearch(CandidateSelection, ABC):
         """Return ``candidates`` candidates of each class, or fewer."""
 
     def reconstruct(self, problem: Problem) -> Reconstructions:
-        whole = _PROGRESS_STEPS
+        whole = 1000  # steps of the progress, the last of which is the selection
         part = part_of(problem.progress, before=0, share=whole - 1, whole=whole)
         found = self.search(replace(problem, progress=part))
         reconstructions = self.select(problem, found)
