@@ -14,14 +14,15 @@ from tests.draws import rng
 
 def features(
     values: Tensor | Sequence[Sequence[float]],
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | Tensor | None = None,
     ids: Sequence[str] | None = None,
     prefix: str = "p",
 ) -> Features:
     """Return one block; class 0 and ids that sort in row order, unless given."""
     block = torch.as_tensor(values, dtype=torch.float32)
     names = tuple(ids or (f"{prefix}{i:04d}" for i in range(len(block))))
-    return Features((block,), torch.tensor(labels or [0] * len(block), dtype=torch.int64), names)
+    labels = [0] * len(block) if labels is None else labels
+    return Features((block,), torch.as_tensor(labels, dtype=torch.int64), names)
 
 
 def gaussian(
