@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inversight.report import render_defences, render_defences_text
-from inversight.report.defences import change_text, good_direction, reading
+from inversight.report.defences import change_text, reading
 from inversight.report.formatting import NONE
 from inversight.report.trade_off import trade_off, trade_off_points
 from inversight.report.words import MEASURES, RATIOS, UTILITY
@@ -191,7 +191,7 @@ def test_directions(key):
     up = {"mean": none + 0.2, "low": none + 0.1, "high": none + 0.3}
     down = {"mean": none - 0.2, "low": none - 0.3, "high": none - 0.1}
     wanted_up = key in ("holdout_accuracy", *RATIOS)
-    assert good_direction(key) == ("higher is better" if wanted_up else "lower is better")
+    assert MEASURES[key].good == ("higher is better" if wanted_up else "lower is better")
     assert reading(key, up) == ("better" if wanted_up else "worse")
     assert reading(key, down) == ("worse" if wanted_up else "better")
     assert reading(key, {**up, "low": none - 0.01}) == "not clear"
@@ -200,7 +200,7 @@ def test_directions(key):
 
 
 def test_accuracy_on_private_images_and_unknown_measures_have_no_good_direction():
-    assert good_direction("private_accuracy") == ""
+    assert MEASURES["private_accuracy"].good == ""
     assert reading("private_accuracy", {"mean": -0.2, "low": -0.3, "high": -0.1}) == "lower"
     assert reading("unheard_of", {"mean": 0.2, "low": 0.1, "high": 0.3}) == "higher"
 

@@ -23,15 +23,14 @@ def covering(n: int, k: int) -> float:
 def test_the_median_interval_is_the_shortest_of_order_statistics_at_95_percent(n):
     values = np.random.default_rng(n).permutation(np.arange(1, n + 1)).astype(float)
     found = median_interval(values.tolist())
-    assert found.value == np.median(values)
-    k = int(found.low)  # the k-th smallest of 1..n is k
-    assert found.high == n + 1 - k
+    k = int(found["low"])  # the k-th smallest of 1..n is k
+    assert found == {"value": np.median(values), "low": k, "high": n + 1 - k}
     assert covering(n, k) >= 0.95 > covering(n, k + 1)
 
 
 def test_fewer_than_six_values_have_no_interval():
-    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]).low is None
-    assert str(median_interval([2.0])) == "2"
+    found = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found == {"value": 3.0, "low": None, "high": None}
 
 
 def judged(private, holdout=None, *, found=None, exact=False, **changes):

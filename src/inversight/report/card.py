@@ -6,14 +6,16 @@ a class, a folder or a file, whatever the run's settings of images and names are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from inversight.report import words
-from inversight.report.formatting import interval_text, is_missing, mapping, number, visible
-from inversight.report.templating import markdown_template
+from inversight.report.formatting import is_missing, mapping, visible
+from inversight.report.reading import counts_of, counts_text
+from inversight.report.templating import markdown_template, render_lines
 from inversight.report.verdict import headline
 
 METRICS = ("flagged", "leakage_gap", "control_gap", "ddcs_best", "covered", "coverage")
@@ -27,6 +29,11 @@ _ARGS = (
     "holdout_images", "reconstructions", "features", "k",
 )  # fmt: skip
 """Facts of metrics.json to give with a value."""
+
+_ACTIVE = re.compile(
+    r"""(?<=www)\.|:(?=/)|[^a-z0-9 ,;%/=+'"?.:()\x80-\U0010ffff-]""", re.IGNORECASE
+)
+"""Characters that Markdown may interpret; some dialects turn www. and http:// into links."""
 
 _ROLES = {
     "private": "that the model was trained on",
@@ -54,6 +61,8 @@ def model_card(
     """
     settings = mapping(manifest.get("settings"))
     data, model = _data(manifest), _model(manifest)
+    found = {key: mapping(metrics.get(key)) for key in METRICS}
+    known = [key for key in METRICS if not is_missing(found[key].get("value"))]
     results = [
         EvalResult(
             task_type="image-classification",
@@ -63,16 +72,15 @@ def model_card(
             dataset_split="train",
             metric_type=key,
             metric_name=words.METRICS[key].name,
-            metric_value=metrics[key]["value"],
-            metric_args=_args(metrics[key]),
+            metric_value=found[key]["value"],
+            metric_args=_args(found[key]),
         )
-        for key in METRICS
-        if not is_missing(mapping(metrics.get(key)).get("value"))
+        for key in known
     ]
     missing = {
-        key: _text(mapping(metrics.get(key)).get("reason") or "not part of this run")
+        key: _text(found[key].get("reason") or "not part of this run")
         for key in METRICS
-        if key not in _OPTIONAL and is_missing(mapping(metrics.get(key)).get("value"))
+        if key not in (*known, *_OPTIONAL)
     }
     index = ModelCardData(model_name=model, eval_results=results).to_dict()  # type: ignore[no-untyped-call]
     return {
@@ -90,7 +98,12 @@ def model_card(
             "features": _text(manifest.get("features")),
             "not_computed": missing,
             "warnings": len(manifest.get("warnings") or ()),
-            "limits": _limits(manifest, metrics, data),
+            "limits": render_lines(
+                "limits.txt",
+                holdout=data["holdout"],
+                smallest_possible=found["flagged"].get("smallest_possible"),
+                own_target="against" not in manifest and settings.get("target") is None,
+            ),
         },
     }
 
@@ -98,20 +111,13 @@ def model_card(
 def render_card(card: Mapping[str, Any]) -> str:
     """Return the card that :func:`model_card` made as Markdown in which every name is inert text."""
     audit = card["inversight"]
-    origin = [
-        f"inversight {audit['version']}".strip(),
-        audit["created"],
-        "" if audit["seed"] is None else f"seed {audit['seed']}",
-    ]
-    listed = [
-        metric for result in card["model-index"][0]["results"] for metric in result["metrics"]
-    ]
+    seed = "" if audit["seed"] is None else f"seed {audit['seed']}"
+    origin = [f"inversight {audit['version']}".strip(), audit["created"], seed]
     return markdown_template("card.md", escaped).render(
         audit=audit,
         origin=", ".join(filter(None, origin)),
-        budget_text=_budget_text,
-        measures=[_measure_row(metric) for metric in listed],
-        metrics=words.METRICS,
+        results=card["model-index"][0]["results"],
+        words=words.METRICS,
     )
 
 
@@ -121,34 +127,7 @@ def escaped(text: Any) -> str:
     Whatever could begin a link, an image, code, emphasis, HTML, a mention or a new cell becomes a
     character reference, which Markdown only displays.
     """
-    out = []
-    shown = visible(text)
-    for i, c in enumerate(shown):
-        # Some dialects turn www. and http:// into links.
-        address = (c == "." and shown[max(0, i - 3) : i].lower() == "www") or (
-            c == ":" and shown[i + 1 : i + 2] == "/"
-        )
-        plain = c.isalnum() or c in " -,;%/=+'\"?.:()" or not c.isascii()
-        out.append(c if plain and not address else f"&#{ord(c)};")
-    return "".join(out)
-
-
-def _measure_row(metric: Mapping[str, Any]) -> tuple[words.Word, str, str, str]:
-    args = mapping(metric.get("args"))
-    value = number(metric["value"])
-    if "count" in args and "private_images" in args:
-        value += f" ({args['count']} of {args['private_images']} images)"
-    notes = [
-        f"{name} {number(args[key])}"
-        for key, name in (("fdr", "fdr"), ("p_value", "p value"), ("features", "on features"))
-        if key in args
-    ]
-    note = f" ({'; '.join(notes)})" if notes else ""
-    return words.METRICS[metric["type"]], value, interval_text(args) or "none", note
-
-
-def _budget_text(budget: Mapping[str, Any]) -> str:
-    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in budget.items())
+    return _ACTIVE.sub(lambda match: f"&#{ord(match[0])};", visible(text))
 
 
 def _text(value: Any) -> str:
@@ -224,13 +203,7 @@ def _prior(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
 
 def _data(manifest: Mapping[str, Any]) -> dict[str, Any]:
     inputs = mapping(manifest.get("inputs"))
-    found: dict[str, Any] = dict.fromkeys(_ROLES)
-    for role in _ROLES:
-        facts = mapping(inputs.get(role))
-        if facts.get("images") is not None:
-            classes = facts.get("classes")
-            count = len(classes) if isinstance(classes, (list, tuple)) else classes
-            found[role] = {"images": facts["images"], "classes": count}
+    found: dict[str, Any] = {role: counts_of(inputs.get(role)) for role in _ROLES}
     embedded = mapping(inputs.get("private")).get("path") == "embedded digits"
     found["source"] = "handwritten digits of scikit-learn" if embedded else "own images"
     # The run's own description is not used: it names folders.
@@ -238,42 +211,11 @@ def _data(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _split(counts: Mapping[str, Any]) -> str:
+def _split(counts: Mapping[str, dict[str, Any] | None]) -> str:
     parts = []
     for role, meaning in _ROLES.items():
-        if counts[role] is not None:
-            classes = counts[role]["classes"] if role != "public" else None
-            of = f" of {classes} classes" if classes else ""
-            parts.append(f"{role}: {counts[role]['images']} images{of} {meaning}")
+        found = counts[role]
+        if found is not None:
+            classes = found["classes"] if role != "public" else None
+            parts.append(f"{role}: {counts_text(found['images'], classes)} {meaning}")
     return "; ".join(parts if counts["holdout"] is not None else [*parts, "no holdout"])
-
-
-def _limits(
-    manifest: Mapping[str, Any],
-    metrics: Mapping[str, Mapping[str, Any]],
-    data: Mapping[str, Any],
-) -> list[str]:
-    found = [
-        "An image that was not recovered was not shown to be safe: absence of evidence is all that an "
-        "audit without a finding gives.",
-        "The figures hold for these attacks, with this access, prior, budget and seed. Another attack "
-        "or a larger budget can recover more: what was found is a lower bound.",
-        "Nearness is measured in the distance named here. Membership inference and other leaks were "
-        "not tested.",
-    ]
-    if data["holdout"] is None:
-        found.append(
-            "There was no holdout: how near reconstructions come by class similarity alone is not "
-            "known, so DDCS, covered and coverage do not measure leakage by themselves."
-        )
-    least = mapping(metrics.get("flagged")).get("smallest_possible")
-    if least is not None:
-        found.append(
-            "Flags need many images at once or a large holdout: here, none is flagged unless "
-            f"{least} or more stand out together."
-        )
-    if "against" not in manifest and mapping(manifest.get("settings")).get("target") is None:
-        found.append(
-            "The classifier was trained by the audit itself; the result says nothing about another model."
-        )
-    return found

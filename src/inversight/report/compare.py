@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.table import Table
 
 from inversight.core.errors import RunError
 from inversight.report import words
 from inversight.report.contents import REQUIRED
 from inversight.report.formatting import (
     NONE,
-    PlainText,
     get_interval,
     get_number,
     number,
     plain_table,
+    plain_text,
     signed,
     visible,
 )
@@ -32,6 +33,16 @@ _TRAINED = {
     "evaluator": ("private", "evaluator_training"),
 }
 """Embeddings that a run trains itself: the input and the settings that determine them."""
+
+_EFFECTS = {
+    "embedding": "distances and DDCS are not comparable",
+    "features": "coverage, density, precision, recall and the Frechet distance are not comparable",
+    "evaluator": "KNN distances are not comparable and accuracies only roughly",
+}
+"""What two runs cannot be compared in if they differ in one of these."""
+
+
+_OVERLAP = {None: "", True: "overlap", False: "apart"}
 
 
 @dataclass(frozen=True)
@@ -114,25 +125,13 @@ def _comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[bool, list[
             "the private images differ: DDCS, covered and the other means are not comparable, "
             "except for images that are in both"
         )
-    same_distance = True
-    for role, what in (
-        ("embedding", "distances and DDCS"),
-        ("features", "coverage, density, precision, recall and the Frechet distance"),
-    ):
-        name_a, name_b = a.get(role), b.get(role)
-        reason = f"{name_a} and {name_b}" if name_a != name_b else _trained_apart(name_a, a, b)
-        if reason:
-            warnings.append(
-                f"{role}: not the same in both runs ({reason}), so that {what} are not comparable"
-            )
-            same_distance = same_distance and role != "embedding"
-    apart = _trained_apart("evaluator", a, b)
-    if apart:
-        warnings.append(
-            f"evaluator: not the same in both runs ({apart}), so that KNN distances are not "
-            "comparable and accuracies only roughly"
-        )
-    return same_distance, warnings
+    apart = {}
+    for role, effect in _EFFECTS.items():
+        name_a, name_b = (role if role == "evaluator" else run.get(role) for run in (a, b))
+        apart[role] = f"{name_a} and {name_b}" if name_a != name_b else _trained_apart(name_a, a, b)
+        if apart[role]:
+            warnings.append(f"{role}: not the same in both runs ({apart[role]}), so that {effect}")
+    return not apart["embedding"], warnings
 
 
 def _trained_apart(name: Any, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
@@ -189,10 +188,9 @@ def _metric(key: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
     flat_a, flat_b = flatten(_setting_values(a)), flatten(_setting_values(b))
-    names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
     return tuple(
-        (name, _setting_text(flat_a, name), _setting_text(flat_b, name))
-        for name in names
+        (name, str(flat_a.get(name, NONE)), str(flat_b.get(name, NONE)))
+        for name in {**flat_a, **flat_b}
         if name not in _PRESENTATION and flat_a.get(name, "") != flat_b.get(name, "")
     )
 
@@ -201,10 +199,6 @@ def _setting_values(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings and the other values of the manifest that determine results."""
     other = {k: manifest[k] for k in ("version", "seed", "device", "threads") if k in manifest}
     return {**other, **(manifest.get("settings") or {})}
-
-
-def _setting_text(flat: Mapping[str, Any], name: str) -> str:
-    return str(flat[name]) if name in flat else NONE
 
 
 def _samples(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -216,15 +210,11 @@ def _samples(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     )
     for name in columns.values():
         both[f"{name}_change"] = both[f"{name}_b"] - both[f"{name}_a"]
-    order = pd.DataFrame(
-        {
-            "distance": both["distance_change"].abs(),
-            "score": both["score_change"].abs(),
-            "id": both["id"],
-        }
-    ).sort_values(["distance", "score", "id"], ascending=[False, False, True], na_position="last")
     names = [f"{name}_{side}" for name in columns.values() for side in ("a", "b", "change")]
-    return both.loc[order.index, ["id", "label", *names]].reset_index(drop=True)
+    return both[["id", "label", *names]].sort_values(
+        ["distance_change", "score_change", "id"], ascending=[False, False, True],
+        key=lambda column: column if column.name == "id" else column.abs(), ignore_index=True,
+    )  # fmt: skip
 
 
 def render_text(comparison: Comparison, *, images: int = 10, width: int = 110) -> str:
@@ -233,43 +223,40 @@ def render_text(comparison: Comparison, *, images: int = 10, width: int = 110) -
     images: number of images to list. Characters that a terminal would interpret are written as
     escapes.
     """
-    out = PlainText(width)
-    out.print(f"a: {visible(comparison.run_a)}\nb: {visible(comparison.run_b)}\n")
-    for warning in comparison.warnings:
-        out.print(f"warning: {visible(warning)}")
-    if comparison.warnings:
-        out.print()
-
-    table = plain_table(
-        [("measure", False), ("a", True), ("b", True), ("b - a", True)]
-        + [(name, False) for name in ("worse if", "intervals", "")]
+    warnings = [f"warning: {visible(warning)}" for warning in comparison.warnings]
+    measures = [
+        (visible(m.key), number(m.a), number(m.b), signed(m.difference), words.METRICS[m.key].worse,
+         _OVERLAP[m.overlap], visible(m.note)) for m in comparison.metrics
+    ]  # fmt: skip
+    headings = ("measure", "a", "b", "b - a", "worse if", "intervals", "")
+    settings = [map(visible, row) for row in comparison.settings]
+    return plain_text(
+        [
+            f"a: {visible(comparison.run_a)}\nb: {visible(comparison.run_b)}\n",
+            *([*warnings, ""] if warnings else ()),
+            plain_table(headings, measures, numeric=(1, 2, 3)),
+            "Intervals that overlap do not show that two runs are equal.\n",
+            plain_table(("setting that differs", "a", "b"), settings)
+            if settings
+            else "No setting differs.",
+            "",
+            *_changed_images(comparison.samples, images),
+        ],
+        width,
     )
-    for m in comparison.metrics:
-        overlap = {None: "", True: "overlap", False: "apart"}[m.overlap]
-        values = number(m.a), number(m.b), signed(m.difference)
-        table.add_row(visible(m.key), *values, words.METRICS[m.key].worse, overlap, visible(m.note))
-    out.print(table)
-    out.print("Intervals that overlap do not show that two runs are equal.\n")
 
-    if comparison.settings:
-        table = plain_table([(name, False) for name in ("setting that differs", "a", "b")])
-        for row in comparison.settings:
-            table.add_row(*map(visible, row))
-        out.print(table)
-    else:
-        out.print("No setting differs.")
-    out.print()
 
-    if comparison.samples is None:
-        out.print("Images are not compared: their distances are not of one kind.")
-    elif comparison.samples.empty:
-        out.print("No image is in both runs.")
-    else:
-        headings = ("distance a", "distance b", "b - a", "score a", "score b", "b - a")
-        table = plain_table([("image that changed most", False), *((h, True) for h in headings)])
-        for image, _, *numbers in comparison.samples.head(images).itertuples(index=False):
-            cells = [signed(v) if i % 3 == 2 else number(v) for i, v in enumerate(numbers)]
-            table.add_row(visible(image), *cells)
-        out.print(table)
-        out.print("A smaller nearest distance and a higher score mean a nearer reconstruction.")
-    return str(out)
+def _changed_images(samples: pd.DataFrame | None, images: int) -> list[str | Table]:
+    if samples is None:
+        return ["Images are not compared: their distances are not of one kind."]
+    if samples.empty:
+        return ["No image is in both runs."]
+    changes = ("distance a", "distance b", "b - a", "score a", "score b", "b - a")
+    rows = [
+        (visible(image), *(signed(v) if i % 3 == 2 else number(v) for i, v in enumerate(numbers)))
+        for image, _, *numbers in samples.head(images).itertuples(index=False)
+    ]
+    return [
+        plain_table(("image that changed most", *changes), rows, numeric=range(1, 7)),
+        "A smaller nearest distance and a higher score mean a nearer reconstruction.",
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from inversight.report.formatting import duration, mapping
-from inversight.report.reading import read_mapping, read_table
+from inversight.report.reading import counts_of, counts_text, read_mapping, read_table
 
 REQUIRED = ("id", "label", "ddcs_best", "nearest_distance")
 """Columns that ``samples`` must have."""
@@ -130,12 +130,14 @@ def load_report_data(
     stages = tuple((str(s["name"]), float(s["seconds"])) for s in manifest.get("stages") or ())
     named = ("evaluator", "target", "inputs", "settings", "versions")
     facts = {name: _facts_of(manifest.get(name)) for name in named}
+    counts = [(name, counts_of(one)) for name, one in facts["inputs"].items()]
     return ReportData(
         title=title or manifest.get("title") or "Model inversion audit",
         metrics=read_mapping(run, "metrics.json"),
         samples=read_table(run, "samples.parquet", REQUIRED),
         by_set=by_set if len(by_set) > 1 else {},
-        split=manifest.get("split") or _split(facts["inputs"]),
+        split=manifest.get("split")
+        or "; ".join(f"{k}: {counts_text(**c)}" for k, c in counts if c),
         facts=_short_facts(manifest, stages),
         embedding=str(manifest.get("embedding") or ""),
         holdout_nearest=holdout,
@@ -215,15 +217,3 @@ def _short_facts(
         "time of all stages": duration(sum(s for _, s in stages)) if stages else None,
     }
     return {name: str(value) for name, value in named.items() if value is not None}
-
-
-def _split(inputs: Mapping[str, Any]) -> str:
-    """Return 'private: 100 images of 20 classes; ...' from the manifest's inputs."""
-    parts = []
-    for name, facts in inputs.items():
-        if isinstance(facts, Mapping) and facts.get("images") is not None:
-            classes = facts.get("classes")
-            count = len(classes) if isinstance(classes, list) else classes
-            of = f" of {count} classes" if count else ""
-            parts.append(f"{name}: {facts['images']} images{of}")
-    return "; ".join(parts)

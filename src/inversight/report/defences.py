@@ -15,7 +15,6 @@ import pandas as pd
 from inversight.report import words
 from inversight.report.formatting import (
     NONE,
-    PlainText,
     get_interval,
     get_number,
     interval_text,
@@ -23,16 +22,14 @@ from inversight.report.formatting import (
     mapping,
     number,
     plain_table,
+    plain_text,
     signed,
     visible,
 )
 from inversight.report.ledger import Ledger
 from inversight.report.reading import flatten
-from inversight.report.templating import html_template, trusted
-from inversight.report.trade_off import trade_off, trade_off_points
-
-UNDEFENDED = "none"
-"""Name of the target without a defence."""
+from inversight.report.templating import html_template, render_lines
+from inversight.report.trade_off import UNDEFENDED, part_of, trade_off, trade_off_points
 
 LEVELS = {
     "none": "nothing",
@@ -61,34 +58,12 @@ class MeasureRow:
     """One measure of one defence as text; before, change and reading are "" for the undefended target."""
 
     key: str
-    name: str
-    meaning: str
-    good: str
+    word: words.Word
     before: str
     after: str
     change: str
     interval: str
     reading: Reading
-
-
-@dataclass(frozen=True)
-class DefenceSummary:
-    """A defence as text. overview: rows of the measures in the overview; rows: all its measures."""
-
-    name: str
-    title: str
-    level: str
-    what: str
-    undefended: bool
-    recommended: bool
-    failed: str
-    seeds: str
-    minutes: str
-    overview: tuple[MeasureRow, ...]
-    rows: tuple[MeasureRow, ...]
-    images: str
-    masked: str
-    facts: tuple[tuple[str, str], ...]
 
 
 def render_defences(found: Record, images: pd.DataFrame, *, measure: str = "leakage_gap") -> str:
@@ -107,24 +82,23 @@ def render_defences(found: Record, images: pd.DataFrame, *, measure: str = "leak
     leakage = [key for key in words.MEASURES if key not in words.UTILITY]
     if measure not in leakage:
         raise ValueError(f"measure {measure}: expected one of {', '.join(leakage)}")
-    defences = _ordered(found)
     table = images[images["defence"] != UNDEFENDED]
-    protected = _nearest_first(
-        table[table["protected"].fillna(False).astype(bool)].drop(columns="protected")
-    )
-    keys = _overview_keys(defences)
+    protected = table[table["protected"].fillna(False).astype(bool)].drop(columns="protected")
+    listed = {"protected": protected, "nearer": _nearer(table, _ordered(found))}
     return html_template("defences.html").render(
+        **_contents(found),
         title="Defences against model inversion",
-        recommendation=_recommendation(found, defences),
-        warnings=_warnings(found),
-        seeds=_seed_count(found),
         facts=_facts(found),
-        figures=_figures(defences, measure, _recommended(found)),
-        overview=[(words.MEASURES[key], good_direction(key)) for key in keys],
-        defences=_summaries(found, defences, keys),
+        figures=_figures(found, measure),
         tables=[
-            Ledger.of(name, rows, words.IMAGE_COLUMNS, words.IMAGE_COLUMNS)
-            for name, rows in (("protected", protected), ("nearer", _nearer(table, defences)))
+            # Images that came nearest first.
+            Ledger.of(
+                name,
+                rows.sort_values(["ratio", "defence", "id"], na_position="last", kind="stable"),
+                words.IMAGE_COLUMNS,
+                words.IMAGE_COLUMNS,
+            )
+            for name, rows in listed.items()
         ],
         nothing=NONE,
     )
@@ -135,52 +109,36 @@ def render_defences_text(found: Record, *, width: int = 110) -> str:
 
     Characters that a terminal would interpret are written as escapes.
     """
-    out = PlainText(width)
-    defences = _ordered(found)
-    recommendation = _recommendation(found, defences)
-    out.print(recommendation["sentence"])
-    if recommendation["reason"]:
-        out.print(recommendation["reason"])
-    out.print()
-    warnings = _warnings(found)
-    for text in warnings:
-        out.print(f"warning: {text}")
-    if warnings:
-        out.print()
-
-    summaries = _summaries(found, defences, _overview_keys(defences))
-    table = plain_table(
-        [("defence", False), ("measure", False)]
-        + [(name, True) for name in ("undefended", "defended", "change", "95 % interval")]
-        + [("", False)]
+    contents = _contents(found)
+    defences = contents["defences"]
+    rows: list[tuple[str, ...]] = []
+    notes = []
+    for one in defences:
+        if one["failed"]:
+            rows.append((one["name"], "failed", NONE, NONE, NONE))
+        for i, row in enumerate(() if one["failed"] else one["overview"]):
+            name = ("* " if one["recommended"] else "") + one["name"] if i == 0 else ""
+            values = (row.after, "") if one["undefended"] else (row.before, row.after)
+            rows.append((name, row.word.name, *values, row.change, row.interval, row.reading))
+        for what in ("failed", "images", "masked"):
+            if one[what]:
+                notes.append(f"{one['name']}: {what}: {one[what]}")
+    headings = ("defence", "measure", "undefended", "defended", "change", "95 % interval", "")
+    warnings = [f"warning: {text}" for text in contents["warnings"]]
+    return plain_text(
+        [
+            *contents["recommendation"],
+            "",
+            *([*warnings, ""] if warnings else ()),
+            plain_table(headings, rows, numeric=(2, 3, 4, 5)),
+            "",
+            "Changes are against the undefended target, intervals over seeds. The change of a distance is a "
+            "ratio: above 1 is farther.",
+            *(["*: recommended."] if any(one["recommended"] for one in defences) else ()),
+            *notes,
+        ],
+        width,
     )
-    for one in summaries:
-        if one.failed:
-            table.add_row(one.name, "failed", NONE, NONE, NONE)
-            continue
-        for i, row in enumerate(one.overview):
-            name = ("* " if one.recommended else "") + one.name if i == 0 else ""
-            values = (row.after, "") if one.undefended else (row.before, row.after)
-            table.add_row(name, row.name, *values, row.change, row.interval, row.reading)
-    out.print(table)
-    out.print()
-    out.print(
-        "Changes are against the undefended target, intervals over seeds. The change of a distance is a "
-        "ratio: above 1 is farther."
-    )
-    if any(one.recommended for one in summaries):
-        out.print("*: recommended.")
-    for one in summaries:
-        for what, text in (("failed", one.failed), ("images", one.images), ("masked", one.masked)):
-            if text:
-                out.print(f"{one.name}: {what}: {text}")
-    return str(out)
-
-
-def good_direction(key: str) -> str:
-    """Return 'higher is better', 'lower is better' or "" for a measure."""
-    worse = words.MEASURES[key].worse
-    return {"higher": "lower is better", "lower": "higher is better"}.get(worse, "")
 
 
 def reading(key: str, change: Record | None) -> Reading:
@@ -208,6 +166,37 @@ def change_text(key: str, change: Record | None) -> str:
     return f"\N{MULTIPLICATION SIGN} {number(mean)}"
 
 
+def _contents(found: Record) -> dict[str, Any]:
+    """Return what page and terminal text have in common, as text.
+
+    recommendation: a sentence and perhaps its reason; chosen: whether a defence is recommended;
+    overview: the measures that are shown first.
+    """
+    defences = _ordered(found)
+    base = next((d for d in defences if d["name"] == UNDEFENDED), {})
+    overview = [key for key in _OVERVIEW if any(_has(one, key) for one in defences)]
+    recommendation = mapping(found.get("recommendation"))
+    name = recommendation.get("defence")
+    seeds = found.get("seeds")
+    count = len(seeds) if isinstance(seeds, (list, tuple)) else int(seeds or 0)
+    return {
+        "recommendation": render_lines(
+            "recommendation.txt",
+            name=name,
+            undefended=UNDEFENDED,
+            title=next((_title(d) for d in defences if d["name"] == name), visible(name)),
+            reason=recommendation.get("reason") or "",
+        ),
+        "chosen": bool(name) and name != UNDEFENDED,
+        "warnings": render_lines(
+            "defence_warnings.txt", seeds=count, warnings=found.get("warnings") or ()
+        ),
+        "seeds": count,
+        "overview": [words.MEASURES[key] for key in overview],
+        "defences": [_summary(one, base, overview, name) for one in defences],
+    }
+
+
 def _ordered(found: Record) -> list[Record]:
     """Return the undefended target first, then the defences, those that failed last."""
     listed = list(found.get("defences") or ())
@@ -215,47 +204,8 @@ def _ordered(found: Record) -> list[Record]:
 
 
 def _has(defence: Record, key: str) -> bool:
-    parts = (mapping(defence.get(part)).get(key) for part in ("measures", "changes"))
-    return any(get_number(mapping(part), "mean") is not None for part in parts)
-
-
-def _overview_keys(defences: Sequence[Record]) -> list[str]:
-    return [key for key in _OVERVIEW if any(_has(one, key) for one in defences)]
-
-
-def _seed_count(found: Record) -> int:
-    seeds = found.get("seeds")
-    return len(seeds) if isinstance(seeds, (list, tuple)) else int(seeds or 0)
-
-
-def _warnings(found: Record) -> list[str]:
-    few = {
-        1: "There is one seed and therefore no interval: no difference can be separated from the "
-        "chance of one training. Run several seeds before you choose a defence.",
-        2: "There are two seeds: the intervals have one degree of freedom and are very wide. Run more "
-        "seeds.",
-    }.get(_seed_count(found))
-    return [*([few] if few else []), *map(visible, found.get("warnings") or ())]
-
-
-def _recommended(found: Record) -> str | None:
-    return mapping(found.get("recommendation")).get("defence")
-
-
-def _recommendation(found: Record, defences: Sequence[Record]) -> dict[str, str]:
-    """Return level (style of the page's box), sentence and reason."""
-    name = _recommended(found)
-    level = "unclear"
-    if not name:
-        sentence = "No defence is recommended."
-    elif name == UNDEFENDED:
-        sentence = "Recommended: leave the target as it is."
-    else:
-        level, short = "chosen", visible(name)
-        title = next((_title(d) for d in defences if d["name"] == name), short)
-        sentence = f"Recommended: {title if title == short else f'{title} ({short})'}."
-    reason = visible(mapping(found.get("recommendation")).get("reason") or "")
-    return {"level": level, "sentence": sentence, "reason": reason}
+    parts = (part_of(defence, name, key) for name in ("measures", "changes"))
+    return any(get_number(part, "mean") is not None for part in parts)
 
 
 def _facts(found: Record) -> dict[str, str]:
@@ -277,61 +227,54 @@ def _facts(found: Record) -> dict[str, str]:
     return {name: visible(value) for name, value in named.items() if value not in (None, "")}
 
 
-def _figures(
-    defences: Sequence[Record], measure: str, recommended: str | None
-) -> list[dict[str, Any]]:
+def _figures(found: Record, measure: str) -> list[dict[str, Any]]:
     """Return the figures that can be drawn, each with the parts of its caption."""
-    first, note = measure, ""
-    if measure != "ddcs_best" and len(trade_off_points(defences, measure)) < 2:
-        first, note = "ddcs_best", f"{words.MEASURES[measure].name} has no value; DDCS replaces it."
-    second = "distance" if len(trade_off_points(defences, "distance")) > 1 else "ddcs_best"
+    defences = _ordered(found)
+    recommended = mapping(found.get("recommendation")).get("defence")
+    points = {
+        key: trade_off_points(defences, key, recommended=recommended)
+        for key in (measure, "distance", "ddcs_best")
+    }
+    first, second = (key if len(points[key]) > 1 else "ddcs_best" for key in (measure, "distance"))
+    replaced = f"{words.MEASURES[measure].name} has no value; DDCS replaces it."
     figures = []
     for key in dict.fromkeys((first, second)):
-        points = trade_off_points(defences, key, recommended=recommended)
-        svg = trade_off(points, key)
+        svg = trade_off(points[key], key)
         if svg is not None:
-            drawn = {point.name for point in points}
-            rest = [d["name"] for d in defences if not d.get("failed") and d["name"] not in drawn]
+            drawn = {point.name for point in points[key]}
+            names = [d["name"] for d in defences if not d.get("failed")]
             figures.append(
                 {
-                    "svg": trusted(svg),
+                    "svg": svg,
                     "word": words.MEASURES[key],
-                    "note": note if key == first else "",
-                    "absent": list(map(visible, rest)),
+                    "note": replaced if key == first != measure else "",
+                    "absent": [visible(name) for name in names if name not in drawn],
                 }
             )
     return figures
 
 
-def _summaries(
-    found: Record, defences: Sequence[Record], overview: Sequence[str]
-) -> list[DefenceSummary]:
-    base = next((d for d in defences if d["name"] == UNDEFENDED), {})
-    return [_summary(one, base, overview, _recommended(found)) for one in defences]
-
-
 def _summary(
     defence: Record, base: Record, overview: Sequence[str], recommended: str | None
-) -> DefenceSummary:
+) -> dict[str, Any]:
+    """Return a defence as text. overview: rows of the measures shown first; rows: all its measures."""
     name, level, minutes = defence["name"], str(defence.get("level") or ""), defence.get("minutes")
     keys = dict.fromkeys([*words.MEASURES, *mapping(defence.get("measures"))])
     facts = flatten(dict(mapping(defence.get("facts"))))
-    return DefenceSummary(
-        name=visible(name),
-        title=_title(defence),
-        level=LEVELS.get(level, level),
-        what=visible(defence.get("what") or ""),
-        undefended=name == UNDEFENDED,
-        recommended=name == recommended and name != UNDEFENDED,
-        failed=visible(defence.get("failed") or ""),
-        seeds=number(defence.get("seeds")),
-        minutes="" if is_missing(minutes) else f"{number(minutes)} min",
-        overview=tuple(_measure_row(key, defence, base) for key in overview),
-        rows=tuple(_measure_row(key, defence, base) for key in keys if _has(defence, key)),
-        images=_moved(mapping(defence.get("images"))),
-        masked=visible(defence.get("masked") or ""),
-        facts=tuple((visible(k), visible(number(v))) for k, v in facts.items() if k),
-    )
+    return {
+        "name": visible(name),
+        "title": _title(defence),
+        "level": LEVELS.get(level, level),
+        "undefended": name == UNDEFENDED,
+        "recommended": name == recommended and name != UNDEFENDED,
+        **{key: visible(defence.get(key) or "") for key in ("what", "failed", "masked")},
+        "seeds": number(defence.get("seeds")),
+        "minutes": "" if is_missing(minutes) else f"{number(minutes)} min",
+        "overview": [_measure_row(key, defence, base) for key in overview],
+        "rows": [_measure_row(key, defence, base) for key in keys if _has(defence, key)],
+        "images": _moved(mapping(defence.get("images"))),
+        "facts": [(visible(k), visible(number(v))) for k, v in facts.items() if k],
+    }
 
 
 def _title(defence: Record) -> str:
@@ -342,22 +285,16 @@ def _title(defence: Record) -> str:
 
 
 def _measure_row(key: str, defence: Record, base: Record) -> MeasureRow:
-    word = words.MEASURES[key]
-    after = mapping(defence.get("measures")).get(key)
-    before = mapping(base.get("measures")).get(key)
-    undefended = defence["name"] == UNDEFENDED
-    change = None if undefended else mapping(defence.get("changes")).get(key)
+    word, after = words.MEASURES[key], part_of(defence, "measures", key)
+    value = number(get_number(after, "mean"))
+    if defence["name"] == UNDEFENDED:
+        return MeasureRow(key, word, "", value, "", interval_text(after), "")
+    before = number(get_number(part_of(base, "measures", key), "mean"))
+    change = part_of(defence, "changes", key)
     return MeasureRow(
-        key=visible(key),
-        name=visible(word.name),
-        meaning=word.meaning,
-        good=good_direction(key),
-        before="" if undefended else number(get_number(before, "mean")),
-        after=number(get_number(after, "mean")),
-        change="" if undefended else change_text(key, change),
-        interval=interval_text(after if undefended else change),
-        reading=reading(key, change),
-    )
+        key, word, before, value, change_text(key, change), interval_text(change),
+        reading(key, change),
+    )  # fmt: skip
 
 
 def _moved(images: Record) -> str:
@@ -376,20 +313,13 @@ def _moved(images: Record) -> str:
 def _nearer(images: pd.DataFrame, defences: Sequence[Record]) -> pd.DataFrame:
     """Return the images that a defence made worse off, with their rows of ``images``."""
     reasons = {"newly_flagged": "newly flagged", "nearer_in_every_seed": "nearer in every seed"}
-    why: dict[tuple[str, str], list[str]] = {}
-    for defence in defences:
-        for key, reason in reasons.items():
-            for image in mapping(defence.get("images")).get(key) or ():
-                why.setdefault((str(defence["name"]), str(image)), []).append(reason)
-    listed = pd.DataFrame(
-        [(*key, ", ".join(reason)) for key, reason in why.items()],
-        columns=["defence", "id", "why"],
-        dtype=object,
-    )
+    listed = [
+        (str(defence["name"]), str(image), reason)
+        for defence in defences
+        for key, reason in reasons.items()
+        for image in mapping(defence.get("images")).get(key) or ()
+    ]
+    table = pd.DataFrame(listed, columns=["defence", "id", "why"], dtype=object)
+    why = table.groupby(["defence", "id"], as_index=False).agg(", ".join)
     known = images.astype({"defence": object, "id": object})
-    return _nearest_first(listed.merge(known, on=["defence", "id"], how="left"))
-
-
-def _nearest_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Sort by the ratio of the distances, images that came nearest first."""
-    return table.sort_values(["ratio", "defence", "id"], na_position="last", kind="stable")
+    return why.merge(known, on=["defence", "id"], how="left")

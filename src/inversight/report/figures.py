@@ -9,16 +9,18 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib.style
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from inversight.report.formatting import number, visible
+from inversight.report.formatting import finite, number, visible
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +38,11 @@ _STYLE = {
 COLOURS = ("#2563a8", "#c2570c", "#1a7048", "#8e4fa8", "#b3261e", "#8a6500", "#4b5563")
 MARKERS = "osD^vPX"
 """One for each colour, so that the series differ in print and for any colour vision."""
-_PRIVATE, _HOLDOUT = COLOURS[:2]
+_LOOKS: dict[str, dict[str, Any]] = {
+    "private": {"color": COLOURS[0], "histtype": "stepfilled", "alpha": 0.35},
+    "holdout": {"color": COLOURS[1], "histtype": "step", "linewidth": 1.8},
+}
+"""How the histogram of each set of images is drawn."""
 _LONGEST = 24
 """Letters of a name in a legend."""
 _BINS, _LOG_BINS = 24, 40
@@ -67,16 +73,16 @@ def legend(axes: Axes, names: Sequence[str]) -> Legend:
     return box
 
 
-def score_histogram(scores: Sequence[float]) -> str | None:
+def score_histogram(scores: Sequence[float]) -> Markup | None:
     """Return the distribution of the per-image scores above 0 as SVG; None if there are none."""
-    values = _finite(scores)
+    values = finite(scores)
     values = values[values > 0]
     if not len(values):
         return None
     with new_figure() as (figure, axes):
         bins = _bins(values, axes)
         axes.hist(
-            np.maximum(values, bins[0]), bins=bins.tolist(), color=_PRIVATE, alpha=0.85,
+            np.maximum(values, bins[0]), bins=bins.tolist(), color=COLOURS[0], alpha=0.85,
             edgecolor="white", linewidth=0.5,
         )  # fmt: skip
         axes.set_xlabel("DDCS best of an image (right: nearer)")
@@ -85,31 +91,24 @@ def score_histogram(scores: Sequence[float]) -> str | None:
         return to_svg(figure, "scores", f"Histogram of the scores of {len(values)} images above 0")
 
 
-def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None) -> str | None:
+def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None) -> Markup | None:
     """Return the distribution of the nearest distances of both sets as SVG; None without any."""
-    sets = {"private": _finite(private), "holdout": _finite(holdout or ())}
+    sets = {"private": finite(private), "holdout": finite(holdout)}
     if not len(sets["private"]):
         return None
     both = np.concatenate(list(sets.values()))
     with new_figure() as (figure, axes):
         bins = _bins(both, axes).tolist()
-        for (name, values), colour, look in zip(
-            sets.items(),
-            (_PRIVATE, _HOLDOUT),
-            ({"histtype": "stepfilled", "alpha": 0.35}, {"histtype": "step", "linewidth": 1.8}),
-            strict=True,
-        ):
+        for name, values in sets.items():
             if not len(values):
                 continue
             middle = float(np.median(values))
             axes.hist(
-                np.maximum(values, bins[0]),
-                bins=bins,
+                np.maximum(values, bins[0]), bins=bins, **_LOOKS[name],
                 weights=np.full(len(values), 100.0 / len(values)),
-                color=colour,
                 label=f"{name} ({len(values)}), median {number(middle)}",
-                **look,  # type: ignore[arg-type]
-            )
+            )  # fmt: skip
+            colour = _LOOKS[name]["color"]
             axes.axvline(max(middle, bins[0]), color=colour, linestyle="--", linewidth=1.4)
         first = "; first bar: all below it too" if bool((both < bins[0]).any()) else ""
         axes.set_xlabel(f"nearest distance (left: nearer{first})")
@@ -117,11 +116,6 @@ def distance_histogram(private: Sequence[float], holdout: Sequence[float] | None
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, borderaxespad=0.2)
         names = "private and holdout" if len(sets["holdout"]) else "private"
         return to_svg(figure, "distances", f"Histogram of the nearest distances of {names} images")
-
-
-def _finite(values: Sequence[float]) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    return array[np.isfinite(array)]
 
 
 def _bins(values: Floats, axes: Axes) -> Floats:
@@ -138,10 +132,11 @@ def _bins(values: Floats, axes: Axes) -> Floats:
     return np.linspace(max(low - margin, 0.0), high + margin, _BINS + 1)
 
 
-def to_svg(figure: Figure, prefix: str, description: str) -> str:
+def to_svg(figure: Figure, prefix: str, description: str) -> Markup:
     """Return the figure as a bare <svg> element; ``prefix`` makes its ids unique in a page.
 
-    ``description`` goes into an attribute unescaped: it must not contain a name that a user chose.
+    matplotlib escapes the text in it. ``description`` goes into an attribute unescaped: it must not
+    contain a name that a user chose.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -149,9 +144,7 @@ def to_svg(figure: Figure, prefix: str, description: str) -> str:
     text = text[text.index("<svg") :].rstrip()
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # The page scales the figure; the viewBox alone keeps its aspect ratio.
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    for name in ("height", "width"):
+        text = re.sub(rf'(<svg[^>]*?) {name}="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1))  # noqa: S704

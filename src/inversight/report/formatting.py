@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -100,27 +102,31 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-class PlainText:
-    """Collects lines and tables as plain text, ``width`` columns wide at most."""
-
-    def __init__(self, width: int) -> None:
-        self._out = io.StringIO()
-        self._console = Console(
-            file=self._out, width=width, markup=False, highlight=False, emoji=False,
-            color_system=None,
-        )  # fmt: skip
-
-    def print(self, *parts: str | Table) -> None:
-        """Add a line of text or a table; without a part an empty line."""
-        self._console.print(*parts)
-
-    def __str__(self) -> str:
-        return "\n".join(line.rstrip() for line in self._out.getvalue().splitlines()) + "\n"
+def finite(values: ArrayLike | None) -> NDArray[np.float64]:
+    """Return the finite values as an array; None has none."""
+    array = np.asarray(() if values is None else values, dtype=np.float64)
+    return array[np.isfinite(array)]
 
 
-def plain_table(headings: Iterable[tuple[str, bool]]) -> Table:
-    """Return a table without lines from (heading, whether its column is numeric)."""
+def plain_text(parts: Iterable[str | Table], width: int) -> str:
+    """Return lines and tables as plain text, ``width`` columns wide at most."""
+    console = Console(
+        file=io.StringIO(), width=width, markup=False, highlight=False, emoji=False,
+        color_system=None,
+    )  # fmt: skip
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def plain_table(
+    headings: Iterable[str], rows: Iterable[Iterable[str]], numeric: Collection[int] = ()
+) -> Table:
+    """Return a table without lines; columns at the positions ``numeric`` are aligned right."""
     table = Table(box=None, pad_edge=False, header_style="")
-    for heading, numeric in headings:
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i in numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -10,6 +10,7 @@ import pandas as pd
 
 from inversight.core.errors import RunError
 from inversight.core.run import read_object
+from inversight.report.formatting import mapping
 
 
 def read_mapping(run: Path, name: str) -> dict[str, Any]:
@@ -39,6 +40,22 @@ def read_table(run: Path, name: str, required: Iterable[str]) -> pd.DataFrame:
             f"{file}: expected the column {missing[0]}, found {', '.join(map(str, table.columns))}"
         )
     return table
+
+
+def counts_of(facts: Any) -> dict[str, Any] | None:
+    """Return the numbers of images and classes (None if not known) of an input of a manifest.
+
+    None if the manifest has no number of images.
+    """
+    images, classes = (mapping(facts).get(name) for name in ("images", "classes"))
+    if images is None:
+        return None
+    return {"images": images, "classes": len(classes) if isinstance(classes, list) else classes}
+
+
+def counts_text(images: int, classes: int | None) -> str:
+    """Return '100 images of 20 classes'."""
+    return f"{images} images of {classes} classes" if classes else f"{images} images"
 
 
 def _existing(run: Path, name: str) -> Path:

@@ -10,7 +10,10 @@ from matplotlib.axes import Axes
 
 from inversight.report import words
 from inversight.report.figures import COLOURS, MARKERS, legend, new_figure, to_svg
-from inversight.report.formatting import get_interval, get_number
+from inversight.report.formatting import get_interval, get_number, mapping
+
+UNDEFENDED = "none"
+"""Name of the target without a defence."""
 
 Span = tuple[float, float]
 
@@ -38,9 +41,9 @@ def trade_off_points(
     ratio = measure in words.RATIOS
     points = []
     for defence in defences:
-        undefended = defence["name"] == "none"
-        accuracy = (defence.get("measures") or {}).get("holdout_accuracy")
-        leakage = (defence.get("changes" if ratio else "measures") or {}).get(measure)
+        undefended = defence["name"] == UNDEFENDED
+        accuracy = part_of(defence, "measures", "holdout_accuracy")
+        leakage = part_of(defence, "changes" if ratio else "measures", measure)
         if ratio and undefended:
             leakage = {"mean": 1.0}
         x, y = get_number(accuracy, "mean"), get_number(leakage, "mean")
@@ -55,6 +58,11 @@ def trade_off_points(
             TradeOffPoint(defence["name"], x, y, x_span, get_interval(leakage), undefended, chosen)
         )
     return points
+
+
+def part_of(defence: Mapping[str, Any], part: str, key: str) -> Mapping[str, Any]:
+    """Return a measure among the ``measures`` or ``changes`` of a defence, empty if it is missing."""
+    return mapping(mapping(defence.get(part)).get(key))
 
 
 def trade_off(points: Sequence[TradeOffPoint], measure: str) -> str | None:

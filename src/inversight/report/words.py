@@ -20,6 +20,11 @@ class Word:
     worse: Worse = ""
     meaning: str = ""
 
+    @property
+    def good(self) -> str:
+        """Return 'higher is better', 'lower is better' or ""."""
+        return {"higher": "lower is better", "lower": "higher is better"}.get(self.worse, "")
+
 
 class Words(dict[str, Word]):
     """Words by key, in the order of the page; an unknown key is its own name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -69,9 +70,6 @@ def is_far(distances: Tensor, labels: Tensor) -> Tensor:
 
 def _less_class_median(values: Tensor, labels: Tensor) -> Tensor:
     """Return (N,) float64: values less the median of their class, which leaves out NaN."""
-    found = values.double().clone()
-    for label in labels.unique().tolist():
-        own = labels == label
-        known = found[own][~found[own].isnan()].numpy()
-        found[own] -= float(np.median(known)) if len(known) else float("nan")
-    return found
+    series = pd.Series(values.double().numpy())
+    medians = series.groupby(labels.numpy()).transform("median")
+    return torch.tensor((series - medians).to_numpy())

@@ -124,23 +124,22 @@ def signals(
             progress(done, total, "signals")
 
     features, missing = _features(target, rows)
-    found: dict[str, list[Tensor]] = {}
-    for batch, images in batches(target):
-        for name, part in _batch_signals(target, features, missing, batch, images).items():
-            found.setdefault(name, []).append(part)
-    values = {name: torch.cat(parts) for name, parts in found.items()}
+    found = [_batch_signals(target, features, missing, *batch) for batch in batches(target)]
+    values = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     right = values.pop("right")
     if "features" in values:
         inputs = values.pop("features")
         values["centre_distance"] = centre_distance(inputs, rows.labels)
         values["local_density"] = local_density(inputs, rows.labels)
     if checkpoints:
-        states = []
-        for model in checkpoints:
-            with exact_products():
-                hits = [model(x).argmax(1).cpu() == batch.labels for batch, x in batches(model)]
-            states.append(torch.cat(hits))
-        values["forgetting"] = forgetting_events(torch.stack([*states, right]))
+        with exact_products():
+            hits = [
+                model(images).argmax(1).cpu() == batch.labels
+                for model in checkpoints
+                for batch, images in batches(model)
+            ]
+        states = torch.cat([*hits, right]).view(-1, len(rows))
+        values["forgetting"] = forgetting_events(states)
     else:
         missing["forgetting"] = "needs earlier checkpoints of the target"
     back = order.argsort()

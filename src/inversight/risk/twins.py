@@ -9,8 +9,8 @@ ordinary shots of one person are from each other, so no threshold on such a dist
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
@@ -97,23 +97,27 @@ def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
     for label in classes:
         at = (rows.labels == label).nonzero().squeeze(1)
         pixels = rows.select(at).floats(size=side)
-        for first, second, found in _blocks(pixels):
-            i, j = (found < NEAR).nonzero().unbind(1)
-            kept = first + i < second + j
-            i, j = i[kept], j[kept]
-            close.append((at[first + i], at[second + j], found[i, j]))
-        few = pixels[:_MEASURED]
-        if len(few) > 1:
-            with exact_products():
-                found = unexplained(few, few)
-            above = torch.triu_indices(len(few), len(few), 1)
-            medians.append(float(found[above[0], above[1]].median()))
+        with exact_products():
+            # Blocks of pairs on and above the diagonal.
+            for a, b in combinations_with_replacement(range(0, len(at), _BLOCK), 2):
+                found = unexplained(pixels[a : a + _BLOCK], pixels[b : b + _BLOCK])
+                i, j = (found < NEAR).nonzero().unbind(1)
+                kept = a + i < b + j
+                i, j = i[kept], j[kept]
+                close.append((at[a + i], at[b + j], found[i, j]))
+            few = pixels[:_MEASURED]
+            if len(few) > 1:
+                above = torch.triu_indices(len(few), len(few), 1)
+                medians.append(float(unexplained(few, few)[above[0], above[1]].median()))
         done += len(at)
         progress(done, len(rows), "twins")
     ordinary = float(torch.tensor(medians).median()) if medians else None
     threshold = NEAR * (ordinary or 0.0)
     edges = [torch.stack([i, j])[:, value < threshold] for i, j, value in close]
-    edges.append(_copies(rows.hashes))
+    # Each image with the first one of the same pixels, which may be itself.
+    first: dict[str, int] = {}
+    copies = [(first.setdefault(key, i), i) for i, key in enumerate(rows.hashes)]
+    edges.append(torch.tensor(copies).T)
     group = _connected(torch.cat(edges, dim=1), len(rows))
     group = torch.where(group >= 0, order[group], group)
     return Twins(group[order.argsort()], ordinary, threshold)
@@ -126,22 +130,6 @@ def _standard(pixels: Tensor) -> Tensor:
     length = flat.square().sum(1, keepdim=True).sqrt()
     plain = length < _FLAT * flat.shape[1] ** 0.5
     return (flat / length).masked_fill(plain, 0.0)
-
-
-def _blocks(pixels: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield each block of pairs on and above the diagonal: its corner and unexplained fractions."""
-    for a in range(0, len(pixels), _BLOCK):
-        for b in range(a, len(pixels), _BLOCK):
-            with exact_products():
-                found = unexplained(pixels[a : a + _BLOCK], pixels[b : b + _BLOCK])
-            yield a, b, found
-
-
-def _copies(hashes: tuple[str, ...]) -> Tensor:
-    """Return (2, E) int64: each image with the first one of the same pixels."""
-    first: dict[str, int] = {}
-    pairs = [(first.setdefault(key, i), i) for i, key in enumerate(hashes)]
-    return torch.tensor([p for p in pairs if p[0] != p[1]], dtype=torch.int64).reshape(-1, 2).T
 
 
 def _connected(edges: Tensor, n: int) -> Tensor:
