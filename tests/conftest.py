@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,3 +46,17 @@ def once(
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_processes(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """What two processes wrote that trained, attacked and ran commands together. Read only."""
+    pytest.importorskip("accelerate")
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    return once(
+        "two-processes",
+        lambda folder: subprocess.run(
+            [sys.executable, "-m", "tests.two_processes", folder], check=True, env=environment
+        ),
+    )

@@ -24,6 +24,7 @@ from inversight.priors import Critic, StylePrior, train_prior
 from inversight.priors.guidance import GeneratedBatch
 from inversight.priors.pseudo_labels import predicted_labels, pseudo_labels, soft_labels
 from inversight.settings import Adaptation, PriorTraining
+from tests.priors.tiny import Stopped, stop_at
 
 SHAPE = (3, 8, 8)
 TRAINING = PriorTraining(steps=40, batch_size=8, width=4, z_dim=6, w_dim=8, ada_images=1e6)
@@ -307,17 +308,10 @@ def test_a_stopped_adaptation_goes_on_bit_by_bit(
     shared = replace(TRAINING, images_at_once=4)
     whole = run(prior, arm, training=shared)
 
-    class Stop(Exception):
-        pass
-
-    def stop(done: int, total: int, note: str = "") -> None:
-        if done == 3:  # the checkpoint of step 2 is there, step 3 is lost
-            raise Stop
-
     eager = replace(shared, checkpoint_seconds=1e-6)
     file = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(Stop):
-        run(prior, arm, training=eager, checkpoint=file, progress=stop)
+    with pytest.raises(Stopped):  # the checkpoint of step 2 is there, step 3 is lost
+        run(prior, arm, training=eager, checkpoint=file, progress=stop_at(3))
     assert file.is_file()
     again = run(prior, arm, training=eager, checkpoint=file)
     assert same(again, whole) and again.log == whole.log

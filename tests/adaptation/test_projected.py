@@ -11,39 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.adaptation import WeightedTerm, adapt, guidance_terms
+from inversight.adaptation import WeightedTerm, guidance_terms
 from inversight.adaptation.projected import Projected
 from inversight.adaptation.terms import observe
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.models.target import Target
-from inversight.priors import Game, StylePrior, train_prior
+from inversight.priors import Game, StylePrior
+from inversight.priors.architecture import architecture_of
 from inversight.priors.game import Microbatch
 from inversight.settings import Adaptation
-from tests.adaptation.test_adapt import PUBLIC, SHAPE, TRAINING, linear_target, pictures, run
-
-
-@pytest.fixture(scope="module")
-def prior() -> StylePrior:
-    return train_prior(PUBLIC, training=TRAINING, rng=generator(1))
-
-
-def convolved(*convolutions: nn.Module, seed: int = 0) -> Target:
-    """A target of these convolutions, random weights, and three classes."""
-    module = nn.Sequential(
-        *convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3)
-    ).eval()
-    with torch.no_grad():
-        module(torch.zeros(1, *SHAPE))
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator(seed)) * 0.3)
-    return Target(module.requires_grad_(False), ("a", "b", "c"), SHAPE, (0.5,), (0.5,), "test")
-
-
-def deep(seed: int = 0) -> Target:
-    layers = [nn.Conv2d(1, 4, 3, padding=1)]
-    layers += [nn.Conv2d(4, 4, 3, padding=1) for _ in range(8)]
-    return convolved(*layers, seed=seed)
+from tests.priors.tiny import (
+    PUBLIC,
+    SHAPE,
+    TRAINING,
+    Stopped,
+    adapted,
+    convolved,
+    deep,
+    fresh_game,
+    linear_target,
+    pictures,
+    stop_at,
+)
 
 
 def projected(target: Target, *, public: Tensor = PUBLIC, seed: int = 5) -> Projected:
@@ -140,7 +130,7 @@ def test_weights_come_from_the_generator_given() -> None:
 def test_the_game_teaches_it_to_tell_real_from_generated() -> None:
     """The game's steps lower its loss on other images of both kinds."""
     one = projected(deep())
-    game = Game(image_shape=SHAPE, training=TRAINING)
+    game = Game(architecture_of(SHAPE, TRAINING), TRAINING)
     game.add_discriminator(one)
     real = torch.rand(8, *SHAPE, generator=generator(3)).mul(0.2)  # in [-1, 1]: grey
     before = float(one.loss((real + 1) / 2, next(game.samples(8, generator(4)))).detach())
@@ -159,10 +149,8 @@ def test_shares_of_a_batch_add_up() -> None:
             seen.append([p.grad.clone() for p in optimiser.param_groups[0]["params"]])
 
     parts = [(images(1), 3), (images(2), 4)]
-    begun = Game(image_shape=SHAPE, training=TRAINING)
     for some in (parts, parts[:1], parts[1:]):
-        game = Recording(image_shape=SHAPE, training=TRAINING)
-        game.start_from(begun.generator, begun.average, begun.discriminator, 0.0)
+        game = fresh_game(Recording)
         game.add_discriminator(projected(deep()))
         game._step_discriminators([Microbatch(x, generator(seed)) for x, seed in some])
     together, first, second = seen[1::2]  # the game's own, then the second, each time
@@ -175,47 +163,33 @@ def test_the_arm_pulls_generated_maps_towards_real_ones(prior: StylePrior) -> No
     target = deep()
     public = (PUBLIC // 4 + 180).to(torch.uint8)
 
-    def adapted(arm: str) -> Tensor:
-        made = adapt(
-            prior, target, public, arm=arm, training=TRAINING, rng=generator(2),
-            adaptation=Adaptation(steps=60, weight=10.0 if arm == "projected" else None),
-        )  # fmt: skip
+    def mean_maps(arm: str) -> Tensor:
+        weight = 10.0 if arm == "projected" else None
+        made = adapted(prior, target, arm, public=public, steps=60, weight=weight)
         shown = (pictures(made) + 1.0) / 2.0
         return observe(target, shown).maps[-1].mean((0, 2, 3))
 
     goal = observe(target, public.float() / 255.0).maps[-1].mean((0, 2, 3))
-    plain, pulled = ((adapted(arm) - goal).norm() for arm in ("vanilla", "projected"))
+    plain, pulled = ((mean_maps(arm) - goal).norm() for arm in ("vanilla", "projected"))
     assert pulled < 0.8 * plain
 
 
 def test_a_stopped_adaptation_goes_on_bit_by_bit(prior: StylePrior, tmp_path: Path) -> None:
-    eager = replace(TRAINING, checkpoint_seconds=1e-6)
-    file = tmp_path / "checkpoint.safetensors"
-
-    class Stop(Exception):
-        pass
-
-    def stop(done: int, total: int, note: str = "") -> None:
-        if done == 4:
-            raise Stop
-
-    def go_on(**more: Any) -> StylePrior:
-        return adapt(
-            prior, deep(), PUBLIC, arm="projected", adaptation=Adaptation(steps=6),
-            rng=generator(2), **more,
-        )  # fmt: skip
-
-    whole = go_on(training=TRAINING)
-    with pytest.raises(Stop):
-        go_on(training=eager, progress=stop, checkpoint=file)
-    resumed = go_on(training=eager, checkpoint=file)
+    whole = adapted(prior, deep(), "projected")
+    options: dict[str, Any] = {
+        "training": replace(TRAINING, checkpoint_seconds=1e-6),
+        "checkpoint": tmp_path / "checkpoint.safetensors",
+    }
+    with pytest.raises(Stopped):
+        adapted(prior, deep(), "projected", **options, progress=stop_at(4))
+    resumed = adapted(prior, deep(), "projected", **options)
     assert torch.equal(pictures(resumed), pictures(whole))
     assert resumed.log == whole.log and "projected" in whole.log[-1]
 
 
 def test_no_weight_is_vanilla(prior: StylePrior) -> None:
     made = [
-        pictures(run(prior, deep(), arm, weight=weight))
+        pictures(adapted(prior, deep(), arm, weight=weight))
         for arm, weight in (("projected", 0.0), ("vanilla", None))
     ]
     assert torch.equal(*made)
@@ -223,7 +197,7 @@ def test_no_weight_is_vanilla(prior: StylePrior) -> None:
 
 def test_what_it_needs(prior: StylePrior) -> None:
     with pytest.raises(ConfigError, match="arm projected needs a target with convolutions"):
-        run(prior, linear_target(1), "projected")
+        adapted(prior, linear_target(1), "projected")
     with pytest.raises(ConfigError, match="needs the term made for the target"):
         guidance_terms("projected", Adaptation(), None)
     term = projected(deep())

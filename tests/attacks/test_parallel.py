@@ -27,10 +27,10 @@ from inversight.core.errors import InputError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.seeding import generator
 from inversight.models.target import Access
-from tests.attacks import two_processes
 from tests.attacks.table import CASES
 from tests.attacks.toy import CLASSES, LABELS, LinearPrior, NearestByLayer, OpenPrior, toy_target
-from tests.priors.test_processes import needs_accelerate, together
+from tests.attacks.two_processes import CASES as TOGETHER
+from tests.attacks.two_processes import attacked
 
 EACH = {name: CASES[name].attack for name in CLASSES}
 
@@ -132,26 +132,23 @@ def test_one_process_equals_run_attack() -> None:
     assert other is not None and other.queries == one.queries
     assert torch.equal(one.images, other.images) and torch.equal(one.latents, other.latents)
     with pytest.raises(NoSampleError, match="none of 180 samples"):
-        two_processes.attacked("no-samples-at-all")
+        attacked("no-samples-at-all")
 
 
-@needs_accelerate
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """The main one has all, whatever the other made; an error of one ends both, and only then."""
-    for process in together("-m", "tests.attacks.two_processes", str(tmp_path), folder=tmp_path):
-        assert process.returncode == 0, process.stderr
-    ends = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2)]
+def test_two_processes_attack_as_one(two_processes: Path) -> None:
+    """The main process has all reconstructions; an error of one process ends both."""
+    ends = [json.loads((two_processes / f"attacks-{i}.json").read_text()) for i in range(2)]
     left_out = {"a-class-without-samples"}
     for name in {"uneven", "more-processes-than-classes", "joint"} | left_out:
-        assert [end[name][0] for end in ends] == ["made", "gave"]
-        found = load_file(tmp_path / f"{name}.safetensors")
+        assert [end[name][0] for end in ends] == ["main", "other"]
+        found = load_file(two_processes / f"{name}.safetensors")
         assert int(found.pop("queries")) == sum(end[name][1] for end in ends)
-        alone = two_processes.attacked(name)
+        alone = attacked(name)
         assert isinstance(alone, Reconstructions)
         assert found["labels"].tolist() == alone.labels.tolist()
         for what, tensor in found.items():
             torch.testing.assert_close(tensor, getattr(alone, what), rtol=1e-4, atol=1e-5)
-        assert set(found["labels"].tolist()) == set(two_processes.CASES[name][2]) - (
+        assert set(found["labels"].tolist()) == set(TOGETHER[name][2]) - (
             {2} if name in left_out else set()
         )
     for end in ends:

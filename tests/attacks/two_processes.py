@@ -1,21 +1,16 @@
-"""One of two processes that attack together; run by ``test_parallel``.
-
-``python -m tests.attacks.two_processes OUT``, with the environment that torchrun or ``accelerate launch``
-gives. Each process writes what it has in the end, so that the test can compare.
-"""
+"""Attacks that two processes share, in one of :mod:`tests.two_processes`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import inversight.core.processes
 from inversight.attacks import (
     Attack,
     BrepMi,
@@ -27,7 +22,7 @@ from inversight.attacks import (
     run_assigned,
 )
 from inversight.core.errors import InputError, InversightError
-from inversight.core.processes import ALONE, Processes, launched
+from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
@@ -90,15 +85,14 @@ def attacked(name: str, processes: Processes = ALONE) -> Reconstructions | None:
     return gather(part, processes)
 
 
-def main(out: Path) -> None:
-    """Attack in each way; the reconstructions, or else how it ended, and how many images were sent."""
-    processes = launched("cpu")
-    inversight.core.processes._CHUNK = 100  # less than each tensor, and no divisor of its size
+@patch("inversight.core.processes._CHUNK", 100)  # less than each tensor, and no divisor of its size
+def main(out: Path, processes: Processes) -> None:
+    """Attack in each way, and write reconstructions, or errors, and how many images were sent to ``out``."""
     ends = {}
     for name, (_, module, _) in CASES.items():
         try:
             found = attacked(name, processes)
-            ends[name] = ["made" if found is not None else "gave"]
+            ends[name] = ["main" if found is not None else "other"]
         except (InversightError, KeyError) as error:
             found, ends[name] = None, [type(error).__name__, str(error)]
         if found is not None:
@@ -107,9 +101,4 @@ def main(out: Path) -> None:
             counted = {"queries": torch.tensor(found.queries)}
             save_file({**tensors, **counted}, out / f"{name}.safetensors")
         ends[name].append(module.images)  # type: ignore[arg-type]
-    (out / f"{processes.index}.json").write_text(json.dumps(ends))
-    processes.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (out / f"attacks-{processes.index}.json").write_text(json.dumps(ends))

@@ -74,7 +74,7 @@ def conditional_prior(folders: dict[str, Path]) -> dict[str, Any]:
     small = Architecture(size=8, channels=1, z_dim=2, w_dim=2, c_dim=3, channel_max=2)
     file = folders["private"].parent / "prior.safetensors"
     networks = Generator(small), Generator(small), Discriminator(small)
-    StylePrior(*networks, PriorTraining(), small.image_shape).save(file)
+    StylePrior(*networks, PriorTraining()).save(file)
     return {**folders, "attack": ["gmi"], "prior": str(file), "adaptation": {"steps": 0}}
 
 

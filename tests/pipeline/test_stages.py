@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -25,7 +24,7 @@ from tests.pipeline.tiny import (
     SMALL_TRAINING,
     untrained_spec,
 )
-from tests.priors.test_processes import together
+from tests.two_processes import commands
 
 
 def test_from_training_to_scores(trained: dict[str, Path], cli: CommandLine) -> None:
@@ -223,35 +222,38 @@ def test_published_settings_are_laid_below_what_is_given(
     assert (training.ema_images, training.r1, training.penalty_steps) == (500e3, 0.5, True)  # type: ignore[attr-defined]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
-def test_two_processes_write_one_prior(here: dict[str, Path], cli: CommandLine) -> None:
-    command = ("prior", "train", "--public", "public", *SMALL_PRIOR, "--device", "cpu")
-    two = together(
-        "-m", "inversight", *command, "--features", "pixel", "--out", "two", folder=Path.cwd()
+def outputs(folder: Path, command: str) -> list[str]:
+    """Return exit code and standard output of both processes."""
+    return [(folder / f"{command}-{i}.txt").read_text() for i in range(2)]
+
+
+def test_two_processes_write_one_prior(
+    two_processes: Path, tmp_path: Path, cli: CommandLine
+) -> None:
+    assert outputs(two_processes, "prior") == ["0\nprior/prior.safetensors\n", "0\n"]
+    line = commands(two_processes)["prior"]
+    cli.succeeds(line, f"--set images_at_once=2 --out {tmp_path}")
+    one, other = (
+        StylePrior.load(f / "prior.safetensors") for f in (tmp_path, two_processes / "prior")
     )
-    assert [process.returncode for process in two] == [0, 0], two
-    assert [process.stdout for process in two] == ["two/prior.safetensors\n", ""]
-    cli.succeeds(*command, "--set images_at_once=2 --out one")
-    one, other = (StylePrior.load(Path(f) / "prior.safetensors") for f in ("one", "two"))
     w = one.sample(4, rng=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one(w), other(w), atol=1e-3, rtol=0)
-    assert len(json.loads(Path("two/progress.json").read_text())) == 5
+    assert len(json.loads((two_processes / "prior/progress.json").read_text())) == 5
 
 
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
-def test_two_processes_write_one_attack(trained: dict[str, Path], cli: CommandLine) -> None:
-    command = ("attack", "--prior", "prior", "--target", "target", "--device", "cpu", *SMALL_ATTACK)
-    command = (*command, "--set", "half=false")  # whose rounding depends on what else is in a batch
-    two = together("-m", "inversight", *command, "--out", "two", folder=Path.cwd())
-    assert [process.returncode for process in two] == [0, 0], two
-    assert two[0].stdout.startswith("two/reconstructions\n") and two[1].stdout == ""
-    cli.succeeds(*command, "--out one")
-    one, other = (load_latents(Path(folder)) for folder in ("one", "two"))
+def test_two_processes_write_one_attack(
+    two_processes: Path, tmp_path: Path, cli: CommandLine
+) -> None:
+    first, second = outputs(two_processes, "attack")
+    assert first.startswith("0\nattack/reconstructions\n") and second == "0\n"
+    cli.succeeds(commands(two_processes)["attack"], f"--out {tmp_path}")
+    folders = (tmp_path, two_processes / "attack")
+    one, other = map(load_latents, folders)
     assert torch.equal(one["labels"], other["labels"])
     torch.testing.assert_close(one["latents"], other["latents"], atol=1e-3, rtol=0)
-    pictures = [sorted(p.name for p in Path(f).rglob("*.png")) for f in ("one", "two")]
+    pictures = [sorted(p.name for p in f.rglob("*.png")) for f in folders]
     assert pictures[0] == pictures[1] and len(pictures[0]) == 6
-    sent = [json.loads((Path(f) / "facts.json").read_text())["queries"] for f in ("one", "two")]
+    sent = [json.loads((f / "facts.json").read_text())["queries"] for f in folders]
     assert sent[1] == sent[0] + 20  # the pool, once more
 
 

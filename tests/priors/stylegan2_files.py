@@ -122,7 +122,7 @@ def random_prior(architecture: Architecture, seed: int = 0) -> StylePrior:
             if not name.endswith("resample_filter"):
                 value += 0.1 * torch.randn(value.shape, generator=rng)
         network.requires_grad_(False)
-    return StylePrior(average, raw, critic, PriorTraining(), architecture.image_shape)
+    return StylePrior(average, raw, critic, PriorTraining())
 
 
 def published_file(prior: StylePrior, **parts: Any) -> dict[str, Any]:

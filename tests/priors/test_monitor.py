@@ -1,4 +1,4 @@
-"""Looks at a game: grids and rows where they should be, and nothing of the game changed by them."""
+"""Monitoring: which grids and rows are written, and that the training is not changed by it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from torch import Tensor
 from inversight.core.seeding import generator
 from inversight.priors.game import Game
 from inversight.priors.monitor import SampleMonitor, grid_of
-from inversight.priors.training import run_game
-from tests.priors.test_training import SHAPE, assert_same, public, state, tiny
+from tests.priors.tiny import SHAPE, Record, assert_same, new_game, play, state
 
 
 def mean_level(images: Iterator[Tensor]) -> float:
-    """Not a distance, but one sees which images it was given."""
+    """Not a distance, but it tells which images it was given."""
     return float(torch.cat(list(images)).mean())
 
 
@@ -29,55 +28,44 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return found
 
 
-def trained(folder: Path | None, **changes: object) -> tuple[Game, list[str]]:
-    told: list[str] = []
-    game = Game(image_shape=SHAPE, training=tiny(**changes))
-    run_game(
-        game,
-        public(),
-        steps=6,
-        rng=generator(0),
-        fresh=True,
-        progress=lambda done, total, note="": told.append(note),
-        monitor=None if folder is None else SampleMonitor(folder, mean_level),
-    )
-    return game, told
+def trained(folder: Path | None, steps: int = 6, **changes: object) -> tuple[Game, str]:
+    """Train a game that is monitored in ``folder``; return it with its last note."""
+    game, record = new_game(**changes), Record()
+    monitor = None if folder is None else SampleMonitor(folder, mean_level, fewest=16)
+    play(game, steps=steps, progress=record, monitor=monitor)
+    return game, record.notes[-1]
 
 
-def test_looks_are_taken_in_time(tmp_path: Path) -> None:
-    game, told = trained(tmp_path, watch_images=10)
-    # Four images a step: the looks are at the start, after 10 and 20 images, and at the end.
+def grey(n: int, rng: torch.Generator) -> Iterator[Tensor]:
+    yield torch.zeros(n, *SHAPE)
+
+
+def test_records_after_each_interval(tmp_path: Path) -> None:
+    game, note = trained(tmp_path, watch_images=10)
+    # Four images a step: records are taken at the start, after 10 and 20 images, and at the end.
     assert [row["images"] for row in rows(tmp_path)] == [0, 12, 20, 24]
     names = sorted(p.name for p in (tmp_path / "samples").iterdir())
     assert names == [f"images-{n:09d}.png" for n in (0, 12, 20, 24)]
     last = rows(tmp_path)[-1]
     assert {"generator", "discriminator", "p", "frechet", "frechet_images"} <= last.keys()
-    assert last["frechet_images"] == 128
-    expected = torch.cat(list(game.samples(128, generator(0, "watch", "distance")))).mean()
-    assert last["frechet"] == pytest.approx(float(expected))
-    assert "Frechet" in told[-1]
+    assert last["frechet_images"] == 16
+    expected = mean_level(game.samples(16, generator(0, "watch", "distance")))
+    assert last["frechet"] == pytest.approx(expected)
+    assert "Frechet" in note
 
 
-def test_ten_looks_by_default(tmp_path: Path) -> None:
-    game = Game(image_shape=SHAPE, training=tiny(batch_size=2))
-    run_game(
-        game,
-        public(),
-        steps=20,
-        rng=generator(0),
-        fresh=True,
-        monitor=SampleMonitor(tmp_path, mean_level),
-    )
-    assert [row["images"] for row in rows(tmp_path)] == list(range(0, 41, 4))
+def test_records_ten_times_by_default(tmp_path: Path) -> None:
+    trained(tmp_path, steps=20, batch_size=16)
+    assert [row["images"] for row in rows(tmp_path)] == list(range(0, 321, 32))
 
 
-def test_a_watched_game_is_the_same_game(tmp_path: Path) -> None:
-    (watched, _), (alone, told) = trained(tmp_path, watch_images=4), trained(None)
+def test_monitoring_does_not_change_the_game(tmp_path: Path) -> None:
+    (watched, _), (alone, note) = trained(tmp_path, watch_images=4), trained(None)
     assert_same(state(watched), state(alone))
-    assert "Frechet" not in told[-1]
+    assert "Frechet" not in note
 
 
-def test_the_grid_shows_the_averages_samples(tmp_path: Path) -> None:
+def test_the_grid_shows_samples_of_the_average(tmp_path: Path) -> None:
     game, _ = trained(tmp_path)
     shown = np.asarray(Image.open(tmp_path / "samples" / "images-000000024.png"))
     assert shown.shape == (80, 80)  # eight by eight images of 8 x 8, framed
@@ -101,31 +89,21 @@ def test_grids_of_large_images_have_few(tmp_path: Path, size: int, side: int) ->
 
 
 def test_grid_of_places_images_in_rows() -> None:
-    images = torch.arange(4.0).view(4, 1, 1, 1)
-    grid = grid_of(images, 2)
+    grid = grid_of(torch.arange(4.0).view(4, 1, 1, 1), 2)
     assert grid.shape == (1, 6, 6)
     assert grid[0, 1::3, 1::3].tolist() == [[0.0, 1.0], [2.0, 3.0]]
 
 
-def test_rows_that_a_kill_undid_are_dropped_and_numbers_alone_are_kept(tmp_path: Path) -> None:
-    def draw(n: int, rng: torch.Generator) -> Iterator[Tensor]:
-        yield torch.zeros(n, *SHAPE)
-
+def test_drops_rows_of_repeated_steps_and_values_that_are_not_finite(tmp_path: Path) -> None:
     monitor = SampleMonitor(tmp_path, lambda images: float("nan"))
     for images in (0, 10, 20, 10):
-        monitor.record(draw, images=images, every=10, facts={"generator": 0.5})
+        monitor.record(grey, images=images, every=10, facts={"generator": 0.5})
     assert [row["images"] for row in rows(tmp_path)] == [0, 10]
     assert "frechet" not in rows(tmp_path)[0]
     assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(("every", "count"), [(100, 128), (32_000, 1000), (10**6, 2000)])
-def test_the_distance_costs_a_share_of_the_training(tmp_path: Path, every: int, count: int) -> None:
-    asked: list[int] = []
-
-    def draw(n: int, rng: torch.Generator) -> Iterator[Tensor]:
-        asked.append(n)
-        yield torch.zeros(n, *SHAPE)
-
-    SampleMonitor(tmp_path, mean_level).record(draw, images=1, every=every, facts={})
-    assert asked[-1] == count
+def test_the_distance_uses_a_share_of_the_images(tmp_path: Path, every: int, count: int) -> None:
+    monitor = SampleMonitor(tmp_path, lambda images: float(sum(map(len, images))))
+    assert monitor.record(grey, images=1, every=every, facts={}) == count

@@ -1,103 +1,36 @@
-"""Several processes train the prior that one trains alone."""
+"""Trainings in several processes, and in another precision."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import socket
-import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes, launched
-from inversight.core.seeding import generator
+from inversight.priors.architecture import architecture_of
 from inversight.priors.game import Game
-from inversight.priors.training import run_game
-from inversight.settings import PriorTraining
-from tests.priors import distributed_worker as worker
-
-ROOT = Path(__file__).parents[2]
-needs_accelerate = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="needs accelerate"
-)
+from tests.priors.tiny import SHAPE, assert_same, play, state, tiny
+from tests.priors.two_processes import STEPS, Positions, conditional_game
 
 
-def together(*arguments: str, folder: Path) -> list[subprocess.CompletedProcess[str]]:
-    """The command in two processes that know of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for index in range(2):
-        environment = os.environ | {
-            "RANK": str(index),
-            "LOCAL_RANK": str(index),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src"), *sys.path]),
-        }
-        running.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env=environment,
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    done = []
-    for process in running:
-        try:
-            out, err = process.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            for other in running:
-                other.kill()
-            raise
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return done
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], **close: float) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(
-            tensor, other[name], msg=name, **(close or {"rtol": 0, "atol": 0})
-        )
-
-
-@needs_accelerate
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(two_processes: Path, tmp_path: Path) -> None:
     """Equal parameters on both, the same as alone but for rounding, also when stopped and resumed."""
-    for process in together(
-        "-m", "tests.priors.distributed_worker", str(tmp_path), folder=tmp_path
-    ):
-        assert process.returncode == 0, process.stderr
-    (tmp_path / "alone" / "classes").mkdir(parents=True)
-    game = worker.play(tmp_path / "alone", second=True)
-    assert game is not None and game.second is not None
-    assert game.second.settled == worker.STEPS
-    alone = worker.state(game)
-    first, second = (load_file(tmp_path / "stop-None" / f"{i}.safetensors") for i in range(2))
-    assert_same(first, second)
-    assert_same(first, alone, rtol=1e-3, atol=1e-4)
-    assert float(alone["memory"][0]) > 0  # path lengths were looked at
-    for i in range(2):
-        assert_same(load_file(tmp_path / "stop-4" / f"{i}.safetensors"), first)
-    known = worker.play(tmp_path / "alone" / "classes", classes=True)
-    assert known is not None
-    first, second = (load_file(tmp_path / f"classes-{i}.safetensors") for i in range(2))
-    assert_same(first, second)
-    assert_same(first, worker.state(known), rtol=1e-3, atol=1e-4)
+    first, *others = (
+        load_file(two_processes / f"{name}-{index}.safetensors")
+        for name in ("whole", "resumed")
+        for index in range(2)
+    )
+    for other in others:
+        assert_same(first, other)
+    game = conditional_game(tmp_path)
+    assert isinstance(game.second, Positions) and game.second.settled == STEPS
+    assert_same(first, state(game), rtol=1e-3, atol=1e-4)
+    assert game.path_length.mean > 0
 
 
 def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,56 +45,43 @@ def test_one_process_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ALONE.close()
 
 
-def test_a_launch_without_accelerate_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConfigError, match=r"pip install 'inversight\[gpus\]'"):
         launched()
 
 
-def test_half_precision_that_needs_scaled_losses_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rejects_half_precision_that_needs_scaled_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(ConfigError, match="expected no or bf16"):
         launched()
 
 
-class Bfloat16:
-    """What accelerate gives one process that was launched with --mixed_precision bf16."""
+@dataclass
+class Accelerator:
+    """What accelerate gives one of several processes, launched with --mixed_precision bf16."""
 
-    num_processes, process_index = 1, 0
+    num_processes: int = 1
+    process_index: int = 0
 
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-def test_bfloat16_trains_as_float32_does_but_for_rounding() -> None:
-    rows = []
-    for processes in (ALONE, Processes(Bfloat16())):
-        game = Game(
-            image_shape=worker.SHAPE,
-            training=worker.TRAINING,
-            processes=processes,
-        )
-        rows.append(run_game(game, worker.PUBLIC, steps=3, rng=generator(3), fresh=True))
+def test_bfloat16_trains_as_float32_but_for_rounding() -> None:
+    training, rows = tiny(), []
+    for processes in (ALONE, Processes(Accelerator())):
+        game = Game(architecture_of(SHAPE, training), training, processes=processes)
+        rows.append(play(game, steps=3))
         assert all(p.dtype == torch.float32 for p in game.generator.parameters())
     for exact, rounded in zip(*rows, strict=True):
         assert exact["generator"] != rounded["generator"]
-        assert rounded["generator"] == pytest.approx(exact["generator"], rel=0.05)
-        assert rounded["discriminator"] == pytest.approx(exact["discriminator"], rel=0.05)
+        for name in ("generator", "discriminator"):
+            assert rounded[name] == pytest.approx(exact[name], rel=0.05)
 
 
-class Three:
-    """What accelerate tells of three processes."""
-
-    num_processes, process_index = 3, 1
-
-
-def test_a_batch_must_divide_among_the_processes() -> None:
+def test_rejects_batches_that_processes_do_not_divide() -> None:
+    training = tiny(batch_size=16)
     with pytest.raises(ConfigError, match="expected a multiple of the 3 processes, found 16"):
-        Game(
-            image_shape=(1, 8, 8),
-            training=PriorTraining(batch_size=16, width=2),
-            processes=Processes(Three()),
-        )
+        Game(architecture_of(SHAPE, training), training, processes=Processes(Accelerator(3, 1)))

@@ -19,6 +19,9 @@ from inversight.core.run import atomic_file
 Modules = Mapping[str, nn.Module]
 Optimisers = Mapping[str, Optimizer]
 
+UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, RuntimeError)
+"""What reading a damaged or foreign file of tensors raises."""
+
 
 def save_state(
     path: Path,
@@ -90,7 +93,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path}: not a checkpoint of this {what} ({one_line(error)}); go on with the settings it began "
             "with, or remove it to begin again"

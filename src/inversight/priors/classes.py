@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from inversight.priors.architecture import Architecture
 from inversight.priors.layers import FullyConnected
 from inversight.priors.style_prior import StylePrior
 from inversight.priors.stylegan2 import Discriminator, Generator
+
+_Network = TypeVar("_Network", Generator, Discriminator)
 
 MAPPING_RATE = 3.0
 """Learning-rate multiplier of a mapping that has to learn classes (without: 0.01). At 0.01 weights that
@@ -42,14 +45,13 @@ def condition_on_classes(prior: StylePrior, classes: int, *, rng: torch.Generato
         cmap_depth=0,
     )
     vectors = torch.randn(before.w_dim, classes, generator=rng)
-    critic = Discriminator(architecture)
-    _take_over(critic, prior.critic, leave="b4.out.")
+    critic = _rebuilt(prior.critic, architecture, leave=("b4.out.",))
     _begin_projection(critic, *_one_logit(prior.critic), rng)
     return replace(
         prior,
         average=_with_classes(prior.average, architecture, vectors),
         raw=_with_classes(prior.raw, architecture, vectors),
-        critic=critic.to(prior.critic.b4.out.weight.device).requires_grad_(False),
+        critic=critic,
     )
 
 
@@ -64,8 +66,7 @@ def add_class_logits(prior: StylePrior, classes: int) -> StylePrior:
     if before.critic_classes == classes:
         return prior
     architecture = replace(before, critic_classes=classes)
-    critic = Discriminator(architecture)
-    _take_over(critic, prior.critic, leave="b4.out.")
+    critic = _rebuilt(prior.critic, architecture, leave=("b4.out.",))
     weight, bias = _one_logit(prior.critic)
     critic.b4.out.weight.copy_(weight.expand(classes, -1))
     critic.b4.out.bias.copy_((bias - math.log(classes)).expand(classes))
@@ -73,13 +74,12 @@ def add_class_logits(prior: StylePrior, classes: int) -> StylePrior:
         prior,
         average=_rebuilt(prior.average, architecture),
         raw=_rebuilt(prior.raw, architecture),
-        critic=critic.to(prior.critic.b4.out.weight.device).requires_grad_(False),
+        critic=critic,
     )
 
 
 def _with_classes(old: Generator, architecture: Architecture, vectors: Tensor) -> Generator:
-    new = Generator(architecture)
-    _take_over(new, old, leave="mapping.fc")
+    new = _rebuilt(old, architecture, leave=("mapping.fc",))
     for i in range(architecture.mapping_depth):
         one: FullyConnected = old.mapping.get_submodule(f"fc{i}")  # type: ignore[assignment]
         other: FullyConnected = new.mapping.get_submodule(f"fc{i}")  # type: ignore[assignment]
@@ -88,7 +88,7 @@ def _with_classes(old: Generator, architecture: Architecture, vectors: Tensor) -
         other.weight[:, : one.weight.shape[1]] = one.weight * (one.scale / other.scale)
         other.bias.copy_(one.bias * (one.rate / other.rate))
     new.mapping.embed.weight.copy_(vectors)
-    return new.to(old.mapping.w_avg.device).requires_grad_(False)
+    return new
 
 
 def _begin_projection(
@@ -115,13 +115,12 @@ def _one_logit(critic: Discriminator) -> tuple[Tensor, Tensor]:
     return out.weight.mean(0), out.bias.mean() + math.log(len(out.bias))
 
 
-def _rebuilt(old: Generator, architecture: Architecture) -> Generator:
-    new = Generator(architecture)
-    new.load_state_dict(old.state_dict())
-    return new.to(old.mapping.w_avg.device).requires_grad_(False)
+def _rebuilt(old: _Network, architecture: Architecture, leave: tuple[str, ...] = ()) -> _Network:
+    """Return a network of ``architecture`` with the weights of ``old`` that it has too.
 
-
-def _take_over(new: Generator | Discriminator, old: Generator | Discriminator, leave: str) -> None:
-    """Load all weights that are in both, except for names that begin with ``leave``."""
+    Weights whose names begin with one of ``leave`` are not copied.
+    """
+    new = type(old)(architecture)
     state = {name: value for name, value in old.state_dict().items() if not name.startswith(leave)}
     new.load_state_dict(state, strict=False)
+    return new.to(next(old.parameters()).device).requires_grad_(False)

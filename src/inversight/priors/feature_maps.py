@@ -55,19 +55,17 @@ def _moments(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return mean and reciprocal standard deviation, both (1, C, 1, 1), of each convolution's output."""
     device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
-    sums: list[tuple[Tensor, Tensor]] = []
+    sums: list[Tensor] = []
     for images in public.split(batch_size):
         maps = _maps(target, images.to(device).float() / 255.0)
         exact = [m.cpu().double() for m in maps]  # not every device has float64
-        found = [(_total(m), _total(m.square())) for m in exact]
-        before = sums or [(torch.zeros(()), torch.zeros(()))] * len(found)
-        sums = [(a + c, b + d) for (a, b), (c, d) in zip(before, found, strict=True)]
+        found = [torch.stack([_total(m), _total(m.square())]) for m in exact]
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
     moments = []
-    for first, second in sums:
-        mean = first / len(public)
-        scale = ((second / len(public) - mean.square()).clamp_min(0.0) + 1e-5).rsqrt()
-        shaped = (values.float().view(1, -1, 1, 1).to(device) for values in (mean, scale))
-        moments.append((next(shaped), next(shaped)))
+    for mean, square in (total / len(public) for total in sums):
+        scale = ((square - mean.square()).clamp_min(0.0) + 1e-5).rsqrt()
+        mean, scale = (values.float().view(1, -1, 1, 1).to(device) for values in (mean, scale))
+        moments.append((mean, scale))
     return moments
 
 

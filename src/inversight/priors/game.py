@@ -26,16 +26,17 @@ from torch.nn import functional as F
 from inversight.core.checkpoints import load_state, reading, save_state
 from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
-from inversight.priors.architecture import Architecture, architecture_of
+from inversight.priors.architecture import Architecture
 from inversight.priors.augment import OverfittingControl, augment
 from inversight.priors.guidance import (
     GeneratedBatch,
     ImageGuidance,
     SecondDiscriminator,
-    StateAverage,
+    mean_state,
 )
 from inversight.priors.layers import NoiseMode
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
+from inversight.priors.style_prior import StylePrior, to_unit_range
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.settings import PriorTraining
 
@@ -64,49 +65,59 @@ class Game:
     """Generator, discriminator, moving average, their optimisers and the augmentation control.
 
     Raises:
-        ConfigError: the batch cannot be divided equally, or no network has this image size.
+        ConfigError: the batch cannot be divided equally.
     """
 
     def __init__(
-        self, *, image_shape: tuple[int, int, int], training: PriorTraining,
-        learning_rate_factor: float = 1.0, device: torch.device | str = "cpu",
-        architecture: Architecture | None = None, processes: Processes = ALONE,
+        self, architecture: Architecture, training: PriorTraining, *, learning_rate_factor: float = 1.0,
+        device: torch.device | str = "cpu", processes: Processes = ALONE,
     ) -> None:  # fmt: skip
         self.training = training
         self.processes = processes
+        self.device = torch.device(device)
         self.at_once = _microbatch_size(training, processes.count)
-        architecture = architecture or architecture_of(image_shape, training)
         self.generator = Generator(architecture).to(device)
         self.discriminator = Discriminator(architecture).to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         rate = training.learning_rate * learning_rate_factor
         # Published training corrects the settings of both optimisers, with or without a penalty.
         lazy = training.penalty_steps or training.path_length > 0
-        self.optimise_g = lazy_adam(
-            self.generator.parameters(), rate, training.path_length_interval if lazy else None
-        )
+        interval = training.path_length_interval if lazy else None
+        self.optimise_g = lazy_adam(self.generator.parameters(), rate, interval)
         self.optimise_d = lazy_adam(self.discriminator.parameters(), rate, training.r1_interval)
         self.control = OverfittingControl(target=training.ada_target, images=training.ada_images)
         self.path_length = PathLength()
+        self.rampup = training.ema_rampup
         self.second: SecondDiscriminator | None = None
-        self.optimise_second: torch.optim.Optimizer | None = None
         self.done = 0
-        self.device = torch.device(device)
+        self.networks: dict[str, nn.Module] = {
+            "generator": self.generator, "average": self.average, "discriminator": self.discriminator
+        }  # fmt: skip
+        self.optimisers = {"optimise_g": self.optimise_g, "optimise_d": self.optimise_d}
 
-    def start_from(
-        self, raw: Generator, average: Generator, critic: Discriminator, p: float
-    ) -> None:
-        """Load trained networks, and their augmentation probability ``p``."""
-        self.generator.load_state_dict(raw.state_dict())
-        self.average.load_state_dict(average.state_dict())
-        self.discriminator.load_state_dict(critic.state_dict())
-        self.control.p = p
+    def start_from(self, prior: StylePrior) -> None:
+        """Load the networks of ``prior``, whose moving average a ramp-up would discard."""
+        self.generator.load_state_dict(prior.raw.state_dict())
+        self.average.load_state_dict(prior.average.state_dict())
+        self.discriminator.load_state_dict(prior.critic.state_dict())
+        self.control.p = prior.augmentation
+        self.rampup = None
 
     def add_discriminator(self, second: SecondDiscriminator) -> None:
         """Train this discriminator too from now on, and save it in checkpoints."""
         self.second = second
-        parameters = second.module.to(self.device).parameters()
-        self.optimise_second = lazy_adam(parameters, second.learning_rate, None)
+        self.networks["second"] = second.module.to(self.device)
+        parameters = second.module.parameters()
+        self.optimisers["optimise_second"] = lazy_adam(parameters, second.learning_rate, None)
+
+    def prior(self, log: Sequence[dict[str, float]] = ()) -> StylePrior:
+        """Return the networks, which are not trained any further, as a prior."""
+        for network in self.networks.values():
+            network.requires_grad_(False)
+        return StylePrior(
+            self.average, self.generator, self.discriminator, self.training,
+            augmentation=self.control.p, log=tuple(log),
+        )  # fmt: skip
 
     @property
     def has_class_logits(self) -> bool:
@@ -116,8 +127,8 @@ class Game:
     @property
     def is_finite(self) -> bool:
         """Whether the networks are free of NaN and infinity."""
-        networks = self._modules().values()
-        return all(bool(t.isfinite().all()) for m in networks for t in m.state_dict().values())
+        states = (network.state_dict().values() for network in self.networks.values())
+        return all(bool(tensor.isfinite().all()) for state in states for tensor in state)
 
     def step(
         self, microbatches: Sequence[Microbatch], guidance: ImageGuidance | None = None
@@ -126,11 +137,9 @@ class Game:
 
         ``microbatches`` are this process's part of the batch, all of one size; every process calls this.
         """
-        d_loss, second_loss, signs = self._step_discriminators(microbatches)
+        judged = self._step_discriminators(microbatches)
         g_loss = self._step_generator(microbatches, guidance)
-        g_loss, d_loss, second_loss, signs = self.processes.means(
-            [g_loss, d_loss, second_loss, signs]
-        )
+        g_loss, d_loss, second_loss, signs = self.processes.means([g_loss, *judged])
         signs *= self.processes.count
         self.processes.average([b for b in self.generator.buffers() if b.is_floating_point()])
         images = sum(len(part.real) for part in microbatches) * self.processes.count
@@ -151,7 +160,7 @@ class Game:
         for rows in torch.arange(n).split(self.at_once):
             classes = None if c is None else c[rows.to(c.device)]
             w = self.average.mapping(z[rows].to(self.device), classes)
-            yield _to_unit_range(self.average(w, noise=noise))
+            yield to_unit_range(self.average(w, noise=noise))
 
     def _step_discriminators(
         self, microbatches: Sequence[Microbatch]
@@ -167,16 +176,13 @@ class Game:
         joint = penalised and not training.penalty_steps
         weight = training.r1 / 2.0 * training.r1_interval
         self.discriminator.requires_grad_(True)
-        self.optimise_d.zero_grad(set_to_none=True)
-        if self.optimise_second is not None:
-            self.optimise_second.zero_grad(set_to_none=True)
         loss_sum, second_sum, sign_sum = 0.0, 0.0, 0.0
         for part in microbatches:
             c = self._classes(len(part.real), part.rng)
             with torch.no_grad():
                 fake = self._images(self._latents(len(part.real), part.rng, c)[1], part.rng)
             if self.second is not None:
-                second = self.second.loss(_to_unit_range(part.real), _to_unit_range(fake))
+                second = self.second.loss(to_unit_range(part.real), to_unit_range(fake))
                 second_sum += float(second.detach())
                 (second / count).backward()
             on_real, outputs, seen = self._judge_real(part, follow=joint)
@@ -190,11 +196,10 @@ class Game:
                 loss = loss + SOFT_LABELS * F.cross_entropy(outputs, part.class_labels)
             (loss / count).backward()
         self._apply(self.optimise_d)
-        if self.second is not None and self.optimise_second is not None:
-            self._apply(self.optimise_second)
+        if self.second is not None:
+            self._apply(self.optimisers["optimise_second"])
             self.second.settle()
         if penalised and not joint:
-            self.optimise_d.zero_grad(set_to_none=True)
             for part in microbatches:
                 logits, _, seen = self._judge_real(part, follow=True)
                 (r1_penalty(logits, seen) * (weight / count)).backward()
@@ -208,9 +213,8 @@ class Game:
         training, count = self.training, len(microbatches)
         penalised = training.path_length > 0 and self.done % training.path_length_interval == 0
         self.discriminator.requires_grad_(False)
-        self.optimise_g.zero_grad(set_to_none=True)
-        loss_sum, latents = 0.0, []
-        average = StateAverage(guidance)
+        before = {} if guidance is None else dict(guidance.state)
+        loss_sum, latents, states = 0.0, [], []
         for part in microbatches:
             c = self._classes(len(part.real), part.rng)
             w, ws = self._latents(len(part.real), part.rng, c)
@@ -223,22 +227,20 @@ class Game:
                 (loss / count).backward()
                 continue
             (gradient,) = torch.autograd.grad(loss, images)
-            batch = GeneratedBatch(
-                None if c is None else c.argmax(1),
-                part.rng,
-                self._class_logits if self.has_class_logits else None,
-            )
-            with average.microbatch():
-                added = self._guiding_gradient(guidance, fake, gradient, batch)
+            judge = self._class_logits if self.has_class_logits else None
+            batch = GeneratedBatch(None if c is None else c.argmax(1), part.rng, judge)
+            guidance.state.clear()
+            guidance.state.update(before)
+            added = self._guiding_gradient(guidance, fake, gradient, batch)
+            states.append(dict(guidance.state))
             fake.backward((gradient + added) / count)
-        average.merge(self.processes)
-        if penalised and not training.penalty_steps:
+        if guidance is not None:
+            guidance.state.update(mean_state(states, self.processes))
+        if penalised:
+            if training.penalty_steps:
+                self._apply(self.optimise_g)
             self._penalise_paths(microbatches)
         self._apply(self.optimise_g)
-        if penalised and training.penalty_steps:
-            self.optimise_g.zero_grad(set_to_none=True)
-            self._penalise_paths(microbatches)
-            self._apply(self.optimise_g)
         self.generator.mapping.track(torch.cat(latents))
         return loss_sum / count
 
@@ -247,7 +249,7 @@ class Game:
     ) -> Tensor:
         """Return what guidance adds to the GAN loss's ``gradient`` on the generated images."""
         # Guidance works on [0, 1]: x01 = (x + 1) / 2, so gradients there are twice as long.
-        found = guidance(_to_unit_range(fake.detach()), batch)
+        found = guidance(to_unit_range(fake.detach()), batch)
         terms = {name: term / 2.0 for name, term in found.items()}
         if guidance.due(self.done):
             parameters = list(self.generator.parameters())
@@ -291,13 +293,15 @@ class Game:
         self, n: int, rng: torch.Generator, c: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw w (n, w_dim), and the generator's input: w, or mixed styles (n, num_ws, w_dim)."""
-        generate = self.generator
-        z_dim = generate.architecture.z_dim
-        w = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device), c)
-        chance = self.training.mixing
+
+        def draw() -> Tensor:
+            z = torch.randn(n, self.generator.architecture.z_dim, generator=rng)
+            w: Tensor = self.generator.mapping(z.to(self.device), c)
+            return w
+
+        w, chance = draw(), self.training.mixing
         if chance > 0 and float(torch.rand((), generator=rng)) < chance:
-            other = generate.mapping(torch.randn(n, z_dim, generator=rng).to(self.device), c)
-            return w, generate.mixed(w, other, rng=rng)
+            return w, self.generator.mixed(w, draw(), rng=rng)
         return w, w
 
     def _images(self, ws: Tensor, rng: torch.Generator) -> Tensor:
@@ -341,17 +345,18 @@ class Game:
         )
 
     def _apply(self, optimiser: torch.optim.Optimizer) -> None:
-        """Average the gradients over all processes, then update the parameters."""
+        """Average the gradients over all processes, update the parameters, and drop the gradients."""
         parameters = (p for group in optimiser.param_groups for p in group["params"])
         self.processes.average([p.grad for p in parameters if p.grad is not None])
         optimiser.step()
+        optimiser.zero_grad()
 
     @torch.no_grad()
     def _update_average(self, images: int) -> None:
         """Update the moving average after ``images`` more images."""
         half_life = self.training.ema_images
-        if self.training.ema_rampup is not None:
-            half_life = min(half_life, self.done * images * self.training.ema_rampup)
+        if self.rampup is not None:
+            half_life = min(half_life, self.done * images * self.rampup)
         keep = 0.5 ** (images / max(half_life, 1e-8))
         torch._foreach_lerp_(  # fused: one call for all parameters
             list(self.average.parameters()), list(self.generator.parameters()), 1.0 - keep
@@ -364,7 +369,7 @@ class Game:
         control = {name: getattr(self.control, name) for name in ("p", "signs", "seen")}
         mean = self.path_length.mean
         facts = {"done": self.done, "control": control, "path_length": mean, "extra": extra}
-        save_state(path, "game", facts, modules=self._modules(), optimisers=self._optimisers())
+        save_state(path, "game", facts, modules=self.networks, optimisers=self.optimisers)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Load the state that :meth:`save` wrote, and return its ``extra``.
@@ -372,36 +377,13 @@ class Game:
         Raises:
             DataError: damaged, or of a game with other networks.
         """
-        modules, optimisers = self._modules(), self._optimisers()
         with reading(path, "training"):
-            facts, _ = load_state(path, "game", modules=modules, optimisers=optimisers)
+            facts, _ = load_state(path, "game", modules=self.networks, optimisers=self.optimisers)
             self.done = facts["done"]
-            for field, value in facts["control"].items():
-                setattr(self.control, field, value)
+            vars(self.control).update(facts["control"])
             self.path_length.mean = facts["path_length"]
             extra: dict[str, Any] = facts["extra"]
         return extra
-
-    def _modules(self) -> dict[str, nn.Module]:
-        modules: dict[str, nn.Module] = {
-            "generator": self.generator,
-            "average": self.average,
-            "discriminator": self.discriminator,
-        }
-        return modules if self.second is None else modules | {"second": self.second.module}
-
-    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        optimisers = {
-            "optimise_g": self.optimise_g,
-            "optimise_d": self.optimise_d,
-            "optimise_second": self.optimise_second,
-        }
-        return {name: one for name, one in optimisers.items() if one is not None}
-
-
-def _to_unit_range(images: Tensor) -> Tensor:
-    """Map images from [-1, 1] to [0, 1]."""
-    return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
 def _microbatch_size(training: PriorTraining, processes: int) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,31 +73,15 @@ class ImageGuidance(Protocol):
         """Return the factor of a term's gradient; called after :meth:`measure` where that is due."""
 
 
-class StateAverage:
-    """Averages a guidance's ``state`` over the microbatches of a step.
+def mean_state(states: Sequence[dict[str, float]], processes: Processes) -> dict[str, float]:
+    """Return the mean of a guidance's state after each microbatch of all processes.
 
-    Each microbatch starts from the same state, and the mean of their final states is kept. So the
-    result does not depend on how microbatches are divided among processes.
+    Each microbatch starts from the same state. So the result does not depend on how microbatches are
+    divided among processes. One microbatch's state is returned as it is.
     """
-
-    def __init__(self, guidance: ImageGuidance | None) -> None:
-        self.state: dict[str, float] = guidance.state if guidance is not None else {}
-        self.before = dict(self.state)
-        self.after: list[dict[str, float]] = []
-
-    @contextmanager
-    def microbatch(self) -> Iterator[None]:
-        """Start from the state before the step, and record the state at the end of the block."""
-        self.state.clear()
-        self.state.update(self.before)
-        yield
-        self.after.append(dict(self.state))
-
-    def merge(self, processes: Processes) -> None:
-        """Replace the state by the mean over all microbatches of all processes."""
-        if not self.after or len(self.after) * processes.count == 1:
-            return
-        names = sorted(self.after[0])
-        sums = [math.fsum(state[name] for state in self.after) for name in names]
-        means = processes.means([total / len(self.after) for total in sums])
-        self.state.update(zip(names, means, strict=True))
+    if len(states) * processes.count == 1:
+        return states[0]
+    names = sorted(states[0])
+    sums = [math.fsum(state[name] for state in states) for name in names]
+    means = processes.means([total / len(states) for total in sums])
+    return dict(zip(names, means, strict=True))

@@ -13,21 +13,19 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from inversight.core.checkpoints import load_state, reading, save_state
-from inversight.core.errors import StageError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
 from inversight.models.target import Target
 from inversight.priors.descent import ramp
 from inversight.priors.pivots import BETAS, SAMPLES, ReconstructionLoss, latent_rate
 from inversight.priors.style_prior import StylePrior
-from inversight.priors.training import resume_hint
+from inversight.priors.training import require_finite
 
 _CHECK_INTERVAL = 50
 """Steps between two computations of the loss of all images."""
@@ -75,62 +73,68 @@ def tune(
     if pivots is None or len(pivots) != len(images):
         found = "none" if pivots is None else len(pivots)
         raise ValueError(f"expected a pivot for each of {len(images)} images, found {found}")
-    loss_of = ReconstructionLoss(target, public)
-    latents = pivots.clone().requires_grad_(True)
     tuned = replace(prior, average=copy.deepcopy(prior.average))
-    parameters = list(tuned.average.synthesis.parameters())
-    for one in parameters:
-        one.requires_grad_(True)
+    loss_of, latents = ReconstructionLoss(target, public), nn.Parameter(pivots.clone())
+    modules = {
+        "synthesis": tuned.average.synthesis.requires_grad_(True),
+        "pivots": nn.ParameterDict({_LATENTS: latents}),
+    }
     known = prior.truncated(1.0).sample(SAMPLES, rng=rng)
     rates = (learning_rate, latent_rate(known))
-    groups: list[dict[str, Any]] = [{"params": parameters}, {"params": [latents]}]
-    adam = torch.optim.Adam(groups, betas=BETAS)
-    state = _TuningState(tuned.average.synthesis, latents, adam)
-    if checkpoint is not None and checkpoint.is_file():
-        state.load(checkpoint)
-    processes.wait()  # nobody writes a checkpoint before all have read theirs
-    for _ in range(state.done):  # the rows that were drawn before
-        torch.randint(len(images), (batch_size,), generator=rng)
+    adam = torch.optim.Adam([{"params": m.parameters()} for m in modules.values()], betas=BETAS)
+    optimisers = {"adam": adam}
+    done = 0
+
+    def check(finite: bool) -> None:
+        require_finite(
+            finite,
+            f"the generator's tuning diverged at step {done} (the loss is not a number): lower "
+            "adaptation.pivots_learning_rate",
+            checkpoint,
+        )
+
+    def total_loss(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = loss_of.features(images[rows].to(latents.device).float() / 255.0)
+        return loss_of(tuned(latents[rows.to(latents.device)]), wanted)
 
     @torch.no_grad()
     def mean_loss() -> float:
-        total = 0.0
-        for w, some in zip(latents.split(batch_size), images.split(batch_size), strict=True):
-            wanted = loss_of.features(some.to(w.device).float() / 255.0)
-            total += float(loss_of(tuned(w), wanted))
-        return total / len(images)
+        parts = torch.arange(len(images)).split(batch_size)
+        return sum(float(total_loss(rows)) for rows in parts) / len(images)
 
+    if checkpoint is not None and checkpoint.is_file():
+        with reading(checkpoint, _KIND):
+            facts, _ = load_state(checkpoint, _KIND, modules=modules, optimisers=optimisers)
+            done = facts["done"]
+    processes.wait()  # nobody writes a checkpoint before all have read theirs
+    for _ in range(done):  # the rows that were drawn before
+        torch.randint(len(images), (batch_size,), generator=rng)
     saved = time.monotonic()
-    for step in range(state.done + 1, steps + 1):
-        if step % _CHECK_INTERVAL == 1 and mean_loss() <= (missed if step == 1 else left):
+    while done < steps:
+        if done % _CHECK_INTERVAL == 0 and mean_loss() <= (missed if done == 0 else left):
             break
-        rows = torch.randint(len(images), (batch_size,), generator=rng)
-        with torch.no_grad():
-            wanted = loss_of.features(images[rows].to(latents.device).float() / 255.0)
-        loss = loss_of(tuned(latents[rows.to(latents.device)]), wanted) / batch_size
-        if not bool(loss.isfinite()):
-            raise _diverged(step, checkpoint)
-        adam.zero_grad(set_to_none=True)
+        loss = total_loss(torch.randint(len(images), (batch_size,), generator=rng)) / batch_size
+        done += 1
+        check(bool(loss.isfinite()))
+        adam.zero_grad()
         loss.backward()
         for group, rate in zip(adam.param_groups, rates, strict=True):
-            group["lr"] = rate * ramp(step / steps)
+            group["lr"] = rate * ramp(done / steps)
         adam.step()
-        state.done = step
-        progress(step, steps, f"the generator tuned to {len(images)} public images")
-        due = time.monotonic() - saved > _CHECKPOINT_SECONDS and step < steps
-        if checkpoint is not None and processes.main and due:
-            if not state.is_finite:
-                raise _diverged(step, checkpoint)
-            state.save(checkpoint)
+        progress(done, steps, f"the generator tuned to {len(images)} public images")
+        due = processes.main and done < steps and time.monotonic() - saved > _CHECKPOINT_SECONDS
+        if checkpoint is not None and due:
+            parameters = (p for module in modules.values() for p in module.parameters())
+            check(all(bool(p.isfinite().all()) for p in parameters))
+            save_state(checkpoint, _KIND, {"done": done}, modules=modules, optimisers=optimisers)
             saved = time.monotonic()
-    for one in parameters:
-        one.requires_grad_(False)
+    tuned.average.requires_grad_(False)
     final = mean_loss()
-    if not math.isfinite(final):
-        raise _diverged(state.done, checkpoint)
-    if state.done < steps:
+    check(math.isfinite(final))
+    if done < steps:
         progress(steps, steps, f"near enough to {len(images)} public images")
-    row = {"tuned": float(state.done), "missed": final}
+    row = {"tuned": float(done), "missed": final}
     return replace(tuned, pivots=latents.detach(), log=(*prior.log, row))
 
 
@@ -143,55 +147,8 @@ def saved_pivots(checkpoint: Path) -> Tensor | None:
     if not checkpoint.is_file():
         return None
     with reading(checkpoint, _KIND), safe_open(checkpoint, "pt") as handle:
-        latents: Tensor = handle.get_tensor(_LATENTS)
+        latents: Tensor = handle.get_tensor(f"pivots/{_LATENTS}")
     return latents
-
-
-class _TuningState:
-    """What a tuning resumes from: synthesis network, latents, Adam's moments, number of steps done."""
-
-    def __init__(self, synthesis: nn.Module, latents: Tensor, adam: torch.optim.Optimizer) -> None:
-        self.synthesis = synthesis
-        self.latents = latents
-        self.adam = adam
-        self.done = 0
-
-    @property
-    def is_finite(self) -> bool:
-        values = (self.latents, *self.synthesis.parameters())
-        return all(bool(value.isfinite().all()) for value in values)
-
-    def save(self, path: Path) -> None:
-        """Write the state to ``path``, atomically."""
-        save_state(
-            path, _KIND, {"done": self.done}, modules={"synthesis": self.synthesis},
-            optimisers={"adam": self.adam}, tensors={_LATENTS: self.latents},
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def load(self, path: Path) -> None:
-        """Load what :meth:`save` wrote.
-
-        Raises:
-            DataError: damaged, or of another network or other images.
-        """
-        with reading(path, _KIND):
-            facts, tensors = load_state(
-                path, _KIND, modules={"synthesis": self.synthesis}, optimisers={"adam": self.adam}
-            )
-            latents = tensors[_LATENTS]
-            if latents.shape != self.latents.shape:
-                found, expected = tuple(latents.shape), tuple(self.latents.shape)
-                raise ValueError(f"expected latents {expected}, found {found}")
-            self.done = facts["done"]
-        self.latents.copy_(latents)
-
-
-def _diverged(step: int, checkpoint: Path | None) -> StageError:
-    return StageError(
-        f"the generator's tuning diverged at step {step} (the loss is not a number): lower "
-        f"adaptation.pivots_learning_rate{resume_hint(checkpoint)}"
-    )
 
 
 def describe_pivots(adapted: StylePrior, *, tuning: int) -> str:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.core.checkpoints import read_tensors, tensors_below
+from inversight.core.checkpoints import UNREADABLE, read_tensors, save_state, tensors_below
 from inversight.core.config import from_mapping, to_mapping
 from inversight.core.errors import DataError, InputError, InversightError, one_line
 from inversight.priors.architecture import Architecture
@@ -24,6 +22,11 @@ from inversight.settings import PriorTraining
 
 _KEY = "inversight.prior"
 _PIVOTS = "pivots"
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Map images from [-1, 1] to [0, 1]."""
+    return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,6 @@ class StylePrior:
         raw: the generator that training continues with.
         critic: the discriminator. All three have one architecture.
         training: settings for continuing the training.
-        image_shape: (C, S, S).
         augmentation: probability of augmentation at the end of the training.
         psi: truncation in [0, 1]; 1: none.
         cutoff: number of layers that are truncated; None: all.
@@ -49,12 +51,16 @@ class StylePrior:
     raw: Generator
     critic: Discriminator
     training: PriorTraining
-    image_shape: tuple[int, int, int]
     augmentation: float = 0.0
     psi: float = 1.0
     cutoff: int | None = None
     log: tuple[dict[str, float], ...] = field(default=(), repr=False)
     pivots: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, S, S)."""
+        return self.average.architecture.image_shape
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
         """Draw n latents w = mean + psi (mapping(z) - mean), z ~ N(0, I): (n, w_dim), for all layers.
@@ -106,7 +112,7 @@ class StylePrior:
     def __call__(self, latents: Tensor) -> Tensor:
         """Return images (N, C, S, S), clamped to [0, 1]; noise is constant, so they are deterministic."""
         images: Tensor = self.average(latents, noise=self._noise)
-        return ((images.to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
+        return to_unit_range(images.to(latents.dtype))
 
     def realness(self, images: Tensor) -> Tensor:
         """Return the critic's logits (N,) of images (N, C, S, S) in [0, 1], each judged independently.
@@ -143,25 +149,23 @@ class StylePrior:
         done = 0 if start is None else start.block
         if not done < block <= self.blocks:
             raise ValueError(f"expected a block in {done + 1}..{self.blocks}, found {block}")
-        features, shown = self._part(latents, start, block)
-        return BlockFeatures(block, features, shown)
+        return self._part(latents, start, block)
 
     def finish(self, start: BlockFeatures, latents: Tensor) -> Tensor:
         """Run the blocks after ``start``, and return images (N, C, S, S), clamped to [0, 1]."""
-        _, images = self._part(latents, start, self.blocks)
-        return ((cast(Tensor, images).to(latents.dtype) + 1.0) / 2.0).clamp(0.0, 1.0)
+        images = cast(Tensor, self._part(latents, start, self.blocks).image)
+        return to_unit_range(images.to(latents.dtype))
 
-    def _part(
-        self, latents: Tensor, start: BlockFeatures | None, last: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def _part(self, latents: Tensor, start: BlockFeatures | None, last: int) -> BlockFeatures:
         """Run the blocks from ``start`` (or the first) to ``last``, in the parameters' precision."""
-        ws = self.average.rows(latents)
-        if start is None:
-            return self.average.synthesis.part(ws, self._noise, None, False, last=last)
-        return self.average.synthesis.part(
-            ws, self._noise, None, False,
-            x=start.features, image=start.image, first=start.block, last=last,
+        first, x, image = (
+            (0, None, None) if start is None else (start.block, start.features, start.image)
+        )
+        found = self.average.synthesis.part(
+            self.average.rows(latents), self._noise, None, False,
+            x=x, image=image, first=first, last=last,
         )  # fmt: skip
+        return BlockFeatures(last, *found)
 
     @property
     def _noise(self) -> NoiseMode:
@@ -182,19 +186,15 @@ class StylePrior:
 
     def save(self, path: Path) -> None:
         """Write networks, settings and log to one safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        for name in ("average", "raw", "critic"):
-            state = getattr(self, name).state_dict()
-            tensors |= {f"{name}/{k}": v.detach().cpu().contiguous() for k, v in state.items()}
-        if self.pivots is not None:
-            tensors[_PIVOTS] = self.pivots.detach().cpu().contiguous()
+        networks = {"average": self.average, "raw": self.raw, "critic": self.critic}
+        tensors = {} if self.pivots is None else {_PIVOTS: self.pivots}
         facts = {
             "architecture": to_mapping(self.average.architecture),
             "training": to_mapping(self.training),
             "augmentation": self.augmentation,
             "log": list(self.log),
         }
-        save_file(tensors, path, metadata={_KEY: json.dumps(facts)})
+        save_state(path, _KEY, facts, modules=networks, optimisers={}, tensors=tensors)
 
     @classmethod
     def load(cls, path: Path) -> StylePrior:
@@ -208,7 +208,7 @@ class StylePrior:
             facts = json.loads(metadata[_KEY])
             training = from_mapping(PriorTraining, facts["training"])
             architecture = from_mapping(Architecture, facts["architecture"])
-            raw, average = Generator(architecture), Generator(architecture)
+            average, raw = Generator(architecture), Generator(architecture)
             critic = Discriminator(architecture)
             for name, module in (("raw", raw), ("average", average), ("critic", critic)):
                 module.load_state_dict(tensors_below(tensors, name))
@@ -216,24 +216,10 @@ class StylePrior:
             pivots = tensors.get(_PIVOTS)
             if pivots is not None and (pivots.dim() != 2 or pivots.shape[1] != architecture.w_dim):
                 raise ValueError(f"pivots of the shape {tuple(pivots.shape)}")
-        except (
-            SafetensorError,
-            OSError,
-            KeyError,
-            ValueError,
-            RuntimeError,
-            InversightError,
-        ) as error:
-            raise DataError(
-                f"{path}: not a prior that inversight wrote ({one_line(error)})"
-            ) from error
+        except (*UNREADABLE, InversightError) as error:
+            message = f"{path}: not a prior that inversight wrote ({one_line(error)})"
+            raise DataError(message) from error
         return cls(
-            average=average,
-            raw=raw,
-            critic=critic,
-            training=training,
-            image_shape=architecture.image_shape,
-            augmentation=float(facts["augmentation"]),
-            log=tuple(facts["log"]),
-            pivots=pivots,
-        )
+            average, raw, critic, training, augmentation=float(facts["augmentation"]),
+            log=tuple(facts["log"]), pivots=pivots,
+        )  # fmt: skip

@@ -98,10 +98,8 @@ def import_published(path: Path) -> ImportedPrior:
     for module, label in ((raw, "G"), (critic, "D"), (average, "G_ema")):
         module.load_state_dict(dict(networks[label].state))
         module.requires_grad_(False)
-    prior = StylePrior(
-        average, raw, critic, training=_training(architecture),
-        image_shape=architecture.image_shape, augmentation=found.augmentation,
-    )  # fmt: skip
+    training = _training(architecture)
+    prior = StylePrior(average, raw, critic, training, augmentation=found.augmentation)
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     return ImportedPrior(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,12 +17,15 @@ from inversight.core.errors import StageError
 from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
+from inversight.priors.architecture import architecture_of
 from inversight.priors.game import Game, Microbatch
 from inversight.priors.guidance import ImageGuidance
 from inversight.priors.monitor import SampleMonitor
 from inversight.priors.style_prior import StylePrior
 from inversight.priors.stylegan2 import initialise
 from inversight.settings import PriorTraining
+
+_NOT_FINITE = "the networks hold NaN or infinity"
 
 
 def untrained_prior(image_shape: tuple[int, int, int]) -> StylePrior:
@@ -33,10 +35,10 @@ def untrained_prior(image_shape: tuple[int, int, int]) -> StylePrior:
         ConfigError: S is not a power of two in 8..1024.
     """
     training = PriorTraining(width=1, z_dim=4, w_dim=4, mapping_depth=1)
-    game = Game(image_shape=image_shape, training=training)
-    for module in (game.generator, game.discriminator):
-        initialise(module, generator(0))
-    return _prior(game, training, image_shape, [])
+    game = Game(architecture_of(image_shape, training), training)
+    for network in (game.generator, game.discriminator):
+        initialise(network, generator(0))
+    return game.prior()
 
 
 def train_prior(
@@ -52,13 +54,14 @@ def train_prior(
         ConfigError: another S, or a batch that cannot be divided equally.
         StageError: the training diverged.
     """
-    shape = (int(public.shape[1]), int(public.shape[2]), int(public.shape[3]))
-    game = Game(image_shape=shape, training=training, device=device, processes=processes)
+    channels, height, width = public.shape[1:]
+    architecture = architecture_of((channels, height, width), training)
+    game = Game(architecture, training, device=device, processes=processes)
     log = run_game(
         game, public, steps=training.steps, rng=rng, progress=progress, checkpoint=checkpoint,
         fresh=True, monitor=monitor,
     )  # fmt: skip
-    return _prior(game, training, shape, log)
+    return game.prior(log)
 
 
 def continue_training(
@@ -76,20 +79,15 @@ def continue_training(
         StageError: the training diverged.
     """
     game = Game(
-        image_shape=start.image_shape,
-        # The moving average is of a trained generator already: a ramp-up would discard it.
-        training=replace(training, ema_rampup=None),
-        learning_rate_factor=learning_rate_factor,
-        device=next(start.raw.parameters()).device,
-        architecture=start.raw.architecture,
-        processes=processes,
-    )
-    game.start_from(start.raw, start.average, start.critic, start.augmentation)
+        start.raw.architecture, training, learning_rate_factor=learning_rate_factor,
+        device=next(start.raw.parameters()).device, processes=processes,
+    )  # fmt: skip
+    game.start_from(start)
     log = run_game(
         game, public, class_labels=class_labels, steps=steps, rng=rng, guidance=guidance,
         progress=progress, checkpoint=checkpoint, monitor=monitor,
     )  # fmt: skip
-    return _prior(game, training, start.image_shape, log)
+    return game.prior(log)
 
 
 def run_game(
@@ -115,12 +113,21 @@ def run_game(
         The log, with a row for about every hundredth of the steps.
 
     Raises:
-        ValueError: ``class_labels`` has not one row an image with a number for each class.
+        ValueError: ``class_labels`` has not this shape, or a conditional game has none.
         StageError: the loss or the networks are not finite; the last good checkpoint is kept.
         DataError: the checkpoint is of another training.
     """
     training, main = game.training, game.processes.main
     _check_labels(game, public, class_labels)
+
+    def check(finite: bool, why: str) -> None:
+        require_finite(
+            finite,
+            f"the adversarial game diverged at step {game.done} ({why}): lower prior.learning_rate or "
+            "raise prior.r1",
+            checkpoint,
+        )
+
     seed = draw_seed(rng)
     if fresh:
         initialise(game.generator, generator(seed, "generator"))
@@ -152,47 +159,50 @@ def run_game(
     log_interval = max(1, steps // 100)
     while game.done < steps:
         row = game.step(_microbatches(game, data, labels, seed), guidance)
-        if not all(math.isfinite(v) for v in row.values()):
-            raise _diverged(game, "the loss is not a number", checkpoint)
-        if game.done % log_interval == 0 or game.done == steps:
+        check(all(math.isfinite(v) for v in row.values()), "the loss is not a number")
+        last = game.done == steps
+        if last or game.done % log_interval == 0:
             log.append({"step": game.done, **row, **(guidance.logged if guidance else {})})
         images = game.done * training.batch_size
-        if images // between > (images - training.batch_size) // between or game.done == steps:
+        if last or images // between > (images - training.batch_size) // between:
             record(row)
         note = f"{_short(images)} images, G {row['generator']:.2f} D {row['discriminator']:.2f}"
         if distance is not None:
             note += f", Frechet {distance:.3g}"
         progress(game.done, steps, note)
-        due = time.monotonic() - saved > training.checkpoint_seconds and game.done < steps
-        if checkpoint is not None and main and due:
+        due = main and not last and time.monotonic() - saved > training.checkpoint_seconds
+        if checkpoint is not None and due:
             # Gradients can overflow in a step whose loss is finite: only good states are saved.
-            if not game.is_finite:
-                raise _diverged(game, "the networks hold NaN or infinity", checkpoint)
+            check(game.is_finite, _NOT_FINITE)
             game.save(checkpoint, {"log": log, "guidance": state})
             saved = time.monotonic()
-    if not game.is_finite:
-        raise _diverged(game, "the networks hold NaN or infinity", checkpoint)
+    check(game.is_finite, _NOT_FINITE)
     return log
 
 
-def resume_hint(checkpoint: Path | None) -> str:
-    """Return the end of an error message that names the last good checkpoint, if there is one."""
-    if checkpoint is None or not checkpoint.is_file():
-        return ""
-    return f"; the last good state is in {checkpoint}, from where the same command goes on"
+def require_finite(finite: bool, failure: str, checkpoint: Path | None) -> None:
+    """Validate that a training did not diverge.
+
+    Raises:
+        StageError: not ``finite``. It says ``failure``, and where the last good checkpoint is, if there
+            is one.
+    """
+    if finite:
+        return
+    hint = ""
+    if checkpoint is not None and checkpoint.is_file():
+        hint = f"; the last good state is in {checkpoint}, from where the same command goes on"
+    raise StageError(failure + hint)
 
 
 def _check_labels(game: Game, public: Tensor, class_labels: Tensor | None) -> None:
     architecture = game.discriminator.architecture
-    if class_labels is None:
-        if architecture.c_dim > 0:
-            raise ValueError(
-                f"a game conditioned on {architecture.c_dim} classes needs the public images' classes"
-            )
+    if class_labels is None and architecture.c_dim == 0:
         return
     expected = (len(public), architecture.c_dim or architecture.critic_classes)
-    if tuple(class_labels.shape) != expected:
-        raise ValueError(f"expected class_labels {expected}, found {tuple(class_labels.shape)}")
+    found = None if class_labels is None else tuple(class_labels.shape)
+    if found != expected:
+        raise ValueError(f"expected class_labels of the shape {expected}, found {found}")
 
 
 def _microbatches(game: Game, data: Tensor, labels: Tensor | None, seed: int) -> list[Microbatch]:
@@ -210,31 +220,8 @@ def _microbatches(game: Game, data: Tensor, labels: Tensor | None, seed: int) ->
     return parts
 
 
-def _prior(
-    game: Game, training: PriorTraining, shape: tuple[int, int, int], log: list[dict[str, float]]
-) -> StylePrior:
-    for module in (game.generator, game.average, game.discriminator):
-        module.requires_grad_(False)
-    return StylePrior(
-        average=game.average,
-        raw=game.generator,
-        critic=game.discriminator,
-        training=training,
-        image_shape=shape,
-        augmentation=game.control.p,
-        log=tuple(log),
-    )
-
-
 def _short(images: int) -> str:
     """Format as '960', '64.0k' or '25.0M'."""
     if images < 1000:
         return str(images)
     return f"{images / 1e3:.1f}k" if images < 1_000_000 else f"{images / 1e6:.1f}M"
-
-
-def _diverged(game: Game, why: str, checkpoint: Path | None) -> StageError:
-    return StageError(
-        f"the adversarial game diverged at step {game.done} ({why}): lower prior.learning_rate or "
-        f"raise prior.r1{resume_hint(checkpoint)}"
-    )
