@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from inversight.core.errors import DataError
 from inversight.core.imaging import to_uint8
 from inversight.core.seeding import generator
-from inversight.data import ImageSet
+from inversight.data import ImageSet, image_set
 from inversight.embeddings.network import PooledEmbedding
 from inversight.embeddings.pixel import Pixel
 from inversight.models.target import Target
@@ -29,16 +29,11 @@ from tests.pipeline.tiny import Stop
 
 
 def images(counts: list[int], seed: int, name: str = "x") -> ImageSet:
-    n = sum(counts)
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    classes = tuple("abcdef"[: len(counts)])
-    return ImageSet(
-        images=torch.randint(0, 256, (n, 1, 8, 8), generator=generator(seed)).to(torch.uint8),
-        labels=labels,
-        ids=tuple(f"{classes[y]}/{name}{i:03d}.png" for i, y in enumerate(labels.tolist())),
-        classes=classes,
-        hashes=tuple(str(i) for i in range(n)),
-    )
+    """Return random images, as many of each class (a, b, ...) as ``counts`` says."""
+    labels = [c for c, n in zip("abcdef", counts, strict=False) for _ in range(n)]
+    pixels = torch.randint(0, 256, (len(labels), 1, 8, 8), generator=generator(seed))
+    ids = [f"{label}/{name}{i:03d}.png" for i, label in enumerate(labels)]
+    return image_set(pixels.to(torch.uint8), labels, ids, "abcdef"[: len(counts)])
 
 
 @pytest.fixture
@@ -56,6 +51,10 @@ def score(private: ImageSet, made: ImageSet | dict[str, ImageSet], **given: Any)
     }  # fmt: skip
     sets = made if isinstance(made, dict) else {"made": made}
     return evaluate(private, sets, **usual | given)
+
+
+def shuffled(s: ImageSet, seed: int) -> ImageSet:
+    return s.select(torch.randperm(len(s), generator=generator(seed)))
 
 
 def value(found: Evaluation, metric: str) -> Any:
@@ -116,9 +115,6 @@ def test_distances_are_mean_squared_errors() -> None:
 
 
 def test_row_order_does_not_matter(judge: Target) -> None:
-    def shuffled(s: ImageSet, seed: int) -> ImageSet:
-        return s.select(torch.randperm(len(s), generator=generator(seed)))
-
     one = score(PRIVATE, MADE, evaluator=judge, holdout=LARGER)
     other = score(
         shuffled(PRIVATE, 1), shuffled(MADE, 2), evaluator=judge, holdout=shuffled(LARGER, 3)
@@ -228,22 +224,13 @@ def test_rejects_a_class_without_private_images() -> None:
         score(PRIVATE, images([5, 2, 2, 1], 1, "r"))
 
 
-def at_once(sets: dict[str, ImageSet]) -> ImageSet:
-    """The sets as one, shuffled."""
-    parts = list(sets.values())
-    whole = ImageSet(
-        images=torch.cat([s.images for s in parts]),
-        labels=torch.cat([s.labels for s in parts]),
-        ids=tuple(i for s in parts for i in s.ids),
-        classes=parts[0].classes,
-        hashes=tuple(h for s in parts for h in s.hashes),
-    )
-    return whole.select(torch.randperm(len(whole), generator=generator(9)))
-
-
 def test_several_sets_score_as_their_union(judge: Target) -> None:
+    sets = SETS.values()
+    labels = [one.classes[y] for one in sets for y in one.labels.tolist()]
+    ids = [name for one in sets for name in one.ids]
+    union = image_set(torch.cat([one.images for one in sets]), labels, ids, PRIVATE.classes)
     parts = score(PRIVATE, SETS, evaluator=judge, holdout=LARGER)
-    whole = score(PRIVATE, at_once(SETS), evaluator=judge, holdout=LARGER)
+    whole = score(PRIVATE, shuffled(union, 9), evaluator=judge, holdout=LARGER)
     assert value(parts, "flagged") is not None
     assert_same(parts.metrics, whole.metrics)
     owner = parts.samples["nearest_set"]
@@ -287,16 +274,19 @@ def test_features_beyond_the_memory_give_a_reason() -> None:
 
 
 class Counted:
-    """Pixels; counts how often each 8 x 8 image comes."""
+    """Pixels, until ``most`` calls were made; counts how often each 8 x 8 image comes."""
 
     name = "pixel"
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1000) -> None:
         self.times: Counter[bytes] = Counter()
+        self.left = most
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        for image in to_uint8(images):
-            self.times[image.numpy().tobytes()] += 1
+        if self.left == 0:
+            raise Stop
+        self.left -= 1
+        self.times.update(image.numpy().tobytes() for image in to_uint8(images))
         return Pixel((8, 8))(images)
 
 
@@ -322,20 +312,6 @@ class CountedStages(Counted):
         torch.add(maps.flatten(1), reference, out=out)
 
 
-@dataclass
-class Tiring:
-    """Pixels, until so many calls were made."""
-
-    left: int
-    name: str = "pixel"
-
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
-        return Pixel((8, 8))(images)
-
-
 @pytest.mark.parametrize("calls", [1, 3, 4, 6])
 def test_stopped_scoring_goes_on_with_the_classes_that_are_left(
     calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -343,12 +319,12 @@ def test_stopped_scoring_goes_on_with_the_classes_that_are_left(
     monkeypatch.setattr(comparison, "_CHECKPOINT_SECONDS", -1.0)
     whole = score(PRIVATE, SETS, holdout=HOLDOUT)
 
-    def attempt(embedding: Tiring) -> Evaluation:
+    def attempt(embedding: Counted) -> Evaluation:
         return score(PRIVATE, SETS, distance=embedding, holdout=HOLDOUT, checkpoint=tmp_path)
 
     with pytest.raises(Stop):
-        attempt(Tiring(calls))
-    rested = Tiring(1000)
+        attempt(Counted(calls))
+    rested = Counted()
     found = attempt(rested)
     # One call for the width, then for each class one for private images and one for reconstructions.
     assert 1000 - rested.left == 1 + 6 - 2 * ((calls - 1) // 2)

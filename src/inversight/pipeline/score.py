@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ from inversight.pipeline.train import PUBLIC_NETWORK, public_network
 from inversight.risk.twins import find_twins
 from inversight.settings import DEFAULT_FDR, PairMeasure
 
+_SETTINGS = [one.name for one in fields(ScoreSettings)]
+_OF_EACH = ("trust_target", "fdr", "memory", "seed")
+"""Settings that are given for each scoring, and not taken from the run that is reused."""
+
 
 def publish_scores(run: Run, folder: Path, *, without: str | None = None) -> None:
     """Copy the scores in ``folder`` to the run folder, except the file ``without``."""
@@ -64,8 +68,8 @@ def score(
     evaluator: str | None = None,
     classes: Path | str | None = None,
     size: int | None = None,
-    trust_target: bool = False,
-    allow_overlap: bool = False,
+    trust_target: bool | None = None,
+    allow_overlap: bool | None = None,
     pairs: Sequence[PairMeasure] | None = None,
     fdr: float = DEFAULT_FDR,
     fail_on: str | Sequence[str] | None = None,
@@ -105,28 +109,21 @@ def score(
         InputError: wrong input; nothing has been written.
         StageError: scoring failed; it can be resumed.
     """
-    given: dict[str, Any] = dict(
-        private=private, holdout=holdout, embedding=embedding, features=features, public=public,
-        network=network, evaluator=evaluator, classes=classes, size=size, pairs=pairs or None,
-        allow_overlap=allow_overlap or None,
-    )  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    others: dict[str, Any] = dict(fdr=fdr, memory=memory, seed=seed)
-    if trust_target:
-        others["trust_target"] = True
+    given = {k: v for k, v in locals().items() if v is not None and k in _SETTINGS}
     if reuse is not None:
-        if given:
+        twice = next((name for name in given if name not in _OF_EACH), None)
+        if twice is not None:
             raise ConfigError(
-                f"--reuse takes --{next(iter(given)).replace('_', '-')} from the run; leave it out, or "
-                "score without --reuse"
+                f"--reuse takes --{twice.replace('_', '-')} from the run; leave it out, or score "
+                "without --reuse"
             )
-        settings = ScoreSettings.of_run(Path(reuse), others)
+        settings = ScoreSettings.of_run(Path(reuse), given)
         private, holdout = settings.private, settings.holdout
     else:
         distance = given.setdefault("embedding", "lpips-vgg")
         given.setdefault("features", "inception" if distance.startswith("lpips") else distance)
-        others |= {"private": path_of(private), "holdout": path_of(holdout)}
-        settings = from_mapping(ScoreSettings, given | others, where="--")
+        given |= {"private": path_of(private), "holdout": path_of(holdout)}
+        settings = from_mapping(ScoreSettings, given, where="--")
     if private is None:
         raise ConfigError("--private is missing: give the private images, or --reuse RUN")
     return _Scoring(
