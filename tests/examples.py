@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -51,25 +50,17 @@ class SampleAttack:
 
     @torch.no_grad()
     def run(
-        self,
-        target: Target,
-        prior: Prior,
-        labels: Tensor,
-        *,
-        rng: torch.Generator,
+        self, target: Target, prior: Prior, labels: Tensor, *, rng: torch.Generator,
         progress: Progress = silent,
-    ) -> Reconstructions:
+    ) -> Reconstructions:  # fmt: skip
         pool = prior.sample(50, rng=rng)
         confidence = target(prior(pool)).softmax(1)[:, labels]
         best = confidence.topk(self.keep, dim=0)
         index = best.indices.T.flatten()
         progress(1, 1)
-        return Reconstructions(
-            prior(pool[index]),
-            labels.repeat_interleave(self.keep),
-            pool[index],
-            1 - best.values.T.flatten(),
-        )
+        repeated = labels.repeat_interleave(self.keep)
+        losses = 1 - best.values.T.flatten()
+        return Reconstructions(prior(pool[index]), repeated, pool[index], losses)
 
 
 @dataclass(frozen=True)
@@ -91,43 +82,25 @@ class HalfMeans:
         return (halves.mean(2) / math.sqrt(2),)
 
 
-class OwnNetwork(nn.Module):
+class OwnNetwork(nn.Sequential):
     """A user's classifier of 8x8 grey images."""
 
     def __init__(self, classes: int = 2) -> None:
         super().__init__()
+        self.flatten = nn.Flatten()
         self.linear = nn.Linear(64, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear(x.flatten(1))
-        return out
+
+def own_convolution() -> nn.Module:
+    """Make a classifier of two classes without a linear layer."""
+    return nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten())
 
 
-class OwnConvolution(nn.Module):
-    """A user's classifier of two classes without a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.whole = nn.Conv2d(1, 2, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.whole(x).flatten(1)
-        return out
-
-
-def own_convolution() -> OwnConvolution:
-    """A factory for ``--target tests.examples:own_convolution``."""
-    return OwnConvolution()
-
-
-def own_network(weights: str | None = None) -> OwnNetwork:
+def own_network(weights: str) -> OwnNetwork:
     """A factory for ``--target tests.examples:own_network?weights=FILE``."""
-    state = load_file(Path(weights)) if weights is not None else None
-    network = OwnNetwork(2 if state is None else len(state["linear.bias"]))
-    if state is not None:
-        network.load_state_dict(state)
-    else:
-        nn.init.constant_(network.linear.weight, 0.01)
+    state = load_file(weights)
+    network = OwnNetwork(len(state["linear.bias"]))
+    network.load_state_dict(state)
     return network
 
 

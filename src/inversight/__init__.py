@@ -25,23 +25,10 @@ if TYPE_CHECKING:
     from inversight.scores import DDCS
 
 __all__ = [
-    "DDCS",
-    "AuditResult",
-    "ConfigError",
-    "DataError",
-    "DiskFullError",
-    "InputError",
-    "InversightError",
-    "ModelSpec",
-    "RunError",
-    "StageError",
-    "TargetError",
-    "WeightsError",
-    "audit",
-    "load_target",
-    "resume",
-    "score",
-]
+    "DDCS", "AuditResult", "ConfigError", "DataError", "DiskFullError", "InputError",
+    "InversightError", "ModelSpec", "RunError", "StageError", "TargetError", "WeightsError", "audit",
+    "load_target", "resume", "score",
+]  # fmt: skip
 
 _MODULES = {
     "AuditResult": "pipeline.result",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -85,7 +84,6 @@ def attacked(name: str, processes: Processes = ALONE) -> Reconstructions | None:
     return gather(part, processes)
 
 
-@patch("inversight.core.processes._CHUNK", 100)  # less than each tensor, and no divisor of its size
 def main(out: Path, processes: Processes) -> None:
     """Attack in each way, and write reconstructions, or errors, and how many images were sent to ``out``."""
     ends = {}

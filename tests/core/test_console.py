@@ -14,12 +14,11 @@ Tell = Callable[[float, int, int], str]
 
 
 @pytest.fixture
-def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
+def tell() -> Tell:
     """(seconds since the stage began, done, total) -> what is said then."""
     now = [0.0]
-    monkeypatch.setattr("inversight.core.console.time.monotonic", lambda: now[0])
     said = io.StringIO()
-    progress = Terminal(Console(file=said, width=200)).stage("attack")
+    progress = Terminal(Console(file=said, width=200, get_time=lambda: now[0])).stage("attack")
 
     def at(seconds: float, done: int, total: int) -> str:
         before = len(said.getvalue())
@@ -43,14 +42,14 @@ def test_what_was_done_another_day_does_not_count_as_quick(tell: Tell) -> None:
     assert tell(105, 600, 1000) == "attack: 600/1000, 400 s left, pool classified\n"
 
 
-def test_a_change_of_pace_shows_after_a_minute(tell: Tell) -> None:
+def test_a_change_of_pace_shows_after_two_minutes(tell: Tell) -> None:
     """A game at one step a second, then a search at ten."""
     tell(1, 1, 10_000)
     for seconds in range(11, 302, 10):
         tell(seconds, seconds, 10_000)
-    said = [tell(301 + 10 * n, 301 + 100 * n, 10_000) for n in range(1, 7)]
-    assert said[5] == "attack: 901/10000, 910 s left, pool classified\n"
-    assert "3840 s left" in said[0]  # 150 steps in the last sixty seconds, fifty of them slow
+    said = [tell(301 + 10 * n, 301 + 100 * n, 10_000) for n in range(1, 13)]
+    assert said[11] == "attack: 1501/10000, 850 s left, pool classified\n"
+    assert "5486 s left" in said[0]  # 210 steps in the last two minutes, 110 of them slow
 
 
 def test_nothing_is_said_of_the_end(tell: Tell) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,37 +28,33 @@ def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path / "run", {"seed": 0})
 
 
-def write(name: str, text: str) -> object:
-    return lambda folder: (folder / name).write_text(text)
+def fails(error: BaseException) -> Callable[[Path], object]:
+    """Return a stage that leaves a checkpoint and raises ``error``."""
+
+    def fill(folder: Path) -> None:
+        (folder / "checkpoint").write_text("half")
+        raise error
+
+    return fill
+
+
+def goes_on(folder: Path) -> None:
+    assert (folder / "checkpoint").read_text() == "half"
 
 
 def test_a_stage_is_built_once(run: Run) -> None:
-    built = []
-
-    def build(folder: Path) -> None:
-        built.append(1)
-        (folder / "x").write_text("done")
-
-    for _ in range(2):
-        assert (run.stage("prior", build) / "x").read_text() == "done"
-    assert built == [1]
+    stage = run.stage("prior", lambda folder: (folder / "x").write_text("done"))
+    assert run.stage("prior", fails(AssertionError("is not called"))) == stage
+    assert (stage / "x").read_text() == "done"
     assert [s["name"] for s in run.manifest["stages"]] == ["prior"]
 
 
 def test_a_stage_that_fails_is_not_there_and_finds_its_checkpoint_again(run: Run) -> None:
-    def fails(folder: Path) -> None:
-        (folder / "checkpoint").write_text("half")
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run.stage("prior", fails)
+        run.stage("prior", fails(KeyboardInterrupt()))
     assert not run.folder("prior").is_dir()
     assert read_manifest(run.path)["stages"] == []
     run.close()
-
-    def goes_on(folder: Path) -> None:
-        assert (folder / "checkpoint").read_text() == "half"
-
     again = Run.open(run.path)
     again.stage("prior", goes_on)
     assert again.folder("prior").is_dir()
@@ -66,13 +63,9 @@ def test_a_stage_that_fails_is_not_there_and_finds_its_checkpoint_again(run: Run
 def test_seconds_of_interrupted_tries_count(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 100.0, 103.0])
     monkeypatch.setattr("inversight.core.run.time.monotonic", lambda: next(clock))
-
-    def fails(folder: Path) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run.stage("prior", fails)
-    run.stage("prior", lambda folder: None)
+        run.stage("prior", fails(KeyboardInterrupt()))
+    run.stage("prior", goes_on)
     assert run.manifest["stages"] == [{"name": "prior", "seconds": 8.0}]
 
 
@@ -87,25 +80,17 @@ def test_seconds_of_interrupted_tries_count(run: Run, monkeypatch: pytest.Monkey
     ],
 )
 def test_a_full_disk_is_one_line_and_resumable(run: Run, error: Exception) -> None:
-    def full(folder: Path) -> None:
-        (folder / "checkpoint").write_text("half")
-        raise error
-
-    with pytest.raises(
-        DiskFullError, match=r"stage prior: no room on the disk.*--resume"
-    ) as caught:
-        run.stage("prior", full)
+    message = r"stage prior: no room on the disk.*--resume"
+    with pytest.raises(DiskFullError, match=message) as caught:
+        run.stage("prior", fails(error))
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert not run.folder("prior").is_dir()
-    run.stage("prior", lambda folder: (folder / "checkpoint").read_text())
+    run.stage("prior", goes_on)
 
 
 def test_other_errors_pass_as_they_are(run: Run) -> None:
-    def fails(folder: Path) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
     with pytest.raises(PermissionError):
-        run.stage("prior", fails)
+        run.stage("prior", fails(PermissionError(errno.EACCES, "Permission denied")))
 
 
 def test_one_process_at_a_time(run: Run) -> None:
@@ -116,22 +101,21 @@ def test_one_process_at_a_time(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [("run.json", "holds another run.*--resume"), ("photo.png", "other files")],
+    ("out", "message"),
+    [
+        ("run", "holds another run.*--resume"),
+        ("pictures", "other files"),
+        ("pictures/1.png", "found a file"),
+    ],
 )
-def test_a_folder_that_holds_something_is_left_alone(
-    tmp_path: Path, content: str, message: str
-) -> None:
-    (tmp_path / content).write_text("{}")
+def test_what_is_there_already_is_left_alone(tmp_path: Path, out: str, message: str) -> None:
+    files = [tmp_path / name for name in ("pictures/1.png", "run/run.json")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("{}")
     with pytest.raises(RunError, match=message):
-        check_new_folder(tmp_path, needed_bytes=0)
-    assert [p.name for p in tmp_path.iterdir()] == [content]
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(RunError, match="found a file"):
-        check_new_folder(tmp_path / "out", needed_bytes=0)
+        check_new_folder(tmp_path / out, needed_bytes=0)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == files
 
 
 def test_no_room_is_found_out_before(tmp_path: Path) -> None:
@@ -151,10 +135,7 @@ def test_publishing_replaces_a_file(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("resumable", [False, True])
 def test_a_folder_is_there_when_it_is_complete(tmp_path: Path, resumable: bool) -> None:
     final = tmp_path / "deep" / "folder"
-    with (
-        pytest.raises(KeyboardInterrupt),
-        atomic_folder(final, resumable=resumable) as folder,
-    ):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(final, resumable=resumable) as folder:
         (folder / "a").write_text("half")
         raise KeyboardInterrupt
     assert not final.exists() and bool(list(final.parent.iterdir())) == resumable
@@ -176,7 +157,12 @@ def test_writing_fails_without_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "not a run folder"), ("{", "cannot be read"), ("[]", "expected named values")],
+    [
+        (None, "not a run folder"),
+        ("{", "cannot be read"),
+        ("[]", "expected named values"),
+        ("{}", "not written by inversight"),
+    ],
 )
 def test_wrong_manifests(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:

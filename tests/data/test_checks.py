@@ -10,13 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inversight.core.errors import DataError
-from inversight.data import (
-    SIZES,
-    check_overlap,
-    check_size,
-    load_folder,
-    working_size,
-)
+from inversight.data import SIZES, check_overlap, check_size, load_folder, working_size
 from tests.data.files import picture, save
 
 

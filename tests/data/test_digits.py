@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from inversight.data import (
-    load_digits,
-)
+from inversight.data import load_digits
 
 
 def test_digits_are_disjoint_balanced_and_follow_the_seed() -> None:

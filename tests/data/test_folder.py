@@ -8,42 +8,32 @@ import numpy as np
 import pytest
 import torch
 
-from inversight.data import (
-    load_folder,
-)
+from inversight.data import load_folder
 from tests.data.files import picture, refusal, save
 
-
-def test_a_missing_folder(tmp_path: Path) -> None:
-    refusal(tmp_path / "nowhere", str(tmp_path / "nowhere"), "no such folder", "CLASS/IMAGE")
+LAYOUT = "one subfolder for each class"
 
 
-def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
-    file = save(picture(0), tmp_path / "image.png")
-    refusal(file, str(file), "is a file", "one subfolder for each class")
-
-
-def test_an_empty_folder(tmp_path: Path) -> None:
-    refusal(tmp_path, str(tmp_path), "is empty")
-
-
-def test_no_class_subfolders(tmp_path: Path) -> None:
-    save(picture(0), tmp_path / "1.png")
-    refusal(tmp_path, str(tmp_path), "no class subfolders", "one subfolder for each class")
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_a_class_without_images(folder: Path, labelled: bool) -> None:
-    (folder / "empty").mkdir()
-    (folder / "empty" / "notes.txt").write_text("nothing")
-    refusal(
-        folder, str(folder / "empty"), "holds no images", "remove the folder", labelled=labelled
-    )
-
-
-def test_an_unlabelled_folder_without_images(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("nothing")
-    refusal(tmp_path, str(tmp_path), "holds no images", labelled=False)
+@pytest.mark.parametrize(
+    ("files", "where", "parts", "labelled"),
+    [
+        ([], "nowhere", ("no such folder", "CLASS/IMAGE"), True),
+        (["1.png"], "1.png", ("is a file", LAYOUT), True),
+        ([], "", ("is empty",), True),
+        (["1.png"], "", ("no class subfolders", LAYOUT), True),
+        (["1.txt"], "", ("holds no images",), False),
+        (["a/1.heic"], "", ("a: holds no images", "1 .heic"), True),
+        (["a/1.png", "b/1.txt"], "", ("b: holds no images", "remove the folder"), True),
+        (["a/1.png", "b/1.txt"], "", ("b: holds no images", "remove the folder"), False),
+    ],
+)
+def test_rejects_folders_without_images_of_each_class(
+    tmp_path: Path, files: list[str], where: str, parts: tuple[str, ...], labelled: bool
+) -> None:
+    for name in files:
+        save(b"anything", tmp_path / "data" / name)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    refusal(tmp_path / "data" / where, str(tmp_path / "data" / where), *parts, labelled=labelled)
 
 
 def test_mixed_sizes_name_both_files(folder: Path) -> None:
@@ -125,11 +115,6 @@ def test_images_beside_folders_of_other_files_have_no_classes(tmp_path: Path) ->
     told: list[str] = []
     found = load_folder(tmp_path, role="--public", labelled=False, warn=told.append)
     assert (found.ids, found.classes) == (("1.png",), ()) and "notes/1.txt" in told[0]
-
-
-def test_folders_of_other_formats_alone_say_what_they_hold(tmp_path: Path) -> None:
-    save(b"x", tmp_path / "a" / "1.heic")
-    refusal(tmp_path, str(tmp_path / "a"), "holds no images", "1 .heic")
 
 
 def test_limit_keeps_the_first_classes(folder: Path) -> None:

@@ -11,13 +11,7 @@ import torch
 from inversight.core.errors import DataError
 from inversight.core.imaging import fit
 from inversight.core.seeding import generator
-from inversight.data import (
-    ImageSet,
-    check_overlap,
-    image_set,
-    load_folder,
-    write_images,
-)
+from inversight.data import check_overlap, image_set, load_folder, write_images
 from tests.data.files import grey_files, picture, save
 
 
@@ -83,13 +77,7 @@ def test_written_images_read_back_the_same(folder: Path, tmp_path: Path) -> None
 
 def test_floats_of_many_images_are_those_of_each() -> None:
     images = torch.randint(0, 256, (600, 1, 16, 16), generator=generator(0)).to(torch.uint8)
-    many = ImageSet(
-        images=images,
-        labels=torch.zeros(600, dtype=torch.int64),
-        ids=tuple(map(str, range(600))),
-        classes=("a",),
-        hashes=tuple(map(str, range(600))),
-    )
+    many = image_set(images, ["a"] * 600, list(map(str, range(600))), ["a"])
     found = many.floats(size=8, channels=3)
     for i in (0, 255, 256, 599):
         expected = fit(images[i : i + 1].float() / 255, size=8, channels=3)

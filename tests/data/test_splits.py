@@ -6,21 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inversight.data import (
-    ImageSet,
-    split,
-)
+from inversight.data import ImageSet, image_set, split
 
 
 def flat_set(labels: list[int]) -> ImageSet:
-    n = len(labels)
-    return ImageSet(
-        images=torch.zeros(n, 1, 8, 8, dtype=torch.uint8),
-        labels=torch.tensor(labels),
-        ids=tuple(f"{label}/{i}" for i, label in enumerate(labels)),
-        classes=tuple("abcde"),
-        hashes=tuple(str(i) for i in range(n)),
-    )
+    names = ["abcde"[label] for label in labels]
+    ids = [f"{name}/{i}" for i, name in enumerate(names)]
+    return image_set(torch.zeros(len(ids), 1, 8, 8, dtype=torch.uint8), names, ids, "abcde")
 
 
 @settings(max_examples=60)

@@ -269,7 +269,7 @@ def test_what_all_were_told_is_said_once(
         device = torch.device("cpu")
 
     processes = Processes(OneOfTwo())
-    monkeypatch.setattr(processes, "texts", lambda own: [own, own])
+    monkeypatch.setattr(processes, "gathered", lambda own: [own, own])
     monkeypatch.setattr("inversight.core.processes.launched", lambda device: processes)
     code, out, err = cli(f"attack --prior {tmp_path / 'none'} --target t --out {tmp_path / 'out'}")
     assert (code, out) == (2, "")
@@ -299,7 +299,7 @@ def test_a_service_and_an_audit_are_the_work_of_one_process(
     ):
         code, _, err = cli(*command)
         assert code == 2, command
-        assert f"{command[0]} runs in one process, and was launched as 2" in err
+        assert "this command runs in one process, and was launched as 2" in err
     assert not list(tmp_path.iterdir())
 
 

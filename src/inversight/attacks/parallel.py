@@ -8,7 +8,6 @@ such as a pool or surrogates, for itself.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import torch
@@ -87,8 +86,7 @@ def gather(part: PartialResult, processes: Processes) -> Reconstructions | None:
     Raises:
         NoSampleError: no process found anything; raised in all of them.
     """
-    own = json.dumps([part.sent, part.found is not None, part.reason])
-    summaries = [json.loads(text) for text in processes.texts(own)]
+    summaries = processes.gathered((part.sent, part.found is not None, part.reason))
     with processes.together():
         if not any(found for _, found, _ in summaries):
             raise NoSampleError(next(reason for *_, reason in summaries if reason))

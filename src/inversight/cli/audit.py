@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from inversight.cli.launch import require_one_process, running
-from inversight.cli.options import Assignments, audit_settings, setting_options
+from inversight.cli.launch import running
+from inversight.cli.options import Assignments, assigned, given, setting_options
 from inversight.cli.printing import finish
-from inversight.core.config import is_settings, settings_fields
+from inversight.core.config import is_settings, read_yaml, settings_fields
 from inversight.core.errors import ConfigError
-from inversight.settings import AuditSettings
+from inversight.settings import AuditSettings, documented, lay, resolve
 
 _OPTIONS = [
     name
@@ -21,7 +21,7 @@ _OPTIONS = [
 ]
 
 
-@setting_options(*_OPTIONS, unset=_OPTIONS)
+@setting_options(*_OPTIONS, unset=True)
 def audit(
     config: Annotated[
         Path | None, typer.Option(help="YAML file, as --print-config prints it.")
@@ -37,23 +37,20 @@ def audit(
     **options: Any,
 ) -> None:
     """Audit a classifier; without arguments, a demonstration on handwritten digits."""
-    require_one_process("audit")
-    values = audit_settings(options, config, set_)
+    # Options go before assignments, which go before the file.
+    values = lay({} if config is None else read_yaml(config), assigned(set_))
+    values = lay(values, given(options))
     if print_config:
-        from inversight.settings import documented, resolve
-
         typer.echo(documented(resolve(values)))
         return
     if resume is not None and (values or out is not None):
         raise ConfigError("--resume RUN takes its settings from the run; leave the others out")
-    from inversight.pipeline.audit import audit as run_audit
-    from inversight.pipeline.audit import default_folder
-    from inversight.pipeline.audit import resume as resume_run
+    from inversight.pipeline import audit as pipeline
 
-    folder = resume or out or default_folder()
+    folder = resume or out or pipeline.default_folder()
     with running(folder, f"inversight audit --resume {folder}") as terminal:
         if resume is not None:
-            result = resume_run(resume, reporter=terminal)
+            result = pipeline.resume(resume, reporter=terminal)
         else:
-            result = run_audit(out=folder, reporter=terminal, **values)
+            result = pipeline.audit(out=folder, reporter=terminal, **values)
     finish(result)

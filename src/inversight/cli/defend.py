@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from inversight.cli.launch import require_one_process, running
+from inversight.cli.launch import running
 from inversight.cli.options import assigned, setting_options
 from inversight.core.config import nearest
 from inversight.core.errors import ConfigError
 from inversight.settings import DEFENCES
 
 
-@setting_options("device", unset=["device"])
+@setting_options("device", unset=True)
 def defend(
     run: Annotated[Path, typer.Argument(help="A finished audit with a holdout.")],
     defence: Annotated[
@@ -54,7 +54,6 @@ def defend(
 
     If it is stopped, the same command continues.
     """
-    require_one_process("defend")
     from inversight.pipeline.defend import defend as run_defend
     from inversight.report.defences import render_defences_text
 

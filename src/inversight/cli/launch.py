@@ -16,23 +16,19 @@ from inversight.core.console import Terminal
 from inversight.core.errors import ConfigError, InversightError
 
 
-def require_one_process(command: str) -> None:
-    """Refuse to run as one of several processes, which would all write the same files.
+@contextmanager
+def running(folder: Path | None = None, remedy: str = "") -> Iterator[Terminal]:
+    """Show progress while a command runs in one process; see :func:`interruptible`.
 
     Raises:
-        ConfigError: this process is one of several.
+        ConfigError: this process is one of several, which would all write the same files.
     """
     several = int(os.environ.get("WORLD_SIZE", "1"))
     if several > 1:
         raise ConfigError(
-            f"{command} runs in one process, and was launched as {several}; run it without accelerate "
-            "launch, which is for prior train, adapt and attack"
+            f"this command runs in one process, and was launched as {several}; run it without "
+            "accelerate launch, which is for prior train, adapt and attack"
         )
-
-
-@contextmanager
-def running(folder: Path | None = None, remedy: str = "") -> Iterator[Terminal]:
-    """Show progress while a command runs; see :func:`interruptible`."""
     terminal = Terminal()
     with interruptible(folder, remedy), terminal.live():
         yield terminal
@@ -48,8 +44,7 @@ def running_together(
     """
     from inversight.core.processes import launched
 
-    processes = launched(device)
-    terminal = Terminal()
+    processes, terminal = launched(device), Terminal()
     try:
         with interruptible(folder, remedy), terminal.live(processes.main):
             yield terminal, processes

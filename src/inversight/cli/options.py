@@ -11,13 +11,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from inversight.core.config import (
-    IMPORT_PATH,
     annotation_parts,
+    check_name,
     choices,
-    first_sentence,
-    nearest,
     parse_assignment,
-    read_yaml,
     settings_fields,
     unexplained_choices,
 )
@@ -51,72 +48,54 @@ Watched = Annotated[
 
 
 def setting_options(
-    *names: str, required: Iterable[str] = (), unset: Iterable[str] = ()
+    *names: str, required: Iterable[str] = (), unset: bool = False
 ) -> Callable[[F], F]:
     """Give a command the options of the fields ``names`` of the audit's settings.
 
     The command receives them as keyword arguments. An option has the default of its field; those in
-    ``required`` have none, and those in ``unset`` have None (a flag: False), so that the command can tell
-    whether they were given.
+    ``required`` have none. With ``unset`` all have None instead (a flag: False), so that the command can
+    tell whether they were given.
     """
 
     def decorate(command: F) -> F:
         own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = []
-        for name in names:
-            kind, option, default = _option(name)
-            if name in required:
-                default = inspect.Parameter.empty
-            elif name in unset and kind is not bool:
-                default = None
-            kind = kind if default is not None else kind | None
-            annotation: Any = Annotated[kind, option]
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-                )
-            )
-        parameters += [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in keywords}
+        parameters = [_option(name, required=name in required, unset=unset) for name in names]
+        parameters += [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in own
+            if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
 
     return decorate
 
 
-def _option(name: str) -> tuple[Any, Any, Any]:
-    """Return an option's type, typer's description of it, and its default."""
+def _option(name: str, *, required: bool, unset: bool) -> inspect.Parameter:
+    """Return the parameter for one setting, with its type, its default and its help."""
     field = settings_fields(AuditSettings)[name]
     kinds = list(annotation_parts(field.annotation))
     kind: Any = next(k for k in (bool, Path, int, float, str) if k in kinds)
-    flag = f"--{name.replace('_', '-')}"
-    text = first_sentence(field).rstrip(".")
-    known, shown = choices(field), None
-    parser: Callable[[str], Any] | None = None
-    if unexplained_choices(field):
-        text = f"{text}: {', '.join(known)}"
-    if known:
-        parser = partial(_one_of, flag, known)
+    default = field.get_default(call_default_factory=True)
+    if required:
+        default = inspect.Parameter.empty
+    elif unset and kind is not bool:
+        default = None
+    flag, known, shown = f"--{name.replace('_', '-')}", choices(field), None
+    text = " ".join((field.description or "").split()).partition(". ")[0].rstrip(".")
+    if unexplained := unexplained_choices(field):
+        text = f"{text}: {unexplained}"
+    parser: Callable[[str], Any] | None = partial(check_name, flag, known=known) if known else None
     if tuple in kinds and kind is str:
         kind, text, shown = list[str], f"{text}; repeatable", "<str>"
     elif tuple in kinds:
         kind, parser, shown = str, partial(_numbers, flag, kind), "<numbers>"
     option = typer.Option(flag, help=f"{text}.", parser=parser, metavar=shown)
-    return kind, option, field.get_default(call_default_factory=True)
-
-
-def _one_of(flag: str, known: tuple[str, ...], text: str) -> str:
-    """Return ``text`` if it is one of the names, or an import path where that is allowed.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if text not in known and not (IMPORT_PATH in known and ":" in text):
-        raise ConfigError(
-            f"{flag} {text}: expected one of {', '.join(known)}{nearest(text, known)}"
-        )
-    return text
+    annotation: Any = Annotated[kind if default is not None else kind | None, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
 def _numbers(flag: str, kind: type, text: str) -> tuple[Any, ...]:
@@ -151,18 +130,6 @@ def assigned(assignments: list[str] | None) -> dict[str, Any]:
     for text in assignments or ():
         values = lay(values, parse_assignment(text))
     return values
-
-
-def audit_settings(
-    options: Mapping[str, Any], config: Path | None, assignments: list[str] | None
-) -> dict[str, Any]:
-    """Return what was given for an audit: options over assignments over the file.
-
-    Raises:
-        ConfigError: the file or an assignment cannot be read, or they contradict each other.
-    """
-    values = read_yaml(config) if config is not None else {}
-    return lay(lay(values, assigned(assignments)), given(options))
 
 
 def model_spec(target: str, options: dict[str, Any], **more: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from inversight.cli.launch import require_one_process, running
+from inversight.cli.launch import running
 from inversight.cli.options import Network, given, refuse_given, setting_options
 from inversight.cli.printing import finish
 from inversight.core.errors import ConfigError
@@ -18,7 +19,7 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-@setting_options(*_OPTIONS, unset=_OPTIONS)
+@setting_options(*_OPTIONS, unset=True)
 def score(
     reconstructions: Annotated[
         list[Path] | None,
@@ -37,24 +38,20 @@ def score(
     **options: Any,
 ) -> None:
     """Score folders of reconstructions, from any attack."""
-    require_one_process("score")
-    from inversight.pipeline.score import resume_scoring
-    from inversight.pipeline.score import score as run_score
+    from inversight.pipeline import score as pipeline
 
     values = given({**options, "network": network})
     if resume is not None:
         ways = {k: values.pop(k) for k in ("device", "fail_on") if k in values}
         ignored = {"reconstructions": reconstructions, "out": out, "reuse": reuse, **values}
         refuse_given(ignored, "--resume RUN takes everything else from the run")
-        with running(resume, f"inversight score --resume {resume}") as terminal:
-            result = resume_scoring(resume, reporter=terminal, **ways)
-        finish(result)
-        return
-    if not reconstructions or out is None:
+        folder, run = resume, partial(pipeline.resume_scoring, resume, **ways)
+    elif not reconstructions or out is None:
         missing = "--out" if reconstructions else "--reconstructions"
         raise ConfigError(f"{missing} is missing; see inversight score --help")
-    with running(out, f"inversight score --resume {out}") as terminal:
-        result = run_score(
-            reconstructions=reconstructions, out=out, reuse=reuse, reporter=terminal, **values
-        )
+    else:
+        inputs: dict[str, Any] = {"reconstructions": reconstructions, "out": out, "reuse": reuse}
+        folder, run = out, partial(pipeline.score, **inputs, **values)
+    with running(folder, f"inversight score --resume {folder}") as terminal:
+        result = run(reporter=terminal)
     finish(result)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inversight.cli.launch import require_one_process, running, running_together
+from inversight.cli.launch import running, running_together
 from inversight.cli.options import (
     MODEL,
     Assignments,
@@ -29,7 +29,6 @@ def train(
     **options: Any,
 ) -> None:
     """Train a small classifier on a folder; --target OUT audits it."""
-    require_one_process("train")
     from inversight.pipeline.train import train as run
 
     private = options.pop("private")

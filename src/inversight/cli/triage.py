@@ -37,15 +37,13 @@ def triage(
     from inversight.pipeline.triage import triage_private, triage_run, write_triage
 
     device, private, target = (options.pop(name) for name in ("device", "private", "target"))
-    needed = {"private": private, "target": target, "out": out}
     if run is not None:
         others = {"private": private, "target": target, "checkpoint": checkpoint, "learn": learn}
         refuse_given({**others, **options}, "triage RUN takes everything from the run")
-    else:
-        missing = next((name for name, value in needed.items() if value is None), None)
-        if missing is not None:
+    for name, value in {"private": private, "target": target, "out": out}.items():
+        if run is None and value is None:
             raise ConfigError(
-                f"--{missing} is missing: give RUN, or --private DIR --target SPEC --out DIR"
+                f"--{name} is missing: give RUN, or --private DIR --target SPEC --out DIR"
             )
     if out is not None:
         check_new_folder(out, needed_bytes=10_000_000)

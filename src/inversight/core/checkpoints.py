@@ -24,14 +24,9 @@ UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, RuntimeError)
 
 
 def save_state(
-    path: Path,
-    kind: str,
-    facts: Any,
-    *,
-    modules: Modules,
-    optimisers: Optimisers,
+    path: Path, kind: str, facts: Any, *, modules: Modules, optimisers: Optimisers,
     tensors: Mapping[str, Tensor] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write the state to ``path`` atomically, with ``facts`` as JSON under the name ``kind``."""
     found = dict(tensors or {})
     for name, module in modules.items():
@@ -74,13 +69,10 @@ def load_state(
         module.load_state_dict(tensors_below(tensors, name))
     for name, optimiser in optimisers.items():
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"{name}/"):
-                _, index, field = key.split("/")
-                state.setdefault(int(index), {})[field] = value
-        optimiser.load_state_dict(
-            {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
-        )
+        for key, value in tensors_below(tensors, name).items():
+            index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return facts, tensors
 
 

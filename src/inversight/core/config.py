@@ -12,16 +12,17 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticKnownError
+from pydantic_core import CoreSchema, PydanticKnownError, to_jsonable_python
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from inversight.core.errors import ConfigError, one_line
@@ -47,7 +48,7 @@ def settings(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen, keyword-only dataclass that validates its fields and documents them."""
     wrapped: Any = pydantic_dataclass(config=_CONFIG, frozen=True, kw_only=True)(cls)
     for base in wrapped.__mro__[1:]:
-        for name, field in getattr(base, "__pydantic_fields__", {}).items():
+        for name, field in settings_fields(base).items():
             # pydantic reads docstrings below the class's own fields alone, not the inherited ones.
             own = wrapped.__pydantic_fields__[name]
             own.description = own.description or field.description
@@ -58,6 +59,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean X?' for the known word most similar to ``word``, or an empty string."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def is_known(name: str, known: Collection[str]) -> bool:
+    """Return whether ``name`` is one of ``known``, in which IMPORT_PATH stands for any import path."""
+    return name in known or (IMPORT_PATH in known and ":" in name)
+
+
+def check_name(role: str, name: str, known: Collection[str]) -> str:
+    """Return ``name``, which is one of ``known`` as in :func:`is_known`.
+
+    Raises:
+        ConfigError: it is not; the message begins with ``role``, such as "--attack".
+    """
+    if is_known(name, known):
+        return name
+    expected = f"expected one of {', '.join(known)}{nearest(name, known)}"
+    raise ConfigError(f"{role} {name}: {expected}")
 
 
 @dataclass(frozen=True)
@@ -79,8 +97,7 @@ class Choice:
     def check(self, value: Any) -> Any:
         """Return ``value``; a string in it that is none of the names is a validation error."""
         for name in value if isinstance(value, tuple) else (value,):
-            known = not isinstance(name, str) or name in self.names or (self.paths and ":" in name)
-            if not known:
+            if isinstance(name, str) and not is_known(name, self.expected):
                 raise PydanticKnownError("literal_error", {"expected": repr(self.expected)})
         return value
 
@@ -96,14 +113,8 @@ def is_settings(kind: Any) -> bool:
 
 
 def settings_fields(cls: Any) -> dict[str, FieldInfo]:
-    """Return pydantic's description of each field of a settings class."""
-    return dict(cls.__pydantic_fields__)
-
-
-def first_sentence(field: FieldInfo) -> str:
-    """Return the first sentence of a field's docstring, in one line."""
-    text = " ".join((field.description or "").split())
-    return text.partition(". ")[0]
+    """Return pydantic's description of each field of a settings class; none for another class."""
+    return dict(getattr(cls, "__pydantic_fields__", {}))
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -115,10 +126,10 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
     return tuple(name for literal in literals for name in get_args(literal))
 
 
-def unexplained_choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the field's choices, unless its docstring names them all."""
+def unexplained_choices(field: FieldInfo) -> str:
+    """Return the field's choices with commas between them, "" if its docstring names them all."""
     known = choices(field)
-    return () if all(name in (field.description or "") for name in known) else known
+    return "" if all(name in (field.description or "") for name in known) else ", ".join(known)
 
 
 def annotation_parts(annotation: Any) -> Iterator[Any]:
@@ -147,35 +158,27 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
 def _on_defaults(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` with nested mappings laid on top of the defaults of their fields."""
     filled = dict(values)
-    for name, field in getattr(cls, "__pydantic_fields__", {}).items():
+    for name, field in settings_fields(cls).items():
         default = field.get_default(call_default_factory=True)
-        if isinstance(filled.get(name), Mapping) and is_dataclass(default):
+        if isinstance(filled.get(name), Mapping) and is_settings(default):
             filled[name] = merge(to_mapping(default), filled[name])
     return filled
 
 
 def to_mapping(value: Any) -> Any:
-    """Return nested settings as mappings, lists and scalars that YAML and JSON can hold."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_mapping(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): to_mapping(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_mapping(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    """Return nested settings as mappings, lists and scalars that YAML and JSON can hold.
+
+    Anything else, such as an object of a user's own class, becomes its text.
+    """
+    return to_jsonable_python(value, fallback=str)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` updated by ``over``, with mappings merged key by key."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = value
+    merged = {**base, **over}
+    for key, below in base.items():
+        if isinstance(below, Mapping) and isinstance(merged[key], Mapping):
+            merged[key] = merge(below, merged[key])
     return merged
 
 
@@ -214,9 +217,8 @@ def parse_assignment(text: str) -> dict[str, Any]:
         parsed: Any = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"--set {text}: the value is not readable as YAML") from None
-    for part in reversed(name.strip().split(".")):
-        parsed = {part: parsed}
-    return cast(dict[str, Any], parsed)
+    *outer, last = name.strip().split(".")
+    return reduce(lambda inner, key: {key: inner}, reversed(outer), {last: parsed})
 
 
 def import_object(path: str, *, role: str) -> Any:
@@ -234,10 +236,8 @@ def import_object(path: str, *, role: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise ConfigError(
-            f"{role} {path}: importing {module_name} failed ({type(error).__name__}: {reason})"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"{role} {path}: importing {module_name} failed ({reason})") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ConfigError(
@@ -247,57 +247,49 @@ def import_object(path: str, *, role: str) -> Any:
     return found
 
 
-def build(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str) -> Any:
-    """Make the part that ``spec`` names: a known name or an import path, with its settings.
-
-    ``spec`` is ``name`` or ``{"class": name, **settings}``; name is a key of ``known``, a table of import
-    paths, or an import path ``package.module:Class``. A plain class gets the settings as keyword
-    arguments.
-
-    Raises:
-        ConfigError: unknown name, unknown setting, value out of range, or the class refused.
-    """
-    name, cls, values = _named_class(spec, known, role)
-    if is_settings(cls):
-        return from_mapping(cls, values, where=f"{role} {name}: ")
-    try:
-        return cls(**values)
-    except Exception as error:
-        raise ConfigError(f"{role} {name}: could not be built ({one_line(error)})") from error
-
-
 @dataclass(frozen=True)
 class Part:
     """A part by its name, with all of its settings: a settings object, or a mapping for other classes."""
 
     name: str
+    cls: Any
     settings: Any
 
 
 def part(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str) -> Part:
-    """Return the part that :func:`build` would make, with defaults filled in but without making it.
+    """Return the part that ``spec`` names, with defaults filled in but without making it.
+
+    ``spec`` is ``name`` or ``{"class": name, **settings}``; name is a key of ``known``, a table of import
+    paths, or an import path ``package.module:Class``.
 
     Raises:
-        ConfigError: as in :func:`build`.
+        ConfigError: unknown name, unknown setting, or value out of range.
     """
-    name, cls, values = _named_class(spec, known, role)
-    where = f"{role} {name}: "
-    return Part(name, from_mapping(cls, values, where=where) if is_settings(cls) else values)
-
-
-def _named_class(
-    spec: str | Mapping[str, Any], known: Mapping[str, str], role: str
-) -> tuple[str, Any, dict[str, Any]]:
-    """Return the name, the class and the settings of a part."""
     values = {"class": spec} if isinstance(spec, str) else dict(spec)
     name = values.pop("class", None)
     if not isinstance(name, str):
         raise ConfigError(f"{role}: expected a 'class' that names one of {', '.join(known)}")
-    if name not in known and ":" not in name:
-        raise ConfigError(
-            f"{role} {name}: expected one of {', '.join((*known, IMPORT_PATH))}{nearest(name, known)}"
-        )
-    return name, import_object(known.get(name, name), role=role), values
+    check_name(role, name, (*known, IMPORT_PATH))
+    cls = import_object(known.get(name, name), role=role)
+    found = from_mapping(cls, values, where=f"{role} {name}: ") if is_settings(cls) else values
+    return Part(name, cls, found)
+
+
+def build(spec: str | Mapping[str, Any], known: Mapping[str, str], *, role: str) -> Any:
+    """Make the part that ``spec`` names, as in :func:`part`.
+
+    A plain class gets the settings as keyword arguments.
+
+    Raises:
+        ConfigError: as in :func:`part`, or the class refused the settings.
+    """
+    found = part(spec, known, role=role)
+    if is_settings(found.cls):
+        return found.settings
+    try:
+        return found.cls(**found.settings)
+    except Exception as error:
+        raise ConfigError(f"{role} {found.name}: could not be built ({one_line(error)})") from error
 
 
 def documented_yaml(value: Any, parts: Mapping[str, Part | list[Part]] | None = None) -> str:
@@ -305,21 +297,25 @@ def documented_yaml(value: Any, parts: Mapping[str, Part | list[Part]] | None = 
 
     ``parts`` are printed with their own settings in place of the fields of these names.
     """
+    return "\n".join(_documented_lines(value, parts or {}))
+
+
+def _documented_lines(value: Any, parts: Mapping[str, Part | list[Part]]) -> list[str]:
     lines: list[str] = []
     for name, field in settings_fields(type(value)).items():
         lines += [f"# {line}" for line in inspect.cleandoc(field.description or "").splitlines()]
         lines += _choice_lines(field)
-        current = (parts or {}).get(name, getattr(value, name))
-        if is_settings(current) or isinstance(current, Part):
-            lines += [f"{name}:", *(f"  {line}" for line in _block(current))]
-        elif isinstance(current, list) and current and isinstance(current[0], Part):
+        current = parts.get(name, getattr(value, name))
+        if isinstance(current, list):
             lines.append(f"{name}:")
             for item in current:
                 first, *rest = _block(item)
                 lines += [f"  - {first}", *(f"    {line}" for line in rest)]
+        elif is_settings(current) or isinstance(current, Part):
+            lines += [f"{name}:", *(f"  {line}" for line in _block(current))]
         else:
             lines += _plain_yaml({name: to_mapping(current)})
-    return "\n".join(lines)
+    return lines
 
 
 def _choice_lines(field: FieldInfo) -> list[str]:
@@ -329,17 +325,18 @@ def _choice_lines(field: FieldInfo) -> list[str]:
     if any(meanings.values()):
         return ["# One of:", *(f"#   {name}: {text}." for name, text in meanings.items())]
     known = unexplained_choices(field)
-    return [f"# One of: {', '.join(known)}."] if known else []
+    return [f"# One of: {known}."] if known else []
 
 
 def _block(value: Any) -> list[str]:
     """Return the YAML lines of settings, or of a part and its settings."""
-    if not isinstance(value, Part):
-        return (documented_yaml(value) or "{}").split("\n")
-    settings_, first = value.settings, _plain_yaml({"class": value.name})
-    if is_settings(settings_):
-        return [*first, *filter(None, documented_yaml(settings_).split("\n"))]
-    return [*first, *(_plain_yaml(to_mapping(settings_)) if settings_ else [])]
+    lines = _plain_yaml({"class": value.name}) if isinstance(value, Part) else []
+    inner = value.settings if isinstance(value, Part) else value
+    if is_settings(inner):
+        lines += _documented_lines(inner, {})
+    elif inner:
+        lines += _plain_yaml(to_mapping(inner))
+    return lines or ["{}"]
 
 
 def _plain_yaml(values: Any) -> list[str]:
@@ -347,29 +344,18 @@ def _plain_yaml(values: Any) -> list[str]:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip("\n").split("\n")
 
 
-def _one_line(cls: type[Any], error: ValidationError, where: str) -> str:
+def _one_line(cls: Any, error: ValidationError, where: str) -> str:
     first = error.errors()[0]
     path = [part for part in first["loc"] if isinstance(part, str) and not part[:1].isupper()]
-    name = ".".join(path)
+    name, found = ".".join(path), first.get("input")
     if first["type"] == "unexpected_keyword_argument":
-        known = _names(cls, path[:-1])
-        return f"{where}unknown setting {name}{nearest(path[-1], known)}"
+        for part in path[:-1]:
+            cls = getattr(settings_fields(cls).get(part), "annotation", None)
+        return f"{where}unknown setting {name}{nearest(path[-1], settings_fields(cls))}"
     if first["type"] == "literal_error":
-        choices = re.findall(r"'([^']+)'", first["ctx"]["expected"])
-        return (
-            f"{where}{name}: expected one of {', '.join(choices)}, found {first.get('input')!r}"
-            f"{nearest(str(first.get('input')), choices)}"
-        )
+        known = re.findall(r"'([^']+)'", first["ctx"]["expected"])
+        expected = f"one of {', '.join(known)}, found {found!r}{nearest(str(found), known)}"
+        return f"{where}{name}: expected {expected}"
     message = first["msg"][0].lower() + first["msg"][1:]
     message = message.replace("input should be", "expected").replace("value error, ", "")
-    return f"{where}{name}: {message}, found {first.get('input')!r}"
-
-
-def _names(cls: Any, path: list[str]) -> list[str]:
-    """Names of the fields of the settings class at ``path`` below ``cls``."""
-    for part in path:
-        annotation = cls.__pydantic_fields__[part].annotation
-        if not is_settings(annotation):
-            return []
-        cls = annotation
-    return list(cls.__pydantic_fields__)
+    return f"{where}{name}: {message}, found {found!r}"

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 
 from inversight.core.progress import Progress, silent
 
-_LINES = 6
-"""Number of the last lines from whose pace the time left is estimated."""
+_PACE_SECONDS = 120.0
+"""The time left is estimated by the pace of the last two minutes, not of the whole stage: earlier steps may
+be of another kind, such as a pool that is classified, or were done before the run was resumed."""
 
 
 class Reporter(Protocol):
@@ -74,7 +66,12 @@ class Terminal:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr, highlight=False)
-        self._bars: Bars | None = None
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description:<18}"), bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TextColumn("left"),
+            bars.TimeRemainingColumn(), bars.TextColumn("[dim]{task.fields[note]}"),
+            console=self.console, redirect_stdout=False, speed_estimate_period=_PACE_SECONDS,
+        )  # fmt: skip
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -83,34 +80,20 @@ class Terminal:
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def stage(self, name: str) -> Progress:
-        if self._bars is not None:
-            task = self._bars.add_task(name, total=None, note="")
-            bars = self._bars
+        task = self._bars.add_task(name, total=None, note="")
+        shown = self.console.get_time()
 
-            def update(done: int, total: int, note: str = "") -> None:
-                bars.update(task, completed=done, total=total, note=note)
-
-            return update
-        shown = time.monotonic()
-        # The pace of the last few lines, not of the whole stage: earlier steps may be of another kind,
-        # such as a pool that is classified, or were done before the run was resumed.
-        before: deque[tuple[int, float]] = deque(maxlen=_LINES)
-
-        def line(done: int, total: int, note: str = "") -> None:
+        def update(done: int, total: int, note: str = "") -> None:
             nonlocal shown
-            now = time.monotonic()
-            if now - shown >= 10 and 0 < done < total:
+            self._bars.update(task, completed=done, total=total, note=note)
+            now = self.console.get_time()
+            if not self._bars.live.is_started and now - shown >= 10 and 0 < done < total:
                 shown = now
-                left = ""
-                if before and done > before[0][0]:
-                    pace = (now - before[0][1]) / (done - before[0][0])
-                    left = f"{pace * (total - done):.0f} s left, "
+                seconds = self._bars.tasks[task].time_remaining
+                left = "" if seconds is None else f"{seconds:.0f} s left, "
                 self.say(f"{name}: {done}/{total}, {left}{note}")
-                before.append((done, now))
-            if not before:
-                before.append((done, now))
 
-        return line
+        return update
 
     @contextmanager
     def live(self, wanted: bool = True) -> Iterator[None]:
@@ -118,21 +101,10 @@ class Terminal:
         if not wanted or not self.console.is_terminal:
             yield
             return
-        with Bars(
-            TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=self.console,
-            redirect_stdout=False,
-        ) as self._bars:
+        with self._bars:
             try:
                 yield
             finally:
                 for task in self._bars.tasks:
                     if task.total is None:
                         self._bars.update(task.id, total=1, completed=1)
-        self._bars = None

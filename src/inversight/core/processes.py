@@ -7,12 +7,11 @@ of this package). Gradients are averaged here after each backward pass and not b
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,19 +19,19 @@ from torch import Tensor
 from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, InversightError, StageError
 
+T = TypeVar("T")
+
 _PATIENCE = timedelta(days=30)
 """How long a process waits for the others, whose shares of the work may take much longer. It is not
 needed to notice a process that dies: the launcher then ends the others."""
-
-_CHUNK = 1 << 26
-"""Bytes that are sent to the main process at once; each process holds them in GPU memory meanwhile."""
 
 
 class Processes:
     """This process and the others that it was launched with, if any."""
 
-    def __init__(self, accelerator: Any = None) -> None:
+    def __init__(self, accelerator: Any = None, group: Any = None) -> None:
         self._accelerator = accelerator
+        self._group = group  # sends through the CPU's memory, which results may fill up
         self.count: int = 1 if accelerator is None else accelerator.num_processes
         self.index: int = 0 if accelerator is None else accelerator.process_index
         self.error_shared = False
@@ -72,66 +71,23 @@ class Processes:
         mean: list[float] = self._accelerator.reduce(mine, reduction="mean").tolist()
         return mean
 
-    def texts(self, own: str) -> list[str]:
-        """Return the text of each process, in their order."""
-        if self.count == 1:
-            return [own]
-        device = self._accelerator.device
-        found = []
-        for source in range(self.count):
-            said = list(own.encode()) if source == self.index else []
-            length = self._sent(torch.tensor([len(said)], device=device), source)
-            held = torch.zeros(int(length), dtype=torch.uint8, device=device)
-            if source == self.index:
-                held.copy_(torch.tensor(said, dtype=torch.uint8))
-            if len(held):
-                held = self._sent(held, source)
-            found.append(bytes(held.tolist()).decode())
+    def gathered(self, own: T) -> list[T]:
+        """Return the object of each process, in their order."""
+        found = [own] * self.count
+        if self.count > 1:
+            torch.distributed.all_gather_object(found, own, group=self._group)
         return found
 
     def to_main(self, own: Mapping[str, Tensor] | None) -> list[dict[str, Tensor]] | None:
         """Return the tensors of each process that has any, in their order, on the CPU; None if not main.
 
-        They are sent process by process in pieces, so that only the main process holds them all.
+        Only the main process holds them all.
         """
-        if self.count == 1:
-            return [] if own is None else [{name: t.cpu() for name, t in own.items()}]
-        like = {name: (str(t.dtype), tuple(t.shape)) for name, t in (own or {}).items()}
-        found = []
-        for source, text in enumerate(self.texts(json.dumps(like))):
-            tensors = {}
-            for name, (dtype, shape) in json.loads(text).items():
-                sent = own[name] if own is not None and source == self.index else None
-                kind: torch.dtype = getattr(torch, dtype.removeprefix("torch."))
-                tensors[name] = self._to_main(sent, kind, shape, source)
-            if self.main and tensors:
-                found.append(tensors)
-        return found if self.main else None
-
-    def _to_main(
-        self, sent: Tensor | None, dtype: torch.dtype, shape: Sequence[int], source: int
-    ) -> Tensor:
-        """Return one tensor of the process ``source``, complete in the main process only."""
-        whole = torch.empty(shape if self.main else (0,), dtype=dtype)
-        size = torch.Size(shape).numel()
-        step = max(1, _CHUNK // dtype.itemsize)
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            if sent is None:
-                piece = torch.empty(stop - start, dtype=dtype, device=self._accelerator.device)
-            else:
-                piece = sent.reshape(-1)[start:stop].to(self._accelerator.device, copy=True)
-            piece = self._sent(piece, source)
-            if self.main:
-                whole.view(-1)[start:stop] = piece.cpu()
-        return whole
-
-    def _sent(self, tensor: Tensor, source: int) -> Tensor:
-        """Return the ``tensor`` of the process ``source``; others pass one of the same shape."""
-        from accelerate.utils import broadcast
-
-        sent: Tensor = broadcast(tensor, from_process=source)
-        return sent
+        tensors = None if own is None else {name: t.cpu().clone() for name, t in own.items()}
+        found = [tensors] * self.count if self.main else None
+        if self.count > 1:
+            torch.distributed.gather_object(tensors, found, dst=0, group=self._group)
+        return None if found is None else [one for one in found if one is not None]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -151,16 +107,15 @@ class Processes:
             yield
         except Exception as raised:
             error = raised
-        texts = self.texts(_error_text(error))
-        failed = next((i for i, text in enumerate(texts) if text), None)
+        reasons = self.gathered(None if error is None else _reason(error))
+        failed = next(((i, *reason) for i, reason in enumerate(reasons) if reason), None)
         if failed is None:
             return
         self.error_shared = True
         if error is not None:
             raise error
-        wrong_input, text = json.loads(texts[failed])
-        kind = InputError if wrong_input else StageError
-        raise kind(f"process {failed} of {self.count}: {text}")
+        index, kind, text = failed
+        raise kind(f"process {index} of {self.count}: {text}")
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return a context for forward passes in the precision given to ``accelerate launch``."""
@@ -178,12 +133,10 @@ class Processes:
             self._accelerator.end_training()
 
 
-def _error_text(error: Exception | None) -> str:
-    """Return what the other processes need to raise ``error``, "" without one."""
-    if error is None:
-        return ""
+def _reason(error: Exception) -> tuple[type[InversightError], str]:
+    """Return the kind and the text of the error that the other processes raise for ``error``."""
     text = str(error) if isinstance(error, InversightError) else f"{type(error).__name__}: {error}"
-    return json.dumps([isinstance(error, InputError), text])
+    return InputError if isinstance(error, InputError) else StageError, text
 
 
 ALONE = Processes()
@@ -219,4 +172,5 @@ def launched(device: str = "auto") -> Processes:
         mixed_precision=precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
-    return Processes(accelerator)
+    group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE) if several else None
+    return Processes(accelerator, group)

@@ -26,27 +26,11 @@ from filelock import FileLock, Timeout
 from inversight.core.errors import DiskFullError, RunError
 
 MANIFEST = "run.json"
+_TIMES = "stage.json"
 PRIVATE_NAMES = "private-ids.json"
 """The file of hidden names, the key of their hashes among them under "key"."""
-_FOLDER_README = """\
-This folder is the record of an inversight audit.
-
-Sensitive, treat like the private images themselves:
-  reconstructions/   images that an attack drew from the model; they can show what it was trained on
-  stages/            checkpoints: the target and evaluator trained on the private images (if the
-                     audit trained them), the adapted prior and samples of it, the attack's latents
-  samples.parquet, samples_by_set.parquet, signals.parquet, reconstructions.parquet, holdout.parquet
-                     names of images and how near to each an attack came (names hashed with --hash-ids)
-  report.html        the same ledger; pictures only if --images blurred or full was given
-
-Less sensitive:
-  metrics.json, metrics_by_set.json
-                     figures over the whole set
-  model-card.md, model-card.json
-                     the main figures, for a model card; no name of an image, a class or a file
-  budget.parquet     figures of each attack within a number of queries, with --budget
-  run.json           settings, versions, paths of the inputs, times
-"""
+_FOLDER_README = Path(__file__).with_name("run-folder.txt")
+"""What RUN/README.txt says about the files of a run."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,11 +104,11 @@ def provenance() -> dict[str, str]:
 
 def is_disk_full(error: BaseException) -> bool:
     """Return whether ``error`` says that a disk or a quota is full, whichever library raised it."""
-    if isinstance(error, DiskFullError):
-        return True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return isinstance(error, Exception) and "no space left on device" in str(error).lower()
+    return (
+        isinstance(error, DiskFullError)
+        or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+        or (isinstance(error, Exception) and "no space left on device" in str(error).lower())
+    )
 
 
 @contextmanager
@@ -229,18 +213,23 @@ def names_behind(run: Path) -> dict[str, str]:
 class Run:
     """A run folder, held by one process at a time."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self._lock = lock
+        self._lock = FileLock(path / ".lock", blocking=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{path}: another process is working on this run; wait for it to end"
+            ) from None
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> Run:
         """Start a run in ``path``, which :func:`check_new_folder` has passed."""
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-        write_text(path / "README.txt", _FOLDER_README)
-        run = cls(path, {**manifest, "stages": [], "finished": False}, lock)
+        run = cls(path, {**manifest, "stages": [], "finished": False})
+        write_text(path / "README.txt", _FOLDER_README.read_text(encoding="utf-8"))
         run.record()
         return run
 
@@ -251,8 +240,7 @@ class Run:
         Raises:
             RunError: not a run folder, damaged, or in use by another process.
         """
-        manifest = read_manifest(path)
-        return cls(path, manifest, _lock(path))
+        return cls(path, read_manifest(path))
 
     def __enter__(self) -> Run:
         return self
@@ -281,31 +269,22 @@ class Run:
         """
         final = self.folder(name)
         if not final.is_dir():
-            started = time.monotonic()
             with (
                 disk_remedy(f"{self.path}: stage {name}", f"continue with --resume {self.path}"),
                 atomic_folder(final, resumable=True) as partial,
             ):
+                begun = time.monotonic() - _seconds(partial)
                 try:
                     fill(partial)
                 except BaseException:
                     with suppress(OSError):
-                        spent = self._spent(partial) + time.monotonic() - started
-                        write_json(partial / "spent.json", {"seconds": spent})
+                        write_json(partial / _TIMES, {"seconds": time.monotonic() - begun})
                     raise
-                spent = self._spent(partial) + time.monotonic() - started
-                write_json(partial / "stage.json", {"seconds": round(spent, 2)})
-        seconds = json.loads((final / "stage.json").read_text())["seconds"]
+                seconds = round(time.monotonic() - begun, 2)
+                write_json(partial / _TIMES, {"seconds": seconds})
         stages = [s for s in self.manifest["stages"] if s["name"] != name]
-        self.record(stages=[*stages, {"name": name, "seconds": seconds}])
+        self.record(stages=[*stages, {"name": name, "seconds": _seconds(final)}])
         return final
-
-    @staticmethod
-    def _spent(partial: Path) -> float:
-        """Return the seconds of earlier, interrupted tries at a stage, whose work is not lost."""
-        with suppress(OSError, ValueError, KeyError):
-            return float(json.loads((partial / "spent.json").read_text())["seconds"])
-        return 0.0
 
     def publish(self, file: Path) -> None:
         """Copy a stage's ``file`` to ``RUN/NAME``, replacing the old one at once."""
@@ -328,12 +307,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _lock(path: Path) -> FileLock:
-    lock = FileLock(path / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(
-            f"{path}: another process is working on this run; wait for it to end"
-        ) from None
-    return lock
+def _seconds(stage: Path) -> float:
+    """Return the seconds spent on a stage so far, in interrupted tries too, whose work is not lost."""
+    with suppress(OSError, ValueError, KeyError):
+        return float(json.loads((stage / _TIMES).read_text())["seconds"])
+    return 0.0

@@ -2,8 +2,7 @@
 
 from inversight.data.checks import (
     SIZES,
-    check_known_classes,
-    check_no_class_missing,
+    check_holdout_classes,
     check_overlap,
     check_size,
     working_size,
@@ -14,19 +13,7 @@ from inversight.data.images import ImageSet, image_set, pixel_hash, to_pil, writ
 from inversight.data.splits import split
 
 __all__ = [
-    "SIZES",
-    "Digits",
-    "ImageSet",
-    "check_known_classes",
-    "check_no_class_missing",
-    "check_overlap",
-    "check_size",
-    "image_set",
-    "load_digits",
-    "load_folder",
-    "pixel_hash",
-    "split",
-    "to_pil",
-    "working_size",
-    "write_images",
-]
+    "SIZES", "Digits", "ImageSet", "check_holdout_classes", "check_overlap", "check_size", "image_set",
+    "load_digits", "load_folder", "pixel_hash", "split", "to_pil",
+    "working_size", "write_images",
+]  # fmt: skip

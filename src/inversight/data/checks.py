@@ -45,28 +45,27 @@ def check_overlap(a: ImageSet, b: ImageSet, names: tuple[str, str], *, allow: bo
     Raises:
         DataError: there are some and ``allow`` is False.
     """
-    first: dict[str, str] = {}
-    for digest, name in zip(a.hashes, a.ids, strict=True):
-        first.setdefault(digest, name)
-    shared = [
-        (first[digest], name)
-        for digest, name in zip(b.hashes, b.ids, strict=True)
-        if digest in first
-    ]
+    first = dict(zip(reversed(a.hashes), reversed(a.ids), strict=True))
+    shared = [(d, name) for d, name in zip(b.hashes, b.ids, strict=True) if d in first]
     if shared and not allow:
+        digest, name = shared[0]
         raise DataError(
-            f"{names[0]} and {names[1]} share {len(shared)} image(s), first {shared[0][0]} = "
-            f"{shared[0][1]}: the result would mean nothing; remove them from one side, or give "
+            f"{names[0]} and {names[1]} share {len(shared)} image(s), first {first[digest]} = "
+            f"{name}: the result would mean nothing; remove them from one side, or give "
             "--allow-overlap to go on all the same"
         )
     return len(shared)
 
 
-def check_known_classes(holdout: ImageSet, classes: Sequence[str], role: str) -> None:
-    """Refuse a holdout with classes that private does not have.
+def check_holdout_classes(
+    holdout: ImageSet, classes: Sequence[str], role: str, *, needed: Iterable[str] | None = None
+) -> None:
+    """Check that a holdout has classes of private only, and images of each of the ``needed`` classes.
+
+    All classes are needed by default; the holdout could say nothing about one that it lacks.
 
     Raises:
-        DataError: naming the first such class.
+        DataError: naming the first such classes.
     """
     foreign = next((c for c in holdout.classes if c not in classes), None)
     if foreign is not None:
@@ -74,15 +73,7 @@ def check_known_classes(holdout: ImageSet, classes: Sequence[str], role: str) ->
             f"{role}: class {foreign} is not in --private; the holdout holds other images of the "
             "same classes"
         )
-
-
-def check_no_class_missing(holdout: ImageSet, classes: Iterable[str], role: str) -> None:
-    """Refuse a holdout without images of some of ``classes``, which it could say nothing about.
-
-    Raises:
-        DataError: naming the first few such classes.
-    """
-    missing = sorted(set(classes) - set(holdout.classes))
+    missing = sorted(set(classes if needed is None else needed) - set(holdout.classes))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(

@@ -46,25 +46,21 @@ def open_image(file: Path, role: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=list(dict.fromkeys(formats().values())))
+        if image.width * image.height > MAX_PIXELS:
+            image.close()
+            raise Image.DecompressionBombError
     except (UnidentifiedImageError, SyntaxError, ValueError):
         raise DataError(f"{role} {file}: is not a readable image; replace or remove it") from None
     except Image.DecompressionBombError:
-        raise DataError(_bomb(role, file)) from None
+        raise DataError(
+            f"{role} {file}: declares more than {MAX_PIXELS / 1e6:.0f} million pixels, which could "
+            "exhaust memory; shrink or remove it"
+        ) from None
     except OSError as error:
         raise DataError(
             f"{role} {file}: cannot be read ({error.strerror or error}); replace or remove it"
         ) from None
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise DataError(_bomb(role, file))
     return image
-
-
-def _bomb(role: str, file: Path) -> str:
-    return (
-        f"{role} {file}: declares more than {MAX_PIXELS / 1e6:.0f} million pixels, which could "
-        "exhaust memory; shrink or remove it"
-    )
 
 
 def is_grey(image: Image.Image) -> bool:

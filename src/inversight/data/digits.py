@@ -42,22 +42,18 @@ def load_digits(*, seed: int, per_class: int = 10, public_images: int = 800) -> 
     first = {digest: i for i, digest in reversed([*enumerate(everything.hashes)])}
     unique = torch.tensor(sorted(first.values()))
     order = unique[torch.randperm(len(unique), generator=generator(seed, "digits"))]
-    private: list[int] = []
-    holdout: list[int] = []
-    rest: list[int] = []
+    parts: list[list[int]] = [[], [], []]
     taken: Counter[str] = Counter()
     for i in order.tolist():
-        (private, holdout, rest)[min(taken[names[i]] // per_class, 2)].append(i)
+        parts[min(taken[names[i]] // per_class, 2)].append(i)
         taken[names[i]] += 1
-
-    def part(rows: list[int]) -> ImageSet:
-        return everything.select(torch.tensor(sorted(rows, key=everything.ids.__getitem__)))
-
-    public = part(rest[:public_images])
+    parts[2] = parts[2][:public_images]
+    private, holdout, public = (
+        everything.select(torch.tensor(sorted(rows, key=everything.ids.__getitem__)))
+        for rows in parts
+    )
     return Digits(
-        private=part(private),
-        holdout=part(holdout),
-        public=public,
+        private, holdout, public,
         description=(
             f"scikit-learn's handwritten digits, 8x8: {per_class} images of each of the ten digits "
             f"are private (the target is trained on them), {per_class} others of each are the "
@@ -66,4 +62,4 @@ def load_digits(*, seed: int, per_class: int = 10, public_images: int = 800) -> 
             "reconstruction can be near a private image by resemblance alone; the holdout, which "
             "cannot leak, shows how near that is."
         ),
-    )
+    )  # fmt: skip

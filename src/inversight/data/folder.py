@@ -27,16 +27,10 @@ _SYSTEM_NAMES = frozenset(
 
 
 def load_folder(
-    path: Path,
-    *,
-    role: str,
-    size: int | None = None,
-    channels: int | None = None,
-    labelled: bool = True,
-    limit: int | None = None,
-    progress: Progress = silent,
+    path: Path, *, role: str, size: int | None = None, channels: int | None = None,
+    labelled: bool = True, limit: int | None = None, progress: Progress = silent,
     warn: Callable[[str], None] = warnings.warn,
-) -> ImageSet:
+) -> ImageSet:  # fmt: skip
     """Read a folder with one subfolder for each class, rows sorted by id.
 
     Every format that Pillow decodes itself is read. Sizes are checked from the files' headers before
@@ -68,11 +62,10 @@ def load_folder(
         progress(done, len(files), role)
     if left_out:
         warn(_left_out(left_out, path, role))
-    position = {name: i for i, name in enumerate(classes)}
-    labels = [position[name] if name is not None else -1 for _, name in files]
+    position = {None: -1} | {name: i for i, name in enumerate(classes)}
     return ImageSet(
         images=torch.stack(images),
-        labels=torch.tensor(labels, dtype=torch.int64),
+        labels=torch.tensor([position[name] for _, name in files]),
         ids=tuple(file.relative_to(path).as_posix() for file, _ in files),
         classes=tuple(classes),
         hashes=tuple(hashes),
@@ -172,24 +165,22 @@ def _left_out(files: Sequence[Path], path: Path, role: str) -> str:
 
 def _check_headers(files: Sequence[tuple[Path, str | None]], role: str, size: int | None) -> bool:
     """Check declared sizes; True if every image is grey."""
-    grey = True
-    first: tuple[Path, tuple[int, int]] | None = None
+    grey, sizes = True, {}
     for file, _ in files:
         with open_image(file, role) as image:
-            found = image.size
             grey = grey and is_grey(image)
-        if size is not None:
-            continue
+            sizes[file] = image.size
+    first, expected = next(iter(sizes.items()))
+    for file, found in sizes.items() if size is None else ():
+        shape = f"{found[0]}x{found[1]}"
         if found[0] != found[1]:
             raise DataError(
-                f"{role} {file}: is {found[0]}x{found[1]}, expected square images; give --size N "
-                "to bring every image to NxN (shorter side to N, centre cut out)"
+                f"{role} {file}: is {shape}, expected square images; give --size N to bring every "
+                "image to NxN (shorter side to N, centre cut out)"
             )
-        if first is None:
-            first = (file, found)
-        elif found != first[1]:
+        if found != expected:
             raise DataError(
-                f"{role}: mixed sizes, {first[0]} is {first[1][0]}x{first[1][1]} and {file} is "
-                f"{found[0]}x{found[1]}; give --size N to bring every image to NxN"
+                f"{role}: mixed sizes, {first} is {expected[0]}x{expected[1]} and {file} is {shape}; "
+                "give --size N to bring every image to NxN"
             )
     return grey

@@ -2,13 +2,13 @@
 
 from inversight.embeddings.base import Embedding, Features, Identity, StagedEmbedding, embed
 from inversight.embeddings.distances import squared_distances
-from inversight.embeddings.named import check_name, named_embedding
+from inversight.embeddings.named import named_embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.embeddings.pairs import Tile, Workspace, image_pairs
 from inversight.embeddings.pullback import PullbackMetric
 
 __all__ = [
     "Embedding", "Features", "Identity", "PooledEmbedding", "PullbackMetric", "StageEmbedding",
-    "StagedEmbedding", "Tile", "Workspace", "check_name", "embed", "image_pairs", "named_embedding",
+    "StagedEmbedding", "Tile", "Workspace", "embed", "image_pairs", "named_embedding",
     "squared_distances",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from inversight.core.config import import_object, nearest
+from inversight.core.config import IMPORT_PATH, check_name, import_object
 from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
@@ -14,19 +14,6 @@ from inversight.models.target import Target, target_of
 from inversight.settings import EMBEDDINGS
 
 Use = Literal["distance", "features"]
-
-
-def check_name(name: str, *, role: str) -> None:
-    """Check that an embedding has this name.
-
-    Raises:
-        ConfigError: unknown name; the message suggests the nearest known one.
-    """
-    if name not in EMBEDDINGS and ":" not in name:
-        raise ConfigError(
-            f"{role} {name}: expected one of {', '.join(EMBEDDINGS)} or package.module:Class"
-            f"{nearest(name, EMBEDDINGS)}"
-        )
 
 
 def named_embedding(
@@ -50,7 +37,7 @@ def named_embedding(
         ConfigError: no such name, or what it needs is not there.
         WeightsError: published weights are missing.
     """
-    check_name(name, role=role)
+    check_name(role, name, (*EMBEDDINGS, IMPORT_PATH))
     # LPIPS and Inception are imported on demand: their libraries take seconds to import.
     if name == "pixel":
         return Pixel((size, size))

@@ -10,9 +10,8 @@ from torch import Tensor
 from inversight import adaptation as adapting
 from inversight.adaptation import check_arm
 from inversight.adaptation.collapse import LOW, class_entropy
-from inversight.core.config import from_mapping, nearest
+from inversight.core.config import check_name, from_mapping
 from inversight.core.console import Quiet, Reporter
-from inversight.core.errors import ConfigError
 from inversight.core.processes import ALONE, Processes
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import SavedClassifier
@@ -36,7 +35,7 @@ from inversight.pipeline.train import public_network
 from inversight.priors import SampleMonitor, StylePrior
 from inversight.priors.pivotal_tuning import describe_pivots
 from inversight.priors.prior_file import PRIOR_FILE, check_adaptable, read_prior
-from inversight.settings import ARMS, Adaptation, check_guidance_embedding, stage_budget
+from inversight.settings import ARMS, Adaptation, check_guidance_embedding, stage_budgets
 
 
 def adaptation_stage(
@@ -136,10 +135,9 @@ def adapt(
     reporter = reporter if processes.main else Quiet()
     context = Context(seed, processes.device(device), reporter, processes)
     where = context.device
-    if arm not in ARMS:
-        raise ConfigError(f"--arm {arm}: expected one of {', '.join(ARMS)}{nearest(arm, ARMS)}")
+    check_name("--arm", arm, ARMS)
     check_watched(features)
-    adaptation = from_mapping(Adaptation, {**stage_budget(preset, "adaptation"), **given})
+    adaptation = from_mapping(Adaptation, {**stage_budgets(preset)["adaptation"], **given})
     given_prior = read_prior(prior)
     start = given_prior.prior
     check_adaptable(start, prior)

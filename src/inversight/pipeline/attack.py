@@ -43,7 +43,7 @@ from inversight.pipeline.context import Context
 from inversight.pipeline.service import ServiceAttack, connect
 from inversight.priors import Prior
 from inversight.priors.prior_file import PriorFile, check_channels, read_prior
-from inversight.settings import ATTACKS, attack_budget
+from inversight.settings import ATTACKS, attack_budgets
 
 PICTURES = "reconstructions"
 """The folder of an attack's images, one subfolder for each class."""
@@ -238,7 +238,9 @@ def attack(
     # An error of one process alone, such as a file that its machine lacks, ends all of them.
     with processes.together():
         where = processes.device(device)
-        name, built = build_attack({"class": attack, **merge(attack_budget(preset, attack), given)})
+        name, built = build_attack(
+            {"class": attack, **merge(attack_budgets(preset).get(attack, {}), given)}
+        )
         given_prior = read_prior(prior)
         attacked = given_prior.prior
         service = None

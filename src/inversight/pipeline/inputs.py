@@ -14,8 +14,7 @@ from inversight.core.console import Log, Reporter
 from inversight.core.errors import ConfigError, InputError
 from inversight.data import (
     ImageSet,
-    check_known_classes,
-    check_no_class_missing,
+    check_holdout_classes,
     check_overlap,
     check_size,
     load_digits,
@@ -126,8 +125,7 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
         holdout = read_folder(settings.holdout, "--holdout", log, "reading holdout", size=size)
         if settings.limit:
             holdout = keep_classes(holdout, private.classes)
-        check_known_classes(holdout, private.classes, f"--holdout {settings.holdout}")
-        check_no_class_missing(holdout, private.classes, f"--holdout {settings.holdout}")
+        check_holdout_classes(holdout, private.classes, f"--holdout {settings.holdout}")
     channels = max(private.channels, public.channels)
     private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
     if holdout is not None:

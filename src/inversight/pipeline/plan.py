@@ -23,7 +23,7 @@ from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.run import provenance
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, working_size
-from inversight.embeddings import check_name, named_embedding
+from inversight.embeddings import named_embedding
 from inversight.models.target import Target
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.estimate import Estimate, estimate
@@ -100,8 +100,6 @@ class Plan:
             (settings.features, "--features"),
             (settings.guidance_embedding, "--guidance-embedding"),
         )
-        for name, role in roles:
-            check_name(name, role=role)
         with_holdout = settings.private is None or settings.holdout is not None
         for limit in thresholds(settings.fail_on):
             limit.check(holdout=with_holdout, embedding=settings.embedding)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from inversight import priors
-from inversight.core.config import from_mapping, nearest
+from inversight.core.config import IMPORT_PATH, check_name, from_mapping
 from inversight.core.console import Quiet, Reporter
 from inversight.core.device import memory_remedy
-from inversight.core.errors import ConfigError
 from inversight.core.imaging import to_float
 from inversight.core.processes import ALONE, Processes
 from inversight.core.run import atomic_folder, check_new_folder, check_resumable, write_json
@@ -265,8 +264,4 @@ def check_watched(name: str) -> None:
     Raises:
         ConfigError: with the known names.
     """
-    if name not in WATCHED and ":" not in name:
-        raise ConfigError(
-            f"--features {name}: expected one of {', '.join(WATCHED)} or package.module:Class"
-            f"{nearest(name, WATCHED)}"
-        )
+    check_name("--features", name, (*WATCHED, IMPORT_PATH))

@@ -16,7 +16,7 @@ from inversight.core.console import Log, Quiet, Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.run import Run, check_new_folder, disk_remedy, provenance, read_manifest
-from inversight.data import ImageSet, check_known_classes, check_no_class_missing, check_overlap
+from inversight.data import ImageSet, check_holdout_classes, check_overlap
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifier
 from inversight.models.target import Target
@@ -258,9 +258,8 @@ class _Scoring:
             holdout = read(self.holdout, "--holdout")
             if settings.limit is not None:
                 holdout = keep_classes(holdout, private.classes)
-            check_known_classes(holdout, private.classes, "--holdout")
             attacked = {s.classes[y] for s in sets.values() for y in s.labels.unique().tolist()}
-            check_no_class_missing(holdout, attacked, "--holdout")
+            check_holdout_classes(holdout, private.classes, "--holdout", needed=attacked)
             allow = settings.allow_overlap
             check_overlap(private, holdout, ("--private", "--holdout"), allow=allow)
         evaluator = load_evaluator(settings, private)

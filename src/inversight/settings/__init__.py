@@ -5,16 +5,15 @@ from inversight.settings.audit import (
     PAIR_MEASURES,
     AuditSettings,
     PairMeasure,
-    attack_budget,
     check_guidance_embedding,
     documented,
     lay,
     prior_path,
     prior_training,
     resolve,
-    stage_budget,
 )
 from inversight.settings.names import ARMS, ATTACKS, DEFENCES, EMBEDDINGS, Arm
+from inversight.settings.presets import attack_budgets, stage_budgets
 from inversight.settings.published import PublishedName, published_training
 from inversight.settings.stages import (
     Adaptation,
@@ -25,28 +24,8 @@ from inversight.settings.stages import (
 )
 
 __all__ = [
-    "ARMS",
-    "ATTACKS",
-    "DEFAULT_FDR",
-    "DEFENCES",
-    "EMBEDDINGS",
-    "PAIR_MEASURES",
-    "Adaptation",
-    "Arm",
-    "AuditSettings",
-    "ClassifierArchitecture",
-    "PairMeasure",
-    "PriorTraining",
-    "PublishedName",
-    "Training",
-    "attack_budget",
-    "check_guidance_embedding",
-    "documented",
-    "lay",
-    "prior_path",
-    "prior_training",
-    "published_training",
-    "resolve",
-    "resolve_prior_training",
-    "stage_budget",
-]
+    "ARMS", "ATTACKS", "DEFAULT_FDR", "DEFENCES", "EMBEDDINGS", "PAIR_MEASURES", "Adaptation", "Arm",
+    "AuditSettings", "ClassifierArchitecture", "PairMeasure", "PriorTraining", "PublishedName",
+    "Training", "attack_budgets", "check_guidance_embedding", "documented", "lay", "prior_path",
+    "prior_training", "published_training", "resolve", "resolve_prior_training", "stage_budgets",
+]  # fmt: skip

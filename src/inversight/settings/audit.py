@@ -19,7 +19,7 @@ from inversight.core.config import (
 )
 from inversight.core.errors import ConfigError
 from inversight.settings.names import ARMS, ATTACKS, EMBEDDINGS
-from inversight.settings.presets import Preset, attack_budgets, check_preset, stage_budgets
+from inversight.settings.presets import Preset, attack_budgets, stage_budgets
 from inversight.settings.stages import Adaptation, PriorTraining, Training, resolve_prior_training
 
 Pictures = Literal["none", "blurred", "full"]
@@ -33,8 +33,8 @@ DEFAULT_FDR = 0.1
 MiB = 1024**2
 
 
-def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(set(numbers)))
+EmbeddingName = Annotated[str, Choice(dict.fromkeys(EMBEDDINGS, ""), paths=True)]
+ImageSize = Annotated[int, Field(ge=8, le=1024)]
 
 
 @settings
@@ -63,7 +63,7 @@ class AuditSettings:
     """Mean by which the target's input is normalised: 1 or 3 numbers, for images in [0, 1]."""
     std: tuple[float, ...] | None = None
     """Standard deviation by which the target's input is normalised: 1 or 3 numbers."""
-    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    size: ImageSize | None = None
     """Height and width of the target's input, to which images are resized. None: the images' own."""
     trust_target: bool = False
     """Load a TorchScript or torch.export file, which can run any code."""
@@ -77,13 +77,11 @@ class AuditSettings:
     """Device: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     limit: PositiveInt | None = None
     """Number of classes to audit, in order. None: all."""
-    embedding: Annotated[str, Choice(dict.fromkeys(EMBEDDINGS, ""), paths=True)] = "lpips-vgg"
+    embedding: EmbeddingName = "lpips-vgg"
     """Distance of the scores."""
-    features: Annotated[str, Choice(dict.fromkeys(EMBEDDINGS, ""), paths=True)] = "inception"
+    features: EmbeddingName = "inception"
     """Features for coverage, density, precision, recall and the Frechet distance."""
-    guidance_embedding: Annotated[str, Choice(dict.fromkeys(EMBEDDINGS, ""), paths=True)] = (
-        "lpips-vgg"
-    )
+    guidance_embedding: EmbeddingName = "lpips-vgg"
     """Metric of the natural gradient. An attacker must have it, so evaluator is refused."""
     arm: Annotated[str, Choice({arm.name: arm.meaning for arm in ARMS.values()})] = (
         "natural-gradient"
@@ -93,7 +91,9 @@ class AuditSettings:
         tuple[str | dict[str, Any], ...], Choice(dict.fromkeys(ATTACKS, ""), paths=True)
     ] = ("plug-and-play",)
     """Attacks to run. In a file an attack is a name or a mapping {class: NAME, setting: value}."""
-    budget: Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)] = ()
+    budget: Annotated[
+        tuple[PositiveInt, ...], AfterValidator(lambda numbers: tuple(sorted(set(numbers))))
+    ] = ()
     """Numbers of queries, as in 100,1000: each attack is run again with at most that many images sent to
     the target for all classes together. Each step of a white-box attack counts as well; budget.parquet
     has the results."""
@@ -101,7 +101,7 @@ class AuditSettings:
     """The prior: style (trained on the public images), package.module:Class, or a folder or file that
     `inversight prior train`, `prior import` or `adapt` wrote. In a file also {class: NAME, setting:
     value}."""
-    working_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    working_size: ImageSize = 32
     """Largest image size of networks that the audit trains, the prior included. Reconstructions have the
     size of the prior's images."""
     target_training: Training = Field(default_factory=Training)
@@ -132,35 +132,15 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     Raises:
         ConfigError: an unknown name, a value out of range, or settings that contradict each other.
     """
-    preset = check_preset(given.get("preset", "quick"))
-    digits = given.get("private") is None
+    preset, digits = str(given.get("preset", "quick")), given.get("private") is None
     budget = merge({"prior": {"class": "style"}}, stage_budgets(preset, digits=digits))
     values = lay(budget, given)
     budgets = attack_budgets(preset, digits=digits)
-    specs = _attack_specs(values.get("attack") or "plug-and-play")
-    specs = [{"class": "plug-and-play", **spec} for spec in specs]
+    specs = [{"class": "plug-and-play", **spec} for spec in values.get("attack") or [{}]]
     values["attack"] = [merge(budgets.get(str(spec["class"]), {}), spec) for spec in specs]
     settings_ = from_mapping(AuditSettings, values)
     _check(settings_)
     return settings_
-
-
-def stage_budget(preset: str, stage: Literal["adaptation"]) -> dict[str, Any]:
-    """Return a preset's settings of one stage.
-
-    Raises:
-        ConfigError: no such preset.
-    """
-    return dict(stage_budgets(check_preset(preset))[stage])
-
-
-def attack_budget(preset: str, name: str) -> dict[str, Any]:
-    """Return a preset's settings of the attack called ``name``; none for an import path.
-
-    Raises:
-        ConfigError: no such preset.
-    """
-    return attack_budgets(check_preset(preset)).get(name, {})
 
 
 def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,35 +152,30 @@ def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: settings of the prior together with the path of a prior that exists.
     """
-    merged = merge(base, over)
-    if "prior" in base and "prior" in over:
-        merged["prior"] = _lay_prior(_prior_spec(base["prior"]), _prior_spec(over["prior"]))
-    elif "prior" in merged:
-        merged["prior"] = _prior_spec(merged["prior"])
-    if "attack" in base and "attack" in over:
-        merged["attack"] = _lay_attacks(
-            _attack_specs(base["attack"]), _attack_specs(over["attack"])
-        )
+    merged, both = merge(base, over), (base, over)
+    if "prior" in merged:
+        merged["prior"] = _lay_prior(*(_prior_spec(given.get("prior", {})) for given in both))
+    if "attack" in merged:
+        merged["attack"] = _lay_attacks(*(_attack_specs(given.get("attack")) for given in both))
     return merged
 
 
 def _prior_spec(prior: Any) -> Any:
     """Return the mapping of a prior that is named by its class; others as they are."""
-    named = isinstance(prior, str) and (
-        prior == "style" or (":" in prior and not Path(prior).exists())
-    )
-    return {"class": prior} if named else prior
+    if prior == "style" or (isinstance(prior, str) and ":" in prior and not Path(prior).exists()):
+        return {"class": prior}
+    return prior
 
 
 def _lay_prior(base: Any, over: Any) -> Any:
     for path, values in ((base, over), (over, base)):
-        if isinstance(path, str) and isinstance(values, dict) and "class" not in values:
+        if isinstance(path, str) and isinstance(values, dict) and values and "class" not in values:
             raise ConfigError(
-                f"prior.{next(iter(values), 'steps')}: is a setting of a prior that the audit trains, "
+                f"prior.{next(iter(values))}: is a setting of a prior that the audit trains, "
                 f"but prior is {path}, which exists; leave one of the two out"
             )
     if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
+        return over or base
     same = base.get("class", over.get("class")) == over.get("class", base.get("class"))
     return merge(base, over) if same else over
 
@@ -212,6 +187,8 @@ def _attack_specs(attack: Any) -> list[dict[str, Any]]:
 
 
 def _lay_attacks(base: list[dict[str, Any]], over: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not (base and over):
+        return over or base
     if len(over) == 1 and "class" not in over[0]:
         return [merge(spec, over[0]) for spec in base]
     if len(base) == 1 and "class" not in base[0]:
@@ -232,7 +209,7 @@ def documented(settings_: AuditSettings) -> str:
     }
     training = prior_training(settings_)
     if training is not None:
-        parts["prior"] = Part("style", training)
+        parts["prior"] = Part("style", PriorTraining, training)
     elif isinstance(settings_.prior, dict):
         parts["prior"] = part(settings_.prior, {}, role="prior")
     return documented_yaml(settings_, parts)
@@ -276,13 +253,12 @@ def _check(settings_: AuditSettings) -> None:
         raise ConfigError(
             "--public is missing: give a folder of images of the same kind that an attacker could have"
         )
-    if settings_.private is None:
-        for name in ("holdout", "public", "target", "size"):
-            if getattr(settings_, name) is not None:
-                raise ConfigError(
-                    f"--{name} needs --private as well: without --private the audit is of the "
-                    "embedded digits"
-                )
+    for name in ("holdout", "public", "target", "size"):
+        if settings_.private is None and getattr(settings_, name) is not None:
+            raise ConfigError(
+                f"--{name} needs --private as well: without --private the audit is of the embedded "
+                "digits"
+            )
     for name in ("mean", "std"):
         value = getattr(settings_, name)
         if value is not None and len(value) not in (1, 3):

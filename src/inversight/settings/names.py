@@ -117,12 +117,6 @@ DEFENCES = {
 """Import paths of the defences."""
 
 EMBEDDINGS = (
-    "lpips-vgg",
-    "lpips-alex",
-    "lpips-squeeze",
-    "inception",
-    "pixel",
-    "public",
-    "evaluator",
-)
+    "lpips-vgg", "lpips-alex", "lpips-squeeze", "inception", "pixel", "public", "evaluator",
+)  # fmt: skip
 """Names of the embeddings; :func:`inversight.embeddings.named.named_embedding` makes them."""

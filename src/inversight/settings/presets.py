@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from inversight.core.config import merge, nearest
-from inversight.core.errors import ConfigError
+from inversight.core.config import check_name, merge
 
 Preset = Literal["quick", "standard", "thorough"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -16,7 +15,7 @@ def _classifiers(**training: int) -> dict[str, dict[str, int]]:
     return {f"{name}_training": training for name in ("target", "evaluator", "public")}
 
 
-_STAGES: dict[Preset, dict[str, Any]] = {
+_STAGES: dict[str, dict[str, Any]] = {
     "quick": {"working_size": 32, "prior": {"steps": 2000}, "adaptation": {"steps": 250}},
     "standard": {
         "working_size": 64,
@@ -33,14 +32,14 @@ _STAGES: dict[Preset, dict[str, Any]] = {
 }
 """Settings of the audit other than attacks."""
 
-_PLUG_AND_PLAY: dict[Preset, dict[str, Any]] = {
+_PLUG_AND_PLAY: dict[str, dict[str, Any]] = {
     "quick": {"pool": 2000, "candidates": 30, "steps": 40, "keep": 10, "crops": 25},
     "standard": {"pool": 5000, "candidates": 100, "steps": 70, "keep": 25, "crops": 50},
     "thorough": {"pool": 5000, "candidates": 200, "steps": 70, "keep": 50, "crops": 100},
 }
 """Plug & Play's budget before halvings, from which the other attacks' budgets follow."""
 
-_SIZES: dict[Preset, dict[str, dict[str, Any]]] = {
+_SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         "cma-es": {"population": 12},
         "rlb-mi": {"at_once": 6, "hidden": 64, "training_batch": 64},
@@ -75,9 +74,7 @@ _FASTER: dict[str, Any] = {"halvings": 2, "half": True}
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _LONGER: dict[str, Any] = {"epochs": 200, "patience": 60, "batch_size": 32}
 _DIGITS: dict[str, Any] = {
-    "embedding": "public",
-    "features": "public",
-    "guidance_embedding": "public",
+    **dict.fromkeys(("embedding", "features", "guidance_embedding"), "public"),
     "images": "full",
     "target_training": {**_NO_FLIP, **_LONGER},
     "evaluator_training": {**_NO_FLIP, **_LONGER},
@@ -93,36 +90,30 @@ _DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
 """At 8x8 pixels every step is cheap; with these budgets the demonstration takes two minutes."""
 
 
-def check_preset(preset: Any) -> Preset:
-    """Return ``preset`` if there is one of this name.
+def stage_budgets(preset: str, *, digits: bool = False) -> dict[str, Any]:
+    """Return a preset's settings other than attacks, for the embedded digits or for other images.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no such preset.
     """
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}"
-            f"{nearest(str(preset), PRESETS)}"
-        )
-    found: Preset = preset
-    return found
-
-
-def stage_budgets(preset: Preset, *, digits: bool = False) -> dict[str, Any]:
-    """Return a preset's settings other than attacks, for the embedded digits or for other images."""
+    check_name("preset", preset, PRESETS)
     budget = _STAGES[preset]
     if digits:
         budget = merge(budget, _DIGITS)
     return merge(budget, _DIGITS_QUICK) if digits and preset == "quick" else budget
 
 
-def attack_budgets(preset: Preset, *, digits: bool = False) -> dict[str, dict[str, Any]]:
+def attack_budgets(preset: str, *, digits: bool = False) -> dict[str, dict[str, Any]]:
     """Return each attack's settings in a preset, by its name.
 
     All keep equally many reconstructions for equal work: as many images forward and back as Plug & Play
     without halvings or, for a black-box attack, as many images sent for each class, where a step forward
     and back counts as three images. Where a paper takes far more steps, its step size is raised instead.
+
+    Raises:
+        ConfigError: no such preset.
     """
+    check_name("preset", preset, PRESETS)
     quick_digits = digits and preset == "quick"
     plain = _DIGITS_PLUG_AND_PLAY if quick_digits else _PLUG_AND_PLAY[preset]
     sizes = _SIZES[preset]
@@ -132,13 +123,12 @@ def attack_budgets(preset: Preset, *, digits: bool = False) -> dict[str, dict[st
     # At 8x8 pixels halving and half precision save nothing. Truncated by half, as published, a small
     # prior's pool is too alike to cover many private images (docs/attacks.md); the thorough preset, whose
     # budget is the paper's, has the paper's truncation.
-    plug_and_play = {
-        **plain,
-        **({} if quick_digits else _FASTER),
-        **({} if preset == "thorough" else {"truncation": 1.0}),
-    }
-    budgets = {**_white_box(plain), **_black_box(plain, sizes), "plug-and-play": plug_and_play}
-    budgets["lokt"] = {"white_box": plug_and_play}
+    faster = {} if quick_digits else _FASTER
+    plug_and_play = {**plain, **faster, **({} if preset == "thorough" else {"truncation": 1.0})}
+    budgets = {
+        **_white_box(plain), **_black_box(plain, sizes), "plug-and-play": plug_and_play,
+        "lokt": {"white_box": plug_and_play},
+    }  # fmt: skip
     return merge(budgets, sizes)
 
 
@@ -151,21 +141,16 @@ def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
     selection = {k: v for k, v in plain.items() if k not in ("pool", "steps")}
     samples = {**plain, "samples": plain["candidates"]}
     return {
-        "gmi": plain,
-        "mirror": plain,
-        "lomma": plain,
+        **dict.fromkeys(("gmi", "mirror", "lomma"), plain),
         "if-gmi": {
-            **plain,
-            "learning_rate": 0.02,
-            "steps": round(0.4 * steps),
-            "layers": 4,
+            **plain, "learning_rate": 0.02, "steps": round(0.4 * steps), "layers": 4,
             "layer_steps": round(0.15 * steps),
         },
         "plg-mi": {**plain, "transformations": 1},
         "ked-mi": {**samples, "learning_rate": 0.1},
         "vmi": {**samples, "learning_rate": 0.05},
         "mi-face": {**selection, "steps": 2 * steps, "learning_rate": 0.1},
-    }
+    }  # fmt: skip
 
 
 def _black_box(
@@ -177,31 +162,26 @@ def _black_box(
     searches x (population x generations + crops) for CMA-ES, population x (1 + generations + crops)
     for C2FMI, episodes + candidates x crops for RLB-MI, searches x iterations x (points + 1) for BREP-MI.
     """
-    candidates, keep, crops = (plain[name] for name in ("candidates", "keep", "crops"))
+    pool, candidates, keep, crops = (plain[n] for n in ("pool", "candidates", "keep", "crops"))
     descent = 3 * candidates * plain["steps"]
     work = descent + candidates * crops
     generations = sizes.get("mirror-black-box", {}).get("generations", plain["steps"])
     searches = round(1.4 * keep)
-    sampled = {k: v for k, v in plain.items() if k not in ("candidates", "steps")}
-    selected = {k: v for k, v in plain.items() if k not in ("pool", "steps")}
+    selected = {k: v for k, v in plain.items() if k not in ("pool", "candidates", "steps")}
+    sampled = {**selected, "pool": pool}
     return {
         "mirror-black-box": {
-            **sampled,
-            "candidates": candidates,
-            "population": descent // generations,
+            **sampled, "candidates": candidates, "population": descent // generations,
             "generations": generations,
         },
         "cma-es": {
-            **sampled,
-            "searches": searches,
+            **sampled, "searches": searches,
             "generations": (work // searches - crops) // sizes["cma-es"]["population"],
         },
         "c2f-mi": {**sampled, "population": candidates, "generations": 3 * plain["steps"] - 1},
-        "rlb-mi": {**selected, "episodes": descent},
+        "rlb-mi": {**selected, "candidates": candidates, "episodes": descent},
         "brep-mi": {
-            "pool": plain["pool"],
-            "keep": keep,
-            "searches": keep,
+            "pool": pool, "keep": keep, "searches": keep,
             "iterations": round(work / (keep * (sizes["brep-mi"]["points"] + 1))),
         },
-    }
+    }  # fmt: skip

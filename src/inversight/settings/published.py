@@ -18,7 +18,7 @@ class Configuration:
 
     images: int
     """Images that the discriminator sees in the whole training."""
-    batch: int
+    batch_size: int
     group: int
     """Images over which a minibatch standard deviation is taken."""
     channel_base: int
@@ -45,24 +45,14 @@ _FIXED = {
 def published_training(name: PublishedName, *, size: int, gpus: int = 1) -> dict[str, Any]:
     """Return a published configuration's training, as values of ``PriorTraining``'s fields."""
     found = configuration(name, size, gpus)
+    same = ("batch_size", "learning_rate", "r1", "ema_images", "ema_rampup")
     return {
-        "config": name,
-        "steps": found.images // found.batch,
-        "batch_size": found.batch,
-        "learning_rate": found.learning_rate,
-        "r1": found.r1,
-        "r1_interval": 16,
-        "ema_images": found.ema_images,
-        "ema_rampup": found.ema_rampup,
-        "mixing": 0.0 if found.simple else 0.9,
-        "path_length": 0.0 if found.simple else 2.0,
-        "path_length_interval": 4,
-        "penalty_steps": True,
-        "ada_target": 0.6,
-        "ada_images": 500e3,
-        "augment_filter": True,
-        "noise": True,
-    }
+        **{field: getattr(found, field) for field in same},
+        "config": name, "steps": found.images // found.batch_size,
+        "mixing": 0.0 if found.simple else 0.9, "path_length": 0.0 if found.simple else 2.0,
+        "r1_interval": 16, "path_length_interval": 4, "penalty_steps": True, "ada_target": 0.6,
+        "ada_images": 500e3, "augment_filter": True, "noise": True,
+    }  # fmt: skip
 
 
 def configuration(name: PublishedName, size: int, gpus: int) -> Configuration:
@@ -71,7 +61,7 @@ def configuration(name: PublishedName, size: int, gpus: int) -> Configuration:
         return _FIXED[name]
     batch = max(gpus, min(64, gpus * min(32, 4096 // size)))
     return Configuration(
-        images=25 * _MILLION, batch=batch, group=min(4, batch // gpus),
+        images=25 * _MILLION, batch_size=batch, group=min(4, batch // gpus),
         channel_base=32768 if size >= 512 else 16384,
         learning_rate=0.002 if size >= 1024 else 0.0025, r1=0.0002 * size**2 / batch,
         ema_images=batch * 10e3 / 32, ema_rampup=0.05, mapping_depth=2,
