@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from pydantic import ConfigDict, TypeAdapter
+from pydantic_core import to_json
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -88,7 +89,7 @@ def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], s
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
         return {_TENSOR: name}
 
-    metadata = json.dumps(to_mapping([reference, sets]), default=keep)
+    metadata = to_json([reference, sets], fallback=keep).decode()
     save_file(tensors, folder / VECTORS, metadata={_METADATA: metadata})
 
 
