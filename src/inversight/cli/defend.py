@@ -66,7 +66,7 @@ def defend(
     typer.echo(f"{render_defences_text(result.found)}\n\nReport: {result.report}")
 
 
-def defence_specs(names: list[str], settings: dict[str, Any]) -> list[str | dict[str, Any]]:
+def defence_specs(names: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the defences with their ``settings``, a mapping for each defence's (class) name.
 
     Raises:
@@ -79,7 +79,4 @@ def defence_specs(names: list[str], settings: dict[str, Any]) -> list[str | dict
                 f"--set {name}: expected DEFENCE.SETTING=VALUE of a defence that is given with "
                 f"--defence{nearest(name, known)}"
             )
-    return [
-        {"class": name, **settings[short]} if short in settings else name
-        for short, name in zip(known, names, strict=True)
-    ]
+    return [{"class": n, **settings.get(k, {})} for k, n in zip(known, names, strict=True)]

@@ -48,10 +48,7 @@ class Processes:
         Raises:
             ConfigError: it cannot be used here.
         """
-        if self.count == 1:
-            return pick_device(name)
-        device: torch.device = self._accelerator.device
-        return device
+        return pick_device(name) if self.count == 1 else torch.device(self._accelerator.device)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -68,8 +65,7 @@ class Processes:
         if self.count == 1:
             return list(values)
         mine = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
-        mean: list[float] = self._accelerator.reduce(mine, reduction="mean").tolist()
-        return mean
+        return list(self._accelerator.reduce(mine, reduction="mean").tolist())
 
     def gathered(self, own: T) -> list[T]:
         """Return the object of each process, in their order."""

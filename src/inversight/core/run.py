@@ -135,12 +135,12 @@ def check_new_folder(path: Path, *, needed_bytes: int) -> None:
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {path}: expected a folder, found a file")
+    if (path / MANIFEST).is_file():
+        raise RunError(
+            f"--out {path}: holds another run; name a new folder, or continue it with --resume {path}"
+        )
     if path.is_dir() and any(path.iterdir()):
-        if (path / MANIFEST).is_file():
-            what, more = "another run", f", or continue it with --resume {path}"
-        else:
-            what, more = "other files", ""
-        raise RunError(f"--out {path}: holds {what}; name a new or empty folder{more}")
+        raise RunError(f"--out {path}: holds other files; name a new or empty folder")
     parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     if not os.access(parent, os.W_OK):
         raise RunError(f"--out {path}: no permission to write in {parent}")
@@ -171,12 +171,12 @@ def check_resumable(
         check_new_folder(path, needed_bytes=50_000_000)
         return
     before = json.loads((path / marker).read_text())
-    other = next((name for name, value in facts.items() if before.get(name) != value), None)
-    if other is not None:
-        raise RunError(
-            f"--out {path}: {what} began there and {other} differed; give the same again to go on, or "
-            "name another folder"
-        )
+    for name, value in facts.items():
+        if before.get(name) != value:
+            raise RunError(
+                f"--out {path}: {what} began there and {name} differed; give the same again to go on, "
+                "or name another folder"
+            )
 
 
 @contextmanager

@@ -78,10 +78,9 @@ def _list_files(
     """Return class names, images with their class sorted by id, and files that are left out."""
     layout = f"expected {path}/CLASS/IMAGE.png, one subfolder for each class"
     try:
-        if not path.exists():
-            raise DataError(f"{role} {path}: no such folder; {layout}")
         if not path.is_dir():
-            raise DataError(f"{role} {path}: is a file; {layout}")
+            what = "is a file" if path.exists() else "no such folder"
+            raise DataError(f"{role} {path}: {what}; {layout}")
         entries = sorted(p for p in path.iterdir() if not _is_system(p.name))
         folders = [p for p in entries if p.is_dir()]
         loose, left_out = _images_of(p for p in entries if not p.is_dir())

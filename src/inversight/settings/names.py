@@ -83,37 +83,25 @@ ARMS = {
 """The first three are the paper's, the last two each one half of a published attack."""
 
 ATTACKS = {
-    "plug-and-play": "inversight.attacks:PlugAndPlay",
-    "gmi": "inversight.attacks:Gmi",
-    "ked-mi": "inversight.attacks:KedMi",
-    "vmi": "inversight.attacks:Vmi",
-    "mirror": "inversight.attacks:Mirror",
-    "lomma": "inversight.attacks:Lomma",
-    "if-gmi": "inversight.attacks:IfGmi",
-    "plg-mi": "inversight.attacks:PlgMi",
-    "mi-face": "inversight.attacks:MiFace",
-    "mirror-black-box": "inversight.attacks:MirrorGenetic",
-    "cma-es": "inversight.attacks:CmaEs",
-    "c2f-mi": "inversight.attacks:C2fMi",
-    "rlb-mi": "inversight.attacks:RlbMi",
-    "brep-mi": "inversight.attacks:BrepMi",
-    "lokt": "inversight.attacks:Lokt",
-}
+    name: f"inversight.attacks:{cls}"
+    for name, cls in {
+        "plug-and-play": "PlugAndPlay", "gmi": "Gmi", "ked-mi": "KedMi", "vmi": "Vmi",
+        "mirror": "Mirror", "lomma": "Lomma", "if-gmi": "IfGmi", "plg-mi": "PlgMi",
+        "mi-face": "MiFace", "mirror-black-box": "MirrorGenetic", "cma-es": "CmaEs",
+        "c2f-mi": "C2fMi", "rlb-mi": "RlbMi", "brep-mi": "BrepMi", "lokt": "Lokt",
+    }.items()
+}  # fmt: skip
 """Import paths of the attacks."""
 
 DEFENCES = {
-    "removal": "inversight.defences:Removal",
-    "down-weighting": "inversight.defences:DownWeighting",
-    "augmentation": "inversight.defences:Augmentation",
-    "replacement": "inversight.defences:Replacement",
-    "dp-sgd": "inversight.defences:DPSGD",
-    "mid": "inversight.defences:MID",
-    "bido": "inversight.defences:BiDO",
-    "negative-label-smoothing": "inversight.defences:NegativeLabelSmoothing",
-    "tl-dmi": "inversight.defences:TLDMI",
-    "rolss": "inversight.defences:RoLSS",
-    "purification": "inversight.defences:Purification",
-}
+    name: f"inversight.defences:{cls}"
+    for name, cls in {
+        "removal": "Removal", "down-weighting": "DownWeighting", "augmentation": "Augmentation",
+        "replacement": "Replacement", "dp-sgd": "DPSGD", "mid": "MID", "bido": "BiDO",
+        "negative-label-smoothing": "NegativeLabelSmoothing", "tl-dmi": "TLDMI", "rolss": "RoLSS",
+        "purification": "Purification",
+    }.items()
+}  # fmt: skip
 """Import paths of the defences."""
 
 EMBEDDINGS = (
