@@ -17,9 +17,9 @@ from inversight.adaptation.terms import observe
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.models.target import Target
-from inversight.priors import Game, StylePrior
+from inversight.priors import StylePrior
 from inversight.priors.architecture import architecture_of
-from inversight.priors.game import Microbatch
+from inversight.priors.game import Game, Microbatch
 from inversight.settings import Adaptation
 from tests.priors.tiny import (
     PUBLIC,

@@ -14,7 +14,8 @@ from inversight import InputError, audit
 from inversight.core.console import Quiet
 from inversight.core.seeding import generator
 from inversight.pipeline.plan import Plan
-from inversight.priors import Architecture, StylePrior, train_prior
+from inversight.priors import StylePrior, train_prior
+from inversight.priors.architecture import Architecture
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.settings import ATTACKS, PriorTraining, resolve
 from tests.pipeline.tiny import TINY, own_weights, shared_file

@@ -138,7 +138,7 @@ def test_styles_are_mixed_with_the_given_probability() -> None:
     game = fresh_game(mixing=0.9)
     mixed, crossovers = 0, set()
     for i in range(300):
-        w, ws = game._latents(2, generator(8, i))
+        w, ws = game._latents(2, generator(8, i), None)
         if ws.dim() == 3:
             mixed += 1
             same = (ws == w[:, None]).all(2).all(0)
@@ -146,7 +146,7 @@ def test_styles_are_mixed_with_the_given_probability() -> None:
             crossovers.add(int(same.sum()))
     assert abs(mixed / 300 - 0.9) < 4 * math.sqrt(0.09 / 300)
     assert crossovers == set(range(1, game.generator.num_ws))
-    _, plain = fresh_game()._latents(2, generator(8))
+    _, plain = fresh_game()._latents(2, generator(8), None)
     assert plain.dim() == 2
 
 

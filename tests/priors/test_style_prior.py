@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from inversight.core.errors import DataError, InputError
 from inversight.core.seeding import generator
 from inversight.priors import (
-    Architecture,
     Critic,
     Intermediate,
     Prior,
@@ -23,6 +22,7 @@ from inversight.priors import (
     continue_training,
     train_prior,
 )
+from inversight.priors.architecture import Architecture
 from tests.priors.stylegan2_files import random_prior
 from tests.priors.tiny import PUBLIC, SHAPE, TRAINING, assert_equal, assert_same
 

@@ -16,9 +16,9 @@ from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.embeddings.pixel import Pixel
 from inversight.models.target import Target
-from inversight.priors import Game, StylePrior, train_prior
+from inversight.priors import StylePrior, train_prior
 from inversight.priors.architecture import architecture_of
-from inversight.priors.game import Microbatch
+from inversight.priors.game import Game, Microbatch
 from inversight.priors.guidance import GeneratedBatch, SecondDiscriminator
 from inversight.priors.stylegan2 import initialise
 from inversight.priors.training import run_game

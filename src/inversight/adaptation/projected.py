@@ -43,11 +43,12 @@ class Projected(Term):
         """``public``: uint8 images (N, C, S, S); ``rng`` draws the heads' first weights."""
         self.learning_rate = learning_rate
         self.maps = StandardisedMaps(target, public)
-        if not self.maps.channels:
+        channels = [mean.shape[1] for mean, _ in self.maps.moments]
+        if not channels:
             raise ConfigError(f"{target.spec}: calls no convolution; use another --arm")
         with torch.random.fork_rng(devices=[]):  # the layers know no generator of their own
             torch.manual_seed(draw_seed(rng))
-            self.module = nn.ModuleList(_head(channels) for channels in self.maps.channels)
+            self.module = nn.ModuleList(_head(width) for width in channels)
         self.module.eval()
 
     def __call__(self, seen: Observation) -> Tensor:

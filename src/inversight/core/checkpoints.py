@@ -56,10 +56,8 @@ def tensors_below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def load_state(
-    path: Path, kind: str, *, modules: Modules, optimisers: Optimisers
-) -> tuple[Any, dict[str, Tensor]]:
-    """Load what :func:`save_state` wrote into networks and optimisers; return facts and all tensors.
+def load_state(path: Path, kind: str, *, modules: Modules, optimisers: Optimisers) -> Any:
+    """Load what :func:`save_state` wrote into networks and optimisers, and return its facts.
 
     Call it within :func:`reading`, which turns any error into one about the file.
     """
@@ -73,7 +71,7 @@ def load_state(
             index, field = key.split("/")
             state.setdefault(int(index), {})[field] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return facts, tensors
+    return facts
 
 
 @contextmanager

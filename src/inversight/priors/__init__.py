@@ -1,6 +1,5 @@
 """Priors: generators of images like the public ones."""
 
-from inversight.priors.architecture import Architecture
 from inversight.priors.base import (
     BlockFeatures,
     Conditional,
@@ -9,17 +8,14 @@ from inversight.priors.base import (
     Prior,
     Truncatable,
 )
-from inversight.priors.game import Game
 from inversight.priors.monitor import SampleMonitor
 from inversight.priors.style_prior import StylePrior
 from inversight.priors.training import continue_training, train_prior, untrained_prior
 
 __all__ = [
-    "Architecture",
     "BlockFeatures",
     "Conditional",
     "Critic",
-    "Game",
     "Intermediate",
     "Prior",
     "SampleMonitor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -139,7 +140,7 @@ def published_architecture(
     return from_mapping(Architecture, values, where=f"{name}: ")
 
 
-def architecture_of(image_shape: tuple[int, int, int], training: PriorTraining) -> Architecture:
+def architecture_of(image_shape: Sequence[int], training: PriorTraining) -> Architecture:
     """Return the networks that the settings name for images (C, S, S).
 
     Raises:

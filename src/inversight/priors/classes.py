@@ -37,22 +37,15 @@ def condition_on_classes(prior: StylePrior, classes: int, *, rng: torch.Generato
     """
     before = prior.average.architecture
     architecture = replace(
-        before,
-        c_dim=classes,
-        critic_classes=0,
-        mapping_rate=MAPPING_RATE,
+        before, c_dim=classes, critic_classes=0, mapping_rate=MAPPING_RATE, cmap_depth=0,
         cmap_dim=max(2, before.cmap_dim or before.width_at(4)),
-        cmap_depth=0,
-    )
+    )  # fmt: skip
     vectors = torch.randn(before.w_dim, classes, generator=rng)
     critic = _rebuilt(prior.critic, architecture, leave=("b4.out.",))
     _begin_projection(critic, *_one_logit(prior.critic), rng)
-    return replace(
-        prior,
-        average=_with_classes(prior.average, architecture, vectors),
-        raw=_with_classes(prior.raw, architecture, vectors),
-        critic=critic,
-    )
+    old = (prior.average, prior.raw)
+    average, raw = (_with_classes(one, architecture, vectors) for one in old)
+    return replace(prior, average=average, raw=raw, critic=critic)
 
 
 @torch.no_grad()
@@ -70,12 +63,8 @@ def add_class_logits(prior: StylePrior, classes: int) -> StylePrior:
     weight, bias = _one_logit(prior.critic)
     critic.b4.out.weight.copy_(weight.expand(classes, -1))
     critic.b4.out.bias.copy_((bias - math.log(classes)).expand(classes))
-    return replace(
-        prior,
-        average=_rebuilt(prior.average, architecture),
-        raw=_rebuilt(prior.raw, architecture),
-        critic=critic,
-    )
+    average, raw = (_rebuilt(old, architecture) for old in (prior.average, prior.raw))
+    return replace(prior, average=average, raw=raw, critic=critic)
 
 
 def _with_classes(old: Generator, architecture: Architecture, vectors: Tensor) -> Generator:
@@ -101,12 +90,13 @@ def _begin_projection(
     own *= math.sqrt(width / 2.0) / own.norm(dim=0)
     embed.weight.zero_()
     embed.weight[1:] = own / embed.scale
-    embed.bias.zero_()
-    embed.bias[0] = math.sqrt(width / 2.0)
-    critic.b4.out.weight.zero_()
-    critic.b4.out.weight[0] = math.sqrt(2.0) * weight
-    critic.b4.out.bias.zero_()
-    critic.b4.out.bias[0] = math.sqrt(2.0) * bias
+    for parameter, first in (
+        (embed.bias, math.sqrt(width / 2.0)),
+        (critic.b4.out.weight, math.sqrt(2.0) * weight),
+        (critic.b4.out.bias, math.sqrt(2.0) * bias),
+    ):
+        parameter.zero_()
+        parameter[0] = first
 
 
 def _one_logit(critic: Discriminator) -> tuple[Tensor, Tensor]:

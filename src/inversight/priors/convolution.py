@@ -23,14 +23,9 @@ _Given = tuple[int | tuple[int, int], int, int, int]
 
 
 def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int | tuple[int, int] = 1,
-    padding: int = 0,
-    groups: int = 1,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int | tuple[int, int] = 1,
+    padding: int = 0, groups: int = 1,
+) -> Tensor:  # fmt: skip
     """Return ``F.conv2d`` of x (N, C, H, W) and ``weight`` (O, C / groups, K, K)."""
     x, weight = _cast(x, weight)
     y = cast(Tensor, _Derivative.apply("u", None, (stride, padding, 1, groups), x, weight))

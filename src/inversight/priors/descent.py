@@ -13,14 +13,11 @@ Losses = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 
 def descend(
-    start: Sequence[Tensor],
-    losses: Losses,
-    *,
-    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer],
-    steps: int,
+    start: Sequence[Tensor], losses: Losses, *,
+    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer], steps: int,
     constrain: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
     rate: Callable[[float], float] | None = None,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """Return the variables after ``steps`` steps of gradient descent on the sum of ``losses``.
 
     If each loss depends on one row of the variables, rows are optimised independently of each other.

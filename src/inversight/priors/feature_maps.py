@@ -32,11 +32,6 @@ class StandardisedMaps:
         self.depths = sorted(depths) if measured else []
         self.moments = [measured[depth] for depth in self.depths]
 
-    @property
-    def channels(self) -> list[int]:
-        """Number of channels of each map."""
-        return [int(mean.shape[1]) for mean, _ in self.moments]
-
     def of(self, images: Tensor) -> list[Tensor]:
         """Return the maps, each (N, c, h, w), of images (N, C, S, S) in [0, 1]; differentiable."""
         return self.among(_maps(self.target, images))
@@ -59,7 +54,7 @@ def _moments(
     for images in public.split(batch_size):
         maps = _maps(target, images.to(device).float() / 255.0)
         exact = [m.cpu().double() for m in maps]  # not every device has float64
-        found = [torch.stack([_total(m), _total(m.square())]) for m in exact]
+        found = [torch.stack([x.mean((2, 3)).sum(0) for x in (m, m.square())]) for m in exact]
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
     moments = []
     for mean, square in (total / len(public) for total in sums):
@@ -74,8 +69,3 @@ def _maps(target: Target, images: Tensor) -> list[Tensor]:
     with record_convolutions(target.module) as maps:
         target(images)
     return maps
-
-
-def _total(maps: Tensor) -> Tensor:
-    """Return the sum over images of the mean over positions, (C,)."""
-    return maps.mean((2, 3)).sum(0)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Game:
         self.training = training
         self.processes = processes
         self.device = torch.device(device)
+        self.has_class_logits = architecture.critic_classes > 0
         self.at_once = _microbatch_size(training, processes.count)
         self.generator = Generator(architecture).to(device)
         self.discriminator = Discriminator(architecture).to(device)
@@ -86,6 +88,7 @@ class Game:
         self.optimise_g = lazy_adam(self.generator.parameters(), rate, interval)
         self.optimise_d = lazy_adam(self.discriminator.parameters(), rate, training.r1_interval)
         self.control = OverfittingControl(target=training.ada_target, images=training.ada_images)
+        self._augment = partial(augment, mirror=training.mirror, filtered=training.augment_filter)
         self.path_length = PathLength()
         self.rampup = training.ema_rampup
         self.second: SecondDiscriminator | None = None
@@ -120,11 +123,6 @@ class Game:
         )  # fmt: skip
 
     @property
-    def has_class_logits(self) -> bool:
-        """Whether the discriminator predicts classes."""
-        return self.discriminator.architecture.critic_classes > 0
-
-    @property
     def is_finite(self) -> bool:
         """Whether the networks are free of NaN and infinity."""
         states = (network.state_dict().values() for network in self.networks.values())
@@ -155,29 +153,26 @@ class Game:
     def samples(self, n: int, rng: torch.Generator) -> Iterator[Tensor]:
         """Yield n images of the moving average in batches (B, C, S, S) in [0, 1]."""
         noise: NoiseMode = "const" if self.training.noise else "none"
-        z = torch.randn(n, self.average.architecture.z_dim, generator=rng)
+        z = torch.randn(n, self.average.architecture.z_dim, generator=rng).to(self.device)
         c = self._classes(n, rng)
-        for rows in torch.arange(n).split(self.at_once):
-            classes = None if c is None else c[rows.to(c.device)]
-            w = self.average.mapping(z[rows].to(self.device), classes)
+        for rows in torch.arange(n, device=self.device).split(self.at_once):
+            w = self.average.mapping(z[rows], None if c is None else c[rows])
             yield to_unit_range(self.average(w, noise=noise))
 
-    def _step_discriminators(
-        self, microbatches: Sequence[Microbatch]
-    ) -> tuple[float, float, float]:
+    def _step_discriminators(self, parts: Sequence[Microbatch]) -> tuple[float, float, float]:
         """Train the discriminators on this process's microbatches.
 
         Returns:
             Mean loss of the discriminator, that of the second one (0 if there is none), and the sum of
             the signs of the discriminator's logits of real images.
         """
-        training, count = self.training, len(microbatches)
+        training, count = self.training, len(parts)
         penalised = training.r1 > 0 and self.done % training.r1_interval == 0
         joint = penalised and not training.penalty_steps
         weight = training.r1 / 2.0 * training.r1_interval
         self.discriminator.requires_grad_(True)
         loss_sum, second_sum, sign_sum = 0.0, 0.0, 0.0
-        for part in microbatches:
+        for part in parts:
             c = self._classes(len(part.real), part.rng)
             with torch.no_grad():
                 fake = self._images(self._latents(len(part.real), part.rng, c)[1], part.rng)
@@ -186,7 +181,7 @@ class Game:
                 second_sum += float(second.detach())
                 (second / count).backward()
             on_real, outputs, seen = self._judge_real(part, follow=joint)
-            on_fake, _ = self._judge(self._augmented(fake, part.rng), c)
+            on_fake, _ = self._judge(self._augment(fake, self.control.p, part.rng), c)
             loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
             loss_sum += float(loss.detach())
             sign_sum += float(on_real.detach().sign().sum())
@@ -200,28 +195,28 @@ class Game:
             self._apply(self.optimisers["optimise_second"])
             self.second.settle()
         if penalised and not joint:
-            for part in microbatches:
+            for part in parts:
                 logits, _, seen = self._judge_real(part, follow=True)
                 (r1_penalty(logits, seen) * (weight / count)).backward()
             self._apply(self.optimise_d)
         return loss_sum / count, second_sum / count, sign_sum
 
-    def _step_generator(
-        self, microbatches: Sequence[Microbatch], guidance: ImageGuidance | None
-    ) -> float:
+    def _step_generator(self, parts: Sequence[Microbatch], guidance: ImageGuidance | None) -> float:
         """Train the generator on this process's microbatches, and return its mean loss."""
-        training, count = self.training, len(microbatches)
+        training, count = self.training, len(parts)
         penalised = training.path_length > 0 and self.done % training.path_length_interval == 0
         self.discriminator.requires_grad_(False)
         before = {} if guidance is None else dict(guidance.state)
         loss_sum, latents, states = 0.0, [], []
-        for part in microbatches:
+        for part in parts:
             c = self._classes(len(part.real), part.rng)
             w, ws = self._latents(len(part.real), part.rng, c)
             latents.append(w.detach())
             fake = self._images(ws, part.rng)
             images = fake if guidance is None else fake.detach().requires_grad_(True)
-            loss = F.softplus(-self._judge(self._augmented(images, part.rng), c)[0]).mean()
+            loss = F.softplus(
+                -self._judge(self._augment(images, self.control.p, part.rng), c)[0]
+            ).mean()
             loss_sum += float(loss.detach())
             if guidance is None:
                 (loss / count).backward()
@@ -239,7 +234,7 @@ class Game:
         if penalised:
             if training.penalty_steps:
                 self._apply(self.optimise_g)
-            self._penalise_paths(microbatches)
+            self._penalise_paths(parts)
         self._apply(self.optimise_g)
         self.generator.mapping.track(torch.cat(latents))
         return loss_sum / count
@@ -252,33 +247,29 @@ class Game:
         found = guidance(to_unit_range(fake.detach()), batch)
         terms = {name: term / 2.0 for name, term in found.items()}
         if guidance.due(self.done):
-            parameters = list(self.generator.parameters())
+            weights = list(self.generator.parameters())
 
             def norm(g: Tensor) -> float:
-                grads = torch.autograd.grad(
-                    fake, parameters, g, retain_graph=True, allow_unused=True
-                )
+                grads = torch.autograd.grad(fake, weights, g, retain_graph=True, allow_unused=True)
                 norms = torch._foreach_norm([g for g in grads if g is not None])
                 return float(torch.stack(norms).norm())
 
             guidance.measure(norm(gradient), {name: norm(term) for name, term in terms.items()})
-        added = torch.zeros_like(gradient)
-        for name, term in terms.items():
-            added += guidance.factor(name) * term
-        return added
+        added = (guidance.factor(name) * term for name, term in terms.items())
+        return sum(added, torch.zeros_like(gradient))
 
-    def _penalise_paths(self, microbatches: Sequence[Microbatch]) -> None:
+    def _penalise_paths(self, parts: Sequence[Microbatch]) -> None:
         """Add the gradient of the path-length penalty on half of each microbatch (StyleGAN2, app. B)."""
         weight = self.training.path_length * self.training.path_length_interval
         means = 0.0
-        for part in microbatches:
+        for part in parts:
             half = max(1, len(part.real) // 2)
             _, ws = self._latents(half, part.rng, self._classes(half, part.rng))
             if ws.dim() == 2:
                 ws = ws[:, None].expand(-1, self.generator.num_ws, -1)
             penalty, mean = self.path_length.penalty(self._images(ws, part.rng), ws, part.rng)
-            (penalty * (weight / len(microbatches))).backward()
-            means += mean / len(microbatches)
+            (penalty * (weight / len(parts))).backward()
+            means += mean / len(parts)
         (self.path_length.mean,) = self.processes.means([means])
 
     def _classes(self, n: int, rng: torch.Generator) -> Tensor | None:
@@ -289,9 +280,7 @@ class Game:
         drawn = torch.randint(classes, (n,), generator=rng)
         return F.one_hot(drawn, classes).float().to(self.device)
 
-    def _latents(
-        self, n: int, rng: torch.Generator, c: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _latents(self, n: int, rng: torch.Generator, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draw w (n, w_dim), and the generator's input: w, or mixed styles (n, num_ws, w_dim)."""
 
         def draw() -> Tensor:
@@ -332,17 +321,11 @@ class Game:
         c = None if self.has_class_logits else part.class_labels
         if follow and self.training.augment_filter:
             real = part.real.detach().requires_grad_(True)
-            return *self._judge(self._augmented(real, part.rng), c), real
-        seen = self._augmented(part.real, part.rng)
+            return *self._judge(self._augment(real, self.control.p, part.rng), c), real
+        seen = self._augment(part.real, self.control.p, part.rng)
         if follow:
             seen = seen.detach().requires_grad_(True)
         return *self._judge(seen, c), seen
-
-    def _augmented(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        training = self.training
-        return augment(
-            images, self.control.p, rng, mirror=training.mirror, filtered=training.augment_filter
-        )
 
     def _apply(self, optimiser: torch.optim.Optimizer) -> None:
         """Average the gradients over all processes, update the parameters, and drop the gradients."""
@@ -366,9 +349,10 @@ class Game:
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
         """Write the whole state to ``path``, atomically."""
-        control = {name: getattr(self.control, name) for name in ("p", "signs", "seen")}
-        mean = self.path_length.mean
-        facts = {"done": self.done, "control": control, "path_length": mean, "extra": extra}
+        facts = {
+            "done": self.done, "path_length": self.path_length.mean, "extra": extra,
+            "control": {name: vars(self.control)[name] for name in ("p", "signs", "seen")},
+        }  # fmt: skip
         save_state(path, "game", facts, modules=self.networks, optimisers=self.optimisers)
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -378,21 +362,20 @@ class Game:
             DataError: damaged, or of a game with other networks.
         """
         with reading(path, "training"):
-            facts, _ = load_state(path, "game", modules=self.networks, optimisers=self.optimisers)
+            facts = load_state(path, "game", modules=self.networks, optimisers=self.optimisers)
             self.done = facts["done"]
             vars(self.control).update(facts["control"])
             self.path_length.mean = facts["path_length"]
-            extra: dict[str, Any] = facts["extra"]
-        return extra
+            return dict(facts["extra"])
 
 
 def _microbatch_size(training: PriorTraining, processes: int) -> int:
     """Return the number of images in each microbatch."""
     own, rest = divmod(training.batch_size, processes)
     if rest:
+        batch = training.batch_size
         raise ConfigError(
-            f"prior.batch_size: expected a multiple of the {processes} processes, found "
-            f"{training.batch_size}"
+            f"prior.batch_size: expected a multiple of the {processes} processes, found {batch}"
         )
     at_once = min(own, training.images_at_once or own)
     if own % at_once:

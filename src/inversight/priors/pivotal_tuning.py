@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,18 +85,13 @@ def tune(
     adam = torch.optim.Adam([{"params": m.parameters()} for m in modules.values()], betas=BETAS)
     optimisers = {"adam": adam}
     done = 0
-
-    def check(finite: bool) -> None:
-        require_finite(
-            finite,
-            f"the generator's tuning diverged at step {done} (the loss is not a number): lower "
-            "adaptation.pivots_learning_rate",
-            checkpoint,
-        )
+    check = partial(
+        require_finite, what="the generator's tuning", checkpoint=checkpoint,
+        remedy="lower adaptation.pivots_learning_rate",
+    )  # fmt: skip
 
     def total_loss(rows: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = loss_of.features(images[rows].to(latents.device).float() / 255.0)
+        wanted = loss_of.wanted(images[rows].to(latents.device))
         return loss_of(tuned(latents[rows.to(latents.device)]), wanted)
 
     @torch.no_grad()
@@ -105,7 +101,7 @@ def tune(
 
     if checkpoint is not None and checkpoint.is_file():
         with reading(checkpoint, _KIND):
-            facts, _ = load_state(checkpoint, _KIND, modules=modules, optimisers=optimisers)
+            facts = load_state(checkpoint, _KIND, modules=modules, optimisers=optimisers)
             done = facts["done"]
     processes.wait()  # nobody writes a checkpoint before all have read theirs
     for _ in range(done):  # the rows that were drawn before
@@ -116,7 +112,7 @@ def tune(
             break
         loss = total_loss(torch.randint(len(images), (batch_size,), generator=rng)) / batch_size
         done += 1
-        check(bool(loss.isfinite()))
+        check(bool(loss.isfinite()), step=done)
         adam.zero_grad()
         loss.backward()
         for group, rate in zip(adam.param_groups, rates, strict=True):
@@ -126,12 +122,12 @@ def tune(
         due = processes.main and done < steps and time.monotonic() - saved > _CHECKPOINT_SECONDS
         if checkpoint is not None and due:
             parameters = (p for module in modules.values() for p in module.parameters())
-            check(all(bool(p.isfinite().all()) for p in parameters))
+            check(all(bool(p.isfinite().all()) for p in parameters), step=done)
             save_state(checkpoint, _KIND, {"done": done}, modules=modules, optimisers=optimisers)
             saved = time.monotonic()
     tuned.average.requires_grad_(False)
     final = mean_loss()
-    check(math.isfinite(final))
+    check(math.isfinite(final), step=done)
     if done < steps:
         progress(steps, steps, f"near enough to {len(images)} public images")
     row = {"tuned": float(done), "missed": final}
@@ -159,16 +155,12 @@ def describe_pivots(adapted: StylePrior, *, tuning: int) -> str:
             "adaptation.pivots_surer_than asks for."
         )
     last = adapted.log[-1] if adapted.log else {}
-    tuned = ""
-    if tuning > 0 and "tuned" not in last:
-        tuned = ", too few to tune the prior to (adaptation.pivots_tuning)"
-    elif tuning > 0:
-        missed = f"{last['missed']:.2g} of the public images' variance is missed (adaptation.pivots_tuning)"
-        tuned = (
-            f", to which the prior was tuned in {last['tuned']:.0f} steps, after which {missed}"
-            if last["tuned"] > 0
-            else f"; the prior draws them well enough untuned, {missed}"
-        )
+    tuned = "" if tuning == 0 else ", too few to tune the prior to (adaptation.pivots_tuning)"
+    if tuning > 0 and "tuned" in last:
+        tuned = f", to which the prior was tuned in {last['tuned']:.0f} steps, after which "
+        if last["tuned"] == 0:
+            tuned = "; the prior draws them well enough untuned, "
+        tuned += f"{last['missed']:.2g} of the public images' variance is missed (adaptation.pivots_tuning)"
     return (
         f"Attacks that begin with a pool of samples begin with {len(adapted.pivots)} public images as "
         f"well, those in which the target is most confident (adaptation.pivots){tuned}: a near "

@@ -9,6 +9,7 @@ closest to a given one, here called its pivot. The generator can be tuned to the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,9 +54,7 @@ def confident_images(
     rows, classes = pseudo_labels(scores, per_class, setting="pivots")
     if surer_than > 0.0:
         if samples is None or len(samples) < per_class:
-            raise ValueError(
-                f"expected at least {per_class} samples to compare the confidence with"
-            )
+            raise ValueError(f"expected at least {per_class} samples to compare images with")
         rivals = samples.topk(per_class, dim=0).values[:, classes]
         rows = rows[(rivals <= scores[rows, classes]).double().mean(0) >= surer_than]
     chosen: Tensor = rows.unique()
@@ -72,17 +71,9 @@ def sample_log_probabilities(
 
 
 def project(
-    prior: StylePrior,
-    target: Target,
-    images: Tensor,
-    public: Tensor,
-    *,
-    steps: int,
-    samples: int = SAMPLES,
-    batch_size: int = 32,
-    rng: torch.Generator,
-    progress: Progress = silent,
-) -> Tensor:
+    prior: StylePrior, target: Target, images: Tensor, public: Tensor, *, steps: int,
+    samples: int = SAMPLES, batch_size: int = 32, rng: torch.Generator, progress: Progress = silent,
+) -> Tensor:  # fmt: skip
     """Invert images: find latents that minimise the :class:`ReconstructionLoss`.
 
     Each image is inverted independently.
@@ -104,18 +95,14 @@ def project(
     loss = ReconstructionLoss(target, public)
     known = prior.truncated(1.0).sample(samples, rng=rng)
     start = _nearest(prior, known, images, batch_size=batch_size)
-    rate = latent_rate(known)
+    adam = partial(torch.optim.Adam, lr=latent_rate(known), betas=BETAS)
     parts = list(zip(start.split(batch_size), images.split(batch_size), strict=True))
     found = []
     for number, (latents, some) in enumerate(parts, start=1):
-        with torch.no_grad():
-            wanted = loss.features(some.to(latents.device).float() / 255.0)
+        wanted = loss.wanted(some.to(latents.device))
 
         def losses(variables: Sequence[Tensor], wanted: list[Tensor] = wanted) -> list[Tensor]:
             return [loss(prior(variables[0]), wanted)]
-
-        def adam(variables: list[Tensor]) -> torch.optim.Optimizer:
-            return torch.optim.Adam(variables, lr=rate, betas=BETAS)
 
         found += descend([latents], losses, steps=steps, optimiser=adam, rate=ramp)
         progress(number, len(parts), "public images projected")
@@ -142,6 +129,11 @@ class ReconstructionLoss:
     def features(self, images: Tensor) -> list[Tensor]:
         """Return what is compared of images (N, C, S, S) in [0, 1]: pixels and maps, each (N, ...)."""
         return [images / self.spread, *self.maps.of(images)]
+
+    @torch.no_grad()
+    def wanted(self, images: Tensor) -> list[Tensor]:
+        """Return the features of the images to reproduce, uint8 (N, C, S, S), for :meth:`__call__`."""
+        return self.features(images.float() / 255.0)
 
     def __call__(self, images: Tensor, wanted: list[Tensor]) -> Tensor:
         """Return the loss, summed over images, given the features ``wanted``."""

@@ -61,10 +61,9 @@ def check_adaptable(prior: StylePrior, where: Path) -> None:
     Raises:
         DataError: it is conditional, and public images have no classes.
     """
-    classes = prior.average.architecture.c_dim
-    if classes > 0:
+    if prior.num_classes > 0:
         raise DataError(
-            f"--prior {where}: is conditioned on {classes} classes, so that it cannot be adapted to "
+            f"--prior {where}: is conditioned on {prior.num_classes} classes, so that it cannot be adapted to "
             "public images without them; attack with it as it is (in an audit: --set "
             "adaptation.steps=0), or give one that is not conditioned"
         )

@@ -69,9 +69,8 @@ class StylePrior:
         of each latent is drawn uniformly.
         """
         z = torch.randn(n, self.average.architecture.z_dim, generator=rng)
-        labels: Tensor | None = None
-        if self.num_classes > 0:
-            labels = torch.randint(self.num_classes, (n,), generator=rng)
+        classes = self.num_classes
+        labels = torch.randint(classes, (n,), generator=rng) if classes > 0 else None
         return self._latents(z, labels)
 
     @property
@@ -103,9 +102,7 @@ class StylePrior:
     @torch.no_grad()
     def _latents(self, z: Tensor, labels: Tensor | None) -> Tensor:
         device = self.average.mapping.w_avg.device
-        c: Tensor | None = None
-        if labels is not None:
-            c = F.one_hot(labels.to(device), self.num_classes).float()
+        c = None if labels is None else F.one_hot(labels.to(device), self.num_classes).float()
         w: Tensor = self.average.mapping(z.to(device), c)
         return self.average.truncated(w, self.psi, self.cutoff)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,8 +55,7 @@ def train_prior(
         ConfigError: another S, or a batch that cannot be divided equally.
         StageError: the training diverged.
     """
-    channels, height, width = public.shape[1:]
-    architecture = architecture_of((channels, height, width), training)
+    architecture = architecture_of(public.shape[1:], training)
     game = Game(architecture, training, device=device, processes=processes)
     log = run_game(
         game, public, steps=training.steps, rng=rng, progress=progress, checkpoint=checkpoint,
@@ -119,15 +119,10 @@ def run_game(
     """
     training, main = game.training, game.processes.main
     _check_labels(game, public, class_labels)
-
-    def check(finite: bool, why: str) -> None:
-        require_finite(
-            finite,
-            f"the adversarial game diverged at step {game.done} ({why}): lower prior.learning_rate or "
-            "raise prior.r1",
-            checkpoint,
-        )
-
+    check = partial(
+        require_finite, what="the adversarial game", checkpoint=checkpoint,
+        remedy="lower prior.learning_rate or raise prior.r1",
+    )  # fmt: skip
     seed = draw_seed(rng)
     if fresh:
         initialise(game.generator, generator(seed, "generator"))
@@ -159,7 +154,7 @@ def run_game(
     log_interval = max(1, steps // 100)
     while game.done < steps:
         row = game.step(_microbatches(game, data, labels, seed), guidance)
-        check(all(math.isfinite(v) for v in row.values()), "the loss is not a number")
+        check(all(map(math.isfinite, row.values())), step=game.done)
         last = game.done == steps
         if last or game.done % log_interval == 0:
             log.append({"step": game.done, **row, **(guidance.logged if guidance else {})})
@@ -173,26 +168,28 @@ def run_game(
         due = main and not last and time.monotonic() - saved > training.checkpoint_seconds
         if checkpoint is not None and due:
             # Gradients can overflow in a step whose loss is finite: only good states are saved.
-            check(game.is_finite, _NOT_FINITE)
+            check(game.is_finite, step=game.done, why=_NOT_FINITE)
             game.save(checkpoint, {"log": log, "guidance": state})
             saved = time.monotonic()
-    check(game.is_finite, _NOT_FINITE)
+    check(game.is_finite, step=game.done, why=_NOT_FINITE)
     return log
 
 
-def require_finite(finite: bool, failure: str, checkpoint: Path | None) -> None:
+def require_finite(
+    finite: bool, *, what: str, step: int, why: str = "the loss is not a number", remedy: str,
+    checkpoint: Path | None,
+) -> None:  # fmt: skip
     """Validate that a training did not diverge.
 
     Raises:
-        StageError: not ``finite``. It says ``failure``, and where the last good checkpoint is, if there
-            is one.
+        StageError: not ``finite``. It names the last good checkpoint, if there is one.
     """
     if finite:
         return
     hint = ""
     if checkpoint is not None and checkpoint.is_file():
         hint = f"; the last good state is in {checkpoint}, from where the same command goes on"
-    raise StageError(failure + hint)
+    raise StageError(f"{what} diverged at step {step} ({why}): {remedy}{hint}")
 
 
 def _check_labels(game: Game, public: Tensor, class_labels: Tensor | None) -> None:
@@ -213,8 +210,7 @@ def _microbatches(game: Game, data: Tensor, labels: Tensor | None, seed: int) ->
     parts = []
     for number in range(first, first + own):
         rng = generator(seed, game.done, *([number] if count > 1 else []))
-        index = torch.randint(len(data), (game.at_once,), generator=rng)
-        index = index.to(game.device)
+        index = torch.randint(len(data), (game.at_once,), generator=rng).to(game.device)
         real = data[index].float() / 127.5 - 1.0
         parts.append(Microbatch(real, rng, None if labels is None else labels[index]))
     return parts
