@@ -23,28 +23,23 @@ HOSTILE = (
 )
 
 
-def samples(images: int = 30, *, seed: int = 0) -> pd.DataFrame:
-    """Private images at distances from 1e-7 to 0.4; the last one has no reconstruction."""
-    rng = np.random.default_rng(seed)
+def samples(images: int = 30) -> pd.DataFrame:
+    """Return private images at distances from 1e-7 to 0.4; the last one has no reconstruction."""
+    rng = np.random.default_rng(0)
     nearest = rng.uniform(0.01, 0.4, images)
-    nearest[1] = 1e-7
     counts = rng.integers(0, 4, images)
+    nearest[[1, -1]], counts[-1] = (1e-7, np.nan), 0
     best = np.where(counts > 0, 1.0 / np.maximum(nearest, 1e-6), 0.0)
-    nearest[-1], counts[-1], best[-1] = np.nan, 0, 0.0
-    reconstruction: list[str | None] = [f"p{i % 5}/{i:03d}.png" for i in range(images)]
-    reconstruction[-1] = None
+    number = range(images)
     return pd.DataFrame(
         {
-            "id": [f"p{i % 5}/{i}.png" for i in range(images)],
-            "label": [f"p{i % 5}" for i in range(images)],
-            "ddcs_best": best,
-            "ddcs_average": best * 0.9,
-            "reconstructions": counts,
+            "id": [f"p{i % 5}/{i}.png" for i in number], "label": [f"p{i % 5}" for i in number],
+            "ddcs_best": best, "ddcs_average": best * 0.9, "reconstructions": counts,
             "nearest_distance": nearest,
-            "nearest_reconstruction": reconstruction,
+            "nearest_reconstruction": [*(f"p{i % 5}/{i:03d}.png" for i in number[:-1]), None],
             "exact_hit": nearest < 1e-6,
         }
-    )
+    )  # fmt: skip
 
 
 def read_example(name: str) -> Any:
@@ -52,31 +47,22 @@ def read_example(name: str) -> Any:
     return json.loads((DATA / name).read_text(encoding="utf-8"))
 
 
-def metrics() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = read_example("metrics.json")
-    return found
+def metrics() -> Any:
+    return read_example("metrics.json")
 
 
 def metrics_of(
-    gap: float | None = 0.4,
-    p: float | None = 0.012,
-    count: int | None = 0,
-    *,
-    not_judged: int = 0,
-    **changes: Any,
-) -> dict[str, dict[str, Any]]:
-    """Metrics of a run that tested both the set and each image; None: without that test."""
-    found = metrics()
-    found["leakage_gap"] = {
-        "value": gap, "low": -1.0, "high": 1.5, "private": 2.4, "holdout": 2.0, "p_value": p,
-        **changes,
-    }  # fmt: skip
-    found["flagged"] = {
+    gap: float | None = 0.4, p: float | None = 0.012, count: int | None = 0, *,
+    not_judged: int = 0, **changes: Any,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Return metrics of a run that tested both the set and each image; None: without that test."""
+    gaps = {"value": gap, "low": -1.0, "high": 1.5, "private": 2.4, "holdout": 2.0, "p_value": p}
+    flagged = {
         "value": None if count is None else count / 30, "reason": "needs more holdout images",
         "count": count, "fdr": 0.1, "smallest_possible": 3, "private_images": 30 - not_judged,
         "holdout_images": 119, "not_judged": not_judged,
     }  # fmt: skip
-    return found
+    return {**metrics(), "leakage_gap": {**gaps, **changes}, "flagged": flagged}
 
 
 def budget() -> pd.DataFrame:
@@ -90,36 +76,30 @@ def png(colour: int, size: int = 8) -> bytes:
     return out.getvalue()
 
 
-def hostile_data(**changes: Any) -> ReportData:
-    """Data in which every text that a user can choose is hostile."""
-    table = samples()
+def hostile_data() -> ReportData:
+    """Return data in which every text that a user can choose is hostile."""
+    table, evil = samples(), HOSTILE[0]
     for column in ("id", "label", "nearest_reconstruction"):
         table.loc[: len(HOSTILE) - 1, column] = list(HOSTILE)
-    evil = HOSTILE[0]
-    values: dict[str, Any] = {
+    attacks = [evil] * 4 + [HOSTILE[1]] * 3
+    return ReportData(
         **dict.fromkeys(("title", "split", "embedding"), evil),
         **{key: {evil: evil} for key in ("facts", "versions")},
-        "metrics": {**metrics(), evil: {"value": None, "reason": evil, evil: evil}},
-        "samples": table,
-        "holdout_nearest": np.linspace(0.05, 0.5, 40).tolist(),
-        "budget": budget()
-        .assign(attack=[evil] * 4 + [HOSTILE[1]] * 3)
-        .replace("too few for a start", evil),
-        "gallery": [GalleryItem(name, name, 2.0, 0.5, png(9), png(200)) for name in HOSTILE],
-        "images": "full",
-        "evaluator": {"holdout_accuracy": 0.9, evil: evil},
-        "target": {evil: [evil]},
-        "inputs": {"private": {"path": evil}},
-        "settings": {evil: {evil: [{"class": evil}]}},
-        "stages": [(evil, 2.0), ("attack", 8.0)],
         **{key: [*HOSTILE] for key in ("warnings", "notes")},
-    }
-    return ReportData(**{**values, **changes})
+        metrics={**metrics(), evil: {"value": None, "reason": evil, evil: evil}},
+        samples=table, holdout_nearest=np.linspace(0.05, 0.5, 40).tolist(),
+        budget=budget().assign(attack=attacks).replace("too few for a start", evil),
+        gallery=[GalleryItem(name, name, 2.0, 0.5, png(9), png(200)) for name in HOSTILE],
+        images="full", evaluator={"holdout_accuracy": 0.9, evil: evil}, target={evil: [evil]},
+        inputs={"private": {"path": evil}}, settings={evil: {evil: [{"class": evil}]}},
+        stages=[(evil, 2.0), ("attack", 8.0)],
+    )  # fmt: skip
 
 
 def plain_data(**changes: Any) -> ReportData:
-    values: dict[str, Any] = {"title": "An audit", "metrics": metrics(), "samples": samples()}
-    return ReportData(**{**values, **changes})
+    return ReportData(
+        **{"title": "An audit", "metrics": metrics(), "samples": samples(), **changes}
+    )
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
@@ -130,7 +110,7 @@ def write_run(
     folder: Path, table: pd.DataFrame | None = None, found: Any = None, **changes: Any
 ) -> Path:
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(manifest(**changes)), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(found or metrics()), encoding="utf-8")
+    for name, value in (("run", manifest(**changes)), ("metrics", found or metrics())):
+        (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     (samples() if table is None else table).to_parquet(folder / "samples.parquet")
     return folder

@@ -26,9 +26,6 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             self._open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
 

@@ -1,4 +1,4 @@
-"""The page in a browser: it sorts, filters, keeps quiet and obeys no file name."""
+"""The pages in a browser: they sort and filter, load nothing, and run nothing that a file name holds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,25 @@ _QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run",
 )  # fmt: skip
+_COLUMN = """key => {
+  const table = document.getElementById("ledger-table");
+  const heads = Array.from(table.tHead.rows[0].cells);
+  const i = heads.findIndex((head) => head.dataset.key === key);
+  const shown = Array.from(table.tBodies[0].rows).filter((row) => !row.hidden);
+  return shown.map((row) => row.cells[i].textContent);
+}"""
+"""Returns the texts of the shown cells below the heading ``key``, from top to bottom."""
+_BLOCKED = """() => new Promise((done) => {
+  document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
+  const image = new Image();
+  image.src = "https://example.invalid/x.png";
+  document.body.append(image);
+})"""
+"""Loads an image from elsewhere; returns the directive that forbids it."""
 
 
 class Watched:
-    """An open page, and what it did that it should not."""
+    """An open page, and what it wrote to the console or requested."""
 
     def __init__(self, page, address: str) -> None:
         self.page = page
@@ -35,20 +50,22 @@ class Watched:
         page.goto(address)
 
     def column(self, key: str) -> list[str]:
-        """Texts of the shown cells below the heading ``key``, from top to bottom."""
-        return self.page.evaluate(
-            """key => {
-              const table = document.getElementById("ledger-table");
-              const heads = Array.from(table.tHead.rows[0].cells);
-              const i = heads.findIndex((head) => head.dataset.key === key);
-              const shown = Array.from(table.tBodies[0].rows).filter((row) => !row.hidden);
-              return shown.map((row) => row.cells[i].textContent);
-            }""",
-            key,
-        )
+        return self.page.evaluate(_COLUMN, key)
 
     def heading(self, key: str):
         return self.page.locator(f'#ledger-table th[data-key="{key}"]')
+
+    def sort(self, key: str) -> None:
+        self.heading(key).locator("button").click()
+
+    def assert_sorted(self, key: str, direction: str) -> None:
+        """Check the values of a column of numbers, missing ones last, and its heading alone."""
+        assert self.heading(key).get_attribute("aria-sort") == direction, key
+        assert self.page.locator("#ledger-table th[aria-sort]").count() == 1
+        values = hostile_data().samples.set_index("id")[key].astype(float)
+        expected = values.sort_values(ascending=direction == "ascending")
+        shown = [values[name] for name in self.column("id")]
+        assert shown == pytest.approx(expected.tolist(), nan_ok=True), key
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +83,14 @@ def browser() -> Iterator:
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory) -> dict[str, str]:
     """Both pages as files, by name."""
+    folder = tmp_path_factory.mktemp("pages")
     pages = {
         "report": render(hostile_data()),
         "defences": render_defences(defence_examples.found(), defence_examples.table()),
     }
-    files = {name: tmp_path_factory.mktemp(name) / "page.html" for name in pages}
     for name, page in pages.items():
-        files[name].write_text(page, encoding="utf-8")
-    return {name: file.as_uri() for name, file in files.items()}
+        (folder / name).with_suffix(".html").write_text(page, encoding="utf-8")
+    return {name: (folder / f"{name}.html").as_uri() for name in pages}
 
 
 @pytest.fixture
@@ -87,106 +104,76 @@ def watched(request, browser, addresses) -> Iterator[Watched]:
     assert [url for url in found.requests if not url.startswith("data:") and url != address] == []
 
 
-NUMERIC = ("ddcs_best", "ddcs_average", "reconstructions", "nearest_distance", "exact_hit")
-WORSE_HIGHER = ("ddcs_best", "ddcs_average", "reconstructions", "exact_hit")
-
-
-def expected(key: str, *, descending: bool) -> list[float]:
-    """Values of the column, sorted, the missing ones last."""
-    found = hostile_data().samples[key].astype(float)
-    return found.sort_values(ascending=not descending, na_position="last").tolist()
-
-
-def shown_values(watched: Watched, key: str) -> list[float]:
-    """The column in the page's order, each row's value looked up by its unique name."""
-    table = hostile_data().samples.set_index("id")
-    return [float(table.loc[name, key]) for name in watched.column("id")]
-
-
-def test_clicks_sort_each_number_column_both_ways_the_nearest_first(watched):
+def test_clicks_sort_number_columns_in_both_directions_starting_with_the_worst(watched):
     assert watched.heading("nearest_distance").get_attribute("aria-sort") == "ascending"
-    for key in NUMERIC:
-        directions = ["ascending", "descending"]
-        for direction in reversed(directions) if key in WORSE_HIGHER else directions:
-            watched.heading(key).locator("button").click()
-            assert watched.heading(key).get_attribute("aria-sort") == direction, key
-            assert watched.page.locator("#ledger-table th[aria-sort]").count() == 1
-            assert shown_values(watched, key) == pytest.approx(
-                expected(key, descending=direction == "descending"), nan_ok=True
-            ), key
+    for key in ("ddcs_best", "ddcs_average", "reconstructions", "nearest_distance", "exact_hit"):
+        directions = ["descending", "ascending"]
+        for direction in reversed(directions) if key == "nearest_distance" else directions:
+            watched.sort(key)
+            watched.assert_sorted(key, direction)
 
 
-def test_text_columns_sort_with_numbers_in_names_as_numbers(watched):
-    watched.heading("id").locator("button").click()
+def test_text_columns_sort_numbers_in_names_by_value(watched):
+    watched.sort("id")
     names = [name for name in watched.column("id") if name not in HOSTILE]
     parts = [tuple(map(int, name[1:].removesuffix(".png").split("/"))) for name in names]
     assert parts == sorted(parts)
-    watched.heading("nearest_reconstruction").locator("button").click()
+    watched.sort("nearest_reconstruction")
     assert watched.column("nearest_reconstruction")[-1] == NONE
 
 
-def test_the_keyboard_sorts_too(watched):
+def test_keyboard_sorts_columns(watched):
     watched.heading("ddcs_best").locator("button").focus()
     watched.page.keyboard.press("Enter")
-    assert watched.heading("ddcs_best").get_attribute("aria-sort") == "descending"
+    watched.assert_sorted("ddcs_best", "descending")
     watched.page.keyboard.press("Tab")
     watched.page.keyboard.press("Space")
-    assert watched.heading("ddcs_best").get_attribute("aria-sort") is None
-    assert watched.heading("ddcs_average").get_attribute("aria-sort") == "descending"
-    assert shown_values(watched, "ddcs_average") == expected("ddcs_average", descending=True)
+    watched.assert_sorted("ddcs_average", "descending")
 
 
-def test_the_filter_keeps_matching_rows_and_counts_them(watched):
+def test_filter_keeps_matching_rows_and_counts_them(watched):
     box = watched.page.get_by_label("Filter")
     box.fill("P2/")
     kept = watched.column("id")
     assert kept and all(name.startswith("p2/") for name in kept)
     assert watched.page.locator(".filter output").text_content() == f"{len(kept)} of 30 shown"
-    watched.heading("ddcs_best").locator("button").click()
+    watched.sort("ddcs_best")
     assert sorted(watched.column("id")) == sorted(kept)
-    box.fill("0.1")  # numbers are not names
-    assert watched.column("id") == []
-    box.fill("")
-    assert len(watched.column("id")) == 30
+    for text, rows in (("0.1", 0), ("", 30)):  # numbers are not names
+        box.fill(text)
+        assert len(watched.column("id")) == rows
 
 
-def test_hostile_names_are_seen_as_they_are_and_do_nothing(watched):
-    names = watched.column("id")
-    assert set(HOSTILE) <= set(names)
+def test_hostile_names_are_shown_as_text_and_do_nothing(watched):
+    assert set(HOSTILE) <= set(watched.column("id"))
     watched.page.locator("#ledger-table td", has_text="onmouseover").first.hover()
     assert watched.page.locator("#ledger-table img").count() == 0
     assert watched.page.locator("script").count() == 1
     assert watched.page.title() == HOSTILE[0]
 
 
-def test_the_policy_stops_what_would_load_from_elsewhere(watched):
-    blocked = watched.page.evaluate(
-        """() => new Promise((done) => {
-          document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
-          const image = new Image();
-          image.src = "https://example.invalid/x.png";
-          document.body.append(image);
-        })"""
-    )
-    assert blocked == "img-src"
-    watched.noise.clear()  # the browser's own words about the violation
+def test_content_security_policy_blocks_other_addresses(watched):
+    assert watched.page.evaluate(_BLOCKED) == "img-src"
+    watched.noise.clear()  # the browser's own message about the violation
     watched.requests[:] = [url for url in watched.requests if "example.invalid" not in url]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", ["report", "defences"])
-def test_nothing_is_wider_than_the_window(browser, addresses, name, width, scheme):
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+def test_page_is_never_wider_than_the_window(browser, addresses, name):
+    page = browser.new_page()
     page.goto(addresses[name])
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate("document.querySelector('.tall').scrollHeight > 400")
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("document.querySelector('.tall').scrollHeight > 400")
     page.close()
 
 
 @pytest.mark.parametrize("watched", ["defences"], indirect=True)
-def test_the_tables_of_defences_sort_and_filter_each_by_itself(watched):
+def test_tables_of_defences_sort_and_filter_independently(watched):
     def texts(table: str, column: int) -> list[str]:
         cells = f"#{table}-table tbody tr:visible td:nth-child({column})"
         return watched.page.locator(cells).all_inner_texts()

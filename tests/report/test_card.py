@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,20 +15,14 @@ from markdown_it import MarkdownIt
 from inversight.pipeline.report import report_stage
 from inversight.report import model_card, render_card
 from inversight.report.card import escaped
-from tests.report.examples import HOSTILE, manifest, metrics_of, read_example, samples, write_run
+from tests.report.examples import HOSTILE, metrics_of, read_example, samples, write_run
 
 NASTY = (
-    *HOSTILE,
-    "a|b",
-    "`rm -rf`",
-    "x\n\n# Heading\n- item",
-    "[click](javascript:alert(1))",
-    "![pixel](https://example.invalid/x.png)",
-    "<https://example.invalid>",
+    *HOSTILE, "a|b", "`rm -rf`", "x\n\n# Heading\n- item", "[click](javascript:alert(1))",
+    "![pixel](https://example.invalid/x.png)", "<https://example.invalid>",
     "https://example.invalid www.example.invalid",
-    "*bold* _soft_ ~~gone~~ $x$ @someone #12 \\|",
-    "&lt;script&gt;&#60;",
-)
+    "*bold* _soft_ ~~gone~~ $x$ @someone #12 \\|", "&lt;script&gt;&#60;",
+)  # fmt: skip
 
 PLAIN = re.compile(
     "(heading|paragraph|table|thead|tbody|tr|th|td|bullet_list|list_item)_(open|close)"
@@ -60,26 +55,58 @@ def shown(text: str) -> tuple[str, set[str]]:
     return " ".join(seen), kinds
 
 
-def test_it_states_attack_access_budget_data_distance_result_and_origin() -> None:
-    text, _ = shown(card_text())
-    for part in (
-        "inversight 0.1.0, 2026-01-02T03:04:05Z, seed 3",
-        "timm:resnet18",
-        "plug-and-play (access: white-box, pool 500, steps 40)",
-        "own.module:Mine (access: label, queries 9)",
-        "adaptation entropy, steps 100, adaptation steps 7, preset quick",
-        "private: 30 images of 5 classes that the model was trained on; holdout: 40 images",
-        "0.1 (3 of 30 images)",
-        "p value 0.012",
-        "-1 to 1.5",
-        "3.21",
-        "2.5 to 4.1",
-        "on features public",
-        "none is flagged unless 3 or more stand out together",
-        "absence of evidence",
-        "for these attacks, with this access, prior, budget and seed",
-    ):
-        assert part in text, part
+NO_HOLDOUT = {"value": None, "low": None, "high": None, "reason": "there is no holdout"}
+GAP = {"value": 1.5, "low": 0.5, "high": 2.5, "attack": 3.0, "control": 1.5}
+NO_GAP = {"value": None, "reason": "there is a holdout"}
+DIGITS = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
+FILES = {"target": "/models/ann.pt", "prior": "/priors/ann", "attack": ["plug-and-play"]}
+FOLDERS = {"against": {"private": "/home"}, "reconstructions": ["/home", "/x"], "settings": {}}
+BASE = [
+    "inversight 0.1.0, 2026-01-02T03:04:05Z, seed 3", "timm:resnet18",
+    "plug-and-play (access: white-box, pool 500, steps 40)",
+    "own.module:Mine (access: label, queries 9)",
+    "adaptation entropy, steps 100, adaptation steps 7, preset quick",
+    "private: 30 images of 5 classes that the model was trained on; holdout: 40 images",
+    "0.1 (3 of 30 images)", "p value 0.012", "-1 to 1.5", "3.21", "2.5 to 4.1", "on features public",
+    "none is flagged unless 3 or more stand out together", "absence of evidence",
+    "for these attacks, with this access, prior, budget and seed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "stated", "unstated"),
+    [
+        ({}, {}, BASE, []),
+        ({}, {"settings": FILES}, ["classifier from a file", "existing one"], ["ann"]),
+        (
+            {"flagged": NO_HOLDOUT},
+            {"inputs": {}},
+            ["| Flagged | not computed | | | there is no holdout |", "There was no holdout"],
+            [],
+        ),
+        ({"control_gap": GAP}, {}, ["| Gap to the control | 1.5 | 0.5 to 2.5 | higher |"], []),
+        ({"control_gap": NO_GAP}, {}, [], ["control"]),
+        (
+            {},
+            {"inputs": DIGITS, "split": "all ten /home/me"},
+            ["handwritten digits of scikit-learn; private: 40 images of 4 classes"],
+            ["all ten"],
+        ),
+        ({}, {"settings": {"target": None}}, ["trained by the audit itself"], []),
+        ({}, FOLDERS, ["unknown: 2 folder"], ["/home", "&#47;home", "trained by the audit itself"]),
+    ],
+    ids=[
+        "base", "files", "no holdout", "control", "no control", "digits", "trained target",
+        "given folders",
+    ],
+)  # fmt: skip
+def test_card_states(found: Any, changes: Any, stated: list[str], unstated: list[str]) -> None:
+    text = card_text(measured(**found), **changes)
+    assert [part for part in stated if part not in text] == []
+    assert [part for part in unstated if part in text] == []
+
+
+def test_measures_are_listed_in_order() -> None:
     names = [line.split(" | ")[0] for line in card_text().splitlines() if "|" in line]
     measures = ("Flagged", "Leakage gap", "DDCS, best", "Covered", "Coverage")
     assert names[-5:] == [f"| {name}" for name in measures]
@@ -87,9 +114,7 @@ def test_it_states_attack_access_budget_data_distance_result_and_origin() -> Non
 
 @pytest.mark.parametrize("images", ["none", "blurred", "full"])
 @pytest.mark.parametrize("hash_ids", [False, True])
-def test_no_name_of_an_image_a_class_or_a_file_is_in_it(
-    tmp_path: Any, images: str, hash_ids: bool
-) -> None:
+def test_names_no_image_class_or_file(tmp_path: Path, images: str, hash_ids: bool) -> None:
     settings = {**audited()["settings"], "hash_ids": hash_ids, "images": images}
     table = samples().assign(label="Ann Example", id=lambda t: "Ann Example/" + t["id"])
     values = audited(settings=settings, images=images, warnings=["/home/me/people is odd"])
@@ -102,54 +127,13 @@ def test_no_name_of_an_image_a_class_or_a_file_is_in_it(
     assert "| Warnings | 1; see the report of the run |" in written
 
 
-NO_HOLDOUT = {"value": None, "low": None, "high": None, "reason": "there is no holdout"}
-GAP = {"value": 1.5, "low": 0.5, "high": 2.5, "attack": 3.0, "control": 1.5}
-DIGITS = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
-FILES = {"target": "/models/ann.pt", "prior": "/priors/ann", "attack": ["plug-and-play"]}
-
-
-@pytest.mark.parametrize(
-    ("found", "changes", "stated", "unstated"),
-    [
-        ({}, {"settings": FILES}, ["classifier from a file", "existing one"], ["ann"]),
-        (
-            {"flagged": NO_HOLDOUT},
-            {"inputs": {}},
-            ["| Flagged | not computed | | | there is no holdout |", "There was no holdout"],
-            [],
-        ),
-        (
-            {"control_gap": GAP},
-            {"inputs": {}},
-            ["| Gap to the control | 1.5 | 0.5 to 2.5 | higher |"],
-            [],
-        ),
-        ({"control_gap": {"value": None, "reason": "there is a holdout"}}, {}, [], ["control"]),
-        (
-            {},
-            {"inputs": DIGITS, "split": "all ten /home/me"},
-            ["handwritten digits of scikit-learn; private: 40 images of 4 classes"],
-            ["all ten"],
-        ),
-        ({}, {"settings": {"target": None}}, ["trained by the audit itself"], []),
-    ],
-    ids=["files", "no holdout", "control", "no control", "digits", "trained target"],
-)
-def test_what_is_stated_depends_on_the_run(
-    found: Any, changes: Any, stated: list[str], unstated: list[str]
-) -> None:
-    text = card_text(measured(**found), **changes)
-    assert all(part in text for part in stated)
-    assert not any(part in text for part in unstated)
-
-
-def test_a_factory_is_named_without_its_file() -> None:
+def test_names_a_factory_without_its_file() -> None:
     own = {**FILES, "target": "my.models:ann_net?weights=/x/ann.safetensors"}
     card = model_card(audited(settings=own), measured())
     assert card["model-index"][0]["name"] == "my.models:ann_net"
 
 
-def test_the_mapping_is_json_and_yaml_and_reads_as_a_model_index() -> None:
+def test_card_is_json_and_yaml_and_reads_as_a_model_index() -> None:
     card = model_card(audited(), measured())
     assert json.loads(json.dumps(card, allow_nan=False)) == card
     assert yaml.safe_load(yaml.safe_dump(card)) == card
@@ -163,7 +147,7 @@ def test_the_mapping_is_json_and_yaml_and_reads_as_a_model_index() -> None:
     assert {r.task_type for r in results} == {"image-classification"}
 
 
-def test_what_was_not_computed_has_its_reason_and_no_value() -> None:
+def test_missing_measures_have_a_reason_and_no_value() -> None:
     found = measured(flagged=NO_HOLDOUT, leakage_gap=NO_HOLDOUT)
     card = model_card(audited(inputs={}), found)
     reasons = dict.fromkeys(["flagged", "leakage_gap"], "there is no holdout")
@@ -171,21 +155,11 @@ def test_what_was_not_computed_has_its_reason_and_no_value() -> None:
     types = [m["type"] for m in card["model-index"][0]["results"][0]["metrics"]]
     assert types == ["ddcs_best", "covered", "coverage"]
     assert "no holdout" in card["inversight"]["data"]["split"]
-    none = {"value": None, "reason": "there is a holdout"}
-    card = model_card(audited(), measured(control_gap=none))
+    card = model_card(audited(), measured(control_gap=NO_GAP))
     assert card["inversight"]["not_computed"] == {}
 
 
-def test_scores_of_given_folders_say_that_the_attack_is_unknown() -> None:
-    values = manifest(against={"private": "/home/me"}, reconstructions=["/home/me/a", "/home/me/b"])
-    values.pop("settings")
-    card = model_card(values, measured())
-    text = render_card(card)
-    assert "unknown: 2 folder(s) given" in text and "/home" not in json.dumps(card)
-    assert "trained by the audit itself" not in text
-
-
-def test_the_barest_run_still_gives_a_card() -> None:
+def test_empty_run_has_a_card() -> None:
     card = model_card({}, {})
     text = render_card(card)
     assert "not computed" in text and "None" not in text
@@ -214,7 +188,7 @@ def test_hostile_names_are_text_and_nothing_else(name: str) -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_text_comes_back_as_it_was(text: str) -> None:
+def test_escaped_text_is_shown_unchanged(text: str) -> None:
     line = escaped(text)
     assert "\n" not in line and "|" not in line and "`" not in line and "<" not in line
     seen, kinds = shown(f"x {line} x")

@@ -1,35 +1,41 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from inversight.core.errors import RunError
 from inversight.report import GalleryItem, load_report_data, render
-from tests.report.examples import png, read_example, samples, write_run
+from tests.report.examples import budget, png, read_example, samples, write_run
 
 
-def test_a_run_folder_becomes_a_page(tmp_path):
-    run = write_run(tmp_path / "run")
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def test_run_folder_becomes_a_page(run: Path) -> None:
     data = load_report_data(run)
     assert data.facts["seed"] == "3"
     assert data.facts["time of all stages"] == "2 min 00 s"
     assert data.split == "private: 30 images of 5 classes; public: 50 images"
-    assert data.holdout_nearest is None
+    assert data.holdout_nearest is None and data.budget is None
     page = render(data)
     assert "mind this" in page and "as a note" in page and "p1/1.png" in page
 
 
-def test_the_holdout_table_is_read_where_it_is(tmp_path):
-    run = write_run(tmp_path / "run")
-    pd.DataFrame({"id": ["a", "b"], "nearest_distance": [0.5, None]}).to_parquet(
-        run / "holdout.parquet"
-    )
-    found = load_report_data(run).holdout_nearest
-    assert found[0] == 0.5 and found[1] != found[1]
+def test_reads_holdout_and_budget_if_they_exist(run: Path) -> None:
+    holdout = pd.DataFrame({"id": ["a", "b"], "nearest_distance": [0.5, None]})
+    holdout.to_parquet(run / "holdout.parquet")
+    budget().to_parquet(run / "budget.parquet")
+    data = load_report_data(run)
+    assert data.holdout_nearest == pytest.approx([0.5, float("nan")], nan_ok=True)
+    assert 'id="budget"' in render(data)
 
 
-def test_no_path_of_a_run_with_hashed_names_is_shown(tmp_path):
-    # The arm is called as the folder of the private images is.
+def test_hides_all_paths_of_a_run_with_hashed_names(tmp_path: Path) -> None:
+    # The arm has the same name as the folder of the private images.
     changes = read_example("run_with_paths.json")
     data = load_report_data(write_run(tmp_path / "run", **changes))
     assert data.split == "private: 30 images ((hidden)); public: 50 images ((hidden))"
@@ -41,26 +47,23 @@ def test_no_path_of_a_run_with_hashed_names_is_shown(tmp_path):
     assert "/secret/judge" in render(load_report_data(write_run(tmp_path / "shown", **changes)))
 
 
-def test_only_the_tables_are_required(tmp_path):
-    run = write_run(tmp_path / "run")
+def test_manifest_may_be_empty(run: Path) -> None:
     (run / "run.json").write_text("{}")
     assert "Ledger" in render(load_report_data(run, title="Mine"))
 
 
-def test_pictures_are_refused_where_the_run_allows_none(tmp_path):
-    run = write_run(tmp_path / "run", images="none")
+def test_rejects_pictures_if_the_run_allows_none(run: Path) -> None:
     with pytest.raises(ValueError, match="no picture"):
         load_report_data(run, gallery=[GalleryItem("a", "a", 1.0, 1.0, png(1), png(2))])
 
 
-def test_integer_labels_and_nullable_columns_are_shown(tmp_path):
+def test_shows_integer_labels_and_nullable_columns(tmp_path: Path) -> None:
     table = samples().assign(label=range(30)).convert_dtypes()
-    page = render(load_report_data(write_run(tmp_path / "run", table)))
-    assert ">29</td>" in page
+    assert ">29</td>" in render(load_report_data(write_run(tmp_path / "run", table)))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("run.json", None, "not a run folder"),
         ("metrics.json", None, "metrics.json is missing"),
@@ -70,15 +73,14 @@ def test_integer_labels_and_nullable_columns_are_shown(tmp_path):
         ("samples.parquet", samples().drop(columns="ddcs_best"), "expected the column ddcs_best"),
     ],
 )
-def test_a_damaged_run_is_one_clear_line(tmp_path, name, content, words):
-    run = write_run(tmp_path / "run")
+def test_reports_a_damaged_run_in_one_line(
+    run: Path, name: str, content: bytes | pd.DataFrame | None, message: str
+) -> None:
+    (run / name).unlink()
     if isinstance(content, pd.DataFrame):
         content.to_parquet(run / name)
-    elif content is None:
-        (run / name).unlink()
-    else:
+    elif content is not None:
         (run / name).write_bytes(content)
-    with pytest.raises(RunError, match=words) as caught:
+    with pytest.raises(RunError, match=message) as caught:
         load_report_data(run)
-    assert "\n" not in str(caught.value)
-    assert str(run) in str(caught.value)
+    assert str(run) in str(caught.value) and "\n" not in str(caught.value)

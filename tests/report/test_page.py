@@ -5,69 +5,72 @@ from typing import Any
 
 import pytest
 
-from inversight.report import GalleryItem, render
+from inversight.report import GalleryItem, ReportData, render
 from inversight.report.formatting import NONE
 from inversight.report.ledger import MOST_ROWS
 from tests.report.examples import metrics, plain_data, png, samples
 from tests.report.parsers import Page, rows_of
 
+PICTURE = GalleryItem("a/1.png", "a", 4.0, 0.25, png(10), png(99))
+NOTHING = samples().assign(ddcs_best=0.0, nearest_distance=float("nan"), exact_hit=False)
+RUN = {
+    "settings": {"prior": {"steps": 12}, "attack": [{"keep": 5}], "limit": None},
+    "stages": [("prior", 90.0), ("attack", 30.0)],
+    "versions": {"torch": "2.6.0"},
+    "notes": ["A note."],
+}
 
-def text_of(**changes: Any) -> str:
-    """Return the text of the page of a plain run with ``changes``."""
-    return Page(render(plain_data(**changes))).text()
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, [*metrics(), "3.21 2.5 to 4.1 higher", "1,342 none lower", "on features: public"]),
+        ({}, ["not computed: the features are <public>", "--images none", "2502.19070"]),
+        (RUN, ["prior.steps 12", "attack.0.keep 5", "prior 90.0 s 75 %", "torch 2.6.0", "A note."]),
+        ({"gallery": [PICTURE], "images": "blurred"}, ["Both sides are blurred"]),
+        ({"evaluator": {"holdout_accuracy": 0.93}}, ["can judge"]),
+        ({"evaluator": {"holdout_accuracy": 0.6}}, ["are rough"]),
+        ({"evaluator": {"holdout_accuracy": 0.2}}, ["do not rely on"]),
+        ({"evaluator": {"holdout_accuracy": None}}, ["was not measured"]),
+        ({"samples": NOTHING}, ["No private image scores above 0."]),
+        ({"samples": NOTHING}, ["No private image has a reconstruction of its class."]),
+    ],
+)
+def test_page_shows(changes: dict[str, Any], shown: list[str]) -> None:
+    text = Page(render(plain_data(**changes))).text()
+    assert [part for part in shown if part not in text] == []
 
 
-@pytest.fixture(scope="module")
-def plain_page() -> str:
-    return render(plain_data())
-
-
-def test_control_and_direction_characters_are_shown_as_escapes():
+def test_writes_control_and_direction_characters_as_escapes() -> None:
     table = samples()
     table.loc[2, "id"] = "a\u202egnp.exe"
     page = render(plain_data(samples=table))
-    assert "\u202e" not in page
-    assert "a\\u202egnp.exe" in page
+    assert "\u202e" not in page and "a\\u202egnp.exe" in page
 
 
-def test_pictures_go_in_as_given():
-    item = GalleryItem("a/1.png", "a", 4.0, 0.25, png(10), png(99))
-    page = render(plain_data(gallery=[item], images="blurred"))
-    for picture in (item.private_png, item.reconstruction_png):
-        assert "data:image/png;base64," + base64.b64encode(picture).decode() in page
-    assert "Both sides are blurred" in page
+def test_embeds_pictures_unchanged_and_none_without_a_gallery() -> None:
+    page = Page(render(plain_data(gallery=[PICTURE], images="full")))
+    found = [image["src"].partition("base64,")[2] for image in page.named("img")]
+    assert [*map(base64.b64decode, found)] == [PICTURE.private_png, PICTURE.reconstruction_png]
+    assert not Page(render(plain_data())).named("img")
 
 
-def test_without_pictures_there_is_none_and_the_page_says_so(plain_page):
-    assert not Page(plain_page).named("img")
-    assert "--images none" in plain_page
+def test_rejects_pictures_if_images_is_none() -> None:
     with pytest.raises(ValueError, match="no picture"):
-        plain_data(gallery=[GalleryItem("a", "a", 1.0, 1.0, png(1), png(2))], images="none")
+        plain_data(gallery=[PICTURE], images="none")
 
 
-def test_every_measure_has_value_interval_direction_and_meaning(plain_page):
-    text = Page(plain_page).text()
-    for key in metrics():
-        assert key in text
-    assert "3.21 2.5 to 4.1 higher" in text
-    assert "1,342 none lower" in text
-    assert "on features: public" in text
+def test_measure_without_value_shows_no_number() -> None:
+    page = render(plain_data())
+    assert 'class="n value"' not in page[page.index("<code>fid</code>") :].partition("</tr>")[0]
 
 
-def test_a_measure_without_a_value_shows_its_reason_and_no_zero(plain_page):
-    assert "not computed: the features are &lt;public&gt;" in plain_page
-    row = plain_page[plain_page.index("<code>fid</code>") :]
-    assert 'class="n value"' not in row[: row.index("</tr>")]
-
-
-def test_every_column_of_the_table_is_in_the_ledger_also_unknown_ones():
+def test_ledger_has_all_columns_even_unknown_ones() -> None:
     table = samples().assign(q_value=0.5, my_column="x")
-    page = render(plain_data(samples=table))
-    keys = [a["data-key"] for a in Page(page).named("th") if "data-key" in a]
-    assert sorted(keys) == sorted(table.columns)
+    assert sorted(headings(plain_data(samples=table))) == sorted(table.columns)
 
 
-def test_the_ledger_starts_with_the_smallest_distance_and_ends_with_the_unknown_ones():
+def test_ledger_is_sorted_by_distance_with_unknown_distances_last() -> None:
     table = samples()
     page = render(plain_data(samples=table.sample(frac=1.0, random_state=1)))
     expected = table.sort_values("nearest_distance", na_position="last")["id"]
@@ -75,52 +78,32 @@ def test_the_ledger_starts_with_the_smallest_distance_and_ends_with_the_unknown_
     assert f'data-v="">{NONE}</td>' in page
 
 
-def test_a_long_ledger_shows_the_nearest_and_says_where_the_rest_is():
+def test_long_ledger_is_cut_and_says_where_the_rest_is() -> None:
     page = render(plain_data(samples=samples(MOST_ROWS + 100)))
     assert len(rows_of(page, "ledger")) == MOST_ROWS
     assert f"The first {MOST_ROWS} of {MOST_ROWS + 100} rows" in page
     assert "samples.parquet" in page
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "words"),
-    [(0.93, "can judge"), (0.6, "are rough"), (0.2, "do not rely on"), (None, "was not measured")],
-)
-def test_the_evaluator_is_trusted_as_far_as_it_classifies_real_images(accuracy, words):
-    assert words in text_of(evaluator={"holdout_accuracy": accuracy})
+def test_draws_nothing_without_scores_and_distances() -> None:
+    assert "<svg" not in render(plain_data(samples=NOTHING, metrics={}))
 
 
-def test_pages_without_any_score_or_distance_still_come_out():
-    table = samples().assign(ddcs_best=0.0, nearest_distance=float("nan"), exact_hit=False)
-    page = render(plain_data(samples=table, metrics={}))
-    assert "No private image scores above 0." in page
-    assert "No private image has a reconstruction of its class." in page
-    assert "<svg" not in page
-
-
-def test_settings_stages_and_versions_are_there():
-    text = text_of(
-        settings={"prior": {"steps": 12}, "attack": [{"keep": 5}], "limit": None},
-        stages=[("prior", 90.0), ("attack", 30.0)],
-        versions={"torch": "2.6.0"},
-        notes=["A note."],
-    )
-    parts = ("prior.steps 12", "attack.0.keep 5", "prior 90.0 s 75 %", "torch 2.6.0", "A note.")
-    assert all(part in text for part in (*parts, "2502.19070"))
-
-
-def test_sets_stand_side_by_side_only_where_there_are_several():
+def test_compares_sets_of_reconstructions_only_if_there_are_several() -> None:
     table = samples()
     table["nearest_set"] = ["<b>two", *["one"] * (len(table) - 1)]
     by_set = {"one": metrics(), "<b>two": {**metrics(), "covered": {"value": None, "reason": "x"}}}
-    page = Page(render(plain_data(samples=table, by_set=by_set)))
-    text = page.text()
-    assert "Each set of reconstructions" in text and "<b>two" in text
-    assert not page.named("b")
+    several = plain_data(samples=table, by_set=by_set)
+    page = Page(render(several))
+    assert "Each set of reconstructions" in page.text() and not page.named("b")
     # The set that is nearest to more images comes first.
-    assert text.index(f"one {len(table) - 1}") < text.index("<b>two 1")
-    assert "nearest_set" in [heading.get("data-key") for heading in page.named("th")]
-    table["nearest_set"] = "one"
-    page = Page(render(plain_data(samples=table)))
-    assert "Each set of reconstructions" not in page.text()
-    assert "nearest_set" not in [heading.get("data-key") for heading in page.named("th")]
+    assert page.text().index(f"one {len(table) - 1}") < page.text().index("<b>two 1")
+    assert "nearest_set" in headings(several)
+    single = plain_data(samples=table.assign(nearest_set="one"))
+    assert "Each set of reconstructions" not in Page(render(single)).text()
+    assert "nearest_set" not in headings(single)
+
+
+def headings(data: ReportData) -> list[str]:
+    """Return the keys of the ledger's columns."""
+    return [a["data-key"] for a in Page(render(data)).named("th") if "data-key" in a]

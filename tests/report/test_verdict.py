@@ -20,7 +20,7 @@ def covering(n: int, k: int) -> float:
 
 
 @pytest.mark.parametrize("n", [6, 7, 10, 20, 100, 501])
-def test_the_median_interval_is_the_shortest_of_order_statistics_at_95_percent(n):
+def test_median_interval_is_the_shortest_of_order_statistics_at_95_percent(n):
     values = np.random.default_rng(n).permutation(np.arange(1, n + 1)).astype(float)
     found = median_interval(values.tolist())
     k = int(found["low"])  # the k-th smallest of 1..n is k
@@ -59,15 +59,14 @@ SAME = np.linspace(0.1, 0.4, 40)
         ({}, "unclear", "no holdout"),
     ],
 )
-def test_the_first_test_that_there_is_decides_the_headline(found, level, named):
+def test_first_available_test_decides_the_headline(found, level, named):
     assert headline(found).level == level
     assert named in headline(found).sentence
 
 
 @pytest.mark.parametrize("private", [NEAR, SAME, FAR])
-def test_medians_have_no_part_in_the_headline(private):
-    """Clearly apart or overlapping, they only describe."""
-    found = judged(private, SAME.tolist(), found=metrics_of(0.38, 0.005))
+def test_medians_do_not_affect_the_headline(private):
+    found = judged(private, SAME, found=metrics_of(0.38, 0.005))
     assert (found.level, found.sentence) == ("leak", headline(metrics_of(0.38, 0.005)).sentence)
     assert any(g.startswith("Median nearest distance") for g in found.facts)
 
@@ -83,7 +82,7 @@ COUNTS = st.one_of(st.none(), st.integers(0, 30))
 def test_no_sentence_contradicts_a_number(gap, p, count, private, exact):
     """Headline, report, card and printed summary agree with gap, p-value, flags and each other."""
     found = metrics_of(gap, p, count)
-    report = judged(private, SAME.tolist(), found=found, exact=exact)
+    report = judged(private, SAME, found=found, exact=exact)
     card = model_card(manifest(), found)
     printed = summary(found)
     first = headline(found)
@@ -113,59 +112,55 @@ def test_no_sentence_contradicts_a_number(gap, p, count, private, exact):
         assert report.level == "leak"
 
 
-def test_the_distances_of_both_sets_are_described():
-    found = judged(NEAR, FAR.tolist())
-    [below] = [g for g in found.facts if "the nearest 5 % of the holdout" in g]
-    assert below.startswith("40 of 40 private images") and "about 2 would by chance" in below
-    assert any("private 0.15 [" in g and "holdout 0.35 [" in g for g in found.facts)
+GAP = {"value": 2.5, "low": 1.5, "high": 3.5, "attack": 4.0, "control": 1.5}
+NO_GAP = {"value": None, "reason": "there is a holdout"}
+FEW = np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6])
+FULL = metrics_of(low=0.1, high=0.7)
+BARE = metrics_of(low=None, high=None, p=None)
 
 
-def test_without_a_holdout_the_run_cannot_tell():
-    found = judged(NEAR)
-    assert found.level == "unclear"
-    assert any("--holdout" in fact for fact in found.facts)
+@pytest.mark.parametrize(
+    ("private", "holdout", "changes", "stated", "unstated"),
+    [
+        (NEAR, FAR, {}, ["40 of 40 private images lie nearer than all but the nearest 5 % of the"], []),
+        (NEAR, FAR, {}, ["about 2 would by chance", "private 0.15 [", "holdout 0.35 ["], []),
+        (NEAR, None, {}, ["--holdout"], ["control"]),
+        (NEAR, None, {"control_gap": GAP}, ["Gap to the control: 2.5 [1.5, 3.5]", "(4)", "(1.5)"], []),
+        (NEAR, None, {"control_gap": GAP}, ["no evidence that any image leaked"], []),
+        (NEAR, None, {"control_gap": NO_GAP}, [], ["control"]),
+        (NEAR, [0.5] * 40, {"control_gap": NO_GAP}, [], ["control"]),
+        (FEW, None, {}, ["p1/1.png (0.1), p3/3.png (0.2), p2/2.png (0.3)"], []),
+        ([0.5, np.nan, 0.3, np.nan], [np.nan, 0.2], {}, ["2 of 4 private images have no"], []),
+        (SAME, [0.2] * 40, FULL, ["Leakage gap: 0.4 [0.1, 0.7]", "(2.4)", "(2)"], []),
+        (SAME, [0.2] * 40, FULL, ["as large in 1.2 % of cases (p = 0.012)"], []),
+        (SAME, [0.2] * 40, BARE, ["Leakage gap: 0.4, the mean"], ["cases"]),
+    ],
+)  # fmt: skip
+def test_facts(private, holdout, changes, stated, unstated):
+    found = judged(np.array(private), holdout, found={**metrics(), **changes})
+    text = " ".join(found.facts)
+    assert [part for part in stated if part not in text] == []
+    assert [part for part in unstated if part in text] == []
+    assert found.level == "unclear" or changes
 
 
-def test_the_gap_to_the_control_is_given_with_what_it_cannot_say():
-    gap = {"value": 2.5, "low": 1.5, "high": 3.5, "attack": 4.0, "control": 1.5}
-    found = judged(NEAR, found={**metrics(), "control_gap": gap})
-    assert found.level == "unclear"
-    [fact] = [g for g in found.facts if g.startswith("Gap to the control")]
-    assert "2.5 [1.5, 3.5]" in fact and "(4)" in fact and "(1.5)" in fact
-    assert "no evidence that any image leaked" in fact
-    none = {"value": None, "reason": "there is a holdout"}
-    for holdout in (None, [0.5] * 40):
-        text = " ".join(judged(NEAR, holdout, found={**metrics(), "control_gap": none}).facts)
-        assert "control" not in text
-
-
-def test_distances_in_the_evaluators_features_are_not_compared_with_the_holdout():
+def test_does_not_compare_with_the_holdout_in_the_features_of_the_evaluator():
     found = judged(NEAR, FAR.tolist(), embedding="evaluator")
     assert found.level == "unclear"
     assert any("trained on the private images" in fact for fact in found.facts)
     assert not any("Median" in fact for fact in found.facts)
 
 
-def test_an_exact_hit_is_in_the_headline_and_named():
+def test_headline_names_an_exact_hit():
     found = verdict(plain_data())
     assert found.level == "leak"
     assert "1 of 30 private images was reproduced exactly" in found.sentence
     assert "p1/1.png" in found.sentence
 
 
-def test_the_nearest_three_are_named_in_order():
-    text = " ".join(judged(np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6])).facts)
-    assert "p1/1.png (0.1), p3/3.png (0.2), p2/2.png (0.3)" in text
-
-
-def test_images_whose_class_was_not_reconstructed_are_counted_apart():
-    found = judged(np.array([0.5, np.nan, 0.3, np.nan]), [np.nan, 0.2])
-    assert any(fact.startswith("2 of 4 private images have no") for fact in found.facts)
-
-
 @pytest.mark.parametrize("count", [0, 4, None])
-def test_no_image_is_called_safe(count):
-    text = " ".join(judged(SAME, SAME.tolist(), found=metrics_of(count=count, not_judged=2)).facts)
+def test_calls_no_image_safe(count):
+    text = " ".join(judged(SAME, SAME, found=metrics_of(count=count, not_judged=2)).facts)
     assert "does not mean that they are safe" in text
     if count is None:
         assert "No number here is a calibrated risk" in text
@@ -174,12 +169,3 @@ def test_no_image_is_called_safe(count):
         assert f"{count} of 28 images flagged" in text and "not shown to be safe" in text
         assert "119 holdout images, 3 or more" in text
         assert "2 images were not tested" in text
-
-
-def test_the_gap_has_its_interval_and_p_value():
-    text = " ".join(judged(SAME, [0.2] * 40, found=metrics_of(low=0.1, high=0.7)).facts)
-    assert "Leakage gap: 0.4 [0.1, 0.7]" in text and "(2.4)" in text and "(2)" in text
-    assert "as large in 1.2 % of cases (p = 0.012)" in text
-    bare = metrics_of(low=None, high=None, p=None)
-    text = " ".join(judged(SAME, [0.2] * 40, found=bare).facts)
-    assert "Leakage gap: 0.4, the mean" in text and "cases" not in text
