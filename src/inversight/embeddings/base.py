@@ -93,13 +93,9 @@ class Identity:
 
 @torch.no_grad()
 def embed(
-    embedding: Embedding,
-    images: ImageSet,
-    *,
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    progress: Progress = silent,
-) -> Features:
+    embedding: Embedding, images: ImageSet, *, batch_size: int = 64,
+    device: torch.device | str = "cpu", progress: Progress = silent,
+) -> Features:  # fmt: skip
     """Return the features of every image, in row order, float32 on the CPU.
 
     Raises:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import Any
+import io
 
 import torch
 from torch import Tensor
@@ -26,38 +24,16 @@ class Inception:
     name = "inception"
 
     def __init__(self, *, state: dict[str, Tensor] | None = None) -> None:
-        self._network = empty_network()
-        self._network.load_state_dict(load_weights("inception") if state is None else state)
-        self._network.eval().requires_grad_(False)
+        # The constructor reads its weights as a file; the global random state is left alone.
+        file = io.BytesIO()
+        torch.save(load_weights("inception") if state is None else state, file)
+        file.seek(0)
+        with torch.random.fork_rng(devices=[]):
+            self._network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=file
+            )
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         size = (images.shape[2], images.shape[3])
         pixels = to_uint8(fit(images, size=size, channels=3))
         return tuple(self._network.to(images.device)(pixels))
-
-
-class _Unfilled(FeatureExtractorInceptionV3):  # type: ignore[misc]
-    """torch-fidelity's network whose constructor loads no weights; they are loaded later."""
-
-    _constructed = False
-
-    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._constructed:
-            return None
-        return super().load_state_dict(state, *args, **kwargs)
-
-
-def empty_network() -> torch.nn.Module:
-    """Return the network with random weights; the global random state is left alone."""
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        # An empty file satisfies the constructor, so that nothing is downloaded.
-        nothing = Path(folder) / "nothing.pth"
-        torch.save({}, nothing)
-        network = _Unfilled(
-            name="inception-v3-compat",
-            features_list=["2048"],
-            feature_extractor_weights_path=str(nothing),
-        )
-    network._constructed = True
-    module: torch.nn.Module = network
-    return module

@@ -8,7 +8,7 @@ PyTorch's graph takes more than twice as long (``benchmarks/natural_gradient.py`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,23 +94,31 @@ def unit_gram(f: Tensor, length: Tensor, scale: Tensor, dtype: torch.dtype) -> M
 
 
 def staged_gram(
-    entrance: Jacobian, stages: Sequence[tuple[Jacobian, Map]], dtype: torch.dtype
-) -> Map:
-    """Return v -> J^T J v of consecutive stages that each have features of their own.
+    enter: Map, images: Tensor, stages: Iterable[Sequence[nn.Module]],
+    measure: Callable[[int, Tensor], tuple[Tensor, Tensor]], dtype: torch.dtype,
+) -> Map:  # fmt: skip
+    """Return v -> J^T J v at ``images`` of a network whose stages each give a block of features.
 
-    ``entrance`` leads from images to the first stage. Each stage has the Jacobian of its layers and the
-    map J^T J from its output to its features. Both work in ``dtype``; v has the dtype of the images.
+    ``enter`` leads from images to the first stage, and ``stages`` are the layers of each. ``measure``
+    returns length and scale of a stage's maps, which :func:`unit_gram` turns into features. Products run
+    in ``dtype``; J itself is exact. v has the dtype of the images.
     """
+    x, entrance = recorded(enter, images)
+    found: list[tuple[Jacobian, Map]] = []
+    with torch.no_grad():
+        for layers in stages:
+            x, through = linearised(layers, x, dtype)
+            found.append((through, unit_gram(x, *measure(len(found), x), dtype)))
 
     @torch.no_grad()
     def product(v: Tensor) -> Tensor:
         pushed = entrance.push(v).to(dtype, memory_format=torch.channels_last)
         features = []
-        for through, gram in stages:
+        for through, gram in found:
             pushed = through.push(pushed)
             features.append(gram(pushed))
         pulled = torch.zeros_like(features[-1])
-        for (through, _), back in zip(reversed(stages), reversed(features), strict=True):
+        for (through, _), back in zip(reversed(found), reversed(features), strict=True):
             pulled = through.pull(back.add_(pulled))
         return entrance.pull(pulled.to(v.dtype))
 

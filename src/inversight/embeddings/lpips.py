@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from inversight.core.imaging import fit
-from inversight.embeddings.linearised import Map, linearised, recorded, staged_gram, unit_gram
+from inversight.embeddings.linearised import Map, staged_gram
 from inversight.embeddings.weights import load_weights
 
 Net = Literal["vgg", "alex", "squeeze"]
@@ -44,16 +44,11 @@ class Lpips:
     """
 
     def __init__(
-        self,
-        net: Net,
-        *,
-        size: int = 256,
-        backbone: dict[str, Tensor] | None = None,
+        self, net: Net, *, size: int = 256, backbone: dict[str, Tensor] | None = None,
         smooth: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.net: Net = net
-        self.size = size
-        self.smooth = smooth
+        self.size, self.smooth = size, smooth
         state = load_weights(_BACKBONE[net]) if backbone is None else backbone
         self._network = empty_network(net)
         names = self._network.net.state_dict()
@@ -119,15 +114,10 @@ class Lpips:
         Products run in ``dtype``; J itself is exact. ``smooth`` makes no difference, because no
         derivative is taken by PyTorch.
         """
-        state, entrance = recorded(self.enter, images)
-        stages = []
-        with torch.no_grad():
-            for stage, layers in enumerate(zip(self._entries, self._stages, strict=True)):
-                state, through = linearised(layers, state, dtype)
-                scale = self._scale(stage, state)
-                stages.append((through, unit_gram(state, self._length(state), scale, dtype)))
-
-        return staged_gram(entrance, stages, dtype)
+        stages = zip(self._entries, self._stages, strict=True)
+        return staged_gram(
+            self.enter, images, stages, lambda i, f: (self._length(f), self._scale(i, f)), dtype
+        )
 
     def _length(self, f: Tensor) -> Tensor:
         """Return each position's length over channels, (N, C, H, W) -> (N, 1, H, W), positive."""

@@ -17,15 +17,9 @@ Use = Literal["distance", "features"]
 
 
 def named_embedding(
-    name: str,
-    *,
-    use: Use,
-    role: str,
-    size: int,
-    public_network: SavedClassifier | None = None,
-    evaluator: Target | None = None,
-    working_size: int | None = None,
-) -> Embedding:
+    name: str, *, use: Use, role: str, size: int, public_network: SavedClassifier | None = None,
+    evaluator: Target | None = None, working_size: int | None = None,
+) -> Embedding:  # fmt: skip
     """Return the embedding called ``name``.
 
     Args:

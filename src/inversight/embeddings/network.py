@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inversight.core.errors import TargetError
 from inversight.core.imaging import fit
-from inversight.embeddings.linearised import Map, linearised, recorded, staged_gram, unit_gram
+from inversight.embeddings.linearised import Map, staged_gram
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target
 
@@ -48,16 +48,15 @@ class StageEmbedding:
 
         Products run in ``dtype``; J itself is exact. The network must be in evaluation mode.
         """
-        f, entrance = recorded(self._normalised, images)
-        module, stages = self.network.module, []
-        with torch.no_grad():
-            first, *others = module.stages
-            for layers in ([module.stem, first], *([stage] for stage in others)):
-                f, through = linearised(layers, f, dtype)
-                length = (f.square().sum(1, keepdim=True) + _NORM_FLOOR).sqrt()
-                scale = torch.full_like(f[:1, :, :1, :1], 1.0 / _root(f, len(module.stages)))
-                stages.append((through, unit_gram(f, length, scale, dtype)))
-        return staged_gram(entrance, stages, dtype)
+        module = self.network.module
+        first, *others = module.stages
+
+        def measure(stage: int, f: Tensor) -> tuple[Tensor, Tensor]:
+            length = (f.square().sum(1, keepdim=True) + _NORM_FLOOR).sqrt()
+            return length, torch.full_like(f[:1, :, :1, :1], 1.0 / _root(f, len(module.stages)))
+
+        stages = [[module.stem, first], *([stage] for stage in others)]
+        return staged_gram(self._normalised, images, stages, measure, dtype)
 
     def _normalised(self, images: Tensor) -> Tensor:
         channels, size, _ = self.network.image_shape

@@ -99,17 +99,10 @@ class Workspace:
 
 
 def image_pairs(
-    embedding: Embedding,
-    left: Images,
-    right: Images,
-    *,
-    memory: int,
-    within: int = 0,
-    device: torch.device | str = "cpu",
-    workspace: Workspace | None = None,
-    names: Sequence[Sequence[str]] | None = None,
-    seen: Callable[[int], None] | None = None,
-) -> Iterator[Tile]:
+    embedding: Embedding, left: Images, right: Images, *, memory: int, within: int = 0,
+    device: torch.device | str = "cpu", workspace: Workspace | None = None,
+    names: Sequence[Sequence[str]] | None = None, seen: Callable[[int], None] | None = None,
+) -> Iterator[Tile]:  # fmt: skip
     """Yield the distances of all pairs of left and right images, tile by tile.
 
     Every pair is in exactly one tile. Images are uint8, or floats in [0, 1]. Each image goes through the

@@ -19,12 +19,7 @@ from inversight.priors.warping import warp
 
 
 def augment(
-    images: Tensor,
-    p: float,
-    rng: torch.Generator,
-    *,
-    mirror: bool = True,
-    filtered: bool = False,
+    images: Tensor, p: float, rng: torch.Generator, *, mirror: bool = True, filtered: bool = False
 ) -> Tensor:
     """Augment images (N, C, S, S) in [-1, 1], each kind with probability ``p`` for each image.
 

@@ -52,13 +52,9 @@ def activate(x: Tensor, clamp: float | None = None) -> Tensor:
 
 
 def modulated(
-    x: Tensor,
-    weight: Tensor,
-    styles: Tensor,
-    *,
-    demodulate: bool = True,
+    x: Tensor, weight: Tensor, styles: Tensor, *, demodulate: bool = True,
     convolution: Callable[[Tensor, Tensor], Tensor] = convolve,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Convolve x (N, C, H, W) with ``weight`` (O, C, K, K) modulated by styles (N, C) (eq. 1-3).
 
     Scales the input and the output instead of the weights of each image (their section 2.2). The
@@ -97,16 +93,9 @@ class Convolution(nn.Module):
     resample_filter: Tensor | None
 
     def __init__(
-        self,
-        fan_in: int,
-        fan_out: int,
-        kernel: int,
-        architecture: Architecture,
-        *,
-        resample: Literal["up", "down"] | None = None,
-        linear: bool = False,
-        clamped: bool = True,
-    ) -> None:
+        self, fan_in: int, fan_out: int, kernel: int, architecture: Architecture, *,
+        resample: Literal["up", "down"] | None = None, linear: bool = False, clamped: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(fan_out, fan_in, kernel, kernel))
         self.bias = None if linear else nn.Parameter(torch.zeros(fan_out))
@@ -155,10 +144,9 @@ class Mapping(nn.Module):
         parts = [] if z is None else [_unit(z)]
         if self.c_dim > 0:
             if c is None or c.shape[1] != self.c_dim:
-                found = "none" if c is None else f"{c.shape[1]}"
                 raise InputError(
                     f"the network is conditioned on {self.c_dim} classes: expected one weight per "
-                    f"class, found {found}"
+                    f"class, found {0 if c is None else c.shape[1]}"
                 )
             parts.append(_unit(self.embed(c)))
         w = torch.cat(parts, dim=1)
@@ -203,12 +191,12 @@ class StyledConvolution(nn.Module):
         filtered = self.up and taps is not None
         convolution = partial(convolve_doubled, taps=taps) if filtered else convolve
         y = modulated(x, self.weight, self.affine(w), convolution=convolution)
-        if self.noisy and noise == "random":
-            shape = (len(w), 1, self.size, self.size)
-            drawn = torch.randn(shape, generator=rng, device=y.device)
-            y = y + (drawn * self.noise_strength).to(y.dtype)
-        elif self.noisy and noise == "const":
-            y = y + (self.noise_const * self.noise_strength).to(y.dtype)
+        if self.noisy and noise != "none":
+            values = self.noise_const
+            if noise == "random":
+                shape = (len(w), 1, self.size, self.size)
+                values = torch.randn(shape, generator=rng, device=y.device)
+            y = y + (values * self.noise_strength).to(y.dtype)
         y = activate(y + self.bias[:, None, None].to(y.dtype), self.clamp)
         return double(y, None) if self.up and not filtered else y
 

@@ -28,14 +28,9 @@ def make_filter(taps: Sequence[float]) -> Tensor:
 
 
 def upfirdn(
-    x: Tensor,
-    taps: Tensor,
-    *,
-    up: int = 1,
-    down: int = 1,
-    pad: tuple[int, int] = (0, 0),
+    x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0),
     gain: float = 1.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Insert up - 1 zeros after each sample, pad, convolve with ``taps``, keep every down-th sample.
 
     ``pad``: samples added before and after on both axes, counted after the insertion; negative values

@@ -158,7 +158,7 @@ class StylePrior:
         first, x, image = (
             (0, None, None) if start is None else (start.block, start.features, start.image)
         )
-        found = self.average.synthesis.part(
+        found = self.average.synthesis(
             self.average.rows(latents), self._noise, None, False,
             x=x, image=image, first=first, last=last,
         )  # fmt: skip

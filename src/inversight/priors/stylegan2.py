@@ -63,14 +63,9 @@ class SynthesisBlock(nn.Module):
             self.skip = Convolution(below, width, 1, architecture, resample="up", linear=True)
 
     def forward(
-        self,
-        x: Tensor | None,
-        image: Tensor | None,
-        ws: Sequence[Tensor],
-        noise: NoiseMode,
-        rng: torch.Generator | None,
-        half: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor | None, image: Tensor | None, ws: Sequence[Tensor], noise: NoiseMode,
+        rng: torch.Generator | None, half: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Return features and image, given those of the block below and one w (N, w_dim) per layer."""
         rows = iter(ws)
         before = self.const.expand(len(ws[0]), -1, -1, -1) if x is None else x
@@ -102,27 +97,14 @@ class Synthesis(nn.Module):
         return [cast(SynthesisBlock, self.get_submodule(f"b{r}")) for r in self.resolutions]
 
     def forward(
-        self, ws: Sequence[Tensor], noise: NoiseMode, rng: torch.Generator | None, half: bool
-    ) -> Tensor:
-        """Return images, given one w (N, w_dim) per convolution and one for the last image layer."""
-        _, image = self.part(ws, noise, rng, half)
-        return cast(Tensor, image)  # the last block always has an image layer
-
-    def part(
-        self,
-        ws: Sequence[Tensor],
-        noise: NoiseMode,
-        rng: torch.Generator | None,
-        half: bool,
-        *,
-        x: Tensor | None = None,
-        image: Tensor | None = None,
-        first: int = 0,
+        self, ws: Sequence[Tensor], noise: NoiseMode, rng: torch.Generator | None, half: bool, *,
+        x: Tensor | None = None, image: Tensor | None = None, first: int = 0,
         last: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Return features and image after the blocks ``first`` to ``last`` (exclusive; None: all).
 
-        x and image are those of the block before ``first``. ws are those of all blocks.
+        ws: one w (N, w_dim) for each convolution of all blocks, and one for the last image layer. x and
+        image are those of the block before ``first``.
         """
         done = 0
         for number, block in enumerate(self.blocks):
@@ -148,22 +130,18 @@ class Generator(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self,
-        w: Tensor,
-        *,
-        noise: NoiseMode = "const",
-        rng: torch.Generator | None = None,
+        self, w: Tensor, *, noise: NoiseMode = "const", rng: torch.Generator | None = None,
         half: bool | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Return the images of w (N, w_dim), or of one w per layer, (N, num_ws, w_dim).
 
         ``rng`` draws random noise. ``half`` allows float16 where the architecture has it; default: on a
         GPU only. Images have the parameters' precision.
         """
-        rows = self.rows(w)
+        half = w.is_cuda if half is None else half
         drawing = follow(rng, w.device) if rng is not None and noise == "random" else None
-        images: Tensor = self.synthesis(rows, noise, drawing, w.is_cuda if half is None else half)
-        return images
+        _, images = self.synthesis(self.rows(w), noise, drawing, half)
+        return cast(Tensor, images)  # the last block always has an image layer
 
     def rows(self, w: Tensor) -> tuple[Tensor, ...]:
         """Return one w (N, w_dim) per layer, given one for all layers or w (N, num_ws, w_dim)."""

@@ -53,17 +53,10 @@ class Comparison:
 
 
 def compare(
-    embedding: Embedding,
-    real: Sequence[LabelledImages],
-    reconstructed: Sequence[LabelledImages],
-    *,
-    memory: int,
-    neighbours: int = 0,
-    device: torch.device | str = "cpu",
-    workspace: Workspace | None = None,
-    checkpoint: Path | None = None,
-    progress: Progress = silent,
-) -> Comparison:
+    embedding: Embedding, real: Sequence[LabelledImages], reconstructed: Sequence[LabelledImages],
+    *, memory: int, neighbours: int = 0, device: torch.device | str = "cpu",
+    workspace: Workspace | None = None, checkpoint: Path | None = None, progress: Progress = silent,
+) -> Comparison:  # fmt: skip
     """Compare every reconstructed set with every real one, class by class.
 
     All images of a class go through the embedding together, so each image goes through it once where

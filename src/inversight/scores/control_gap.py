@@ -14,14 +14,9 @@ from inversight.scores.result import Summary
 
 
 def gap_to_control(
-    guided: Assignment,
-    control: Assignment,
-    *,
-    labels: Tensor,
-    ids: Sequence[str],
-    bootstrap: int = 1000,
-    rng: torch.Generator,
-) -> Summary:
+    guided: Assignment, control: Assignment, *, labels: Tensor, ids: Sequence[str],
+    bootstrap: int = 1000, rng: torch.Generator,
+) -> Summary:  # fmt: skip
     """In (-inf, inf), higher is more leakage: DDCS best of guided less that of unguided reconstructions.
 
     Higher means that the guidance brought reconstructions closer to more of the private images. It

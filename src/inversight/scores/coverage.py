@@ -7,7 +7,7 @@ nearest ball only; a ball here is any ball.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,14 +25,9 @@ MEASURES = ("precision", "recall", "density", "coverage")
 
 
 def prdc(
-    private: FeaturesLike,
-    reconstructions: FeaturesLike,
-    *,
-    k: int = 3,
-    memory: int = 2 << 30,
-    bootstrap: int = 1000,
-    rng: torch.Generator | None = None,
-) -> ScoreResult:
+    private: FeaturesLike, reconstructions: FeaturesLike, *, k: int = 3, memory: int = 2 << 30,
+    bootstrap: int = 1000, rng: torch.Generator | None = None,
+) -> ScoreResult:  # fmt: skip
     """In [0, 1] (density: [0, n / k], n images in the class), higher is more leakage.
 
     The ball around an image is open and reaches to its k-th nearest neighbour in its own set. The
@@ -101,35 +96,24 @@ def prdc(
 
     used = len(of_private)
     extra = {"k": k, "classes_used": used, "classes_left_out": len(classes) - used}
-    if used:
-        drawn = rng or default_rng()
-        found = {
-            **_summaries(("recall", "density", "coverage"), of_private, bootstrap, drawn, extra),
-            **_summaries(("precision",), of_reconstructions, bootstrap, drawn, extra),
-        }
-        summary = {key: found[key] for key in MEASURES}
-    else:
-        reason = f"no class has more than {k} images on both sides"
-        summary = {key: Summary(None, reason=reason, extra=extra) for key in MEASURES}
+    reason = f"no class has more than {k} images on both sides"
+    summary = {key: Summary(None, reason=reason, extra=extra) for key in MEASURES}
+    drawn = rng or default_rng()
+    for keys, values in ((MEASURES[1:], of_private), (MEASURES[:1], of_reconstructions)):
+        if used:
+            found = zip(keys, *_class_means(values, bootstrap, drawn), strict=True)
+            summary |= {key: Summary(mean, *bounds, extra=extra) for key, mean, bounds in found}
     return ScoreResult("higher", "private", summary, {"coverage": hit})
 
 
-def _summaries(
-    keys: Sequence[str],
-    classes: Sequence[Tensor],
-    bootstrap: int,
-    rng: torch.Generator,
-    extra: Mapping[str, int],
-) -> dict[str, Summary]:
-    """Return the mean of the classes' means of (n, len(keys)) values each, with intervals."""
+def _class_means(
+    classes: Sequence[Tensor], bootstrap: int, rng: torch.Generator
+) -> tuple[list[float], list[tuple[float | None, float | None]]]:
+    """Return the mean of the classes' means of values (n, S), and its interval, for each column."""
     means = torch.stack([values.mean(0) for values in classes]).mean(0).tolist()
     sizes = torch.tensor([len(values) for values in classes])
     weighted = torch.cat(list(classes)) * equal_classes(sizes)[:, None]
-    intervals = interval_of_means(weighted, sizes, resamples=bootstrap, rng=rng)
-    return {
-        key: Summary(mean, *interval, extra=extra)
-        for key, mean, interval in zip(keys, means, intervals, strict=True)
-    }
+    return means, interval_of_means(weighted, sizes, resamples=bootstrap, rng=rng)
 
 
 def _radii(features: Features, rows: Tensor, k: int, memory: int) -> Tensor:

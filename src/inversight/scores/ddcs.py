@@ -36,14 +36,9 @@ class DDCSResult(ScoreResult):
 
 
 def ddcs(
-    private: FeaturesLike,
-    reconstructions: FeaturesLike,
-    *,
-    floor: float = 1e-6,
-    memory: int = 2 << 30,
-    bootstrap: int = 1000,
-    rng: torch.Generator | None = None,
-) -> DDCSResult:
+    private: FeaturesLike, reconstructions: FeaturesLike, *, floor: float = 1e-6,
+    memory: int = 2 << 30, bootstrap: int = 1000, rng: torch.Generator | None = None,
+) -> DDCSResult:  # fmt: skip
     """In [0, 1 / floor] for each private image, higher is more leakage; 0 is uncovered, not safe.
 
     Within a class each reconstruction is assigned to its nearest private image. An image with
@@ -78,15 +73,10 @@ def ddcs(
 
 
 def ddcs_of(
-    assignment: Assignment,
-    *,
-    labels: Tensor,
-    ids: Sequence[str],
-    reconstruction_ids: Sequence[str],
-    floor: float = 1e-6,
-    bootstrap: int = 1000,
+    assignment: Assignment, *, labels: Tensor, ids: Sequence[str],
+    reconstruction_ids: Sequence[str], floor: float = 1e-6, bootstrap: int = 1000,
     rng: torch.Generator | None = None,
-) -> DDCSResult:
+) -> DDCSResult:  # fmt: skip
     """Return :func:`ddcs` of a given assignment; labels (N,) and ids are those of private.
 
     Raises:
@@ -111,10 +101,9 @@ def ddcs_of(
     columns = torch.stack(list(values.values()), dim=1)[order]
     intervals = interval_of_means(columns, sizes, resamples=bootstrap, rng=rng)
     extra: dict[str, float | int | str] = {
-        "private_images": images,
-        "reconstructions": len(reconstruction_ids),
+        "private_images": images, "reconstructions": len(reconstruction_ids),
         "exact_hits": int(exact.sum()),
-    }
+    }  # fmt: skip
     summary = {
         key: Summary(float(column[order].mean()), *interval, extra=extra)
         for (key, column), interval in zip(values.items(), intervals, strict=True)

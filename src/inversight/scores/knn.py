@@ -12,13 +12,9 @@ from inversight.scores.result import ScoreResult
 
 
 def knn_distance(
-    private: FeaturesLike,
-    reconstructions: FeaturesLike,
-    *,
-    memory: int = 2 << 30,
-    bootstrap: int = 1000,
-    rng: torch.Generator | None = None,
-) -> ScoreResult:
+    private: FeaturesLike, reconstructions: FeaturesLike, *, memory: int = 2 << 30,
+    bootstrap: int = 1000, rng: torch.Generator | None = None,
+) -> ScoreResult:  # fmt: skip
     """In [0, inf), in squared feature units, lower is more leakage.
 
     The mean over reconstructions of the smallest squared L2 distance to a private image of their

@@ -44,17 +44,10 @@ class DDCS:
     """
 
     def __init__(
-        self,
-        private: Tensor | ArrayLike,
-        labels: Tensor | ArrayLike,
-        *,
-        embedding: Embedding | None = None,
-        ids: Sequence[str] | None = None,
-        floor: float = 1e-6,
-        memory: int = 2 << 30,
-        bootstrap: int = 1000,
-        device: torch.device | str = "cpu",
-    ) -> None:
+        self, private: Tensor | ArrayLike, labels: Tensor | ArrayLike, *,
+        embedding: Embedding | None = None, ids: Sequence[str] | None = None, floor: float = 1e-6,
+        memory: int = 2 << 30, bootstrap: int = 1000, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         self._embedding, self._memory, self._work = embedding, memory, Workspace(device)
         self._options: dict[str, Any] = {"floor": floor, "bootstrap": bootstrap}
         self.reset()
@@ -71,12 +64,9 @@ class DDCS:
         self._private = given
 
     def update(
-        self,
-        reconstructions: Tensor | ArrayLike,
-        labels: Tensor | ArrayLike,
-        *,
+        self, reconstructions: Tensor | ArrayLike, labels: Tensor | ArrayLike, *,
         ids: Sequence[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add reconstructions (M, ...) of the classes ``labels`` (M,).
 
         Raises:
