@@ -263,9 +263,7 @@ def main() -> None:
 
     def ours(embedding: Any = network, left: Tensor = private, right: Tensor = others) -> float:
         assigner = Assigner([f"p{i:03d}" for i in range(n)], [f"r{i:03d}" for i in range(m)])
-        for tile in image_pairs(
-            embedding, left, right, memory=MEMORY, device=device, workspace=work
-        ):
+        for tile in image_pairs(embedding, left, right, memory=MEMORY, workspace=work):
             assigner.see(tile.left, tile.right, tile.distances)
         found = ddcs_of(
             assigner.result(),

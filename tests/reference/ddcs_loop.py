@@ -1,4 +1,4 @@
-"""DDCS as its definition reads: plain Python loops over plain lists, one pair at a time."""
+"""DDCS by its definition: plain Python loops over plain lists, one pair at a time."""
 
 from __future__ import annotations
 
@@ -51,15 +51,10 @@ def ddcs_loop(
 
 
 def _distance(left: list[float], right: list[float]) -> float:
-    total = 0.0
-    for a, b in zip(left, right, strict=True):
-        total += (a - b) ** 2
-    return total
+    return sum((a - b) ** 2 for a, b in zip(left, right, strict=True))
 
 
 def _first_smallest(choices: list[tuple[float, str]]) -> tuple[float, str]:
-    smallest = min(distance for distance, _ in choices)
-    return min(
-        ((distance, name) for distance, name in choices if distance <= smallest * (1 + 1e-8)),
-        key=lambda choice: choice[1],
-    )
+    smallest, _ = min(choices)
+    ties = [choice for choice in choices if choice[0] <= smallest * (1 + 1e-8)]
+    return min(ties, key=lambda choice: choice[1])

@@ -6,33 +6,25 @@ Point = list[int]
 
 
 def prdc_loop(real: list[Point], fake: list[Point], k: int) -> dict[str, float]:
-    """Whole-number coordinates, so that points on the rim of a ball are told exactly."""
-    real_radius = [
-        _kth(p, [q for j, q in enumerate(real) if j != i], k) for i, p in enumerate(real)
-    ]
-    fake_radius = [
-        _kth(p, [q for j, q in enumerate(fake) if j != i], k) for i, p in enumerate(fake)
-    ]
-    precise = dense = recalled = covered = 0
-    for f in fake:
-        holding = sum(_distance(f, r) < radius for r, radius in zip(real, real_radius, strict=True))
-        precise += holding > 0
-        dense += holding
-    for r, own_radius in zip(real, real_radius, strict=True):
-        recalled += any(
-            _distance(r, f) < radius for f, radius in zip(fake, fake_radius, strict=True)
-        )
-        covered += min(_distance(r, f) for f in fake) < own_radius
+    """Takes whole-number coordinates, for which distances to the rim of a ball are exact."""
+    balls, fake_balls = _balls(real, k), _balls(fake, k)
+    held = [sum(_distance(f, r) < radius for r, radius in balls) for f in fake]
+    recalled = [any(_distance(r, f) < radius for f, radius in fake_balls) for r in real]
+    covered = [any(_distance(r, f) < radius for f in fake) for r, radius in balls]
     return {
-        "precision": precise / len(fake),
-        "recall": recalled / len(real),
-        "density": dense / (k * len(fake)),
-        "coverage": covered / len(real),
+        "precision": sum(n > 0 for n in held) / len(fake),
+        "recall": sum(recalled) / len(real),
+        "density": sum(held) / (k * len(fake)),
+        "coverage": sum(covered) / len(real),
     }
 
 
-def _kth(point: Point, others: list[Point], k: int) -> int:
-    return sorted(_distance(point, other) for other in others)[k - 1]
+def _balls(points: list[Point], k: int) -> list[tuple[Point, int]]:
+    """Return each point with its squared distance to the k-th nearest other one."""
+    distances = [sorted(_distance(p, q) for q in points) for p in points]
+    return [
+        (p, found[k]) for p, found in zip(points, distances, strict=True)
+    ]  # found[0] is its own
 
 
 def _distance(left: Point, right: Point) -> int:

@@ -100,8 +100,8 @@ class Workspace:
 
 def image_pairs(
     embedding: Embedding, left: Images, right: Images, *, memory: int, within: int = 0,
-    device: torch.device | str = "cpu", workspace: Workspace | None = None,
-    names: Sequence[Sequence[str]] | None = None, seen: Callable[[int], None] | None = None,
+    workspace: Workspace | None = None, names: Sequence[Sequence[str]] | None = None,
+    seen: Callable[[int], None] = lambda images: None,
 ) -> Iterator[Tile]:  # fmt: skip
     """Yield the distances of all pairs of left and right images, tile by tile.
 
@@ -114,7 +114,8 @@ def image_pairs(
             of either side is in memory, whatever the value.
         within: number of left images, from the first, whose pairs with each other are yielded too, in both
             directions.
-        workspace: buffers to use again, for calls on many classes.
+        workspace: buffers to use again, for calls on many classes, and the embedding's device;
+            default: the CPU.
         names: names of the left and the right images in messages.
         seen: called with the number of images that went through the network since the last call.
 
@@ -127,8 +128,8 @@ def image_pairs(
     sides = _Side(left), _Side(right)
     if len(sides[0]) == 0 or len(sides[1]) + within == 0:
         return
-    pairs = _Pairs(embedding, workspace or Workspace(device), seen or (lambda n: None))
-    tiles = pairs.tiles(*sides, within, memory)
+    work = workspace or Workspace()
+    tiles = _Pairs(embedding, work, seen).tiles(*sides, within, memory)
     while True:
         # Not around the yield: the consumer's own settings apply there.
         with exact_products():
@@ -138,7 +139,7 @@ def image_pairs(
         own, a, b, distances = found
         other = sides[0] if own else sides[1]
         if not bool(distances.isfinite().all()):
-            raise StageError(_not_finite(embedding, sides, names, pairs.work.device))
+            raise StageError(_not_finite(embedding, sides, names, work.device))
         rows, columns = sides[0].rows_of(a), other.rows_of(b)
         distances = distances.index_select(0, sides[0].inverse[rows] - a.start)
         distances = distances.index_select(1, other.inverse[columns] - b.start)

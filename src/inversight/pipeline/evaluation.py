@@ -17,7 +17,14 @@ from torch import Tensor
 from inversight.core.errors import DataError
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet
-from inversight.embeddings import Embedding, Identity, PooledEmbedding, StagedEmbedding, embed
+from inversight.embeddings import (
+    Embedding,
+    Identity,
+    PooledEmbedding,
+    StagedEmbedding,
+    Workspace,
+    embed,
+)
 from inversight.embeddings.weights import load_weights
 from inversight.models.target import Target
 from inversight.pipeline.metrics import (
@@ -31,7 +38,7 @@ from inversight.pipeline.metrics import (
 )
 from inversight.risk.signals import NEIGHBOURS
 from inversight.scores import Assignment, dists, dists_network, psnr, ssim
-from inversight.scores.comparison import Labelled, LabelledImages, compare
+from inversight.scores.comparison import Labelled, compare
 from inversight.scores.pairwise import SMALLEST_SSIM
 from inversight.settings import DEFAULT_FDR, PairMeasure
 
@@ -94,7 +101,7 @@ def evaluate(
 
     real = [private] if holdout is None else [private, holdout]
     images: list[list[ImageSet]] = [real, [*sets.values(), *more.values()]]
-    compared: list[list[LabelledImages]] = [[*group] for group in images]
+    compared = [[Labelled(s.images, s.labels, s.ids) for s in group] for group in images]
     embedding = distance
     fits = "coverage" not in reference.missing
     if features == distance and not isinstance(distance, StagedEmbedding) and fits:
@@ -104,7 +111,7 @@ def evaluate(
     file = None if checkpoint is None else checkpoint / "distances.pt"
     found = compare(
         embedding, *compared, memory=memory, neighbours=NEIGHBOURS if neighbours else 0,
-        device=device, checkpoint=file, progress=progress,
+        workspace=Workspace(device), checkpoint=file, progress=progress,
     )  # fmt: skip
     if neighbours:
         reference = replace(reference, neighbour_distance=found.neighbour_distance)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,19 +21,8 @@ from inversight.scores.assignment import Assigner, Assignment
 _CHECKPOINT_SECONDS = 30.0
 
 
-class LabelledImages(Protocol):
-    """images: (N, C, H, W), uint8 or floats in [0, 1]. labels: (N,) int64. ids: N names."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def ids(self) -> tuple[str, ...]: ...
-
-
 class Labelled(NamedTuple):
-    """Labelled images, or features (N, D) in their place (see :class:`LabelledImages`)."""
+    """Images (N, C, H, W), uint8 or floats in [0, 1], or features (N, D), with labels (N,) int64 and N ids."""
 
     images: Tensor
     labels: Tensor
@@ -53,9 +42,9 @@ class Comparison:
 
 
 def compare(
-    embedding: Embedding, real: Sequence[LabelledImages], reconstructed: Sequence[LabelledImages],
-    *, memory: int, neighbours: int = 0, device: torch.device | str = "cpu",
-    workspace: Workspace | None = None, checkpoint: Path | None = None, progress: Progress = silent,
+    embedding: Embedding, real: Sequence[Labelled], reconstructed: Sequence[Labelled], *,
+    memory: int, neighbours: int = 0, workspace: Workspace | None = None,
+    checkpoint: Path | None = None, progress: Progress = silent,
 ) -> Comparison:  # fmt: skip
     """Compare every reconstructed set with every real one, class by class.
 
@@ -66,8 +55,9 @@ def compare(
     Args:
         neighbours: also return the mean distance of each image of the first real set to this number of
             nearest other images of its class (to all others in smaller classes); 0 for none.
-        checkpoint: file in which the classes done are kept from time to time. A later call with the
-            same sets goes on with the others. The caller deletes it.
+        workspace: buffers to use again, on the embedding's device; default: the CPU.
+        checkpoint: file in which finished classes are kept from time to time. A later call with the
+            same sets continues with the others. The caller deletes it.
 
     Raises:
         StageError: the embedding returned a NaN or an infinity.
@@ -90,7 +80,7 @@ def compare(
         classes[label] = rows, columns
     counts = {k: sum(map(len, rows)) + sum(map(len, cols)) for k, (rows, cols) in classes.items()}
     done, total = sum(counts[k] for k in done_labels), sum(counts.values())
-    work = workspace or Workspace(device)
+    workspace = workspace or Workspace()
     saved = time.monotonic()
     for label, (rows, columns) in classes.items():
         if label in done_labels:
@@ -110,8 +100,8 @@ def compare(
             embedding,
             [s.images[index] for s, index in zip(real, rows, strict=True)],
             [s.images[index] for s, index in zip(reconstructed, columns, strict=True)],
-            memory=memory, within=len(rows[0]) if neighbours else 0, device=device,
-            workspace=work, names=names, seen=seen,
+            memory=memory, within=len(rows[0]) if neighbours else 0, workspace=workspace,
+            names=names, seen=seen,
         ):  # fmt: skip
             if tile.within:
                 _see_neighbours(nearest, rows[0], tile.left, tile.right, tile.distances)
@@ -126,7 +116,7 @@ def compare(
             with atomic_file(checkpoint) as partial:
                 torch.save((nearest, done_labels, states), partial)
             saved = time.monotonic()
-    known = nearest.where(nearest.isfinite(), torch.full_like(nearest, float("nan")))
+    known = nearest.masked_fill(nearest.isinf(), float("nan"))
     return Comparison(
         [[assigner.result() for assigner in row] for row in assigners],
         known.nanmean(1) if neighbours else None,
