@@ -187,11 +187,11 @@ def test_rejects_many_instructions(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_rejects_modules_within_themselves(path: Path) -> None:
-    loop = Persistent("Generator", {"_modules": {}})
-    loop.meta["state"]["_modules"]["again"] = loop
-    # The pickler cannot write an object within its own arguments; its state's mapping it can.
-    loop.meta["state"]["_modules"] = shared = {}
-    shared["again"] = Persistent("Generator", {"_modules": shared})
+    # The pickler can write a mapping within itself, but no object within its own arguments.
+    shared: dict[str, Any] = {}
+    shared["again"] = Persistent("Generator", {"_modules": {}})
+    shared["again"].meta["state"]["_modules"] = shared
+    loop = Persistent("Generator", {"_modules": shared})
     refused(pickled(file(G=loop)), path, "more modules")
     wide: dict[str, Any] = {}
     for _ in range(6):

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
 from inversight.scores import DDCSResult, ddcs
 from tests.draws import normal, rng
 from tests.reference.ddcs_loop import ddcs_loop
-from tests.scores.build import features, gaussian, interval, joined, shuffled, value
+from tests.scores.build import features, gaussian, joined, shuffled, value
 
 Pair = tuple[Features, Features]
 
@@ -233,22 +232,3 @@ def test_uncovered_classes_score_zero_and_do_not_affect_others(pair: Pair) -> No
     torch.testing.assert_close(found[2:], before.per_sample["ddcs_best"], rtol=1e-9, atol=0)
     n = len(private)
     assert value(after) == pytest.approx(value(before) * n / (n + 2))
-
-
-def test_intervals_hold_the_value_and_depend_on_the_seed() -> None:
-    private, made = gaussian(60, 8, classes=4), gaussian(80, 8, classes=4, seed=1, prefix="r")
-    first, again, other = (ddcs(private, made, rng=rng(seed)) for seed in (5, 5, 6))
-    assert first.summary == again.summary != other.summary
-    for summary in first.summary.values():
-        assert interval(summary)[0] < value(summary) < interval(summary)[1]
-    assert value(first) == value(other)
-    none = score(private, made).summary["ddcs_best"]
-    assert (none.low, none.high) == (None, None)
-
-
-@pytest.mark.parametrize(
-    "option", [{"floor": 0.0}, {"floor": math.nan}, {"memory": 0}, {"bootstrap": -1}]
-)
-def test_rejects_options_out_of_range(option: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(option))):
-        score(gaussian(6, 4), gaussian(6, 4, seed=1), **option)

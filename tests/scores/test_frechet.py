@@ -10,7 +10,7 @@ from torchmetrics.image.fid import _compute_fid
 from inversight.embeddings.base import Features
 from inversight.scores import frechet_distance
 from tests.draws import normal
-from tests.scores.build import features, gaussian, shuffled, value
+from tests.scores.build import features, shuffled, value
 
 
 def frechet(private: Features, made: Features) -> float:
@@ -35,11 +35,6 @@ def test_equals_torch_fidelity_and_torchmetrics(n: int, m: int, dimensions: int)
         assert frechet(*sides) == pytest.approx(expected, abs=1e-3, rel=1e-5)
 
 
-@pytest.mark.parametrize("n", [5, 100])
-def test_identical_sets_have_distance_zero(n: int) -> None:
-    assert 0.0 <= frechet(gaussian(n, 16), gaussian(n, 16)) < 1e-12
-
-
 def test_closed_form_in_one_dimension() -> None:
     # (m - m')^2 + (s - s')^2 with means 1 and 5 and standard deviations 2^(1/2) and 18^(1/2).
     found = frechet(features([[0.0], [2.0]]), features([[2.0], [8.0]]))
@@ -53,19 +48,13 @@ def test_closed_form_for_diagonal_covariances() -> None:
     assert found == pytest.approx(6 * (4 + 2 / 11 * (3 - 1) ** 2), rel=1e-6)
 
 
-def test_farther_reconstructions_score_higher() -> None:
-    private = gaussian(50, 8)
-    found = [frechet(private, gaussian(50, 8, seed=1, shift=shift)) for shift in (0, 1, 3)]
-    assert found == sorted(found)
-    assert frechet_distance(private, private).direction == "lower"
-
-
 def test_does_not_depend_on_order_or_classes() -> None:
     private, made = pair(40, 30, 16)
     expected = frechet(private, made)
     assert frechet(shuffled(private)[0], shuffled(made)[0]) == pytest.approx(expected, rel=1e-9)
     assert frechet(made, private) == pytest.approx(expected, rel=1e-9)
     assert frechet(private, replace(made, labels=torch.arange(30) + 50)) == expected
+    assert all(0.0 <= frechet(side, side) < 1e-12 for side in pair(5, 100, 16))
 
 
 def test_covariance_is_exact_over_blocks_of_rows() -> None:
@@ -76,10 +65,3 @@ def test_covariance_is_exact_over_blocks_of_rows() -> None:
     traces = sum(float(side.var(0).sum()) for side in flat)
     expected = float((flat[0].mean(0) - flat[1].mean(0)).square().sum() - 2 * root) + traces
     assert frechet(private, made) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 1)])
-def test_one_image_has_no_covariance(n: int, m: int) -> None:
-    summary = frechet_distance(gaussian(n, 4), gaussian(m, 4, seed=1)).summary["frechet"]
-    assert summary.value is None and "at least 2" in str(summary.reason)
-    assert summary.as_json()["private_images"] == n

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -105,14 +105,15 @@ def exact_products() -> Iterator[None]:
 
     TF32, a default on GPUs, keeps ten bits only, and the caller may be under autocast.
     """
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
     convolution, product = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for device in devices:
-                stack.enter_context(torch.autocast(device, enabled=False))
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(gpu, enabled=False),
+        ):
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = convolution

@@ -164,16 +164,11 @@ def empty_network(net: Net) -> Any:
 def random_backbone(net: Net, rng: torch.Generator) -> dict[str, Tensor]:
     """Return backbone weights drawn from ``rng`` (He normal), for tests and benchmarks."""
     state = {}
-    for name, shape in backbone_shapes(net).items():
-        fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
-        state[name] = torch.randn(shape, generator=rng) * math.sqrt(2.0 / fan_in)
+    for name, value in empty_network(net).net.state_dict().items():
+        fan_in = math.prod(value.shape[1:]) if value.dim() > 1 else 100
+        drawn = torch.randn(value.shape, generator=rng)
+        state[_published(name)] = drawn * math.sqrt(2.0 / fan_in)
     return state
-
-
-def backbone_shapes(net: Net) -> dict[str, tuple[int, ...]]:
-    """Return torchvision's names (``features.*``) and shapes of the backbone's parameters."""
-    network = empty_network(net)
-    return {_published(name): tuple(v.shape) for name, v in network.net.state_dict().items()}
 
 
 def _published(name: str) -> str:

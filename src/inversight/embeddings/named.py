@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from inversight.core.config import IMPORT_PATH, check_name, import_object
+from inversight.core.config import IMPORT_PATH, build, check_name
 from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
@@ -54,13 +54,7 @@ def named_embedding(
         if evaluator is None:
             raise ConfigError(f"{role} evaluator: needs --evaluator")
         return PooledEmbedding("evaluator", evaluator)
-    factory = import_object(name, role=role)
-    try:
-        embedding = factory()
-    except Exception as error:
-        raise ConfigError(
-            f"{role} {name}: could not be built ({type(error).__name__}: {error})"
-        ) from error
+    embedding = build(name, {}, role=role)
     if not isinstance(embedding, Embedding):
         raise ConfigError(
             f"{role} {name}: expected an embedding: a `name` and a call from images (N, C, H, W) in "

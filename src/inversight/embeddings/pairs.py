@@ -274,8 +274,10 @@ class _Source:
     def __len__(self) -> int:
         return len(self.images)
 
-    def entered(self, embedding: _Staged, rows: slice) -> Tensor:
-        """Return the first stage's input at ``rows``, from one call for each run of images of one shape."""
+    def state(self, embedding: _Staged, rows: slice) -> Tensor:
+        """Return the stage's input at ``rows``; the first one's by a call for each run of one shape."""
+        if self.inputs is not None:
+            return self.inputs[rows]
         groups = groupby(self.images[rows], key=lambda x: (x.shape, x.dtype))
         images = [torch.stack(list(group)).to(self.device) for _, group in groups]
         found = [embedding.enter(to_float(batch)) for batch in images]
@@ -398,12 +400,7 @@ class _Pairs:
         norms = []
         for inner in _parts(len(out), self.batch):
             rows = _shift(inner, part.start)
-            state = (
-                source.entered(self.embedding, rows)
-                if source.inputs is None
-                else source.inputs[rows]
-            )
-            following, maps = self.embedding.advance(stage, state)
+            following, maps = self.embedding.advance(stage, source.state(self.embedding, rows))
             if keep and following is not None:
                 source.keep(rows, following)
             if new and inner.start == 0:
@@ -441,9 +438,7 @@ def _not_finite(
     for number, side in enumerate(sides):
         for row in side.first:
             with exact_products():
-                features = _Source([side.images[row]], device).entered(
-                    _OneStage(embedding), slice(1)
-                )
+                features = _Source([side.images[row]], device).state(_OneStage(embedding), slice(1))
             if not bool(features.isfinite().all()):
                 name = names[number][row] if names else f"{row} of set {number + 1}"
                 return (

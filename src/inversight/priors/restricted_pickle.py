@@ -71,13 +71,9 @@ def printable(text: str, limit: int = 80) -> str:
 
 
 def read_pickle(
-    stream: io.BytesIO | mmap.mmap,
-    *,
-    where: str,
-    names: frozenset[Name],
-    explained: Mapping[Name, str] | None = None,
-    persistent: bool = False,
-) -> Any:
+    stream: io.BytesIO | mmap.mmap, *, where: str, names: frozenset[Name],
+    explained: Mapping[Name, str] | None = None, persistent: bool = False,
+) -> Any:  # fmt: skip
     """Read the next pickle in ``stream`` as plain values, :class:`Name` and :class:`Call`.
 
     Sets become lists.
@@ -109,7 +105,7 @@ _CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
 
 
 class _RefusedError(Exception):
-    pass
+    """The pickle holds more than plain data."""
 
 
 class _Reader(pickle._Unpickler):

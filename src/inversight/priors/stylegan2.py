@@ -106,12 +106,9 @@ class Synthesis(nn.Module):
         ws: one w (N, w_dim) for each convolution of all blocks, and one for the last image layer. x and
         image are those of the block before ``first``.
         """
-        done = 0
-        for number, block in enumerate(self.blocks):
-            if first <= number and (last is None or number < last):
-                # An image layer shares its w with the next block's first convolution.
-                x, image = block(x, image, ws[done : done + 3], noise, rng, half)
-            done += 1 if block.first else 2
+        for number, block in list(enumerate(self.blocks))[first:last]:
+            done = max(0, 2 * number - 1)  # an image layer shares its w with the next convolution
+            x, image = block(x, image, ws[done : done + 3], noise, rng, half)
         return cast(Tensor, x), image  # at least one block ran
 
 
@@ -229,8 +226,7 @@ class DiscriminatorEpilogue(nn.Module):
     def __init__(self, architecture: Architecture, out: int) -> None:
         super().__init__()
         width = architecture.width_at(4)
-        self.group = architecture.group
-        self.spread_channels = architecture.group_channels
+        self.group, self.spread_channels = architecture.group, architecture.group_channels
         self.looks = architecture.discriminator == "skip"
         if self.looks:
             self.fromrgb = Convolution(architecture.channels, width, 1, architecture, clamped=False)

@@ -105,16 +105,13 @@ def import_published(path: Path) -> ImportedPrior:
     return ImportedPrior(
         prior,
         {
-            "source": path.name,
-            "sha256": digest,
+            "source": path.name, "sha256": digest,
             "classes": {label: network.class_name for label, network in networks.items()},
             "configuration": configuration_name(architecture),
-            "image_shape": list(prior.image_shape),
-            "architecture": to_mapping(architecture),
-            "augmentation": found.augmentation,
-            "training_set": found.training_set,
+            "image_shape": list(prior.image_shape), "architecture": to_mapping(architecture),
+            "augmentation": found.augmentation, "training_set": found.training_set,
         },
-    )
+    )  # fmt: skip
 
 
 def configuration_name(architecture: Architecture) -> str:

@@ -128,9 +128,5 @@ def union(parts: Sequence[Assignment], ids: Sequence[Sequence[str]]) -> Assignme
         others = part.nearest_row[rows] + offset
         nearest.merge(rows, part.nearest[rows], others, ranks[others])
         offset += len(names)
-    return Assignment(
-        owner=torch.cat([p.owner for p in parts]),
-        distance=torch.cat([p.distance for p in parts]),
-        nearest=nearest.distance,
-        nearest_row=nearest.row,
-    )
+    owner, distance = (torch.cat([getattr(p, k) for p in parts]) for k in ("owner", "distance"))
+    return Assignment(owner, distance, nearest.distance, nearest.row)

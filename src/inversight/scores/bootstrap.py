@@ -66,12 +66,12 @@ def _extremes(values: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest mean (S,) that drawing within classes can give."""
     owner = torch.arange(len(sizes)).repeat_interleave(sizes)[:, None].expand_as(values)
     weight = sizes[:, None].double() / len(values)
-    found = []
-    for how in ("amin", "amax"):
-        start = values.new_zeros(len(sizes), values.shape[1])
-        most = start.scatter_reduce(0, owner, values, how, include_self=False)
-        found.append((most * weight).sum(0))
-    return found[0], found[1]
+    start = values.new_zeros(len(sizes), values.shape[1])
+    lowest, highest = (
+        (start.scatter_reduce(0, owner, values, how, include_self=False) * weight).sum(0)
+        for how in ("amin", "amax")
+    )
+    return lowest, highest
 
 
 def _stretched(values: Tensor, sizes: Tensor) -> Tensor:

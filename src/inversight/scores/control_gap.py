@@ -33,13 +33,11 @@ def gap_to_control(
     with_target, without = (best_scores(a, floor=1e-6) for a in (guided, control))
     order, sizes = class_order(labels, ids)
     extra = {
-        "attack": float(with_target[order].mean()),
-        "control": float(without[order].mean()),
+        "attack": float(with_target[order].mean()), "control": float(without[order].mean()),
         "covered": float((with_target > 0).double().mean()),
         "control_covered": float((without > 0).double().mean()),
-        "private_images": len(ids),
-        "reconstructions": len(guided.owner),
-    }
+        "private_images": len(ids), "reconstructions": len(guided.owner),
+    }  # fmt: skip
     gap = (with_target - without)[order]
     return mean_summary(gap, sizes, resamples=bootstrap, rng=rng, extra=extra)
 
