@@ -56,7 +56,8 @@ def embedding(request: pytest.FixtureRequest) -> Embedding:
     if request.param == "tiny":
         return Tiny()
     if request.param.startswith("lpips-"):
-        return network(request.param.removeprefix("lpips-"), size=32, dtype=torch.float64)
+        size = 16 if request.param == "lpips-vgg" else 32
+        return network(request.param.removeprefix("lpips-"), size, torch.float64)
     return stages_of(request.param)
 
 

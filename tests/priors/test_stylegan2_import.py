@@ -97,8 +97,8 @@ def test_recognises_published_configurations(name: Any, size: int) -> None:
 def test_training_continues_with_the_authors_settings(path: Path) -> None:
     """train.py --cfg=auto --resume on one GPU."""
     training = imported(path).prior.training
-    assert training.batch_size == 32 and training.learning_rate == 0.0025
-    assert training.ada_images == 100_000 and training.noise
+    assert (training.batch_size, training.learning_rate) == (32, 0.0025)
+    assert (training.ada_images, training.noise) == (100_000, True)
     assert training.r1 == pytest.approx(0.0002 * 16**2 / 32)
 
 

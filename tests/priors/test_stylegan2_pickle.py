@@ -186,36 +186,41 @@ def test_rejects_many_instructions(path: Path, monkeypatch: pytest.MonkeyPatch) 
     refused(b"\x80\x02" + b"]" * 2000 + b".", path, "more instructions")
 
 
-def test_rejects_modules_within_themselves(path: Path) -> None:
-    # The pickler can write a mapping within itself, but no object within its own arguments.
-    shared: dict[str, Any] = {}
-    shared["again"] = Persistent("Generator", {"_modules": {}})
-    shared["again"].meta["state"]["_modules"] = shared
-    loop = Persistent("Generator", {"_modules": shared})
-    refused(pickled(file(G=loop)), path, "more modules")
-    wide: dict[str, Any] = {}
-    for _ in range(6):
-        wide = {f"m{i}": Persistent("Module", {"_modules": wide}) for i in range(10)}
-    refused(pickled(file(G=Persistent("Generator", {"_modules": wide}))), path, "more modules")
+def generator(**own: Any) -> dict[str, Any]:
+    return file(G=Persistent("Generator", own))
 
 
-@pytest.mark.parametrize("kind", ["_modules", "_parameters", "_buffers", "attributes"])
-def test_rejects_wide_modules(path: Path, kind: str) -> None:
-    """Such a module within itself would be as many entries as its width to the power of its depth."""
-    many: dict[str, Any] = {f"x{i}": None for i in range(1000)}
-    own = many if kind == "attributes" else {kind: many}
-    refused(pickled(file(G=Persistent("Generator", own))), path, "more", "any published module")
+def nested(value: Any, depth: int, wrap: Callable[[Any], Any]) -> Any:
+    return wrap(nested(value, depth - 1, wrap)) if depth else value
 
 
-def test_rejects_deep_and_wide_arguments(path: Path) -> None:
-    wide: Any = 1
-    for _ in range(40):
-        wide = [wide, wide]
-    loop: list[Any] = []
-    loop.append(loop)
-    for value in (wide, loop, list(range(100)), torch.nan, b"bytes", nn.Parameter(torch.ones(1))):
-        refused(pickled(file(G=persistent(network(), arguments={"x": value}))), path, "arguments")
-    refused(pickled(file(training_set_kwargs=[wide])), path, "arguments")
+# The pickler can write a mapping or a list within itself, but no object within its own arguments.
+MODULES: dict[str, Any] = {"again": Persistent("Generator", {})}
+MODULES["again"].meta["state"]["_modules"] = MODULES
+LIST: list[Any] = []
+LIST.append(LIST)
+WIDE = nested(1, 40, lambda x: [x, x])
+MANY = {f"x{i}": None for i in range(1000)}
+TEN_EACH = nested(
+    {}, 6, lambda x: dict.fromkeys("abcdefghij", Persistent("Module", {"_modules": x}))
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        (generator(_modules=MODULES), "more modules"),
+        (generator(_modules=TEN_EACH), "more modules"),
+        (generator(**MANY), "more attributes than any published module"),
+        *((generator(**{kind: MANY}), "more entries than any published module")
+          for kind in ("_modules", "_parameters", "_buffers")),
+        *((file(G=persistent(network(), arguments={"x": value})), "arguments")
+          for value in (WIDE, LIST, [*range(100)], torch.nan, b"bytes", nn.Parameter(torch.ones(1)))),
+        (file(training_set_kwargs=[WIDE]), "arguments"),
+    ],
+)  # fmt: skip
+def test_rejects_endless_and_wide_structures(path: Path, value: Any, part: str) -> None:
+    refused(pickled(value), path, part)
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,8 @@ _NUMPY = {Name("numpy", "dtype"), Name("numpy", "ndarray")} | {
     for core in ("core", "_core")
     for name in ("scalar", "_reconstruct")
 }
-NAMES = frozenset(
-    {_PERSISTENT_OBJECT, _TENSOR, _PARAMETER, _STORAGE_BYTES, Name("builtins", "set")}
-    | _MAPPINGS
-    | _NUMPY
-)
+_CALLS = {_PERSISTENT_OBJECT, _TENSOR, _PARAMETER, _STORAGE_BYTES, Name("builtins", "set")}
+NAMES = frozenset(_CALLS | _MAPPINGS | _NUMPY)
 """Everything that a published file may import."""
 _EXPLAINED = {
     Name("dnnlib.tflib.network", "Network"): (
@@ -183,9 +180,7 @@ class _Extraction:
         version, name, state = (meta.get(key) for key in ("version", "class_name", "state"))
         if version != _PERSISTENCE_VERSION:
             shown = version if type(version) is int else "unknown"
-            raise self._error(
-                f"{what} is of persistence version {shown}, expected {_PERSISTENCE_VERSION}"
-            )
+            raise self._error(f"{what} has persistence version {shown}, not {_PERSISTENCE_VERSION}")
         if not isinstance(name, str) or not isinstance(state, dict):
             raise self._error(f"{what} has no class name or no state")
         if len(state) > _MAX_ENTRIES:
@@ -235,9 +230,7 @@ class _Extraction:
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         # With a stride of 0, one value could become any number of values.
         if count > len(values) or (count and last >= len(values)):
-            raise self._error(
-                f"{what} declares {count} values, and its storage holds {len(values)} of them"
-            )
+            raise self._error(f"{what} declares {count} values, its storage holds {len(values)}")
         self.left -= 4 * count
         if self.left < 0:
             raise self._error("its tensors take more than twice its size")
@@ -277,9 +270,7 @@ class _Extraction:
             case _:
                 raise self._error(f"{what}: its values are not one storage")
         if parts[4] != [key] or len(data) - stream.tell() != 8 + count * dtype.itemsize:
-            raise self._error(
-                f"{what}: its storage declares {count} values, and its bytes hold others"
-            )
+            raise self._error(f"{what}: its storage declares {count} values, its bytes hold others")
         try:
             storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             return torch.empty(0, dtype=dtype).set_(storage)

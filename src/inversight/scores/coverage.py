@@ -68,11 +68,10 @@ def prdc(
     real, made = as_pair(private, reconstructions)
     hit = torch.full((len(real),), float("nan"), dtype=torch.float64)
     classes, reconstructed = rows_by_class(real), rows_by_class(made)
-    none = torch.empty(0, dtype=torch.int64)
     of_private: list[Tensor] = []
     of_reconstructions: list[Tensor] = []
     for label, rows in classes.items():
-        candidates = reconstructed.get(label, none)
+        candidates = reconstructed.get(label, torch.empty(0, dtype=torch.int64))
         if min(len(rows), len(candidates)) <= k:
             continue
         radius, made_radius = _radii(real, rows, k, memory), _radii(made, candidates, k, memory)

@@ -1,8 +1,8 @@
 """Kernel distance between two sets of features; on Inception features it is the KID.
 
 Binkowski et al. 2018, "Demystifying MMD GANs", section 4. torch-fidelity and torchmetrics average
-over random subsets of equal size; the estimator itself needs neither, so all images are used here
-and no draw decides the value. For one subset it equals theirs.
+over random subsets of equal size. The estimator needs neither, so here all images are used and the
+value does not depend on random draws. For one subset it equals theirs.
 """
 
 from __future__ import annotations
