@@ -15,14 +15,7 @@ from safetensors.torch import save_file
 
 from inversight.core.errors import WeightsError
 from inversight.embeddings import weights
-from inversight.embeddings.weights import (
-    KNOWN,
-    PublishedWeights,
-    folder,
-    import_weights,
-    load_weights,
-    status,
-)
+from inversight.embeddings.weights import KNOWN, PublishedWeights, folder, import_weights, status
 from tests.draws import normal
 
 FILE = "vgg16-397923af.pth"
@@ -71,7 +64,7 @@ def test_missing_weights_say_where_to_get_them(known: PublishedWeights) -> None:
     assert known.file.endswith(f"-{known.digest}.pth")
     assert status(known.name) == "missing"
     with pytest.raises(WeightsError) as caught:
-        load_weights(known.name)
+        weights.load_weights(known.name)
     text = str(caught.value)
     assert "\n" not in text and f"inversight weights import {known.file}" in text
     assert all(part in text for part in (known.used_by, known.url + known.file, "public or pixel"))
@@ -125,7 +118,7 @@ def test_imported_weights_load_unchanged(publish: Publish, kept: Path) -> None:
     for _ in range(2):
         path = import_weights(file)
         assert path == kept / "vgg16.safetensors" and status("vgg16") == "ok"
-    found = load_weights("vgg16")
+    found = weights.load_weights("vgg16")
     assert found.keys() == STATE.keys()
     assert all(torch.equal(found[k], STATE[k]) for k in STATE)
     assert sorted(p.name for p in kept.iterdir()) == ["vgg16.json", "vgg16.safetensors"]
@@ -137,17 +130,17 @@ def test_status_and_load_of_changed_and_damaged_files(publish: Publish) -> None:
     assert status("vgg16") == "changed since it was imported"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(WeightsError, match=r"damaged.*import"):
-        load_weights("vgg16")
+        weights.load_weights("vgg16")
     path.with_suffix(".json").write_text("{")
     assert status("vgg16") == "no checksum was kept; import it again"
 
 
 def test_uses_torchs_own_cache_if_its_checksum_fits(tmp_path: Path, publish: Any) -> None:
     file = publish(STATE, tmp_path / "hub" / "hub" / "checkpoints" / FILE)
-    assert load_weights("vgg16").keys() == STATE.keys()
+    assert weights.load_weights("vgg16").keys() == STATE.keys()
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(WeightsError, match="not here"):
-        load_weights("vgg16")
+        weights.load_weights("vgg16")
 
 
 def test_folder_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

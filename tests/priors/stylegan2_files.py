@@ -54,12 +54,9 @@ class Persistent:
 
 
 def persistent(
-    module: nn.Module,
-    class_name: str = "Module",
-    arguments: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    path: str = "",
-) -> Persistent:
+    module: nn.Module, class_name: str = "Module", arguments: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None, path: str = "",
+) -> Persistent:  # fmt: skip
     """Return ``module`` as its class would be pickled; ``settings`` are attributes by dotted name."""
     children = {
         name: persistent(child, type(child).__name__, None, settings, f"{path}.{name}".lstrip("."))
@@ -110,11 +107,8 @@ def pickled(value: Any, protocol: int = 4) -> bytes:
 
 def random_prior(architecture: Architecture, seed: int = 0) -> StylePrior:
     """Return a prior whose parameters and buffers, except for filters, are drawn at random."""
-    raw, average, critic = (
-        Generator(architecture),
-        Generator(architecture),
-        Discriminator(architecture),
-    )
+    raw, average = Generator(architecture), Generator(architecture)
+    critic = Discriminator(architecture)
     for i, network in enumerate((raw, average, critic)):
         rng = generator(seed, i)
         initialise(network, rng)

@@ -18,12 +18,7 @@ from inversight.priors.layers import (
 )
 from inversight.priors.resampling import make_filter
 from tests.draws import normal, rng
-from tests.reference.resampling_loop import (
-    convolve_doubled_loop,
-    correlate_loop,
-    modulate_loop,
-    spread_loop,
-)
+from tests.reference import resampling_loop as slow
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -32,9 +27,9 @@ def test_modulated_convolution(demodulate: bool, kernel: int) -> None:
     x, styles, weight = normal(2, 3, 5, 5), normal(2, 3, seed=2), normal(4, 3, kernel, kernel)
     found = modulated(x, weight, styles, demodulate=demodulate)
     for image, style, y in zip(x, styles, found, strict=True):
-        own = modulate_loop(weight.numpy(), style.numpy(), demodulate)
+        own = slow.modulate_loop(weight.numpy(), style.numpy(), demodulate)
         padded = np.pad(image.numpy(), ((0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2))
-        np.testing.assert_allclose(y.numpy(), correlate_loop(padded, own), atol=1e-10)
+        np.testing.assert_allclose(y.numpy(), slow.correlate_loop(padded, own), atol=1e-10)
 
 
 def test_styled_layer_that_doubles() -> None:
@@ -49,8 +44,8 @@ def test_styled_layer_that_doubles() -> None:
         styles = (w @ (layer.affine.weight / 3**0.5).T + 1.0).numpy()
     taps = make_filter((1.0, 3.0, 3.0, 1.0)).double().numpy()
     for image, style, y in zip(x.numpy(), styles, found.numpy(), strict=True):
-        own = modulate_loop(layer.weight.detach().numpy(), style, True)
-        expected = convolve_doubled_loop(image, own, taps)
+        own = slow.modulate_loop(layer.weight.detach().numpy(), style, True)
+        expected = slow.convolve_doubled_loop(image, own, taps)
         expected += 0.5 * layer.noise_const.numpy() + layer.bias.detach().numpy()[:, None, None]
         expected = np.where(expected < 0, 0.2 * expected, expected) * 2**0.5
         assert np.abs(expected).max() > 1.5  # so that the clamp is seen
@@ -86,7 +81,7 @@ def test_minibatch_spread(n: int, group: int | None, channels: int, size: int) -
     x = normal(n, 4, 2, 3)
     found = minibatch_spread(x, group, channels)
     assert found.shape == (n, channels, 2, 3)
-    expected = spread_loop(x.numpy(), size, channels)[..., None, None]
+    expected = slow.spread_loop(x.numpy(), size, channels)[..., None, None]
     np.testing.assert_allclose(found.numpy(), np.broadcast_to(expected, found.shape))
 
 

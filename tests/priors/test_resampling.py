@@ -21,11 +21,7 @@ from inversight.priors.resampling import (
     upfirdn,
 )
 from tests.draws import normal
-from tests.reference.resampling_loop import (
-    convolve_doubled_loop,
-    convolve_halved_loop,
-    upfirdn_loop,
-)
+from tests.reference import resampling_loop as slow
 
 STANDARD = [1.0, 3.0, 3.0, 1.0]
 TAPS = [[1.0], [1.0, 1.0], [1.0, 2.0, 1.0], STANDARD, [1.0, 2.0, 4.0, 0.5, -1.0]]
@@ -52,7 +48,7 @@ def test_upfirdn_equals_its_definition(
     x, kernel = normal(2, 2, height, width), normal(taps, taps, seed=1)
     found = upfirdn(x, kernel, up=up, down=down, pad=pad)
     for i, channel in np.ndindex(2, 2):
-        expected = upfirdn_loop(x[i, channel].numpy(), kernel.numpy(), up, down, pad)
+        expected = slow.upfirdn_loop(x[i, channel].numpy(), kernel.numpy(), up, down, pad)
         np.testing.assert_allclose(found[i, channel].numpy(), expected, atol=1e-12)
 
 
@@ -72,8 +68,8 @@ def test_convolutions_that_resample(taps: list[float], kernel: int) -> None:
     x, weight, line = normal(1, 2, 6, 6), normal(3, 2, kernel, kernel, seed=1), np.array(taps)
     full = np.outer(line, line) / line.sum() ** 2
     for ours, loop, size in (
-        (convolve_doubled, convolve_doubled_loop, 12),
-        (convolve_halved, convolve_halved_loop, 3),
+        (convolve_doubled, slow.convolve_doubled_loop, 12),
+        (convolve_halved, slow.convolve_halved_loop, 3),
     ):
         (found,) = ours(x, weight, make_filter(taps).double())
         assert found.shape == (3, size, size)

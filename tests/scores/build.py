@@ -13,11 +13,9 @@ from tests.draws import rng
 
 
 def features(
-    values: Tensor | Sequence[Sequence[float]],
-    labels: Sequence[int] | Tensor | None = None,
-    ids: Sequence[str] | None = None,
-    prefix: str = "p",
-) -> Features:
+    values: Tensor | Sequence[Sequence[float]], labels: Sequence[int] | Tensor | None = None,
+    ids: Sequence[str] | None = None, prefix: str = "p",
+) -> Features:  # fmt: skip
     """Return one block; class 0 and ids that sort in row order, unless given."""
     block = torch.as_tensor(values, dtype=torch.float32)
     names = tuple(ids or (f"{prefix}{i:04d}" for i in range(len(block))))

@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from inversight.core.errors import ConfigError
-from inversight.scores import (
-    ScoreResult,
-    ddcs,
-    frechet_distance,
-    kernel_distance,
-    knn_distance,
-    prdc,
-)
+from inversight.scores import ddcs, frechet_distance, kernel_distance, knn_distance, prdc
+from inversight.scores.result import ScoreResult
 from tests.draws import rng
 from tests.scores.build import gaussian, interval, shuffled, value
 
