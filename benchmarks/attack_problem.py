@@ -24,7 +24,8 @@ from inversight.embeddings import named_embedding
 from inversight.embeddings.base import Embedding
 from inversight.models.networks import load_classifier
 from inversight.models.target import Target, target_of
-from inversight.pipeline.evaluation import Evaluation, evaluate
+from inversight.pipeline.evaluation import evaluate
+from inversight.pipeline.metrics import Evaluation
 from inversight.pipeline.plan import Plan
 from inversight.priors import StylePrior
 from inversight.settings import ATTACKS, Adaptation, AuditSettings, resolve

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attack_problem import MEASURES, STEPS, AttackProblem
-from common import finish, machine, parser, work_folder, work_option
+from common import (
+    data_options,
+    data_parser,
+    finish,
+    folders,
+    interval,
+    keep,
+    listed,
+    machine,
+    plus_minus,
+    pyplot,
+    save_figure,
+)
 from inversight.attacks import PlugAndPlay, Reconstructions
 from inversight.priors import StylePrior
 from inversight.settings import ATTACKS
-from study import interval, numbers
+from study_data import DATASETS
 
-WORK = Path("benchmarks/out/defences")
 ARMS = ("vanilla", "natural-gradient")
 _ALL_ARMS = (*ARMS, "pseudo-labels", "target-aware")
 BASELINES = ("unguided", "selection")
@@ -83,20 +93,15 @@ SMALL = {"pool": 500, "candidates": 40, "steps": 24, "keep": 10, "crops": 10}
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory() as temporary:
-        options.work = work_folder(options, usual=WORK, temporary=temporary)
+    with folders(options, usual="benchmarks/out/defences", temporary=()):
         _dispatch(options)
 
 
 def _dispatch(options: argparse.Namespace) -> None:
-    if options.run:
+    if options.run or options.rescore:
         for seed in options.seeds:
             for name in options.datasets:
-                run(name, seed, options)
-    elif options.rescore:
-        for seed in options.seeds:
-            for name in options.datasets:
-                rescore(name, seed, options)
+                (run if options.run else rescore)(name, seed, options)
     elif options.sheet:
         sheet(options)
     elif options.table:
@@ -111,29 +116,16 @@ def _dispatch(options: argparse.Namespace) -> None:
 
 
 def _options() -> argparse.Namespace:
-    arguments = parser(__doc__ or "")
-    arguments.add_argument("--datasets", type=lambda text: text.split(","))
-    arguments.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    arguments.add_argument(
-        "--attacks", default=(*BASELINES, *ATTACKS), type=lambda text: text.split(",")
-    )
-    arguments.add_argument("--arms", default=_ALL_ARMS, type=lambda text: text.split(","))
-    arguments.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
-    )
-    work_option(arguments)
-    arguments.add_argument("--evidence", type=Path, default=Path("docs/attacks"))
+    datasets = ("faces-32", "vehicles-same")
+    arguments = data_parser(__doc__ or "", datasets=datasets, evidence="docs/attacks")
+    arguments.add_argument("--attacks", default=(*BASELINES, *ATTACKS), type=listed)
+    arguments.add_argument("--arms", default=_ALL_ARMS, type=listed)
     arguments.add_argument("--classes", type=int, default=4, help="for the measurement of speed")
     arguments.add_argument("--run", action="store_true")
-    arguments.add_argument("--table", action="store_true")
     arguments.add_argument("--rescore", action="store_true", help="score kept results again")
     arguments.add_argument("--markdown", type=Path, help="also write the table to this file")
     arguments.add_argument("--sheet", type=Path)
-    options = arguments.parse_args()
-    options.seeds = numbers(options.seeds or ("0" if options.small else "0-2"))
-    options.datasets = options.datasets or (
-        ["digits"] if options.small else ["faces-32", "vehicles-same"]
-    )
+    options = data_options(arguments, known=DATASETS, seeds="0-2", small_seeds="0")
     unknown = [name for name in options.attacks if name not in (*BASELINES, *ATTACKS)]
     if unknown:
         raise SystemExit(f"--attacks: no such attack: {', '.join(unknown)}")
@@ -169,13 +161,18 @@ def speed(options: argparse.Namespace) -> None:
         if not pairs:
             continue
         suffix = "" if variant == OURS else f" ({variant})"
-        figures[f"plain_over_ours{suffix}"] = _mean(a["seconds"] / b["seconds"] for a, b in pairs)
-        figures[f"accuracy_difference{suffix}"] = _mean(
-            a["accuracy"] - b["accuracy"] for a, b in pairs
+        plain, ours = (
+            statistics.mean(row["ddcs"] for row in side) for side in zip(*pairs, strict=True)
         )
-        figures[f"ddcs_ratio{suffix}"] = _mean(b["ddcs"] for _, b in pairs) / _mean(
-            a["ddcs"] for a, _ in pairs
-        )
+        figures |= {
+            f"plain_over_ours{suffix}": statistics.mean(
+                a["seconds"] / b["seconds"] for a, b in pairs
+            ),
+            f"accuracy_difference{suffix}": statistics.mean(
+                a["accuracy"] - b["accuracy"] for a, b in pairs
+            ),
+            f"ddcs_ratio{suffix}": ours / plain,
+        }
     finish("Plug & Play, plain and quick settings", figures, rows, options)
 
 
@@ -213,10 +210,6 @@ class _Peak:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-
-
-def _mean(values: Any) -> float:
-    return statistics.mean(values)
 
 
 # Table
@@ -297,15 +290,12 @@ def _save(
     name: str, arm: str, seed: int, attack: str, facts: dict[str, Any], options: argparse.Namespace
 ) -> None:
     file = _file(name, arm, seed, options)
-    file.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(file.read_text())["attacks"] if file.is_file() else {}
     content = {
         "data": name, "arm": arm, "seed": seed, "machine": machine(seed),
         "attacks": {**known, attack: facts},
     }  # fmt: skip
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(file)
+    keep(file, content)
 
 
 def table(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -399,15 +389,16 @@ def adapted(options: argparse.Namespace) -> dict[str, str]:
                     continue
                 for seed in a.keys() & b.keys():
                     gains.setdefault(seed, []).append(a[seed] - b[seed])
-            figures[f"{name}_{measure}_gain"] = _signed([_mean(g) for g in gains.values()])
+            figures[f"{name}_{measure}_gain"] = _signed(
+                [statistics.mean(g) for g in gains.values()]
+            )
     return figures
 
 
 def _signed(differences: list[float]) -> str:
     if not differences:
         return "-"
-    mean, half = interval(differences)
-    return f"{mean:+.2f}" + ("" if half is None else f" ± {half:.2f}")
+    return plus_minus(*interval(differences), "+.2f", ".2f")
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
@@ -423,7 +414,7 @@ def _shown(values: list[float], measure: str) -> str:
     digits = {"queries": 0, "seconds": 0, "knn_distance": 1, "frechet": 1}.get(measure, 2)
     if measure in ("queries", "seconds") or half is None:
         return f"{mean:,.{digits}f}"
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return plus_minus(mean, half, f".{digits}f")
 
 
 # Pictures
@@ -431,11 +422,6 @@ def _shown(values: list[float], measure: str) -> str:
 
 def sheet(options: argparse.Namespace) -> None:
     """Draw private images in columns and, in each row, their nearest reconstructions by one attack."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     name, seed = options.datasets[0], options.seeds[0]
     problem = _problem(name, seed, options)
     first = [int((problem.private.labels == k).nonzero()[0]) for k in problem.labels[:10]]
@@ -453,13 +439,13 @@ def sheet(options: argparse.Namespace) -> None:
         reconstructions = _load(problem, arm, attack)
         _, found = problem.scored(reconstructions)
         nearest = found.sets[0].assignment.nearest_row.tolist()
-        order = {one: place for place, one in enumerate(found.subjects.ids)}
+        order = {one: place for place, one in enumerate(found.reference.ids)}
         picked = [nearest[order[one]] for one in ids]
         blank = torch.ones_like(reconstructions.images[0])
         images = [reconstructions.images[row] if row >= 0 else blank for row in picked]
         rows.append((attack, torch.stack(images)))
     height = 0.62 * len(rows)
-    fig, axes = plt.subplots(len(rows), 10, figsize=(8.2, height), squeeze=False)
+    fig, axes = pyplot().subplots(len(rows), 10, figsize=(8.2, height), squeeze=False)
     for line, (title, images) in zip(axes, rows, strict=True):
         for axis, image in zip(line, images, strict=True):
             shown = image.permute(1, 2, 0).squeeze(-1).numpy()
@@ -470,9 +456,7 @@ def sheet(options: argparse.Namespace) -> None:
                 side.set_visible(False)
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7)
     fig.subplots_adjust(left=0.2, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.05)
-    options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(options.sheet, dpi=120)
-    plt.close(fig)
+    save_figure(fig, options.sheet, dpi=120)
 
 
 def _images_file(problem: AttackProblem, arm: str, attack: str) -> Path:

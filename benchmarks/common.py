@@ -1,18 +1,27 @@
-"""Options, machine facts, table and JSON file of all benchmarks."""
+"""What benchmarks share: options, kept results, intervals, figures, machine facts and the printed table."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import importlib.metadata
 import json
+import math
 import platform
+import statistics
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t
+
+from inversight.core.run import write_json
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -26,18 +35,117 @@ def parser(description: str) -> argparse.ArgumentParser:
     return arguments
 
 
-def work_option(arguments: argparse.ArgumentParser) -> None:
-    """Add --work, for benchmarks that start from audits which others may have run already."""
+def data_parser(doc: str, *, datasets: Iterable[str], evidence: str) -> argparse.ArgumentParser:
+    """Return a parser for a benchmark that keeps a result for each data set and seed."""
+    arguments = parser(doc)
+    arguments.add_argument("--datasets", default=",".join(datasets), type=listed)
+    arguments.add_argument("--seeds", help="for example 0-2 or 0,3")
+    arguments.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
+    )
     arguments.add_argument(
         "--work", type=Path, help="run folders (small versions: deleted unless given)"
     )
+    arguments.add_argument("--evidence", type=Path, default=Path(evidence))
+    arguments.add_argument("--table", action="store_true", help="run nothing")
+    return arguments
 
 
-def work_folder(options: argparse.Namespace, *, usual: Path, temporary: str) -> Path:
-    """Return where run folders go: --work, else ``usual``, or ``temporary`` with --small."""
-    if options.work is not None:
-        return Path(options.work)
-    return Path(temporary) / "work" if options.small else usual
+def data_options(
+    arguments: argparse.ArgumentParser, *, known: Iterable[str], seeds: str, small_seeds: str
+) -> argparse.Namespace:
+    """Return the options of :func:`data_parser`; --small takes the digits."""
+    options = arguments.parse_args()
+    options.seeds = numbers(options.seeds or (small_seeds if options.small else seeds))
+    if options.small:
+        options.datasets = ["digits"]
+    unknown = [name for name in options.datasets if name not in known]
+    if unknown:
+        raise SystemExit(f"--datasets: expected some of {', '.join(known)}, found {unknown}")
+    return options
+
+
+@contextmanager
+def folders(
+    options: argparse.Namespace, *, usual: str, temporary: Sequence[str] = ("evidence",)
+) -> Iterator[None]:
+    """Set where run folders go, by default ``usual``.
+
+    --small deletes them afterwards, and what goes to the options that ``temporary`` names.
+    """
+    with tempfile.TemporaryDirectory() as deleted:
+        if options.work is None:
+            options.work = Path(deleted) / "work" if options.small else Path(usual)
+        for name in temporary if options.small else ():
+            setattr(options, name, Path(deleted) / name)
+        yield
+
+
+def listed(text: str) -> list[str]:
+    """Return the names in "a,b"."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """Return the seeds in "5-9" or "0,3"."""
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if last else [int(n) for n in text.split(",")]
+
+
+def keep(file: Path, facts: dict[str, Any]) -> None:
+    """Write a result."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, facts)
+
+
+def kept(options: argparse.Namespace, pattern: str) -> list[dict[str, Any]]:
+    """Return the results of the chosen data sets and seeds in files that match ``pattern``."""
+    found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob(pattern))]
+    found = [f for f in found if f["seed"] in options.seeds and f["data"] in options.datasets]
+    if not found:
+        raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+    return found
+
+
+def is_current(file: Path, settings: str) -> bool:
+    """Return whether ``file`` holds a result with these settings."""
+    return file.is_file() and json.loads(file.read_text())["settings"] == settings
+
+
+def digest(values: Any) -> str:
+    """Return a hash of settings that a result depends on."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half the width of its 95 % interval by Student's t; None for one value."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), None
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half
+
+
+def plus_minus(value: float, half: float | None, form: str, half_form: str | None = None) -> str:
+    """Return a value and half the width of its interval, if there is one, in these formats."""
+    return f"{value:{form}}" + ("" if half is None else f" ± {half:{half_form or form}}")
+
+
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, which needs no screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
+    """Write a figure to ``path`` and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    pyplot().close(figure)
 
 
 def machine(seed: int) -> dict[str, Any]:

@@ -18,27 +18,34 @@ benchmark continues from them.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
-from common import finish, machine, parser
+from common import (
+    digest,
+    finish,
+    folders,
+    interval,
+    is_current,
+    keep,
+    listed,
+    machine,
+    parser,
+    pyplot,
+    save_figure,
+)
 from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, planted, unequal_rows
 from inversight.core.console import Terminal
-from inversight.core.run import Run
+from inversight.core.run import read_manifest
 from inversight.data import ImageSet, write_images
-from inversight.pipeline.execution import execute
-from inversight.pipeline.plan import Plan
 from inversight.pipeline.train import train
 from inversight.settings import resolve
+from study import audit_arm
 
 PARTS = ("null", "planted", "no-leak", "trained-leak")
 PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50
@@ -86,10 +93,7 @@ _SMALL: dict[str, Any] = {
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory() as temporary:
-        if options.small:
-            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
-            options.figures = Path(temporary)
+    with folders(options, usual="benchmarks/out/controls", temporary=("evidence", "figures")):
         rows: list[dict[str, Any]] = []
         figures: dict[str, Any] = {}
         if "null" in options.parts:
@@ -117,16 +121,14 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     arguments = parser(__doc__ or "")
-    arguments.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
+    arguments.add_argument("--parts", default=",".join(PARTS), type=listed)
     arguments.add_argument(
         "--seeds", type=int, default=None, help="for planted and no-leak; default 20"
     )
     arguments.add_argument(
         "--leak-seeds", type=int, default=None, help="for trained-leak; default 5"
     )
-    arguments.add_argument(
-        "--work", type=Path, default=Path("benchmarks/out/controls"), help="run folders"
-    )
+    arguments.add_argument("--work", type=Path, help="run folders")
     arguments.add_argument("--evidence", type=Path, default=Path("docs/controls"))
     arguments.add_argument("--figures", type=Path, default=Path("docs/images"))
     arguments.add_argument("--table", action="store_true", help="run no attack")
@@ -154,7 +156,7 @@ def _planted(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
                 "level": float(level),
             }
             for name in ("recall", "fdp"):
-                row[name], row[f"{name} ±"] = _interval([run[i][name] for run in runs])
+                row[name], row[f"{name} ±"] = interval([run[i][name] for run in runs])
             rows.append(row)
     last = {row["setting"]: row for row in rows if row["level"] == 1.0}
     pooled, own = last["null of all classes"], last["null of each class"]
@@ -166,14 +168,6 @@ def _planted(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
     }
 
 
-def _interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval by Student's t; NaN for one value."""
-    if len(values) < 2:
-        return values[0], math.nan
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
-
-
 def _attacked(
     part: str, seeds: int, figures: dict[str, Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
@@ -181,7 +175,7 @@ def _attacked(
     found = []
     for seed in range(seeds):
         file = options.evidence / f"{part}-{seed}.json"
-        if not options.table and not _is_current(file, options):
+        if not options.table and not is_current(file, _digest(options.small)):
             _attack(part, seed, file, options)
         if file.is_file():
             found.append(json.loads(file.read_text()))
@@ -205,8 +199,8 @@ def _attacked(
         figures["no_leak_seeds_flagged"] = sum(one["flagged"]["count"] > 0 for one in found)
         figures["no_leak_seeds"] = len(found)
     else:
-        figures["trained_leak_auc"], half = _interval([row["auc"] for row in rows])
-        figures["trained_leak_auc_half"] = None if math.isnan(half) else half
+        auc, half = interval([row["auc"] for row in rows])
+        figures |= {"trained_leak_auc": auc, "trained_leak_auc_half": half}
     return rows
 
 
@@ -216,15 +210,11 @@ def _auc(one: dict[str, Any]) -> float:
     return float(((a < b) + 0.5 * (a == b)).mean())
 
 
-def _is_current(file: Path, options: argparse.Namespace) -> bool:
-    return file.is_file() and json.loads(file.read_text())["settings"] == _digest(options.small)
-
-
 def _digest(small: bool) -> str:
     # The first results were kept without naming the truncation.
     attack = {k: v for k, v in _ATTACK["attack"][0].items() if k != "truncation"}
     values = [{**_ATTACK, "attack": [attack]}, _TARGET, PRIVATE, HOLDOUT, THIRD, REPEATS, small]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(values)
 
 
 def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> None:
@@ -240,24 +230,17 @@ def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> No
     for copy in range(1, copies):
         names = [f"{private.ids[i].removesuffix('.png')}-{copy}.png" for i in leaked]
         write_images(home / "seen", private.images[leaked], names)
-    reporter = Terminal()
     if not (home / "target").is_dir():
         training = {**_TARGET, **(_SMALL_TARGET if options.small else {})}
         train(
             home / "seen", home / "target", size=None, seed=seed, device="auto", given=training,
-            reporter=reporter,
+            reporter=Terminal(),
         )  # fmt: skip
     given = {**_ATTACK, **(_SMALL if options.small else {}), "seed": seed}
-    folders = {name: home / name for name in ("private", "holdout", "public")}
-    plan = Plan.prepare(resolve({**folders, "target": str(home / "target"), **given}), reporter)
+    given |= {name: home / name for name in ("private", "holdout", "public")}
     folder = home / "run"
-    run = Run.open(folder) if folder.exists() else Run.create(folder, plan.manifest())
-    try:
-        with reporter.live():
-            result = execute(plan, run, reporter)
-        minutes = sum(s["seconds"] for s in run.manifest["stages"]) / 60
-    finally:
-        run.close()
+    result = audit_arm(resolve({**given, "target": str(home / "target")}), folder, folder)
+    minutes = sum(s["seconds"] for s in read_manifest(folder)["stages"]) / 60
     repeated = result.samples["id"].isin([private.ids[i] for i in leaked])
     facts = {
         "control": part,
@@ -270,10 +253,7 @@ def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> No
         **_values(result.samples, "repeated", repeated),
         **_values(result.samples, "others", ~repeated),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
-    partial.replace(file)
+    keep(file, facts)
 
 
 def _firsts(images: ImageSet) -> list[int]:
@@ -295,8 +275,7 @@ def _values(samples: pd.DataFrame, name: str, rows: pd.Series) -> dict[str, list
 
 def _draw_planted(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot recall and false-discovery proportion against the distance of the planted leak."""
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(6.4, 3.8), layout="constrained")
     for i, setting in enumerate(dict.fromkeys(row["setting"] for row in rows)):
         own = [row for row in rows if row["setting"] == setting]
         x = [row["level"] for row in own]
@@ -304,7 +283,8 @@ def _draw_planted(rows: list[dict[str, Any]], path: Path) -> None:
         for name, line in (("recall", "-"), ("fdp", ":")):
             words = "found" if name == "recall" else "false alarms among the flagged"
             axis.errorbar(
-                x, [r[name] for r in own], yerr=[r[f"{name} ±"] for r in own], linestyle=line,
+                x, [r[name] for r in own], yerr=[r[f"{name} ±"] or math.nan for r in own],
+                linestyle=line,
                 label=f"{words}; {setting}", **look,
             )  # fmt: skip
     axis.axhline(RATE, color="#c2570c", linewidth=0.8, label=f"accepted rate, {RATE:g}")
@@ -312,7 +292,7 @@ def _draw_planted(rows: list[dict[str, Any]], path: Path) -> None:
     axis.set_ylabel("share")
     axis.set_ylim(-0.03, 1.03)
     axis.legend(frameon=False, fontsize=8, loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_attacked(options: argparse.Namespace) -> None:
@@ -327,8 +307,7 @@ def _draw_attacked(options: argparse.Namespace) -> None:
     }
     if not any(groups.values()):
         return
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(6.4, 3.8), layout="constrained")
     axis.plot([0, 1], [0, 1], color="#9ca3af", linewidth=0.8)
     colours = ("#6b7280", "#2563a8", "#c2570c")
     for (name, parts), colour in zip(groups.items(), colours, strict=True):
@@ -339,22 +318,7 @@ def _draw_attacked(options: argparse.Namespace) -> None:
     axis.set_xlabel("p value")
     axis.set_ylabel("share of private images at or below")
     axis.legend(frameon=False, loc="upper left")
-    _save(figure, options.figures / "controls.png")
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    _pyplot().close(figure)
+    save_figure(figure, options.figures / "controls.png")
 
 
 if __name__ == "__main__":

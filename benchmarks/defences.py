@@ -13,24 +13,33 @@ JSON files under --evidence, from which a stopped benchmark continues.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from base_audits import base_audit, base_settings
-from common import finish, machine, parser, work_folder, work_option
+from common import (
+    data_options,
+    data_parser,
+    digest,
+    finish,
+    folders,
+    is_current,
+    keep,
+    kept,
+    listed,
+    machine,
+    pyplot,
+    save_figure,
+)
 from inversight.core.config import build, merge, parse_assignment, to_mapping
 from inversight.core.console import Terminal
 from inversight.defences.outcomes import NONE, RATIOS, TOLERANCE, interval
 from inversight.pipeline.defend import BLACK_BOX, defend
 from inversight.settings import DEFENCES
-from study import digest, numbers
+from study import digest_of
 from study_data import DATASETS
 
-WORK = Path("benchmarks/out/study")
 SHOWN = {
     "holdout_accuracy": "accuracy",
     "ddcs_best": "DDCS",
@@ -53,18 +62,12 @@ SMALL_BLACK_BOX: dict[str, Any] = {
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory() as temporary:
-        options.work = work_folder(options, usual=WORK, temporary=temporary)
-        if options.small:
-            options.evidence = Path(temporary) / "evidence"
-            options.figure = Path(temporary) / "defences.png"
+    with folders(options, usual="benchmarks/out/study", temporary=("evidence", "figure")):
         if not options.table:
             for seed in options.seeds:
                 for name in options.datasets:
                     _seed(name, seed, options)
-        found = _read(options)
-        if not found:
-            raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+        found = kept(options, "*/*.json")
         rows = table(found)
         figure(rows, options.figure)
         figures = {
@@ -78,31 +81,16 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    arguments = parser(__doc__ or "")
-    arguments.add_argument(
-        "--datasets", default="faces-32,vehicles-same", type=lambda text: text.split(",")
-    )
-    arguments.add_argument(
-        "--defences", default=",".join(DEFENCES), type=lambda text: text.split(",")
-    )
-    arguments.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
-    arguments.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
-    )
-    work_option(arguments)
-    arguments.add_argument("--evidence", type=Path, default=Path("docs/defences"))
+    datasets = ("faces-32", "vehicles-same")
+    arguments = data_parser(__doc__ or "", datasets=datasets, evidence="docs/defences")
+    arguments.add_argument("--defences", default=",".join(DEFENCES), type=listed)
     arguments.add_argument("--figure", type=Path, default=Path("docs/images/defences.png"))
-    arguments.add_argument("--table", action="store_true", help="run nothing")
     arguments.add_argument(
         "--set", action="append", default=[], metavar="DEFENCE.SETTING=VALUE", help="one to try"
     )
-    options = arguments.parse_args()
-    options.seeds = numbers(options.seeds or ("0-1" if options.small else "0-2"))
+    options = data_options(arguments, known=DATASETS, seeds="0-2", small_seeds="0-1")
     if options.small:
-        options.datasets, options.defences = ["digits"], list(SMALL_DEFENCES)
-    unknown = [n for n in options.datasets if n not in DATASETS]
-    if unknown:
-        raise SystemExit(f"--datasets: expected some of {', '.join(DATASETS)}, found {unknown}")
+        options.defences = list(SMALL_DEFENCES)
     return options
 
 
@@ -116,7 +104,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
     for defence in [NONE, *options.defences]:
         spec = {"class": defence, **settings.get(defence, {})}
         stamps[defence] = _stamp(base, spec, _black_box(name, options.small))
-        if not _is_current(_file(options, name, defence, seed), stamps[defence]):
+        if not is_current(_file(options, name, defence, seed), stamps[defence]):
             missing.append(spec)
     wanted = [spec for spec in missing if spec["class"] != NONE]
     if not missing:
@@ -127,7 +115,6 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
         attacks=[_black_box(name, options.small)], reporter=Terminal(),
     )  # fmt: skip
     for row in result.found["defences"]:
-        file = _file(options, name, row["name"], seed)
         facts = {
             "data": name,
             "defence": row["name"],
@@ -144,10 +131,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
             "facts": row["facts"],
             "machine": machine(seed),
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
-        partial.replace(file)
+        keep(_file(options, name, row["name"], seed), facts)
 
 
 def _count(value: int | list[str]) -> int:
@@ -161,24 +145,12 @@ def _black_box(name: str, small: bool) -> dict[str, Any]:
 def _stamp(base: Any, spec: dict[str, Any], black_box: dict[str, Any]) -> str:
     """Return a hash of everything that a result depends on."""
     own = {} if spec["class"] == NONE else to_mapping(build(spec, DEFENCES, role="--defence"))
-    values = [digest(base), own, black_box]
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return digest([digest_of(base), own, black_box])
 
 
 def _file(options: argparse.Namespace, data: str, defence: str, seed: int) -> Path:
     file: Path = options.evidence / data / f"{defence}-{seed}.json"
     return file
-
-
-def _is_current(file: Path, stamp: str) -> bool:
-    return file.is_file() and json.loads(file.read_text())["settings"] == stamp
-
-
-def _read(options: argparse.Namespace) -> list[dict[str, Any]]:
-    found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob("*/*.json"))]
-    return [
-        one for one in found if one["seed"] in options.seeds and one["data"] in options.datasets
-    ]
 
 
 def _changes(found: list[dict[str, Any]], data: str, defence: str, key: str) -> dict[int, float]:
@@ -278,11 +250,7 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot the change of DDCS against that of holdout accuracy, one panel for each data set."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     data = list(dict.fromkeys(row["data"] for row in rows))
     names = [n for n in DEFENCES if any(r["defence"] == n for r in rows)]
     fig, axes = plt.subplots(
@@ -312,9 +280,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0][0].set_ylabel("change of DDCS, best (lower is better)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save_figure(fig, path)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from common import machine
@@ -53,7 +52,7 @@ SHOWN = (
 def main() -> None:
     run(
         "the paper's guidance", __doc__ or "", datasets=tuple(DATASETS), seeds="5-9",
-        evidence=Path("docs/guidance"), work=Path("benchmarks/out/study"), measure=measured,
+        evidence="docs/guidance", work="benchmarks/out/study", measure=measured,
         rows=rows,
     )  # fmt: skip
 
@@ -66,7 +65,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         folder = home / (BASE if variant == BASE else f"guidance, {variant}")
         settings = settings_of(variant, name, seed, options)
         result = audit_arm(settings, folder, home / BASE)
-        measures[variant] = {measure: result[measure]["value"] for measure in MEASURES}
+        measures[variant] = {one: result.metrics[one]["value"] for one in MEASURES}
     # Checkpoints are large; tables and pictures are kept.
     for folder in home.glob("guidance, *"):
         shutil.rmtree(folder / "stages", ignore_errors=True)

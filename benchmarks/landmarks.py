@@ -17,20 +17,19 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attack_problem import AttackProblem
-from common import machine
+from common import interval, machine, plus_minus
 from inversight.attacks import Reconstructions
 from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
 from inversight.settings import resolve
 from seed_by_seed import Measures, run
-from study import BASE, MEASURES, SMALL, audit_arm, interval
+from study import BASE, MEASURES, SMALL, audit_arm
 from study_data import DATASETS
 
 _NETWORKS_ALONE: dict[str, Any] = {
@@ -46,7 +45,7 @@ _NETWORKS_ALONE: dict[str, Any] = {
 def main() -> None:
     run(
         "landmarks", __doc__ or "", datasets=tuple(DATASETS), seeds="5-9",
-        evidence=Path("docs/landmarks"), work=Path("benchmarks/out/landmarks"), measure=measured,
+        evidence="docs/landmarks", work="benchmarks/out/landmarks", measure=measured,
         rows=rows,
     )  # fmt: skip
 
@@ -96,8 +95,8 @@ def rows(name: str, found: list[Measures]) -> list[dict[str, Any]]:
     for landmark in found[0]:
         row: dict[str, Any] = {"data": name, "images": landmark, "seeds": len(found)}
         for measure in MEASURES:
-            mean, half = interval([one[landmark][measure] for one in found])
-            row[measure] = f"{mean:.3g}" + ("" if half is None else f" ± {half:.2g}")
+            values = [one[landmark][measure] for one in found]
+            row[measure] = plus_minus(*interval(values), ".3g", ".2g")
         table.append(row)
     return table
 

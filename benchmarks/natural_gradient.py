@@ -47,10 +47,10 @@ from inversight.embeddings import Embedding, PullbackMetric, StageEmbedding
 from inversight.embeddings.distances import exact_products
 from inversight.embeddings.lpips import Lpips, random_backbone
 from inversight.embeddings.pullback import recorded_gram
-from inversight.models.networks import build_classifier
+from inversight.models.networks import SavedClassifier, build_classifier
 from inversight.models.target import Target, target_of
 from inversight.priors import train_prior
-from inversight.settings import AuditSettings, PriorTraining, prior_training, resolve
+from inversight.settings import AuditSettings, PriorTraining, Training, prior_training, resolve
 
 PARTS = ("eigenpairs", "direction", "steps")
 RANK, NCV = 20, 40
@@ -78,17 +78,17 @@ def photographs(n: int, size: int, seed: int) -> Tensor:
     return torch.cat(crops)
 
 
+def network(training: Training, classes: str, size: int, rng: torch.Generator) -> SavedClassifier:
+    """Return a random network of the kind that a training makes, with a class for each letter."""
+    return build_classifier(
+        training.architecture, classes=tuple(classes), image_shape=(3, size, size),
+        width=training.width, mean=(0.5,) * 3, std=(0.25,) * 3, rng=rng,
+    )  # fmt: skip
+
+
 def classifier(size: int, seed: int, device: torch.device) -> Target:
     """Return a random target with the standard preset's architecture and ten classes."""
-    saved = build_classifier(
-        STANDARD.target_training.architecture,
-        classes=tuple("abcdefghij"),
-        image_shape=(3, size, size),
-        width=STANDARD.target_training.width,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        rng=generator(seed, "target"),
-    )
+    saved = network(STANDARD.target_training, "abcdefghij", size, generator(seed, "target"))
     saved.module.to(device)
     return target_of(saved, "random")
 
@@ -102,16 +102,7 @@ def entropy_gradient(target: Target, images: Tensor) -> Tensor:
 def embedding_of(name: str, size: int, seed: int, device: torch.device) -> Embedding:
     """Return the embedding named as in ``--guidance-embedding``, with random weights."""
     if name == "public":
-        training = STANDARD.public_training
-        saved = build_classifier(
-            training.architecture,
-            classes=("a", "b", "c", "d"),
-            image_shape=(3, size, size),
-            width=training.width,
-            mean=(0.5,) * 3,
-            std=(0.25,) * 3,
-            rng=generator(seed, "public"),
-        )
+        saved = network(STANDARD.public_training, "abcd", size, generator(seed, "public"))
         saved.module.eval().requires_grad_(False).to(device)
         return StageEmbedding("public", saved)
     net: Any = name.removeprefix("lpips-")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from attack_problem import MEASURES, STEPS, AttackProblem
@@ -52,7 +51,7 @@ SHOWN = ("ddcs_best", "covered", "coverage", "frechet", "knn_distance", "accurac
 def main() -> None:
     run(
         "network of the projected discriminator", __doc__ or "", datasets=tuple(STEPS),
-        seeds="0-2", evidence=Path("docs/projected"), work=Path("benchmarks/out/defences"),
+        seeds="0-2", evidence="docs/projected", work="benchmarks/out/defences",
         measure=measured, rows=rows,
     )  # fmt: skip
 

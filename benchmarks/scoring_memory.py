@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from common import finish, parser
+from common import finish, parser, pyplot, save_figure
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.embeddings import PooledEmbedding
@@ -52,11 +52,7 @@ def one(kind: str, n: int) -> dict[str, Any]:
         std=[0.25] * 3, rng=generator(2),
     )  # fmt: skip
     pooled = PooledEmbedding("classifier", target_of(saved, "untrained"))
-    distance: Any = {
-        "pixel": Pixel((32, 32)),
-        "classifier": pooled,
-        "lpips-vgg": None,
-    }[kind]
+    distance: Any = Pixel((32, 32)) if kind == "pixel" else pooled
     if kind == "lpips-vgg":
         from inversight.embeddings.lpips import Lpips, random_backbone  # takes seconds
 
@@ -82,12 +78,7 @@ def one(kind: str, n: int) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for kind in ("pixel", "classifier", "lpips-vgg"):
         mine = [r for r in rows if r["distance"] == kind]
         x = [r["images"] for r in mine]
@@ -108,7 +99,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     right.set_ylim(bottom=0)
     right.set_title("peak memory of the process", fontsize=10)
     left.legend(frameon=False)
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file)
 
 
 def main() -> None:
@@ -121,9 +112,8 @@ def main() -> None:
         return
     sizes = (1000,) if options.small else (1000, 10_000, 100_000)
     rows = []
-    for kind, n in [(k, n) for k in ("pixel", "classifier") for n in sizes] + [("lpips-vgg", 100)]:
-        if kind == "lpips-vgg" and options.small:
-            n = 4
+    runs = [(kind, n) for kind in ("pixel", "classifier") for n in sizes]
+    for kind, n in [*runs, ("lpips-vgg", 4 if options.small else 100)]:
         found = subprocess.run(
             [sys.executable, __file__, "--one", kind, str(n)],
             check=True, capture_output=True, text=True,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from common import finish, parser, work_folder, work_option
-from inversight.core.run import write_json
-from study import LOWER_IS_BETTER, interval, numbers
+from common import data_options, data_parser, finish, folders, interval, keep, plus_minus
+from study import LOWER_IS_BETTER
 
 Measures = dict[str, dict[str, float | None]]
 """Variant -> measure -> value."""
@@ -23,8 +21,8 @@ def run(
     *,
     datasets: Sequence[str],
     seeds: str,
-    evidence: Path,
-    work: Path,
+    evidence: str,
+    work: str,
     measure: Callable[[str, int, argparse.Namespace], dict[str, Any]],
     rows: Callable[[str, list[Measures]], list[dict[str, Any]]],
 ) -> None:
@@ -33,35 +31,15 @@ def run(
     ``measure`` returns the facts kept for a data set and seed, with ``measures``. ``rows`` returns the table's
     rows of a data set from the measures of its seeds. --small takes digits with seed 0 and keeps nothing.
     """
-    arguments = parser(doc)
-    arguments.add_argument(
-        "--datasets", default=",".join(datasets), type=lambda text: text.split(",")
-    )
-    arguments.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
-    arguments.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
-    )
-    work_option(arguments)
-    arguments.add_argument("--evidence", type=Path, default=evidence)
-    arguments.add_argument("--table", action="store_true", help="run nothing")
-    options = arguments.parse_args()
-    options.seeds = numbers(options.seeds or ("0" if options.small else seeds))
-    unknown = [name for name in options.datasets if name not in datasets]
-    if unknown:
-        raise SystemExit(f"--datasets: expected some of {', '.join(datasets)}, found {unknown}")
-    with tempfile.TemporaryDirectory() as temporary:
-        options.work = work_folder(options, usual=work, temporary=temporary)
-        if options.small:
-            options.datasets = ["digits"]
-            options.evidence = Path(temporary) / "evidence"
+    arguments = data_parser(doc, datasets=datasets, evidence=evidence)
+    options = data_options(arguments, known=datasets, seeds=seeds, small_seeds="0")
+    with folders(options, usual=work):
         shown = []
         for name in options.datasets:
             files = {seed: options.evidence / f"{name}-{seed}.json" for seed in options.seeds}
             for seed, file in files.items():
                 if not options.table and not file.is_file():
-                    facts = measure(name, seed, options)
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(file, facts)
+                    keep(file, measure(name, seed, options))
             found = [json.loads(f.read_text())["measures"] for f in files.values() if f.is_file()]
             shown += rows(name, found) if found else []
     if not shown:
@@ -87,13 +65,10 @@ def gains(
     for one in of:
         row: dict[str, Any] = {"data": name, what: one, "seeds": len(found)}
         for measure in shown:
-            mean, _ = interval([seed[one][measure] for seed in found])
-            row[measure] = f"{mean:.3g}"
+            row[measure] = f"{statistics.mean(seed[one][measure] for seed in found):.3g}"
             if one != over:
                 sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
-                gain, half = interval(
-                    [sign * (seed[one][measure] - seed[over][measure]) for seed in found]
-                )
-                row[measure] += f" ({gain:+.2g}" + (f" ± {half:.2g})" if half else ")")
+                gains = [sign * (seed[one][measure] - seed[over][measure]) for seed in found]
+                row[measure] += f" ({plus_minus(*interval(gains), '+.2g', '.2g')})"
         table.append(row)
     return table

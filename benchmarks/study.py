@@ -13,20 +13,30 @@ reported are seeds 5-9, on which nothing was chosen.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import math
 import shutil
 import statistics
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t
-
-from common import finish, machine, parser
+from common import (
+    data_options,
+    data_parser,
+    digest,
+    finish,
+    folders,
+    interval,
+    is_current,
+    keep,
+    kept,
+    listed,
+    machine,
+    plus_minus,
+    pyplot,
+    save_figure,
+)
+from inversight import AuditResult
 from inversight.core.config import merge, parse_assignment, to_mapping
 from inversight.core.console import Terminal
 from inversight.core.run import Run, read_manifest
@@ -98,17 +108,12 @@ SMALL: dict[str, Any] = {
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory() as temporary:
-        if options.small:
-            options.evidence, options.work = Path(temporary) / "evidence", Path(temporary) / "work"
+    with folders(options, usual="benchmarks/out/study"):
         if not options.table:
             for seed in options.seeds:
                 for name in options.datasets:
                     _seed(DATASETS[name], seed, options)
-        found = read(options.evidence)
-        rows = table(found, options.seeds)
-        if not rows:
-            raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+        rows = table(kept(options, "*/*.json"), options.seeds)
         if not options.small and any(row["arm"] != BASE for row in rows):
             figure(rows, options.figure)
         figures = {
@@ -126,41 +131,17 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    arguments = parser(__doc__ or "")
-    arguments.add_argument(
-        "--datasets", default=",".join(DATASETS), type=lambda text: text.split(",")
-    )
-    arguments.add_argument("--arms", default=None, type=lambda text: text.split(","))
-    arguments.add_argument("--seeds", default=None, help="for example 5-9 or 0,3")
-    arguments.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
-    )
-    arguments.add_argument(
-        "--work", type=Path, default=Path("benchmarks/out/study"), help="run folders"
-    )
-    arguments.add_argument("--evidence", type=Path, default=Path("docs/evidence"))
+    arguments = data_parser(__doc__ or "", datasets=DATASETS, evidence="docs/evidence")
+    arguments.add_argument("--arms", default=None, type=listed)
     arguments.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
-    arguments.add_argument("--table", action="store_true", help="run nothing")
     arguments.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting to try"
     )
-    options = arguments.parse_args()
-    options.seeds = numbers(options.seeds or ("0-1" if options.small else "5-9"))
+    options = data_options(arguments, known=DATASETS, seeds="5-9", small_seeds="0-1")
     options.arms = options.arms or list(SMALL_ARMS if options.small else STUDIED)
-    if options.small:
-        options.datasets = ["digits"]
-    unknown = [n for n in options.datasets if n not in DATASETS]
-    if unknown:
-        raise SystemExit(f"--datasets: expected some of {', '.join(DATASETS)}, found {unknown}")
     if BASE not in options.arms:
         options.arms = [BASE, *options.arms]
     return options
-
-
-def numbers(text: str) -> list[int]:
-    """Return the seeds in "5-9" or "0,3"."""
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last) + 1)) if last else [int(n) for n in text.split(",")]
 
 
 def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
@@ -174,7 +155,9 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
     if options.small:
         settings = {arm: _with_short_tuning(one) for arm, one in settings.items()}
     missing = [
-        arm for arm in options.arms if not _exists(_file(options, data, arm, seed), settings[arm])
+        arm
+        for arm in options.arms
+        if not is_current(_file(options, data, arm, seed), digest_of(settings[arm]))
     ]
     if not missing:
         return
@@ -183,20 +166,17 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
     for arm in [BASE, *(a for a in missing if a != BASE)]:
         started = time.perf_counter()
         result = audit_arm(settings[arm], home / arm, home / BASE)
-        row = {name: result[name]["value"] for name in MEASURES}
+        row = {name: result.metrics[name]["value"] for name in MEASURES}
         if arm == BASE:
             beside = row
             if arm not in missing:  # run again only because the other arms start from its folder
                 continue
-        file = _file(options, data, arm, seed)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
         facts = {
             "data": data.name,
             "arm": arm,
             "seed": seed,
             "minutes": round((time.perf_counter() - started) / 60, 2),
-            "settings": digest(settings[arm]),
+            "settings": digest_of(settings[arm]),
             "adaptation": to_mapping(settings[arm].adaptation),
             "machine": machine(seed),
             "measures": row,
@@ -205,8 +185,7 @@ def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
             facts["target_accuracy"] = read_manifest(home / BASE)["target"]["private_accuracy"]
         else:
             facts["beside"] = beside
-        partial.write_text(json.dumps(facts, indent=1) + "\n")
-        partial.replace(file)
+        keep(_file(options, data, arm, seed), facts)
     if not options.small:
         for arm in options.arms:  # checkpoints are large; tables and pictures are kept
             if arm != BASE:
@@ -233,7 +212,8 @@ def _with_short_tuning(settings: AuditSettings) -> AuditSettings:
     return replace(settings, adaptation=replace(settings.adaptation, pivots_tuning=tuning))
 
 
-def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, Any]:
+def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> AuditResult:
+    """Run or resume an audit in ``folder``, with the stages that it shares with the one in ``base``."""
     reporter = Terminal()
     plan = Plan.prepare(settings, reporter)
     run = Run.open(folder) if folder.exists() else Run.create(folder, plan.manifest())
@@ -244,12 +224,12 @@ def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> dict[str, An
                 if not (folder / "stages" / stage).exists():
                     shutil.copytree(base / "stages" / stage, folder / "stages" / stage)
         with reporter.live():
-            return execute(plan, run, reporter).metrics
+            return execute(plan, run, reporter)
     finally:
         run.close()
 
 
-def digest(settings: AuditSettings) -> str:
+def digest_of(settings: AuditSettings) -> str:
     """Return a hash of the settings that results depend on, which folders are not."""
     values = {name: to_mapping(settings)[name] for name in DEPENDS}
     values["attack"] = [_as_first_kept(one) for one in values["attack"]]
@@ -269,7 +249,7 @@ def digest(settings: AuditSettings) -> str:
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)
     }
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return digest(values)
 
 
 def _as_first_kept(attack: dict[str, Any]) -> dict[str, Any]:
@@ -283,16 +263,6 @@ def _file(options: argparse.Namespace, data: DataSet, arm: str, seed: int) -> Pa
     return file
 
 
-def _exists(file: Path, settings: AuditSettings) -> bool:
-    """Return whether there is a result with these settings."""
-    return file.is_file() and json.loads(file.read_text())["settings"] == digest(settings)
-
-
-def read(evidence: Path) -> list[dict[str, Any]]:
-    """Return all results under a folder."""
-    return [json.loads(f.read_text()) for f in sorted(evidence.glob("*/*.json"))]
-
-
 def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
     """Return a row for each data set and arm: means over seeds, and gains over vanilla with intervals.
 
@@ -300,7 +270,6 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
     vanilla of the same machine, since another processor trains another prior from the same seed. The row of
     vanilla also has the targets' accuracy on the private images, where it was kept.
     """
-    found = [f for f in found if f["seed"] in seeds]
     by = {(f["data"], f["arm"], f["seed"]): f["measures"] for f in found}
     beside = {(f["data"], f["arm"], f["seed"]): f["beside"] for f in found if "beside" in f}
     target = {(f["data"], f["seed"]): f["target_accuracy"] for f in found if "target_accuracy" in f}
@@ -331,14 +300,6 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
     return sorted(rows, key=lambda r: (list(DATASETS).index(r["data"]), order.get(r["arm"], 99)))
 
 
-def interval(values: list[float]) -> tuple[float, float | None]:
-    """Return the mean and half the width of its 95 % interval by Student's t; None for one value."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), None
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
-
-
 def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for row in rows:
@@ -347,7 +308,7 @@ def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             gain, half = row.get(f"{name}_gain"), row.get(f"{name}_half")
             text = f"{row[name]:.3g}"
             if gain is not None:
-                text += f" ({gain:+.2g}" + ("" if half is None else f" ± {half:.2g}") + ")"
+                text += f" ({plus_minus(gain, half, '+.2g', '.2g')})"
             cells[name] = text
         shown.append(cells)
     return shown
@@ -358,11 +319,6 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 
     Intervals are drawn for three seeds or more; fewer seeds give a hollow point.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     measures = ("ddcs_best", "coverage", "frechet")
     titles = {"ddcs_best": "DDCS, best", "coverage": "coverage", "frechet": "Fréchet distance"}
     guided = [row for row in rows if row["arm"] != BASE]
@@ -372,7 +328,9 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     places = [
         i + data.index(row["data"]) for i, row in enumerate(guided)
     ]  # a gap between data sets
-    fig, axes = plt.subplots(1, len(measures), figsize=(11, 0.8 + 0.24 * len(places)), sharey=True)
+    fig, axes = pyplot().subplots(
+        1, len(measures), figsize=(11, 0.8 + 0.24 * len(places)), sharey=True
+    )
     for axis, measure in zip(axes, measures, strict=True):
         for row, y in zip(guided, places, strict=True):
             scale = 100.0 / max(1e-12, abs(base[row["data"]][measure]))
@@ -398,9 +356,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].set_yticks(places, names, fontsize=8)
     axes[0].set_ylim(places[-1] + 0.6, -0.6)
     fig.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save_figure(fig, path)
 
 
 if __name__ == "__main__":

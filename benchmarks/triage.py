@@ -13,27 +13,35 @@ files under --evidence. "learned" is judged on classes left out of the fit, a fi
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from base_audits import base_audit, base_settings
-from common import finish, machine, parser, work_folder, work_option
-from inversight.core.run import read_manifest, write_json
+from common import (
+    data_options,
+    data_parser,
+    finish,
+    folders,
+    interval,
+    is_current,
+    keep,
+    kept,
+    machine,
+    plus_minus,
+)
+from inversight.core.run import read_manifest
 from inversight.core.seeding import generator
 from inversight.pipeline.signals import signals_of
 from inversight.pipeline.triage import EXPECTED, LEARNED, MEASURED, triage_run
 from inversight.report.reading import read_table
 from inversight.risk.signals import SIGNALS
 from inversight.risk.triage import agreement, learn
-from study import digest, interval, numbers
+from study import digest_of
 from study_data import DATASETS
 
-WORK = Path("benchmarks/out/study")
 FEW, DRAWS = 3, 10
 """Number of classes that "learned-few" learns from, and number of draws."""
 FEWER = "learned-few"
@@ -42,10 +50,7 @@ ORDER = (*SIGNALS, EXPECTED, LEARNED, FEWER)
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory() as temporary:
-        options.work = work_folder(options, usual=WORK, temporary=temporary)
-        if options.small:
-            options.evidence = Path(temporary) / "evidence"
+    with folders(options, usual="benchmarks/out/study"):
         if options.runs:
             found = [_measure(run, *_name(run), settings="given") for run in options.runs]
         else:
@@ -53,12 +58,7 @@ def main() -> None:
                 for seed in options.seeds:
                     for name in options.datasets:
                         _seed(name, seed, options)
-            found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob("*.json"))]
-            found = [
-                f for f in found if f["seed"] in options.seeds and f["data"] in options.datasets
-            ]
-        if not found:
-            raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
+            found = kept(options, "*.json")
         rows = table(found)
         figures = {
             f"{row['data']}_{row['predictor']}_{measure}": row[measure]
@@ -74,40 +74,19 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    arguments = parser(__doc__ or "")
-    arguments.add_argument(
-        "--datasets",
-        default="digits,faces-32,vehicles-same",
-        type=lambda text: text.split(","),
-    )
-    arguments.add_argument("--seeds", default=None, help="for example 0-2 or 0,3")
+    datasets = ("digits", "faces-32", "vehicles-same")
+    arguments = data_parser(__doc__ or "", datasets=datasets, evidence="docs/triage")
     arguments.add_argument("--runs", nargs="+", type=Path, help="use these finished audits")
-    arguments.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="the image folders"
-    )
-    work_option(arguments)
-    arguments.add_argument("--evidence", type=Path, default=Path("docs/triage"))
-    arguments.add_argument("--table", action="store_true", help="run nothing")
-    options = arguments.parse_args()
-    options.seeds = numbers(options.seeds or ("0-1" if options.small else "0-2"))
-    if options.small:
-        options.datasets = ["digits"]
-    unknown = [n for n in options.datasets if n not in DATASETS]
-    if unknown:
-        raise SystemExit(f"--datasets: expected some of {', '.join(DATASETS)}, found {unknown}")
-    return options
+    return data_options(arguments, known=DATASETS, seeds="0-2", small_seeds="0-1")
 
 
 def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
     """Compute the evidence of one data set and seed, unless it exists with these settings."""
     where: dict[str, Any] = {"data": options.data, "work": options.work, "small": options.small}
-    settings = digest(base_settings(name, seed, **where))
+    settings = digest_of(base_settings(name, seed, **where))
     file = options.evidence / f"{name}-{seed}.json"
-    if file.is_file() and json.loads(file.read_text())["settings"] == settings:
-        return
-    folder = base_audit(name, seed, **where)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, _measure(folder, name, seed, settings=settings))
+    if not is_current(file, settings):
+        keep(file, _measure(base_audit(name, seed, **where), name, seed, settings=settings))
 
 
 def _name(run: Path) -> tuple[str, int]:
@@ -199,8 +178,7 @@ def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for measure in MEASURED:
             for name in (measure, f"{measure}_within"):
                 half = row.get(f"{name}_half")
-                text = "-" if name not in row else f"{row[name]:.2f}"
-                cells[name] = text + ("" if half is None else f" ± {half:.2f}")
+                cells[name] = plus_minus(row[name], half, ".2f") if name in row else "-"
         shown.append(cells)
     return shown
 

@@ -11,7 +11,6 @@ preset. Results are JSON files under --evidence, one for each seed and data set.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from attack_problem import MEASURES, STEPS, AttackProblem
@@ -25,7 +24,7 @@ SHOWN = ("ddcs_best", "covered", "coverage", "frechet", "knn_distance", "accurac
 def main() -> None:
     run(
         "truncation of Plug & Play's pool", __doc__ or "", datasets=tuple(STEPS), seeds="0-2",
-        evidence=Path("docs/truncation"), work=Path("benchmarks/out/defences"), measure=measured,
+        evidence="docs/truncation", work="benchmarks/out/defences", measure=measured,
         rows=rows,
     )  # fmt: skip
 
