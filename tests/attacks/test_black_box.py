@@ -19,9 +19,8 @@ from inversight.attacks import (
     RlbMi,
     run_attack,
 )
-from inversight.attacks.constraints import PSpace
+from inversight.attacks.constraints import PoolSpace, PSpace
 from inversight.attacks.mirror_genetic import Individuals
-from inversight.attacks.pool_space import PoolSpace
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from inversight.attacks import Reconstructions, Vmi, run_attack
-from inversight.attacks.flows import Flow, _couplings
 from inversight.attacks.objectives import cross_entropy
-from inversight.attacks.vmi import Gaussian
+from inversight.attacks.vmi import Flow, Gaussian, _couplings
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.models.target import Target

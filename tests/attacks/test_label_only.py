@@ -17,7 +17,7 @@ from inversight.attacks import (
     run_attack,
 )
 from inversight.attacks.brep_mi import _Spheres
-from inversight.attacks.pool_space import PoolSpace
+from inversight.attacks.constraints import PoolSpace
 from inversight.core.errors import StageError
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target

@@ -13,7 +13,7 @@ from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.models.target import Access, Target
-from inversight.priors.base import Conditional, Critic, Intermediate, Prior
+from inversight.priors.base import Conditional, Critic, Intermediate, Prior, Truncatable
 
 ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
 """From the least access to the most."""
@@ -115,6 +115,11 @@ def missing_classes(
         f"found no sample of the prior in class {', '.join(missing[:3])}{more}, so there is no "
         "reconstruction of it; this says nothing about its images"
     )
+
+
+def truncated(prior: Prior, psi: float) -> Prior:
+    """Return the prior with truncation ``psi``, or unchanged if it does not support truncation."""
+    return prior.truncated(psi) if isinstance(prior, Truncatable) else prior
 
 
 def require_critic(attack: Attack, prior: Prior) -> Critic:

@@ -11,7 +11,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from inversight.attacks.base import Reconstructions, check_fits
+from inversight.attacks.base import Reconstructions, check_fits, truncated
 from inversight.attacks.queries import QueryMeter, check_queries, metered
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
@@ -47,6 +47,11 @@ class Problem:
         """Return a generator for each class, which does not depend on the other classes."""
         return [generator(self.seed, name, label) for label in self.labels.tolist()]
 
+    def sample(self, count: int, truncation: float, *use: str | int) -> Tensor:
+        """Draw ``count`` latents of the prior, truncated if it can be, for the use of that name."""
+        rng = generator(self.seed, *use)
+        return truncated(self.prior, truncation).sample(count, rng=rng)
+
     def labels_of(self, candidates: Tensor) -> Tensor:
         """Return the label of each of M candidates, (M,): class by class, as many of each."""
         return self.labels.repeat_interleave(len(candidates) // len(self.labels))
@@ -55,8 +60,12 @@ class Problem:
         """Return the logs of the target's probabilities for M latents' images, (M, K): M queries."""
         return self.answers(latents, lambda logits: logits.log_softmax(1))
 
-    def log_confidence(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Return the logs of the target's confidence in each latent's label, (M,): M queries."""
+    def log_confidence(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the logs of the target's confidence in each latent's label, (M,): M queries.
+
+        labels: by default those of as many latents of each class, class by class.
+        """
+        labels = self.labels_of(latents) if labels is None else labels
         return self.log_probabilities(latents).gather(1, labels[:, None]).squeeze(1)
 
     def predicted_classes(self, latents: Tensor) -> Tensor:

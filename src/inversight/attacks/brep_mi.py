@@ -23,13 +23,11 @@ from torch import Tensor
 
 from inversight.attacks.base import NoSampleError
 from inversight.attacks.base_attack import Problem
-from inversight.attacks.pool_space import PoolSpace
+from inversight.attacks.constraints import PoolSpace
 from inversight.attacks.queries import QueriesSpentError
 from inversight.attacks.score_search import QuerySearch, Search
-from inversight.attacks.selection import truncated
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
-from inversight.core.seeding import generator
 from inversight.models.target import Access
 from inversight.priors.base import Prior
 
@@ -88,16 +86,14 @@ class BrepMi(QuerySearch):
 
         Returns the space, points (classes x searches, D), class by class, and the classes that have any.
         """
-
-        def drawn(number: int) -> Tensor:
-            rng = generator(problem.seed, "pool", number)
-            return truncated(problem.prior, self.truncation).sample(self.pool, rng=rng)
-
-        space = PoolSpace(drawn(0))
+        space = PoolSpace(problem.sample(self.pool, self.truncation, "pool", 0))
         labels = problem.labels.tolist()
         found: dict[int, Tensor] = {}
         for number in range(self.pools):
-            points = space.points_of(drawn(number)) if number > 0 else space.points
+            points = space.points
+            if number > 0:
+                pool = problem.sample(self.pool, self.truncation, "pool", number)
+                points = space.points_of(pool)
             points = points.clamp(-self.bound, self.bound)
             try:
                 predicted = problem.predicted_classes(space.latents(points, clip=False))

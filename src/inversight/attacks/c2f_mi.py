@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.attacks.base_attack import Problem
-from inversight.attacks.pool_space import PoolSpace
+from inversight.attacks.constraints import PoolSpace
 from inversight.attacks.score_search import ScoreSearch, Search
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
@@ -148,9 +148,7 @@ class _Evolution(Search):
             children = self.attack.children(self.points, self.scores, step - 1, self.rngs)
         # Beyond the range a step would change nothing.
         children = self.space.clipped(children)
-        labels = self.problem.labels.repeat_interleave(self.attack.population)
-        scores = self.problem.log_confidence(self.space.latents(children), labels)
-        scores = scores.view(self.scores.shape)
+        scores = self.problem.log_confidence(self.space.latents(children)).view(self.scores.shape)
         # A child replaces its parent if the target is more confident in it.
         better = scores > self.scores
         self.points = torch.where(better[:, :, None], children, self.points)

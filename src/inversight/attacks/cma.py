@@ -14,12 +14,11 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base_attack import Problem
-from inversight.attacks.pool_space import PoolSpace
+from inversight.attacks.constraints import PoolSpace
 from inversight.attacks.score_search import ScoreSearch, Search
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
@@ -65,78 +64,58 @@ class CmaEs(ScoreSearch):
 
 
 class _Strategies(Search):
-    """All strategies of all classes, class by class."""
+    """All strategies of all classes, class by class, and the best point that each has evaluated.
+
+    best: (S, D). scores: (S,), of the best.
+    """
 
     def __init__(self, attack: CmaEs, problem: Problem) -> None:
+        from cmaes import CMA, SepCMA  # brings scipy.stats, which takes seconds
+
         super().__init__(problem, attack.generations)
-        self.attack = attack
         pool = attack.classified_pool(problem)
         self.space = PoolSpace(pool.latents)
-        if self.space.width < 2:
+        width = self.space.width
+        if width < 2:
             raise InputError(
                 "CmaEs: the prior's latents have one coordinate, and a search needs two or more; "
                 "choose another --attack"
             )
-        self.population = attack.population_size(self.space.width)
-        self.strategies = [
-            _Strategy(
-                self.space.points[row].numpy(), float(pool.scores[row, label]), label,
-                self.population, attack.step, derive_seed(problem.seed, "search", label, number),
+        self.population = attack.population_size(width)
+        rows = pool.best(problem.labels, attack.searches).flatten()
+        self.best, self.labels = self.space.points[rows], problem.labels_of(rows)
+        self.scores = pool.scores[rows, self.labels]
+        kind: Any = SepCMA if width >= _WIDE else CMA
+        self._strategies = [
+            kind(
+                mean=start.copy(), sigma=attack.step, population_size=self.population,
+                seed=derive_seed(problem.seed, "search", label, n % attack.searches) % 2**32,
             )
-            for label, rows in zip(
-                problem.labels.tolist(), pool.best(problem.labels, attack.searches), strict=True
+            for n, (start, label) in enumerate(
+                zip(self.best.numpy(), self.labels.tolist(), strict=True)
             )
-            for number, row in enumerate(rows.tolist())
         ]  # fmt: skip
+        self._active = list(range(len(rows)))
 
     def advance(self, step: int) -> bool:
-        active = [strategy for strategy in self.strategies if not strategy.ended]
-        if not active:
+        if not self._active:
             return False
-        points = [strategy.ask() for strategy in active]
-        labels = torch.tensor([strategy.label for strategy in active])
-        scores = self.problem.log_confidence(
-            self.space.latents(torch.from_numpy(np.concatenate(points))),
-            labels.repeat_interleave(self.population),
-        ).split(self.population)
-        for strategy, tried, score in zip(active, points, scores, strict=True):
-            strategy.tell(tried, score.double().numpy())
+        tried = np.stack(
+            [[self._strategies[n].ask() for _ in range(self.population)] for n in self._active]
+        )
+        labels = self.labels[self._active].repeat_interleave(self.population)
+        latents = self.space.latents(torch.from_numpy(tried))
+        scores = self.problem.log_confidence(latents, labels).split(self.population)
+        for n, points, score in zip(list(self._active), tried, scores, strict=True):
+            first = score.argmax()
+            if score[first] > self.scores[n]:
+                self.best[n], self.scores[n] = torch.from_numpy(points[first]), score[first]
+            # The points are those drawn, although their scores are those of the clipped ones: moved
+            # points would distort the strategy's statistics, and nothing is gained beyond the range.
+            self._strategies[n].tell(list(zip(points, -score.double().numpy(), strict=True)))
+            if self._strategies[n].should_stop():
+                self._active.remove(n)
         return True
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        best = torch.from_numpy(np.stack([strategy.best for strategy in self.strategies]))
-        scores = torch.tensor([strategy.score for strategy in self.strategies])
-        return self.space.latents(best), scores
-
-
-class _Strategy:
-    """One CMA-ES with its own randomness, and the best point that it has evaluated."""
-
-    def __init__(
-        self, start: NDArray[np.float64], score: float, label: int, population: int,
-        step: float, seed: int,
-    ) -> None:  # fmt: skip
-        from cmaes import CMA, SepCMA  # brings scipy.stats, which takes seconds
-
-        self.best, self.score, self.label = start, score, label
-        kind = SepCMA if len(start) >= _WIDE else CMA
-        self._strategy: Any = kind(
-            mean=start.copy(), sigma=step, population_size=population, seed=seed % 2**32
-        )
-        self.ended = False
-
-    def ask(self) -> NDArray[np.float64]:
-        """Return the next generation's points, (population, D)."""
-        return np.stack([self._strategy.ask() for _ in range(self._strategy.population_size)])
-
-    def tell(self, points: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
-        """Update the strategy with the scores (population,) of its points, higher is better.
-
-        The points are those drawn, although their scores are those of the clipped ones: moved points
-        would distort the strategy's statistics, and nothing is gained beyond the range.
-        """
-        first = int(scores.argmax())
-        if scores[first] > self.score:
-            self.best, self.score = points[first].copy(), float(scores[first])
-        self._strategy.tell(list(zip(points, -scores, strict=True)))
-        self.ended = bool(self._strategy.should_stop())
+        return self.space.latents(self.best), self.scores

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from inversight.attacks.base import Attack, Reconstructions
-from inversight.attacks.selection import render, truncated
+from inversight.attacks.base import Attack, Reconstructions, truncated
+from inversight.attacks.selection import render
 from inversight.core.progress import Progress, silent
 from inversight.priors.base import Prior
 

@@ -14,7 +14,6 @@ from inversight.attacks.base_attack import Problem
 from inversight.attacks.constraints import Coordinates
 from inversight.attacks.gradient_search import Candidates, GradientSearch, ImageLoss
 from inversight.attacks.objectives import ObjectiveName
-from inversight.attacks.selection import truncated
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.seeding import generator
@@ -63,10 +62,7 @@ class DistributionSearch(GradientSearch, ABC):
 
     def search(self, problem: Problem) -> Candidates:
         loss = self.image_loss(problem)
-        sample = truncated(problem.prior, self.truncation).sample(
-            self.pool, rng=generator(problem.seed, "pool")
-        )
-        space = Coordinates.of(sample)
+        space = Coordinates.of(problem.sample(self.pool, self.truncation, "pool"))
         groups = problem.labels.split(max(1, self.batch_size // self.samples))
         latents = []
         for done, labels in enumerate(groups, start=1):

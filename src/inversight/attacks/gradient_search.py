@@ -19,7 +19,7 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions, loss_with_critic, require_critic
 from inversight.attacks.base_attack import Problem
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.selection import CandidateSelection, Pool, best_of, classified_pool
+from inversight.attacks.selection import CropSelection, Pool, best_of, classified_pool
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.device import reduced_precision
@@ -61,13 +61,16 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @settings
-class GradientSearch(CandidateSelection, ABC):
+class GradientSearch(CropSelection, ABC):
     """A white-box attack: it finds candidates by gradients and keeps those that survive crops."""
 
     access: ClassVar[Access] = Access.WHITE_BOX
+    ascending: ClassVar[tuple[str, ...]] = ("keep", "candidates")
     uses_critic: ClassVar[bool] = False
     """Whether the loss needs the prior's critic."""
 
+    candidates: PositiveInt = 200
+    """Candidates of each class, all of which are tried with crops (Plug & Play: 200)."""
     objective: ObjectiveName
     """The loss of the target's logits."""
     steps: PositiveInt

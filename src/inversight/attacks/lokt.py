@@ -22,7 +22,6 @@ from pydantic import Field, PositiveInt
 from inversight.attacks.base import NoSampleError, Reconstructions
 from inversight.attacks.base_attack import BaseAttack, Problem
 from inversight.attacks.plug_and_play import PlugAndPlay
-from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import Ensemble, label_images, train_surrogates
 from inversight.attacks.workload import SurrogateWork, Workload
 from inversight.core.config import Fraction, settings
@@ -80,12 +79,11 @@ class Lokt(BaseAttack):
             NoSampleError: no sample of the prior is in any of the classes.
             StageError: all samples are in one class.
         """
-        target, prior, labels, seed = problem.target, problem.prior, problem.labels, problem.seed
-        total = self.surrogates + 2
-        latents = truncated(prior, self.truncation).sample(self.images, rng=generator(seed, "pool"))
+        labels, total = problem.labels, self.surrogates + 2
+        latents = problem.sample(self.images, self.truncation, "pool")
         labelled = label_images(problem, latents, batch_size=self.batch_size).images
         problem.progress(1, total, f"{problem.meter.used:,} images labelled")
-        counts = torch.bincount(labelled.labels, minlength=len(target.classes))
+        counts = torch.bincount(labelled.labels, minlength=problem.target.num_classes)
         known = labels[counts[labels] > 0]
         nonempty = int((counts > 0).sum())
         if len(known) == 0 or nonempty < 2:
@@ -103,6 +101,7 @@ class Lokt(BaseAttack):
             surrogates.append(surrogate)
             problem.progress(len(surrogates) + 1, total, "surrogates trained")
         ensemble = replace(surrogates[0], module=Ensemble(surrogates), mean=(0.0,), std=(1.0,))
-        found = self.white_box.run(ensemble, prior, known, rng=generator(seed, "white-box"))
+        rng = generator(problem.seed, "white-box")
+        found = self.white_box.run(ensemble, problem.prior, known, rng=rng)
         problem.progress(total, total, f"surrogates attacked, {problem.meter.used:,} queries")
         return found

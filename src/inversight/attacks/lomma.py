@@ -22,12 +22,10 @@ from torch import Tensor
 from inversight.attacks.gmi import Gmi
 from inversight.attacks.gradient_search import ImageLoss, LatentProblem
 from inversight.attacks.objectives import ObjectiveName
-from inversight.attacks.selection import truncated
 from inversight.attacks.surrogates import distillation, label_images, train_surrogates
 from inversight.attacks.workload import SurrogateWork, Workload
 from inversight.core.config import settings
 from inversight.core.errors import InputError, TargetError
-from inversight.core.seeding import generator
 from inversight.embeddings.network import PooledEmbedding
 from inversight.models.target import Target
 from inversight.priors.base import Prior
@@ -101,8 +99,7 @@ class Lomma(Gmi):
         """Return networks that learned the target's answers: ``images`` queries if there are any."""
         if not self.surrogates:
             return []
-        rng = generator(problem.seed, "distillation")
-        latents = truncated(problem.prior, self.truncation).sample(self.images, rng=rng)
+        latents = problem.sample(self.images, self.truncation, "distillation")
         # Not by batch_size: it changes answers by rounding, and training amplifies that.
         labelled = label_images(problem, latents, batch_size=self.training.batch_size)
         surrogates = train_surrogates(

@@ -128,9 +128,7 @@ class _Populations(Search):
             self.attack.children(parents, self.space, rng)
             for parents, rng in zip(self.living, self.rngs, strict=True)
         ]
-        count = self.attack.population - 1
-        labels = self.problem.labels.repeat_interleave(count)
-        scores = self.problem.log_confidence(torch.cat(children), labels).split(count)
+        scores = self.problem.log_confidence(torch.cat(children)).split(len(children[0]))
         for number, (latents, score) in enumerate(zip(children, scores, strict=True)):
             born, parents = Individuals(latents, score), self.living[number]
             self.best[number] = self.best[number].joined(born).best(self.attack.candidates)

@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.attacks.base_attack import Problem
-from inversight.attacks.pool_space import PoolSpace
+from inversight.attacks.constraints import PoolSpace
 from inversight.attacks.score_search import ScoreSearch, Search
-from inversight.attacks.selection import truncated
 from inversight.attacks.workload import AgentWork, Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.seeding import generator
@@ -103,9 +102,7 @@ class _Episodes(Search):
     def __init__(self, attack: RlbMi, problem: Problem) -> None:
         super().__init__(problem, math.ceil(attack.episodes / attack.at_once))
         self.attack = attack
-        source = truncated(problem.prior, attack.truncation)
-        pool = source.sample(attack.pool, rng=generator(problem.seed, "pool"))
-        self.space = PoolSpace(pool)
+        self.space = PoolSpace(problem.sample(attack.pool, attack.truncation, "pool"))
         self.rngs = problem.rngs("agent")
         self.agents = Agents(self.space.width, attack, self.rngs)
         self.memory = _Memory(len(problem.labels), attack.episodes, self.space.width)
@@ -118,11 +115,14 @@ class _Episodes(Search):
         memory.add(states, actions, *self._rewards(states, actions))
         self.selectable = memory.filled >= attack.candidates
         if memory.filled >= attack.training_batch:
-            self.agents.learn(*memory.drawn(attack.training_batch, self.rngs))
+            order = [torch.randperm(memory.filled, generator=rng) for rng in self.rngs]
+            self.agents.learn(*memory.take(torch.stack(order)[:, : attack.training_batch])[:3])
         return True
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        states, actions, _, scores = self.memory.best(self.attack.candidates)
+        known = self.memory.values[3][:, : self.memory.filled]
+        rows = known.argsort(dim=1, descending=True, stable=True)[:, : self.attack.candidates]
+        states, actions, _, scores = self.memory.take(rows)
         return self.space.latents(self._mixed(states, actions), clip=False), scores.flatten()
 
     def _mixed(self, states: Tensor, actions: Tensor) -> Tensor:
@@ -132,21 +132,20 @@ class _Episodes(Search):
 
     def _rewards(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return rewards (L, n) and the mixtures' log confidences (L, n) of n episodes a class."""
-        points = mixed = self._mixed(states, actions)
-        if self.attack.diversity > 0:  # else the mixture is the action
-            points = torch.cat([mixed, self.attack.reach * actions])
+        attack, points = self.attack, self._mixed(states, actions)
+        shape = points.shape[:2]
+        if attack.diversity > 0:  # else the mixture is the action
+            points = torch.cat([points, attack.reach * actions])
         answers = self.problem.log_probabilities(self.space.latents(points, clip=False))
-        labels = self.problem.labels.repeat_interleave(mixed.shape[1])[:, None]
+        labels = self.problem.labels.repeat_interleave(shape[1])[:, None]
         mixture, action = answers[: len(labels)], answers[-len(labels) :]
         own = mixture.gather(1, labels).squeeze(1)
         others = mixture.scatter(1, labels, -math.inf).amax(1)
-        margin = (own.exp() - others.exp()).clamp_min(self.attack.least).log()
-        reward = (
-            self.attack.state_weight * own
-            + self.attack.action_weight * action.gather(1, labels).squeeze(1)
-            + self.attack.margin_weight * margin
-        )
-        return reward.view(mixed.shape[:2]), own.view(mixed.shape[:2])
+        margin = (own.exp() - others.exp()).clamp_min(attack.least).log()
+        alone = action.gather(1, labels).squeeze(1)
+        reward = attack.state_weight * own + attack.action_weight * alone
+        reward = reward + attack.margin_weight * margin
+        return reward.view(shape), own.view(shape)
 
 
 class _Memory:
@@ -166,17 +165,6 @@ class _Memory:
     def take(self, rows: Tensor) -> list[Tensor]:
         """Return states, actions, rewards and scores of the episodes ``rows`` (L, n) of each class."""
         return [stored[torch.arange(len(rows))[:, None], rows] for stored in self.values]
-
-    def drawn(self, count: int, rngs: list[torch.Generator]) -> list[Tensor]:
-        """Return states, actions and rewards of ``count`` random episodes of each class."""
-        return self.take(
-            torch.stack([torch.randperm(self.filled, generator=rng)[:count] for rng in rngs])
-        )[:3]
-
-    def best(self, count: int) -> list[Tensor]:
-        """Return states, actions, rewards and scores of the most confident episodes of each class."""
-        scores = self.values[3][:, : self.filled]
-        return self.take(scores.argsort(dim=1, descending=True, stable=True)[:, :count])
 
 
 class _Perceptrons(nn.Module):
@@ -207,14 +195,11 @@ class Agents:
         self.rngs = rngs
         hidden = (attack.hidden, attack.hidden)
         self.actor = _Perceptrons((width, *hidden, 2 * width), rngs)
-        self.critics = [_Perceptrons((2 * width, *hidden, 1), rngs) for _ in range(2)]
+        self.critics = nn.ModuleList(_Perceptrons((2 * width, *hidden, 1), rngs) for _ in range(2))
         self.log_weight = torch.zeros(len(rngs), 1, requires_grad=True)
         self.target_entropy = -float(width)
-        critics = [p for critic in self.critics for p in critic.parameters()]
-        self._optimisers = [
-            torch.optim.Adam(parameters, lr=attack.learning_rate)
-            for parameters in (critics, list(self.actor.parameters()), [self.log_weight])
-        ]
+        parts = self.critics.parameters(), self.actor.parameters(), [self.log_weight]
+        self._optimisers = [torch.optim.Adam(part, lr=attack.learning_rate) for part in parts]
 
     def _sampled(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions (L, n, D) in [-1, 1] for states (L, n, D); return log densities (L, n) too."""
@@ -236,11 +221,8 @@ class Agents:
         """Take one training step of critics, actors and entropy weights."""
         critics, actor, weight = self._optimisers
         seen = torch.cat([states, actions], dim=2)
-        loss = sum(
-            (0.5 * (critic(seen).squeeze(2) - rewards).square().mean(1)).sum()
-            for critic in self.critics
-        )
-        self._step(critics, loss)
+        errors = [critic(seen).squeeze(2) - rewards for critic in self.critics]
+        self._step(critics, sum((0.5 * error.square().mean(1)).sum() for error in errors))
         own, density = self._sampled(states)
         tried = torch.cat([states, own], dim=2)
         value = torch.minimum(*(critic(tried).squeeze(2) for critic in self.critics))

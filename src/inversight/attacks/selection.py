@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversight.attacks.base import Reconstructions
+from inversight.attacks.base import Reconstructions, truncated
 from inversight.attacks.base_attack import BaseAttack, Problem
 from inversight.attacks.queries import check_queries
 from inversight.core.config import settings
 from inversight.core.seeding import generator
-from inversight.priors.base import Pivoted, Prior, Truncatable
+from inversight.priors.base import Pivoted, Prior
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,6 @@ def classified_pool(problem: Problem, size: int, *, truncation: float) -> Pool:
         latents, lambda logits: torch.stack([logits.softmax(1), logits.log_softmax(1)], dim=1)
     )
     return Pool(latents, confidence=answers[:, 0], scores=answers[:, 1])
-
-
-def truncated(prior: Prior, psi: float) -> Prior:
-    """Return the prior with truncation ``psi``, or unchanged if it does not support truncation."""
-    return prior.truncated(psi) if isinstance(prior, Truncatable) else prior
 
 
 def most_confident(confidence: Tensor, classes: int, keep: int) -> Tensor:
@@ -139,16 +133,6 @@ class CropSelection(BaseAttack):
                 confidence += probability.gather(1, label[:, None]).squeeze(1)
             results.append(confidence / count)
         return torch.cat(results)
-
-
-@settings
-class CandidateSelection(CropSelection):
-    """A fixed number of candidates of each class, all of which are tried with crops."""
-
-    ascending: ClassVar[tuple[str, ...]] = ("keep", "candidates")
-
-    candidates: PositiveInt = 200
-    """Candidates of each class (Plug & Play: 200)."""
 
 
 def crop_box(
