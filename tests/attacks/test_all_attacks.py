@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from inversight.attacks import Attack
+from inversight.attacks import Attack, QueriesSpentError
+from inversight.attacks.base import ACCESS_ORDER
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.models.target import Access
@@ -64,7 +65,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "lokt": {"surrogates": 3},
 }  # fmt: skip
-ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
 EACH = pytest.mark.parametrize("name", CASES)
 
 
@@ -139,16 +139,44 @@ def test_every_query_is_counted(name: str) -> None:
 
 
 @EACH
+def test_a_limit_below_the_first_step_is_an_error(name: str) -> None:
+    case, module = case_of(name), case_of(name).module()
+    with pytest.raises(
+        QueriesSpentError, match=r"limit of 5 queries is spent: \d images were sent"
+    ):
+        case.run(module=module, limit=5)
+    assert module.images == (3 if name == "rlb-mi" else 0)  # an episode of each class
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize(
+    "name", [name for name, c in CASES.items() if hasattr(c.attack, "most_queries")]
+)
+def test_a_limit_ends_the_search(name: str, share: float) -> None:
+    """Whether it is the attack's own limit or the caller's, and for any batch size."""
+    case, module = CASES[name], CASES[name].module()
+    limit = round(share * case.attack.workload(case.prior).queries(3))
+    limited = replace(case.attack, most_queries=limit)
+    found = case.run(limited, module=module)
+    assert found.queries == module.images <= limit and len(found) == 9
+    other = case.run(replace(limited, batch_size=7))
+    assert other.queries == found.queries
+    torch.testing.assert_close(other.latents, found.latents)
+    outside = case.run(limit=limit)
+    assert outside.queries == found.queries and same(outside, found)
+
+
+@EACH
 def test_less_access_is_refused_and_more_access_changes_nothing(name: str) -> None:
     case, module = case_of(name), case_of(name).module()
     access = case.attack.access
-    for less in ORDER[: ORDER.index(access)]:
+    for less in ACCESS_ORDER[: ACCESS_ORDER.index(access)]:
         with pytest.raises(InputError, match=f"needs {access} access, but .* gives {less}"):
             case.attack.run(
                 toy_target(module).restricted(less), case.prior, LABELS, rng=generator(0)
             )
     assert module.images == 0
-    for more in ORDER[ORDER.index(access) : -1]:
+    for more in ACCESS_ORDER[ACCESS_ORDER.index(access) : -1]:
         target = toy_target(module).restricted(more)
         assert same(case.run(), case.attack.run(target, case.prior, LABELS, rng=generator(0)))
 

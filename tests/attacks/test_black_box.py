@@ -1,102 +1,52 @@
-"""The attacks by scores find the known answer, within their queries."""
+"""The searches by scores: their steps, and what limits them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from inversight.attacks import (
-    Attack,
-    C2fMi,
-    CmaEs,
-    MirrorGenetic,
-    PlugAndPlay,
-    QueriesSpentError,
-    Reconstructions,
-    RlbMi,
-    run_attack,
-)
+from inversight.attacks import Attack, CmaEs, MirrorGenetic, Reconstructions, run_attack
 from inversight.attacks.constraints import PoolSpace, PSpace
 from inversight.attacks.mirror_genetic import Individuals
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
-from inversight.models.target import Access, Target
+from inversight.models.target import Target
 from inversight.priors import Prior
-from tests.attacks.table import AGENT, COARSE, EVOLVED, GENETIC, same
+from tests.attacks.table import AGENT, COARSE, EVOLVED, GENETIC
 from tests.attacks.toy import (
     CENTRES,
     LABELS,
-    SIZE,
     FlatPrior,
+    GreyPrior,
     Nearest,
     WithoutGradients,
-    surest_on_a_grid,
+    shortfall,
     toy_target,
 )
 from tests.examples import NoisePrior
 
-BOTH = pytest.mark.parametrize("how", [GENETIC, EVOLVED], ids=["mirror", "cma"])
+TARGET = toy_target(WithoutGradients())
 
 
-@pytest.fixture
-def module() -> WithoutGradients:
-    return WithoutGradients()
+def attack(how: Attack, target: Target = TARGET, prior: Prior | None = None) -> Reconstructions:
+    return run_attack(how, target, prior or FlatPrior(), LABELS, rng=generator(0))
 
 
-@pytest.fixture
-def target(module: WithoutGradients) -> Target:
-    return toy_target(module)
-
-
-def attack(
-    target: Target, how: Attack, seed: int = 0, prior: Prior | None = None
-) -> Reconstructions:
-    return run_attack(how, target, prior or FlatPrior(), LABELS, rng=generator(seed))
-
-
-@pytest.mark.parametrize(
-    ("how", "near", "less"),
-    [
-        (GENETIC, 0.15, 1e-4),
-        (EVOLVED, 0.15, 1e-4),
-        (COARSE, 0.15, 1e-3),
-        (AGENT, 0.3, 1e-3),
-    ],
-    ids=["mirror", "cma", "c2f", "rlb"],
-)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_reaches_the_best_reconstruction(
-    target: Target, how: Attack, near: float, less: float, seed: int
-) -> None:
-    found = attack(target, how, seed)
-    blind = target.restricted(Access.SCORES)
-    for label in range(3):
-        best, most = surest_on_a_grid(blind, label)
-        mine = found.latents[found.labels == label]
-        torch.testing.assert_close(mine, best.expand(3, -1), atol=near, rtol=0)
-        confidence = blind(FlatPrior()(mine)).softmax(1)[:, label]
-        assert float(confidence.min()) > most - less
-
-
-@BOTH
-def test_the_search_improves_on_the_pool(target: Target, how: CmaEs | MirrorGenetic) -> None:
+@pytest.mark.parametrize("how", [GENETIC, EVOLVED], ids=["mirror", "cma"])
+def test_the_search_improves_on_the_pool(how: CmaEs | MirrorGenetic) -> None:
     """The best of the attack's own pool, which is all that no generation leaves, is less sure."""
-    blind = target.restricted(Access.SCORES)
 
     def missing(generations: int) -> Tensor:
         one = replace(how, pool=60, truncation=1.0, generations=generations)
         if isinstance(one, MirrorGenetic):
             one = replace(one, bound=30.0, mutation_scale=1.0)
-        found = attack(target, one)
-        confidence = blind(FlatPrior()(found.latents)).softmax(1)
-        return (1 - confidence.gather(1, found.labels[:, None])).view(3, 3).amax(1)
+        found = attack(one)
+        return shortfall(found.images, found.labels).view(3, 3).amax(1)
 
-    least = torch.tensor([1 - surest_on_a_grid(blind, label)[1] for label in range(3)])
-    start, end = (missing(n) - least for n in (1, 40))
-    assert bool((end < 0.2 * start).all())
+    assert bool((missing(40) < 0.2 * missing(1)).all())
 
 
 def test_wide_latents_use_a_diagonal_covariance() -> None:
@@ -116,34 +66,12 @@ def test_wide_latents_use_a_diagonal_covariance() -> None:
     assert how.workload(prior).queries(3) == 300 + 9 * (100 * 16 + 4)
     pool = prior(prior.sample(300, rng=generator(1))).flatten(1)
     start = (pool[:, None] - templates[None]).square().sum(2).amin(0)
-    found = attack(target, how, prior=prior)
+    found = attack(how, target, prior)
     gaps = (found.images.flatten(1) - templates[found.labels]).square().sum(1)
     assert bool((gaps.view(3, 3).amax(1) < 0.2 * start).all())
 
 
-def test_queries_of_the_genetic_search_are_exact(target: Target) -> None:
-    assert attack(target, GENETIC).queries == 300 + 3 * (40 * 39 + 10 * 4)
-
-
-@pytest.mark.parametrize("how", [COARSE, AGENT], ids=["c2f", "rlb"])
-@pytest.mark.parametrize("limit", [400, 800])
-def test_coarse_and_agent_searches_end_at_a_limit(
-    target: Target, module: WithoutGradients, how: C2fMi | RlbMi, limit: int
-) -> None:
-    limited = replace(how, most_queries=limit)
-    found = attack(target, limited)
-    assert found.queries == module.images <= limit and len(found) == 9
-    other = attack(target, replace(limited, batch_size=7))
-    assert other.queries == found.queries
-    torch.testing.assert_close(other.latents, found.latents)
-    module.images = 0
-    outside = run_attack(how, target, FlatPrior(), LABELS, rng=generator(0), limit=limit)
-    assert outside.queries == module.images == found.queries and same(outside, found)
-    with pytest.raises(QueriesSpentError, match="limit of 9 queries"):
-        attack(target, replace(how, most_queries=9))
-
-
-def test_late_episodes_are_better_than_early_ones(target: Target) -> None:
+def test_late_episodes_are_better_than_early_ones() -> None:
     """The last episodes are surer than the first, in which the agent knows nothing yet."""
     asked: list[Tensor] = []
 
@@ -153,25 +81,24 @@ def test_late_episodes_are_better_than_early_ones(target: Target) -> None:
             asked.append(scores.softmax(1)[:3].diagonal() if len(x) == 3 else torch.zeros(3))
             return scores
 
-    attack(toy_target(Listening()), replace(AGENT, episodes=500))
-    first, last = torch.stack(asked[:60]).mean(0), torch.stack(asked[440:500]).mean(0)
+    attack(replace(AGENT, episodes=400), toy_target(Listening()))
+    first, last = torch.stack(asked[:60]).mean(0), torch.stack(asked[340:400]).mean(0)
     assert bool((last > first + 0.3).all())
 
 
-def test_with_diversity_the_action_is_queried_too(target: Target, module: WithoutGradients) -> None:
+def test_with_diversity_the_action_is_queried_too() -> None:
+    module = WithoutGradients()
     how = replace(AGENT, episodes=20, diversity=0.2, training_batch=8, at_once=3)
-    found = attack(target, how)
+    found = attack(how, toy_target(module))
     assert found.queries == module.images == how.workload(FlatPrior()).queries(3)
     assert how.workload(FlatPrior()).queries(3) == 3 * (2 * 20 + 4 * 4)
 
 
-def test_the_inverse_network_predicts_latents_of_confident_answers(target: Target) -> None:
+def test_the_inverse_network_predicts_latents_of_confident_answers() -> None:
     """Nearer to the middle of each class than the mean of the pool is."""
-    blind = target.restricted(Access.SCORES)
     pool = FlatPrior().sample(500, rng=generator(0))
     space = PoolSpace(pool)
-    with torch.no_grad():
-        scores = blind(FlatPrior()(pool)).log_softmax(1)
+    scores = Nearest()(FlatPrior()(pool)).log_softmax(1)
     inverted, sure = replace(COARSE, epochs=30).invert(space, scores, LABELS, generator(1))
     assert inverted.shape == (500, 2)
     gaps = (space.latents(sure) - CENTRES).norm(dim=1)
@@ -190,57 +117,10 @@ def test_children_combine_differences_and_the_best() -> None:
     torch.testing.assert_close(still, points)
 
 
-@BOTH
-@pytest.mark.parametrize("limit", [300, 301, 900, 2000])
-def test_a_limit_returns_the_best_so_far(
-    target: Target, module: WithoutGradients, how: CmaEs | MirrorGenetic, limit: int
-) -> None:
-    limited = replace(how, most_queries=limit)
-    found = attack(target, limited)
-    assert found.queries == module.images <= limit
-    assert len(found) == 9
-    for batch_size in (3, 1000):
-        other = attack(target, replace(limited, batch_size=batch_size))
-        assert other.queries == found.queries
-        torch.testing.assert_close(other.latents, found.latents)
-    blind = target.restricted(Access.SCORES)
-    one, none = (
-        blind(FlatPrior()(made.latents)).softmax(1).gather(1, made.labels[:, None]).view(3, 3)
-        for made in (found, attack(target, replace(how, most_queries=300)))
-    )
-    assert bool((one.amax(1) >= none.amax(1) - 1e-6).all())
-    assert limit < 900 or bool((one.amax(1) > none.amax(1)).all())
-
-
-@BOTH
-def test_a_limit_of_the_caller_holds(target: Target, module: WithoutGradients, how: Attack) -> None:
-    found = run_attack(how, target, FlatPrior(), LABELS, rng=generator(0), limit=1000)
-    assert found.queries == module.images <= 1000 and len(found) == 9
-
-
-@BOTH
-def test_a_limit_below_the_pool_raises(
-    target: Target, module: WithoutGradients, how: CmaEs | MirrorGenetic
-) -> None:
-    with pytest.raises(QueriesSpentError, match="limit of 250 queries is spent: 0 images were"):
-        attack(target, replace(how, most_queries=250))
-    assert module.images == 0
-
-
-def test_one_coordinate_is_refused(target: Target) -> None:
-    @dataclass(frozen=True)
-    class Grey:
-        image_shape: tuple[int, int, int] = (1, SIZE, SIZE)
-
-        def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-            return torch.randn(n, 1, generator=rng)
-
-        def __call__(self, latents: Tensor) -> Tensor:
-            return torch.sigmoid(latents)[:, :, None, None].expand(-1, 1, SIZE, SIZE)
-
+def test_one_coordinate_is_refused() -> None:
     with pytest.raises(InputError, match="one coordinate"):
-        attack(target, EVOLVED, prior=Grey())
-    assert len(attack(target, GENETIC, prior=Grey())) == 9
+        attack(EVOLVED, prior=GreyPrior())
+    assert len(attack(GENETIC, prior=GreyPrior())) == 9
 
 
 # MIRROR's parts
@@ -282,12 +162,3 @@ def test_best_individuals_are_distinct_and_sorted() -> None:
     found = one.best(3)
     assert found.latents.flatten().tolist() == [1.0, 3.0, 2.0]
     assert found.scores.tolist() == [-1.0, -2.0, -3.0]
-
-
-def test_queries_of_a_white_box_attack_are_counted() -> None:
-    module = Nearest()
-    how = PlugAndPlay(pool=60, candidates=8, steps=5, keep=3, crops=4, batch_size=16)
-    found = attack(toy_target(module), how)
-    assert found.queries == module.images == 60 + 24 * 5 + 24 * 4
-    direct = how.run(toy_target(Nearest()), FlatPrior(), LABELS, rng=generator(0))
-    assert same(found, direct) and direct.queries == found.queries

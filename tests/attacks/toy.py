@@ -24,6 +24,17 @@ LABELS = torch.tensor([0, 1, 2])
 CENTRES = torch.tensor([[-1.5, 0.0], [1.5, 0.5], [0.0, -1.5]])
 
 
+def halves(levels: Tensor) -> Tensor:
+    """Images (N, 1, SIZE, SIZE) with the grey levels (N, 2) of the left and of the right half."""
+    return levels.repeat_interleave(SIZE // 2, 1)[:, None, None].expand(-1, 1, SIZE, SIZE)
+
+
+def levels(images: Tensor) -> Tensor:
+    """Grey levels (N, 2) of the left and of the right half."""
+    sides = images[..., : SIZE // 2], images[..., SIZE // 2 :]
+    return torch.stack([side.mean((1, 2, 3)) for side in sides], dim=1)
+
+
 @dataclass(frozen=True)
 class FlatPrior:
     """Two latents: the grey level of the left and of the right half, through a sigmoid."""
@@ -35,9 +46,20 @@ class FlatPrior:
         return self.scale * torch.randn(n, 2, generator=rng)
 
     def __call__(self, latents: Tensor) -> Tensor:
-        left, right = torch.sigmoid(latents).unbind(1)
-        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
-        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
+        return halves(torch.sigmoid(latents))
+
+
+class GreyPrior(FlatPrior):
+    """One latent, the grey level of the whole image through a sigmoid, and a critic without opinion."""
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        return torch.randn(n, 1, generator=rng)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return halves(torch.sigmoid(latents).expand(-1, 2))
+
+    def realness(self, images: Tensor) -> Tensor:
+        return images.sum((1, 2, 3)) * 0.0
 
 
 class Nearest(nn.Module):
@@ -51,9 +73,7 @@ class Nearest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         self.images += len(x)
-        halves = x[..., : SIZE // 2], x[..., SIZE // 2 :]
-        levels = torch.stack([half.mean((1, 2, 3)) for half in halves], dim=1)
-        gaps = (levels[:, None] - torch.sigmoid(CENTRES)[None]).square().sum(2)
+        gaps = (levels(x)[:, None] - torch.sigmoid(CENTRES)[None]).square().sum(2)
         return torch.cat([8.0 * (-10.0 * gaps).exp(), torch.full((len(x), 1), 0.5)], dim=1)
 
 
@@ -74,12 +94,26 @@ def toy_target(module: nn.Module) -> Target:
     return Target(module, ("a", "b", "c", "none"), (1, SIZE, SIZE), (0.0,), (1.0,), "toy")
 
 
-def surest_on_a_grid(target: Target, label: int) -> tuple[Tensor, float]:
-    """The latent of greatest confidence among 161 x 161 in [-4, 4], and its confidence."""
-    axis = torch.linspace(-4.0, 4.0, 161)
+@torch.no_grad()
+def least_on_a_grid(loss: Callable[[Tensor], Tensor], reach: float = 4.0) -> Tensor:
+    """Grey levels (2,) of the least loss of images, for 161 x 161 latents within ``reach``."""
+    axis = torch.linspace(-reach, reach, 161)
     grid = torch.cartesian_prod(axis, axis)
-    confidence = target(FlatPrior()(grid)).softmax(1)[:, label]
-    return grid[confidence.argmax()], float(confidence.max())
+    return torch.sigmoid(grid[loss(FlatPrior()(grid)).argmin()])
+
+
+@torch.no_grad()
+def shortfall(images: Tensor, labels: Tensor) -> Tensor:
+    """How much less sure (M,) the network is of images' labels than of the best image of each class."""
+
+    def sure(x: Tensor) -> Tensor:
+        return Nearest()(x).softmax(1)[:, :3]
+
+    best = [least_on_a_grid(lambda x, y=y: -sure(x)[:, y]) for y in range(3)]  # type: ignore[misc]
+    return (
+        sure(halves(torch.stack(best))).diagonal()[labels]
+        - sure(images)[range(len(labels)), labels]
+    )
 
 
 @dataclass(frozen=True)
@@ -105,9 +139,7 @@ class OpenPrior(FlatPrior):
         return BlockFeatures(1, torch.sigmoid(latents), None)
 
     def finish(self, start: BlockFeatures, latents: Tensor) -> Tensor:
-        left, right = start.features.clamp(0.0, 1.0).unbind(1)
-        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
-        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
+        return halves(start.features.clamp(0.0, 1.0))
 
 
 class NearestByLayer(Nearest):
@@ -126,33 +158,11 @@ class NearestByLayer(Nearest):
         return logits
 
 
-def levels(images: Tensor) -> Tensor:
-    """Grey levels (N, 2) of the left and of the right half."""
-    halves = images[..., : SIZE // 2], images[..., SIZE // 2 :]
-    return torch.stack([half.mean((1, 2, 3)) for half in halves], dim=1)
-
-
-def least_on_a_grid(loss: Callable[[Tensor], Tensor], reach: float = 4.0) -> Tensor:
-    """Grey levels (2,) of least loss, a function of images, for latents within ``reach``."""
-    axis = torch.linspace(-reach, reach, 161)
-    grid = torch.cartesian_prod(axis, axis)
-    with torch.no_grad():
-        return torch.sigmoid(grid[loss(FlatPrior()(grid)).argmin()])
-
-
-@dataclass(frozen=True)
-class LinearPrior:
+class LinearPrior(FlatPrior):
     """Two latents: the grey level of the left and of the right half, straight in both."""
 
-    image_shape: tuple[int, int, int] = (1, SIZE, SIZE)
-
-    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        return torch.randn(n, 2, generator=rng)
-
     def __call__(self, latents: Tensor) -> Tensor:
-        left, right = (0.5 + latents / 12.0).clamp(0.0, 1.0).unbind(1)
-        row = torch.stack([left] * (SIZE // 2) + [right] * (SIZE // 2), dim=1)
-        return row[:, None, None, :].expand(-1, 1, SIZE, SIZE)
+        return halves((0.5 + latents / 12.0).clamp(0.0, 1.0))
 
 
 MIDDLES = torch.tensor([[-1.2, 0.2], [1.0, 0.9], [0.3, -1.0]])
@@ -173,8 +183,7 @@ class Discs(nn.Module):
         if torch.is_grad_enabled() or x.requires_grad:
             raise AssertionError("asked for gradients")
         self.images += len(x)
-        halves = x[..., : SIZE // 2], x[..., SIZE // 2 :]
-        at = torch.stack([12.0 * (half.mean((1, 2, 3)) - 0.5) for half in halves], dim=1)
+        at = 12.0 * (levels(x) - 0.5)
         gaps = (at[:, None] - MIDDLES[None]).norm(dim=2) / RADII
         return torch.cat([4.0 * (1.0 - gaps), torch.zeros(len(x), 1)], dim=1)
 

@@ -118,20 +118,21 @@ def cut_to(attack: Attack, queries: int, *, prior: Prior, classes: int, used: in
         value = getattr(settings, name)
         changes[name] = max(1, value * share // shared)
         left -= changes[name] * (sent // value)  # a pool can be sent more than once
-    if work.scales is None:
-        return _changed(attack, changes)
+    most = 1 if work.scales is None else 0
     if work.scales == "most_queries":
         changes["most_queries"] = queries
         most = changes.get("pool", left // classes)
-    elif used > shared:
+    elif work.scales is not None and used > shared:
         if work.scales == "steps":
             changes["steps"] = max(1, int(left * settings.steps / (used - shared)))
         most = min(int(left * settings.candidates / (used - shared)), changes.get("pool", queries))
-    else:
-        return None
     if most < 1:
         return None
-    return _changed(attack, changes | {n: min(getattr(settings, n), most) for n in work.limited})
+    changes |= {name: min(getattr(settings, name), most) for name in work.limited}
+    try:
+        return replace(attack, **changes)  # type: ignore[type-var]
+    except ValueError:  # below what the attack's settings allow
+        return None
 
 
 def share_queries(attack: Attack, prior: Prior, classes: int, *, of: int, pools: int = 1) -> Attack:
@@ -154,11 +155,3 @@ def query_limit(attack: Attack, prior: Prior) -> tuple[int | None, int]:
         return None, 0
     work = attack.workload(prior)
     return work.limit, work.shared_queries
-
-
-def _changed(attack: Attack, changes: Mapping[str, Any]) -> Attack | None:
-    try:
-        changed: Attack = replace(attack, **changes)  # type: ignore[type-var]
-    except ValueError:  # below what the attack's settings allow
-        return None
-    return changed
