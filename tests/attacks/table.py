@@ -70,7 +70,9 @@ TRAINING = Training(
     architecture="vgg", epochs=12, batch_size=64, width=8, flip=False, shift=0.0, rotation=0.0,
     validation=0.1,
 )  # fmt: skip
-AUGMENTED = replace(WHITE_BOX["lomma"], steps=80, images=1500, surrogates=2, training=TRAINING)
+AUGMENTED = replace(
+    WHITE_BOX["lomma"], steps=80, images=800, surrogates=2, training=replace(TRAINING, epochs=6)
+)
 QUICK_AUGMENTED = replace(
     AUGMENTED, pool=40, steps=5, images=200, surrogates=1, training=replace(TRAINING, epochs=2)
 )
@@ -82,12 +84,12 @@ COARSE = C2fMi(
     pool=300, population=20, generations=200, settling=30, keep=3, crops=4, hidden=32, epochs=10
 )
 AGENT = RlbMi(
-    pool=300, episodes=900, candidates=4, keep=3, crops=4, reach=2.0, hidden=32, training_batch=32,
-    learning_rate=3e-3,
+    pool=300, episodes=600, at_once=2, candidates=4, keep=3, crops=4, reach=2.0, hidden=32,
+    training_batch=32, learning_rate=3e-3,
 )  # fmt: skip
 REPELLED = BrepMi(pool=200, searches=6, iterations=40, keep=3)
 TRANSFERRED = Lokt(
-    images=2500, surrogates=2, training=replace(TRAINING, architecture="resnet"),
+    images=1500, surrogates=2, training=replace(TRAINING, architecture="resnet"),
     white_box=PlugAndPlay(
         pool=300, candidates=8, steps=20, keep=3, crops=4, learning_rate=0.02,
         crop_scale=(0.8, 1.0), crop_flip=False,

@@ -81,7 +81,7 @@ def test_late_episodes_are_better_than_early_ones() -> None:
             asked.append(scores.softmax(1)[:3].diagonal() if len(x) == 3 else torch.zeros(3))
             return scores
 
-    attack(replace(AGENT, episodes=400), toy_target(Listening()))
+    attack(replace(AGENT, episodes=400, at_once=1), toy_target(Listening()))
     first, last = torch.stack(asked[:60]).mean(0), torch.stack(asked[340:400]).mean(0)
     assert bool((last > first + 0.3).all())
 

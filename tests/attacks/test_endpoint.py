@@ -24,7 +24,7 @@ from inversight.attacks.endpoint import (
 from inversight.core.errors import ConfigError, InputError, TargetError
 from inversight.core.imaging import to_float, to_uint8
 from inversight.core.seeding import generator
-from inversight.models.target import Access
+from inversight.models.target import Access, Target
 from tests.attacks.service import Answer, Service, good, halves, labels, probabilities, serving
 from tests.attacks.toy import FlatPrior
 
@@ -38,46 +38,41 @@ def service() -> Iterator[Service]:
         yield one
 
 
-@pytest.fixture
-def waited() -> list[float]:
-    return []
+def endpoint_of(service: Service, **settings: Any) -> Endpoint:
+    given = EndpointSettings(url=service.url, **settings)
+    return Endpoint(given, CLASSES, sleep=service.waited.append)
 
 
-def endpoint_of(service: Service, waited: list[float], **settings: Any) -> Endpoint:
-    return Endpoint(
-        EndpointSettings(url=service.url, **settings), CLASSES, sleep=lambda s: waited.append(s)
-    )
+def connect(service: Service, query: str = "", **given: Any) -> tuple[Target, Endpoint]:
+    spec = f"endpoint:{service.url}{query}"
+    return endpoint_target(spec, classes=CLASSES, image_shape=(1, 8, 8), **given)
 
 
 def status(code: int, **headers: str) -> Callable[[Tensor], Answer]:
     return lambda images: (code, {k.replace("_", "-"): v for k, v in headers.items()}, b"")
 
 
-def test_returns_the_answer_of_the_service(service: Service) -> None:
-    found = Endpoint(EndpointSettings(url=service.url), CLASSES)(IMAGES)
-    torch.testing.assert_close(found, halves(IMAGES).log())
-    torch.testing.assert_close(service.requests[0], IMAGES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_returns_the_answer_of_the_service(service: Service, channels: int) -> None:
+    images = to_float(to_uint8(torch.rand(5, channels, 8, 8, generator=generator(1))))
+    torch.testing.assert_close(endpoint_of(service)(images), halves(images).log())
+    torch.testing.assert_close(service.requests[0], images)
 
 
-def test_sends_colour_images(service: Service) -> None:
-    colour = to_float(to_uint8(torch.rand(2, 3, 8, 8, generator=generator(1))))
-    Endpoint(EndpointSettings(url=service.url), CLASSES)(colour)
-    torch.testing.assert_close(service.requests[0], colour)
-
-
-def test_splits_images_into_batches(service: Service, waited: list[float]) -> None:
-    endpoint = endpoint_of(service, waited, batch=2)
+def test_splits_images_into_batches(service: Service) -> None:
+    endpoint = endpoint_of(service, batch=2)
     torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
-    assert [len(r) for r in service.requests] == [2, 2, 1] and endpoint.sent == 5 and not waited
+    assert [len(r) for r in service.requests] == [2, 2, 1]
+    assert endpoint.sent == 5 and not service.waited
 
 
-def test_answers_are_cached(service: Service, waited: list[float]) -> None:
-    endpoint = endpoint_of(service, waited)
+def test_answers_are_cached(service: Service) -> None:
+    endpoint = endpoint_of(service)
     endpoint(IMAGES[:3])
     torch.testing.assert_close(endpoint(IMAGES.flip(0)), halves(IMAGES.flip(0)).log())
     endpoint(torch.cat([IMAGES, IMAGES]))
     assert service.images == endpoint.sent == 5
-    forgetful = endpoint_of(service, waited, remembered=2)
+    forgetful = endpoint_of(service, remembered=2)
     for _ in range(2):
         forgetful(IMAGES)
     assert forgetful.sent == 5 + 3
@@ -99,19 +94,19 @@ def test_answers_are_cached(service: Service, waited: list[float]) -> None:
     ],
 )
 def test_wrong_answers_are_retried(
-    service: Service, waited: list[float], first: Callable[[Tensor], Answer], asked: float
+    service: Service, first: Callable[[Tensor], Answer], asked: float
 ) -> None:
     service.answers = [first]
-    endpoint = endpoint_of(service, waited)
+    endpoint = endpoint_of(service)
     torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
-    assert waited == [asked] and endpoint.sent == 5 and len(service.requests) == 2
+    assert service.waited == [asked] and endpoint.sent == 5 and len(service.requests) == 2
 
 
-def test_retry_after_can_be_a_date(service: Service, waited: list[float]) -> None:
+def test_retry_after_can_be_a_date(service: Service) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     service.answers = [status(503, Retry_After=soon), status(503, Retry_After="soon")]
-    endpoint_of(service, waited)(IMAGES)
-    assert 25 < waited[0] <= 30 and waited[1] == 2.0
+    endpoint_of(service)(IMAGES)
+    assert 25 < service.waited[0] <= 30 and service.waited[1] == 2.0
 
 
 @pytest.mark.parametrize(
@@ -128,17 +123,17 @@ def test_retry_after_can_be_a_date(service: Service, waited: list[float]) -> Non
     ],
 )
 def test_the_error_after_all_retries(
-    service: Service, waited: list[float], answer: Callable[[Tensor], Answer], message: str
+    service: Service, answer: Callable[[Tensor], Answer], message: str
 ) -> None:
     service.usual = answer
     with pytest.raises(EndpointError, match=message) as caught:
-        endpoint_of(service, waited, retries=3)(IMAGES)
-    assert waited == [1.0, 2.0, 4.0] and len(service.requests) == 4
+        endpoint_of(service, retries=3)(IMAGES)
+    assert service.waited == [1.0, 2.0, 4.0] and len(service.requests) == 4
     assert "in the last of 4 tries; 0 images were answered before" in str(caught.value)
     assert service.url in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_timeouts_are_retried(service: Service, waited: list[float]) -> None:
+def test_timeouts_are_retried(service: Service) -> None:
     over = threading.Event()
 
     def never(images: Tensor) -> Answer:
@@ -148,36 +143,45 @@ def test_timeouts_are_retried(service: Service, waited: list[float]) -> None:
     try:
         service.usual = never
         with pytest.raises(EndpointError, match=r"no answer within 0.1 s, in the last of 1 tries"):
-            endpoint_of(service, waited, timeout=0.1, retries=0)(IMAGES)
+            endpoint_of(service, timeout=0.1, retries=0)(IMAGES)
         service.usual, service.answers = probabilities, [never]
-        endpoint = endpoint_of(service, waited, timeout=2.0)
+        endpoint = endpoint_of(service, timeout=2.0)
         torch.testing.assert_close(endpoint(IMAGES), halves(IMAGES).log())
-        assert waited == [1.0]
+        assert service.waited == [1.0]
     finally:
         over.set()
 
 
-def test_a_refused_connection(waited: list[float]) -> None:
+def test_a_refused_connection() -> None:
     with serving(Service(probabilities)) as gone:
         pass
     with pytest.raises(EndpointError, match="Connection refused"):
-        endpoint_of(gone, waited, retries=1)(IMAGES)
+        endpoint_of(gone, retries=1)(IMAGES)
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 413])
-def test_client_errors_are_not_retried(service: Service, waited: list[float], code: int) -> None:
+def test_client_errors_are_not_retried(service: Service, code: int) -> None:
     service.usual = status(code)
     with pytest.raises(TargetError, match=f"refuses the request .status {code}"):
-        endpoint_of(service, waited)(IMAGES)
-    assert len(service.requests) == 1 and not waited
+        endpoint_of(service)(IMAGES)
+    assert len(service.requests) == 1 and not service.waited
 
 
-def test_the_rate_is_limited(service: Service, waited: list[float]) -> None:
-    endpoint_of(service, waited, batch=1, rate=4.0)(IMAGES)
+def test_the_rate_is_limited(service: Service) -> None:
+    endpoint_of(service, batch=1, rate=4.0)(IMAGES)
+    waited = service.waited
     assert len(waited) == 4 and all(0.0 < s <= 0.25 for s in waited) and sum(waited) > 0.6
 
 
 # Labels
+
+
+def check_labels(service: Service, **given: Any) -> None:
+    """Check that the answers of a label-only target are the classes as one-hot rows."""
+    target, _ = connect(service, "?access=label", **given)
+    assert target.access is Access.LABEL
+    expected = torch.nn.functional.one_hot(halves(IMAGES).argmax(1), 3).float()
+    assert torch.equal(target(IMAGES), expected)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -186,25 +190,13 @@ def test_labels_are_numbers_or_names(service: Service, named: bool) -> None:
         return good({"labels": [CLASSES[i] for i in halves(images).argmax(1)]})
 
     service.usual = named_labels if named else labels
-    target, _ = endpoint_target(
-        f"endpoint:{service.url}?access=label", classes=CLASSES, image_shape=(1, 8, 8)
-    )
-    assert target.access is Access.LABEL
-    found = target(IMAGES)
-    assert torch.equal(found.argmax(1), halves(IMAGES).argmax(1))
-    assert torch.equal(found.sum(1), torch.ones(5)) and set(found.unique().tolist()) == {0.0, 1.0}
+    check_labels(service)
 
 
 def test_warns_of_a_label_only_service_with_scores(service: Service) -> None:
-    told: list[str] = []
-    target, _ = endpoint_target(
-        f"endpoint:{service.url}?access=label", classes=CLASSES, image_shape=(1, 8, 8),
-        warn=told.append,
-    )  # fmt: skip
-    found = target(IMAGES)
-    assert torch.equal(found.argmax(1), halves(IMAGES).argmax(1))
-    assert set(found.unique().tolist()) == {0.0, 1.0}
-    assert len(told) == 1 and "answers with scores" in told[0]
+    warnings: list[str] = []
+    check_labels(service, warn=warnings.append)
+    assert len(warnings) == 1 and "answers with scores" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -216,18 +208,16 @@ def test_warns_of_a_label_only_service_with_scores(service: Service) -> None:
         ("left", "expected 5 labels, found str"),
     ],
 )
-def test_wrong_labels_are_refused(
-    service: Service, waited: list[float], rows: Any, message: str
-) -> None:
+def test_wrong_labels_are_refused(service: Service, rows: Any, message: str) -> None:
     service.usual = lambda _: good({"labels": rows})
     with pytest.raises(EndpointError, match=message):
-        endpoint_of(service, waited, access=Access.LABEL, retries=0)(IMAGES)
+        endpoint_of(service, access=Access.LABEL, retries=0)(IMAGES)
 
 
 def test_labels_instead_of_scores_are_refused(service: Service) -> None:
     service.usual = labels
     with pytest.raises(TargetError, match=r"answers with labels alone; add .access=label"):
-        endpoint_target(f"endpoint:{service.url}", classes=CLASSES, image_shape=(1, 8, 8))
+        connect(service)
 
 
 # Headers
@@ -236,7 +226,8 @@ SECRET = {"Authorization": "Bearer s3cret"}
 
 
 def test_headers_are_sent_but_not_printed(service: Service) -> None:
-    endpoint = Endpoint(EndpointSettings(url=service.url), CLASSES, headers=SECRET)
+    endpoint = endpoint_of(service)
+    endpoint.headers = SECRET
     endpoint(IMAGES)
     assert service.headers[0]["Authorization"] == "Bearer s3cret"
     assert service.headers[0]["Content-Type"] == "application/json"
@@ -244,10 +235,10 @@ def test_headers_are_sent_but_not_printed(service: Service) -> None:
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_redirects_are_not_followed(service: Service, waited: list[float], code: int) -> None:
+def test_redirects_are_not_followed(service: Service, code: int) -> None:
     with serving(Service(probabilities)) as other:
         service.usual = status(code, Location=other.url)
-        endpoint = endpoint_of(service, waited, retries=0)
+        endpoint = endpoint_of(service, retries=0)
         endpoint.headers = SECRET
         with pytest.raises((EndpointError, TargetError)) as caught:
             endpoint(IMAGES)
@@ -307,9 +298,7 @@ def test_wrong_specs_are_refused(spec: str, message: str) -> None:
 
 
 def test_attacks_run_against_an_endpoint(service: Service) -> None:
-    target, endpoint = endpoint_target(
-        f"endpoint:{service.url}", classes=CLASSES, image_shape=(1, 8, 8)
-    )
+    target, endpoint = connect(service)
     asked = service.images
     how = CmaEs(pool=100, searches=2, generations=10, keep=2, crops=2, truncation=1.0)
     found = run_attack(how, target, FlatPrior(), torch.arange(3), rng=generator(0))
@@ -317,9 +306,7 @@ def test_attacks_run_against_an_endpoint(service: Service) -> None:
     assert service.images - asked == endpoint.sent
     # Less than what the attack sends, because clipped latents come again.
     assert found.queries is not None and 100 < endpoint.sent <= found.queries
-    label, _ = endpoint_target(
-        f"endpoint:{service.url}?access=label", classes=CLASSES, image_shape=(1, 8, 8)
-    )
+    label, _ = connect(service, "?access=label")
     with pytest.raises(InputError, match=r"needs scores access, but the target endpoint:.* label"):
         run_attack(how, label, FlatPrior(), torch.arange(3), rng=generator(0))
     repelled = BrepMi(pool=60, searches=2, iterations=3, keep=2)
@@ -329,5 +316,5 @@ def test_attacks_run_against_an_endpoint(service: Service) -> None:
 
 def test_a_broken_service_is_found_at_the_start() -> None:
     with serving(Service(status(503))) as broken, pytest.raises(TargetError, match="status 503"):
-        endpoint_target(f"endpoint:{broken.url}?pause=0.01", classes=CLASSES, image_shape=(1, 8, 8))
+        connect(broken, "?pause=0.01")
     assert len(broken.requests) == 2

@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import Any
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from inversight.attacks import Reconstructions, Vmi, run_attack
-from inversight.attacks.objectives import cross_entropy
+from inversight.attacks import run_attack
 from inversight.attacks.vmi import Flow, Gaussian, _couplings
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.models.target import Target
+from tests.attacks.table import CASES
 from tests.attacks.table import FLOW as FLOW_ATTACK
-from tests.attacks.toy import (
-    LABELS,
-    FlatPrior,
-    NearestByLayer,
-    least_on_a_grid,
-    levels,
-    toy_target,
-)
+from tests.attacks.toy import LABELS, FlatPrior, NearestByLayer, toy_target
 
 FLOW = Flow(couplings=3, hidden=8)
-SHORT = replace(FLOW_ATTACK, steps=5)
-TARGET = toy_target(NearestByLayer(height=3.0))
-
-
-@pytest.fixture
-def zuko() -> Any:
-    return pytest.importorskip("zuko")
-
-
-def attack(how: Vmi, seed: int = 0, labels: Tensor = LABELS) -> Reconstructions:
-    return run_attack(how, TARGET, FlatPrior(), labels, rng=generator(seed))
+needs_zuko = pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")
 
 
 def bent(width: int, classes: int = 2, seed: int = 0) -> list[Tensor]:
@@ -46,7 +29,8 @@ def bent(width: int, classes: int = 2, seed: int = 0) -> list[Tensor]:
     return [v + 0.3 * torch.randn(v.shape, generator=rng) for v in FLOW.start(classes, width)]
 
 
-def test_starts_as_the_identity(zuko: Any) -> None:
+@needs_zuko
+def test_starts_as_the_identity() -> None:
     noise = torch.randn(2, 5, 4, generator=generator(1))
     start = FLOW.start(2, 4)
     torch.testing.assert_close(FLOW.points(start, noise), noise)
@@ -55,7 +39,8 @@ def test_starts_as_the_identity(zuko: Any) -> None:
     assert any(bool(one.abs().max() > 0) for one in start)  # or hidden layers would never learn
 
 
-def test_log_volume_is_the_jacobians_log_determinant(zuko: Any) -> None:
+@needs_zuko
+def test_log_volume_is_the_jacobians_log_determinant() -> None:
     variables, noise = bent(4), torch.randn(2, 3, 4, generator=generator(1))
     _, log_volume = FLOW._moved(variables, noise)
     for k in range(2):
@@ -70,7 +55,8 @@ def test_log_volume_is_the_jacobians_log_determinant(zuko: Any) -> None:
             torch.testing.assert_close(log_volume[k, s], torch.linalg.slogdet(jacobian)[1])
 
 
-def test_classes_have_independent_flows(zuko: Any) -> None:
+@needs_zuko
+def test_classes_have_independent_flows() -> None:
     variables, noise = bent(4, classes=3), torch.randn(3, 5, 4, generator=generator(1))
     among = FLOW.points(variables, noise)
     alone = FLOW.points([v[1:2] for v in variables], noise[1:2])
@@ -78,7 +64,8 @@ def test_classes_have_independent_flows(zuko: Any) -> None:
     assert not torch.allclose(FLOW.points(variables, noise[:1].expand(3, -1, -1))[0], among[1])
 
 
-def test_the_divergence_of_a_gaussian_flow(zuko: Any) -> None:
+@needs_zuko
+def test_the_divergence_of_a_gaussian_flow() -> None:
     """Couplings whose networks are constant shift and scale: N(m, diag(s^2)) in closed form."""
     flow = Flow(couplings=2, hidden=4)
     module = _couplings(2, 4, 1, 2)
@@ -95,27 +82,15 @@ def test_the_divergence_of_a_gaussian_flow(zuko: Any) -> None:
     torch.testing.assert_close(flow.divergence(variables, noise), expected, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_reaches_the_known_answer_within_its_budget(zuko: Any, seed: int) -> None:
-    found = attack(FLOW_ATTACK, seed)
-    assert found.queries == 3 * (200 * 8 + 6 * 4)
-    for label in range(3):
-        wanted = torch.tensor([label])
-        best = least_on_a_grid(
-            lambda x, y=wanted: cross_entropy(TARGET(x), y.expand(len(x)))  # type: ignore[misc]
-        )
-        mine = levels(found.images[found.labels == label])
-        torch.testing.assert_close(mine, best.expand(3, -1), atol=0.1, rtol=0)
-
-
-def test_the_global_random_state_is_not_changed(zuko: Any) -> None:
-    before = torch.get_rng_state()
-    one, again, other = attack(SHORT), attack(SHORT), attack(SHORT, seed=1)
-    assert torch.equal(one.latents, again.latents) and not torch.equal(one.latents, other.latents)
+@needs_zuko
+def test_the_global_random_state_is_not_changed() -> None:
+    module, before = NearestByLayer(), torch.get_rng_state()
+    CASES["vmi-flow"].run(module=module)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_flow_fits_a_curve_better_than_a_gaussian(zuko: Any) -> None:
+@needs_zuko
+def test_a_flow_fits_a_curve_better_than_a_gaussian() -> None:
     """-log p is least along the parabola z_1 = z_0^2 - 1: samples are nearer to it, and as wide."""
 
     class Bend(nn.Module):
@@ -140,7 +115,8 @@ def test_a_flow_fits_a_curve_better_than_a_gaussian(zuko: Any) -> None:
     assert float(flow[:, 0].std()) > 1.25 * float(gaussian[:, 0].std())
 
 
-def test_one_coordinate_is_refused(zuko: Any) -> None:
+@needs_zuko
+def test_one_coordinate_is_refused() -> None:
     with pytest.raises(InputError, match="2 coordinates or more"):
         FLOW.start(1, 1)
 

@@ -105,7 +105,7 @@ TABLE = {
     ),
     "cma-es": Row(EVOLVED, identity, None, tolerance=0.01, target=BLACK_BOX),
     "c2f-mi": Row(COARSE, identity, 300 + 3 * 20 * (201 + 4), tolerance=0.01, target=BLACK_BOX),
-    "rlb-mi": Row(AGENT, identity, 3 * (900 + 4 * 4), tolerance=0.04, target=BLACK_BOX),
+    "rlb-mi": Row(AGENT, identity, 3 * (600 + 4 * 4), tolerance=0.04, target=BLACK_BOX),
 }  # fmt: skip
 
 

@@ -18,8 +18,7 @@ from inversight.core.seeding import generator
 from inversight.models.activations import record_batch_norms
 from inversight.models.target import Target
 from inversight.priors.descent import descend, ramp
-from tests.attacks.toy import LABELS, FlatPrior, Nearest, OpenPrior, toy_target
-from tests.examples import NoisePrior
+from tests.attacks.toy import LABELS, FlatPrior, GreyPrior, Nearest, OpenPrior, levels, toy_target
 
 
 def sgd(rate: float, momentum: float = 0.0) -> object:
@@ -120,29 +119,17 @@ def test_lomma_keeps_features_near_their_mean() -> None:
     class Line(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.last = nn.Linear(1, 2)
-            with torch.no_grad():
-                self.last.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-                self.last.bias.zero_()
+            self.last = nn.Linear(1, 2, bias=False)
+            self.last.weight.data = torch.tensor([[1.0], [-1.0]])
 
         def forward(self, x: Tensor) -> Tensor:
             out: Tensor = self.last(torch.logit(x.flatten(1).mean(1, keepdim=True)))
             return out
 
-    class Grey(OpenPrior):
-        def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-            return torch.randn(n, 1, generator=rng)
-
-        def __call__(self, latents: Tensor) -> Tensor:
-            return torch.sigmoid(latents)[:, :, None, None].expand(-1, 1, 8, 8)
-
-        def realness(self, images: Tensor) -> Tensor:
-            return images.sum((1, 2, 3)) * 0.0
-
     target = Target(Line(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "line")
     for weight in (0.5, 2.0):
         how = Lomma(**SMALL, feature_weight=weight, bound=9.0, learning_rate=5e-4, surrogates=0)
-        found = how.run(target, Grey(), torch.tensor([0, 1]), rng=generator(0))
+        found = how.run(target, GreyPrior(), torch.tensor([0, 1]), rng=generator(0))
         # d/df (-f + weight (f - usual)^2) = 0 at f = usual + 1 / (2 weight); usual is about 0.
         expected = torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None] / (2.0 * weight)
         torch.testing.assert_close(found.latents, expected, atol=0.2, rtol=0)
@@ -157,28 +144,17 @@ def test_vmi_finds_the_closed_form_gaussian(family: Literal["gaussian", "flow"])
 
     class Square(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            z = torch.logit(x[:, 0, :2, 0].clamp(1e-6, 1 - 1e-6))
+            z = torch.logit(levels(x).clamp(1e-6, 1 - 1e-6))
             loss = 0.5 * a * (z - c).square().sum(1) + 0.01
             return torch.stack([-loss, torch.log(-torch.expm1(-loss))], dim=1)
 
-    class Plane(NoisePrior):
-        def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-            return torch.randn(n, 2, generator=rng)
-
-        def __call__(self, latents: Tensor) -> Tensor:
-            return torch.sigmoid(latents)[:, None, :, None].expand(-1, 1, 2, 2)
-
-        @property
-        def image_shape(self) -> tuple[int, int, int]:
-            return (1, 2, 2)
-
-    target = Target(Square(), ("a", "b"), (1, 2, 2), (0.0,), (1.0,), "square")
+    target = Target(Square(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "square")
     how = Vmi(
         pool=20000, samples=64, steps=400, learning_rate=0.02, divergence_weight=g,
         family=family, couplings=2, hidden=8,
         candidates=2000, keep=2000, crops=1, batch_size=2000,
     )  # fmt: skip
-    z = how.run(target, Plane(), torch.tensor([0]), rng=generator(0)).latents
+    z = how.run(target, FlatPrior(), torch.tensor([0]), rng=generator(0)).latents
     torch.testing.assert_close(z.mean(0), a * c / (a + g), atol=0.06, rtol=0)
     spread = torch.eye(2) * g / (a + g)
     torch.testing.assert_close(torch.cov(z.T), spread, atol=0.05, rtol=0)
