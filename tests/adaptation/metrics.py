@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tests.draws import normal
+
 SHAPE = (1, 3, 4)
 D = 12
 
@@ -34,19 +36,19 @@ class Curved(Linear):
         return (torch.tanh(images.flatten(1) @ self.a.T),)
 
 
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def draw(n: int, seed: int) -> Tensor:
-    return torch.randn(n, *SHAPE, generator=rng(seed), dtype=torch.float64)
+    return normal(n, *SHAPE, seed=seed)
 
 
 def linear(rows: int = 8, kind: type[Linear] = Linear) -> Linear:
-    return kind(torch.randn(rows, D, generator=rng(0), dtype=torch.float64))
+    return kind(normal(rows, D))
 
 
 def with_eigenvalues(values: list[float]) -> Linear:
     """A linear embedding whose M has these eigenvalues, in a random basis."""
-    turn, _ = torch.linalg.qr(torch.randn(D, D, generator=rng(3), dtype=torch.float64))
+    turn, _ = torch.linalg.qr(normal(D, D, seed=3))
     return Linear((torch.tensor(values, dtype=torch.float64) / 2).sqrt()[:, None] * turn)
+
+
+BLIND = Linear(torch.zeros(2, D, dtype=torch.float64))
+"""An embedding of metric 0."""

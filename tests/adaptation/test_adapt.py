@@ -1,4 +1,4 @@
-"""The three arms on a tiny prior and target."""
+"""The arms of an adaptation: what guides them, which targets they need, and that they can be resumed."""
 
 from __future__ import annotations
 
@@ -9,102 +9,126 @@ from typing import Any
 import pytest
 import torch
 
-from inversight.adaptation import WeightedTerm, guidance_terms
-from inversight.adaptation.preconditioners import Damped
+from inversight.adaptation import Damped, WeightedTerm, guidance_terms
 from inversight.adaptation.terms import TERMS
 from inversight.attacks.objectives import entropy
-from inversight.core.errors import ConfigError
-from inversight.core.seeding import generator
+from inversight.models.target import Target
 from inversight.priors import StylePrior
 from inversight.settings import Adaptation
-from tests.priors.tiny import METRIC, TRAINING, Stopped, adapted, linear_target, pictures, stop_at
+from tests.priors.tiny import (
+    METRIC,
+    TRAINING,
+    Stopped,
+    adapted,
+    assert_equal,
+    deep,
+    linear_target,
+    pictures,
+    stop_at,
+    trained,
+)
+from tests.refusals import refused
 
 
-def test_vanilla_does_not_look_at_the_target(prior: StylePrior) -> None:
-    one, other = (adapted(prior, linear_target(seed), "vanilla") for seed in (1, 2))
+def run(arm: str, target: Target | None = None, **changes: Any) -> StylePrior:
+    return adapted(trained(), target or linear_target(1), arm, **changes)
+
+
+def test_vanilla_ignores_the_target() -> None:
+    one, other = (run("vanilla", linear_target(seed)) for seed in (1, 2))
     assert torch.equal(pictures(one), pictures(other))
     assert "entropy" not in one.log[-1]
 
 
 @pytest.mark.parametrize("arm", ["entropy", "natural-gradient"])
-def test_guided_arms_do(prior: StylePrior, arm: str) -> None:
-    one, other = (adapted(prior, linear_target(seed), arm) for seed in (1, 2))
+def test_guided_arms_depend_on_the_target(arm: str) -> None:
+    one, other = (run(arm, linear_target(seed)) for seed in (1, 2))
     assert not torch.allclose(pictures(one), pictures(other))
     assert {"entropy", "class_entropy"} <= one.log[-1].keys()
 
 
-def test_no_weight_is_vanilla(prior: StylePrior) -> None:
-    target = linear_target(1)
-    torch.testing.assert_close(
-        pictures(adapted(prior, target, "natural-gradient", weight=0.0)),
-        pictures(adapted(prior, target, "vanilla")),
-    )
+@pytest.mark.parametrize(
+    ("arm", "target"), [("natural-gradient", linear_target(1)), ("projected", deep())]
+)
+def test_weight_0_is_vanilla(arm: str, target: Target) -> None:
+    assert torch.equal(pictures(run(arm, target, weight=0.0)), pictures(run("vanilla", target)))
 
 
-@pytest.mark.parametrize("arm", ["entropy", "natural-gradient"])
-def test_guided_arms_lower_the_entropy(prior: StylePrior, arm: str) -> None:
-    target = linear_target(3)
-    plain = adapted(prior, target, "vanilla", steps=40)
-    guided = adapted(prior, target, arm, steps=40, weight=3.0)
-
-    def mean_entropy(made: StylePrior) -> float:
-        w = made.sample(256, rng=generator(9))
+def test_guidance_lowers_the_entropy() -> None:
+    def mean_entropy(arm: str) -> float:
+        target = linear_target(3)
+        made = run(arm, target, steps=40, weight=3.0)
+        w = made.sample(256, rng=torch.Generator().manual_seed(9))
         return float(entropy(target((made.raw(w, noise="none") + 1) / 2)).mean())
 
-    assert mean_entropy(guided) < mean_entropy(plain) - 0.02
+    plain = mean_entropy("vanilla")
+    assert max(mean_entropy("entropy"), mean_entropy("natural-gradient")) < plain - 0.02
 
 
-def test_a_metric_that_is_a_multiple_of_the_identity_changes_nothing(prior: StylePrior) -> None:
-    """Mean squared error of grey images has M = c I, so the natural gradient is the gradient."""
-    target = linear_target(1)
-    torch.testing.assert_close(
-        pictures(adapted(prior, target, "entropy")),
-        pictures(adapted(prior, target, "natural-gradient")),
-        rtol=1e-3,
-        atol=1e-4,
-    )
+def test_natural_gradient_equals_the_gradient_if_the_metric_is_a_multiple_of_the_identity() -> None:
+    """Mean squared error of grey images has M = c I."""
+    one, other = pictures(run("entropy")), pictures(run("natural-gradient"))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_a_stopped_adaptation_goes_on_bit_by_bit(prior: StylePrior, tmp_path: Path) -> None:
-    target = linear_target(1)
-    whole = adapted(prior, target, "natural-gradient")
-    options: dict[str, Any] = {
-        "training": replace(TRAINING, checkpoint_seconds=1e-6),
+@pytest.mark.parametrize(
+    "arm", ["natural-gradient", "projected", "conditional", "pseudo-labels", "target-aware"]
+)
+def test_resumed_adaptation_equals_an_uninterrupted_one(tmp_path: Path, arm: str) -> None:
+    training = replace(TRAINING, images_at_once=4)
+    whole = run(arm, deep(), training=training, pseudo_labels_top=10)
+    eager: dict[str, Any] = {
+        "training": replace(training, checkpoint_seconds=1e-6), "pseudo_labels_top": 10,
         "checkpoint": tmp_path / "checkpoint.safetensors",
-    }
+    }  # fmt: skip
     with pytest.raises(Stopped):  # the checkpoint of step 3 is there, step 4 is lost
-        adapted(prior, target, "natural-gradient", **options, progress=stop_at(4))
-    resumed = adapted(prior, target, "natural-gradient", **options)
-    assert torch.equal(pictures(resumed), pictures(whole))
-    assert resumed.log == whole.log
+        run(arm, deep(), progress=stop_at(4), **eager)
+    assert eager["checkpoint"].is_file()
+    assert_equal(run(arm, deep(), **eager), whole)
 
 
-def test_arms_choose_what_they_guide_by() -> None:
+@pytest.mark.parametrize(
+    ("arm", "settings", "expected"),
+    [
+        ("vanilla", {"weight": 0.7}, {}),
+        ("entropy", {"weight": 0.7}, {"entropy": 0.7}),
+        ("balanced", {"weight": 0.7}, {"entropy": 0.7, "balance": 0.7}),
+        ("projected", {}, {"statistics": 3.0}),  # stands for the discriminator of the maps
+        ("projected", {"weight": 0.7}, {"statistics": 0.7}),
+        ("diverse", {"weight": 0.7}, {"statistics": 0.7, "spread": 0.35}),
+        ("pseudo-labels", {"weight": 0.7}, {"margin": 0.7}),
+        ("pseudo-labels", {"weight": 0.0}, {}),
+        ("pseudo-labels", {"pseudo_labels_alpha": 0.0}, {}),
+        ("pseudo-labels", {"scale": "absolute"}, {"margin": 0.2}),
+        ("target-aware", {"weight": 0.0}, {}),
+        ("target-aware", {"target_aware_entropy": 0.0}, {}),
+        ("target-aware", {"scale": "absolute"}, {"critic_entropy": 1e-4}),
+    ],
+)
+def test_terms_of_an_arm(arm: str, settings: dict[str, Any], expected: dict[str, float]) -> None:
+    found = guidance_terms(arm, Adaptation(**settings), None, TERMS["statistics"])
+    assert found == [WeightedTerm(TERMS[name], weight) for name, weight in expected.items()]
+
+
+def test_natural_gradient_is_preconditioned() -> None:
     settings = Adaptation(damping=0.2, iterations=3, weight=0.7, guided_images=5)
-    assert guidance_terms("vanilla", settings, None) == []
-    assert guidance_terms("entropy", settings, None) == [WeightedTerm(TERMS["entropy"], 0.7)]
-    turned = Damped(METRIC, damping=0.2, iterations=3)
-    assert guidance_terms("natural-gradient", settings, METRIC) == [
-        WeightedTerm(TERMS["entropy"], 0.7, turned, part=5)
-    ]
-    assert guidance_terms("balanced", settings, None) == [
-        WeightedTerm(TERMS["entropy"], 0.7),
-        WeightedTerm(TERMS["balance"], 0.7),
-    ]
-    term = TERMS["statistics"]  # stands for what is made for a target
-    assert guidance_terms("projected", settings, None, term) == [WeightedTerm(term, 0.7)]
-    assert guidance_terms("diverse", settings, None, term) == [
-        WeightedTerm(term, 0.7),
-        WeightedTerm(TERMS["spread"], 0.35),
-    ]
-    with pytest.raises(ConfigError, match="arm diverse needs the term made for the target"):
-        guidance_terms("diverse", settings, None)
-    with pytest.raises(ConfigError, match="needs a guidance embedding"):
-        guidance_terms("natural-gradient", settings, None)
+    damped = Damped(METRIC, damping=0.2, iterations=3)
+    expected = [WeightedTerm(TERMS["entropy"], 0.7, damped, part=5)]
+    assert guidance_terms("natural-gradient", settings, METRIC) == expected
+    with refused("needs a guidance embedding"):
+        guidance_terms("natural-gradient", settings)
+    with refused("arm diverse needs the term made for the target"):
+        guidance_terms("diverse", settings)
 
 
-def test_statistics_need_batch_normalisation(prior: StylePrior) -> None:
-    with pytest.raises(ConfigError, match="needs a target with batch normalisation"):
-        adapted(prior, linear_target(1), "statistics")
-    with pytest.raises(ConfigError, match="expected one of vanilla"):
-        adapted(prior, linear_target(1), "natural")
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("statistics", "needs a target with batch normalisation"),
+        ("projected", "arm projected needs a target with convolutions"),
+        ("natural", "expected one of vanilla"),
+    ],
+)
+def test_refuses_unknown_arms_and_targets_without_layers(arm: str, message: str) -> None:
+    with refused(message):
+        run(arm)

@@ -28,14 +28,14 @@ class Levels:
 
 
 class Nearest(nn.Module):
-    """Logits that leave no doubt about which of four levels an image has."""
+    """Confident logits of the nearest of four grey levels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return -1e4 * (x.mean(dim=(1, 2, 3))[:, None] - torch.arange(4) / 10.0).square()
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_it_counts_the_classes_within_reach(levels: int) -> None:
+def test_entropy_of_equally_frequent_classes(levels: int) -> None:
     target = Target(Nearest(), ("a", "b", "c", "d"), (1, 8, 8), (0.0,), (1.0,), "test")
     found = class_entropy(target, Levels(levels), rng=torch.Generator(), images=64, batch=24)
     assert found == pytest.approx(math.log(levels), abs=1e-3)

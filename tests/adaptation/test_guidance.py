@@ -1,20 +1,19 @@
-"""The target's pull: its direction, its length on the generator's parameters, its memory."""
+"""Gradients of the guidance: direction, length on the generator's parameters, state."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from inversight.adaptation.guidance import Guidance, WeightedTerm
-from inversight.adaptation.terms import Balance, Entropy
+from inversight.adaptation.terms import Balance, Entropy, Term
 from inversight.models.target import Target
+from tests.draws import rng, uniform
 
 SHAPE = (1, 4, 4)
-
-
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
@@ -25,70 +24,57 @@ def target() -> Target:
     return Target(module, ("a", "b", "c"), SHAPE, (0.0,), (1.0,), "test")
 
 
-def images(n: int = 4) -> Tensor:
-    return torch.rand(n, *SHAPE, generator=rng(1))
+IMAGES = uniform(4, *SHAPE, seed=1)
 
 
-def entropy_gradient(target: Target, x: Tensor) -> Tensor:
-    """Gradient of the entropy's mean over the images, by finite differences in float64."""
+def guidance(target: Target, *terms: Term, **options: Any) -> Guidance:
+    return Guidance(target, [WeightedTerm(term, 0.3) for term in terms], **options)
+
+
+def entropy_gradient(target: Target) -> Tensor:
+    """Gradient of the mean entropy over IMAGES, by finite differences in float64."""
+    weight, bias = (p.double() for p in target.module[1].parameters())
 
     def value(z: Tensor) -> float:
-        p = (
-            (z.flatten(1) @ target.module[1].weight.double().T)
-            .add(target.module[1].bias.double())
-            .softmax(1)
-        )
+        p = (z.flatten(1) @ weight.T + bias).softmax(1)
         return float(-(p * p.log()).sum(1).mean())
 
-    out = torch.zeros_like(x, dtype=torch.float64)
-    for index in range(x.numel()):
-        step = torch.zeros(x.numel(), dtype=torch.float64)
-        step[index] = 1e-5
-        up, down = (value(x.double() + s * step.view_as(x)) for s in (1, -1))
-        out.view(-1)[index] = (up - down) / 2e-5
-    return out
+    x = IMAGES.double()
+    steps = 1e-5 * torch.eye(x.numel(), dtype=torch.float64).view(-1, *x.shape)
+    return torch.tensor([(value(x + s) - value(x - s)) / 2e-5 for s in steps]).view_as(IMAGES)
 
 
-def test_the_gradient_is_that_of_the_mean_entropy(target: Target) -> None:
-    found = Guidance(target, [WeightedTerm(Entropy(), 0.3)])(images())["entropy"]
-    torch.testing.assert_close(
-        found.double(), entropy_gradient(target, images()), rtol=1e-3, atol=1e-6
-    )
+def test_gradient_is_that_of_the_mean_entropy(target: Target) -> None:
+    found = guidance(target, Entropy())(IMAGES)["entropy"]
+    torch.testing.assert_close(found, entropy_gradient(target), rtol=1e-3, atol=1e-6)
 
 
-def test_a_part_of_the_batch_is_guided_as_if_it_were_the_batch(target: Target) -> None:
-    found = Guidance(target, [WeightedTerm(Entropy(), 0.3, part=2)])(images())["entropy"]
-    alone = Guidance(target, [WeightedTerm(Entropy(), 0.3)])(images()[:2])["entropy"]
+def test_part_of_a_batch_is_guided_like_a_batch(target: Target) -> None:
+    found = Guidance(target, [WeightedTerm(Entropy(), 0.3, part=2)])(IMAGES)["entropy"]
+    alone = guidance(target, Entropy())(IMAGES[:2])["entropy"]
     torch.testing.assert_close(found[:2], alone)
-    assert torch.equal(found[2:], torch.zeros_like(found[2:]))
+    assert not found[2:].any()
 
 
-def test_a_preconditioner_turns_and_does_not_stretch(target: Target) -> None:
-    def swap(x: Tensor, g: Tensor) -> Tensor:
-        return 1000.0 * g.flip(3)
-
-    plain = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
-    turned = Guidance(target, [WeightedTerm(Entropy(), 0.3, swap)])
-    a, b = plain(images())["entropy"], turned(images())["entropy"]
-    torch.testing.assert_close(a.flip(3), b)
+def test_preconditioner_changes_the_direction_and_keeps_the_length(target: Target) -> None:
+    turned = Guidance(target, [WeightedTerm(Entropy(), 0.3, lambda x, g: 1000.0 * g.flip(3))])
+    plain = guidance(target, Entropy())(IMAGES)["entropy"]
+    torch.testing.assert_close(turned(IMAGES)["entropy"], plain.flip(3))
     assert turned.logged["cosine"] < 1.0
 
 
-def test_the_published_scale_keeps_what_the_preconditioner_gives_and_sums(target: Target) -> None:
+def test_published_scale_sums_and_keeps_the_length_of_the_preconditioner(target: Target) -> None:
     guide = Guidance(target, [WeightedTerm(Entropy(), 2.0, lambda x, g: 7.0 * g)], summed=8)
-    found = guide(images())["entropy"]
-    torch.testing.assert_close(
-        found.double(), 7.0 * entropy_gradient(target, images()), rtol=1e-3, atol=1e-5
-    )
-    # lambda_h times the sum over a batch of 8, of which these images are a share.
+    found = guide(IMAGES)["entropy"]
+    torch.testing.assert_close(found, 7.0 * entropy_gradient(target), rtol=1e-3, atol=1e-5)
+    # lambda_h times the sum over a batch of 8, of which these images are a part.
     assert guide.factor("entropy") == 16.0
     assert not guide.due(0)
 
 
 def test_factors_set_lengths_on_the_parameters(target: Target) -> None:
-    guide = Guidance(
-        target, [WeightedTerm(Entropy(), 0.3), WeightedTerm(Balance(), 0.6)], memory=0.5
-    )
+    terms = [WeightedTerm(Entropy(), 0.3), WeightedTerm(Balance(), 0.6)]
+    guide = Guidance(target, terms, memory=0.5)
     guide.measure(2.0, {"entropy": 10.0, "balance": 0.1})
     assert guide.factor("entropy") == pytest.approx(0.3 * 2.0 / 10.0)
     assert guide.factor("balance") == pytest.approx(0.6 * 2.0 / 0.1)
@@ -98,25 +84,24 @@ def test_factors_set_lengths_on_the_parameters(target: Target) -> None:
     assert guide.factor("entropy") == pytest.approx(0.3 * gan / 10.0)
 
 
-def test_lengths_are_wanted_at_intervals(target: Target) -> None:
-    guide = Guidance(target, [WeightedTerm(Entropy(), 0.3)], interval=4)
+def test_measures_at_intervals(target: Target) -> None:
+    guide = guidance(target, Entropy(), interval=4)
     assert [step for step in range(10) if guide.due(step)] == [0, 4, 8]
 
 
-def test_the_state_goes_on_where_it_was(target: Target) -> None:
-    first = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
+def test_state_can_be_restored(target: Target) -> None:
+    first, second = guidance(target, Entropy()), guidance(target, Entropy())
     first.measure(1.0, {"entropy": 3.0})
-    second = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
     second.state.update(first.state)
     for guide in (first, second):
         guide.measure(5.0, {"entropy": 1.0})
     assert first.factor("entropy") == second.factor("entropy")
 
 
-def test_what_it_logs(target: Target) -> None:
-    guide = Guidance(target, [WeightedTerm(Entropy(), 0.3), WeightedTerm(Balance(), 0.3)])
-    guide(images())
-    logits = target(images())
+def test_logs_entropies(target: Target) -> None:
+    guide = guidance(target, Entropy(), Balance())
+    guide(IMAGES)
+    logits = target(IMAGES)
     categorical = torch.distributions.Categorical
     entropies = categorical(logits=logits).entropy()
     assert guide.logged["entropy"] == pytest.approx(float(entropies.mean()), rel=1e-5)
@@ -125,11 +110,10 @@ def test_what_it_logs(target: Target) -> None:
     assert guide.logged["balance"] == pytest.approx(-expected, rel=1e-4)
 
 
-def test_a_saturated_target_gives_no_pull(target: Target) -> None:
+def test_saturated_target_gives_no_gradient(target: Target) -> None:
     target.module[1].weight.data.zero_()
     target.module[1].bias.data = torch.tensor([1e4, 0.0, 0.0])
-    guide = Guidance(target, [WeightedTerm(Entropy(), 0.3)])
-    pull = guide(images())["entropy"]
-    assert torch.equal(pull, torch.zeros_like(pull))
+    guide = guidance(target, Entropy())
+    gradient = guide(IMAGES)["entropy"]
     guide.measure(1.0, {"entropy": 0.0})
-    assert torch.equal(guide.factor("entropy") * pull, pull)
+    assert not gradient.any() and not (guide.factor("entropy") * gradient).any()

@@ -9,18 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inversight.adaptation.krylov import Krylov, Product
+from tests.draws import normal
 
 SHAPE = (1, 4, 5)
 D = 20
 
 
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def matrices(n: int, seed: int = 0, rank: int = D) -> Tensor:
+def matrices(n: int) -> Tensor:
     """Symmetric positive semi-definite, (n, D, D) float64."""
-    roots = torch.randn(n, D, rank, generator=rng(seed), dtype=torch.float64)
+    roots = normal(n, D, D)
     return roots @ roots.mT
 
 
@@ -34,7 +31,7 @@ def product_of(m: Tensor, calls: list[int] | None = None) -> Product:
 
 
 def start(n: int, block: int, seed: int = 1) -> Tensor:
-    return torch.randn(n, block, *SHAPE, generator=rng(seed), dtype=torch.float64)
+    return normal(n, block, *SHAPE, seed=seed)
 
 
 def grown(m: Tensor, s: Tensor, steps: int, seed: int | None = None) -> Krylov:
@@ -45,7 +42,7 @@ def grown(m: Tensor, s: Tensor, steps: int, seed: int | None = None) -> Krylov:
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])
-def test_the_basis_spans_the_powers_and_ritz_pairs_have_the_residuals_told(block: int) -> None:
+def test_basis_spans_the_powers_and_residuals_are_exact(block: int) -> None:
     m, s = matrices(2), start(2, block)
     space = grown(m, s, 4)
     v = space.basis
@@ -62,7 +59,7 @@ def test_the_basis_spans_the_powers_and_ritz_pairs_have_the_residuals_told(block
     torch.testing.assert_close(ritz.last.norm(dim=1), missing)
 
 
-def test_an_image_does_not_see_the_others() -> None:
+def test_images_are_independent() -> None:
     m, s = matrices(3), start(3, 2)
     together = grown(m, s, 4)
     for i in range(3):
@@ -71,7 +68,7 @@ def test_an_image_does_not_see_the_others() -> None:
         torch.testing.assert_close(together.ritz().values[i : i + 1], alone.ritz().values)
 
 
-def test_a_spent_space_stays_as_it_is_without_a_seed() -> None:
+def test_exhausted_space_is_unchanged_without_a_seed() -> None:
     m, s = matrices(2), start(2, 1)
     m[0] = 3.0 * torch.eye(D)  # every vector is an eigenvector: one step
     calls: list[int] = []
@@ -83,22 +80,20 @@ def test_a_spent_space_stays_as_it_is_without_a_seed() -> None:
     torch.testing.assert_close(both.ritz().values[1], grown(m[1:], s[1:], 5).ritz().values[0])
 
 
-def test_nothing_to_start_from() -> None:
+def test_starts_from_zeros() -> None:
     space = grown(matrices(1), torch.zeros(1, 1, *SHAPE, dtype=torch.float64), 3)
     assert space.spent and not bool(space.basis.any())
     assert bool(space.ritz().vectors.isfinite().all())
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     block=st.integers(1, 4),
     values=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0]), min_size=D, max_size=D),
     seed=st.integers(0, 1000),
 )
-def test_with_a_seed_the_whole_spectrum_is_found_however_often_values_repeat(
-    block: int, values: list[float], seed: int
-) -> None:
-    turn, _ = torch.linalg.qr(torch.randn(D, D, generator=rng(seed), dtype=torch.float64))
+def test_finds_the_whole_spectrum_with_a_seed(block: int, values: list[float], seed: int) -> None:
+    turn, _ = torch.linalg.qr(normal(D, D, seed=seed))
     expected = torch.tensor(values, dtype=torch.float64)
     m = (turn * expected @ turn.T)[None]
     space = grown(m, start(1, block, seed), -(-D // block), seed=seed)

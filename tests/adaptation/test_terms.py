@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from inversight.adaptation.terms import (
-    Balance,
-    Entropy,
-    Observation,
-    Spread,
-    Statistics,
-    observe,
-)
+from inversight.adaptation.terms import Balance, Entropy, Observation, Spread, Statistics, observe
 from inversight.models.target import Target
+from tests.draws import rng
 
 
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def test_certain_and_uncertain_predictions() -> None:
+def test_entropy_and_balance_of_certain_and_uncertain_predictions() -> None:
     certain = Observation(torch.tensor([[50.0, 0.0], [0.0, 50.0]]))
     assert float(Entropy()(certain)) == pytest.approx(0.0, abs=1e-6)
     assert float(Balance()(certain)) == pytest.approx(-math.log(2), rel=1e-6)
@@ -36,26 +27,24 @@ def test_certain_and_uncertain_predictions() -> None:
 def spread_by_hand(maps: torch.Tensor, logits: torch.Tensor) -> float:
     """Pair by pair."""
     outputs = maps.flatten(1).double() - maps.flatten(1).double().mean(0)
-    told = logits.double().softmax(1)
+    p = logits.double().softmax(1)
     above, below = 0.0, 0.0
-    for i in range(len(maps)):
-        for j in range(len(maps)):
-            if i != j:
-                cosine = torch.cosine_similarity(outputs[i], outputs[j], dim=0)
-                together = float(told[i] @ told[j])
-                above, below = above + together * float(cosine), below + together
+    for i, j in itertools.permutations(range(len(maps)), 2):
+        together = float(p[i] @ p[j])
+        cosine = float(torch.cosine_similarity(outputs[i], outputs[j], dim=0))
+        above, below = above + together * cosine, below + together
     return above / below
 
 
-def test_spread_is_the_likeness_within_classes() -> None:
+def test_spread_is_the_similarity_within_classes() -> None:
     maps, logits = torch.randn(7, 3, 4, 4, generator=rng(0)), torch.randn(7, 5, generator=rng(1))
     first = torch.randn(7, 2, 8, 8, generator=rng(2))  # not the last convolution's
     found = Spread()(Observation(logits, maps=(first, maps)))
     assert float(found) == pytest.approx(spread_by_hand(maps, logits), rel=1e-5)
 
 
-def test_only_images_of_one_class_are_pushed_apart() -> None:
-    """Two of either class that are one image, at opposite ends: likeness 1 within, -1 between."""
+def test_spread_compares_images_of_one_class() -> None:
+    """Two pairs of equal images at opposite ends: similarity 1 within a pair, -1 between pairs."""
     ends = torch.tensor([1.0, 1.0, -1.0, -1.0]).view(4, 1, 1, 1).expand(4, 2, 3, 3)
     within = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 50.0], [0.0, 50.0]])
     assert float(Spread()(Observation(within, maps=(ends,)))) == pytest.approx(1.0)
@@ -64,7 +53,7 @@ def test_only_images_of_one_class_are_pushed_apart() -> None:
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_spread_of_one_or_of_equal_images_pulls_nowhere(images: int) -> None:
+def test_spread_of_equal_images_has_no_gradient(images: int) -> None:
     maps = torch.ones(images, 2, 3, 3, requires_grad=True)
     found = Spread()(Observation(torch.zeros(images, 2), maps=(maps,)))
     (gradient,) = torch.autograd.grad(found, maps)
@@ -75,7 +64,7 @@ def normalised(module: nn.Module) -> Target:
     return Target(module.eval(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "test")
 
 
-def test_statistics_are_the_divergence_of_normals() -> None:
+def test_statistics_equal_the_divergence_of_normal_distributions() -> None:
     """Against torch.distributions, on a batch normalisation that sees the image itself."""
     norm = nn.BatchNorm2d(1)
     norm.running_mean = torch.tensor([0.2])
@@ -90,14 +79,9 @@ def test_statistics_are_the_divergence_of_normals() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_statistics_vanish_on_the_images_they_are_of() -> None:
-    module = nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.BatchNorm2d(4, momentum=None),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(144, 2),
-    )
+def test_statistics_are_0_for_the_training_images() -> None:
+    norm = nn.BatchNorm2d(4, momentum=None)
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5, generator=rng(3))
     images = torch.rand(512, 1, 8, 8, generator=rng(1))
@@ -108,7 +92,7 @@ def test_statistics_vanish_on_the_images_they_are_of() -> None:
     assert float(other.detach()) > 0.1
 
 
-def test_looking_leaves_no_hooks_behind() -> None:
+def test_observe_removes_its_hooks() -> None:
     module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))
     observe(normalised(module), torch.rand(2, 1, 8, 8, generator=rng(2)))
     assert not module[0]._forward_hooks

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from inversight.core.config import build
 from inversight.core.seeding import generator
-from inversight.data import ImageSet
+from inversight.data import ImageSet, image_set
 from inversight.defences import Defence, DefenceData, Defended
-from inversight.models.networks import Classifier, NetworkOptions, build_classifier
-from inversight.models.target import Target, target_of
+from inversight.models.networks import Classifier, NetworkOptions, SavedClassifier, build_classifier
+from inversight.models.target import Target, accuracy_on, target_of
 from inversight.models.training import train_classifier
 from inversight.settings import DEFENCES, Training
 
@@ -27,20 +27,14 @@ CLASSES = ("left", "right", "middle")
 def images(seed: int, per_class: int = 12, size: int = 8) -> ImageSet:
     """Bright on the left, on the right or in the middle, rows in random order."""
     rng = generator(seed)
-    n = 3 * per_class
+    n, third = 3 * per_class, size // 3
     pixels = 0.2 * torch.rand(n, 1, size, size, generator=rng)
-    labels = torch.arange(3).repeat_interleave(per_class)
-    third = size // 3
     for label, start in enumerate((0, size - third, third)):
-        pixels[labels == label, :, :, start : start + third] += 0.7
+        pixels[label * per_class : (label + 1) * per_class, :, :, start : start + third] += 0.7
     order = torch.randperm(n, generator=rng)
-    return ImageSet(
-        images=(pixels * 255).to(torch.uint8)[order],
-        labels=labels[order],
-        ids=tuple(f"{seed}-{i:03d}" for i in range(n)),
-        classes=CLASSES,
-        hashes=tuple(f"{seed}-{i}" for i in range(n)),
-    )
+    labels = [CLASSES[row // per_class] for row in order.tolist()]
+    ids = [f"{seed}-{i:03d}" for i in range(n)]
+    return image_set((pixels * 255).to(torch.uint8)[order], labels, ids, CLASSES)
 
 
 def network(**options: Any) -> Classifier:
@@ -61,23 +55,23 @@ def training_data(size: int = 8, training: Training = QUICK, protected: int = 2)
 
 
 def with_other_protected_pixels(given: DefenceData) -> DefenceData:
-    """The same material but for the pixels of the protected images."""
+    """The same data but for the pixels of the protected images, which are inverted."""
     pixels = given.private.images.clone()
     pixels[given.protected] = 255 - pixels[given.protected]
     return replace(given, private=replace(given.private, images=pixels))
 
 
-def undefended(size: int = 8) -> Target:
-    return _undefended(size)
-
-
 @cache
-def _undefended(size: int) -> Target:
-    given = training_data(size)
-    trained = train_classifier(
-        given.private, training=QUICK, image_shape=given.image_shape, rng=generator(0)
-    )
-    return target_of(trained.classifier, "undefended")
+def undefended(size: int) -> Target:
+    """A target without defence, for images of ``size``."""
+    return target_of(trained(training_data(size), seed=0), "undefended")
+
+
+def trained(given: DefenceData, seed: int = 3) -> SavedClassifier:
+    """The undefended training on the private images, from the same seed as :func:`defend`."""
+    return train_classifier(
+        given.private, training=given.training, image_shape=given.image_shape, rng=generator(seed)
+    ).classifier
 
 
 def defend(defence: Defence, given: DefenceData | None = None, seed: int = 3) -> Defended:
@@ -85,20 +79,27 @@ def defend(defence: Defence, given: DefenceData | None = None, seed: int = 3) ->
     return defence.fit(given, undefended(given.image_shape[1]), rng=generator(seed))
 
 
-def weights(made: Defended) -> dict[str, Tensor]:
-    return dict(made.target.module.state_dict())
-
-
-def equal(a: Defended, b: Defended) -> bool:
-    one, other = weights(a), weights(b)
+def equal(*modules: nn.Module) -> bool:
+    """Whether two networks have the same weights and buffers."""
+    one, other = (module.state_dict() for module in modules)
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def kinds(module: nn.Module) -> set[type[nn.Module]]:
-    return {type(child) for child in module.modules()}
+def same(*made: Defended) -> bool:
+    return equal(*(one.target.module for one in made))
+
+
+def maps_of(made: Defended, x: Tensor) -> tuple[Classifier, Tensor, list[Tensor]]:
+    """The defended network, its normalised input and its stages' maps, in double precision."""
+    module = made.target.module.double()
+    x = (x.double() - made.target.mean[0]) / made.target.std[0]
+    return module, x, module.stage_maps(x)
+
+
+def accuracy(made: Defended) -> float:
+    """Accuracy on new images of the three classes."""
+    return accuracy_on(made.target, images(6, size=made.target.image_shape[1]))
 
 
 def named(name: str, **values: Any) -> Defence:
-    made = build({"class": name, **values}, DEFENCES, role="--defence")
-    assert isinstance(made, Defence)
-    return made
+    return build({"class": name, **values}, DEFENCES, role="--defence")

@@ -19,7 +19,7 @@ FLAT = (0.01 * torch.randn(200, 20, generator=generator(1))).softmax(1)  # all r
 @pytest.mark.parametrize("decimals", [None, 0, 1, 2])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 50])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_probabilities_with_the_same_best_class(
+def test_keeps_probabilities_and_best_class(
     p: torch.Tensor, decimals: int | None, top_k: int | None, temperature: float
 ) -> None:
     q = Purification(decimals=decimals, top_k=top_k, temperature=temperature).coarser(p)
@@ -33,7 +33,7 @@ def test_probabilities_with_the_same_best_class(
         assert len({round(float(v), 4) for v in rest[0]}) <= 10**decimals + 1
 
 
-def test_temperature() -> None:
+def test_temperature_rescales_logits() -> None:
     logits = P.log()
     expected = (logits / 4.0).softmax(1)
     torch.testing.assert_close(
@@ -41,14 +41,14 @@ def test_temperature() -> None:
     )
 
 
-def test_rounding_by_hand() -> None:
+def test_rounds_to_one_decimal() -> None:
     p = torch.tensor([[0.57, 0.31, 0.12]])
     expected = torch.tensor([[0.6, 0.3, 0.1]])
     torch.testing.assert_close(Purification().coarser(p), expected, atol=1e-5, rtol=0.0)
 
 
-def test_only_scores_access_changes() -> None:
-    x, plain = images(7).floats(), undefended()
+def test_changes_only_scores_access() -> None:
+    x, plain = images(7).floats(), undefended(8)
     made = defend(Purification())
     assert torch.equal(made.target(x), plain(x))
     assert torch.equal(made.target.restricted(Access.LABEL)(x), plain.restricted(Access.LABEL)(x))
@@ -59,6 +59,6 @@ def test_only_scores_access_changes() -> None:
     assert made.classifier is None and made.target.module is plain.module
 
 
-def test_settings_that_change_nothing() -> None:
+def test_rejects_settings_that_change_nothing() -> None:
     with pytest.raises(InputError, match="change nothing"):
         defend(Purification(decimals=None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from torch.nn import functional as F
 
 from inversight.core.errors import StageError
 from inversight.core.seeding import generator
-from inversight.data import ImageSet, load_digits
+from inversight.data import ImageSet, image_set
 from inversight.models.networks import Classifier
 from inversight.models.target import accuracy_on, target_of
 from inversight.models.training import (
+    PLAIN,
     Batch,
     Stepping,
     TrainedClassifier,
@@ -32,20 +34,32 @@ from inversight.settings import Training
 
 def two_classes(n: int = 20, noise: float = 0.1) -> ImageSet:
     """Bright on the left, or bright on the right."""
-    rng = generator(0)
-    images = noise * torch.rand(2 * n, 1, 8, 8, generator=rng)
+    images = noise * torch.rand(2 * n, 1, 8, 8, generator=generator(0))
     images[:n, :, :, :4] += 0.8
     images[n:, :, :, 4:] += 0.8
-    return ImageSet(
-        images=(images * 255).to(torch.uint8),
-        labels=torch.arange(2).repeat_interleave(n),
-        ids=tuple(f"{i:03d}" for i in range(2 * n)),
-        classes=("left", "right"),
-        hashes=tuple(str(i) for i in range(2 * n)),
-    )
+    labels, ids = ["left"] * n + ["right"] * n, [f"{i:03d}" for i in range(2 * n)]
+    return image_set((images * 255).to(torch.uint8), labels, ids, ("left", "right"))
 
 
 QUICK = Training(width=4, epochs=12, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
+NOISE = two_classes(noise=1.0)
+
+
+def train(
+    images: ImageSet = NOISE, seed: int = 5, variation: Variation = PLAIN, notes: Any = None,
+    **changes: Any,
+) -> TrainedClassifier:  # fmt: skip
+    """Train with these changes of the settings; the notes of the progress are added to ``notes``."""
+    notes = [] if notes is None else notes
+    return train_classifier(
+        images, training=replace(QUICK, **changes), image_shape=(1, 8, 8), rng=generator(seed),
+        progress=lambda done, total, note="": notes.append(note), variation=variation,
+    )  # fmt: skip
+
+
+def same(*made: TrainedClassifier) -> bool:
+    one, other = (m.classifier.module.state_dict() for m in made)
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
@@ -60,82 +74,54 @@ def test_focal_loss_by_hand(gamma: float) -> None:
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize(("optimiser", "learning_rate"), [("adamw", 2e-3), ("sgd", 0.02)])
 @pytest.mark.parametrize("architecture", ["resnet", "vgg"])
-def test_learns_what_can_be_learnt(loss: str, optimiser: str, architecture: str) -> None:
-    training = replace(
-        QUICK,
-        loss=loss,
-        optimiser=optimiser,
-        architecture=architecture,
-        learning_rate=0.02 if optimiser == "sgd" else 2e-3,
-    )
-    made = train_classifier(
-        two_classes(), training=training, image_shape=(1, 8, 8), rng=generator(2)
-    )
+def test_learns_two_easy_classes(
+    loss: str, optimiser: str, learning_rate: float, architecture: str
+) -> None:
+    images = two_classes()
+    made = train(
+        images, 2, loss=loss, optimiser=optimiser, architecture=architecture,
+        learning_rate=learning_rate,
+    )  # fmt: skip
     assert made.train_accuracy == 1.0 and made.validation_accuracy == 1.0
-    assert accuracy_on(target_of(made.classifier, "x"), two_classes()) == 1.0
+    assert accuracy_on(target_of(made.classifier, "x"), images) == 1.0
 
 
-def test_repeats() -> None:
-    one, same, other = (
-        train_classifier(
-            two_classes(),
-            training=replace(QUICK, epochs=2),
-            image_shape=(1, 8, 8),
-            rng=generator(s),
-        ).classifier.module
-        for s in (1, 1, 2)
-    )
-    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (one, same, other)]
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+def test_repeats_from_the_same_seed() -> None:
+    one, again, other = (train(two_classes(), seed, epochs=2) for seed in (1, 1, 2))
+    assert same(one, again) and not same(one, other)
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:
     """Labels without meaning: the validation loss soon rises, and training stops."""
-    noise = two_classes(noise=1.0)
-    shuffled = replace(noise, labels=noise.labels[torch.randperm(40, generator=generator(3))])
-    told: list[str] = []
-    made = train_classifier(
-        shuffled,
-        training=replace(QUICK, epochs=60, patience=4, learning_rate=5e-3),
-        image_shape=(1, 8, 8),
-        rng=generator(2),
-        progress=lambda done, total, note="": told.append(note),
-    )
-    losses = [float(n.rpartition(" ")[2]) for n in told if "validation" in n]
+    shuffled = replace(NOISE, labels=NOISE.labels[torch.randperm(40, generator=generator(3))])
+    notes: list[str] = []
+    made = train(shuffled, 2, notes=notes, epochs=60, patience=4, learning_rate=5e-3)
+    losses = [float(n.rpartition(" ")[2]) for n in notes if "validation" in n]
     assert made.epochs < 60
     assert made.epochs - 1 - losses.index(min(losses)) in (3, 4)
 
 
-def test_without_validation_every_image_is_trained_on() -> None:
-    made = train_classifier(
-        two_classes(2), training=replace(QUICK, validation=0.0, epochs=3), image_shape=(1, 8, 8),
-        rng=generator(0),
-    )  # fmt: skip
-    assert made.validation_accuracy is None and made.epochs == 3
+@pytest.mark.parametrize(
+    ("images", "changes", "epochs"),
+    [(2, {"validation": 0.0, "epochs": 3}, 3),  # no validation
+     (1, {"epochs": 2}, 2),  # no class has images to spare
+     (20, {"validation": 0.0, "most_steps": 8}, 1)],  # five steps an epoch
+)  # fmt: skip
+def test_trains_on_every_image_without_validation(
+    images: int, changes: dict[str, Any], epochs: int
+) -> None:
+    made = train(two_classes(images), **changes)
+    assert made.validation_accuracy is None and made.epochs == epochs
 
 
-def test_classes_of_one_image_are_trained_on() -> None:
-    made = train_classifier(
-        two_classes(1), training=replace(QUICK, epochs=2), image_shape=(1, 8, 8), rng=generator(0)
-    )
-    assert made.validation_accuracy is None
-
-
-def test_divergence_is_an_error_that_says_what_to_do() -> None:
+def test_divergence_is_an_error_with_a_remedy() -> None:
     with pytest.raises(StageError, match=r"lower training\.learning_rate"):
-        train_classifier(
-            two_classes(),
-            training=replace(
-                QUICK, optimiser="sgd", learning_rate=1e30, warmup_epochs=0, epochs=20
-            ),
-            image_shape=(1, 8, 8),
-            rng=generator(0),
-        )
+        train(optimiser="sgd", learning_rate=1e30, warmup_epochs=0)
 
 
-def test_warm_up_then_cosine() -> None:
+def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
     weight = torch.nn.Linear(1, 1)
     training = replace(QUICK, epochs=10, warmup_epochs=2, learning_rate=1.0)
     optimiser, schedule = _optimiser(weight, training, epochs=10, steps_per_epoch=5)
@@ -155,21 +141,13 @@ def test_large_sets_get_fewer_epochs(images: int, epochs: int) -> None:
     assert replace(QUICK, most_steps=100).epochs_for(images) == epochs
 
 
-def test_fewer_epochs_are_what_is_trained() -> None:
-    training = replace(QUICK, most_steps=8, validation=0.0)  # five steps an epoch
-    made = train_classifier(
-        two_classes(), training=training, image_shape=(1, 8, 8), rng=generator(0)
-    )
-    assert made.epochs == 1
-
-
 def squares(n: int) -> Tensor:
     x = torch.zeros(n, 1, 16, 16)
     x[:, :, 5:11, 3:9] = 1.0
     return x
 
 
-def test_no_augmentation_is_the_identity() -> None:
+def test_augmentation_without_changes_is_the_identity() -> None:
     still = replace(QUICK, shift=0.0)
     torch.testing.assert_close(augment(squares(3), still, generator(0)), squares(3))
 
@@ -183,7 +161,7 @@ def test_flips_half_of_the_images() -> None:
     assert 70 < int(flipped.sum()) < 130
 
 
-def test_shifts_stay_in_range() -> None:
+def test_shifts_within_the_range() -> None:
     y = augment(squares(200), replace(QUICK, shift=0.1), generator(0))
     position = (y * torch.arange(16.0)).sum((1, 2, 3)) / y.sum((1, 2, 3))
     moved = (position - 5.5).abs()
@@ -191,29 +169,13 @@ def test_shifts_stay_in_range() -> None:
 
 
 def test_rotation_task_has_four_turns_of_each_image() -> None:
-    images = load_digits(seed=0).private
-    task = rotation_task(images)
-    n = len(images)
+    images = NOISE
+    task, n = rotation_task(images), len(images)
     assert len(task) == 4 * n and task.classes == ("0", "90", "180", "270")
     assert len(set(task.ids)) == 4 * n
     for k in range(4):
         assert torch.equal(task.images[k * n + 3], torch.rot90(images.images[3], k, dims=(1, 2)))
         assert task.labels[k * n : (k + 1) * n].unique().tolist() == [k]
-
-
-def varied(variation: Variation | None = None, images: ImageSet | None = None) -> TrainedClassifier:
-    return train_classifier(
-        images or two_classes(noise=1.0),
-        training=QUICK,
-        image_shape=(1, 8, 8),
-        rng=generator(5),
-        variation=variation or Variation(),
-    )
-
-
-def same(a: TrainedClassifier, b: TrainedClassifier) -> bool:
-    one, other = (m.classifier.module.state_dict() for m in (a, b))
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def drawing_loss(module: Classifier, batch: Batch) -> Tensor:
@@ -233,27 +195,20 @@ def drawing_change(images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor
         Variation(held_loss=lambda logits, labels: recipe_loss(logits, labels, QUICK)),
         Variation(stepping=Stepping(), frozen=("nothing",)),
         Variation(
-            soft=F.one_hot(two_classes().labels, 2),
-            loss=lambda module, batch: recipe_loss(
-                module(batch.inputs), batch.labels.argmax(1), QUICK
-            ),
+            soft=F.one_hot(NOISE.labels, 2),
+            loss=lambda net, batch: recipe_loss(net(batch.inputs), batch.labels.argmax(1), QUICK),
             held_loss=lambda logits, soft: recipe_loss(logits, soft.argmax(1), QUICK),
         ),
     ],
 )
-def test_variations_that_change_nothing_train_the_same_network(neutral: Variation) -> None:
-    """Also where they draw: the other draws stay what they are."""
-    assert same(varied(neutral), varied())
+def test_variations_without_effect_train_the_same_network(neutral: Variation) -> None:
+    """Their own draws do not change the draws of plain training."""
+    assert same(train(variation=neutral), train())
 
 
 def test_rows_follow_the_split() -> None:
-    """Each image carries its row as its grey level; what is changed are the rows that are named."""
-    n = 40
-    images = replace(
-        two_classes(),
-        images=torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 1, 8, 8),
-        labels=torch.arange(n) % 2,
-    )
+    """Each image carries its row as its grey level; changes see the rows of their images."""
+    levels = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 1, 8, 8)
     seen: list[Tensor] = []
 
     def check(pixels: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
@@ -261,33 +216,21 @@ def test_rows_follow_the_split() -> None:
         seen.append(rows)
         return pixels
 
-    varied(Variation(change=check), images)
+    images = replace(NOISE, images=levels, labels=torch.arange(40) % 2)
+    train(images, variation=Variation(change=check))
     assert len(torch.cat(seen).unique()) == 32  # a fifth of each class is validation
 
 
-def test_validation_is_weighted_too() -> None:
-    """Noise: the validation loss of a class that counts for nothing is not looked at."""
-    images = two_classes(noise=1.0)
-    notes: list[list[str]] = []
-    for weights in (None, torch.zeros(40)):
-        told: list[str] = []
-        train_classifier(
-            images, training=replace(QUICK, epochs=2), image_shape=(1, 8, 8), rng=generator(5),
-            variation=Variation(weights=weights),
-            progress=lambda done, total, note="", told=told: told.append(note),  # type: ignore[misc]
-        )  # fmt: skip
-        notes.append(told)
-    assert "validation 0.000" not in notes[0][0] and "validation 0.000" in notes[1][0]
+@pytest.mark.parametrize(("weights", "zero"), [(None, False), (torch.zeros(40), True)])
+def test_weights_apply_to_the_validation_loss(weights: Tensor | None, zero: bool) -> None:
+    notes: list[str] = []
+    train(variation=Variation(weights=weights), notes=notes, epochs=2)
+    assert ("validation 0.000" in notes[0]) == zero
 
 
-def test_no_epoch_is_kept_before_the_loss_settles() -> None:
+def test_keeps_no_epoch_before_the_loss_settles() -> None:
     """A held loss that only rises makes the first epoch the best one that may be kept."""
-    calls: list[float] = []
-
-    def rising(logits: Tensor, labels: Tensor) -> Tensor:
-        calls.append(float(len(calls)))
-        return torch.tensor(calls[-1])
-
+    calls = itertools.count()
     states: list[dict[str, Tensor]] = []
 
     def note(module: Classifier, batch: Batch) -> Tensor:
@@ -295,7 +238,10 @@ def test_no_epoch_is_kept_before_the_loss_settles() -> None:
             states.append({k: v.clone() for k, v in module.state_dict().items()})
         return drawing_loss(module, batch)
 
-    made = varied(Variation(loss=note, held_loss=rising, settles=0.5))
+    def rising(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.tensor(float(next(calls)))
+
+    made = train(variation=Variation(loss=note, held_loss=rising, settles=0.5))
     assert made.epochs == len(states) == QUICK.epochs
     kept = made.classifier.module.state_dict()
     after_7 = states[7]  # the first of 12 epochs that begins with half behind it is the seventh
@@ -303,14 +249,10 @@ def test_no_epoch_is_kept_before_the_loss_settles() -> None:
 
 
 def test_start_frozen_and_normalisation() -> None:
-    first = varied().classifier
-    start = first.module.state_dict()
-    made = varied(
-        Variation(start=start, frozen=("stem", "stages"), normalisation=([0.25], [0.5]))
-    ).classifier
-    after = made.module.state_dict()
-    for name in start:
-        moves = not name.startswith(("stem", "stages"))
-        assert torch.equal(start[name], after[name]) != moves, name
-    assert made.mean == (0.25,) and made.std == (0.5,)
-    assert isinstance(made.module.norm, nn.BatchNorm2d)
+    start = train().classifier.module.state_dict()
+    frozen = ("stem", "stages")
+    made = train(variation=Variation(start=start, frozen=frozen, normalisation=([0.25], [0.5])))
+    for name, after in made.classifier.module.state_dict().items():
+        assert torch.equal(start[name], after) == name.startswith(frozen), name
+    assert made.classifier.mean == (0.25,) and made.classifier.std == (0.5,)
+    assert isinstance(made.classifier.module.norm, nn.BatchNorm2d)

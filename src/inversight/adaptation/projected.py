@@ -27,9 +27,9 @@ WIDTH = 64
 class Projected(Term):
     """Minus the mean logit of small discriminators ("heads") on the target's feature maps, in (-inf, inf).
 
-    A guidance term for the generator, and a discriminator for the game to train. Each of the target's
-    :class:`StandardisedMaps` has a small network of its own with spectral normalisation (Miyato et al.
-    2018) that judges positions. They are trained with the hinge loss.
+    It is a guidance term for the generator, and a discriminator for the game to train. Each of the
+    target's :class:`StandardisedMaps` has a small network with spectral normalisation (Miyato et al.
+    2018), which gives a logit for each position. They are trained with the hinge loss.
 
     Raises:
         ConfigError: the target calls no two-dimensional convolution.
@@ -56,7 +56,7 @@ class Projected(Term):
         return -torch.stack([logits.mean() for logits in judged]).mean()
 
     def loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Mean hinge loss of the heads, >= 0, on images (N, C, S, S) in [0, 1] of each kind."""
+        """Return the heads' mean hinge loss, >= 0, on real and generated images (N, C, S, S) in [0, 1]."""
         with torch.no_grad():
             maps = [self.maps.of(images) for images in (real, fake)]
         on_real, on_fake = (self._judge(one) for one in maps)
@@ -69,8 +69,8 @@ class Projected(Term):
     def settle(self) -> None:
         """Do one step of the power iteration of the spectral norms.
 
-        Once for each step of training, not for each pass, so that results do not depend on the division
-        of a batch.
+        It is called once for each step of training, not for each pass, so that results do not depend on
+        the division of a batch.
         """
         self.module.train()
         with torch.no_grad():

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
@@ -81,11 +82,7 @@ class DPSGD(TrainingDefence):
         training = replace(data.training, validation=0.0, batch_size=batch_size)
         steps = training.epochs_for(images) * math.ceil(images / batch_size)
         rate = batch_size / images
-        found = opacus.accountants.utils.get_noise_multiplier(
-            target_epsilon=self.epsilon, target_delta=delta, sample_rate=rate, steps=steps,
-            accountant=self.accountant,
-        )  # fmt: skip
-        noise = float(found)
+        noise = noise_multiplier(self.epsilon, delta, rate, steps, self.accountant)
         accountant = opacus.accountants.create_accountant(self.accountant)
         channels, size, _ = data.image_shape
         mean, std = channel_statistics(data.public.floats(size=size, channels=channels))
@@ -104,6 +101,18 @@ class DPSGD(TrainingDefence):
             },
             final_facts=lambda: {"epsilon": round(float(accountant.get_epsilon(delta=delta)), 4)},
         )  # fmt: skip
+
+
+@cache
+def noise_multiplier(
+    epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str
+) -> float:
+    """Return the smallest noise, as a multiple of the clipping norm, that guarantees (epsilon, delta)."""
+    found = import_opacus().accountants.utils.get_noise_multiplier(
+        target_epsilon=epsilon, target_delta=delta, sample_rate=sample_rate, steps=steps,
+        accountant=accountant,
+    )  # fmt: skip
+    return float(found)
 
 
 @dataclass(frozen=True)
