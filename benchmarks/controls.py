@@ -41,8 +41,10 @@ from common import (
 )
 from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, planted, unequal_rows
 from inversight.core.console import Terminal
+from inversight.core.device import pick_device
 from inversight.core.run import read_manifest
 from inversight.data import ImageSet, write_images
+from inversight.pipeline.context import Context
 from inversight.pipeline.train import train
 from inversight.settings import resolve
 from study import audit_arm
@@ -232,10 +234,8 @@ def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> No
         write_images(home / "seen", private.images[leaked], names)
     if not (home / "target").is_dir():
         training = {**_TARGET, **(_SMALL_TARGET if options.small else {})}
-        train(
-            home / "seen", home / "target", size=None, seed=seed, device="auto", given=training,
-            reporter=Terminal(),
-        )  # fmt: skip
+        context = Context(seed, pick_device("auto"), Terminal())
+        train(home / "seen", home / "target", size=None, given=training, context=context)
     given = {**_ATTACK, **(_SMALL if options.small else {}), "seed": seed}
     given |= {name: home / name for name in ("private", "holdout", "public")}
     folder = home / "run"

@@ -32,6 +32,13 @@ class CommandLine:
         assert code == 0, err
         return out, err
 
+    def fails(self, *line: object) -> str:
+        """Return the line with which a command exits with 1."""
+        code, out, err = self(*line)
+        lines = [one for one in err.splitlines() if one.startswith("inversight: ")]
+        assert (code, len(lines)) == (1, 1) and "Traceback" not in err, (out, err)
+        return lines[0]
+
     def refuses(self, line: str | Sequence[object], *parts: str) -> str:
         """Return the line with which a command exits with 2, having written nothing here.
 

@@ -29,10 +29,10 @@ from tests.priors import two_processes as games
 
 def commands(folder: Path) -> dict[str, str]:
     """Return the commands that both processes run, without ``--out NAME``."""
-    prior = f"prior train --public {folder}/public --device cpu {' '.join(SMALL_PRIOR)}"
+    prior = f"prior train --public {folder}/public --device cpu {SMALL_PRIOR}"
     # Rounding in half precision depends on what else is in a batch.
     attack = f"attack --prior {folder}/prior --target {folder}/target --device cpu --set half=false"
-    return {"prior": prior, "attack": f"{attack} {' '.join(SMALL_ATTACK)}"}
+    return {"prior": prior, "attack": f"{attack} {SMALL_ATTACK}"}
 
 
 def run_commands(folder: Path, processes: Processes) -> None:

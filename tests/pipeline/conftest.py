@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from inversight import AuditResult, audit
-from tests.command import CommandLine
+from inversight.core.console import Quiet
+from inversight.pipeline.context import Context
+from inversight.pipeline.prior import train_prior
+from inversight.pipeline.train import train
 from tests.pipeline.tiny import (
-    SMALL_PRIOR,
-    SMALL_TRAINING,
     TINY,
     TWO,
     image_folders,
@@ -29,10 +33,17 @@ def grey(tmp_path: Path) -> dict[str, Path]:
     return image_folders(tmp_path)
 
 
+def run_audit(home: Path, settings: dict[str, Any], *, holdout: bool = True) -> None:
+    """Write images (private, holdout, public) and an audit of them (run) to ``home``."""
+    folders = image_folders(home)
+    with without_trials():
+        audit(out=home / "run", **(folders if holdout else without_holdout(folders)), **settings)
+
+
 @pytest.fixture(scope="session")
 def finished_home(once: Once) -> Path:
-    """A folder with images (private, holdout, public) and the audit TINY of them (run)."""
-    return once("finished", lambda f: audit(out=f / "run", **image_folders(f), **TINY))
+    """A folder with images and the audit TINY of them; see :func:`run_audit`."""
+    return once("finished", lambda home: run_audit(home, TINY))
 
 
 @pytest.fixture
@@ -44,10 +55,7 @@ def finished(finished_home: Path) -> AuditResult:
 @pytest.fixture
 def finished_without_holdout(once: Once) -> AuditResult:
     """The audit TWO without a holdout. Read only."""
-    home = once(
-        "finished-without-holdout",
-        lambda f: audit(out=f / "run", **without_holdout(image_folders(f)), **TWO),
-    )
+    home = once("finished-without-holdout", lambda home: run_audit(home, TWO, holdout=False))
     return read_result(home / "run")
 
 
@@ -59,10 +67,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 
 @pytest.fixture
-def trained(here: dict[str, Path], cli: CommandLine) -> dict[str, Path]:
-    """A target and a prior, by their own commands."""
-    cli.succeeds("train --private private --out target", SMALL_TRAINING)
-    cli.succeeds("prior train --public public --out prior", *SMALL_PRIOR)
+def trained(once: Once, here: dict[str, Path]) -> dict[str, Path]:
+    """A target and a prior in the current folder, beside the images that they were trained on."""
+
+    def fill(home: Path) -> None:
+        folders, context = image_folders(home), Context(0, torch.device("cpu"), Quiet())
+        small = {"steps": 4, "batch_size": 4, "width": 2}
+        train(
+            folders["private"], home / "target", size=None, given={"epochs": 3, "width": 2},
+            context=context,
+        )  # fmt: skip
+        train_prior(
+            folders["public"], home / "prior", size=None, features="none", network=None, given=small,
+            context=context,
+        )  # fmt: skip
+
+    for name in ("target", "prior"):
+        shutil.copytree(once("trained", fill) / name, name)
     return here
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from inversight import AuditResult, audit, resume
 from inversight.attacks import load_latents
@@ -18,12 +19,15 @@ from inversight.models.networks import load_classifier
 from inversight.models.target import Target, target_of
 from inversight.pipeline.metrics import METRICS
 from tests.examples import SampleAttack
+from tests.pipeline.conftest import Once
 from tests.pipeline.tables import COLUMNS, RISK_COLUMNS
 from tests.pipeline.tiny import (
+    BLACK_BOX,
     TINY,
+    TWO,
     hashes,
     image_folders,
-    own_weights,
+    own_target,
     read_result,
     shared_file,
     without_holdout,
@@ -78,100 +82,89 @@ def test_nothing_in_a_run_is_a_pickle(finished: AuditResult) -> None:
     assert [p.name for p in run.rglob("*") if p.is_file() and not p.suffix] == [".lock"]
 
 
-def test_the_seed_decides_the_tables(
+def test_another_seed_gives_other_tables(
     finished: AuditResult, grey: dict[str, Path], tmp_path: Path
 ) -> None:
-    same, other = (
-        audit(out=tmp_path / f"run{seed}", seed=seed, **grey, **TINY).run for seed in (0, 4)
-    )
-    assert hashes(finished.run) == hashes(same)
+    """The same seed gives the same tables: see test_resume."""
+    other = audit(out=tmp_path / "run", seed=4, **grey, **TINY).run
     assert hashes(finished.run) != hashes(other)
 
 
-def test_signals_join_the_ledger_and_change_nothing_in_it(
-    grey: dict[str, Path], tmp_path: Path
-) -> None:
-    shutil.copy(grey["private"] / "ann" / "2.png", grey["private"] / "ann" / "twin.png")
-    result = audit(out=tmp_path / "run", **grey, **TINY)
-    scored = pd.read_parquet(result.run / "stages" / "scores" / "samples.parquet")
-    pd.testing.assert_frame_equal(result.samples[list(scored)], scored)
-    samples = result.samples.set_index("id")
+@pytest.fixture(scope="module")
+def twins(once: Once) -> AuditResult:
+    """The audit TINY, with one private image twice. Read only."""
+
+    def fill(home: Path) -> None:
+        folders = image_folders(home)
+        ann = folders["private"] / "ann"
+        shutil.copy(ann / "2.png", ann / "twin.png")
+        audit(out=home / "run", **folders, **TINY)
+
+    return read_result(once("twins", fill) / "run")
+
+
+def test_signals_join_the_ledger_and_change_nothing_in_it(twins: AuditResult) -> None:
+    run = twins.run
+    scored = pd.read_parquet(run / "stages" / "scores" / "samples.parquet")
+    pd.testing.assert_frame_equal(twins.samples[list(scored)], scored)
+    samples = twins.samples.set_index("id")
     assert samples["twins"].dropna().to_dict() == {
         "ann/2.png": "ann/2.png", "ann/twin.png": "ann/2.png",
     }  # fmt: skip
     assert set(samples["kind"][samples["twins"].notna()]) == {"duplicate"}
-    signals = pd.read_parquet(result.run / "signals.parquet").set_index("id").loc[samples.index]
+    signals = pd.read_parquet(run / "signals.parquet").set_index("id").loc[samples.index]
     for name in JOINED:
         assert samples[name].equals(signals[name]), name
     assert signals["neighbour_distance"].gt(0).all()
-    target = target_of(load_classifier(result.run / "stages" / "target"), "trained")
-    private = load_folder(grey["private"], role="--private")
-    loss = torch.nn.functional.cross_entropy(
-        target(private.floats()), private.labels, reduction="none"
-    )
-    assert samples.loc[list(private.ids), "loss"].to_numpy() == pytest.approx(
-        loss.numpy(), rel=1e-4
-    )
-    assert "Kind" in result.report.read_text()
+    target = target_of(load_classifier(run / "stages" / "target"), "trained")
+    private = load_folder(run.parent / "private", role="--private")
+    loss = cross_entropy(target(private.floats()), private.labels, reduction="none")
+    assert samples["loss"].loc[list(private.ids)].tolist() == pytest.approx(loss.tolist(), rel=1e-4)
+    assert "Kind" in twins.report.read_text()
 
 
-def test_no_picture_and_no_name_by_choice(grey: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copy(grey["private"] / "ann" / "2.png", grey["private"] / "ann" / "twin.png")
-    plain = audit(out=tmp_path / "plain", **grey, **TINY)
-    assert "data:image/png" not in plain.report.read_text()
-    assert "ann/" in plain.report.read_text()
-    hidden = audit(out=tmp_path / "hidden", hash_ids=True, **grey, **TINY)
-    text = hidden.report.read_text()
-    assert "ann/" not in text and "bob/" not in text
-    assert str(tmp_path) not in text and str(tmp_path) in plain.report.read_text()
+def test_no_picture_by_default_and_no_name_by_choice(twins: AuditResult, tmp_path: Path) -> None:
+    folders = {name: twins.run.parent / name for name in ("private", "holdout", "public")}
+    hidden = audit(out=tmp_path / "run", hash_ids=True, **folders, **TINY)
+    plain, text = twins.report.read_text(), hidden.report.read_text()
+    assert "data:image/png" not in plain and "ann/" in plain and str(twins.run.parent) in plain
+    assert "ann/" not in text and "bob/" not in text and str(twins.run.parent) not in text
     assert "(hidden)" in text and "images in 2 classes" in text
-    assert not set(hidden.samples["id"]) & set(plain.samples["id"])
+    assert not set(hidden.samples["id"]) & set(twins.samples["id"])
     names = json.loads((hidden.run / "private-ids.json").read_text())
-    assert {names[i] for i in hidden.samples["id"]} == set(plain.samples["id"])
-    twins = hidden.samples["twins"].dropna()
-    assert [names[i] for i in twins] == ["ann/2.png", "ann/2.png"]
+    assert {names[i] for i in hidden.samples["id"]} == set(twins.samples["id"])
+    assert [names[i] for i in hidden.samples["twins"].dropna()] == ["ann/2.png", "ann/2.png"]
     for file in hidden.run.rglob("*.parquet"):
         table = pd.read_parquet(file)
         assert not table.map(lambda v: isinstance(v, str) and "ann" in v).any(axis=None), file
-    assert hidden.samples["nearest_distance"].tolist() == plain.samples["nearest_distance"].tolist()
+    assert hidden.samples["nearest_distance"].tolist() == twins.samples["nearest_distance"].tolist()
 
 
-@pytest.mark.parametrize("images", ["full", "blurred"])
-def test_pictures_by_choice(grey: dict[str, Path], tmp_path: Path, images: str) -> None:
-    result = audit(out=tmp_path / "run", images=images, **grey, **TINY)
-    assert result.report.read_text().count("data:image/png") >= 2
-
-
-@pytest.mark.parametrize("arm", ["vanilla", "entropy"])
-def test_other_arms_share_all_stages_before_the_adaptation(
-    finished: AuditResult, grey: dict[str, Path], tmp_path: Path, arm: str
+def test_custom_parts(
+    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    default = finished.run
-    other = audit(out=tmp_path / arm, arm=arm, **grey, **TINY).run
-    for stage in ("target/target", "evaluator/target", "prior/prior"):
-        file = Path("stages") / f"{stage}.safetensors"
-        assert (default / file).read_bytes() == (other / file).read_bytes()
-    file = Path("stages/adaptation/prior.safetensors")
-    assert (default / file).read_bytes() != (other / file).read_bytes()
+    """An attack is given no more access than it names."""
+    seen: list[tuple[str, bool]] = []
 
+    class Looking(SampleAttack):
+        def run(self, target: Target, *args: Any, **named: Any) -> Any:
+            x = torch.rand(1, 1, 8, 8, requires_grad=True)
+            with torch.enable_grad():
+                seen.append((str(target.access), target(x).requires_grad))
+            return super().run(target, *args, **named)
 
-def test_parts_of_ones_own(grey: dict[str, Path], tmp_path: Path) -> None:
-    result = audit(
-        out=tmp_path / "run",
-        **grey,
-        **(
-            TINY
-            | {
-                "prior": {"class": "tests.examples:NoisePrior", "scale": 2.0},
-                "attack": [{"class": "tests.examples:SampleAttack", "keep": 2}, *TINY["attack"]],
-                "embedding": "tests.examples:HalfMeans",
-                "features": "pixel",
-            }
-        ),
-    )
+    monkeypatch.setattr("tests.examples.SampleAttack", Looking)
+    given = {
+        "prior": {"class": "tests.examples:NoisePrior", "scale": 2.0},
+        "attack": [{"class": "tests.examples:SampleAttack", "keep": 2}, *TINY["attack"]],
+        "embedding": "tests.examples:HalfMeans",
+        "features": "pixel",
+    }
+    result = audit(out=tmp_path / "run", **grey, **(TINY | given))
     manifest = json.loads((result.run / "run.json").read_text())
     assert manifest["arm"] == "none (own prior)"
     assert any("without adaptation" in note for note in manifest["notes"])
+    assert seen == [("scores", False)] and manifest["queries"]["SampleAttack"] == 51
     names = sorted(p.name for p in (result.run / "reconstructions" / "ann").iterdir())
     assert names == [
         "SampleAttack-0001.png", "SampleAttack-0002.png",
@@ -180,19 +173,20 @@ def test_parts_of_ones_own(grey: dict[str, Path], tmp_path: Path) -> None:
     assert result.metrics["coverage"]["features"] == "pixel"
 
 
-def test_ones_own_target_and_its_warnings(grey: dict[str, Path], tmp_path: Path) -> None:
-    weights = own_weights(tmp_path / "w.safetensors")
+def test_custom_target_with_its_own_class_order_and_its_warnings(
+    grey: dict[str, Path], tmp_path: Path
+) -> None:
+    order = tmp_path / "classes.txt"
+    order.write_text("zoe\nann\nbob\n")
     result = audit(
-        out=tmp_path / "run",
-        target=f"tests.examples:own_network?weights={weights}",
-        mean=(0.3,),
-        std=(0.2,),
-        **{k: v for k, v in grey.items() if k != "holdout"},
-        **TINY,
-    )
+        out=tmp_path / "run", target=own_target(tmp_path, classes=3), classes=order, mean=(0.3,),
+        std=(0.2,), **without_holdout(grey), **TINY,
+    )  # fmt: skip
     manifest = json.loads((result.run / "run.json").read_text())
     assert manifest["target"]["mean"] == [0.3]
     assert not (result.run / "stages" / "target").exists()
+    assert set(result.samples["label"]) == {"ann", "bob"}
+    assert sorted(p.name for p in (result.run / "reconstructions").iterdir()) == ["ann", "bob"]
     assert any("class order (--classes)" in w for w in result.warnings)
     assert any("no holdout was given" in w for w in result.warnings)
     assert result.metrics["flagged"]["reason"].startswith("needs a holdout")
@@ -232,76 +226,41 @@ def test_with_a_holdout_there_is_no_control(finished: AuditResult) -> None:
     assert "Gap to the control:" not in finished.report.read_text()
 
 
-def test_the_control_is_of_the_prior_before_the_adaptation(
-    grey: dict[str, Path], tmp_path: Path
+def test_another_arm_and_attack_change_no_earlier_stage_and_no_control(
+    finished_without_holdout: AuditResult, grey: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Neither another arm nor another attack's settings change it."""
-    pictures = []
-    more = {**TINY["attack"][0], "steps": 1}
-    for i, given in enumerate(({}, {"arm": "vanilla", "attack": [more]})):
-        run = audit(out=tmp_path / f"run{i}", **without_holdout(grey), **{**TINY, **given}).run
+    given = {"arm": "vanilla", "attack": [{**TWO["attack"][0], "steps": 1}, BLACK_BOX]}
+    other = audit(out=tmp_path / "run", **without_holdout(grey), **{**TWO, **given}).run
+    runs, controls = (finished_without_holdout.run, other), []
+    for stage in ("target/target", "evaluator/target", "prior/prior", "adaptation/prior"):
+        one, two = ((run / f"stages/{stage}.safetensors").read_bytes() for run in runs)
+        assert (one == two) == (stage != "adaptation/prior")
+    for run in runs:
         files = sorted((run / "stages" / "control").rglob("*.png"))
-        pictures.append([file.read_bytes() for file in files])
-        assert len(files) == 8
-    assert pictures[0] == pictures[1]
-
-
-def test_an_audit_gives_an_attack_no_more_than_it_names(
-    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[str, bool]] = []
-
-    class Looking(SampleAttack):
-        def run(self, target: Target, *args: Any, **named: Any) -> Any:
-            x = torch.rand(1, 1, 8, 8, requires_grad=True)
-            with torch.enable_grad():
-                seen.append((str(target.access), target(x).requires_grad))
-            return super().run(target, *args, **named)
-
-    monkeypatch.setattr("tests.examples.SampleAttack", Looking)
-    given = {**TINY, "attack": ["tests.examples:SampleAttack"]}
-    run = audit(out=tmp_path / "run", **grey, **given).run
-    assert seen == [("scores", False)]
-    assert json.loads((run / "run.json").read_text())["queries"] == {"SampleAttack": 51}
-
-
-def test_a_class_order_of_ones_own(grey: dict[str, Path], tmp_path: Path) -> None:
-    """The same network with its outputs in another order is the same target."""
-    weights = own_weights(tmp_path / "w.safetensors", classes=3)
-    order = tmp_path / "classes.txt"
-    order.write_text("zoe\nbob\nann\n")
-    result = audit(
-        out=tmp_path / "run",
-        target=f"tests.examples:own_network?weights={weights}",
-        classes=order,
-        **grey,
-        **TINY,
-    )
-    assert set(result.samples["label"]) == {"ann", "bob"}
-    assert sorted(p.name for p in (result.run / "reconstructions").iterdir()) == ["ann", "bob"]
+        controls.append([file.read_bytes() for file in files])
+        assert len(files) == 14
+    assert controls[0] == controls[1]
 
 
 def test_overlap_by_choice_is_a_warning(grey: dict[str, Path], tmp_path: Path) -> None:
-    result = audit(out=tmp_path / "run", allow_overlap=True, **shared_file(grey), **TINY)
+    given = {"allow_overlap": True, "images": "blurred"}
+    result = audit(out=tmp_path / "run", **given, **shared_file(grey), **TINY)
     assert any("do not measure leakage" in w for w in result.warnings)
-    assert "do not measure leakage" in result.report.read_text()
+    report = result.report.read_text()
+    assert "do not measure leakage" in report and report.count("data:image/png") >= 2
 
 
-def test_a_threshold_exceeded(grey: dict[str, Path], tmp_path: Path) -> None:
-    two = ("covered>1", "ddcs_best<1e9")
-    result = audit(out=tmp_path / "run", fail_on=two, **grey, **TINY)
-    assert result.exceeded
-    assert len(result.crossed) == 1 and result.crossed[0].startswith("ddcs_best<1000000000 (")
-    assert resume(tmp_path / "run").crossed == result.crossed
-
-
-def test_thresholds_on_flags(grey: dict[str, Path], tmp_path: Path) -> None:
-    again = audit(out=tmp_path / "run", fail_on="flagged>=0", fdr=0.3, **grey, **TINY)
-    assert again.exceeded and again.metrics["flagged"]["fdr"] == 0.3
-    card = json.loads((again.run / "model-card.json").read_text())["inversight"]
+def test_thresholds(grey: dict[str, Path], tmp_path: Path) -> None:
+    limits = ("covered>1", "ddcs_best<1e9", "flagged>=0")
+    result = audit(out=tmp_path / "run", fail_on=limits, fdr=0.3, images="full", **grey, **TINY)
+    assert result.exceeded and result.metrics["flagged"]["fdr"] == 0.3
+    assert len(result.crossed) == 2 and result.crossed[0].startswith("ddcs_best<1000000000 (")
+    card = json.loads((result.run / "model-card.json").read_text())["inversight"]
     assert [a["access"] for a in card["attacks"]] == ["white-box"]
-    assert "access: white-box" in (again.run / "model-card.md").read_text()
-    assert "false-discovery rate of 30 %" in again.report.read_text()
+    assert "access: white-box" in (result.run / "model-card.md").read_text()
+    report = result.report.read_text()
+    assert "false-discovery rate of 30 %" in report and report.count("data:image/png") >= 2
+    assert resume(tmp_path / "run").crossed == result.crossed
 
 
 def test_digits_by_default(tmp_path: Path) -> None:
@@ -315,14 +274,7 @@ def test_digits_by_default(tmp_path: Path) -> None:
 @pytest.mark.skipif(not OLIVETTI.is_dir(), reason=f"no Olivetti faces at {OLIVETTI}")
 def test_olivetti_faces(tmp_path: Path) -> None:
     given = {name: OLIVETTI / name for name in ("private", "holdout", "public")}
-    small = {
-        **TINY,
-        "prior": {"steps": 20, "width": 4},
-        "adaptation": {"steps": 4, "iterations": 2},
-        "evaluator_training": {"epochs": 4},
-        "target_training": {"epochs": 4},
-    }
-    result = audit(out=tmp_path / "run", limit=4, **given, **small)
+    result = audit(out=tmp_path / "run", limit=4, **given, **TINY)
     assert len(result.samples) == 20 and len(set(result.samples["label"])) == 4
     shape = json.loads((result.run / "run.json").read_text())["target"]["image_shape"]
     assert shape == [1, 32, 32]

@@ -6,27 +6,29 @@ Time is measured by the work of PyTorch, so that the load of the machine does no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import inversight.pipeline.timing
 from inversight import audit
 from inversight.attacks import run_attack
 from inversight.core.config import merge
 from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.seeding import generator
-from inversight.pipeline.estimate import Estimate
+from inversight.pipeline.estimate import Estimate, estimate
 from inversight.pipeline.plan import Plan
+from inversight.priors.architecture import Architecture
 from inversight.settings import ATTACKS, resolve
-from tests.pipeline.tiny import TINY as AUDIT
+from tests.pipeline.conftest import Once
+from tests.pipeline.tiny import Stop, image_folders
+from tests.priors.stylegan2_files import random_prior
 
 TINY: dict[str, Any] = {
     "prior": {"steps": 20, "batch_size": 4, "width": 2},
@@ -50,22 +52,35 @@ class Work(TorchDispatchMode):
         return given
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
-    with Work() as work:
-        told = SimpleNamespace(perf_counter=lambda: work.seconds)
-        monkeypatch.setattr(inversight.pipeline.timing, "time", told)
-        yield work
-
-
-ATTACK_ALONE: dict[str, Any] = {
-    "arm": "vanilla", "adaptation": {"steps": 0}, "embedding": "pixel", "features": "pixel"
-}  # fmt: skip
-"""Without stages that do not affect the attack's time."""
+def prepared(**given: Any) -> Plan:
+    return Plan.prepare(resolve({**TINY, **given}), Quiet())
 
 
 def forecast(**given: Any) -> Estimate:
-    return Plan.prepare(resolve({**TINY, **given}), Quiet()).forecast()
+    """Return the estimate of an audit, by the work of its trials."""
+    plan = prepared(**given)
+    with Work() as work:
+        clock = SimpleNamespace(perf_counter=lambda: work.seconds)
+        with mock.patch("inversight.pipeline.timing.time", clock):
+            return estimate(plan)
+
+
+@pytest.fixture(scope="module")
+def alone(once: Once) -> dict[str, Any]:
+    """Settings of an audit whose attack is all that takes time. The prior has classes in classes."""
+
+    def fill(home: Path) -> None:
+        image_folders(home)
+        for name, classes in (("prior", 0), ("classes", 2)):
+            small = Architecture(size=8, channels=1, z_dim=4, w_dim=4, c_dim=classes, channel_max=4)
+            random_prior(small).save(home / f"{name}.safetensors")
+
+    home, network = once("attack-alone", fill), "tests.examples:own_network"
+    return {
+        "private": home / "private", "public": home / "public", "target": network,
+        "evaluator": network, "prior": str(home / "prior.safetensors"), "arm": "vanilla",
+        "adaptation": {"steps": 0}, "embedding": "pixel", "features": "pixel",
+    }  # fmt: skip
 
 
 def test_every_stage_is_estimated() -> None:
@@ -78,31 +93,34 @@ def test_every_stage_is_estimated() -> None:
     assert "prior" in str(found) and "GiB" in str(found)
 
 
-def test_more_steps_of_the_prior_take_longer() -> None:
-    short, long = forecast(), forecast(prior={"steps": 20000, "batch_size": 4, "width": 2})
+def test_more_steps_of_the_prior_take_longer(alone: dict[str, Any]) -> None:
+    short, long = (
+        forecast(**{**alone, "prior": {"steps": steps, "batch_size": 4, "width": 2}})
+        for steps in (20, 20000)
+    )
     assert short.seconds["prior"] is not None and long.seconds["prior"] is not None
     assert long.seconds["prior"] == pytest.approx(1000 * short.seconds["prior"])
 
 
-def test_pivots_are_estimated_without_a_game() -> None:
-    assert "adaptation" not in forecast(**ATTACK_ALONE).seconds
+def test_pivots_are_estimated_without_a_game(alone: dict[str, Any]) -> None:
+    assert "adaptation" not in forecast(**alone).seconds
 
     def seconds(pivots: int, tuning: int) -> float:
         adaptation = {"steps": 0, "pivots": pivots, "pivots_tuning": tuning}
-        found = forecast(**{**ATTACK_ALONE, "adaptation": adaptation}).seconds["adaptation"]
+        found = forecast(**{**alone, "adaptation": adaptation}).seconds["adaptation"]
         assert found is not None
         return found
 
-    few, many = seconds(1, 0), seconds(400, 0)
-    assert few > 0.0 and many == pytest.approx(400 * few)
-    short, long = seconds(1, 10) - few, seconds(400, 400) - many
+    few, many = seconds(1, 0), seconds(20, 0)
+    assert few > 0.0 and many == pytest.approx(20 * few)
+    short, long = seconds(1, 10) - few, seconds(20, 400) - many
     assert short > 0.0 and long == pytest.approx(40 * short)
 
 
-def test_a_custom_attack_is_unknown() -> None:
-    found = forecast(attack=["tests.examples:SampleAttack"])
-    assert found.seconds["SampleAttack"] is None
-    assert "SampleAttack unknown" in str(found)
+def test_a_custom_attack_is_unknown(alone: dict[str, Any]) -> None:
+    found = forecast(**alone, attack=["tests.examples:SampleAttack"], budget=(10,))
+    assert found.seconds["SampleAttack"] is None and "SampleAttack unknown" in str(found)
+    assert found.seconds["budget"] is None and "budget unknown" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -117,74 +135,57 @@ def test_too_few_public_images_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(
         ConfigError, match=rf"adaptation\.{setting}: .* 800 public images, found 801"
     ):
-        Plan.prepare(resolve({**TINY, **given}), Quiet())
+        prepared(**given)
 
 
-@pytest.mark.parametrize("name", ["mirror-black-box", "cma-es"])
-def test_black_box_estimates_grow_with_queries(name: str) -> None:
-    small = {"class": name, "pool": 100, "keep": 2, "crops": 2}
-    small |= {"searches": 2} if name == "cma-es" else {"population": 10, "candidates": 2}
-    few, many = (forecast(attack=[{**small, "generations": n}], **ATTACK_ALONE) for n in (2, 20000))
-    assert few.seconds[name] is not None and many.seconds[name] is not None
-    assert many.seconds[name] > 100 * few.seconds[name]
-    assert few.disk_bytes == many.disk_bytes
+SURROGATE = {"images": 60, "surrogates": 1, "training": {"epochs": 1, "width": 2}}
+KEPT = {"keep": 2, "crops": 2}
+SEARCH = {"pool": 20, "candidates": 2, "steps": 3, **KEPT}
+SMALL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(ATTACKS, SEARCH),
+    "mirror-black-box": {"pool": 20, "population": 6, "generations": 3, "candidates": 2, **KEPT},
+    "cma-es": {"pool": 20, "searches": 2, "population": 4, "generations": 3, **KEPT},
+    "c2f-mi": {"pool": 20, "population": 4, "generations": 3, **KEPT},
+    "rlb-mi": {"episodes": 10, "candidates": 2, **KEPT},
+    "brep-mi": {"pool": 20, "searches": 2, "points": 3, "iterations": 3, "keep": 2},
+    "lokt": {**SURROGATE, "white_box": SEARCH},
+    "lomma": {**SEARCH, **SURROGATE},
+    "mi-face": {"candidates": 2, "steps": 3, **KEPT},
+}
+"""Settings of each attack that make it small."""
 
 
 @pytest.mark.parametrize(
-    ("name", "many"),
+    ("name", "more"),
     [
-        ("c2f-mi", {"generations": 20000}),
+        *((name, {"generations": 20000}) for name in ("mirror-black-box", "cma-es", "c2f-mi")),
         ("rlb-mi", {"episodes": 200000}),
         ("brep-mi", {"iterations": 20000}),
-        ("lokt", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
-        ("lomma", {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}}),
+        *(
+            (name, {"images": 1000000, "training": {"epochs": 60, "most_steps": 10**9}})
+            for name in ("lokt", "lomma")
+        ),
+        *((name, {"steps": 50000}) for name in ("ked-mi", "if-gmi", "mi-face", "plg-mi")),
     ],
 )
-def test_estimates_grow_with_the_work(name: str, many: dict[str, Any]) -> None:
-    tiny: dict[str, dict[str, Any]] = {
-        "c2f-mi": {"pool": 50, "population": 4, "generations": 2, "keep": 2, "crops": 2},
-        "rlb-mi": {"episodes": 10, "candidates": 2, "keep": 2, "crops": 2},
-        "brep-mi": {"pool": 50, "searches": 2, "iterations": 2, "keep": 2},
-        "lokt": {"images": 100, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
-        "lomma": {
-            "pool": 20, "candidates": 2, "keep": 2, "crops": 2, "steps": 2,
-            "images": 100, "surrogates": 1, "training": {"epochs": 2, "width": 2},
-        },
-    }  # fmt: skip
-    small = {"class": name, **tiny[name]}
-    few, lots = (forecast(attack=[spec], **ATTACK_ALONE) for spec in (small, merge(small, many)))
-    assert few.seconds[name] is not None and lots.seconds[name] is not None
-    assert lots.seconds[name] > 20 * few.seconds[name] > 0
-    assert few.disk_bytes == lots.disk_bytes
-
-
-@pytest.mark.parametrize("name", ["ked-mi", "if-gmi", "mi-face", "plg-mi"])
-def test_white_box_estimates_grow_with_steps(name: str) -> None:
-    small = {"class": name, "candidates": 2, "keep": 2, "crops": 2}
-    if name != "mi-face":
-        small["pool"] = 20
-    others = {"arm": "pseudo-labels"} if name == "plg-mi" else ATTACK_ALONE
-    few, many = (forecast(attack=[{**small, "steps": n}], **others) for n in (50, 50000))
+def test_estimates_grow_with_the_work(
+    alone: dict[str, Any], name: str, more: dict[str, Any]
+) -> None:
+    if name == "plg-mi":
+        alone = {**alone, "prior": alone["prior"].replace("prior.", "classes.")}
+    small = {"class": name, **SMALL[name]}
+    few, many = (forecast(**alone, attack=[spec]) for spec in (small, merge(small, more)))
     assert few.seconds[name] is not None and many.seconds[name] is not None
-    assert many.seconds[name] > 20 * few.seconds[name]
+    assert many.seconds[name] > 20 * few.seconds[name] > 0
+    assert few.disk_bytes == many.disk_bytes
 
 
 @pytest.mark.parametrize("name", ["plug-and-play", "mi-face", "ked-mi", "lomma", "cma-es", "lokt"])
-def test_budgets_are_estimated(name: str) -> None:
-    tiny: dict[str, dict[str, Any]] = {
-        "cma-es": {"pool": 50, "searches": 2, "generations": 500, "keep": 2, "crops": 2},
-        "lokt": {"images": 4000, "surrogates": 1, "training": {"epochs": 2, "width": 2}},
-        "mi-face": {"candidates": 4, "keep": 2, "steps": 50, "crops": 2},
-        "lomma": {
-            "pool": 20, "candidates": 4, "keep": 2, "steps": 50, "crops": 2,
-            "images": 500, "surrogates": 1, "training": {"epochs": 2, "width": 2},
-        },
-    }  # fmt: skip
-    usual = {"pool": 20, "candidates": 4, "keep": 2, "steps": 50, "crops": 2}
-    attack = [{"class": name, **tiny.get(name, usual)}]
+def test_budgets_are_estimated(alone: dict[str, Any], name: str) -> None:
+    longer = {"cma-es": {"generations": 500}, "lokt": {"images": 4000}, "lomma": {"images": 500}}
+    attack = [{"class": name, **SMALL[name], **longer.get(name, {"steps": 50})}]
     once, twice, often = (
-        forecast(attack=attack, budget=tuple(range(10**7, 10**7 + n)), **ATTACK_ALONE)
-        for n in (1, 2, 40)
+        forecast(**alone, attack=attack, budget=tuple(range(10**7, 10**7 + n))) for n in (1, 2, 40)
     )
     whole = once.seconds[name]
     one, two, many = (found.seconds["budget"] for found in (once, twice, often))
@@ -204,27 +205,8 @@ def test_budgets_are_estimated(name: str) -> None:
     ],
 )
 def test_the_workload_equals_the_queries_sent(name: str, others: dict[str, Any]) -> None:
-    sizes: dict[str, dict[str, Any]] = {
-        "mirror-black-box": {"pool": 20, "population": 6, "generations": 3, "candidates": 2},
-        "cma-es": {"pool": 20, "searches": 2, "population": 4, "generations": 3},
-        "c2f-mi": {"pool": 20, "population": 4, "generations": 3},
-        "rlb-mi": {"episodes": 10, "candidates": 2},
-        "brep-mi": {"pool": 20, "searches": 2, "points": 3, "iterations": 3},
-        "lokt": {"images": 60, "surrogates": 1, "training": {"epochs": 1, "width": 2}},
-        "mi-face": {"candidates": 2, "steps": 3},
-        "lomma": {
-            "pool": 20, "candidates": 2, "steps": 3, "images": 60, "surrogates": 1,
-            "training": {"epochs": 1, "width": 2},
-        },
-    }  # fmt: skip
-    usual = {"pool": 20, "candidates": 2, "steps": 3}
-    given = {"class": name, "keep": 2, "crops": 2, **sizes.get(name, usual), **others}
-    for unknown in {"brep-mi": ("crops",), "lokt": ("crops", "keep")}.get(name, ()):
-        del given[unknown]
-    if name == "lokt":
-        given["white_box"] = {**usual, "keep": 2, "crops": 2}
     arm = "pseudo-labels" if name == "plg-mi" else "vanilla"
-    plan = Plan.prepare(resolve({**TINY, "arm": arm, "attack": [given]}), Quiet())
+    plan = prepared(arm=arm, attack=[{"class": name, **SMALL[name], **others}])
     attack, prior, classes = plan.attacks[name], plan.likely_prior, torch.arange(10)
     try:
         sent = run_attack(attack, plan.likely_target, prior, classes, rng=generator(0)).queries
@@ -236,25 +218,18 @@ def test_the_workload_equals_the_queries_sent(name: str, others: dict[str, Any])
     assert 0.5 * planned < sent <= planned if early else sent == planned
 
 
-def test_budgets_that_are_too_small_take_no_time() -> None:
-    few, none = (forecast(budget=b).seconds["budget"] for b in ((1, 2, 3), (1,)))
+def test_budgets_that_are_too_small_take_no_time(alone: dict[str, Any]) -> None:
+    few, none = (forecast(**alone, budget=b).seconds["budget"] for b in ((1, 2, 3), (1,)))
     assert few is not None and few == none
 
 
-def test_a_custom_attack_makes_budgets_unknown() -> None:
-    found = forecast(attack=["tests.examples:SampleAttack"], budget=(10,))
-    assert found.seconds["budget"] is None and "budget unknown" in str(found)
-
-
-def test_a_custom_prior_takes_no_training() -> None:
-    found = forecast(prior={"class": "tests.examples:NoisePrior"})
-    assert found.seconds["prior"] == 0.0 and "adaptation" not in found.seconds
-
-
-def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_prior_takes_no_training(
+    alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    forecast()
-    assert not list(tmp_path.iterdir())
+    found = forecast(**{**alone, "prior": {"class": "tests.examples:NoisePrior"}})
+    assert found.seconds["prior"] == 0.0 and "adaptation" not in found.seconds
+    assert not list(tmp_path.iterdir())  # nothing is written
 
 
 @pytest.mark.parametrize(
@@ -270,13 +245,13 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_attacks_that_do_not_fit_the_arm(given: dict[str, Any], message: str) -> None:
-    """Said before anything is trained."""
+    """Rejected before anything is trained."""
     with pytest.raises(ConfigError, match=message):
-        forecast(**given)
+        prepared(**given)
 
 
 def test_the_estimate_is_announced_before_anything_is_written(
-    grey: dict[str, Path], tmp_path: Path
+    alone: dict[str, Any], tmp_path: Path
 ) -> None:
     said: list[str] = []
 
@@ -284,7 +259,10 @@ def test_the_estimate_is_announced_before_anything_is_written(
         def say(self, text: str) -> None:
             said.append(text)
             assert not (tmp_path / "run").exists()
+            if len(said) == 2:
+                raise Stop
 
-    audit(out=tmp_path / "run", reporter=Listening(), **grey, **AUDIT)
-    for part in ("12 images in 2 classes", "estimate", "GiB of memory", "natural-gradient"):
+    with pytest.raises(Stop):
+        audit(out=tmp_path / "run", reporter=Listening(), **alone)
+    for part in ("12 images in 2 classes", "estimate", "GiB of memory", "arm vanilla"):
         assert part in said[1]

@@ -15,9 +15,9 @@ from PIL import Image
 from inversight import AuditResult, audit, resume
 from inversight.core.errors import RunError, StageError
 from inversight.core.seeding import generator
-from inversight.pipeline.estimate import Estimate
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
+from inversight.priors.prior_file import PRIOR_FILE
 from tests.command import CommandLine
 from tests.pipeline.tiny import (
     SMALL_ATTACK,
@@ -26,71 +26,67 @@ from tests.pipeline.tiny import (
     Stop,
     StopAt,
     hashes,
-    image_folders,
-    untrained_spec,
+    own_target,
 )
 from tests.priors.stylegan2_files import pickled, published_file, random_prior
 
 SMALL = Architecture(
-    size=16,
-    channels=1,
-    z_dim=4,
-    w_dim=4,
-    mapping_depth=2,
-    channel_base=32,
-    channel_max=4,
-    group=2,
+    size=16, channels=1, z_dim=4, w_dim=4, mapping_depth=2, channel_base=32, channel_max=4, group=2
 )
 FAST: dict[str, Any] = {
     **{k: v for k, v in TINY.items() if k != "prior"},
     "embedding": "pixel",
-    "features": "pixel",
+    "features": "tests.examples:HalfMeans",
     "arm": "vanilla",
     "adaptation": {"steps": 2, "batch_size": 4},
     "target_training": {"epochs": 1, "width": 2},
     "evaluator_training": {"epochs": 1, "width": 2},
 }
-PLAN = sys.modules["inversight.pipeline.plan"]
-PIXEL = ("--embedding", "pixel", "--features", "pixel", "--guidance-embedding", "pixel")
+PIXEL = "--embedding pixel --features pixel --guidance-embedding pixel"
+
+
+def keep(architecture: Architecture, folder: Path) -> None:
+    """Write a prior with random weights to ``folder``."""
+    folder.mkdir()
+    random_prior(architecture).save(folder / PRIOR_FILE)
+
+
+@pytest.fixture(autouse=True)
+def prior(here: dict[str, Path]) -> None:
+    """A prior in the folder ffhq, of images twice as large as the folders'."""
+    keep(SMALL, Path("ffhq"))
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    monkeypatch.chdir(tmp_path)
-    return image_folders(tmp_path)
-
-
-@pytest.fixture
-def published(folders: dict[str, Path]) -> StylePrior:
-    """The networks in ffhq.pkl, of images twice as large as the folders'."""
+def published() -> StylePrior:
+    """The networks in ffhq.pkl, which are those of the prior."""
     prior = random_prior(SMALL)
     Path("ffhq.pkl").write_bytes(pickled(published_file(prior)))
     return prior
 
 
-def test_from_a_published_file_to_scores(published: StylePrior, cli: CommandLine) -> None:
-    out = cli.succeeds("prior import ffhq.pkl --out ffhq")[0]
-    assert "16x16" in out and "ffhq/prior.safetensors" in out and "adapt --prior ffhq" in out
-    assert sorted(p.name for p in Path("ffhq").iterdir()) == ["prior.json", "prior.safetensors"]
-    facts = json.loads(Path("ffhq/prior.json").read_text())
+def test_from_a_published_file_to_scores(
+    published: StylePrior, trained: dict[str, Path], cli: CommandLine
+) -> None:
+    out = cli.succeeds("prior import ffhq.pkl --out imported")[0]
+    assert "16x16" in out and f"imported/{PRIOR_FILE}" in out and "adapt --prior imported" in out
+    assert sorted(p.name for p in Path("imported").iterdir()) == ["prior.json", PRIOR_FILE]
+    facts = json.loads(Path("imported/prior.json").read_text())
     assert facts["source"] == "ffhq.pkl" and facts["image_shape"] == [1, 16, 16]
-    kept = StylePrior.load(Path("ffhq/prior.safetensors"))
+    kept = StylePrior.load(Path("imported") / PRIOR_FILE)
     w = torch.zeros(1, 4)
     assert torch.equal(kept.average(w), published.average(w))
-
-    train = "--set epochs=3 --set width=2"
-    cli.succeeds("train --private private --out target", train)
     err = cli.succeeds(
-        "adapt --prior ffhq --target target --public public --guidance-embedding pixel",
+        "adapt --prior imported --target target --public public --guidance-embedding pixel",
         "--features none --set steps=2 --set batch_size=4 --set images_at_once=2",
         "--out adapted",
     )[1]
     assert "--public holds 24 images" in err and "a few thousand" in err
-    adapted = StylePrior.load(Path("adapted/prior.safetensors"))
+    adapted = StylePrior.load(Path("adapted") / PRIOR_FILE)
     assert adapted.average.architecture == SMALL and adapted.training.batch_size == 4
     assert adapted.training.images_at_once == 2
     assert not torch.equal(adapted(w), kept(w))
-    cli.succeeds("attack --prior adapted --target target --out attacked", *SMALL_ATTACK)
+    cli.succeeds("attack --prior adapted --target target --out attacked", SMALL_ATTACK)
     out, err = cli.succeeds(
         "score --private private --reconstructions attacked/reconstructions --embedding pixel",
         "--out scored",
@@ -98,30 +94,23 @@ def test_from_a_published_file_to_scores(published: StylePrior, cli: CommandLine
     assert "ddcs_best" in out, err
 
 
-@pytest.fixture
-def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No trials before an audit: what they say is not looked at."""
-    monkeypatch.setattr(PLAN, "estimate", lambda *_, **__: Estimate({}, 0, 0))
+def audited(folders: dict[str, Path], **changes: Any) -> tuple[AuditResult, dict[str, Any]]:
+    """Return the audit FAST with the prior in ffhq, and its manifest."""
+    result = audit(out="run", prior=f"ffhq/{PRIOR_FILE}", **folders, **{**FAST, **changes})
+    return result, json.loads((result.run / "run.json").read_text())
 
 
-def imported(cli: CommandLine) -> Path:
-    cli.succeeds("prior import ffhq.pkl --out ffhq")
-    return Path("ffhq")
-
-
+@pytest.mark.usefixtures("no_trials")
 def test_an_audit_with_a_given_prior(
-    published: StylePrior,
-    folders: dict[str, Path],
-    untimed: None,
-    cli: CommandLine,
+    here: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = imported(cli)
-    result = audit(out="run", prior=str(given), **folders, **FAST)
+    """It can be stopped and resumed, but not with another prior."""
+    result = audit(out="whole", prior="ffhq", **here, **FAST)
     manifest = json.loads((result.run / "run.json").read_text())
     stages = [s["name"] for s in manifest["stages"]]
     assert "prior" in stages and "adaptation" in stages
-    copy = result.run / "stages" / "prior" / "prior.safetensors"
-    assert copy.read_bytes() == (given / "prior.safetensors").read_bytes()
+    before = Path(f"ffhq/{PRIOR_FILE}").read_bytes()
+    assert (result.run / "stages" / "prior" / PRIOR_FILE).read_bytes() == before
     assert manifest["inputs"]["prior"]["path"] == "ffhq"
     assert manifest["inputs"]["prior"]["size"] == 16
     assert any("made before: ffhq" in note for note in manifest["notes"])
@@ -129,43 +118,25 @@ def test_an_audit_with_a_given_prior(
     # Networks trained here stay at the private images' size; reconstructions are the prior's.
     assert manifest["target"]["image_shape"] == [1, 8, 8]
     assert Image.open(next((result.run / "reconstructions").rglob("*.png"))).size == (16, 16)
-    adapted = StylePrior.load(result.run / "stages" / "adaptation" / "prior.safetensors")
+    adapted = StylePrior.load(result.run / "stages" / "adaptation" / PRIOR_FILE)
     assert adapted.average.architecture == SMALL
     assert "ffhq" in result.report.read_text()
 
-
-def test_a_stopped_audit_goes_on_with_the_same_prior(
-    published: StylePrior,
-    folders: dict[str, Path],
-    untimed: None,
-    cli: CommandLine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    imported(cli)
-    given = {name: path.name for name, path in folders.items()}
-    expected = hashes(audit(out="whole", prior="ffhq", **given, **FAST).run)
+    given = {name: path.name for name, path in here.items()}
     with pytest.raises(Stop):
         audit(out="run", prior="ffhq", reporter=StopAt("adaptation", 1), **given, **FAST)
-    before = Path("ffhq/prior.safetensors").read_bytes()
-    random_prior(SMALL, seed=1).save(Path("ffhq/prior.safetensors"))
+    random_prior(SMALL, seed=1).save(Path(f"ffhq/{PRIOR_FILE}"))
     with pytest.raises(RunError, match="the prior has changed since the run began"):
         resume("run")
-    Path("ffhq/prior.safetensors").write_bytes(before)
+    Path(f"ffhq/{PRIOR_FILE}").write_bytes(before)
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert hashes(resume("../run").run) == expected
+    assert hashes(resume("../run").run) == hashes(here["private"].parent / "whole")
 
 
-def test_a_prior_as_it_is(
-    published: StylePrior,
-    folders: dict[str, Path],
-    untimed: None,
-    cli: CommandLine,
-) -> None:
-    imported(cli)
-    settings = {**FAST, "adaptation": {"steps": 0}}
-    result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
-    manifest = json.loads((result.run / "run.json").read_text())
+@pytest.mark.usefixtures("no_trials")
+def test_an_unchanged_prior(here: dict[str, Path]) -> None:
+    result, manifest = audited(here, adaptation={"steps": 0})
     assert "adaptation" not in [s["name"] for s in manifest["stages"]]
     assert any("used as it is" in note for note in manifest["notes"])
     assert not any("a few thousand" in warning for warning in result.warnings)
@@ -179,60 +150,46 @@ def test_a_prior_as_it_is(
         (2, 1e9, "the prior draws them well enough untuned"),
     ],
 )
-def test_a_prior_as_it_is_with_pivots(
-    tuning: int,
-    missed: float,
-    words: str,
-    published: StylePrior,
-    folders: dict[str, Path],
-    cli: CommandLine,
+@pytest.mark.usefixtures("no_trials")
+def test_an_unchanged_prior_with_pivots(
+    tuning: int, missed: float, words: str, here: dict[str, Path]
 ) -> None:
-    imported(cli)
     adaptation = {"steps": 0, "pivots": 1, "pivots_steps": 2, "pivots_surer_than": 0.0}
-    adaptation |= {"pivots_tuning": tuning}
-    settings = {**FAST, "adaptation": {**adaptation, "pivots_missed": missed}}
-    settings["attack"] = [{"class": "tests.examples:SampleAttack", "keep": 2}, *FAST["attack"]]
-    result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
-    manifest = json.loads((result.run / "run.json").read_text())
+    adaptation |= {"pivots_tuning": tuning, "pivots_missed": missed}
+    attack = [{"class": "tests.examples:SampleAttack", "keep": 2}]
+    result, manifest = audited(here, adaptation=adaptation, attack=attack)
     (told,) = (note for note in manifest["notes"] if "public images as well" in note)
     assert words in told
-    assert any(
-        note.startswith("SampleAttack: the attack itself had no gradients")
-        and "no adaptation.pivots" in note
-        for note in manifest["notes"]
-    )
-    adapted = StylePrior.load(result.run / "stages" / "adaptation" / "prior.safetensors")
-    before = StylePrior.load(Path("ffhq/prior.safetensors"))
+    start = "SampleAttack: the attack itself had no gradients"
+    assert any(n.startswith(start) and "no adaptation.pivots" in n for n in manifest["notes"])
+    adapted = StylePrior.load(result.run / "stages" / "adaptation" / PRIOR_FILE)
+    before = StylePrior.load(Path("ffhq") / PRIOR_FILE)
     w = before.sample(2, rng=generator(1))
     assert adapted.pivots is not None
     assert torch.equal(adapted(w), before(w)) is ("was tuned" not in words)
 
 
-def test_a_prior_without_pivots_since_the_target_is_surer_of_samples(
-    published: StylePrior,
-    folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    cli: CommandLine,
+@pytest.mark.usefixtures("no_trials")
+def test_no_pivots_where_the_target_is_surer_of_samples(
+    here: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    imported(cli)
     certain = torch.zeros(8, 2)
     adapting = sys.modules["inversight.adaptation.adapt"]
     monkeypatch.setattr(adapting, "sample_log_probabilities", lambda *given, **options: certain)
-    settings = {**FAST, "adaptation": {"steps": 0, "pivots": 1, "pivots_surer_than": 0.5}}
-    result = audit(out="run", prior="ffhq/prior.safetensors", **folders, **settings)
-    notes = json.loads((result.run / "run.json").read_text())["notes"]
+    notes = audited(here, adaptation={"steps": 0, "pivots": 1, "pivots_surer_than": 0.5})[1][
+        "notes"
+    ]
     assert any(
         "samples of the prior alone" in n and "adaptation.pivots_surer_than" in n for n in notes
     )
     assert not any("public images as well" in n for n in notes)
 
 
-def test_the_announcement_and_the_printed_settings(published: StylePrior, cli: CommandLine) -> None:
-    imported(cli)
+def test_the_announcement_and_the_printed_settings(cli: CommandLine) -> None:
     attack = "attack=[{class: plug-and-play, pool: 8, candidates: 4, keep: 2, steps: 1, crops: 1}]"
     err = cli.succeeds(
         "audit --private private --public public --prior ffhq",
-        *PIXEL,
+        PIXEL,
         f"--set '{attack}' --set adaptation.steps=1 --set adaptation.batch_size=2",
         "--set 'evaluator_training={epochs: 1, width: 2}'",
         "--set 'target_training={epochs: 1, width: 2}' --out run",
@@ -257,62 +214,41 @@ def test_files_that_are_not_imported(published: StylePrior, cli: CommandLine) ->
     cli.refuses("prior import ffhq.pkl --out private", "other files")
 
 
-COLOUR = replace(SMALL, channels=3)
-CLASSES = replace(SMALL, c_dim=3)
+AUDIT = f"audit --private private --public public --out new {PIXEL}"
+ADAPT = "adapt --prior ffhq --target target --public public --out new"
+ATTACK = "attack --prior ffhq --target target --out new"
+CHANNELS = ("3 channels (colour)", "1 channel (grey)")
 
 
-def keep(architecture: Architecture, name: str) -> None:
-    Path(name).mkdir()
-    random_prior(architecture).save(Path(name) / "prior.safetensors")
-
-
-def test_priors_that_do_not_fit(published: StylePrior, cli: CommandLine) -> None:
-    keep(COLOUR, "colour")
-    keep(CLASSES, "classes")
-    train = "--set epochs=1 --set width=2"
-    cli.succeeds("train --private private --out target", train)
-    whole = ("audit", "--private", "private", "--public", "public", "--out", "new", *PIXEL)
-    colour = ("3 channels (colour)", "1 channel (grey)")
-    for arguments, parts in (
-        ((*whole, "--prior", "colour"), (*colour, "save the images in colour")),
-        ((*whole, "--prior", "classes"), ("conditioned on 3 classes", "adaptation.steps=0")),
-        ((*whole, "--prior", "nowhere"), ("--prior nowhere: no such prior",)),
-        ((*whole, "--prior", "ffhq.pkl"), ("inversight prior import ffhq.pkl",)),
-        ((*whole, "--prior", "classes", "--set", "prior.steps=3"), ("leave one of the two out",)),
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (f"{AUDIT} --prior colour", (*CHANNELS, "save the images in colour")),
+        (f"{AUDIT} --prior classes", ("conditioned on 3 classes", "adaptation.steps=0")),
+        (f"{AUDIT} --prior nowhere", ("--prior nowhere: no such prior",)),
+        (f"{AUDIT} --prior ffhq.pkl", ("inversight prior import ffhq.pkl",)),
+        (f"{AUDIT} --prior classes --set prior.steps=3", ("leave one of the two out",)),
         (
-            ("adapt", "--prior", "colour", "--target", "target", "--public", "public", "--out",
-             "new"),
-            (*colour, "those that target takes", "package.module:factory"),
+            f"{ADAPT} --prior colour",
+            (*CHANNELS, "those that target takes", "package.module:factory"),
         ),
-        (
-            ("adapt", "--prior", "classes", "--target", "target", "--public", "public", "--out",
-             "new"),
-            ("conditioned on 3 classes",),
-        ),
-        (("attack", "--prior", "colour", "--target", "target", "--out", "new"), colour),
-    ):  # fmt: skip
-        cli.refuses(arguments, *parts)
+        (f"{ADAPT} --prior classes", ("conditioned on 3 classes",)),
+        (f"{ATTACK} --prior colour", CHANNELS),
+    ],
+)
+@pytest.mark.usefixtures("published", "trained")
+def test_priors_that_do_not_fit(cli: CommandLine, command: str, parts: tuple[str, ...]) -> None:
+    keep(replace(SMALL, channels=3), Path("colour"))
+    keep(replace(SMALL, c_dim=3), Path("classes"))
+    cli.refuses(command, *parts)
 
 
-def test_a_prior_of_another_size_says_which_size_the_target_needs(
-    published: StylePrior, cli: CommandLine
-) -> None:
+def test_a_prior_of_another_size_says_which_size_the_target_needs(cli: CommandLine) -> None:
     """A network of one size only; its own file does not say which."""
-    imported(cli)
     Path("classes.txt").write_text("ann\nbob\n")
-    spec = untrained_spec(Path("own.safetensors"))
-    attack = (
-        "attack",
-        "--prior",
-        "ffhq",
-        "--target",
-        spec,
-        "--classes",
-        "classes.txt",
-        *SMALL_ATTACK,
-    )
-    cli.refuses([*attack, "--out new"], "16x16", "--size")
-    cli.succeeds(*attack, "--size 8 --out new")
+    attack = f"{ATTACK} --target {own_target(Path())} --classes classes.txt {SMALL_ATTACK}"
+    cli.refuses(attack, "16x16", "--size")
+    cli.succeeds(attack, "--size 8")
 
 
 # Memory and divergence
@@ -322,66 +258,48 @@ def no_memory(*_: Any, **__: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
-def failed(cli: CommandLine, *arguments: object) -> str:
-    code, _, err = cli(*arguments)
-    complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
-    assert code == 1 and len(complaints) == 1 and "Traceback" not in err, err
-    return complaints[0]
-
-
 @pytest.mark.parametrize(
-    ("patched", "arguments", "parts"),
+    ("patched", "command", "parts"),
     [
-        ("inversight.priors.train_prior", ("prior", "train", "--public", "public", *SMALL_PRIOR),
+        ("inversight.priors.train_prior", f"prior train --public public --out new {SMALL_PRIOR}",
          ("prior train: out of memory", "--set images_at_once=2", "goes on from its checkpoint")),
-        ("inversight.pipeline.train.train_classifier", ("train", "--private", "private"),
+        ("inversight.pipeline.train.train_classifier", "train --private private --out new",
          ("train: out of memory", "--set batch_size=")),
         ("inversight.adaptation.adapt",
-         ("adapt", "--prior", "ffhq", "--target", "target", "--public", "public",
-          "--guidance-embedding", "pixel", "--features", "none", "--set", "batch_size=6"),
+         f"{ADAPT} --guidance-embedding pixel --features none --set batch_size=6",
          ("adapt: out of memory", "--set images_at_once=3", "goes on from its checkpoint")),
-        ("inversight.attacks.PlugAndPlay.run", ("attack", "--prior", "ffhq", "--target", "target"),
+        ("inversight.attacks.PlugAndPlay.run", ATTACK,
          ("attack: out of memory", "--set batch_size=100")),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("trained")
 def test_a_stage_without_memory_says_what_to_lower(
-    published: StylePrior,
-    cli: CommandLine,
-    monkeypatch: pytest.MonkeyPatch,
-    patched: str,
-    arguments: tuple[str, ...],
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, patched: str, command: str,
     parts: tuple[str, ...],
-) -> None:
-    imported(cli)
-    train = "--set epochs=1 --set width=2"
-    cli.succeeds("train --private private --out target", train)
+) -> None:  # fmt: skip
     monkeypatch.setattr(patched, no_memory)
-    complaint = failed(cli, *arguments, "--out", "new")
-    for part in parts:
-        assert part in complaint
+    message = cli.fails(command)
+    assert all(part in message for part in parts)
 
 
+@pytest.mark.usefixtures("no_trials")
 def test_an_audit_without_memory_says_what_to_lower_and_keeps_the_rest(
-    folders: dict[str, Path], untimed: None, monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def step() -> AuditResult:
         if Path("run").exists():
             return resume("run")
-        return audit(out="run", prior=TINY["prior"], **folders, **FAST)
+        return audit(out="run", prior=TINY["prior"], **here, **FAST)
 
     for stage, patched, part in (
-        (
-            "target",
-            "inversight.pipeline.train.train_classifier",
-            "lower target_training.batch_size",
-        ),
-        ("prior", "inversight.priors.train_prior", "lower prior.images_at_once"),
-        ("adaptation", "inversight.adaptation.adapt", "lower adaptation.images_at_once"),
-        ("plug-and-play", "inversight.attacks.PlugAndPlay.run", "batch_size: 20"),
-        ("scores", "inversight.pipeline.execution.evaluate", "lower --memory"),
+        ("target", "pipeline.train.train_classifier", "lower target_training.batch_size"),
+        ("prior", "priors.train_prior", "lower prior.images_at_once"),
+        ("adaptation", "adaptation.adapt", "lower adaptation.images_at_once"),
+        ("plug-and-play", "attacks.PlugAndPlay.run", "batch_size: 20"),
+        ("scores", "pipeline.execution.evaluate", "lower --memory"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(patched, no_memory)
+            patch.setattr(f"inversight.{patched}", no_memory)
             with pytest.raises(StageError) as caught:
                 step()
         message = str(caught.value)
@@ -391,19 +309,9 @@ def test_an_audit_without_memory_says_what_to_lower_and_keeps_the_rest(
 
 
 def test_timing_without_memory_writes_nothing(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    here: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inversight.pipeline.estimate.attack_timer", no_memory)
     with pytest.raises(StageError, match=r"plug-and-play: out of memory.*nothing has been written"):
-        audit(out="run", prior=TINY["prior"], **folders, **FAST)
+        audit(out="run", prior=TINY["prior"], **here, **FAST)
     assert not Path("run").exists()
-
-
-def test_a_prior_that_diverges_stops_at_its_last_checkpoint(
-    folders: dict[str, Path], cli: CommandLine
-) -> None:
-    settings = (*SMALL_PRIOR, "--set", "steps=40", "--set", "checkpoint_seconds=1e-9")
-    command = ("prior", "train", "--public", "public", *settings, "--out", "prior")
-    complaint = failed(cli, *command, "--set", "learning_rate=1e20")
-    assert "not a number" in complaint and "learning_rate" in complaint
-    assert not Path("prior/prior.safetensors").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from inversight.core.errors import ConfigError
 from inversight.embeddings.pixel import Pixel
-from inversight.pipeline.prior import FrechetToPublic, check_watched, watched_features
+from inversight.pipeline.prior import FrechetToPublic, check_watched, monitor_of
 
 CPU = torch.device("cpu")
 PIXEL = Pixel((4, 4))
@@ -62,10 +63,14 @@ def test_what_is_no_number_is_no_distance() -> None:
     assert math.isnan(distance(iter([torch.zeros(1, 1, 4, 4)])))
 
 
-def test_names() -> None:
-    assert watched_features("none", size=8, public_network=None) is None
-    pixel = watched_features("pixel", size=1024, public_network=None)
-    assert isinstance(pixel, Pixel) and pixel.size == (64, 64)
+@pytest.mark.parametrize(("size", "compared"), [(8, 8), (1024, 64)])
+def test_names(tmp_path: Path, size: int, compared: int) -> None:
+    images = torch.zeros(1, 1, size, size, dtype=torch.uint8)
+    found = [
+        monitor_of(tmp_path, images, features=name, network=None, device=CPU).distance
+        for name in ("none", "pixel")
+    ]
+    assert found == [None, FrechetToPublic(images, Pixel((compared, compared)), CPU)]
     check_watched("package.module:Class")
     with pytest.raises(ConfigError, match="did you mean pixel"):
         check_watched("pixels")

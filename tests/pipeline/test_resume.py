@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,35 +20,32 @@ from tests.pipeline.tiny import (
     Stop,
     StopAt,
     hashes,
-    own_weights,
+    own_target,
     without_holdout,
 )
 
 pytestmark = pytest.mark.usefixtures("no_trials")
 
 STOPS = [
-    ("target", 2),
-    ("evaluator", 1),
-    ("public-network", 1),
-    ("prior", 1),
-    ("prior", 4),
-    ("adaptation", 3),
-    ("plug-and-play", 1),
-    ("scores", 1),
-    ("signals", 1),
-]
+    ("target", 2), ("evaluator", 1), ("public-network", 1), ("prior", 1), ("prior", 4),
+    ("adaptation", 3), ("plug-and-play", 1), ("scores", 1), ("signals", 1),
+]  # fmt: skip
+"""Stages, in order, and the steps after which an audit is stopped in each."""
 
 
-@pytest.mark.parametrize(("name", "after"), STOPS)
-def test_stopped_anywhere_it_ends_with_the_same_tables(
-    finished: AuditResult, grey: dict[str, Path], tmp_path: Path, name: str, after: int
+def test_stopped_in_every_stage_it_ends_with_the_same_tables(
+    finished: AuditResult, grey: dict[str, Path], tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {**TINY, "prior": CHECKPOINTS}
-    with pytest.raises(Stop):
-        audit(out=tmp_path / "run", reporter=StopAt(name, after), **grey, **given)
-    assert not (tmp_path / "run" / "samples.parquet").exists()
-    resume(tmp_path / "run")
-    assert hashes(tmp_path / "run") == hashes(finished.run)
+    run = tmp_path / "run"
+    for i, stop in enumerate(STOPS):
+        with pytest.raises(Stop):
+            if i == 0:
+                audit(out=run, reporter=StopAt(*stop), **grey, **{**TINY, "prior": CHECKPOINTS})
+            else:
+                resume(run, reporter=StopAt(*stop))
+        assert not (run / "samples.parquet").exists()
+    resume(run)
+    assert hashes(run) == hashes(finished.run)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished_home: Path, tmp_path: Path) -> None:
@@ -62,12 +58,10 @@ def test_resuming_a_finished_run_changes_nothing(finished_home: Path, tmp_path: 
 def test_resumes_from_another_folder(
     grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = own_weights(tmp_path / "w.safetensors").name
     monkeypatch.chdir(tmp_path)
-    relative = {name: path.name for name, path in grey.items()}
-    target = f"tests.examples:own_network?weights={weights}"
+    given = {name: path.name for name, path in grey.items()} | {"target": own_target(Path())}
     with pytest.raises(Stop):
-        audit(out="run", reporter=StopAt("prior", 1), target=target, **relative, **TINY)
+        audit(out="run", reporter=StopAt("prior", 1), **given, **TINY)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert resume("../run").metrics["ddcs_best"]["value"] is not None
@@ -86,17 +80,16 @@ def test_resume_refuses_changed_images(grey: dict[str, Path], tmp_path: Path) ->
     held.close()
 
 
-@pytest.mark.parametrize("stage", ["control", "mirror-black-box"])
-def test_stopped_in_a_control_or_a_second_attack_it_ends_the_same(
-    finished_without_holdout: AuditResult, grey: dict[str, Path], tmp_path: Path, stage: str
+def test_stopped_in_a_second_attack_and_in_the_control_it_ends_the_same(
+    finished_without_holdout: AuditResult, grey: dict[str, Path], tmp_path: Path
 ) -> None:
-    def files(run: Path) -> list[str]:
-        return [(run / f).read_text() for f in ("metrics.json", "metrics_by_set.json")]
-
-    expected = finished_without_holdout.run
+    expected, run = finished_without_holdout.run, tmp_path / "run"
     with pytest.raises(Stop):
-        audit(out=tmp_path / "run", reporter=StopAt(stage, 1), **without_holdout(grey), **TWO)
-    resume(tmp_path / "run")
-    assert files(tmp_path / "run") == files(expected)
-    one, other = (json.loads((r / "run.json").read_text()) for r in (expected, tmp_path / "run"))
+        audit(out=run, reporter=StopAt("mirror-black-box", 1), **without_holdout(grey), **TWO)
+    with pytest.raises(Stop):
+        resume(run, reporter=StopAt("control", 1))
+    resume(run)
+    for file in ("metrics.json", "metrics_by_set.json"):
+        assert (run / file).read_text() == (expected / file).read_text()
+    one, other = (json.loads((r / "run.json").read_text()) for r in (expected, run))
     assert one["queries"] == other["queries"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,14 @@ from tests.attacks.test_endpoint import status
 from tests.command import CommandLine
 
 CMA = (
-    "--attack", "cma-es", "--set", "pool=40", "--set", "searches=2", "--set", "population=4",
-    "--set", "generations=3", "--set", "keep=2", "--set", "crops=2",
-)  # fmt: skip
-COMMON = ("--prior", "prior.safetensors", "--classes", "classes.txt", "--out", "out")
+    "--attack cma-es --set pool=40 --set searches=2 --set population=4 --set generations=3 "
+    "--set keep=2 --set crops=2"
+)
+BREP = (
+    "--attack brep-mi --set pool=20 --set pools=1 --set searches=2 --set points=3 "
+    "--set iterations=2 --set keep=2"
+)
+LOKT = "--attack lokt --set images=60 --set surrogates=1"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,13 @@ def service(prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield one
 
 
-def spec(service: Service, query: str = "") -> str:
-    return f"endpoint:{service.url}?retries=1&pause=0.01{query}"
+def target(service: Service, query: str = "") -> str:
+    return f"--prior prior.safetensors --target endpoint:{service.url}?retries=1&pause=0.01{query}"
+
+
+def attack(service: Service, settings: str, query: str = "") -> str:
+    """Return the command line of an attack."""
+    return f"attack {target(service, query)} --classes classes.txt --out out {settings}"
 
 
 def names() -> list[str]:
@@ -52,8 +61,8 @@ def names() -> list[str]:
 
 
 def test_a_service_is_attacked_like_a_model(service: Service, cli: CommandLine) -> None:
-    out, err = cli.succeeds(f"attack --target {spec(service)}", *CMA, *COMMON)
-    assert "inversight score --reconstructions out/reconstructions" in out, err
+    out = cli.succeeds(attack(service, CMA))[0]
+    assert "inversight score --reconstructions out/reconstructions" in out
     assert names() == [
         f"reconstructions/{c}/cma-es-000{i}.png" for c in ("dark", "left", "right") for i in (1, 2)
     ]
@@ -68,87 +77,65 @@ def test_a_service_is_attacked_like_a_model(service: Service, cli: CommandLine) 
 
 
 def test_finished_classes_are_kept_and_the_rest_follows(service: Service, cli: CommandLine) -> None:
-    command = ("attack", "--target", spec(service), *CMA, *COMMON)
-    cli.succeeds(*command)
+    command = attack(service, CMA)
+    cli.succeeds(command)
     whole, requests = load_latents(Path("out")), len(service.requests)
     Path("out").rename("whole")
 
     service.requests.clear()
     service.answers = [probabilities] * (requests * 2 // 3)
     service.usual = status(503)
-    code, _, err = cli(*command)
-    complaint = err.splitlines()[-1]
-    assert code == 1 and complaint.startswith("inversight: --target endpoint:")
-    assert "status 503" in complaint and "of 3 classes are finished and kept in out" in complaint
+    message = cli.fails(command)
+    assert message.startswith("inversight: --target endpoint:") and "status 503" in message
+    assert "of 3 classes are finished and kept in out" in message
     kept = names()
     assert 2 <= len(kept) < 6 and not Path("out/latents.safetensors").exists()
 
-    code, _, err = cli(*command, "--seed 1")
-    assert code == 2 and "an attack began there and --seed differed" in err
+    cli.refuses(f"{command} --seed 1", "an attack began there and --seed differed")
     service.usual = probabilities
-    err = cli.succeeds(*command)[1]
-    assert "of 3 classes are there already" in err
+    assert "of 3 classes are there already" in cli.succeeds(command)[1]
     assert set(kept) < set(names()) and len(names()) == 6
     for name, tensor in load_latents(Path("out")).items():
         assert torch.equal(tensor, whole[name])
-    code, _, err = cli(*command)
-    assert code == 2 and "--out out: holds other files" in err
+    cli.refuses(command, "--out out: holds other files")
 
 
 def test_the_limit_is_that_of_all_classes(service: Service, cli: CommandLine) -> None:
-    limit = "--set most_queries=70"
-    cli.succeeds(f"attack --target {spec(service)}", *CMA, limit, *COMMON)
+    cli.succeeds(attack(service, CMA), "--set most_queries=70")
     assert len(names()) == 6 and 40 < service.images - 1 <= 70
 
 
 def test_labels_alone(service: Service, cli: CommandLine) -> None:
     service.usual = labels
     err = cli.succeeds(
-        f"attack --target {spec(service, '&access=label')} --attack lokt --set images=60",
-        "--set surrogates=1 --set training.epochs=1 --set training.width=2",
+        attack(service, LOKT, "&access=label"),
+        "--set training.epochs=1 --set training.width=2",
         "--set 'white_box={pool: 20, candidates: 2, keep: 2, steps: 1, crops: 1}'",
-        *COMMON,
     )[1]
     assert service.images == 61 and len(names()) in (2, 4, 6)
     missing = 3 - len(names()) // 2
     assert ("found no sample of the prior in class" in err) == (missing > 0)
 
 
-BREP = (
-    "--attack", "brep-mi", "--set", "pool=20", "--set", "pools=1", "--set", "searches=2", "--set",
-    "points=3", "--set", "iterations=2", "--set", "keep=2",
-)  # fmt: skip
-
-
-def all_left(images: Tensor) -> Answer:
-    return good({"labels": [0] * len(images)})
-
-
-def all_dark(images: Tensor) -> Answer:
-    return good({"labels": [2] * len(images)})
+def everything_in(label: int) -> Callable[[Tensor], Answer]:
+    return lambda images: good({"labels": [label] * len(images)})
 
 
 def test_a_class_without_a_sample_is_left_out(service: Service, cli: CommandLine) -> None:
-    service.usual = all_left
-    target = ("--target", spec(service, "&access=label"))
-    err = cli.succeeds("attack", *target, *BREP, *COMMON)[1]
+    service.usual = everything_in(0)
+    err = cli.succeeds(attack(service, BREP, "&access=label"))[1]
     assert names() == [f"reconstructions/left/brep-mi-000{i}.png" for i in (1, 2)]
     assert load_latents(Path("out"))["labels"].tolist() == [0, 0]
     for other in ("right", "dark"):
         assert f"found no sample of the prior in class {other}" in err
 
 
-@pytest.mark.parametrize(
-    "attack", [BREP, ("--attack", "lokt", "--set", "images=60", "--set", "surrogates=1")]
-)
-def test_no_class_with_a_sample(
-    service: Service, cli: CommandLine, attack: tuple[str, ...]
-) -> None:
-    service.usual = all_dark
-    target = ("--target", spec(service, "&access=label"), "--limit", "2")
+@pytest.mark.parametrize("settings", [BREP, LOKT])
+def test_no_class_with_a_sample(service: Service, cli: CommandLine, settings: str) -> None:
+    service.usual = everything_in(2)
     for _ in range(2):
-        code, _, err = cli("attack", *target, *attack, *COMMON)
-        assert code == 1 and "take a prior nearer to the" in err.splitlines()[-1]
+        message = cli.fails(attack(service, settings, "&access=label"), "--limit 2")
+        assert "take a prior nearer to the" in message
 
 
 def test_a_secret_is_sent_and_kept_nowhere(
@@ -156,7 +143,7 @@ def test_a_secret_is_sent_and_kept_nowhere(
 ) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", "Bearer s3cret")
     header = "--endpoint-header Authorization=SERVICE_TOKEN"
-    out, err = cli.succeeds(f"attack --target {spec(service)}", *CMA, *COMMON, header)
+    out, err = cli.succeeds(attack(service, CMA), header)
     assert {one["Authorization"] for one in service.headers} == {"Bearer s3cret"}
     assert "s3cret" not in out + err
     files = [file for file in Path("out").rglob("*") if file.is_file()]
@@ -164,46 +151,32 @@ def test_a_secret_is_sent_and_kept_nowhere(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("settings", "query", "parts"),
     [
-        (
-            ("--attack", "cma-es", "--endpoint-header", "Authorization=NO_SUCH_VARIABLE"),
-            ("--endpoint-header Authorization", "NO_SUCH_VARIABLE is not set"),
-        ),
-        ((), ("PlugAndPlay needs white-box access", "gives scores only", "another --attack")),
-        (("--attack", "brep-mi", "--mean", "0.5"), ("normalises images itself",)),
-        (("--attack", "cma-es", "--classes", "none.txt"), ("none.txt", "cannot be read")),
+        (f"{CMA} --endpoint-header Authorization=NO_SUCH_VARIABLE", "",
+         ("--endpoint-header Authorization", "NO_SUCH_VARIABLE is not set")),
+        ("", "", ("PlugAndPlay needs white-box access", "gives scores only", "another --attack")),
+        (f"{BREP} --mean 0.5", "", ("normalises images itself",)),
+        (f"{CMA} --classes none.txt", "", ("none.txt", "cannot be read")),
+        (CMA, "&access=label", ("CmaEs needs scores access",)),
     ],
-)
+)  # fmt: skip
 def test_wrong_input_is_one_line(
-    service: Service, cli: CommandLine, arguments: tuple[str, ...],
-    parts: tuple[str, ...],
-) -> None:  # fmt: skip
-    code, _, err = cli(f"attack --target {spec(service)}", *COMMON, *arguments)
-    complaints = [line for line in err.splitlines() if line.startswith("inversight: ")]
-    assert code == 2 and len(complaints) == 1 and "Traceback" not in err
-    assert all(part in complaints[0] for part in parts)
-    assert not Path("out").exists()
+    service: Service, cli: CommandLine, settings: str, query: str, parts: tuple[str, ...]
+) -> None:
+    service.usual = labels if query else probabilities
+    cli.refuses(attack(service, settings, query), *parts)
 
 
-def test_a_label_only_service_is_no_target_for_scores(service: Service, cli: CommandLine) -> None:
+def test_rejects_answers_that_are_labels_alone(service: Service, cli: CommandLine) -> None:
     service.usual = labels
-    target = ("attack", "--target", spec(service, "&access=label"))
-    code, _, err = cli(*target, *CMA, *COMMON)
-    assert code == 2 and "CmaEs needs scores access" in err and not Path("out").exists()
-    code, _, err = cli(f"attack --target {spec(service)}", *CMA, *COMMON)
-    assert code == 2 and "add ?access=label" in err and not Path("out").exists()
+    cli.refuses(attack(service, CMA), "add ?access=label")
 
 
 def test_names_of_the_classes_are_needed(service: Service, cli: CommandLine) -> None:
-    code, _, err = cli(
-        f"attack --target {spec(service)}", *CMA, "--prior prior.safetensors --out out"
-    )
-    assert code == 2 and "--classes FILE" in err
+    cli.refuses(f"attack {target(service)} {CMA} --out out", "--classes FILE")
 
 
-def test_an_audit_needs_the_model_itself(service: Service, cli: CommandLine) -> None:
-    code, _, err = cli(
-        f"adapt --prior prior.safetensors --public p --target {spec(service)} --out out"
-    )
-    assert code == 2 and "is a service, which `inversight attack` takes alone" in err
+def test_other_commands_need_the_model_itself(service: Service, cli: CommandLine) -> None:
+    message = "is a service, which `inversight attack` takes alone"
+    cli.refuses(f"adapt {target(service)} --public p --out out", message)

@@ -18,6 +18,7 @@ from inversight.core.errors import RunError
 from inversight.data import load_folder
 from inversight.models.networks import load_classifier
 from inversight.models.target import target_of
+from inversight.pipeline.context import Context
 from inversight.pipeline.train import train
 from inversight.pipeline.triage import EXPECTED, LEARNED, triage_run
 from inversight.risk.signals import SIGNALS, forgetting_events, signals
@@ -38,7 +39,8 @@ def given(home: Path) -> dict[str, Any]:
 
 def train_target(private: Path, out: Path, **training: int) -> None:
     training = TRAINING | training
-    train(private, out, size=None, seed=0, device="cpu", given=training, reporter=Quiet())
+    context = Context(0, torch.device("cpu"), Quiet())
+    train(private, out, size=None, given=training, context=context)
 
 
 @pytest.fixture(scope="session")

@@ -20,32 +20,25 @@ from safetensors.torch import save_file
 from inversight import AuditResult
 from inversight.core.console import Quiet
 from inversight.core.progress import Progress
+from inversight.core.seeding import generator
 from inversight.pipeline.estimate import Estimate
-from inversight.pipeline.plan import Plan
 from tests.examples import OwnNetwork
 
 TINY: dict[str, Any] = {
     "embedding": "public",
     "features": "public",
     "guidance_embedding": "public",
-    "prior": {"steps": 6, "batch_size": 4, "width": 2},
+    "prior": {"steps": 6, "batch_size": 4, "width": 2, "watch_images": 1000},
     "adaptation": {"steps": 4, "iterations": 2},
     "target_training": {"epochs": 3, "width": 2},
     "evaluator_training": {"epochs": 3, "width": 2},
     "public_training": {"epochs": 2, "width": 2},
     "attack": [
-        {
-            "class": "plug-and-play",
-            "pool": 30,
-            "candidates": 6,
-            "keep": 4,
-            "steps": 3,
-            "crops": 2,
-        }
+        {"class": "plug-and-play", "pool": 30, "candidates": 6, "keep": 4, "steps": 3, "crops": 2}
     ],
 }
-CHECKPOINTS = {**TINY["prior"], "checkpoint_seconds": 1e-6}
-"""The prior's settings with a checkpoint, and a look at samples, after every step."""
+CHECKPOINTS = {**TINY["prior"], "checkpoint_seconds": 1e-6, "watch_images": 8}
+"""The prior's settings with a checkpoint after every step, and a look at samples after two."""
 BLACK_BOX = {
     "class": "mirror-black-box", "pool": 30, "population": 6, "generations": 2, "candidates": 4,
     "keep": 3, "crops": 2,
@@ -96,7 +89,7 @@ def read_result(run: Path) -> AuditResult:
 def without_trials() -> Iterator[None]:
     """Skip the trials from which an audit's time is estimated."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "forecast", lambda _: Estimate({}, 0, 0))
+        patch.setattr("inversight.pipeline.audit.estimate", lambda _: Estimate({}, 0, 0))
         yield
 
 
@@ -119,13 +112,12 @@ class StopAt(Quiet):
         return progress
 
 
-def own_weights(path: Path, classes: int = 2) -> Path:
+def own_target(folder: Path, classes: int = 2) -> str:
+    """Return the specification of a linear target whose weights, of a fixed seed, are in ``folder``."""
     network = OwnNetwork(classes)
-    network.linear.weight.data = torch.randn(
-        classes, 64, generator=torch.Generator().manual_seed(1)
-    )
-    save_file(network.state_dict(), path)
-    return path
+    network.linear.weight.data = torch.randn(classes, 64, generator=generator(1))
+    save_file(network.state_dict(), folder / "own.safetensors")
+    return f"tests.examples:own_network?weights={folder / 'own.safetensors'}"
 
 
 def shared_file(folders: dict[str, Path]) -> dict[str, Any]:
@@ -134,21 +126,6 @@ def shared_file(folders: dict[str, Path]) -> dict[str, Any]:
     return {"private": folders["private"], "public": folders["public"]}
 
 
-def untrained_spec(path: Path) -> str:
-    """Return a target specification of a linear network whose weights are written to ``path``."""
-    save_file(OwnNetwork(2).state_dict(), path)
-    return f"tests.examples:own_network?weights={path}"
-
-
-SMALL_PRIOR = (
-    "--features",
-    "none",
-    "--set",
-    "steps=4",
-    "--set",
-    "batch_size=4",
-    "--set",
-    "width=2",
-)
+SMALL_PRIOR = "--features none --set steps=4 --set batch_size=4 --set width=2"
 SMALL_TRAINING = "--set epochs=3 --set width=2"
-SMALL_ATTACK = ("--set", "pool=20", "--set", "candidates=4", "--set", "keep=3", "--set", "steps=2")
+SMALL_ATTACK = "--set pool=20 --set candidates=4 --set keep=3 --set steps=2"

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from inversight.cli.printing import complain
-from inversight.core.console import Terminal
+from inversight.core.console import Quiet, Terminal
 from inversight.core.errors import ConfigError, InversightError
 
 
@@ -35,19 +35,22 @@ def running(folder: Path | None = None, remedy: str = "") -> Iterator[Terminal]:
 
 
 @contextmanager
-def running_together(
-    device: str, folder: Path | None = None, remedy: str = ""
-) -> Iterator[tuple[Terminal, Any]]:
-    """As :func:`running`, for a command that accelerate may have launched as several processes.
+def running_stage(
+    options: dict[str, Any], folder: Path | None = None, remedy: str = ""
+) -> Iterator[Any]:
+    """As :func:`running`, for a stage that accelerate may have launched as several processes.
 
-    Yields the terminal and :class:`inversight.core.processes.Processes`.
+    Takes seed and device from ``options``, and yields a :class:`inversight.pipeline.context.Context`.
     """
     from inversight.core.processes import launched
+    from inversight.pipeline.context import Context
 
+    seed, device = options.pop("seed"), options.pop("device")
     processes, terminal = launched(device), Terminal()
     try:
         with interruptible(folder, remedy), terminal.live(processes.main):
-            yield terminal, processes
+            reporter = terminal if processes.main else Quiet()
+            yield Context(seed, processes.device(device), reporter, processes)
     except InversightError as error:
         if processes.error_shared and not processes.main:
             raise typer.Exit(error.exit_code) from error  # The main process prints the error.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inversight.cli.launch import running, running_together
+from inversight.cli.launch import running, running_stage
 from inversight.cli.options import (
     MODEL,
     Assignments,
@@ -29,11 +29,14 @@ def train(
     **options: Any,
 ) -> None:
     """Train a small classifier on a folder; --target OUT audits it."""
+    from inversight.core.device import pick_device
+    from inversight.pipeline.context import Context
     from inversight.pipeline.train import train as run
 
-    private = options.pop("private")
+    private, seed, device = (options.pop(name) for name in ("private", "seed", "device"))
     with running() as terminal:
-        path, line = run(private, out, given=assigned(set_), reporter=terminal, **options)
+        context = Context(seed, pick_device(device), terminal)
+        path, line = run(private, out, given=assigned(set_), context=context, **options)
     typer.echo(
         f"{line}\n{path}\naudit it with: inversight audit --target {out} --private {private}"
     )
@@ -53,13 +56,12 @@ def prior_train(
     """
     from inversight.pipeline.prior import train_prior
 
-    remedy = "prior train again with the same --out"
-    with running_together(options["device"], out, remedy) as (terminal, processes):
+    with running_stage(options, out, "prior train again with the same --out") as context:
         path = train_prior(
             options.pop("public"), out, features=features, network=network, given=assigned(set_),
-            reporter=terminal, processes=processes, **options,
+            context=context, **options,
         )  # fmt: skip
-    if processes.main:
+    if context.processes.main:
         typer.echo(str(path))
 
 
@@ -94,13 +96,12 @@ def adapt(
     """
     from inversight.pipeline.adapt import adapt as run_adapt
 
-    remedy = "adapt again with the same --out"
-    with running_together(options["device"], out, remedy) as (terminal, processes):
+    with running_stage(options, out, "adapt again with the same --out") as context:
         path = run_adapt(
             prior, options.pop("public"), out, model=model_spec(target, options), features=features,
-            network=network, given=assigned(set_), reporter=terminal, processes=processes, **options,
+            network=network, given=assigned(set_), context=context, **options,
         )  # fmt: skip
-    if processes.main:
+    if context.processes.main:
         typer.echo(str(path))
 
 
@@ -134,12 +135,11 @@ def attack(
     from inversight.pipeline.attack import attack as run_attack
 
     model = model_spec(target, options, headers=tuple(endpoint_header or ()))
-    with running_together(options["device"]) as (terminal, processes):
+    with running_stage(options) as context:
         path = run_attack(
-            prior, out, model=model, attack=attack, given=assigned(set_), reporter=terminal,
-            processes=processes, **options,
-        )  # fmt: skip
-    if processes.main:
+            prior, out, model=model, attack=attack, given=assigned(set_), context=context, **options
+        )
+    if context.processes.main:
         typer.echo(
             f"{path}\nscore it with: inversight score --reconstructions {path} --private DIR"
         )

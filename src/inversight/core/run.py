@@ -286,10 +286,11 @@ class Run:
         self.record(stages=[*stages, {"name": name, "seconds": _seconds(final)}])
         return final
 
-    def publish(self, file: Path) -> None:
-        """Copy a stage's ``file`` to ``RUN/NAME``, replacing the old one at once."""
-        with atomic_file(self.path / file.name) as partial:
-            shutil.copyfile(file, partial)
+    def publish(self, *files: Path) -> None:
+        """Copy a stage's ``files`` to ``RUN/NAME``, each replacing the old one at once."""
+        for file in files:
+            with atomic_file(self.path / file.name) as partial:
+                shutil.copyfile(file, partial)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

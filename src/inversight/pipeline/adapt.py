@@ -11,8 +11,6 @@ from inversight import adaptation as adapting
 from inversight.adaptation import check_arm
 from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.core.config import check_name, from_mapping
-from inversight.core.console import Quiet, Reporter
-from inversight.core.processes import ALONE, Processes
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import SavedClassifier
 from inversight.models.spec import ModelSpec
@@ -39,17 +37,10 @@ from inversight.settings import ARMS, Adaptation, check_guidance_embedding, stag
 
 
 def adaptation_stage(
-    folder: Path,
-    prior: StylePrior,
-    target: Target,
-    images: Tensor,
-    *,
-    arm: str,
-    adaptation: Adaptation,
-    metric: Embedding | None,
-    monitor: SampleMonitor | None,
+    folder: Path, prior: StylePrior, target: Target, images: Tensor, *, arm: str,
+    adaptation: Adaptation, metric: Embedding | None, monitor: SampleMonitor | None,
     context: Context,
-) -> StylePrior:
+) -> StylePrior:  # fmt: skip
     """Fine-tune ``prior`` against ``target`` and write it, going on from a checkpoint in ``folder``.
 
     Args:
@@ -67,8 +58,12 @@ def adaptation_stage(
     return adapted
 
 
-def guidance_metric(name: str, *, size: int, public_network: SavedClassifier | None) -> Embedding:
-    """Return the embedding that the natural gradient measures changes of images of ``size`` by."""
+def guidance_metric(
+    arm: str, name: str, *, size: int, public_network: SavedClassifier | None
+) -> Embedding | None:
+    """Return the embedding whose metric preconditions the natural gradient, None for other arms."""
+    if not ARMS[arm].natural_gradient:
+        return None
     return named_embedding(
         name, use="distance", role="--guidance-embedding", size=size,
         public_network=public_network, working_size=max(64, size),
@@ -76,14 +71,9 @@ def guidance_metric(name: str, *, size: int, public_network: SavedClassifier | N
 
 
 def describe_adaptation(
-    before: StylePrior,
-    adapted: StylePrior,
-    target: Target,
-    *,
-    arm: str,
-    adaptation: Adaptation,
+    before: StylePrior, adapted: StylePrior, target: Target, *, arm: str, adaptation: Adaptation,
     context: Context,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Say what is special about an adapted prior, and warn if the guidance has collapsed it.
 
     Returns:
@@ -108,33 +98,17 @@ def describe_adaptation(
 
 
 def adapt(
-    prior: Path,
-    public: Path,
-    out: Path,
-    *,
-    model: ModelSpec,
-    arm: str,
-    guidance_embedding: str,
-    features: str,
-    network: Path | None,
-    preset: str,
-    seed: int,
-    device: str,
-    given: dict[str, Any],
-    reporter: Reporter,
-    processes: Processes = ALONE,
-) -> Path:
+    prior: Path, public: Path, out: Path, *, model: ModelSpec, arm: str, guidance_embedding: str,
+    features: str, network: Path | None, preset: str, given: dict[str, Any], context: Context,
+) -> Path:  # fmt: skip
     """Fine-tune the prior in ``prior`` against a target, going on from a checkpoint in ``out``.
 
-    ``given`` are settings of the adaptation, on top of the preset's. With several ``processes`` each
-    calls this with the same arguments; the main one writes and reports.
+    ``given`` are settings of the adaptation, on top of the preset's.
 
     Raises:
         InputError: wrong input.
     """
-    reporter = reporter if processes.main else Quiet()
-    context = Context(seed, processes.device(device), reporter, processes)
-    where = context.device
+    reporter, processes, where = context.reporter, context.processes, context.device
     check_name("--arm", arm, ARMS)
     check_watched(features)
     adaptation = from_mapping(Adaptation, {**stage_budgets(preset)["adaptation"], **given})
@@ -146,26 +120,25 @@ def adapt(
     check_arm(arm, target)
     images = read_folder(public, "--public", reporter, size=size, channels=channels, labelled=False)
     facts = {
-        "--seed": seed,
+        "--seed": context.seed,
         "the public images": images.fingerprint(),
         "--arm": arm,
         "--guidance-embedding": guidance_embedding,
     }
     if processes.main:
         check_training(out, facts)
-    saved: SavedClassifier | None = None
-    metric: Embedding | None = None
-    known = network or kept_network(out)
-    if ARMS[arm].natural_gradient:
+    known, guided = network or kept_network(out), ARMS[arm].natural_gradient
+    if guided:
         check_guidance_embedding(guidance_embedding)
-        if guidance_embedding == "public":
-            saved = public_network(images, known, context)
-        metric = guidance_metric(guidance_embedding, size=size, public_network=saved)
+    saved: SavedClassifier | None = None
+    if guided and guidance_embedding == "public":
+        saved = public_network(images, known, context)
+    elif processes.main and features == "public":
+        known = known or kept_network(prior if prior.is_dir() else prior.parent)
+        saved = public_network(images, known, context)
+    metric = guidance_metric(arm, guidance_embedding, size=size, public_network=saved)
     monitor = None
     if processes.main:
-        if features == "public" and saved is None:
-            known = known or kept_network(prior if prior.is_dir() else prior.parent)
-            saved = public_network(images, known, context)
         monitor = monitor_of(out, images.images, features=features, network=saved, device=where)
         begin_training(out, facts, saved)
     warn_of_few(images, reporter)

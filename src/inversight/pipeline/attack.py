@@ -29,12 +29,9 @@ from inversight.attacks.base import missing_classes
 from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.control import control_truncation
 from inversight.core.config import build, merge
-from inversight.core.console import Quiet, Reporter
 from inversight.core.device import memory_remedy
 from inversight.core.errors import ConfigError, StageError
-from inversight.core.processes import ALONE, Processes
 from inversight.core.run import atomic_folder, check_new_folder, write_json
-from inversight.core.seeding import generator
 from inversight.data import ImageSet, image_set
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
@@ -67,24 +64,14 @@ class AttackFacts:
 
 
 def attack_stage(
-    folder: Path,
-    attack: Attack,
-    target: Target,
-    prior: Prior,
-    labels: Tensor,
-    *,
-    name: str,
-    context: Context,
-    limit: int | None = None,
-    hide: Callable[[str], str] = str,
-    title: str | None = None,
-) -> AttackFacts:
+    folder: Path, attack: Attack, target: Target, prior: Prior, labels: Tensor, *, name: str,
+    context: Context, limit: int | None = None, title: str | None = None,
+) -> AttackFacts:  # fmt: skip
     """Attack the classes ``labels`` of ``target`` and write the reconstructions to ``folder``.
 
     Args:
         name: the attack's; its random numbers derive from it and the seed.
         limit: images that may be sent to the target, None for any number.
-        hide: what becomes of names of classes in the facts.
         title: name of the progress bar, if not the attack's.
 
     Raises:
@@ -94,23 +81,17 @@ def attack_stage(
         attack, target, prior, labels, rng=context.rng(f"attack/{name}"), limit=limit,
         progress=context.reporter.stage(title or name),
     )  # fmt: skip
-    return write_attack(folder, found, labels, classes=target.classes, name=name, hide=hide)
+    return write_attack(folder, found, labels, target.classes, name, context.hide)
 
 
 def write_attack(
-    folder: Path,
-    found: Reconstructions,
-    labels: Tensor,
-    *,
-    classes: Sequence[str],
-    name: str,
-    hide: Callable[[str], str] = str,
-) -> AttackFacts:
+    folder: Path, found: Reconstructions, labels: Tensor, classes: Sequence[str], name: str,
+    hide: Callable[[str], str],
+) -> AttackFacts:  # fmt: skip
     """Write the images, latents and facts of an attack on ``labels`` to ``folder``."""
     write_reconstructions(folder, PICTURES, found, classes=classes, name=name)
-    facts = AttackFacts(
-        found.queries or 0, missing_classes(found, labels, [hide(c) for c in classes])
-    )
+    left_out = missing_classes(found, labels, [hide(c) for c in classes])
+    facts = AttackFacts(found.queries or 0, left_out)
     write_json(folder / "facts.json", vars(facts))
     return facts
 
@@ -151,14 +132,9 @@ def read_pictures(pictures: Path, name: str, *, classes: Sequence[str], channels
 
 
 def control_stage(
-    folder: Path,
-    prior: Prior,
-    labels: Tensor,
-    *,
-    attacks: Iterable[Attack],
-    classes: Sequence[str],
+    folder: Path, prior: Prior, labels: Tensor, *, attacks: Iterable[Attack], classes: Sequence[str],
     context: Context,
-) -> None:
+) -> None:  # fmt: skip
     """Write a sample of ``prior`` for each of ``labels`` (M,), as varied as the most varied attack."""
     samples = draw_control(
         prior, labels, rng=context.rng(CONTROL), truncation=control_truncation(attacks),
@@ -207,68 +183,55 @@ def load_target_for(prior: PriorFile, model: ModelSpec) -> Target:
 
 
 def attack(
-    prior: Path,
-    out: Path,
-    *,
-    model: ModelSpec,
-    attack: str,
-    limit: int | None,
-    preset: str,
-    seed: int,
-    device: str,
-    given: dict[str, Any],
-    reporter: Reporter,
-    processes: Processes = ALONE,
-) -> Path:
+    prior: Path, out: Path, *, model: ModelSpec, attack: str, limit: int | None, preset: str,
+    given: dict[str, Any], context: Context,
+) -> Path:  # fmt: skip
     """Attack a target with a prior; return the folder of the reconstructions, by class.
 
     ``given`` are settings of the attack, on top of the preset's; ``limit`` is the number of classes,
-    from the first. With several ``processes`` each calls this with the same arguments; the main one
-    writes and reports. A service is attacked class after class: see :mod:`inversight.pipeline.service`.
+    from the first. A service is attacked class after class: see :mod:`inversight.pipeline.service`.
 
     Raises:
         InputError: wrong input; nothing has been written.
     """
+    processes, reporter = context.processes, context.reporter
     if processes.count > 1 and model.is_service:
         raise ConfigError(
             f"--target {model.spec}: a service is attacked by one process, which keeps to its rate and "
             "goes on where it was stopped; run the command without accelerate launch"
         )
-    reporter = reporter if processes.main else Quiet()
     # An error of one process alone, such as a file that its machine lacks, ends all of them.
     with processes.together():
-        where = processes.device(device)
         name, built = build_attack(
             {"class": attack, **merge(attack_budgets(preset).get(attack, {}), given)}
         )
         given_prior = read_prior(prior)
-        attacked = given_prior.prior
         service = None
         if model.is_service:
-            service = ServiceAttack(out, built, name, seed, model.spec, given_prior.fingerprint)
+            service = ServiceAttack(out, built, name, model.spec, given_prior.fingerprint, context)
             service.check()
             target, endpoint = connect(given_prior, model, reporter)
         else:
-            target = load_target_for(given_prior, model).to(where)
-        attacked = attacked.to(where)
+            target = load_target_for(given_prior, model).to(context.device)
+        attacked = given_prior.prior.to(context.device)
         check_fits(built, target, attacked)
         labels = torch.arange(min(limit or target.num_classes, target.num_classes))
         batch = getattr(built, "batch_size", None)
         less = "" if batch is None else f", as in --set batch_size={max(1, batch // 2)}"
         with memory_remedy("attack", f"lower batch_size{less}, and run the command again"):
             if service is not None:
-                queries = service.run(target, endpoint, attacked, labels, reporter)
+                queries = service.run(target, endpoint, attacked, labels)
                 reporter.say(_sent(name, built, queries))
                 return out / PICTURES
             check_new_folder(out, needed_bytes=50_000_000)
             part = run_assigned(
                 built, target, attacked, labels, processes=processes,
-                rng=generator(seed, f"attack/{name}"), progress=reporter.stage(name),
+                rng=context.rng(f"attack/{name}"), progress=reporter.stage(name),
             )  # fmt: skip
     found = gather(part, processes)
     if found is not None:
         with atomic_folder(out) as folder:
-            facts = write_attack(folder, found, labels, classes=target.classes, name=name)
+            facts = write_attack(folder, found, labels, target.classes, name, context.hide)
         if facts.left_out is not None:
             reporter.warn(f"{name}: {facts.left_out}")
         reporter.say(_sent(name, built, facts.queries))

@@ -11,6 +11,7 @@ from typing import Any
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import RunError
 from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
+from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan, check_unchanged
 from inversight.pipeline.result import AuditResult
@@ -23,43 +24,24 @@ Part = str | Mapping[str, Any]
 
 
 def audit(
-    *,
-    private: Path | str | None = None,
-    holdout: Path | str | None = None,
-    public: Path | str | None = None,
-    target: str | None = None,
-    evaluator: str | None = None,
-    classes: Path | str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    size: int | None = None,
-    trust_target: bool | None = None,
-    allow_overlap: bool | None = None,
-    preset: Preset | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    limit: int | None = None,
-    embedding: str | None = None,
-    features: str | None = None,
-    guidance_embedding: str | None = None,
-    arm: str | None = None,
-    attack: Part | Sequence[Part] | None = None,
-    budget: Sequence[int] | None = None,
-    prior: Part | None = None,
-    working_size: int | None = None,
+    *, private: Path | str | None = None, holdout: Path | str | None = None,
+    public: Path | str | None = None, target: str | None = None, evaluator: str | None = None,
+    classes: Path | str | None = None, mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None, size: int | None = None, trust_target: bool | None = None,
+    allow_overlap: bool | None = None, preset: Preset | None = None, seed: int | None = None,
+    device: str | None = None, limit: int | None = None, embedding: str | None = None,
+    features: str | None = None, guidance_embedding: str | None = None, arm: str | None = None,
+    attack: Part | Sequence[Part] | None = None, budget: Sequence[int] | None = None,
+    prior: Part | None = None, working_size: int | None = None,
     target_training: Training | Mapping[str, Any] | None = None,
     evaluator_training: Training | Mapping[str, Any] | None = None,
     public_training: Training | Mapping[str, Any] | None = None,
-    adaptation: Adaptation | Mapping[str, Any] | None = None,
-    images: Pictures | None = None,
-    hash_ids: bool | None = None,
-    memory: int | None = None,
-    pairs: Sequence[PairMeasure] | None = None,
-    fdr: float | None = None,
-    fail_on: str | Sequence[str] | None = None,
-    out: Path | str | None = None,
+    adaptation: Adaptation | Mapping[str, Any] | None = None, images: Pictures | None = None,
+    hash_ids: bool | None = None, memory: int | None = None,
+    pairs: Sequence[PairMeasure] | None = None, fdr: float | None = None,
+    fail_on: str | Sequence[str] | None = None, out: Path | str | None = None,
     reporter: Reporter | None = None,
-) -> AuditResult:
+) -> AuditResult:  # fmt: skip
     """Audit a classifier; without ``private`` the embedded digits are audited.
 
     Every argument but the last two is a field of :class:`inversight.settings.AuditSettings`, which
@@ -77,7 +59,7 @@ def audit(
     check_new_folder(folder, needed_bytes=0)
     plan = Plan.prepare(settings, reporter)
     reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
-    forecast = plan.forecast()
+    forecast = estimate(plan)
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
     reporter.say(plan.announcement(folder, forecast))
     with _resumable(folder), Run.create(folder, plan.manifest()) as run:
@@ -112,5 +94,5 @@ def default_folder() -> Path:
 
 
 def _resumable(folder: Path) -> AbstractContextManager[None]:
-    """Say how to go on if the disk fills up outside of a stage."""
+    """Return a context that says how to go on if the disk fills up outside of a stage."""
     return disk_remedy(str(folder), f"continue with --resume {folder}")

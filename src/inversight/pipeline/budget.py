@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from inversight.core.run import write_json
+from inversight.core.run import read_object, write_json
+from inversight.pipeline.scored import read_nearness
 from inversight.scores.result import Summary
 
 BUDGET = "budget.parquet"
@@ -32,42 +32,18 @@ class Rerun:
     budget: int | None
     folder: Path | None
 
-    def row(self, nearness: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
-        """Return the row of budget.parquet; ``nearness`` holds the scores of each set by its name."""
-        row: dict[str, Any] = {
-            "attack": self.attack,
-            "budget": self.budget,
-            "queries": None,
-            "reason": None,
-        }
-        row |= {"reconstructions": 0, **dict.fromkeys(MEASURES)}
-        if self.folder is None:
-            return row | {"reason": "too few queries for one candidate of each class"}
-        facts = json.loads((self.folder / "facts.json").read_text())
-        if "reason" in facts:
-            return row | {"reason": facts["reason"]}
-        cut = self.folder.name != f"attack-{self.attack}"
-        found = nearness[self.folder.name if cut else self.attack]
-        row |= {"queries": facts["queries"]}
-        row |= {"reconstructions": found["covered"].extra["reconstructions"]}
-        row |= {name: found[name].value for name in MEASURES}
-        return row | {
-            f"{name}_{end}": getattr(found[name], end) for name in CURVES for end in ("low", "high")
-        }
 
+def budget_stage(folder: Path, reruns: Sequence[Rerun], scores: Path) -> None:
+    """Write budget.parquet, and metrics.json with the curves under ``within``, to ``folder``.
 
-def budget_stage(
-    folder: Path,
-    reruns: Sequence[Rerun],
-    nearness: Mapping[str, Mapping[str, Summary]],
-    metrics: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Write budget.parquet, and metrics.json with the curves under ``within``, to ``folder``."""
-    rows = [one.row(nearness) for one in reruns]
+    ``scores`` is the folder of the stage that scored the reruns.
+    """
+    nearness = read_nearness(scores)
+    rows = [_row(one, nearness) for one in reruns]
     pd.DataFrame(rows).to_parquet(folder / BUDGET, index=False)
-    found = {key: dict(value) for key, value in metrics.items()}
+    metrics = read_object(scores / "metrics.json")
     for key in CURVES:
-        found[key]["within"] = [
+        metrics[key]["within"] = [
             {
                 **{name: row[name] for name in ("attack", "budget", "queries")},
                 "value": row[key],
@@ -76,4 +52,24 @@ def budget_stage(
             }
             for row in rows
         ]
-    write_json(folder / "metrics.json", found)
+    write_json(folder / "metrics.json", metrics)
+
+
+def _row(rerun: Rerun, nearness: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
+    """Return the row of budget.parquet; ``nearness`` holds the scores of each set by its name."""
+    row = {"attack": rerun.attack, "budget": rerun.budget, "queries": None, "reason": None}
+    row |= {"reconstructions": 0, **dict.fromkeys(MEASURES)}
+    if rerun.folder is None:
+        return row | {"reason": "too few queries for one candidate of each class"}
+    facts = read_object(rerun.folder / "facts.json")
+    if "reason" in facts:
+        return row | {"reason": facts["reason"]}
+    found = nearness.get(rerun.folder.name) or nearness[rerun.attack]
+    return row | {
+        "queries": facts["queries"],
+        "reconstructions": found["covered"].extra["reconstructions"],
+        **{name: found[name].value for name in MEASURES},
+        **{
+            f"{name}_{end}": getattr(found[name], end) for name in CURVES for end in ("low", "high")
+        },
+    }

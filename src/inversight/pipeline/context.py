@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,15 @@ from inversight.core.seeding import generator
 class Context:
     """What a stage is run with.
 
-    processes: all of them call the stage with the same arguments; the main one writes.
+    processes: each calls the stage with the same arguments; the main one writes. hide: applied to names
+    of images and classes before they are written.
     """
 
     seed: int
     device: torch.device
     reporter: Reporter
     processes: Processes = ALONE
+    hide: Callable[[str], str] = str
 
     def rng(self, name: str) -> torch.Generator:
         """Return the random numbers of the stage called ``name``."""

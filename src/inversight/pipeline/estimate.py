@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import psutil
 
 from inversight.adaptation import adapt
 from inversight.attacks.workload import Measurable, Workload, cut_to
 from inversight.core.seeding import generator
-from inversight.data import ImageSet
-from inversight.embeddings import Embedding, named_embedding
+from inversight.embeddings import named_embedding
 from inversight.models.target import Target
 from inversight.pipeline.adapt import guidance_metric
+from inversight.pipeline.plan import Plan
 from inversight.pipeline.timing import (
     Timer,
     attack_timer,
@@ -28,11 +27,8 @@ from inversight.pipeline.timing import (
 from inversight.priors import Prior, StylePrior, train_prior
 from inversight.priors.pivotal_tuning import tune
 from inversight.priors.pivots import project
+from inversight.priors.prior_file import PriorFile
 from inversight.report.formatting import duration
-from inversight.settings import ARMS, prior_training
-
-if TYPE_CHECKING:
-    from inversight.pipeline.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -69,12 +65,9 @@ def estimate(plan: Plan) -> Estimate:
     """
     settings, inputs, shape, device = plan.settings, plan.inputs, plan.shape, plan.device
     private, public, attacks = inputs.private, plan.public_at_work, plan.attacks
-
-    def remedy(stage: str) -> AbstractContextManager[None]:
-        return plan.remedy(stage, "nothing has been written")
-
+    remedy = partial(plan.remedy, kept="nothing has been written")
     seconds: dict[str, float | None] = {}
-    classes = max(1, len(private.labels.unique()))
+    classes = len(private.labels.unique())
     for name, trained, images, training in (
         ("target", inputs.target is None, private, settings.target_training),
         ("evaluator", inputs.evaluator is None, private, settings.evaluator_training),
@@ -85,29 +78,16 @@ def estimate(plan: Plan) -> Estimate:
             with remedy(name):
                 seconds[name] = factor * training_seconds(images, training, shape, device)
     target = (inputs.target or untrained_target(private, shape)).to(device)
-    style = None if plan.given_prior is None else plan.given_prior.prior.to(device)
-    seconds["prior"] = 0.0
-    training_ = prior_training(settings)
-    if training_ is not None:
-
-        def train(steps: int) -> StylePrior:
-            return train_prior(
-                plan.public_for_prior.images, training=replace(training_, steps=steps),
-                rng=generator(0), device=device,
-            )  # fmt: skip
-
-        with remedy("prior"):
-            style = train(2)
-            seconds["prior"] = training_.steps * seconds_per_step(train)
-    if style is not None and not settings.adaptation.keeps_prior:
+    with remedy("prior"):
+        prior, seconds["prior"] = _prior_and_seconds(plan)
+    if isinstance(prior, StylePrior) and plan.adapts:
         with remedy("adaptation"):
-            seconds["adaptation"] = _adaptation_seconds(plan, style, target)
-    prior: Prior | None = style or plan.own_prior
+            seconds["adaptation"] = _adaptation_seconds(plan, prior, target)
     works: dict[str, Workload] = {}
     timers: dict[str, Timer] = {}
     for name, attack in attacks.items():
         seconds[name] = None
-        if isinstance(attack, Measurable) and prior is not None:
+        if isinstance(attack, Measurable):
             works[name] = attack.workload(prior)
             with remedy(name):
                 timers[name] = attack_timer(works[name], target, prior, classes)
@@ -115,8 +95,8 @@ def estimate(plan: Plan) -> Estimate:
     kept = classes * sum(work.kept for work in works.values())
     if settings.budget:
         seconds["budget"] = None
-        if prior is not None and len(works) == len(attacks):
-            cuts = _cut_workloads(plan, prior, classes)
+        if len(works) == len(attacks):
+            cuts = _cut_workloads(plan, prior, works, classes)
             attacked = sum(timers[name](work) for name, work in cuts)
             # The unchanged attacks are scored again too.
             scored = len(private) * (len(cuts) + len(attacks)) + kept
@@ -134,7 +114,6 @@ def estimate(plan: Plan) -> Estimate:
     if isinstance(prior, StylePrior):
         weights = 4 * sum(p.numel() for m in (prior.raw, prior.critic) for p in m.parameters())
     pixels = math.prod(shape)
-    prior_pixels = pixels if prior is None else math.prod(prior.image_shape)
     images_bytes = private.images.numel() + public.images.numel()
     if plan.public_for_prior is not public:
         images_bytes += plan.public_for_prior.images.numel()
@@ -144,23 +123,46 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(
         seconds=seconds,
         memory_bytes=int(resident + images_bytes + floats + blocks + 8 * weights),
-        disk_bytes=int(8 * weights + 2 * kept * prior_pixels + 60_000_000),
+        disk_bytes=int(8 * weights + 2 * kept * math.prod(prior.image_shape) + 60_000_000),
     )
+
+
+def _prior_and_seconds(plan: Plan) -> tuple[Prior, float]:
+    """Return the prior, or one that is hardly trained, and the seconds of its training."""
+    training, images = plan.prior, plan.public_for_prior.images
+    if isinstance(training, PriorFile):
+        return training.prior.to(plan.device), 0.0
+    if isinstance(training, Prior):
+        return training, 0.0
+
+    def train(steps: int) -> StylePrior:
+        few = replace(training, steps=steps)
+        return train_prior(images, training=few, rng=generator(0), device=plan.device)
+
+    return train(2), training.steps * seconds_per_step(train)
 
 
 def _adaptation_seconds(plan: Plan, prior: StylePrior, target: Target) -> float:
     """Return the seconds of the adaptation: the game, the search of pivots and the tuning to them."""
-    arm, wanted, public = plan.settings.arm, plan.settings.adaptation, plan.public_for_prior
-    metric = _metric(plan, public, prior.image_shape) if ARMS[arm].natural_gradient else None
+    arm, name, wanted = (
+        plan.settings.arm,
+        plan.settings.guidance_embedding,
+        plan.settings.adaptation,
+    )
+    public, shape, network = plan.public_for_prior, prior.image_shape, None
+    if name == "public":  # an untrained one of the same size
+        network = untrained_classifier(public.classes or ("0", "1"), shape)
+        network.module.eval().requires_grad_(False).to(plan.device)
+    metric = guidance_metric(arm, name, size=shape[1], public_network=network)
 
-    def run(steps: int) -> None:
+    def play(steps: int) -> None:
         adaptation = replace(wanted, steps=steps, pivots=0, pivots_tuning=0)
         adapt(
             prior, target, public.images, arm=arm, adaptation=adaptation,
             training=prior.training, metric=metric, rng=generator(0),
         )  # fmt: skip
 
-    seconds = wanted.steps * seconds_per_step(run) if wanted.steps > 0 else 0.0
+    seconds = wanted.steps * seconds_per_step(play) if wanted.steps > 0 else 0.0
     if wanted.pivots == 0:
         return seconds
     training = wanted.training_settings(prior.training)
@@ -188,24 +190,15 @@ def _adaptation_seconds(plan: Plan, prior: StylePrior, target: Target) -> float:
     return seconds + wanted.pivots_tuning * seconds_per_step(tuning)
 
 
-def _metric(plan: Plan, public: ImageSet, shape: tuple[int, int, int]) -> Embedding:
-    """Return the metric of the natural gradient; an untrained one of the same size if it is trained."""
-    network = None
-    if plan.settings.guidance_embedding == "public":
-        network = untrained_classifier(public.classes or ("0", "1"), shape)
-        network.module.eval().requires_grad_(False).to(plan.device)
-    return guidance_metric(plan.settings.guidance_embedding, size=shape[1], public_network=network)
-
-
-def _cut_workloads(plan: Plan, prior: Prior, classes: int) -> list[tuple[str, Workload]]:
+def _cut_workloads(
+    plan: Plan, prior: Prior, works: dict[str, Workload], classes: int
+) -> list[tuple[str, Workload]]:
     """Return the workload of each attack cut to each number of queries, if it can be cut to it."""
     found: list[tuple[str, Workload]] = []
-    for name, attack in plan.attacks.items():
-        if not isinstance(attack, Measurable):
-            continue
-        used = attack.workload(prior).queries(classes)
+    for name, work in works.items():
+        used = work.queries(classes)
         for queries in plan.settings.budget:
-            less = cut_to(attack, queries, prior=prior, classes=classes, used=used)
+            less = cut_to(plan.attacks[name], queries, prior=prior, classes=classes, used=used)
             if isinstance(less, Measurable):
                 found.append((name, less.workload(prior)))
     return found

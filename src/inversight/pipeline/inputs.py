@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from inversight.core.console import Log, Reporter
-from inversight.core.errors import ConfigError, InputError
+from inversight.core.errors import InputError
 from inversight.data import (
     ImageSet,
     check_holdout_classes,
@@ -58,14 +58,14 @@ def read_inputs(
     Raises:
         InputError: the first thing wrong.
     """
-    if settings.private is None:
-        found = load_digits(seed=settings.seed)
-        private, holdout, public = found.private, found.holdout, found.public
-        if settings.limit:
-            private, holdout = (_limited(s, settings.limit) for s in (private, holdout))
-        inputs = Inputs(private, holdout, public, None, None, found.description, ())
+    if settings.private is None or settings.public is None:
+        found, limit = load_digits(seed=settings.seed), settings.limit
+        private, holdout = (
+            keep_classes(s, s.classes[:limit]) for s in (found.private, found.holdout)
+        )
+        inputs = Inputs(private, holdout, found.public, None, None, found.description, ())
     else:
-        inputs = _read_folders(settings, reporter, public_size)
+        inputs = _read_folders(settings, settings.private, settings.public, reporter, public_size)
     if inputs.private.size < 8:
         raise InputError("--private: images are smaller than 8x8; give --size 8 or more")
     if len(inputs.private.labels.unique()) < 2:
@@ -102,39 +102,28 @@ def load_evaluator(given: AuditSettings | ScoreSettings, private: ImageSet) -> T
     return load_target(model, classes=private.classes, size=private.size, channels=private.channels)
 
 
-def _limited(images: ImageSet, limit: int) -> ImageSet:
-    kept = images.select((images.labels < limit).nonzero().squeeze(1))
-    return replace(kept, classes=images.classes[:limit])
-
-
-def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int | None) -> Inputs:
-    if settings.private is None or settings.public is None:
-        raise ConfigError("--private and --public are both needed")
-    size, log = settings.size, Log(reporter)
-    private = read_folder(
-        settings.private, "--private", log, "reading private", size=size, limit=settings.limit
-    )
+def _read_folders(
+    settings: AuditSettings, private_path: Path, public_path: Path, reporter: Reporter,
+    public_size: int | None,
+) -> Inputs:  # fmt: skip
+    log = Log(reporter)
+    private = read_folder(private_path, "--private", log, size=settings.size, limit=settings.limit)
     if settings.target is None:
-        check_size(private.size, given=size is not None)
-    size = size or private.size
-    public = read_folder(
-        settings.public, "--public", log, "reading public", size=public_size or size, labelled=False
-    )
-    holdout = None
+        check_size(private.size, given=settings.size is not None)
+    size = settings.size or private.size
+    public = read_folder(public_path, "--public", log, size=public_size or size, labelled=False)
+    sets = {"--private": private, "--public": public}
     if settings.holdout is not None:
-        holdout = read_folder(settings.holdout, "--holdout", log, "reading holdout", size=size)
+        holdout = read_folder(settings.holdout, "--holdout", log, size=size)
         if settings.limit:
             holdout = keep_classes(holdout, private.classes)
         check_holdout_classes(holdout, private.classes, f"--holdout {settings.holdout}")
+        sets["--holdout"] = holdout
     channels = max(private.channels, public.channels)
-    private, public = (s.resized(size=s.size, channels=channels) for s in (private, public))
-    if holdout is not None:
-        holdout = holdout.resized(size=holdout.size, channels=channels)
-    sets = {"--private": private, "--public": public, "--holdout": holdout}
+    sets = {role: s.resized(size=s.size, channels=channels) for role, s in sets.items()}
     shared = sum(
         check_overlap(a, b, (role, other), allow=settings.allow_overlap)
         for (role, a), (other, b) in combinations(sets.items(), 2)
-        if a is not None and b is not None
     )
     if shared:
         log.warnings.append(
@@ -148,29 +137,32 @@ def _read_folders(settings: AuditSettings, reporter: Reporter, public_size: int 
             size=settings.size, trust=settings.trust_target,
         )  # fmt: skip
         target = load_target(model, classes=private.classes, size=private.size, channels=channels)
+    held = sets.get("--holdout")
     split = (
-        f"private: {len(private)} images in {len(private.classes)} classes ({settings.private}); "
-        f"public: {len(public)} images ({settings.public}); holdout: "
-        + (f"{len(holdout)} images ({settings.holdout})" if holdout is not None else "none")
+        f"private: {len(private)} images in {len(private.classes)} classes ({private_path}); "
+        f"public: {len(public)} images ({public_path}); holdout: "
+        + ("none" if held is None else f"{len(held)} images ({settings.holdout})")
     )
-    return Inputs(private, holdout, public, target, None, split, tuple(log.warnings))
+    private, public = sets["--private"], sets["--public"]
+    return Inputs(private, held, public, target, None, split, tuple(log.warnings))
 
 
 def read_folder(
-    path: Path, role: str, reporter: Reporter, stage: str = "reading", *, size: int | None,
-    channels: int | None = None, labelled: bool = True, limit: int | None = None,
+    path: Path, role: str, reporter: Reporter, *, size: int | None, channels: int | None = None,
+    labelled: bool = True, limit: int | None = None,
 ) -> ImageSet:  # fmt: skip
-    """Read an image folder (:func:`inversight.data.load_folder`), with progress called ``stage``."""
+    """Read an image folder (:func:`inversight.data.load_folder`), with progress and warnings."""
     return load_folder(
         path, role=role, size=size, channels=channels, labelled=labelled, limit=limit,
-        progress=reporter.stage(stage), warn=reporter.warn,
+        progress=reporter.stage(f"reading {role.removeprefix('--')}"), warn=reporter.warn,
     )  # fmt: skip
 
 
 def keep_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
     """Return the images whose class is among ``classes``, relabelled to the classes that remain."""
-    keep = [i for i, y in enumerate(images.labels.tolist()) if images.classes[y] in classes]
+    names = [images.classes[y] for y in images.labels.tolist()]
+    remaining = tuple(name for name in images.classes if name in classes)
+    keep = [i for i, name in enumerate(names) if name in classes]
+    labels = torch.tensor([remaining.index(names[i]) for i in keep], dtype=torch.int64)
     kept = images.select(torch.tensor(keep, dtype=torch.int64))
-    remaining = [name for name in images.classes if name in classes]
-    position = [remaining.index(name) if name in remaining else -1 for name in images.classes]
-    return replace(kept, labels=torch.tensor(position)[kept.labels], classes=tuple(remaining))
+    return replace(kept, labels=labels, classes=remaining)

@@ -16,7 +16,7 @@ import torch
 
 from inversight.adaptation import check_arm, check_public
 from inversight.attacks import Attack, check_fits
-from inversight.core.config import build, to_mapping
+from inversight.core.config import build
 from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy, pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
@@ -26,7 +26,6 @@ from inversight.data import ImageSet, working_size
 from inversight.embeddings import named_embedding
 from inversight.models.target import Target
 from inversight.pipeline.attack import build_attack
-from inversight.pipeline.estimate import Estimate, estimate
 from inversight.pipeline.evaluation import check_pairs
 from inversight.pipeline.inputs import Inputs, read_inputs
 from inversight.pipeline.result import thresholds
@@ -41,7 +40,7 @@ from inversight.priors.prior_file import (
     check_channels,
     read_prior,
 )
-from inversight.settings import ARMS, AuditSettings, prior_path, prior_training
+from inversight.settings import ARMS, AuditSettings, PriorTraining, prior_path, prior_training
 
 _LOWER = {
     "target": "target_training.batch_size",
@@ -49,24 +48,22 @@ _LOWER = {
     "public-network": "public_training.batch_size",
     "prior": "prior.images_at_once",
     "adaptation": "adaptation.images_at_once",
-    "scores": "--memory",
-    "signals": "--memory",
 }
-"""The setting to lower if a stage runs out of memory."""
+"""The setting to lower if a stage runs out of memory, --memory for others."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """A checked audit, ready to run.
 
-    work: size at which networks are trained here, in pixels.
+    prior: a prior that was made before, one of the user's own, or how one is trained. work: size at which
+    networks are trained here, in pixels.
     """
 
     settings: AuditSettings
     inputs: Inputs
     attacks: dict[str, Attack]
-    own_prior: Prior | None
-    given_prior: PriorFile | None
+    prior: PriorFile | PriorTraining | Prior
     work: int
     device: torch.device
 
@@ -84,45 +81,31 @@ class Plan:
             if name in attacks:
                 raise ConfigError(f"--attack {name}: is given twice")
             attacks[name] = attack
-        own, given = None, None
-        path = prior_path(settings)
-        if path is not None:
-            given = read_prior(path)
-        elif prior_training(settings) is None:
-            own = build(settings.prior, {}, role="prior")
-            if not isinstance(own, Prior):
-                raise ConfigError(
-                    "prior: expected `image_shape`, `sample(n, *, rng)` and a call from latents to "
-                    f"images; found {type(own).__name__}"
-                )
-        roles = (
-            (settings.embedding, "--embedding"),
-            (settings.features, "--features"),
-            (settings.guidance_embedding, "--guidance-embedding"),
-        )
+        prior = _read_prior(settings)
         with_holdout = settings.private is None or settings.holdout is not None
         for limit in thresholds(settings.fail_on):
             limit.check(holdout=with_holdout, embedding=settings.embedding)
         check_pairs(settings.pairs)
-        for name, role in roles:
-            unused = role == "--guidance-embedding" and not ARMS[settings.arm].natural_gradient
-            if name not in ("public", "evaluator") and not unused:
+        roles = {"--embedding": settings.embedding, "--features": settings.features}
+        if ARMS[settings.arm].natural_gradient:
+            roles["--guidance-embedding"] = settings.guidance_embedding
+        for role, name in roles.items():
+            if name not in ("public", "evaluator"):
                 # Find missing weights and broken classes before anything that takes long.
                 named_embedding(name, use="distance", role=role, size=8)
+        given = prior if isinstance(prior, PriorFile) else None
         size = None if given is None else given.prior.image_shape[1]
         inputs = read_inputs(settings, reporter, size)
-        work = working_size(inputs.private.size, settings.working_size)
-        if own is not None and own.image_shape[0] not in (1, 3):
-            raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
-        if given is not None and path is not None:
+        if given is not None:
             word = COLOURS[given.prior.image_shape[0]]
             check_channels(
-                given.prior, path, inputs.private.channels, "the private and public images",
+                given.prior, given.file, inputs.private.channels, "the private and public images",
                 f"save the images in {word}, or give a prior that was trained on images like them",
             )  # fmt: skip
             if not settings.adaptation.keeps_prior:
-                check_adaptable(given.prior, path)
-        plan = cls(settings, inputs, attacks, own, given, work, device)
+                check_adaptable(given.prior, given.file)
+        work = working_size(inputs.private.size, settings.working_size)
+        plan = cls(settings, inputs, attacks, prior, work, device)
         plan.check_parts()
         return plan
 
@@ -134,7 +117,7 @@ class Plan:
                 settings contradict each other.
         """
         target, prior = self.likely_target, self.likely_prior
-        if self.own_prior is None and not self.settings.adaptation.keeps_prior:
+        if self.adapts:
             check_arm(self.settings.arm, target)
             check_public(self.settings.arm, self.settings.adaptation, len(self.inputs.public))
         for name, attack in self.attacks.items():
@@ -158,19 +141,22 @@ class Plan:
 
         An adaptation leaves a prior what it was, except that some arms condition it on classes.
         """
-        if self.own_prior is not None:
-            return self.own_prior
-        if not self.settings.adaptation.keeps_prior and ARMS[self.settings.arm].conditional:
+        if self.adapts and ARMS[self.settings.arm].conditional:
             untrained = untrained_prior(self.prior_shape)
             return condition_on_classes(untrained, len(self.inputs.classes), rng=generator(0))
-        if self.given_prior is not None:
-            return self.given_prior.prior
-        return untrained_prior(self.shape)
+        if isinstance(self.prior, PriorTraining):
+            return untrained_prior(self.shape)
+        return self.prior.prior if isinstance(self.prior, PriorFile) else self.prior
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the prior is fine-tuned against the target."""
+        return not (self.settings.adaptation.keeps_prior or isinstance(self.prior, Prior))
 
     @property
     def needs_public_network(self) -> bool:
         names = [self.settings.embedding, self.settings.features]
-        if ARMS[self.settings.arm].natural_gradient and self.own_prior is None:
+        if ARMS[self.settings.arm].natural_gradient and not isinstance(self.prior, Prior):
             names.append(self.settings.guidance_embedding)
         return "public" in names
 
@@ -182,10 +168,11 @@ class Plan:
     @property
     def prior_shape(self) -> tuple[int, int, int]:
         """Return the shape (C, S, S) of the style-based prior's images."""
-        return self.shape if self.given_prior is None else self.given_prior.prior.image_shape
+        return self.prior.prior.image_shape if isinstance(self.prior, PriorFile) else self.shape
 
     @cached_property
     def public_at_work(self) -> ImageSet:
+        """Return the public images at the size of networks that are trained here."""
         return self.inputs.public.resized(size=self.work, channels=self.shape[0])
 
     @cached_property
@@ -198,87 +185,90 @@ class Plan:
 
     def remedy(self, stage: str, kept: str) -> AbstractContextManager[None]:
         """Say what to lower if ``stage`` runs out of memory, and what is ``kept``."""
-        lower = _LOWER.get(stage)
+        lower = _LOWER.get(stage, "--memory")
         if stage in self.attacks:
             lower = f"batch_size, as in --set 'attack=[{{class: {stage}, batch_size: 20}}]'"
-        return memory_remedy(
-            stage, f"lower {lower or '--memory'}, or use a smaller --preset; {kept}"
+        return memory_remedy(stage, f"lower {lower}, or use a smaller --preset; {kept}")
+
+    def announcement(self, folder: Path, estimate: object) -> str:
+        """Return a description of the audit, to be shown before it begins."""
+        s = self.settings
+        prior, side = "style-based, trained on the public images", self.prior_shape[1]
+        if isinstance(self.prior, PriorFile):
+            prior = str(s.prior)
+        elif isinstance(self.prior, Prior):
+            prior, side = "own", self.prior.image_shape[1]
+        return (
+            f"inversight audit, preset {s.preset}, seed {s.seed}, device {self.device}\n"
+            f"  data       {self.inputs.split}\n"
+            f"  target     {s.target or 'a small classifier, trained on the private images'}\n"
+            f"  prior      {prior}, {side}x{side}, arm {s.arm}\n"
+            f"  attack     {', '.join(self.attacks)}\n"
+            f"  distance   {s.embedding}; features {s.features}; guidance {s.guidance_embedding}\n"
+            f"  results    {folder}\n"
+            f"  estimate   {estimate}"
         )
 
-    def forecast(self) -> Estimate:
-        """Estimate time and memory by short trials of the same code on this machine."""
-        return estimate(self)
-
-    def announcement(self, folder: Path, forecast: Estimate) -> str:
-        """Return a description of the audit, to be shown before it begins."""
-        s, i = self.settings, self.inputs
-        target = s.target or "a small classifier, trained on the private images"
-        prior = "own" if self.own_prior is not None else "style-based, trained on the public images"
-        if self.given_prior is not None:
-            prior = f"{s.prior}"
-        side = (self.own_prior.image_shape if self.own_prior is not None else self.prior_shape)[1]
-        lines = [
-            f"inversight audit, preset {s.preset}, seed {s.seed}, device {self.device}",
-            f"  data       {i.split}",
-            f"  target     {target}",
-            f"  prior      {prior}, {side}x{side}, arm {s.arm}",
-            f"  attack     {', '.join(self.attacks)}",
-            f"  distance   {s.embedding}; features {s.features}; guidance {s.guidance_embedding}",
-            f"  results    {folder}",
-            f"  estimate   {forecast}",
-        ]
-        return "\n".join(lines)
-
     def manifest(self) -> dict[str, Any]:
+        """Return what run.json says of the audit."""
         s, i = self.settings, self.inputs
+        packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
         sets = {"private": i.private, "holdout": i.holdout, "public": i.public}
-        names = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+        inputs: dict[str, dict[str, Any]] = {
+            name: {
+                "path": str(getattr(s, name) or "embedded digits"),
+                "images": len(images),
+                "classes": len(images.classes),
+                "size": images.size,
+                "fingerprint": images.fingerprint(),
+            }
+            for name, images in sets.items()
+            if images is not None
+        }
+        if isinstance(self.prior, PriorFile):
+            inputs["prior"] = {
+                "path": str(s.prior),
+                "size": self.prior_shape[1],
+                "fingerprint": self.prior.fingerprint,
+            }
+        same = ("seed", "preset", "images", "embedding", "features", "guidance_embedding")
         return {
             **provenance(),
-            "seed": s.seed,
+            **{name: getattr(s, name) for name in same},
             "device": str(self.device),
             "threads": torch.get_num_threads(),
-            "preset": s.preset,
             "given": anchored(s),
-            "settings": to_mapping(s),
-            "inputs": {
-                name: {
-                    "path": str(getattr(s, name) or "embedded digits"),
-                    "images": len(data),
-                    "classes": len(data.classes),
-                    "size": data.size,
-                    "fingerprint": data.fingerprint(),
-                }
-                for name, data in sets.items()
-                if data is not None
-            }
-            | self._prior_input(),
+            "inputs": inputs,
             "split": i.split,
             "notes": [],
             "warnings": list(i.warnings),
-            "images": s.images,
-            "embedding": s.embedding,
-            "features": s.features,
-            "guidance_embedding": s.guidance_embedding,
-            "arm": s.arm if self.own_prior is None else "none (own prior)",
+            "arm": "none (own prior)" if isinstance(self.prior, Prior) else s.arm,
             "attacks": list(self.attacks),
             "access": {name: str(one.access) for name, one in self.attacks.items()},
             "versions": {
                 "python": platform.python_version(),
-                **{n: importlib.metadata.version(n) for n in names},
+                **{name: importlib.metadata.version(name) for name in packages},
             },
         }
 
-    def _prior_input(self) -> dict[str, dict[str, Any]]:
-        if self.given_prior is None:
-            return {}
-        return {
-            "prior": {
-                "path": str(self.settings.prior),
-                "size": self.prior_shape[1],
-                "fingerprint": self.given_prior.fingerprint,
-            }
-        }
+
+def _read_prior(settings: AuditSettings) -> PriorFile | PriorTraining | Prior:
+    """Return the prior that was given, or how it is trained."""
+    path = prior_path(settings)
+    if path is not None:
+        return read_prior(path)
+    training = prior_training(settings)
+    if training is not None:
+        return training
+    own = build(settings.prior, {}, role="prior")
+    if not isinstance(own, Prior):
+        raise ConfigError(
+            "prior: expected `image_shape`, `sample(n, *, rng)` and a call from latents to "
+            f"images; found {type(own).__name__}"
+        )
+    if own.image_shape[0] not in (1, 3):
+        raise ConfigError(f"prior: expected 1 or 3 channels, found {own.image_shape[0]}")
+    return own
 
 
 def check_unchanged(now: Mapping[str, Any], before: Mapping[str, Any], path: Path) -> None:

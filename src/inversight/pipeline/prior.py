@@ -15,10 +15,10 @@ from torch import Tensor
 
 from inversight import priors
 from inversight.core.config import IMPORT_PATH, check_name, from_mapping
-from inversight.core.console import Quiet, Reporter
+from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy
 from inversight.core.imaging import to_float
-from inversight.core.processes import ALONE, Processes
+from inversight.core.processes import Processes
 from inversight.core.run import atomic_folder, check_new_folder, check_resumable, write_json
 from inversight.data import ImageSet, check_size
 from inversight.embeddings import Embedding, named_embedding
@@ -40,13 +40,9 @@ WATCHED = ("public", "inception", "pixel", "none")
 
 
 def prior_stage(
-    folder: Path,
-    images: Tensor,
-    training: PriorTraining,
-    *,
-    monitor: SampleMonitor | None,
+    folder: Path, images: Tensor, training: PriorTraining, *, monitor: SampleMonitor | None,
     context: Context,
-) -> StylePrior:
+) -> StylePrior:  # fmt: skip
     """Train a style-based prior and write it to ``folder``, going on from a checkpoint there.
 
     Args:
@@ -70,46 +66,34 @@ def write_prior(folder: Path, prior: StylePrior) -> None:
 
 
 def train_prior(
-    public: Path,
-    out: Path,
-    *,
-    size: int | None,
-    features: str,
-    network: Path | None,
-    seed: int,
-    device: str,
-    given: dict[str, Any],
-    reporter: Reporter,
-    processes: Processes = ALONE,
-) -> Path:
+    public: Path, out: Path, *, size: int | None, features: str, network: Path | None,
+    given: dict[str, Any], context: Context,
+) -> Path:  # fmt: skip
     """Train a prior on a folder of public images, going on from a checkpoint in ``out``.
 
-    ``given`` are settings of the training. With several ``processes`` each calls this with the same
-    arguments; the main one writes and reports.
+    ``given`` are settings of the training.
 
     Raises:
         InputError: wrong input.
     """
-    reporter = reporter if processes.main else Quiet()
+    processes = context.processes
     from_mapping(PriorTraining, given)  # so that a wrong setting is found before images are read
     check_watched(features)
-    context = Context(seed, processes.device(device), reporter, processes)
-    images = read_folder(public, "--public", reporter, size=size, labelled=False)
+    images = read_folder(public, "--public", context.reporter, size=size, labelled=False)
     check_size(images.size, given=False)
     training = resolve_prior_training(given, size=images.size, gpus=processes.count)
     monitor = None
     if processes.main:
-        facts = {"--seed": seed, "the public images": images.fingerprint()}
+        facts = {"--seed": context.seed, "the public images": images.fingerprint()}
         check_training(out, facts)
         saved = None
         if features == "public":
-            known = network or kept_network(out)
-            saved = public_network(images, known, context)
+            saved = public_network(images, network or kept_network(out), context)
         monitor = monitor_of(
             out, images.images, features=features, network=saved, device=context.device
         )
         begin_training(out, facts, saved)
-    warn_of_few(images, reporter)
+    warn_of_few(images, context.reporter)
     with training_remedy("prior train", training, processes):
         prior_stage(out, images.images, training, monitor=monitor, context=context)
     return out / PRIOR_FILE
@@ -220,48 +204,29 @@ class FrechetToPublic:
 
 
 def monitor_of(
-    folder: Path,
-    images: Tensor,
-    *,
-    features: str,
-    network: SavedClassifier | None,
+    folder: Path, images: Tensor, *, features: str, network: SavedClassifier | None,
     device: torch.device,
-) -> SampleMonitor:
-    """Return the monitor of a training on public ``images``, uint8 (N, C, S, S), and writes to ``folder``.
-
-    Raises:
-        InputError: features that cannot be had.
-    """
-    embedding = watched_features(features, size=images.shape[-1], public_network=network)
-    if embedding is None:
-        return SampleMonitor(folder)
-    return SampleMonitor(folder, FrechetToPublic(images, embedding, device))
-
-
-def watched_features(
-    name: str, *, size: int, public_network: SavedClassifier | None
-) -> Embedding | None:
-    """Return the embedding called ``name`` for images of ``size``; None for ``none``.
+) -> SampleMonitor:  # fmt: skip
+    """Return a monitor that writes to ``folder``, for a training on ``images``, uint8 (N, C, S, S).
 
     Pixels are compared at 64 or less, which keeps the covariance small.
 
     Raises:
-        ConfigError: an unknown name, or one whose features are too wide to have a covariance.
-        WeightsError: published weights are missing.
+        InputError: features that cannot be had.
     """
-    check_watched(name)
-    if name == "none":
-        return None
-    size = min(size, 64)
-    return named_embedding(
-        name, use="features", role="--features", size=size, public_network=public_network
-    )
+    if features == "none":
+        return SampleMonitor(folder)
+    embedding = named_embedding(
+        features, use="features", role="--features", size=min(images.shape[-1], 64),
+        public_network=network,
+    )  # fmt: skip
+    return SampleMonitor(folder, FrechetToPublic(images, embedding, device))
 
 
 def check_watched(name: str) -> None:
-    """Refuse a name that :func:`watched_features` does not know.
+    """Check that ``name`` can be given to ``--features`` where a prior is trained.
 
     Raises:
-        ConfigError: with the known names.
+        ConfigError: with the known names. An embedding like LPIPS is too wide to have a covariance.
     """
     check_name("--features", name, (*WATCHED, IMPORT_PATH))

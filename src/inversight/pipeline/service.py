@@ -21,9 +21,9 @@ from inversight.core.config import to_mapping
 from inversight.core.console import Reporter
 from inversight.core.errors import InversightError, TargetError
 from inversight.core.run import atomic_file, atomic_folder, check_resumable, write_json
-from inversight.core.seeding import generator
 from inversight.models.spec import ModelSpec, read_classes
 from inversight.models.target import Target
+from inversight.pipeline.context import Context
 from inversight.priors.base import Prior
 from inversight.priors.prior_file import PriorFile
 
@@ -69,9 +69,9 @@ class ServiceAttack:
     out: Path
     attack: Attack
     name: str
-    seed: int
     target: str
     prior: str
+    context: Context
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class ServiceAttack:
         return {
             "--attack": self.name,
             "settings": settings if isinstance(settings, dict) else type(settings).__name__,
-            "--seed": self.seed,
+            "--seed": self.context.seed,
             "--target": self.target,
             "--prior": self.prior,
         }
@@ -93,9 +93,7 @@ class ServiceAttack:
         """
         check_resumable(self.out, self.facts, marker=BEGUN, product=LATENTS, what="an attack")
 
-    def run(
-        self, target: Target, endpoint: Endpoint, prior: Prior, labels: Tensor, reporter: Reporter
-    ) -> int:
+    def run(self, target: Target, endpoint: Endpoint, prior: Prior, labels: Tensor) -> int:
         """Attack the unfinished classes of ``labels``; return the images sent for all of them.
 
         A class that no sample of the prior falls into is left out with a warning.
@@ -109,12 +107,12 @@ class ServiceAttack:
         done = self._finished_labels()
         left = [label for label in labels.tolist() if label not in done]
         if done:
-            reporter.say(f"{len(done)} of {len(labels)} classes are there already")
+            self.context.reporter.say(f"{len(done)} of {len(labels)} classes are there already")
         # LOKT asks the service before it turns to any class, and trains its surrogates for all.
         groups = [left] if isinstance(self.attack, Lokt) else [[label] for label in left]
         for group in filter(None, groups):
             try:
-                self._attack_group(target, endpoint, prior, group, len(labels), reporter)
+                self._attack_group(target, endpoint, prior, group, len(labels))
             except InversightError as error:
                 kept = len(self._finished_labels())
                 raise type(error)(
@@ -124,17 +122,16 @@ class ServiceAttack:
         return self._collect()
 
     def _attack_group(
-        self, target: Target, endpoint: Endpoint, prior: Prior, group: list[int], classes: int,
-        reporter: Reporter,
-    ) -> None:  # fmt: skip
+        self, target: Target, endpoint: Endpoint, prior: Prior, group: list[int], classes: int
+    ) -> None:
         """Attack the classes of ``group``, which are finished together."""
-        before, labels = endpoint.sent, torch.tensor(group)
+        before, labels, reporter = endpoint.sent, torch.tensor(group), self.context.reporter
         shown = " ".join(target.classes[label] for label in group[:3])
         found, reason = None, ""
         try:
             found = run_attack(
                 share_queries(self.attack, prior, len(group), of=classes), target, prior, labels,
-                rng=generator(self.seed, f"attack/{self.name}"),
+                rng=self.context.rng(f"attack/{self.name}"),
                 progress=reporter.stage(f"{self.name} {shown}"),
             )  # fmt: skip
         except NoSampleError as error:  # it would come again whenever the command is run

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from inversight.core.config import from_mapping
-from inversight.core.console import Reporter
-from inversight.core.device import memory_remedy, pick_device
+from inversight.core.device import memory_remedy
 from inversight.core.errors import InputError
 from inversight.core.run import atomic_folder, check_new_folder, write_json
 from inversight.data import ImageSet, load_folder, working_size
@@ -25,13 +24,9 @@ _PUBLIC_SIZE = 64
 
 
 def train_network(
-    images: ImageSet,
-    training: Training,
-    *,
-    name: str,
-    image_shape: tuple[int, int, int],
+    images: ImageSet, training: Training, *, name: str, image_shape: tuple[int, int, int],
     context: Context,
-) -> TrainedClassifier:
+) -> TrainedClassifier:  # fmt: skip
     """Train a classifier on ``images``, which are resized to ``image_shape`` (C, S, S).
 
     ``name`` is target, evaluator or public-network; random numbers derive from it and the seed. A
@@ -45,15 +40,20 @@ def train_network(
     )  # fmt: skip
 
 
-def write_network(folder: Path, trained: TrainedClassifier) -> None:
-    """Write a classifier and facts about its training to ``folder``."""
+def network_stage(
+    folder: Path, images: ImageSet, training: Training, *, name: str,
+    image_shape: tuple[int, int, int], context: Context,
+) -> TrainedClassifier:  # fmt: skip
+    """Write a classifier (:func:`train_network`) and facts about its training to ``folder``."""
+    trained = train_network(images, training, name=name, image_shape=image_shape, context=context)
     save_classifier(trained.classifier, folder / FILE_NAME)
     facts = ("epochs", "train_accuracy", "validation_accuracy")
     write_json(folder / "facts.json", {fact: getattr(trained, fact) for fact in facts})
+    return trained
 
 
 def load_network(folder: Path, device: torch.device) -> SavedClassifier:
-    """Return the classifier that :func:`write_network` left in ``folder``, on ``device``."""
+    """Return the classifier that :func:`network_stage` left in ``folder``, on ``device``."""
     saved = load_classifier(folder)
     saved.module.to(device)
     return saved
@@ -64,26 +64,17 @@ def public_network(images: ImageSet, folder: Path | None, context: Context) -> S
     if folder is not None:
         return load_network(folder, context.device)
     size = working_size(images.size, _PUBLIC_SIZE)
-    images, shape = (
-        images.resized(size=size, channels=images.channels),
-        (images.channels, size, size),
-    )
-    saved = train_network(
+    images = images.resized(size=size, channels=images.channels)
+    shape = (images.channels, size, size)
+    trained = train_network(
         images, Training(), name=PUBLIC_NETWORK, image_shape=shape, context=context
-    ).classifier
-    saved.module.to(context.device)
-    return saved
+    )
+    trained.classifier.module.to(context.device)
+    return trained.classifier
 
 
 def train(
-    private: Path,
-    out: Path,
-    *,
-    size: int | None,
-    seed: int,
-    device: str,
-    given: dict[str, Any],
-    reporter: Reporter,
+    private: Path, out: Path, *, size: int | None, given: dict[str, Any], context: Context
 ) -> tuple[Path, str]:
     """Train a classifier on a folder; return its file and a line on its accuracy.
 
@@ -94,21 +85,19 @@ def train(
     """
     training = from_mapping(Training, given)
     check_new_folder(out, needed_bytes=50_000_000)
+    reporter = context.reporter
     images = load_folder(
         private, role="--private", size=size, progress=reporter.stage("reading"), warn=reporter.warn
     )
     if len(images.classes) < 2:
         raise InputError(f"--private {private}: has one class; a classifier needs at least two")
     less = max(1, training.batch_size // 2)
-    with memory_remedy(
-        "train", f"lower batch_size, as in --set batch_size={less}, and run the command again"
-    ):
-        trained = train_network(
-            images, training, name="target", image_shape=(images.channels, images.size, images.size),
-            context=Context(seed, pick_device(device), reporter),
-        )  # fmt: skip
-    with atomic_folder(out) as folder:
-        write_network(folder, trained)
+    remedy = f"lower batch_size, as in --set batch_size={less}, and run the command again"
+    shape = (images.channels, images.size, images.size)
+    with memory_remedy("train", remedy), atomic_folder(out) as folder:
+        trained = network_stage(
+            folder, images, training, name="target", image_shape=shape, context=context
+        )
     line = f"{trained.epochs} epochs, accuracy {trained.train_accuracy:.1%} on training images"
     if trained.validation_accuracy is not None:
         line += f", {trained.validation_accuracy:.1%} on the validation split"
