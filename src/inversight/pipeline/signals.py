@@ -48,9 +48,14 @@ def signals_stage(
     )
     table = hidden(table, context.hide)
     table.to_parquet(folder / SIGNALS_FILE, index=False)
-    samples, by_id = pd.read_parquet(scores / LEDGER), table.set_index("id")
-    joined = {name: by_id[name].reindex(samples["id"]).array for name in JOINED if name in table}
-    samples.assign(**joined).to_parquet(folder / LEDGER, index=False)
+    join(pd.read_parquet(scores / LEDGER), table).to_parquet(folder / LEDGER, index=False)
+
+
+def join(samples: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Return ``samples`` followed by the columns ``JOINED`` of ``table``, matched by id."""
+    by_id = table.set_index("id")
+    new = {name: by_id[name].reindex(samples["id"]).array for name in JOINED if name in table}
+    return samples.assign(**new)
 
 
 def signals_table(found: Signals, private: ImageSet, twins: Twins) -> pd.DataFrame:
