@@ -21,7 +21,7 @@ from inversight.pipeline.attack import attack
 from inversight.pipeline.context import Context
 from inversight.priors import StylePrior
 from tests.command import CommandLine
-from tests.pipeline.tiny import SMALL_ATTACK, SMALL_PRIOR, SMALL_TRAINING
+from tests.pipeline.tiny import SMALL_ATTACK, SMALL_PRIOR, SMALL_TRAINING, own_target
 from tests.two_processes import commands
 
 
@@ -274,7 +274,7 @@ SCORE = "score --private private --out new --reconstructions"
         (f"{PRIOR} --features lpips-vgg", ("lpips-vgg", "public, inception, pixel, none")),
         (f"{PRIOR} --set config=paper", ("config", "did you mean paper")),
         (f"{ADAPT} --target nowhere", ("nowhere", "no such file")),
-        (f"{ADAPT} --target tests.examples:own_network", ("2 classes", "--classes FILE")),
+        (f"{ADAPT} --target {{own}}", ("2 classes", "--classes FILE")),
         (f"{ATTACK} --prior nowhere", ("nowhere",)),
         (f"{ATTACK} --prior private/ann/0.png", ("0.png", "not a prior")),
         (f"{ATTACK} --out prior", ("other files",)),
@@ -288,7 +288,7 @@ SCORE = "score --private private --out new --reconstructions"
 def test_wrong_input_writes_nothing(
     trained: dict[str, Path], cli: CommandLine, command: str, parts: tuple[str, ...]
 ) -> None:
-    cli.refuses(command, *parts)
+    cli.refuses(command.format(own=own_target(Path())), *parts)
 
 
 def test_a_stopped_prior_says_how_to_go_on_and_does(
