@@ -13,35 +13,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from inversight.core.config import (
-    Fraction,
-    build,
-    documented_yaml,
-    from_mapping,
-    import_object,
-    merge,
-    nearest,
-    parse_assignment,
-    read_yaml,
-    settings,
-    to_mapping,
-)
+from inversight.core import config
 from inversight.core.errors import ConfigError
 from tests.data.files import save
 from tests.refusals import refused
 
 
-@settings
+@config.settings
 class Inner:
     """Inside."""
 
     steps: Annotated[int, Field(ge=1)] = 10
     """How many steps."""
-    share: Fraction = 0.5
+    share: config.Fraction = 0.5
     """A share."""
 
 
-@settings
+@config.settings
 class Outer:
     """Outside."""
 
@@ -69,7 +57,7 @@ def test_names_unknown_settings_and_wrong_values(
     values: dict[str, object], parts: tuple[str, ...]
 ) -> None:
     with refused("here: ", *parts, error=ConfigError):
-        from_mapping(Outer, values, where="here: ")
+        config.from_mapping(Outer, values, where="here: ")
 
 
 def test_settings_are_frozen_and_keyword_only() -> None:
@@ -91,46 +79,46 @@ def test_printed_settings_read_back_the_same(
     steps: int, share: float, name: str, mean: tuple[float, ...] | None
 ) -> None:
     value = Outer(name=name, mean=mean, where=Path("a/b"), inner=Inner(steps=steps, share=share))
-    text = documented_yaml(value)
-    assert from_mapping(Outer, yaml.safe_load(text)) == value
-    assert from_mapping(Outer, to_mapping(value)) == value
+    text = config.documented_yaml(value)
+    assert config.from_mapping(Outer, yaml.safe_load(text)) == value
+    assert config.from_mapping(Outer, config.to_mapping(value)) == value
     for meaning in ("How many steps.", "What it is called.", "The inner settings."):
         assert f"# {meaning}" in text
 
 
 def test_merge_goes_key_by_key() -> None:
     base = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
-    assert merge(base, {"b": {"d": {"f": 4}}, "g": 5}) == {
+    assert config.merge(base, {"b": {"d": {"f": 4}}, "g": 5}) == {
         "a": 1, "b": {"c": 2, "d": {"e": 3, "f": 4}}, "g": 5,
     }  # fmt: skip
-    assert merge(base, {"b": 7}) == {"a": 1, "b": 7}
+    assert config.merge(base, {"b": 7}) == {"a": 1, "b": 7}
     assert base == {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
 
 
 def test_assignments() -> None:
-    assert parse_assignment("prior.steps=500") == {"prior": {"steps": 500}}
-    assert parse_assignment("a=[1, 2]") == {"a": [1, 2]}
-    assert parse_assignment("a.b.c=x=y") == {"a": {"b": {"c": "x=y"}}}
+    assert config.parse_assignment("prior.steps=500") == {"prior": {"steps": 500}}
+    assert config.parse_assignment("a=[1, 2]") == {"a": [1, 2]}
+    assert config.parse_assignment("a.b.c=x=y") == {"a": {"b": {"c": "x=y"}}}
     for text in ("steps", "=5", "a=[1"):
         with refused(f"--set {text}"):
-            parse_assignment(text)
+            config.parse_assignment(text)
 
 
 def test_configuration_files(tmp_path: Path) -> None:
     file = save(b"# nothing\n", tmp_path / "c.yaml")
-    assert read_yaml(file) == {}
+    assert config.read_yaml(file) == {}
     save(b"a: {b: 1}\n", file)
-    assert read_yaml(file) == {"a": {"b": 1}}
+    assert config.read_yaml(file) == {"a": {"b": 1}}
     for content in (b"- 1\n- 2\n", b"just words", b"a: [1", b"\xff\xfe", b"1: 2\n"):
         with refused(f"--config {file}"):
-            read_yaml(save(content, file))
+            config.read_yaml(save(content, file))
     with refused("--config", "cannot be read"):
-        read_yaml(tmp_path / "none.yaml")
+        config.read_yaml(tmp_path / "none.yaml")
 
 
 def test_nearest() -> None:
-    assert nearest("stpes", ["steps", "width"]) == "; did you mean steps?"
-    assert nearest("qqqq", ["steps", "width"]) == ""
+    assert config.nearest("stpes", ["steps", "width"]) == "; did you mean steps?"
+    assert config.nearest("qqqq", ["steps", "width"]) == ""
 
 
 def test_import_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +127,7 @@ def test_import_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "inversight_test_parts"
     monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / f"{name}.py").write_text("class Outer:\n    class Inner:\n        pass\n")
-    assert import_object(f"{name}:Outer.Inner", role="--prior").__name__ == "Inner"
+    assert config.import_object(f"{name}:Outer.Inner", role="--prior").__name__ == "Inner"
     (tmp_path / "inversight_test_broken.py").write_text("raise ValueError('first\\nsecond')\n")
     for path, expected in (
         (f"{name}:Outr", "has no Outr; did you mean Outer?"),
@@ -147,15 +135,15 @@ def test_import_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("inversight_test_broken:x", "ValueError: first)"),
     ):
         with refused(f"--prior {path}: ", expected):
-            import_object(path, role="--prior")
+            config.import_object(path, role="--prior")
     sys.modules.pop(name, None)
 
 
 def test_build_known_parts() -> None:
     known = {"inner": f"{__name__}:Inner"}
-    assert build("inner", known, role="--part") == Inner()
-    assert build({"class": "inner", "steps": 3}, known, role="--part") == Inner(steps=3)
-    assert build("fractions:Fraction", known, role="--part") == 0
+    assert config.build("inner", known, role="--part") == Inner()
+    assert config.build({"class": "inner", "steps": 3}, known, role="--part") == Inner(steps=3)
+    assert config.build("fractions:Fraction", known, role="--part") == 0
     wrong: list[tuple[str | dict[str, object], str]] = [
         ("iner", "--part iner: expected one of inner, package.module:Class; did you mean inner?"),
         ({"class": "inner", "stps": 3}, "inner: unknown setting stps; did you mean steps?"),
@@ -164,23 +152,23 @@ def test_build_known_parts() -> None:
     ]
     for spec, expected in wrong:
         with refused("--part", expected):
-            build(spec, known, role="--part")
+            config.build(spec, known, role="--part")
 
 
 def test_inherited_settings_keep_their_meaning() -> None:
-    @settings
+    @config.settings
     class Further(Inner):
         """Further inside."""
 
-        share: Fraction = 0.25
+        share: config.Fraction = 0.25
         """Another share."""
         more: int = 1
         """More."""
 
-    text = documented_yaml(Further())
+    text = config.documented_yaml(Further())
     assert text.splitlines() == [
         "# How many steps.", "steps: 10", "# Another share.", "share: 0.25", "# More.", "more: 1",
     ]  # fmt: skip
-    assert "# A share." in documented_yaml(Inner())
+    assert "# A share." in config.documented_yaml(Inner())
     with refused("did you mean steps?"):
-        from_mapping(Further, {"stps": 1})
+        config.from_mapping(Further, {"stps": 1})

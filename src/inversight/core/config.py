@@ -82,23 +82,17 @@ def check_name(role: str, name: str, known: Collection[str]) -> str:
 class Choice:
     """Annotates a setting that takes one or more of ``names``; help texts and --print-config list them.
 
-    ``names`` maps each to its meaning, which may be empty. With ``paths`` an import path
-    ``package.module:Class`` will do as well.
+    ``names`` maps each to its meaning, which may be empty; IMPORT_PATH among them stands for any import
+    path ``package.module:Class``.
     """
 
     names: Mapping[str, str]
-    paths: bool = False
-
-    @property
-    def expected(self) -> tuple[str, ...]:
-        """The names, and how an import path looks if it is allowed."""
-        return (*self.names, IMPORT_PATH) if self.paths else tuple(self.names)
 
     def check(self, value: Any) -> Any:
         """Return ``value``; a string in it that is none of the names is a validation error."""
         for name in value if isinstance(value, tuple) else (value,):
-            if isinstance(name, str) and not is_known(name, self.expected):
-                raise PydanticKnownError("literal_error", {"expected": repr(self.expected)})
+            if isinstance(name, str) and not is_known(name, self.names):
+                raise PydanticKnownError("literal_error", {"expected": repr(tuple(self.names))})
         return value
 
     def __get_pydantic_core_schema__(
@@ -121,7 +115,7 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
     """Return the names that a field may take, by its Choice or its Literal; none if it takes others."""
     for extra in field.metadata:
         if isinstance(extra, Choice):
-            return extra.expected
+            return tuple(extra.names)
     literals = [p for p in annotation_parts(field.annotation) if get_origin(p) is Literal]
     return tuple(name for literal in literals for name in get_args(literal))
 

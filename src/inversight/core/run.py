@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def names_behind(run: Path) -> dict[str, str]:
     return read_object(file) if file.is_file() else {}
 
 
-class Run:
+class Run(AbstractContextManager["Run"]):
     """A run folder, held by one process at a time."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -241,9 +241,6 @@ class Run:
             RunError: not a run folder, damaged, or in use by another process.
         """
         return cls(path, read_manifest(path))
-
-    def __enter__(self) -> Run:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

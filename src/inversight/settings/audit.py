@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from inversight.core.config import (
+    IMPORT_PATH,
     Choice,
     Part,
     documented_yaml,
@@ -33,7 +34,7 @@ DEFAULT_FDR = 0.1
 MiB = 1024**2
 
 
-EmbeddingName = Annotated[str, Choice(dict.fromkeys(EMBEDDINGS, ""), paths=True)]
+EmbeddingName = Annotated[str, Choice(dict.fromkeys((*EMBEDDINGS, IMPORT_PATH), ""))]
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
 
 
@@ -88,7 +89,7 @@ class AuditSettings:
     )
     """What guides the fine-tuning of the prior against the target, beside the adversarial loss."""
     attack: Annotated[
-        tuple[str | dict[str, Any], ...], Choice(dict.fromkeys(ATTACKS, ""), paths=True)
+        tuple[str | dict[str, Any], ...], Choice(dict.fromkeys((*ATTACKS, IMPORT_PATH), ""))
     ] = ("plug-and-play",)
     """Attacks to run. In a file an attack is a name or a mapping {class: NAME, setting: value}."""
     budget: Annotated[
