@@ -250,7 +250,7 @@ def test_each_set_has_its_own_scores(judge: Target) -> None:
 def test_sets_added_to_kept_scores_score_as_at_once(
     judge: Target, tmp_path: Path, features: str
 ) -> None:
-    given: dict[str, Any] = {"evaluator": judge, "holdout": LARGER, "pairs": ("psnr", "ssim")}
+    given: dict[str, Any] = {"evaluator": judge, "holdout": LARGER}
     if features == "evaluator":
         given["features"] = PooledEmbedding("evaluator", judge)
     whole = score(PRIVATE, SETS, **given)

@@ -41,11 +41,12 @@ from inversight.defences.outcomes import (
 )
 from inversight.models.networks import FILE_NAME, load_classifier, save_classifier
 from inversight.models.target import Access, Target, accuracy_on, target_of
+from inversight.pipeline.attack import build_attack
 from inversight.pipeline.execution import copy_stage, execute
 from inversight.pipeline.plan import Plan, check_unchanged
 from inversight.report.defences import render_defences
 from inversight.report.reading import read_table
-from inversight.settings import ATTACKS, DEFENCES, resolve
+from inversight.settings import DEFENCES, resolve
 
 Spec = str | dict[str, Any]
 """A name, or ``{"class": name or package.module:Class, setting: value}``."""
@@ -122,7 +123,10 @@ def defend(
     built, settings = _build_defences(defences)
     manifest = _read_finished_audit(run)
     given = {**manifest["given"], "fail_on": None, "budget": ()}
-    given["attack"] = _with_black_box([*given["attack"], *attacks])
+    specs = [*given["attack"], *attacks]
+    if all(build_attack(spec)[1].access is Access.WHITE_BOX for spec in specs):
+        specs.append(BLACK_BOX)
+    given["attack"] = specs
     if device is not None:
         given["device"] = device
     plan = Plan.prepare(resolve(given), reporter)
@@ -413,12 +417,6 @@ def _read_finished_audit(run: Path) -> dict[str, Any]:
             "model saw; audit with --holdout first"
         )
     return manifest
-
-
-def _with_black_box(attacks: Sequence[Spec]) -> list[Spec]:
-    """Return the attacks, and a black-box one if there is none among them."""
-    white = all(build(a, ATTACKS, role="--attack").access is Access.WHITE_BOX for a in attacks)
-    return [*attacks, BLACK_BOX] if white else list(attacks)
 
 
 def _choose_protected(

@@ -100,18 +100,18 @@ def evaluate(
         reference = _reference(private, holdout, vectors, total, memory)
 
     real = [private] if holdout is None else [private, holdout]
-    images: list[list[ImageSet]] = [real, [*sets.values(), *more.values()]]
-    compared = [[Labelled(s.images, s.labels, s.ids) for s in group] for group in images]
-    embedding = distance
     fits = "coverage" not in reference.missing
-    if features == distance and not isinstance(distance, StagedEmbedding) and fits:
-        # The features are needed anyway; distances between them need no second pass.
-        embedding = Identity(distance.name)
-        compared = [list(map(vectors.labelled, group)) for group in images]
+    # If features are needed anyway, distances between them need no second pass.
+    shared = features == distance and not isinstance(distance, StagedEmbedding) and fits
+    compared = [
+        [Labelled(vectors.of_features(s) if shared else s.images, s.labels, s.ids) for s in group]
+        for group in (real, [*sets.values(), *more.values()])
+    ]
     file = None if checkpoint is None else checkpoint / "distances.pt"
     found = compare(
-        embedding, *compared, memory=memory, neighbours=NEIGHBOURS if neighbours else 0,
-        workspace=Workspace(device), checkpoint=file, progress=progress,
+        Identity(distance.name) if shared else distance, *compared, memory=memory,
+        neighbours=NEIGHBOURS if neighbours else 0, workspace=Workspace(device), checkpoint=file,
+        progress=progress,
     )  # fmt: skip
     if neighbours:
         reference = replace(reference, neighbour_distance=found.neighbour_distance)
@@ -209,10 +209,6 @@ class _Vectors:
             )
             self._evaluator[id(images)] = features, logits
         return self._evaluator[id(images)]
-
-    def labelled(self, images: ImageSet) -> Labelled:
-        """Return the features in place of the images."""
-        return Labelled(self.of_features(images), images.labels, images.ids)
 
 
 def _reference(
