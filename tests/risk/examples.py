@@ -11,21 +11,15 @@ Distances = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def null(
-    seed: int,
-    *,
-    classes: int,
-    private: int,
-    holdout: int,
-    shape: str = "normal",
-    unequal: bool = True,
+    seed: int, classes: int, private: int, holdout: int, shape: str = "normal"
 ) -> tuple[Distances, Distances]:
-    """Private and holdout images that are exchangeable within classes.
+    """Return private and holdout images that are exchangeable within classes.
 
-    ``unequal``: classes differ in how near (e-fold) and how widely spread (up to threefold) they are.
+    Classes differ in how near (e-fold) and how widely spread (up to threefold) they are.
     """
     rng = np.random.default_rng(seed)
-    place = rng.normal(size=classes) * unequal
-    spread = 0.3 * np.exp(0.5 * rng.normal(size=classes) * unequal)
+    place = rng.normal(size=classes)
+    spread = 0.3 * np.exp(0.5 * rng.normal(size=classes))
 
     def draw(each: int) -> Distances:
         if shape == "normal":
@@ -67,20 +61,14 @@ def p_values_by_loops(private: Distances, holdout: Distances) -> list[float]:
                 freedom += len(values) - 1
         return squares / freedom if freedom else 0.0
 
-    weight = 2.0 if len(classes) > 1 else 0.0
-    pool = [
-        normal_score(values[k], values[:k] + values[k + 1 :], pooled(label), weight)
-        for label, values in classes.items()
-        for k in range(len(values))
-    ]
+    def score(value: float, label: int, left_out: int) -> float:
+        others = classes[label][:left_out] + classes[label][left_out + 1 :]
+        return normal_score(value, others, pooled(label), 2.0 if len(classes) > 1 else 0.0)
+
+    pool = [score(y, label, k) for label, own in classes.items() for k, y in enumerate(own)]
     found = []
     for distance, label in zip(*private, strict=True):
-        values = classes[int(label)]
-        ways = []
-        for k in range(len(values)):
-            score = normal_score(
-                math.log(distance), values[:k] + values[k + 1 :], pooled(int(label)), weight
-            )
-            ways.append((1 + sum(z <= score for z in pool)) / (len(pool) + 1))
+        scores = [score(math.log(distance), label, k) for k in range(len(classes[label]))]
+        ways = [(1 + sum(z <= own for z in pool)) / (len(pool) + 1) for own in scores]
         found.append(sum(ways) / len(ways))
     return found

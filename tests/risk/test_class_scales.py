@@ -16,13 +16,12 @@ def drawn(seed: int, n: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=n))
 
 
-def test_a_single_class_is_measured_by_its_own_images_alone() -> None:
+def test_scale_of_a_single_class_comes_from_its_own_images() -> None:
     y = drawn(0, 6)
     measure = class_scales({0: y})[0]
-    for k in range(6):
-        others = torch.cat([y[:k], y[k + 1 :]])
-        assert measure.centre[k] == pytest.approx(float(others.mean()))
-        assert measure.scale[k] == pytest.approx(float(others.std()) * (1 + 1 / 5) ** 0.5)
+    others = torch.stack([torch.cat([y[:k], y[k + 1 :]]) for k in range(6)])
+    torch.testing.assert_close(measure.centre, others.mean(1))
+    torch.testing.assert_close(measure.scale, others.std(1) * (1 + 1 / 5) ** 0.5)
     assert measure.freedom == 4
 
 
@@ -39,17 +38,17 @@ def test_scores_equal_a_loop() -> None:
                 assert float(found[row, k]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_scores_are_normal_scores_of_students_t() -> None:
+@pytest.mark.parametrize("n", [4, 6, 20])
+def test_scores_are_normal_scores_of_students_t(n: int) -> None:
     """Wallace's approximation against the quantiles themselves."""
-    for n in (4, 6, 20):
-        measure = class_scales({0: drawn(n, n)})[0]
-        away = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None]
-        found = measure.scores(measure.centre + away * measure.scale)[:, 0]
-        expected = stats.norm.ppf(stats.t.cdf(away[:, 0].numpy(), measure.freedom))
-        np.testing.assert_allclose(found.numpy(), expected, rtol=0.03, atol=0.01)
+    measure = class_scales({0: drawn(n, n)})[0]
+    away = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None]
+    found = measure.scores(measure.centre + away * measure.scale)[:, 0]
+    expected = stats.norm.ppf(stats.t.cdf(away[:, 0].numpy(), measure.freedom))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.03, atol=0.01)
 
 
-def test_a_shift_of_one_class_and_a_scale_of_all_change_no_score() -> None:
+def test_shifting_one_class_and_scaling_all_change_no_score() -> None:
     known = {0: drawn(0, 4), 1: drawn(1, 7)}
     moved = {0: 3 * (known[0] + 5), 1: 3 * (known[1] - 2)}
     for label, shift in ((0, 5), (1, -2)):
@@ -58,21 +57,20 @@ def test_a_shift_of_one_class_and_a_scale_of_all_change_no_score() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_spread_of_one_class_is_learnt_from_its_own_images_if_there_are_many() -> None:
+def test_class_with_many_images_has_its_own_spread() -> None:
     known = {0: drawn(0, 500), 1: 3 * drawn(1, 500)}
     for label, measure in class_scales(known).items():
         assert float(measure.scores(known[label]).std()) == pytest.approx(1.0, abs=0.05), label
 
 
-def test_classes_that_cannot_be_measured() -> None:
-    one, two, three = drawn(0, 1), drawn(1, 2), drawn(2, 3)
-    assert list(class_scales({0: one, 1: two})) == []
-    assert list(class_scales({0: two})) == []
-    assert list(class_scales({0: three})) == [0]
-    assert list(class_scales({0: one, 1: two, 2: three})) == [1, 2]
+@pytest.mark.parametrize(
+    ("sizes", "scaled"), [([1, 2], []), ([2], []), ([3], [0]), ([1, 2, 3], [1, 2])]
+)
+def test_classes_of_too_few_images_have_no_scale(sizes: list[int], scaled: list[int]) -> None:
+    assert list(class_scales({i: drawn(i, n) for i, n in enumerate(sizes)})) == scaled
 
 
-def test_images_that_are_all_alike() -> None:
+def test_equal_images_have_infinite_scores_for_all_others() -> None:
     measure = class_scales({0: torch.ones(4, dtype=torch.float64)})[0]
     found = measure.scores(torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64))
     assert found[:, 0].tolist() == [-float("inf"), 0.0, float("inf")]
