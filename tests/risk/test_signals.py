@@ -55,71 +55,62 @@ def wrapped(module: nn.Module) -> Target:
     return Target(module.eval(), CLASSES, (1, 8, 8), (0.0,), (1.0,), "test")
 
 
+def autograd_norm(logits: Tensor, label: Tensor, parameters: Any) -> float:
+    """Return the length of the gradient of the cross-entropy with respect to ``parameters``."""
+    parts = torch.autograd.grad(F.cross_entropy(logits, label), list(parameters))
+    return float(sum(p.double().square().sum() for p in parts) ** 0.5)
+
+
 def test_confidence_of_two_classes_in_closed_form() -> None:
     a = torch.tensor([-3.0, 0.0, 0.5, 40.0])
     found = confidence(torch.stack([a, torch.zeros(4)], 1), torch.zeros(4, dtype=torch.int64))
-    for i, value in enumerate(a.double().tolist()):
-        p = 1.0 / (1.0 + math.exp(-value))
-        assert found["loss"][i] == pytest.approx(math.log1p(math.exp(-value)), rel=1e-12)
-        assert found["margin"][i] == value
-        q = math.exp(-value) * p
-        entropy = -p * math.log(p) - q * math.log(q)
-        assert found["entropy"][i] == pytest.approx(entropy, rel=1e-6)
+    a = a.double()
+    p, q = a.sigmoid(), (-a).sigmoid()
+    torch.testing.assert_close(found["loss"], (-a).exp().log1p(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(found["margin"], a)
+    torch.testing.assert_close(found["entropy"], -p * p.log() - q * q.log(), rtol=1e-6, atol=1e-12)
 
 
-def test_confidence_of_log_probabilities_is_that_of_logits() -> None:
+def test_confidence_is_the_same_for_logits_and_log_probabilities() -> None:
     logits, labels = 5 * torch.randn(50, 4, generator=rng()), torch.arange(50) % 4
     a, b = confidence(logits, labels), confidence(logits.log_softmax(1), labels)
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     certain = confidence(torch.tensor([[0.0, -math.inf]]), torch.tensor([0]))
     assert certain["loss"] == 0 and certain["entropy"] == 0 and certain["margin"] == math.inf
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradient_norm_is_that_of_autograd(bias: bool) -> None:
+def test_gradient_norm_equals_autograd(bias: bool) -> None:
     layer = nn.Linear(7, 4, bias=bias).double()
-    x = torch.randn(20, 7, generator=rng(), dtype=torch.float64)
-    y = torch.arange(20) % 4
-    expected = []
-    for i in range(20):
-        loss = F.cross_entropy(layer(x[i : i + 1]), y[i : i + 1])
-        parts = torch.autograd.grad(loss, list(layer.parameters()))
-        expected.append(sum(p.square().sum() for p in parts).sqrt())
+    x, y = torch.randn(20, 7, generator=rng(), dtype=torch.float64), torch.arange(20) % 4
     found = last_layer_gradient_norm(x, layer(x).detach(), y, bias=bias)
-    torch.testing.assert_close(found, torch.stack(expected))
+    expected = [autograd_norm(layer(x[i]), y[i], layer.parameters()) for i in range(20)]
+    assert found.tolist() == pytest.approx(expected)
 
 
-def test_gradient_norm_of_a_sure_prediction_does_not_vanish_early() -> None:
+def test_gradient_norm_is_accurate_for_confident_predictions() -> None:
     logits = torch.tensor([[60.0, 0.0]])
     found = last_layer_gradient_norm(torch.zeros(1, 3), logits, torch.tensor([0]))
     assert found.item() == pytest.approx(math.sqrt(2) * math.exp(-60), rel=1e-9)
 
 
-def test_gradient_norm_of_a_whole_network_is_that_of_autograd() -> None:
+def test_gradient_norm_of_a_whole_network_equals_autograd() -> None:
     target, private = network(), images()
     target.module.requires_grad_(True)
-    last = target.module.classifier
+    last = target.module.classifier.parameters
     found = signals(target, private).values["gradient_norm"]
-    for i in range(len(private)):
-        one = private.select(torch.tensor([i]))
-        loss = F.cross_entropy(target(one.floats()), one.labels)
-        parts = torch.autograd.grad(loss, [last.weight, last.bias])
-        expected = sum(p.double().square().sum() for p in parts) ** 0.5
-        assert found[i].item() == pytest.approx(float(expected), rel=1e-4)
+    logits = [target(private.select(torch.tensor([i])).floats())[0] for i in range(len(private))]
+    expected = [autograd_norm(z, y, last()) for z, y in zip(logits, private.labels, strict=True)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def slow_places(x: np.ndarray, labels: np.ndarray, k: int) -> tuple[list[float], list[float]]:
     centre, density = [], []
     for i in range(len(x)):
         others = [j for j in range(len(x)) if j != i and labels[j] == labels[i]]
-        if not others:
-            centre.append(math.nan)
-            density.append(math.nan)
-            continue
-        centre.append(float(np.linalg.norm(x[i] - x[others].mean(0))))
         near = sorted(float(np.linalg.norm(x[i] - x[j])) for j in others)[:k]
-        density.append(1.0 / max(1e-6, float(np.mean(near))))
+        centre.append(float(np.linalg.norm(x[i] - x[others].mean(0))) if others else math.nan)
+        density.append(1.0 / max(1e-6, float(np.mean(near))) if others else math.nan)
     return centre, density
 
 
@@ -130,7 +121,7 @@ features = hnp.arrays(
 
 
 @given(features, st.integers(1, 4), st.integers(1, 6))
-def test_places_are_those_of_a_slow_loop(x: np.ndarray, classes: int, k: int) -> None:
+def test_centre_distance_and_density_equal_a_loop(x: np.ndarray, classes: int, k: int) -> None:
     labels = np.arange(len(x)) % classes
     centre, density = slow_places(x.astype(np.float64), labels, k)
     t, y = torch.from_numpy(x), torch.from_numpy(labels)
@@ -139,77 +130,61 @@ def test_places_are_those_of_a_slow_loop(x: np.ndarray, classes: int, k: int) ->
 
 
 @given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 6), st.integers(1, 8))))
-def test_forgetting_is_counted_as_by_hand(right: np.ndarray) -> None:
+def test_forgetting_counts_changes_from_right_to_wrong(right: np.ndarray) -> None:
     found = forgetting_events(torch.from_numpy(right)).tolist()
     for column, events in zip(right.T.tolist(), found, strict=True):
         text = "".join("r" if r else "w" for r in column)
         assert events == (math.inf if "r" not in text else text.count("rw"))
 
 
-def test_directions_of_a_separated_class() -> None:
-    """An image on its class's side, far from all others, is as the table of signals says."""
-    x = torch.tensor([[0.0], [0.1], [-0.1], [9.0]])
-    y = torch.zeros(4, dtype=torch.int64)
+def test_signs_of_an_image_far_from_its_class() -> None:
+    x, y = torch.tensor([[0.0], [0.1], [-0.1], [9.0]]), torch.zeros(4, dtype=torch.int64)
     far = {"centre_distance": centre_distance(x, y), "local_density": local_density(x, y)}
     for name, values in far.items():
         assert (SIGNALS[name].sign * values).argmin() == 3
 
 
-def test_every_signal_and_its_row() -> None:
+def test_returns_every_signal_in_the_order_of_the_images() -> None:
     target, private = network(), images()
     found = signals(target, private, checkpoints=[network(1), network(2)])
     assert tuple(found.values) == tuple(SIGNALS) and not found.missing
-    right = []
     with torch.no_grad():
-        for model in (network(1), network(2), target):
-            right.append(model(private.floats()).argmax(1) == private.labels)
-        logits = target(private.floats())
-    assert torch.equal(found.values["forgetting"], forgetting_events(torch.stack(right)))
-    loss = F.cross_entropy(logits, private.labels, reduction="none")
+        logits = [model(private.floats()) for model in (network(1), network(2), target)]
+    right = torch.stack([z.argmax(1) == private.labels for z in logits])
+    assert torch.equal(found.values["forgetting"], forgetting_events(right))
+    loss = F.cross_entropy(logits[-1], private.labels, reduction="none")
     torch.testing.assert_close(found.values["loss"].float(), loss)
     assert torch.equal(found.values["margin"] > 0, right[-1])
     assert found.ids == private.ids
 
 
-def test_row_order_changes_nothing() -> None:
+def test_row_order_does_not_matter() -> None:
     target, private = network(), images()
     order = torch.randperm(len(private), generator=rng(3))
-    one = signals(target, private, checkpoints=[network(1)], batch_size=7)
-    other = signals(target, private.select(order), checkpoints=[network(1)], batch_size=7)
+    one, other = (
+        signals(target, rows, checkpoints=[network(1)], batch_size=7).values
+        for rows in (private, private.select(order))
+    )
     for name in SIGNALS:
-        assert torch.equal(one.values[name][order], other.values[name]), name
+        assert torch.equal(one[name][order], other[name]), name
 
 
-def test_batch_size_changes_nothing() -> None:
-    target, private = network(), images()
-    one, other = (signals(target, private, batch_size=n).values for n in (1, 64))
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+def test_batch_size_does_not_matter() -> None:
+    one, other = (dict(signals(network(), images(), batch_size=n).values) for n in (1, 64))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_less_access_gives_fewer_signals() -> None:
     target, private = network(), images()
     whole = signals(target, private).values
     scores = signals(target.restricted(Access.SCORES), private)
-    assert set(scores.values) == {"loss", "margin", "entropy"}
-    for name, values in scores.values.items():
-        torch.testing.assert_close(values, whole[name], rtol=1e-4, atol=1e-5)
+    expected = {name: whole[name] for name in ("loss", "margin", "entropy")}
+    torch.testing.assert_close(dict(scores.values), expected, rtol=1e-4, atol=1e-5)
     assert "needs more than scores access" in scores.missing["gradient_norm"]
     label = target.restricted(Access.LABEL)
     assert set(signals(label, private, checkpoints=[label]).values) == {"forgetting"}
     with pytest.raises(ConfigError, match="labels alone"):
         signals(label, private)
-
-
-class Bent(nn.Module):
-    """Something comes after the last linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(64, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.flatten(1)).tanh()
 
 
 class Twice(nn.Module):
@@ -223,39 +198,45 @@ class Twice(nn.Module):
         return self.layer(x[:, 0, 0]) + self.layer(x[:, 0, 1])
 
 
-class Bare(nn.Module):
-    """No linear layer at all."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, 0, 0, :3]
-
-
 @pytest.mark.parametrize(
-    ("module", "names", "reason"),
+    ("module", "deep", "reason"),
     [
-        (Bent(), {"loss", "margin", "entropy", "centre_distance", "local_density"}, "not the logits"),
-        (Twice(), {"loss", "margin", "entropy"}, "more than once"),
-        (Bare(), {"loss", "margin", "entropy"}, "has no torch.nn.Linear layer"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Tanh()),
+            {"centre_distance", "local_density"},
+            "not the logits",
+        ),
+        (Twice(), set(), "more than once"),
+        (
+            nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten()),
+            set(),
+            "has no torch.nn.Linear layer",
+        ),
     ],
-    ids=["bent", "twice", "bare"],
-)  # fmt: skip
-def test_networks_of_another_form(module: nn.Module, names: set[str], reason: str) -> None:
+    ids=["layer after the last linear one", "shared linear layer", "no linear layer"],
+)
+def test_networks_without_a_last_linear_layer(
+    module: nn.Module, deep: set[str], reason: str
+) -> None:
     found = signals(wrapped(module), images())
-    assert set(found.values) == names
+    assert set(found.values) == {"loss", "margin", "entropy"} | deep
     assert reason in found.missing["gradient_norm"]
 
 
-def test_a_class_of_one_image_has_no_place() -> None:
+def test_only_image_of_a_class_has_no_distance_or_density() -> None:
     private = images(7).select(torch.tensor([0, 1, 3]))  # of classes a, b, a
     found = signals(network(), private).values
     for name in ("centre_distance", "local_density"):
         assert found[name].isnan().tolist() == [False, True, False]
 
 
-def test_other_classes_and_broken_numbers_are_refused() -> None:
+def test_rejects_other_classes() -> None:
     with pytest.raises(ConfigError, match="other classes"):
         signals(network(), replace(images(), classes=("a", "c", "b")))
-    broken: Any = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    broken[1].weight.data[0, 0] = math.nan
+
+
+def test_rejects_outputs_that_are_not_finite() -> None:
+    layer = nn.Linear(64, 3)
+    layer.weight.data[0, 0] = math.nan
     with pytest.raises(StageError, match=r"not a finite number for image \d+\.png"):
-        signals(wrapped(broken), images())
+        signals(wrapped(nn.Sequential(nn.Flatten(), layer)), images())
