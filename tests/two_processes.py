@@ -15,7 +15,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
-import accelerate  # noqa: F401  # so that it is imported once for both
 import torch.multiprocessing
 
 from inversight.cli import main
@@ -63,6 +62,8 @@ def run(index: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    import accelerate  # noqa: F401  # once for both
+
     folder = Path(sys.argv[1])
     image_folders(folder)
     target = build_classifier(

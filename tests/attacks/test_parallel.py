@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,23 +24,16 @@ from inversight.attacks import (
 from inversight.attacks.base import NoSampleError
 from inversight.attacks.parallel import PartialResult, assignments, gather
 from inversight.core.errors import InputError
-from inversight.core.processes import ALONE, Processes
+from inversight.core.processes import ALONE
 from inversight.core.seeding import generator
 from inversight.models.target import Access
 from tests.attacks.table import CASES
 from tests.attacks.toy import CLASSES, LABELS, LinearPrior, NearestByLayer, OpenPrior, toy_target
 from tests.attacks.two_processes import CASES as TOGETHER
 from tests.attacks.two_processes import attacked
+from tests.priors.tiny import one_of
 
 EACH = {name: CASES[name].attack for name in CLASSES}
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """The part of accelerate's state that a process without contact to the others needs."""
-
-    num_processes: int
-    process_index: int
 
 
 def every(attack: Attack, processes: int, module: NearestByLayer) -> list[PartialResult]:
@@ -48,7 +41,7 @@ def every(attack: Attack, processes: int, module: NearestByLayer) -> list[Partia
     return [
         run_assigned(
             attack, toy_target(module), prior, LABELS, rng=generator(0),
-            processes=Processes(OneOf(processes, index)),
+            processes=one_of(processes, index),
         )
         for index in range(processes)
     ]  # fmt: skip
@@ -119,7 +112,7 @@ def test_less_access_is_refused() -> None:
     target = toy_target(NearestByLayer()).restricted(Access.SCORES)
     with pytest.raises(InputError, match="needs white-box access"):
         run_assigned(
-            EACH["gmi"], target, OpenPrior(), LABELS, processes=Processes(OneOf(5, 4)),
+            EACH["gmi"], target, OpenPrior(), LABELS, processes=one_of(5, 4),
             rng=generator(0),
         )  # fmt: skip
 

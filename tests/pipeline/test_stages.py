@@ -15,13 +15,13 @@ import torch
 from inversight.attacks import load_latents
 from inversight.core.console import Quiet, Terminal
 from inversight.core.errors import ConfigError
-from inversight.core.processes import Processes
 from inversight.models.spec import ModelSpec
 from inversight.pipeline.attack import attack
 from inversight.pipeline.context import Context
 from inversight.priors import StylePrior
 from tests.command import CommandLine
 from tests.pipeline.tiny import SMALL_ATTACK, SMALL_PRIOR, SMALL_TRAINING, own_target
+from tests.priors.tiny import one_of
 from tests.two_processes import commands
 
 
@@ -37,15 +37,6 @@ def read(file: Path | str) -> Any:
 def interrupted(*_: object, **__: object) -> NoReturn:
     """What a stage does when Ctrl-C is pressed."""
     raise KeyboardInterrupt
-
-
-class OneOfTwo:
-    """Stands for accelerate's Accelerator in one of two processes."""
-
-    num_processes, device = 2, torch.device("cpu")
-
-    def __init__(self, index: int) -> None:
-        self.process_index = index
 
 
 def test_from_training_to_scores(trained: dict[str, Path], cli: CommandLine) -> None:
@@ -230,7 +221,7 @@ def test_two_processes_write_one_attack(
 def test_the_main_process_alone_reports_an_error_of_all(
     tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch, index: int
 ) -> None:
-    processes = Processes(OneOfTwo(index))
+    processes = one_of(2, index)
     monkeypatch.setattr(processes, "gathered", lambda own: [own, own])
     monkeypatch.setattr("inversight.core.processes.launched", lambda device: processes)
     code, out, err = cli(f"attack --prior {tmp_path / 'none'} --target t --out {tmp_path / 'out'}")
@@ -242,7 +233,7 @@ def test_rejects_several_processes_for_a_service_and_for_other_commands(
     tmp_path: Path, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    context = Context(0, torch.device("cpu"), Quiet(), Processes(OneOfTwo(1)))
+    context = Context(0, torch.device("cpu"), Quiet(), one_of(2, 1))
     with pytest.raises(ConfigError, match="attacked by one process"):
         attack(
             tmp_path / "prior", tmp_path / "out", model=ModelSpec("endpoint:http://127.0.0.1:9"),

@@ -25,11 +25,14 @@ from tests.priors.tiny import (
     REAL,
     SHAPE,
     FixedGuidance,
+    Stopped,
     assert_equal,
     assert_same,
     batch,
+    new_game,
     play,
     state,
+    stop_at,
     tiny,
 )
 
@@ -193,17 +196,31 @@ def test_the_critic_learns_the_soft_labels(prior: StylePrior) -> None:
     torch.testing.assert_close(found, soft, atol=0.15, rtol=0)
 
 
-@EITHER
 @pytest.mark.parametrize("published", [False, True])
-def test_resumes_bit_by_bit(prior: StylePrior, tmp_path: Path, way: Way, published: bool) -> None:
-    file = tmp_path / "checkpoint.safetensors"
+@pytest.mark.parametrize(
+    ("way", "stop"), [(None, 1), (None, 3), (None, 5), (conditioned, 2), (aware, 2)]
+)
+def test_resumes_bit_by_bit(
+    prior: StylePrior, tmp_path: Path, way: Way | None, stop: int, published: bool
+) -> None:
+    """A training from new weights without classes, and both kinds with classes."""
     changes = PUBLISHED if published else {}
-    whole, part, resumed = (game_of(way(prior), **changes) for _ in range(3))
-    play(whole, class_labels=LABELS, steps=4, fresh=False)
-    play(part, class_labels=LABELS, steps=2, fresh=False)
-    part.save(file, {"log": [], "guidance": {}})
-    play(resumed, class_labels=LABELS, steps=4, fresh=False, checkpoint=file)
+    options: dict[str, Any] = {
+        "class_labels": None if way is None else LABELS,
+        "fresh": way is None,
+    }
+    whole, part, resumed = (
+        game_of(way(prior), **changes) if way else new_game(**changes) for _ in range(3)
+    )
+    log = play(whole, **options)
+    with pytest.raises(Stopped):
+        play(part, **options, progress=stop_at(stop))
+    # The row of the step at which progress is called is in the log already.
+    file = tmp_path / "checkpoint.safetensors"
+    part.save(file, {"log": log[:stop], "guidance": {}})
+    assert play(resumed, **options, checkpoint=file) == log
     assert_same(state(whole), state(resumed))
+    assert (whole.path_length.mean > 0) == published
 
 
 def test_draws_samples_of_all_classes(prior: StylePrior) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,29 +17,13 @@ from inversight.priors.convolution import convolution, transposed_convolution
 from inversight.priors.penalties import r1_penalty
 from inversight.priors.resampling import halve, make_filter
 
-CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...]]] = {
-    "as it is": (convolution, F.conv2d, (4, 3, 3, 3)),
-    "padded": (
-        lambda x, w: convolution(x, w, padding=1),
-        lambda x, w: F.conv2d(x, w, padding=1),
-        (4, 3, 3, 3),
-    ),
-    "halving, a row left over": (
-        lambda x, w: convolution(x, w, stride=2),
-        lambda x, w: F.conv2d(x, w, stride=2),
-        (4, 3, 3, 3),
-    ),
-    "doubling": (
-        lambda x, w: transposed_convolution(x, w, stride=2),
-        lambda x, w: F.conv_transpose2d(x, w, stride=2),
-        (3, 4, 3, 3),
-    ),
-    "one by one": (convolution, F.conv2d, (4, 3, 1, 1)),
-    "each channel with its own": (
-        lambda x, w: convolution(x, w, stride=(1, 2), groups=3),
-        lambda x, w: F.conv2d(x, w, stride=(1, 2), groups=3),
-        (3, 1, 2, 3),
-    ),
+CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Any, tuple[int, ...]]] = {
+    "plain": (convolution, F.conv2d, {}, (4, 3, 3, 3)),
+    "padded": (convolution, F.conv2d, {"padding": 1}, (4, 3, 3, 3)),
+    "halving": (convolution, F.conv2d, {"stride": 2}, (4, 3, 3, 3)),
+    "doubling": (transposed_convolution, F.conv_transpose2d, {"stride": 2}, (3, 4, 3, 3)),
+    "1x1": (convolution, F.conv2d, {}, (4, 3, 1, 1)),
+    "grouped": (convolution, F.conv2d, {"stride": (1, 2), "groups": 3}, (3, 1, 2, 3)),
 }
 
 
@@ -50,28 +35,22 @@ def drawn(*shape: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("size", [5, 6])
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_derivatives_of_both_orders(name: str, size: int) -> None:
-    ours, pytorchs, shape = CASES[name]
+    ours, pytorchs, options, shape = CASES[name]
     x, weight = drawn(1, 3, size, size, seed=0), drawn(*shape, seed=1)
-    torch.testing.assert_close(ours(x, weight), pytorchs(x, weight))
-    assert gradcheck(ours, (x, weight))
-    assert gradgradcheck(ours, (x, weight), fast_mode=True)
 
+    def computed(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        """Return values, and the gradient of a penalty on a gradient."""
+        y = function(x, weight, **options)
+        (gradient,) = torch.autograd.grad(y.sigmoid().sum(), x, create_graph=True)
+        return y, *torch.autograd.grad(gradient.square().sum(), (x, weight))
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_penalty_on_a_gradient_is_pytorchs(name: str) -> None:
-    """Which has the weight twice, once in the gradient and once in what it is multiplied by."""
-    ours, pytorchs, shape = CASES[name]
-    x, weight = drawn(2, 3, 6, 6, seed=0), drawn(*shape, seed=1)
-
-    def penalty(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        (gradient,) = torch.autograd.grad(function(x, weight).sigmoid().sum(), x, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), (x, weight))
-
-    for found, expected in zip(penalty(ours), penalty(pytorchs), strict=True):
+    for found, expected in zip(computed(ours), computed(pytorchs), strict=True):
         torch.testing.assert_close(found, expected)
+    assert gradcheck(partial(ours, **options), (x, weight))
+    assert gradgradcheck(partial(ours, **options), (x, weight), fast_mode=True)
 
 
-def test_bias_and_what_is_not_asked_for() -> None:
+def test_bias_and_partial_gradients() -> None:
     x, weight, bias = drawn(2, 3, 5, 5, seed=0), drawn(4, 3, 3, 3, seed=1), drawn(4, seed=2)
     y = convolution(x.detach(), weight, bias, padding=1)
     torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1))
@@ -82,7 +61,7 @@ def test_bias_and_what_is_not_asked_for() -> None:
     torch.testing.assert_close(by_x, torch.autograd.grad(F.conv2d(x, weight).sum(), x)[0])
 
 
-def test_the_precision_of_an_autocast() -> None:
+def test_follows_the_precision_of_an_autocast() -> None:
     x, weight = drawn(2, 3, 5, 5, seed=0).float(), drawn(4, 3, 3, 3, seed=1).float()
     x, weight = (t.detach().requires_grad_(True) for t in (x, weight))
     with torch.autocast("cpu", torch.bfloat16):
@@ -94,7 +73,7 @@ def test_the_precision_of_an_autocast() -> None:
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts those that are carried out."""
+    """Counts the convolutions that are carried out."""
 
     count = 0
 

@@ -81,11 +81,9 @@ def test_images_less_confident_than_samples_are_left_out(share: float, count: in
     samples = logits[torch.randint(len(PUBLIC), (40,), generator=generator(5))]
     expected = set()
     for k in range(3):
-        ranked = sorted(range(len(PUBLIC)), key=lambda i: -float(logits[i, k]))
-        rivals = sorted(samples[:, k].tolist())[-count:]
-        for row in ranked[:count]:
-            beaten = sum(one <= float(logits[row, k]) for one in rivals)
-            if beaten / count >= share:
+        rivals = samples[:, k].sort().values[-count:]
+        for row in logits[:, k].argsort(descending=True)[:count].tolist():
+            if int((rivals <= logits[row, k]).sum()) / count >= share:
                 expected.add(row)
     chosen = confident_images(logits, count, surer_than=share, samples=samples)
     assert chosen.tolist() == sorted(expected)

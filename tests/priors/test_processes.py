@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from inversight.core.errors import ConfigError
-from inversight.core.processes import ALONE, Processes, launched
+from inversight.core.processes import ALONE, launched
 from inversight.priors.architecture import architecture_of
 from inversight.priors.game import Game
-from tests.priors.tiny import SHAPE, assert_same, play, state, tiny
+from tests.priors.tiny import SHAPE, assert_same, one_of, play, state, tiny
 from tests.priors.two_processes import STEPS, Positions, conditional_game
 
 
@@ -58,20 +58,10 @@ def test_rejects_half_precision_that_needs_scaled_losses(monkeypatch: pytest.Mon
         launched()
 
 
-@dataclass
-class Accelerator:
-    """What accelerate gives one of several processes, launched with --mixed_precision bf16."""
-
-    num_processes: int = 1
-    process_index: int = 0
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
 def test_bfloat16_trains_as_float32_but_for_rounding() -> None:
     training, rows = tiny(), []
-    for processes in (ALONE, Processes(Accelerator())):
+    half = one_of(1, 0, autocast=partial(torch.autocast, "cpu", dtype=torch.bfloat16))
+    for processes in (ALONE, half):
         game = Game(architecture_of(SHAPE, training), training, processes=processes)
         rows.append(play(game, steps=3))
         assert all(p.dtype == torch.float32 for p in game.generator.parameters())
@@ -84,4 +74,4 @@ def test_bfloat16_trains_as_float32_but_for_rounding() -> None:
 def test_rejects_batches_that_processes_do_not_divide() -> None:
     training = tiny(batch_size=16)
     with pytest.raises(ConfigError, match="expected a multiple of the 3 processes, found 16"):
-        Game(architecture_of(SHAPE, training), training, processes=Processes(Accelerator(3, 1)))
+        Game(architecture_of(SHAPE, training), training, processes=one_of(3, 1))

@@ -16,34 +16,16 @@ from inversight.priors.stylegan2 import Discriminator, Generator, initialise
 from inversight.settings import PriorTraining
 from tests.priors import golden
 from tests.priors.tiny import (
-    PUBLISHED,
     SHAPE,
     FixedGuidance,
     Record,
-    Stopped,
     assert_same,
     fresh_game,
     new_game,
     play,
     state,
-    stop_at,
     tiny,
 )
-
-
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_resumes_bit_by_bit(tmp_path: Path, stop: int, published: bool) -> None:
-    whole, broken, resumed = (new_game(**(PUBLISHED if published else {})) for _ in range(3))
-    log = play(whole)
-    with pytest.raises(Stopped):
-        play(broken, progress=stop_at(stop))
-    file = tmp_path / "checkpoint.safetensors"
-    # The row of the step at which progress is called is in the log already.
-    broken.save(file, {"log": log[:stop], "guidance": {}})
-    assert play(resumed, checkpoint=file) == log
-    assert_same(state(whole), state(resumed))
-    assert (whole.path_length.mean > 0) == published
 
 
 def test_writes_checkpoints_at_intervals(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inversight.adaptation import adapt
+from inversight.core.processes import Processes
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.embeddings.pixel import Pixel
@@ -99,6 +101,12 @@ def assert_equal(one: StylePrior, other: StylePrior) -> None:
         assert_same(getattr(one, name).state_dict(), getattr(other, name).state_dict())
     assert one.log == other.log and (one.pivots is None) == (other.pivots is None)
     assert one.pivots is None or torch.equal(one.pivots, other.pivots)  # type: ignore[arg-type]
+
+
+def one_of(count: int, index: int, **more: Any) -> Processes:
+    """A process that knows of others, and cannot reach them; ``more`` are accelerate's further parts."""
+    cpu = torch.device("cpu")
+    return Processes(SimpleNamespace(num_processes=count, process_index=index, device=cpu, **more))
 
 
 class Stopped(Exception):
