@@ -113,7 +113,7 @@ def test_priors_and_targets_trained_here_have_what_every_attack_needs(
     likely = plan.likely_prior
     assert isinstance(likely, StylePrior)
     assert (likely.image_shape, likely.blocks) == (trained.image_shape, trained.blocks)
-    assert plan.likely_target.classes == plan.inputs.classes
+    assert plan.likely_target.classes == plan.inputs.private.classes
 
 
 @pytest.mark.parametrize(

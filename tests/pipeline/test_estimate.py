@@ -27,7 +27,7 @@ from inversight.pipeline.plan import Plan
 from inversight.priors.architecture import Architecture
 from inversight.settings import ATTACKS, resolve
 from tests.pipeline.conftest import Once
-from tests.pipeline.tiny import Stop, image_folders
+from tests.pipeline.tiny import Stop, image_folders, own_target
 from tests.priors.stylegan2_files import random_prior
 
 TINY: dict[str, Any] = {
@@ -71,11 +71,13 @@ def alone(once: Once) -> dict[str, Any]:
 
     def fill(home: Path) -> None:
         image_folders(home)
+        own_target(home)
         for name, classes in (("prior", 0), ("classes", 2)):
             small = Architecture(size=8, channels=1, z_dim=4, w_dim=4, c_dim=classes, channel_max=4)
             random_prior(small).save(home / f"{name}.safetensors")
 
-    home, network = once("attack-alone", fill), "tests.examples:own_network"
+    home = once("attack-alone", fill)
+    network = f"tests.examples:own_network?weights={home / 'own.safetensors'}"
     return {
         "private": home / "private", "public": home / "public", "target": network,
         "evaluator": network, "prior": str(home / "prior.safetensors"), "arm": "vanilla",

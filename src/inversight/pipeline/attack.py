@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from inversight.attacks import (
@@ -33,6 +31,7 @@ from inversight.core.device import memory_remedy
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.run import atomic_folder, check_new_folder, write_json
 from inversight.data import ImageSet, image_set
+from inversight.data.decoding import decode, to_tensor
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
@@ -97,7 +96,7 @@ def write_attack(
 
 
 def move_pictures(source: Path, pictures: Path) -> None:
-    """Move the images below ``source`` to ``pictures``, whatever an earlier, stopped call has left."""
+    """Move the images below ``source`` to ``pictures``, in place of those of an interrupted call."""
     for file in sorted(source.rglob("*.png")):
         place = pictures / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +105,10 @@ def move_pictures(source: Path, pictures: Path) -> None:
 
 
 def pictures_of(pictures: Path, name: str) -> list[Path]:
-    """Return the files of the attack called ``name`` below ``pictures``, by class and number."""
+    """Return the files of the attack called ``name`` below ``pictures``, in order of their names."""
     pattern = re.compile(rf"{re.escape(name)}-\d{{4,}}\.png")
-    return sorted(f for f in pictures.glob("*/*.png") if pattern.fullmatch(f.name))
+    found = (f for f in pictures.glob("*/*.png") if pattern.fullmatch(f.name))
+    return sorted(found, key=Path.as_posix)
 
 
 def read_pictures(pictures: Path, name: str, *, classes: Sequence[str], channels: int) -> ImageSet:
@@ -117,18 +117,12 @@ def read_pictures(pictures: Path, name: str, *, classes: Sequence[str], channels
     Raises:
         StageError: there are none.
     """
-    files = {f.relative_to(pictures).as_posix(): f for f in pictures_of(pictures, name)}
+    files = pictures_of(pictures, name)
     if not files:
         raise StageError(f"{pictures}: the reconstructions of {name} are gone; start a new run")
-    ids = sorted(files)
-    images = []
-    for one in ids:
-        with Image.open(files[one]) as image:
-            values = np.array(image.convert("L" if channels == 1 else "RGB"))
-        images.append(torch.from_numpy(values).view(*values.shape[:2], channels).permute(2, 0, 1))
-    return image_set(
-        torch.stack(images).contiguous(), [files[one].parent.name for one in ids], ids, classes
-    )
+    images = torch.stack([to_tensor(decode(file, name), None, channels) for file in files])
+    ids = [file.relative_to(pictures).as_posix() for file in files]
+    return image_set(images, [file.parent.name for file in files], ids, classes)
 
 
 def control_stage(

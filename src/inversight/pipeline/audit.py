@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,8 @@ def audit(
     forecast = estimate(plan)
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
     reporter.say(plan.announcement(folder, forecast))
-    with _resumable(folder), Run.create(folder, plan.manifest()) as run:
+    remedy = f"continue with --resume {folder}"
+    with disk_remedy(str(folder), remedy), Run.create(folder, plan.manifest()) as run:
         return execute(plan, run, reporter)
 
 
@@ -81,7 +81,7 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
             "defend` again, which goes on where it stopped"
         )
     # Opened before anything that takes long: another process may be working on it.
-    with _resumable(path), Run.open(path) as run:
+    with disk_remedy(str(path), f"continue with --resume {path}"), Run.open(path) as run:
         plan = Plan.prepare(resolve(manifest["given"]), reporter)
         check_unchanged(plan.manifest(), manifest, path)
         reporter.say(f"Resuming {path}")
@@ -91,8 +91,3 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
 def default_folder() -> Path:
     """Return ``runs/audit-DATE-TIME`` below the current folder."""
     return Path("runs") / f"audit-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _resumable(folder: Path) -> AbstractContextManager[None]:
-    """Return a context that says how to go on if the disk fills up outside of a stage."""
-    return disk_remedy(str(folder), f"continue with --resume {folder}")

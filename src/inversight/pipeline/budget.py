@@ -44,12 +44,8 @@ def budget_stage(folder: Path, reruns: Sequence[Rerun], scores: Path) -> None:
     metrics = read_object(scores / "metrics.json")
     for key in CURVES:
         metrics[key]["within"] = [
-            {
-                **{name: row[name] for name in ("attack", "budget", "queries")},
-                "value": row[key],
-                **{end: row.get(f"{key}_{end}") for end in ("low", "high")},
-                "reason": row["reason"],
-            }
+            {name: row[name] for name in ("attack", "budget", "queries", "reason")}
+            | {"value": row[key], "low": row.get(f"{key}_low"), "high": row.get(f"{key}_high")}
             for row in rows
         ]
     write_json(folder / "metrics.json", metrics)

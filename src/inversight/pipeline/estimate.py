@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import psutil
+import torch
 
 from inversight.adaptation import adapt
 from inversight.attacks.workload import Measurable, Workload, cut_to
@@ -18,7 +19,6 @@ from inversight.pipeline.plan import Plan
 from inversight.pipeline.timing import (
     Timer,
     attack_timer,
-    embedding_seconds,
     seconds_per_step,
     training_seconds,
     untrained_classifier,
@@ -210,7 +210,9 @@ def _embedding_seconds(plan: Plan, images: int) -> float:
     if name in ("public", "pixel", "evaluator"):
         return 0.001 * images * (plan.work / 32) ** 2 + 1.0
     embedding = named_embedding(name, use="distance", role="--embedding", size=plan.work)
-    return images * embedding_seconds(embedding, plan.shape, plan.device)
+    two = torch.rand(2, *plan.shape, device=plan.device)
+    with torch.no_grad():
+        return images / 2 * seconds_per_step(lambda n: [embedding(two) for _ in range(n)])
 
 
 def _feature_width(plan: Plan) -> int:

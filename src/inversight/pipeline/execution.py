@@ -1,4 +1,4 @@
-"""The stages of an audit in order, each kept in the run folder and skipped where it is there."""
+"""The stages of an audit in order. Each is kept in the run folder and skipped if it is there."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def execute(plan: Plan, run: Run, reporter: Reporter) -> AuditResult:
 
 
 def copy_stage(source: Path, run: Run, stage: str) -> None:
-    """Copy a finished stage of the run in ``source``, an attack's images included, if it is there."""
+    """Copy a stage of the run in ``source``, an attack's images included, unless ``run`` has it."""
     folder = source / "stages" / stage
     if not folder.is_dir() or run.folder(stage).is_dir():
         return
@@ -310,7 +310,7 @@ class _Audit:
     def pictures(self, folder: Path, name: str) -> ImageSet:
         """Return the images of the attack called ``name`` in ``folder``."""
         return read_pictures(
-            folder, name, classes=self.inputs.classes, channels=self.inputs.private.channels
+            folder, name, classes=self.inputs.private.classes, channels=self.inputs.private.channels
         )
 
     def control(self, prior: Prior, sets: Mapping[str, ImageSet]) -> ImageSet:
@@ -319,8 +319,8 @@ class _Audit:
         folder = self.stage(
             CONTROL,
             lambda f, context: control_stage(
-                f, prior, labels, attacks=self.plan.attacks.values(), classes=self.inputs.classes,
-                context=context,
+                f, prior, labels, attacks=self.plan.attacks.values(),
+                classes=self.inputs.private.classes, context=context,
             ),
         )  # fmt: skip
         return self.pictures(folder / PICTURES, CONTROL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -31,7 +30,8 @@ from inversight.settings import AuditSettings
 class Inputs:
     """The inputs that were read and checked before a run begins.
 
-    split: the three sets in words. Public images may be of another size than the private ones.
+    split: the three sets in words. Private images and holdout have the classes of the given target, in
+    its order. Public images may be of another size than the private ones.
     """
 
     private: ImageSet
@@ -41,11 +41,6 @@ class Inputs:
     evaluator: Target | None
     split: str
     warnings: tuple[str, ...]
-
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Return the classes in the order of the given target, or else of the private folder."""
-        return self.target.classes if self.target is not None else self.private.classes
 
 
 def read_inputs(
@@ -79,7 +74,7 @@ def read_inputs(
             "--evaluator and --target have different classes or class orders; give the order "
             "with --classes FILE"
         )
-    classes, given = inputs.classes, inputs.holdout
+    classes, given = (inputs.target or inputs.private).classes, inputs.holdout
     return replace(
         inputs,
         private=inputs.private.relabel(classes, role="--private"),
@@ -89,7 +84,7 @@ def read_inputs(
 
 
 def load_evaluator(given: AuditSettings | ScoreSettings, private: ImageSet) -> Target | None:
-    """Return the evaluator that is named in ``given``, for images like the private ones, if any is.
+    """Return the evaluator that ``given`` names, for images like the private ones; None without one.
 
     Raises:
         TargetError: wrong in any way.

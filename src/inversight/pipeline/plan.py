@@ -16,7 +16,7 @@ import torch
 
 from inversight.adaptation import check_arm, check_public
 from inversight.attacks import Attack, check_fits
-from inversight.core.config import build
+from inversight.core.config import build, to_mapping
 from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy, pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
@@ -93,17 +93,16 @@ class Plan:
             if name not in ("public", "evaluator"):
                 # Find missing weights and broken classes before anything that takes long.
                 named_embedding(name, use="distance", role=role, size=8)
-        given = prior if isinstance(prior, PriorFile) else None
-        size = None if given is None else given.prior.image_shape[1]
+        size = prior.prior.image_shape[1] if isinstance(prior, PriorFile) else None
         inputs = read_inputs(settings, reporter, size)
-        if given is not None:
-            word = COLOURS[given.prior.image_shape[0]]
+        if isinstance(prior, PriorFile):
+            word = COLOURS[prior.prior.image_shape[0]]
             check_channels(
-                given.prior, given.file, inputs.private.channels, "the private and public images",
+                prior.prior, prior.file, inputs.private.channels, "the private and public images",
                 f"save the images in {word}, or give a prior that was trained on images like them",
             )  # fmt: skip
             if not settings.adaptation.keeps_prior:
-                check_adaptable(given.prior, given.file)
+                check_adaptable(prior.prior, prior.file)
         work = working_size(inputs.private.size, settings.working_size)
         plan = cls(settings, inputs, attacks, prior, work, device)
         plan.check_parts()
@@ -142,8 +141,8 @@ class Plan:
         An adaptation leaves a prior what it was, except that some arms condition it on classes.
         """
         if self.adapts and ARMS[self.settings.arm].conditional:
-            untrained = untrained_prior(self.prior_shape)
-            return condition_on_classes(untrained, len(self.inputs.classes), rng=generator(0))
+            untrained, classes = untrained_prior(self.prior_shape), self.inputs.private.classes
+            return condition_on_classes(untrained, len(classes), rng=generator(0))
         if isinstance(self.prior, PriorTraining):
             return untrained_prior(self.shape)
         return self.prior.prior if isinstance(self.prior, PriorFile) else self.prior
@@ -184,7 +183,7 @@ class Plan:
         return self.inputs.public.resized(size=size, channels=channels)
 
     def remedy(self, stage: str, kept: str) -> AbstractContextManager[None]:
-        """Say what to lower if ``stage`` runs out of memory, and what is ``kept``."""
+        """Return a context that says what to lower if ``stage`` runs out of memory, and what is kept."""
         lower = _LOWER.get(stage, "--memory")
         if stage in self.attacks:
             lower = f"batch_size, as in --set 'attack=[{{class: {stage}, batch_size: 20}}]'"
@@ -238,6 +237,7 @@ class Plan:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "given": anchored(s),
+            "settings": to_mapping(s),
             "inputs": inputs,
             "split": i.split,
             "notes": [],

@@ -132,7 +132,7 @@ def warn_of_few(images: ImageSet, reporter: Reporter) -> None:
 def training_remedy(
     stage: str, training: PriorTraining, processes: Processes
 ) -> AbstractContextManager[None]:
-    """Say what to lower if a training of a prior runs out of memory: a smaller share of its batch."""
+    """Return a context that names a smaller part of the batch if a training runs out of memory."""
     own = training.batch_size // processes.count
     most = max(1, min(own, training.images_at_once or own) // 2)
     share = max(n for n in range(1, most + 1) if own % n == 0)

@@ -13,7 +13,6 @@ from inversight.attacks.workload import SurrogateWork, Workload
 from inversight.core.device import reduced_precision
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
-from inversight.embeddings import Embedding
 from inversight.models.networks import SavedClassifier, build_classifier
 from inversight.models.target import Target, target_of
 from inversight.models.training import train_classifier
@@ -136,15 +135,3 @@ def _surrogates(work: SurrogateWork, prior: Prior) -> tuple[float, Target]:
     surrogate = untrained_target(images, prior.image_shape).to(device)
     ensemble = replace(surrogate, module=Ensemble([surrogate] * work.count))
     return epoch / len(images), ensemble
-
-
-def embedding_seconds(
-    embedding: Embedding, shape: tuple[int, int, int], device: torch.device
-) -> float:
-    """Return the seconds of embedding one image of ``shape`` (C, H, W)."""
-    x = torch.rand(2, *shape, device=device)
-    with torch.no_grad():
-        embedding(x)
-        started = time.perf_counter()
-        embedding(x)
-    return (time.perf_counter() - started) / 2
