@@ -53,13 +53,9 @@ def squared_distances(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor
     at_once = max(1, _SCRATCH // max(1, *(a.shape[1] for a in left)))
     for pairs in torch.split(close, at_once):
         i, j = pairs.unbind(1)
-        total[i, j] = sum(
-            (
-                (a[i].double() - b[j].double()).square().sum(1)
-                for a, b in zip(left, right, strict=True)
-            ),
-            start=total.new_zeros(len(pairs)),
-        )
+        total[i, j] = 0.0
+        for a, b in zip(left, right, strict=True):
+            total[i, j] += (a[i].double() - b[j].double()).square().sum(1)
     return total.clamp_min_(0.0)
 
 

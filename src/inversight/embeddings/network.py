@@ -61,8 +61,7 @@ class StageEmbedding:
     def _normalised(self, images: Tensor) -> Tensor:
         channels, size, _ = self.network.image_shape
         x = fit(images, size=size, channels=channels)
-        mean = torch.tensor(self.network.mean, device=x.device, dtype=x.dtype)[None, :, None, None]
-        std = torch.tensor(self.network.std, device=x.device, dtype=x.dtype)[None, :, None, None]
+        mean, std = (x.new_tensor(v)[:, None, None] for v in (self.network.mean, self.network.std))
         return (x - mean) / std
 
 

@@ -71,6 +71,7 @@ class Workspace:
         self._flat = torch.empty(0, device=self.device)
         self._sizes: list[tuple[_Staged, torch.Size, list[int], list[int]]] = []
 
+    @exact_products()
     def sizes(self, embedding: _Staged, image: Tensor) -> tuple[list[int], list[int]]:
         """Return how many values one image has at each stage: of its block, and of the stage's input.
 
@@ -130,13 +131,7 @@ def image_pairs(
         return
     work = workspace or Workspace()
     tiles = _Pairs(embedding, work, seen).tiles(*sides, within, memory)
-    while True:
-        # Not around the yield: the consumer's own settings apply there.
-        with exact_products():
-            found = next(tiles, None)
-        if found is None:
-            return
-        own, a, b, distances = found
+    for own, a, b, distances in tiles:
         other = sides[0] if own else sides[1]
         if not bool(distances.isfinite().all()):
             raise StageError(_not_finite(embedding, sides, names, work.device))
@@ -384,11 +379,13 @@ class _Pairs:
         for source in (left, right):
             source.inputs, source.outputs = source.outputs, None
 
+    @exact_products()
     def _distances(self, a: Tensor, a_norms: Tensor, b: Tensor, b_norms: Tensor) -> Tensor:
         if isinstance(self.embedding, _OneStage) and a.shape[1] <= _NARROW:
             return squared_distances((a.cpu(),), (b.cpu(),))
         return wide_distances(a, a_norms, b, b_norms)
 
+    @exact_products()
     def _fill(
         self, stage: int, stages: int, reference: Tensor, source: _Source, part: slice, out: Tensor,
         *, new: bool = False, keep: bool = False,
@@ -430,6 +427,7 @@ def _divisions(rows: int) -> list[int]:
     return sorted({math.ceil(rows / count) for count in range(1, min(rows, 256) + 1)} | {1})
 
 
+@exact_products()
 def _not_finite(
     embedding: Embedding, sides: tuple[_Side, _Side], names: Sequence[Sequence[str]] | None,
     device: torch.device,
@@ -437,8 +435,7 @@ def _not_finite(
     """Return the message that names the image whose features are not finite."""
     for number, side in enumerate(sides):
         for row in side.first:
-            with exact_products():
-                features = _Source([side.images[row]], device).state(_OneStage(embedding), slice(1))
+            features = _Source([side.images[row]], device).state(_OneStage(embedding), slice(1))
             if not bool(features.isfinite().all()):
                 name = names[number][row] if names else f"{row} of set {number + 1}"
                 return (
