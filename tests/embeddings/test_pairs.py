@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -24,6 +24,22 @@ NETS = get_args(Net)
 MEMORY = 2 << 30
 STAGED, PLAIN = network("alex"), Pixel((16, 16))
 BOTH = pytest.mark.parametrize("embedding", [STAGED, PLAIN], ids=["staged", "plain"])
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An embedding without stages, of pixels in [0, 1]."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.function(images.flatten(1)),)
+
+
+# Too wide for float64: goes through the same products as LPIPS, without stages.
+WIDE = Plain("wide", lambda x: torch.cat([(x * k).sin() for k in range(1, 100)], dim=1))
+BROKEN = Plain("broken", lambda x: torch.where(x[:, :1] > 0.99, float("nan"), x))
 
 
 def all_pairs(
@@ -115,25 +131,14 @@ def test_do_not_depend_on_memory(n: int, m: int, memory: int, embedding: Embeddi
     torch.testing.assert_close(parts, whole, rtol=3e-6, atol=0)
 
 
-@dataclass(frozen=True)
-class Wide:
-    """Too wide for float64: goes through the same products as LPIPS, without stages."""
-
-    name: str = "wide"
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = images.flatten(1)
-        return (torch.cat([(x * k).sin() for k in range(1, 100)], dim=1),)
-
-
 @pytest.mark.parametrize("memory", [1, 2_000_000, MEMORY])
 def test_wide_features_without_stages(memory: int) -> None:
     left, right = noise(6), noise(5, seed=1)
     right[:2] = left[2:4]
     right[1, 0, 0, 0] ^= 1
-    found = distances(Wide(), left, right, memory=memory)
+    found = distances(WIDE, left, right, memory=memory)
     assert found[2, 0] == 0.0 and 0 < found[3, 1] < 1e-2 * float(found.median())
-    check(Wide(), left, right, atol=1e-12, memory=memory)
+    check(WIDE, left, right, atol=1e-12, memory=memory)
 
 
 def test_reserve_no_more_than_the_given_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,21 +205,12 @@ def test_no_images_give_no_tiles_and_no_memory_is_rejected() -> None:
         next(image_pairs(PLAIN, noise(1), noise(1), memory=0))
 
 
-@dataclass(frozen=True)
-class Broken:
-    name: str = "broken"
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = images.flatten(1)
-        return (torch.where(x[:, :1] > 0.99, float("nan"), x),)
-
-
 @pytest.mark.parametrize("side", [0, 1])
 def test_names_the_image_whose_features_are_not_finite(side: int) -> None:
     sets, names = [noise(4) // 2, noise(5, seed=1) // 2], ["left", "right"]
     sets[side][2, 0, 0, 0] = 255
     with pytest.raises(StageError, match=f"broken.*image {names[side]}2"):
-        distances(Broken(), *sets, names=[[f"{x}{i}" for i in range(5)] for x in names])
+        distances(BROKEN, *sets, names=[[f"{x}{i}" for i in range(5)] for x in names])
 
 
 def test_progress_counts_every_image_once() -> None:

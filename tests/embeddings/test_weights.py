@@ -17,6 +17,7 @@ from inversight.core.errors import WeightsError
 from inversight.embeddings import weights
 from inversight.embeddings.weights import KNOWN, PublishedWeights, folder, import_weights, status
 from tests.draws import normal
+from tests.priors.hostile_pickles import Hostile
 
 FILE = "vgg16-397923af.pth"
 STATE = {
@@ -77,20 +78,12 @@ def test_rejects_missing_files_and_unknown_names(tmp_path: Path) -> None:
     refused(other, rf"{other}: expected one of .*did you mean {FILE}\?")
 
 
-class Payload:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
 @pytest.mark.parametrize("digest_fits", [False, True])
 def test_a_hostile_pickle_does_not_run(
     tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch, digest_fits: bool
 ) -> None:
     marker = tmp_path / "marker"
-    file = publish({**STATE, "extra": Payload(marker)})
+    file = publish({**STATE, "extra": Hostile(os.mkdir, str(marker))})
     found = KNOWN["vgg16"].digest
     if not digest_fits:
         monkeypatch.setitem(KNOWN, "vgg16", replace(KNOWN["vgg16"], digest="397923af"))

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from inversight.priors.convolution import convolution, transposed_convolution
 from inversight.priors.penalties import r1_penalty
 from inversight.priors.resampling import halve, make_filter
+from tests.draws import normal
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Any, tuple[int, ...]]] = {
     "plain": (convolution, F.conv2d, {}, (4, 3, 3, 3)),
@@ -28,8 +29,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Any, tuple[
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_(True)
+    return normal(*shape, seed=seed).requires_grad_(True)
 
 
 @pytest.mark.parametrize("size", [5, 6])

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=rng(seed), dtype=torch.float64)
+from tests.draws import normal, rng
 
 
 def test_r1_of_a_quadratic() -> None:

@@ -40,14 +40,6 @@ def test_by_hand() -> None:
     )  # fmt: skip
 
 
-def test_is_the_difference_of_two_ddcs() -> None:
-    found = gap(PRIVATE, GUIDED, CONTROL)
-    one, other = (ddcs(PRIVATE, made) for made in (GUIDED, CONTROL))
-    assert found.value == pytest.approx(value(one) - value(other))
-    covered = found.extra["covered"], found.extra["control_covered"]
-    assert covered == pytest.approx((value(one, "covered"), value(other, "covered")))
-
-
 def test_equal_sets_have_no_gap() -> None:
     found = gap(PRIVATE, GUIDED, GUIDED)
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
