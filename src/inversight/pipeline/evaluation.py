@@ -7,7 +7,7 @@ sets can be added later at the price of the new images alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +92,8 @@ def evaluate(
     holdout = _by_id(holdout) if holdout is not None else None
     sets = {name: _by_id(images) for name, images in sets.items()}
     more = {name: _by_id(images) for name, images in more.items()}
-    vectors = _Vectors(features, evaluator, device, progress)
+    judge = None if evaluator is None else PooledEmbedding("evaluator", evaluator)
+    vectors = _Vectors(features, judge, device, progress)
     if earlier is not None:
         reference = earlier[0]
     else:
@@ -164,19 +165,16 @@ def check_classes(private: ImageSet, reconstructions: ImageSet) -> None:
             )
 
 
+@dataclass(frozen=True)
 class _Vectors:
     """Feature vectors of image sets, which must stay alive; each goes through each network once."""
 
-    def __init__(
-        self, features: Embedding, evaluator: Target | None, device: torch.device | str,
-        progress: Progress,
-    ) -> None:  # fmt: skip
-        self.features = features
-        self.evaluator = None if evaluator is None else PooledEmbedding("evaluator", evaluator)
-        self.device = device
-        self.progress = progress
-        self._features: dict[int, Tensor] = {}
-        self._evaluator: dict[int, tuple[Tensor, Tensor]] = {}
+    features: Embedding
+    evaluator: PooledEmbedding | None
+    device: torch.device | str
+    progress: Progress
+    _features: dict[int, Tensor] = field(default_factory=dict)
+    _evaluator: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def width(self, images: ImageSet) -> int:
         """Return the number of values in the features of one image, measured on a blank one."""

@@ -23,8 +23,6 @@ from inversight.report import (
 )
 from inversight.report.reading import read_mapping
 
-REPORT = "report.html"
-CARD = "model-card"
 GALLERY = 24
 """Images that the report shows."""
 
@@ -37,9 +35,9 @@ def report_stage(run: Path, *, gallery: tuple[GalleryItem, ...] = ()) -> ReportD
     """
     data = load_report_data(run, gallery=gallery)
     card = model_card(read_mapping(run, "run.json"), data.metrics)
-    write_text(run / REPORT, render(data))
-    write_json(run / f"{CARD}.json", card)
-    write_text(run / f"{CARD}.md", render_card(card))
+    write_text(run / "report.html", render(data))
+    write_json(run / "model-card.json", card)
+    write_text(run / "model-card.md", render_card(card))
     return data
 
 
@@ -55,7 +53,7 @@ def report(run: Path) -> Path:
         if is_disk_full(error):
             raise
         raise RunError(f"{run}: cannot be written to ({error.strerror})") from None
-    return run / REPORT
+    return run / "report.html"
 
 
 def make_gallery(
@@ -65,31 +63,25 @@ def make_gallery(
     samples = pd.read_parquet(run / "samples.parquet").head(GALLERY)
     real = names_behind(run)
     own = dict(zip(private.ids, private.images, strict=True))
-    found: dict[str, Tensor] = {}
-    for one in reconstructions:
-        found |= zip(one.ids, one.images, strict=True)
+    found = {
+        name: image
+        for one in reconstructions
+        for name, image in zip(one.ids, one.images, strict=True)
+    }
 
     def png(images: dict[str, Tensor], name: str) -> bytes:
-        return _png(images[real.get(name, name)], blurred)
+        picture, buffer = to_pil(images[real.get(name, name)]), io.BytesIO()
+        if blurred:
+            picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 10))
+        picture.save(buffer, format="PNG")
+        return buffer.getvalue()
 
     return tuple(
         GalleryItem(
-            id=row["id"],
-            label=row["label"],
-            score=float(row["ddcs_best"]),
-            nearest_distance=float(row["nearest_distance"]),
-            private_png=png(own, row["id"]),
+            id=row["id"], label=row["label"], score=float(row["ddcs_best"]),
+            nearest_distance=float(row["nearest_distance"]), private_png=png(own, row["id"]),
             reconstruction_png=png(found, row["nearest_reconstruction"]),
         )
         for row in samples.to_dict("records")
         if isinstance(row["nearest_reconstruction"], str)
-    )
-
-
-def _png(image: Tensor, blurred: bool) -> bytes:
-    picture = to_pil(image)
-    if blurred:
-        picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 10))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
+    )  # fmt: skip

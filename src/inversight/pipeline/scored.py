@@ -28,13 +28,9 @@ from inversight.pipeline.metrics import Evaluation, Scored, nearest_distances
 from inversight.scores import Summary
 
 FILES = (
-    "metrics.json",
-    "metrics_by_set.json",
-    "samples.parquet",
-    "samples_by_set.parquet",
-    "reconstructions.parquet",
-    "holdout.parquet",
-)
+    "metrics.json", "metrics_by_set.json", "samples.parquet", "samples_by_set.parquet",
+    "reconstructions.parquet", "holdout.parquet",
+)  # fmt: skip
 """Files of a scoring that a run folder shows."""
 
 VECTORS = "vectors.safetensors"

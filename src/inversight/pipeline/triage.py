@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from inversight.risk.triage import agreement, expected_risk, learn, learned_else
 from inversight.risk.twins import find_twins
 from inversight.scores.result import Summary
 
-TABLE, FACTS = "triage.parquet", "triage.json"
+TABLE = "triage.parquet"
 EXPECTED, LEARNED = "expected", "learned"
 """Names of the two predictors: from signals alone, and learned from attacked classes."""
 
@@ -63,11 +62,11 @@ class Triage:
         """The signal with the largest correlation for each measure."""
         best = {}
         for measure, by in self.agreement.items():
-            known = [
-                (one.value, k) for k, one in by.items() if k in SIGNALS and one.value is not None
-            ]
-            if known:
-                best[measure] = max(known, key=itemgetter(0))[1]
+            known = pd.Series(
+                {k: by[k].value for k in by if k in SIGNALS}, dtype="float64"
+            ).dropna()
+            if len(known):
+                best[measure] = str(known.idxmax())
         return best
 
 
@@ -81,23 +80,21 @@ def triage_run(run: Path, *, seed: int = 0) -> Triage:
         RunError: not a finished audit, or one without signals.
     """
     samples = _ledger(run)
-    values = signals_of(samples)
+    given = signals_of(samples)
     labels = samples["label"].astype(str).tolist()
     nearest = _column(samples, "nearest_distance")
     notes: list[str] = []
-    predicted = {**turned(values), EXPECTED: expected_risk(values)}
+    predicted = {**turned(given), EXPECTED: expected_risk(given)}
     try:
-        predicted[LEARNED] = learned_elsewhere(values, nearest, labels)
+        predicted[LEARNED] = learned_elsewhere(given, nearest, labels)
     except InputError as error:
         notes.append(f"Nothing was learned ({error}).")
+    # A reconstruction is near if its distance is small or the score high; none in its class says nothing.
+    near = {"nearest_distance": -nearest, "ddcs_best": _column(samples, "ddcs_best")}
     found = {}
-    # A reconstruction is near if its distance is small or the score high.
-    for name, near in (
-        ("nearest_distance", -nearest),
-        ("ddcs_best", _column(samples, "ddcs_best")),
-    ):
-        near[nearest.isnan()] = float("nan")  # no reconstruction of its class says nothing
-        found[name] = agreement(predicted, near, labels, rng=generator(seed, "triage", name))
+    for name, values in near.items():
+        known = values.masked_fill(nearest.isnan(), float("nan"))
+        found[name] = agreement(predicted, known, labels, rng=generator(seed, "triage", name))
     columns = {name: predicted[name].numpy() for name in (EXPECTED, LEARNED) if name in predicted}
     return Triage(_ranked(samples, columns), found, run, tuple(notes))
 
@@ -177,7 +174,7 @@ def write_triage(found: Triage, out: Path) -> None:
     }
     with atomic_folder(out) as folder:
         found.table.to_parquet(folder / TABLE, index=False)
-        write_json(folder / FACTS, facts)
+        write_json(folder / "triage.json", facts)
 
 
 def _ledger(run: Path) -> pd.DataFrame:
