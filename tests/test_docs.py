@@ -1,11 +1,17 @@
-"""The code and the commands in docs/ work."""
+"""The README is short, and all code, commands, settings and links in the documentation work."""
 
 from __future__ import annotations
 
-import pytest
+import re
+from pathlib import Path
 
+import pytest
+import typer
+
+from inversight.cli.app import app
 from inversight.core.config import parse_assignment
-from tests.documentation import PAGES, blocks, parse_command
+from inversight.settings import AuditSettings
+from tests.documentation import PAGES, ROOT, blocks, parse_command
 
 CODE = [
     pytest.param(code, id=f"{page.stem}-{number}")
@@ -36,3 +42,55 @@ def test_commands_parse(line: str) -> None:
     """Options exist, their values have the right type, and none is missing."""
     for text in parse_command(line).params.get("set_") or ():
         parse_assignment(text)
+
+
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+ALL_PAGES = [
+    page.relative_to(ROOT).as_posix()
+    for page in sorted(ROOT.glob("**/*.md"))
+    if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
+]
+
+
+def test_readme_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 130
+
+
+def test_readme_begins_with_the_two_commands() -> None:
+    """.ci/run takes the test command from it."""
+    audit, tests = blocks(README, "")[0].splitlines()
+    assert audit.endswith("inversight audit") and tests.endswith("pytest")
+
+
+def options(command: object) -> set[str]:
+    found = {o for p in getattr(command, "params", []) for o in p.opts}
+    return found.union(*map(options, getattr(command, "commands", {}).values()))
+
+
+def test_options_in_the_readme_exist() -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
+    assert named and named <= options(typer.main.get_command(app))
+
+
+def test_settings_in_the_readme_exist() -> None:
+    (code,) = blocks(README, "python")
+    names = set(re.findall(r"\b(\w+)=", code)) - {"out"}
+    assert names and names <= set(AuditSettings.__dataclass_fields__)
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub names them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", text).strip().lower().replace(" ", "-") for text in found}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    file = ROOT / page
+    for link in re.findall(r"\]\(([^)]+)\)", file.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if not link.startswith("http"):
+            other = file.parent / path if path else file
+            assert other.exists(), link
+            assert not anchor or anchor in headings(other), link

@@ -150,18 +150,6 @@ def test_printed_configuration_reads_back_the_same(cli: CommandLine) -> None:
     assert yaml.safe_load(changed) == {**values, "seed": 8, "limit": 3}
 
 
-def test_settings_of_a_part_that_an_option_names(cli: CommandLine) -> None:
-    """They change it, and the preset stays below them."""
-    out, _ = cli.succeeds(
-        "audit --print-config --preset thorough --prior style --set prior.width=8",
-        "--attack gmi --set attack.keep=7",
-    )
-    values = yaml.safe_load(out)
-    assert (values["prior"]["steps"], values["prior"]["width"]) == (60000, 8)
-    (attack,) = values["attack"]
-    assert (attack["class"], attack["keep"], attack["candidates"]) == ("gmi", 7, 200)
-
-
 def test_overlapping_folders_are_refused(cli: CommandLine) -> None:
     shutil.copy("private/b/1.png", "public/a/same.png")
     shared = "--private and --public share 1 image(s)"

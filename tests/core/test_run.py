@@ -5,22 +5,15 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from inversight.core import run as folders
 from inversight.core.errors import DiskFullError, RunError
-from inversight.core.run import (
-    PRIVATE_NAMES,
-    Run,
-    atomic_folder,
-    check_new_folder,
-    names_behind,
-    read_manifest,
-    write_json,
-    write_text,
-)
+from inversight.core.run import Run
 
 
 @pytest.fixture
@@ -53,7 +46,7 @@ def test_a_stage_that_fails_is_not_there_and_finds_its_checkpoint_again(run: Run
     with pytest.raises(KeyboardInterrupt):
         run.stage("prior", fails(KeyboardInterrupt()))
     assert not run.folder("prior").is_dir()
-    assert read_manifest(run.path)["stages"] == []
+    assert folders.read_manifest(run.path)["stages"] == []
     run.close()
     again = Run.open(run.path)
     again.stage("prior", goes_on)
@@ -114,13 +107,13 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path, out: str, message: 
         file.parent.mkdir()
         file.write_text("{}")
     with pytest.raises(RunError, match=message):
-        check_new_folder(tmp_path / out, needed_bytes=0)
+        folders.check_new_folder(tmp_path / out, needed_bytes=0)
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == files
 
 
 def test_no_room_is_found_out_before(tmp_path: Path) -> None:
     with pytest.raises(DiskFullError, match="about 1000000000000 MB are needed"):
-        check_new_folder(tmp_path / "deep" / "er", needed_bytes=10**18)
+        folders.check_new_folder(tmp_path / "deep" / "er", needed_bytes=10**18)
     assert not (tmp_path / "deep").exists()
 
 
@@ -135,12 +128,13 @@ def test_publishing_replaces_a_file(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("resumable", [False, True])
 def test_a_folder_is_there_when_it_is_complete(tmp_path: Path, resumable: bool) -> None:
     final = tmp_path / "deep" / "folder"
-    with pytest.raises(KeyboardInterrupt), atomic_folder(final, resumable=resumable) as folder:
+    begin = partial(folders.atomic_folder, final, resumable=resumable)
+    with pytest.raises(KeyboardInterrupt), begin() as folder:
         (folder / "a").write_text("half")
         raise KeyboardInterrupt
     assert not final.exists() and bool(list(final.parent.iterdir())) == resumable
     final.mkdir()  # an empty folder may be there
-    with atomic_folder(final, resumable=resumable) as folder:
+    with begin() as folder:
         assert (folder / "a").exists() == resumable
         (folder / "b").write_text("whole")
     assert sorted(p.name for p in final.iterdir()) == ["a", "b"][not resumable :]
@@ -149,9 +143,9 @@ def test_a_folder_is_there_when_it_is_complete(tmp_path: Path, resumable: bool) 
 
 def test_writing_fails_without_harm(tmp_path: Path) -> None:
     file = tmp_path / "facts.json"
-    write_text(file, "old")
+    folders.write_text(file, "old")
     with pytest.raises(ValueError, match="JSON"):
-        write_json(file, {"x": float("nan")})
+        folders.write_json(file, {"x": float("nan")})
     assert file.read_text() == "old"
 
 
@@ -168,13 +162,13 @@ def test_wrong_manifests(tmp_path: Path, text: str | None, message: str) -> None
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match=message):
-        read_manifest(tmp_path)
+        folders.read_manifest(tmp_path)
 
 
 def test_a_damaged_file_of_hidden_names_is_named(tmp_path: Path) -> None:
-    (tmp_path / PRIVATE_NAMES).write_text("{")
-    with pytest.raises(RunError, match=PRIVATE_NAMES):
-        names_behind(tmp_path)
+    (tmp_path / folders.PRIVATE_NAMES).write_text("{")
+    with pytest.raises(RunError, match=folders.PRIVATE_NAMES):
+        folders.names_behind(tmp_path)
 
 
 def test_the_folder_says_what_in_it_is_sensitive(run: Run) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inversight.data import load_folder
+from inversight.data import ImageSet, load_folder
 from tests.data.files import picture, save
 
 
@@ -19,6 +19,11 @@ def folder(tmp_path: Path) -> Path:
     for i, name in enumerate(["a/1.png", "a/2.png", "b/1.png", "b/2.png"]):
         save(picture(i), tmp_path / "data" / name)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def private(folder: Path) -> ImageSet:
+    return load_folder(folder, role="--private")
 
 
 @pytest.fixture

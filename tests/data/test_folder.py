@@ -36,14 +36,21 @@ def test_rejects_folders_without_images_of_each_class(
     refusal(tmp_path / "data" / where, str(tmp_path / "data" / where), *parts, labelled=labelled)
 
 
-def test_mixed_sizes_name_both_files(folder: Path) -> None:
-    save(picture(5, (16, 16)), folder / "b" / "3.png")
-    refusal(folder, "a/1.png is 8x8", "b/3.png is 16x16", "--size N")
-
-
-def test_images_that_are_not_square(folder: Path) -> None:
-    save(picture(5, (8, 10)), folder / "b" / "3.png")
-    refusal(folder, "b/3.png", "8x10", "--size N")
+@pytest.mark.parametrize(
+    ("name", "size", "parts"),
+    [
+        ("b/3.png", (16, 16), ("a/1.png is 8x8", "b/3.png is 16x16", "--size N")),
+        ("b/3.png", (8, 10), ("b/3.png", "8x10", "--size N")),
+        ("stray.png", (8, 8), ("1 image(s) lie beside", "stray.png", "remove it")),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_rejects_images_that_do_not_fit(
+    folder: Path, name: str, size: tuple[int, int], parts: tuple[str, ...], labelled: bool
+) -> None:
+    """Neither is an image beside class folders dropped, nor are the classes."""
+    save(picture(5, size), folder / name)
+    refusal(folder, *parts, labelled=labelled)
 
 
 def test_reading_gives_sorted_ids_labels_and_pixels(folder: Path) -> None:
@@ -102,13 +109,6 @@ def test_what_is_left_out_is_counted_and_named(folder: Path, where: str) -> None
         load_folder(folder, role="--private")
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_images_beside_class_folders_are_refused(folder: Path, labelled: bool) -> None:
-    """Neither the image is dropped nor the classes are."""
-    stray = save(picture(9), folder / "stray.png")
-    refusal(folder, "1 image(s) lie beside", str(stray), "remove it", labelled=labelled)
-
-
 def test_images_beside_folders_of_other_files_have_no_classes(tmp_path: Path) -> None:
     save(picture(0), tmp_path / "1.png")
     save(b"something", tmp_path / "notes" / "1.txt")
@@ -137,7 +137,5 @@ def test_grey_stays_one_channel_and_one_colour_image_makes_three(folder: Path) -
     save(picture(8, mode="RGB"), folder / "a" / "3.png")
     found = load_folder(folder, role="--private")
     assert found.channels == 3
-    assert np.array_equal(
-        found.images[0].numpy(), np.repeat(np.asarray(picture(0))[None], 3, axis=0)
-    )
+    assert (found.images[0].numpy() == np.asarray(picture(0))).all()
     assert load_folder(folder, role="--private", channels=1).channels == 1

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from inversight.core.errors import DataError
 from inversight.core.imaging import fit
 from inversight.core.seeding import generator
-from inversight.data import check_overlap, image_set, load_folder, write_images
+from inversight.data import ImageSet, check_overlap, image_set, load_folder, write_images
 from tests.data.files import grey_files, picture, save
+from tests.refusals import refused
 
 
-def test_a_class_that_the_model_lacks(folder: Path) -> None:
-    found = load_folder(folder, role="--private")
-    with pytest.raises(DataError, match=r"--private: class b .*--classes FILE"):
-        found.relabel(["a", "c"], role="--private")
+def test_relabel_follows_the_given_order(private: ImageSet) -> None:
+    found = private.relabel(["z", "b", "a"], role="--private")
+    assert found.classes == ("z", "b", "a")
+    assert found.labels.tolist() == [2, 2, 1, 1]
+    with refused("--private: class b is not among", "--classes FILE"):
+        private.relabel(["a", "c"], role="--private")
 
 
 LEVELS = np.asarray(picture(1))
@@ -50,29 +52,21 @@ def test_the_same_colours_in_another_format_have_the_same_hash(tmp_path: Path) -
     assert len(set(hashes[:4])) == 1 and hashes[4] != hashes[0]
 
 
-def test_fingerprint_forgets_row_order_and_sees_changes(folder: Path) -> None:
-    found = load_folder(folder, role="--private")
-    turned = found.select(torch.tensor([3, 1, 0, 2]))
+def test_fingerprint_forgets_row_order_and_sees_changes(private: ImageSet, folder: Path) -> None:
+    turned = private.select(torch.tensor([3, 1, 0, 2]))
     assert turned.ids == ("b/2.png", "a/2.png", "a/1.png", "b/1.png")
-    assert turned.fingerprint() == found.fingerprint()
-    assert found.relabel(["b", "x", "a"], role="r").fingerprint() == found.fingerprint()
-    assert found.select(torch.tensor([0, 1, 2])).fingerprint() != found.fingerprint()
+    assert turned.fingerprint() == private.fingerprint()
+    assert private.relabel(["b", "x", "a"], role="r").fingerprint() == private.fingerprint()
+    assert private.select(torch.tensor([0, 1, 2])).fingerprint() != private.fingerprint()
     save(picture(99), folder / "a" / "1.png")
-    assert load_folder(folder, role="--private").fingerprint() != found.fingerprint()
+    assert load_folder(folder, role="--private").fingerprint() != private.fingerprint()
 
 
-def test_relabel_follows_the_given_order(folder: Path) -> None:
-    found = load_folder(folder, role="--private").relabel(["z", "b", "a"], role="--private")
-    assert found.classes == ("z", "b", "a")
-    assert found.labels.tolist() == [2, 2, 1, 1]
-
-
-def test_written_images_read_back_the_same(folder: Path, tmp_path: Path) -> None:
-    found = load_folder(folder, role="--private")
-    write_images(tmp_path / "copy", found.images, found.ids)
+def test_written_images_read_back_the_same(private: ImageSet, tmp_path: Path) -> None:
+    write_images(tmp_path / "copy", private.images, private.ids)
     again = load_folder(tmp_path / "copy", role="--private")
-    assert again.hashes == found.hashes and torch.equal(again.images, found.images)
-    assert again.fingerprint() == found.fingerprint()
+    assert again.hashes == private.hashes and torch.equal(again.images, private.images)
+    assert again.fingerprint() == private.fingerprint()
 
 
 def test_floats_of_many_images_are_those_of_each() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from inversight.cli.launch import running
-from inversight.cli.options import Assignments, assigned, given, setting_options
+from inversight.cli.options import SetOption, assigned, given, setting_options
 from inversight.cli.printing import finish
 from inversight.core.config import is_settings, read_yaml, settings_fields
 from inversight.core.errors import ConfigError
@@ -33,7 +33,7 @@ def audit(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting with its meaning.")
     ] = False,
-    set_: Assignments = None,
+    set_: SetOption = None,
     **options: Any,
 ) -> None:
     """Audit a classifier; without arguments, a demonstration on handwritten digits."""

@@ -61,26 +61,17 @@ def running_stage(
 
 @contextmanager
 def interruptible(folder: Path | None, remedy: str) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM print one line that says how to continue, and exit with 130.
+    """On Ctrl-C or SIGTERM print one line and exit with 130.
 
-    ``remedy`` is the command to continue with, if something was written to ``folder``. Without a folder
-    signals are left alone.
+    If something was written to ``folder``, the line says to continue with the command ``remedy``.
     """
-    if folder is None:
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        begun = any((folder / f).exists() for f in ("run.json", "training.json", "runs"))
-        complain(
-            f"stopped; continue with: {remedy}" if begun else "stopped before anything was written"
-        )
+        files = ("run.json", "training.json", "runs")
+        begun = folder is not None and any((folder / file).exists() for file in files)
+        complain(f"stopped; continue with: {remedy}" if begun else "stopped")
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

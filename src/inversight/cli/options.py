@@ -26,24 +26,13 @@ F = TypeVar("F", bound=Callable[..., None])
 MODEL = ("classes", "mean", "std", "size", "trust_target")
 """Settings of a target, beside its name."""
 
-Assignments = Annotated[
+SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting, as in --set prior.steps=500; repeatable."),
-]
-Target = Annotated[str, typer.Option(help="The target, named as for audit.")]
-Prior = Annotated[
-    Path, typer.Option(help="What `inversight prior train`, `prior import` or `adapt` wrote.")
 ]
 Network = Annotated[
     Path | None,
     typer.Option(help="Public network that a run trained (RUN/stages/public-network)."),
-]
-Watched = Annotated[
-    str,
-    typer.Option(
-        help="Features of the Frechet distance that is reported during training: public (trains a "
-        "small network on the public images first), inception, pixel, package.module:Class, or none."
-    ),
 ]
 
 

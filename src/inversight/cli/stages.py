@@ -8,24 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from inversight.cli.launch import running, running_stage
-from inversight.cli.options import (
-    MODEL,
-    Assignments,
-    Network,
-    Prior,
-    Target,
-    Watched,
-    assigned,
-    model_spec,
-    setting_options,
-)
+from inversight.cli.options import MODEL, Network, SetOption, assigned, model_spec, setting_options
 from inversight.settings import ATTACKS
+
+Target = Annotated[str, typer.Option(help="The target, named as for audit.")]
+Prior = Annotated[
+    Path, typer.Option(help="What `inversight prior train`, `prior import` or `adapt` wrote.")
+]
+Watched = Annotated[
+    str,
+    typer.Option(
+        help="Features of the Frechet distance that is reported during training: public (trains a "
+        "small network on the public images first), inception, pixel, package.module:Class, or none."
+    ),
+]
 
 
 @setting_options("private", "size", "seed", "device", required=["private"])
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the trained classifier.")],
-    set_: Assignments = None,
+    set_: SetOption = None,
     **options: Any,
 ) -> None:
     """Train a small classifier on a folder; --target OUT audits it."""
@@ -47,7 +49,7 @@ def prior_train(
     out: Annotated[Path, typer.Option(help="Folder for the prior.")],
     features: Watched = "public",
     network: Network = None,
-    set_: Assignments = None,
+    set_: SetOption = None,
     **options: Any,
 ) -> None:
     """Train a style-based prior on public images; OUT/samples and OUT/progress.json show progress.
@@ -87,7 +89,7 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder for the adapted prior.")],
     features: Watched = "public",
     network: Network = None,
-    set_: Assignments = None,
+    set_: SetOption = None,
     **options: Any,
 ) -> None:
     """Fine-tune a prior against a target; OUT/samples and OUT/progress.json show progress.
@@ -125,7 +127,7 @@ def attack(
             "NAME, as in Authorization=TOKEN; repeatable."
         ),
     ] = None,
-    set_: Assignments = None,
+    set_: SetOption = None,
     **options: Any,
 ) -> None:
     """Attack a target with a prior; `score` measures the reconstructions.
