@@ -145,7 +145,9 @@ def test_both_networks_get_the_class(prior: StylePrior) -> None:
 
 
 def test_classes_are_drawn_uniformly(prior: StylePrior) -> None:
-    drawn = game_of(conditioned(prior))._classes(3000, generator(0))
+    game = game_of(conditioned(prior))
+    assert next(game.samples(4, generator(0))).shape == (4, *SHAPE)
+    drawn = game._classes(3000, generator(0))
     assert drawn is not None and torch.equal(drawn.sum(1), torch.ones(3000))
     assert float((drawn.mean(0) - 1 / 3).abs().max()) < 0.04  # 4.6 deviations
     assert game_of(aware(prior))._classes(3, generator(0)) is None
@@ -223,11 +225,6 @@ def test_resumes_bit_by_bit(
     assert (whole.path_length.mean > 0) == published
 
 
-def test_draws_samples_of_all_classes(prior: StylePrior) -> None:
-    (shown,) = game_of(conditioned(prior)).samples(4, generator(0))
-    assert shown.shape == (4, *SHAPE)
-
-
 @pytest.mark.parametrize("labels", [None, LABELS[:5], LABELS[:, :2]])
 def test_rejects_labels_of_another_shape(prior: StylePrior, labels: Tensor | None) -> None:
     with pytest.raises(ValueError, match=r"expected class_labels of the shape \(24, 3\), found"):
@@ -254,12 +251,8 @@ def test_samples_of_a_class(prior: StylePrior) -> None:
     assert torch.equal(other[1], w[1]) and not torch.allclose(other[0], w[0])
     with pytest.raises(InputError, match=r"expected labels in 0\.\.2, found 0\.\.3"):
         found.sample_of(torch.tensor([0, 3]), rng=generator(2))
-
-
-def test_a_prior_without_classes_has_no_samples_of_one(prior: StylePrior) -> None:
-    assert prior.num_classes == 0
     with pytest.raises(InputError, match="--arm pseudo-labels"):
-        prior.sample_of(torch.tensor([0]), rng=generator(2))
+        prior.sample_of(labels, rng=generator(2))
 
 
 def test_realness(prior: StylePrior) -> None:
