@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
-from inversight.priors import Conditional, StylePrior
+from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
 from inversight.priors.classes import add_class_logits, condition_on_classes
 from inversight.priors.game import SOFT_LABELS, Game
@@ -242,7 +242,7 @@ def test_samples_of_a_class(prior: StylePrior) -> None:
     found = conditioned(prior)
     weight = found.average.mapping.fc0.weight
     weight.copy_(torch.randn(weight.shape, generator=generator(4)))
-    assert isinstance(found, Conditional) and found.num_classes == CLASSES
+    assert found.num_classes == CLASSES
     labels = torch.tensor([2, 0, 2])
     w = found.sample_of(labels, rng=generator(2))
     z = torch.randn(3, 6, generator=generator(2))

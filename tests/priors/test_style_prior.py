@@ -13,16 +13,16 @@ from safetensors.torch import save
 
 from inversight.core.errors import DataError, InputError
 from inversight.core.seeding import generator
-from inversight.priors import (
-    Critic,
-    Intermediate,
-    Prior,
-    StylePrior,
-    Truncatable,
-    continue_training,
-    train_prior,
-)
+from inversight.priors import StylePrior, base, continue_training, train_prior
 from inversight.priors.architecture import Architecture
+from inversight.priors.prior_file import (
+    FEW_IMAGES,
+    PRIOR_FILE,
+    check_adaptable,
+    check_channels,
+    few_images,
+    read_prior,
+)
 from tests.priors.stylegan2_files import random_prior
 from tests.priors.tiny import PUBLIC, SHAPE, TRAINING, assert_equal, assert_same
 
@@ -34,8 +34,11 @@ def continued(prior: StylePrior, **options: Any) -> StylePrior:
     return continue_training(PUBLIC, training=TRAINING, start=prior, rng=generator(3), **given)
 
 
-def test_is_a_truncatable_prior(prior: StylePrior) -> None:
-    assert isinstance(prior, Prior) and isinstance(prior, Truncatable)
+INTERFACES = ("Prior", "Truncatable", "Critic", "Pivoted", "Conditional", "Intermediate")
+
+
+def test_has_all_interfaces(prior: StylePrior) -> None:
+    assert all(isinstance(prior, getattr(base, name)) for name in INTERFACES)
     assert prior.image_shape == SHAPE
 
 
@@ -50,7 +53,6 @@ def test_makes_an_image_of_each_latent(prior: StylePrior) -> None:
 
 
 def test_judges_each_image_independently(prior: StylePrior) -> None:
-    assert isinstance(prior, Critic)
     images = prior(prior.sample(6, rng=generator(2)))
     found = prior.realness(images)
     assert found.shape == (6,) and len(found.unique()) == 6
@@ -67,7 +69,7 @@ def test_judges_each_image_independently(prior: StylePrior) -> None:
 @pytest.mark.parametrize("kind", ["skip", "resnet", "orig"])
 def test_stops_between_blocks_and_goes_on(kind: str) -> None:
     prior = random_prior(replace(SMALL, size=32, channels=3, channel_base=64, generator=kind))
-    assert isinstance(prior, Intermediate) and prior.blocks == 4
+    assert prior.blocks == 4
     for truncated in (prior, prior.truncated(0.5, 2)):
         w = truncated.sample(3, rng=generator(2))
         whole = prior(w)
@@ -182,3 +184,56 @@ def test_rejects_other_files(tmp_path: Path, content: bytes | None) -> None:
         file.write_bytes(content)
     with pytest.raises(DataError, match="not a prior that inversight wrote"):
         StylePrior.load(file)
+
+
+# Saved priors as a command line names them
+
+
+def test_reads_a_folder_or_its_file(prior: StylePrior, tmp_path: Path) -> None:
+    file = tmp_path / PRIOR_FILE
+    prior.save(file)
+    one, other = read_prior(tmp_path), read_prior(file)
+    assert one.file == other.file == file
+    w = prior.sample(2, rng=generator(0))
+    assert torch.equal(one.prior(w), prior(w))
+    assert one.fingerprint == other.fingerprint
+    random_prior(SMALL).save(file)
+    assert read_prior(tmp_path).fingerprint != one.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no such prior"),
+        ("", "no such prior"),
+        ("ffhq.pkl", "inversight prior import"),
+        ("notes.txt", "not a prior that inversight wrote"),
+    ],
+)
+def test_rejects_what_is_no_prior(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "ffhq.pkl").write_bytes(b"\x80\x04N.")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=message):
+        read_prior(tmp_path / name)
+
+
+def test_rejects_other_channels(prior: StylePrior) -> None:
+    check_channels(prior, Path("p"), 1, "the images", "do")
+    with pytest.raises(DataError) as caught:
+        check_channels(prior, Path("p"), 3, "the images", "save them in grey")
+    assert str(caught.value) == (
+        "--prior p: its images have 1 channel (grey), the images 3 channels (colour): save them in "
+        "grey"
+    )
+
+
+def test_rejects_adaptation_of_a_conditional_prior(prior: StylePrior) -> None:
+    check_adaptable(prior, Path("p"))
+    with pytest.raises(DataError, match=r"conditioned on 5 classes.*adaptation\.steps=0"):
+        check_adaptable(random_prior(replace(SMALL, c_dim=5)), Path("p"))
+
+
+def test_warns_of_few_images() -> None:
+    assert few_images(FEW_IMAGES) is None
+    warning = few_images(FEW_IMAGES - 1)
+    assert warning is not None and "1999 images" in warning and "Karras et al. 2020" in warning
