@@ -57,7 +57,7 @@ def test_weight_0_is_vanilla(arm: str, target: Target) -> None:
 def test_guidance_lowers_the_entropy() -> None:
     def mean_entropy(arm: str) -> float:
         target = linear_target(3)
-        made = run(arm, target, steps=40, weight=3.0)
+        made = run(arm, target, steps=25, weight=3.0)
         w = made.sample(256, rng=torch.Generator().manual_seed(9))
         return float(entropy(target((made.raw(w, noise="none") + 1) / 2)).mean())
 

@@ -123,7 +123,7 @@ def test_the_game_trains_it() -> None:
         return float(one.loss((real + 1) / 2, next(game.samples(8, generator(4)))).detach())
 
     before = loss()
-    for step in range(30):
+    for step in range(15):
         row = game.step([Microbatch(real, generator(6, step))])
     assert max(loss(), row["second_discriminator"]) < before - 0.2
 
@@ -154,7 +154,9 @@ def test_moves_generated_maps_towards_real_ones() -> None:
         return observe(target, images).maps[-1].mean((0, 2, 3))
 
     def distance(arm: str) -> float:
-        made = adapted(trained(), target, arm, public=public, steps=60, weight=10.0)
+        made = adapted(
+            trained(), target, arm, public=public, steps=15, learning_rate_factor=4.0, weight=10.0
+        )
         return float((mean_map((pictures(made) + 1.0) / 2.0) - mean_map(public / 255.0)).norm())
 
     assert distance("projected") < 0.8 * distance("vanilla")

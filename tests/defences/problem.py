@@ -20,7 +20,7 @@ from inversight.settings import DEFENCES, Training
 
 QUICK = Training(width=4, epochs=8, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
 SHORT = replace(QUICK, epochs=2)
-LONGER = replace(QUICK, epochs=30, learning_rate=0.01)
+LONGER = replace(QUICK, epochs=15, learning_rate=0.02)
 CLASSES = ("left", "right", "middle")
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from inversight.models.networks import load_classifier, save_classifier
 from inversight.models.target import Access, target_of
 from inversight.settings import DEFENCES
 from tests.defences.problem import (
-    QUICK,
+    LONGER,
     SHORT,
     accuracy,
     defend,
@@ -32,14 +33,17 @@ from tests.defences.problem import (
 OPACUS = pytest.mark.skipif(
     importlib.util.find_spec("opacus") is None, reason="opacus is not installed"
 )
+QUICKER: dict[str, Any] = {"dp-sgd": {"epsilon": 1.0}, "tl-dmi": {"pretraining_steps": 100}}
+"""Settings that take less time than the defaults."""
 NAMES = [pytest.param(n, marks=OPACUS if n == "dp-sgd" else ()) for n in DEFENCES]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_repeats_keeps_the_access_and_can_be_saved(name: str, tmp_path: Path) -> None:
     given, before = training_data(training=SHORT), undefended(8)
-    one, other = (defend(named(name), given, seed) for seed in (3, 4))
-    again = named(name).fit(given, before.restricted(Access.SCORES), rng=generator(3))
+    defence = named(name, **QUICKER.get(name, {}))
+    one, other = (defend(defence, given, seed) for seed in (3, 4))
+    again = defence.fit(given, before.restricted(Access.SCORES), rng=generator(3))
     assert same(one, again) and again.target.access is Access.SCORES
     x = images(5).floats()
     assert one.target.classes == before.classes and one.target(x).shape == (len(x), 3)
@@ -57,9 +61,8 @@ def test_repeats_keeps_the_access_and_can_be_saved(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", [n for n in DEFENCES if n not in ("dp-sgd", "purification")])
 def test_defended_models_still_classify(name: str) -> None:
-    training = replace(QUICK, epochs=12, learning_rate=0.02)
-    size = 16 if name == "tl-dmi" else 8
-    assert accuracy(defend(named(name), training_data(size, training=training))) > 0.8
+    defence = named(name, **QUICKER.get(name, {}))
+    assert accuracy(defend(defence, training_data(training=LONGER))) > 0.8
 
 
 def test_level_of_each_defence() -> None:

@@ -111,7 +111,7 @@ def test_weight_0_is_removal_and_weights_add_up(loss: Literal["cross-entropy", "
 
 def test_weights_belong_to_their_images() -> None:
     """With weight 0 for two of three classes, in random order, only the third is ever predicted."""
-    given = training_data(training=replace(LONGER, epochs=15))
+    given = training_data(training=LONGER)
     given = replace(given, protected=given.private.labels != 1)
     for weight, answers in ((0.0, [1]), (1.0, [0, 1, 2])):
         target = defend(DownWeighting(weight=weight), given).target

@@ -190,9 +190,9 @@ def timm_model(name: str, channels: int = 3) -> nn.Module:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_timm_gives_the_networks_own_logits(tmp_path: Path, channels: int) -> None:
-    model = timm_model("resnet18", channels)
+    model = timm_model("resnet10t", channels)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    spec = f"timm:resnet18?weights={tmp_path / 'w.safetensors'}"
+    spec = f"timm:resnet10t?weights={tmp_path / 'w.safetensors'}"
     target = load(spec, size=32, channels=channels)
     x = images(2, channels, 32)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -203,7 +203,7 @@ def drawing_change(images: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor
 )
 def test_variations_without_effect_train_the_same_network(neutral: Variation) -> None:
     """Their own draws do not change the draws of plain training."""
-    assert same(train(variation=neutral), train())
+    assert same(train(variation=neutral, epochs=3), train(epochs=3))
 
 
 def test_rows_follow_the_split() -> None:
@@ -217,7 +217,7 @@ def test_rows_follow_the_split() -> None:
         return pixels
 
     images = replace(NOISE, images=levels, labels=torch.arange(40) % 2)
-    train(images, variation=Variation(change=check))
+    train(images, variation=Variation(change=check), epochs=1)
     assert len(torch.cat(seen).unique()) == 32  # a fifth of each class is validation
 
 
@@ -249,9 +249,10 @@ def test_keeps_no_epoch_before_the_loss_settles() -> None:
 
 
 def test_start_frozen_and_normalisation() -> None:
-    start = train().classifier.module.state_dict()
+    start = train(epochs=2).classifier.module.state_dict()
     frozen = ("stem", "stages")
-    made = train(variation=Variation(start=start, frozen=frozen, normalisation=([0.25], [0.5])))
+    variation = Variation(start=start, frozen=frozen, normalisation=([0.25], [0.5]))
+    made = train(variation=variation, epochs=2)
     for name, after in made.classifier.module.state_dict().items():
         assert torch.equal(start[name], after) == name.startswith(frozen), name
     assert made.classifier.mean == (0.25,) and made.classifier.std == (0.5,)

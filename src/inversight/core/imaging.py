@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,3 +40,9 @@ def fit(images: Tensor, *, size: int | tuple[int, int], channels: int) -> Tensor
     return F.interpolate(
         images, size=(height, width), mode="bilinear", align_corners=False, antialias=shrinks
     )
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (image - mean) / std for images (N, C, H, W); ``mean`` and ``std`` have C values, or one."""
+    shift, scale = (images.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (images - shift) / scale

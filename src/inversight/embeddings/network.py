@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.core.errors import TargetError
-from inversight.core.imaging import fit
+from inversight.core.imaging import fit, normalise
 from inversight.embeddings.linearised import Map, staged_gram
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target
@@ -61,8 +61,7 @@ class StageEmbedding:
     def _normalised(self, images: Tensor) -> Tensor:
         channels, size, _ = self.network.image_shape
         x = fit(images, size=size, channels=channels)
-        mean, std = (x.new_tensor(v)[:, None, None] for v in (self.network.mean, self.network.std))
-        return (x - mean) / std
+        return normalise(x, self.network.mean, self.network.std)
 
 
 def _root(f: Tensor, stages: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.core.imaging import fit
+from inversight.core.imaging import fit, normalise
 from inversight.data import ImageSet
 from inversight.models.networks import SavedClassifier
 
@@ -52,18 +52,19 @@ class Target:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the network; the CPU if it has no parameters."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
     def __call__(self, images: Tensor) -> Tensor:
         if self.before is not None:
             self.before(len(images))
         channels, height, width = self.image_shape
         x = fit(images, size=(height, width), channels=channels)
-        mean, std = (
-            torch.tensor(values, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
-            for values in (self.mean, self.std)
-        )
         white_box = self.access is Access.WHITE_BOX
         with torch.set_grad_enabled(white_box and torch.is_grad_enabled()):
-            logits: Tensor = self.module((x - mean) / std)
+            logits: Tensor = self.module(normalise(x, self.mean, self.std))
         if isinstance(logits, Tensor):  # other types are refused when a target is loaded
             logits = logits.to(x.dtype)
         if white_box:
@@ -92,9 +93,8 @@ def target_of(saved: SavedClassifier, spec: str) -> Target:
 @torch.no_grad()
 def accuracy_on(target: Target, images: ImageSet, batch_size: int = 64) -> float:
     """Return the fraction of ``images``, in [0, 1], that the target puts in their class."""
-    device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
     parts = map(images.select, torch.arange(len(images)).split(batch_size))
-    hits = [target(p.floats().to(device)).argmax(1).cpu() == p.labels for p in parts]
+    hits = [target(p.floats().to(target.device)).argmax(1).cpu() == p.labels for p in parts]
     return int(torch.cat(hits).sum()) / len(images)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversight.core.errors import StageError
+from inversight.core.imaging import normalise
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.data import ImageSet, split
@@ -183,7 +184,6 @@ def train_classifier(
     )
     seed = draw_seed(rng)
     optimiser, release = variation.stepping.prepare(module, optimiser, seed)
-    mean, std = (values[:, None, None].to(device) for values in (mean, std))
 
     def loss_of(logits: Tensor, rows: Tensor) -> Tensor:
         """Return the recipe's loss of the logits of the images at ``rows``."""
@@ -206,7 +206,7 @@ def train_classifier(
             x = pixels[batch]
             if variation.change is not None:
                 x = variation.change(x, batch, change_rng)
-            inputs = (augment(x, training, step_rng) - mean) / std
+            inputs = normalise(augment(x, training, step_rng), built.mean, built.std)
             if variation.loss is None:
                 loss = loss_of(module(inputs), batch)
             else:
@@ -225,7 +225,7 @@ def train_classifier(
         if held_out:
             module.eval()
             with torch.inference_mode():
-                logits = module((pixels[held] - mean) / std)
+                logits = module(normalise(pixels[held], built.mean, built.std))
                 held_loss = float(
                     loss_of(logits, held)
                     if variation.held_loss is None

@@ -49,7 +49,7 @@ def _moments(
     target: Target, public: Tensor, *, batch_size: int = 64
 ) -> list[tuple[Tensor, Tensor]]:
     """Return mean and reciprocal standard deviation, both (1, C, 1, 1), of each convolution's output."""
-    device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
+    device = target.device
     sums: list[Tensor] = []
     for images in public.split(batch_size):
         maps = _maps(target, images.to(device).float() / 255.0)

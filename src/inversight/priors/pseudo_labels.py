@@ -15,9 +15,8 @@ from inversight.models.target import Target
 @torch.no_grad()
 def soft_labels(target: Target, public: Tensor, *, batch_size: int = 64) -> Tensor:
     """Return the target's log-probabilities (N, K) of public images, uint8 (N, C, S, S); on the CPU."""
-    device = next((p.device for p in target.module.parameters()), torch.device("cpu"))
     parts = [
-        target(images.to(device).float() / 255.0).log_softmax(1).cpu()
+        target(images.to(target.device).float() / 255.0).log_softmax(1).cpu()
         for images in public.split(batch_size)
     ]
     return torch.cat(parts)

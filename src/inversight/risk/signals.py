@@ -119,7 +119,7 @@ def signals(
         nonlocal done
         for index in torch.arange(len(rows)).split(batch_size):
             batch = rows.select(index)
-            yield batch, batch.floats().to(_device(model))
+            yield batch, batch.floats().to(model.device)
             done += len(index)
             progress(done, total, "signals")
 
@@ -238,7 +238,7 @@ def _features(target: Target, rows: ImageSet) -> tuple[PooledEmbedding | None, d
         return None, dict.fromkeys((*scores, *deep), reason)
     try:
         features = PooledEmbedding("target", target)
-        few = rows.select(torch.tensor([0, 0])).floats().to(_device(target))
+        few = rows.select(torch.tensor([0, 0])).floats().to(target.device)
         with exact_products():
             inputs, logits = features.with_logits(few)
     except TargetError as error:
@@ -282,7 +282,3 @@ def _batch_signals(
                 found["features"], logits, batch.labels, bias=bias
             )
     return found
-
-
-def _device(target: Target) -> torch.device:
-    return next((p.device for p in target.module.parameters()), torch.device("cpu"))
