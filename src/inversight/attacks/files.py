@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +14,31 @@ from inversight.core.imaging import to_uint8
 from inversight.data import write_images
 
 LATENTS = "latents.safetensors"
+PICTURES = "reconstructions"
+"""The folder of an attack's images, one subfolder for each class."""
 
 
 def write_reconstructions(
-    folder: Path, subfolder: str, found: Reconstructions, *, classes: Sequence[str], name: str
+    folder: Path, found: Reconstructions, *, classes: Sequence[str], name: str
 ) -> None:
-    """Write ``folder/subfolder/CLASS/NAME-0001.png``, best first, and ``folder/latents.safetensors``."""
+    """Write images, best first, as ``folder/reconstructions/CLASS/NAME-0001.png``, and latents."""
     order: dict[int, int] = {}
     names = []
     for label in found.labels.tolist():
         order[label] = order.get(label, 0) + 1
         names.append(f"{classes[label]}/{name}-{order[label]:04d}.png")
-    write_images(folder / subfolder, to_uint8(found.images.cpu()), names)
+    write_images(folder / PICTURES, to_uint8(found.images.cpu()), names)
     tensors = {"latents": found.latents, "labels": found.labels, "losses": found.losses}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / LATENTS)
+
+
+def move_pictures(source: Path, target: Path) -> None:
+    """Move the images of an attack written to ``source`` to ``target``, replacing those there."""
+    for file in sorted((source / PICTURES).rglob("*.png")):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+    shutil.rmtree(source / PICTURES, ignore_errors=True)
 
 
 def load_latents(folder: Path) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from inversight.attacks import control as draw_control
 from inversight.attacks.base import missing_classes
 from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.control import control_truncation
+from inversight.attacks.files import PICTURES
 from inversight.core.config import build, merge
 from inversight.core.device import memory_remedy
 from inversight.core.errors import ConfigError, StageError
@@ -40,9 +40,6 @@ from inversight.pipeline.service import ServiceAttack, connect
 from inversight.priors import Prior
 from inversight.priors.prior_file import PriorFile, check_channels, read_prior
 from inversight.settings import ATTACKS, attack_budgets
-
-PICTURES = "reconstructions"
-"""The folder of an attack's images, one subfolder for each class."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +85,11 @@ def write_attack(
     hide: Callable[[str], str],
 ) -> AttackFacts:  # fmt: skip
     """Write the images, latents and facts of an attack on ``labels`` to ``folder``."""
-    write_reconstructions(folder, PICTURES, found, classes=classes, name=name)
+    write_reconstructions(folder, found, classes=classes, name=name)
     left_out = missing_classes(found, labels, [hide(c) for c in classes])
     facts = AttackFacts(found.queries or 0, left_out)
     write_json(folder / "facts.json", vars(facts))
     return facts
-
-
-def move_pictures(source: Path, pictures: Path) -> None:
-    """Move the images below ``source`` to ``pictures``, in place of those of an interrupted call."""
-    for file in sorted(source.rglob("*.png")):
-        place = pictures / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)
-    shutil.rmtree(source, ignore_errors=True)
 
 
 def pictures_of(pictures: Path, name: str) -> list[Path]:
@@ -134,7 +122,7 @@ def control_stage(
         prior, labels, rng=context.rng(CONTROL), truncation=control_truncation(attacks),
         progress=context.reporter.stage(CONTROL),
     )  # fmt: skip
-    write_reconstructions(folder, PICTURES, samples, classes=classes, name=CONTROL)
+    write_reconstructions(folder, samples, classes=classes, name=CONTROL)
 
 
 def build_attack(spec: str | dict[str, Any]) -> tuple[str, Attack]:

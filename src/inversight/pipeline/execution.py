@@ -12,6 +12,7 @@ import torch
 
 from inversight.attacks import Attack
 from inversight.attacks.control import NAME as CONTROL
+from inversight.attacks.files import PICTURES, move_pictures
 from inversight.attacks.workload import cut_to
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import StageError
@@ -22,11 +23,9 @@ from inversight.models.networks import SavedClassifier
 from inversight.models.target import Access, Target, accuracy_on, describe_target, target_of
 from inversight.pipeline.adapt import adaptation_stage, describe_adaptation, guidance_metric
 from inversight.pipeline.attack import (
-    PICTURES,
     AttackFacts,
     attack_stage,
     control_stage,
-    move_pictures,
     pictures_of,
     read_pictures,
 )
@@ -94,7 +93,7 @@ class _Audit:
         sets, queries = {}, {}
         for name, attack in plan.attacks.items():
             folder = self.attack(name, attack, target, adapted)
-            move_pictures(folder / PICTURES, run.path / PICTURES)
+            move_pictures(folder, run.path)
             sets[name] = self.pictures(run.path / PICTURES, name)
             facts = AttackFacts.read(folder)
             if facts.left_out is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from inversight.attacks import Attack, Lokt, load_latents, run_attack, write_reconstructions
 from inversight.attacks.base import NoSampleError, missing_classes
 from inversight.attacks.endpoint import Endpoint, endpoint_target, read_headers
-from inversight.attacks.files import LATENTS
+from inversight.attacks.files import LATENTS, PICTURES, move_pictures
 from inversight.attacks.workload import share_queries
 from inversight.core.config import to_mapping
 from inversight.core.console import Reporter
@@ -117,7 +117,7 @@ class ServiceAttack:
                 kept = len(self._finished_labels())
                 raise type(error)(
                     f"{error}; {kept} of {len(labels)} classes are finished and kept in "
-                    f"{self.out}/reconstructions, and the same command goes on"
+                    f"{self.out / PICTURES}, and the same command goes on"
                 ) from error
         return self._collect()
 
@@ -139,21 +139,12 @@ class ServiceAttack:
         missing = missing_classes(found, labels, target.classes)
         if missing is not None:
             reporter.warn(f"{self.name}: {missing}")
-        pictures = self.out / "reconstructions"
-        pictures.mkdir(exist_ok=True)
         with atomic_folder(self.out / _FINISHED / f"{group[0]:06d}") as folder:
             if found is not None:
-                write_reconstructions(
-                    folder, "pictures", found, classes=target.classes, name=self.name
-                )
+                write_reconstructions(folder, found, classes=target.classes, name=self.name)
             facts = {"labels": group, "sent": endpoint.sent - before, "reason": reason}
             write_json(folder / "facts.json", facts)
-            for label in group:
-                source, place = (f / target.classes[label] for f in (folder / "pictures", pictures))
-                shutil.rmtree(place, ignore_errors=True)
-                if source.is_dir():  # not every class has a reconstruction
-                    source.replace(place)
-            shutil.rmtree(folder / "pictures", ignore_errors=True)
+            move_pictures(folder, self.out)
 
     def _finished(self) -> dict[Path, dict[str, Any]]:
         """Return the facts of each finished group of classes by its folder, in order."""
