@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inversight.core.errors import DataError
 from inversight.priors.stylegan2_pickle import PublishedFile, read_published
-from tests.priors.stylegan2_files import persistent
+from tests.priors.stylegan2_files import Persistent, persistent, pickled
 
 RAN = []
 """Calls that a hostile file made; there must be none."""
@@ -55,16 +55,22 @@ def file(**parts: Any) -> dict[str, Any]:
     return {**known, **made, **parts}
 
 
-def read(data: bytes, path: Path) -> PublishedFile:
-    path.write_bytes(data)
+def generator(own: Mapping[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
+    """Return a file whose G has this state, and other facts about its class."""
+    return file(G=Persistent("Generator", own or {}, **changed))
+
+
+def read(content: Any, path: Path) -> PublishedFile:
+    """Read a file of these bytes, or of this pickled value."""
+    path.write_bytes(content if isinstance(content, bytes) else pickled(content))
     return read_published(path)
 
 
-def refused(data: bytes, path: Path, *parts: str) -> None:
+def refused(content: Any, path: Path, *parts: str) -> None:
     """Check that reading fails with one clear line that names the file, and that nothing ran."""
     RAN.clear()
     with pytest.raises(DataError) as caught:
-        read(data, path)
+        read(content, path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and message.isprintable()
     assert len(message) < 600
