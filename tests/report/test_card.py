@@ -60,6 +60,7 @@ GAP = {"value": 1.5, "low": 0.5, "high": 2.5, "attack": 3.0, "control": 1.5}
 NO_GAP = {"value": None, "reason": "there is a holdout"}
 DIGITS = {"private": {"path": "embedded digits", "images": 40, "classes": 4}}
 FILES = {"target": "/models/ann.pt", "prior": "/priors/ann", "attack": ["plug-and-play"]}
+FACTORY = {**FILES, "target": "my.models:net?weights=/x/ann.safetensors"}
 FOLDERS = {"against": {"private": "/home"}, "reconstructions": ["/home", "/x"], "settings": {}}
 BASE = [
     "inversight 0.1.0, 2026-01-02T03:04:05Z, seed 3", "timm:resnet18",
@@ -92,24 +93,19 @@ BASE = [
             ["handwritten digits of scikit-learn; private: 40 images of 4 classes"],
             ["all ten"],
         ),
+        ({}, {"settings": FACTORY}, ["| Model | my.models:net |"], ["ann"]),
         ({}, {"settings": {"target": None}}, ["trained by the audit itself"], []),
         ({}, FOLDERS, ["unknown: 2 folder"], ["/home", "&#47;home", "trained by the audit itself"]),
     ],
     ids=[
-        "base", "files", "no holdout", "control", "no control", "digits", "trained target",
-        "given folders",
+        "base", "files", "no holdout", "control", "no control", "digits", "factory",
+        "trained target", "given folders",
     ],
 )  # fmt: skip
 def test_card_states(found: Any, changes: Any, stated: list[str], unstated: list[str]) -> None:
     text = card_text(measured(**found), **changes)
     assert [part for part in stated if part not in text] == []
     assert [part for part in unstated if part in text] == []
-
-
-def test_measures_are_listed_in_order() -> None:
-    names = [line.split(" | ")[0] for line in card_text().splitlines() if "|" in line]
-    measures = ("Flagged", "Leakage gap", "DDCS, best", "Covered", "Coverage")
-    assert names[-5:] == [f"| {name}" for name in measures]
 
 
 @pytest.mark.parametrize("images", ["none", "blurred", "full"])
@@ -125,12 +121,6 @@ def test_names_no_image_class_or_file(tmp_path: Path, images: str, hash_ids: boo
     for secret in ("Ann", ".png", "/home", "secret", "people", str(tmp_path)):
         assert secret not in written
     assert "| Warnings | 1; see the report of the run |" in written
-
-
-def test_names_a_factory_without_its_file() -> None:
-    own = {**FILES, "target": "my.models:ann_net?weights=/x/ann.safetensors"}
-    card = model_card(audited(settings=own), measured())
-    assert card["model-index"][0]["name"] == "my.models:ann_net"
 
 
 def test_card_is_json_and_yaml_and_reads_as_a_model_index() -> None:

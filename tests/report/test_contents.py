@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from inversight.core.errors import RunError
-from inversight.report import GalleryItem, load_report_data, render
-from tests.report.examples import budget, png, read_example, samples, write_run
+from inversight.report import load_report_data, render
+from tests.report.examples import budget, read_example, samples, write_run
 
 
 @pytest.fixture
@@ -50,11 +50,6 @@ def test_hides_all_paths_of_a_run_with_hashed_names(tmp_path: Path) -> None:
 def test_manifest_may_be_empty(run: Path) -> None:
     (run / "run.json").write_text("{}")
     assert "Ledger" in render(load_report_data(run, title="Mine"))
-
-
-def test_rejects_pictures_if_the_run_allows_none(run: Path) -> None:
-    with pytest.raises(ValueError, match="no picture"):
-        load_report_data(run, gallery=[GalleryItem("a", "a", 1.0, 1.0, png(1), png(2))])
 
 
 def test_shows_integer_labels_and_nullable_columns(tmp_path: Path) -> None:

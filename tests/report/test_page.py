@@ -32,7 +32,7 @@ RUN = {
         ({"evaluator": {"holdout_accuracy": 0.6}}, ["are rough"]),
         ({"evaluator": {"holdout_accuracy": 0.2}}, ["do not rely on"]),
         ({"evaluator": {"holdout_accuracy": None}}, ["was not measured"]),
-        ({"samples": NOTHING}, ["No private image scores above 0."]),
+        ({"samples": NOTHING, "metrics": {}}, ["No private image scores above 0."]),
         ({"samples": NOTHING}, ["No private image has a reconstruction of its class."]),
     ],
 )
@@ -60,9 +60,10 @@ def test_rejects_pictures_if_images_is_none() -> None:
         plain_data(gallery=[PICTURE], images="none")
 
 
-def test_measure_without_value_shows_no_number() -> None:
-    page = render(plain_data())
+def test_shows_no_number_or_figure_without_values() -> None:
+    page = render(plain_data(samples=NOTHING))
     assert 'class="n value"' not in page[page.index("<code>fid</code>") :].partition("</tr>")[0]
+    assert "<svg" not in page
 
 
 def test_ledger_has_all_columns_even_unknown_ones() -> None:
@@ -83,10 +84,6 @@ def test_long_ledger_is_cut_and_says_where_the_rest_is() -> None:
     assert len(rows_of(page, "ledger")) == MOST_ROWS
     assert f"The first {MOST_ROWS} of {MOST_ROWS + 100} rows" in page
     assert "samples.parquet" in page
-
-
-def test_draws_nothing_without_scores_and_distances() -> None:
-    assert "<svg" not in render(plain_data(samples=NOTHING, metrics={}))
 
 
 def test_compares_sets_of_reconstructions_only_if_there_are_several() -> None:
