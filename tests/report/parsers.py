@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from html.parser import HTMLParser
 
 
@@ -48,6 +49,11 @@ class Page(HTMLParser):
                     found.append(attributes[name][1:])
             found += attributes.get("aria-labelledby", "").split()
         return set(found)
+
+
+def assert_texts(text: str, stated: Iterable[str], unstated: Iterable[str] = ()) -> None:
+    assert [part for part in stated if part not in text] == []
+    assert [part for part in unstated if part in text] == []
 
 
 def rows_of(page: str, name: str) -> list[list[str]]:

@@ -16,6 +16,7 @@ from inversight.pipeline.report import report_stage
 from inversight.report import model_card, render_card
 from inversight.report.card import escaped
 from tests.report.examples import HOSTILE, metrics_of, read_example, samples, write_run
+from tests.report.parsers import assert_texts
 
 NASTY = (
     *HOSTILE, "a|b", "`rm -rf`", "x\n\n# Heading\n- item", "[click](javascript:alert(1))",
@@ -103,9 +104,7 @@ BASE = [
     ],
 )  # fmt: skip
 def test_card_states(found: Any, changes: Any, stated: list[str], unstated: list[str]) -> None:
-    text = card_text(measured(**found), **changes)
-    assert [part for part in stated if part not in text] == []
-    assert [part for part in unstated if part in text] == []
+    assert_texts(card_text(measured(**found), **changes), stated, unstated)
 
 
 @pytest.mark.parametrize("images", ["none", "blurred", "full"])

@@ -12,7 +12,7 @@ from inversight.report.formatting import NONE
 from inversight.report.trade_off import trade_off, trade_off_points
 from inversight.report.words import MEASURES, RATIOS, UTILITY
 from tests.report.defence_examples import defence, found, table
-from tests.report.parsers import Page, rows_of, texts
+from tests.report.parsers import Page, assert_texts, rows_of, texts
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 KEPT = {"defence": None, "reason": "None kept it."}
@@ -78,9 +78,7 @@ def test_formulas_and_control_characters_in_names_are_only_text() -> None:
     ],
 )  # fmt: skip
 def test_page_shows(results: dict[str, Any], stated: list[str], unstated: list[str]) -> None:
-    text = text_of(results)
-    assert [part for part in stated if part not in text] == []
-    assert [part for part in unstated if part in text] == []
+    assert_texts(text_of(results), stated, unstated)
 
 
 def test_recommendation_and_warnings_come_first(page: str) -> None:

@@ -9,7 +9,7 @@ from inversight.report import GalleryItem, ReportData, render
 from inversight.report.formatting import NONE
 from inversight.report.ledger import MOST_ROWS
 from tests.report.examples import metrics, plain_data, png, samples
-from tests.report.parsers import Page, rows_of
+from tests.report.parsers import Page, assert_texts, rows_of
 
 PICTURE = GalleryItem("a/1.png", "a", 4.0, 0.25, png(10), png(99))
 NOTHING = samples().assign(ddcs_best=0.0, nearest_distance=float("nan"), exact_hit=False)
@@ -37,8 +37,7 @@ RUN = {
     ],
 )
 def test_page_shows(changes: dict[str, Any], shown: list[str]) -> None:
-    text = Page(render(plain_data(**changes))).text()
-    assert [part for part in shown if part not in text] == []
+    assert_texts(Page(render(plain_data(**changes))).text(), shown)
 
 
 def test_writes_control_and_direction_characters_as_escapes() -> None:

@@ -12,6 +12,7 @@ from inversight.report.card import escaped
 from inversight.report.formatting import number
 from inversight.report.verdict import headline, median_interval, summary, verdict
 from tests.report.examples import manifest, metrics, metrics_of, plain_data, samples
+from tests.report.parsers import assert_texts
 
 
 def covering(n: int, k: int) -> float:
@@ -138,9 +139,7 @@ BARE = metrics_of(low=None, high=None, p=None)
 )  # fmt: skip
 def test_facts(private, holdout, changes, stated, unstated):
     found = judged(np.array(private), holdout, found={**metrics(), **changes})
-    text = " ".join(found.facts)
-    assert [part for part in stated if part not in text] == []
-    assert [part for part in unstated if part in text] == []
+    assert_texts(" ".join(found.facts), stated, unstated)
     assert found.level == "unclear" or changes
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Distances = tuple[NDArray[np.float64], NDArray[np.int64]]
+
+
+SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]] = {
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "skewed": lambda rng, shape: np.log(rng.gamma(2.0, size=shape)),
+    "heavy": lambda rng, shape: rng.standard_t(3, size=shape),
+}
+"""Noise; skewed has a long tail towards small distances, heavy has outliers on both sides."""
 
 
 def null(
@@ -22,12 +31,7 @@ def null(
     spread = 0.3 * np.exp(0.5 * rng.normal(size=classes))
 
     def draw(each: int) -> Distances:
-        if shape == "normal":
-            noise = rng.normal(size=(classes, each))
-        elif shape == "skewed":  # a long tail towards small distances
-            noise = np.log(rng.gamma(2.0, size=(classes, each)))
-        else:  # "heavy": outliers on both sides
-            noise = rng.standard_t(3, size=(classes, each))
+        noise = SHAPES[shape](rng, (classes, each))
         values = np.exp(place[:, None] + spread[:, None] * noise)
         return values.ravel(), np.repeat(np.arange(classes), each)
 
@@ -36,8 +40,7 @@ def null(
 
 def normal_score(value: float, others: list[float], pooled: float, weight: float) -> float:
     """How far ``value`` lies from ``others``, whose variance counts with ``weight`` of ``pooled``."""
-    n = len(others)
-    mean = sum(others) / n
+    n, mean = len(others), sum(others) / len(others)
     squares = sum((y - mean) ** 2 for y in others)
     freedom = weight + n - 1
     scale = math.sqrt((weight * pooled + squares) / freedom * (1 + 1 / n))
@@ -53,13 +56,9 @@ def p_values_by_loops(private: Distances, holdout: Distances) -> list[float]:
         classes.setdefault(int(label), []).append(math.log(distance))
 
     def pooled(but: int) -> float:
-        squares, freedom = 0.0, 0
-        for label, values in classes.items():
-            if label != but:
-                mean = sum(values) / len(values)
-                squares += sum((y - mean) ** 2 for y in values)
-                freedom += len(values) - 1
-        return squares / freedom if freedom else 0.0
+        rest = [values for label, values in classes.items() if label != but]
+        freedom = sum(len(values) - 1 for values in rest)
+        return sum(len(y) * float(np.var(y)) for y in rest) / freedom if freedom else 0.0
 
     def score(value: float, label: int, left_out: int) -> float:
         others = classes[label][:left_out] + classes[label][left_out + 1 :]

@@ -51,8 +51,8 @@ def network(seed: int = 0) -> Target:
     return target_of(saved, "test")
 
 
-def wrapped(module: nn.Module) -> Target:
-    return Target(module.eval(), CLASSES, (1, 8, 8), (0.0,), (1.0,), "test")
+def wrapped(*layers: nn.Module) -> Target:
+    return Target(nn.Sequential(*layers).eval(), CLASSES, (1, 8, 8), (0.0,), (1.0,), "test")
 
 
 def autograd_norm(logits: Tensor, label: Tensor, parameters: Any) -> float:
@@ -187,38 +187,21 @@ def test_less_access_gives_fewer_signals() -> None:
         signals(label, private)
 
 
-class Twice(nn.Module):
-    """The last linear layer sees each row of the image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x[:, 0, 0]) + self.layer(x[:, 0, 1])
+POOLED = (nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten())
+SHARED = nn.Linear(3, 3)
 
 
 @pytest.mark.parametrize(
-    ("module", "deep", "reason"),
+    ("layers", "deep", "reason"),
     [
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Tanh()),
-            {"centre_distance", "local_density"},
-            "not the logits",
-        ),
-        (Twice(), set(), "more than once"),
-        (
-            nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten()),
-            set(),
-            "has no torch.nn.Linear layer",
-        ),
+        ((*POOLED, SHARED, nn.Tanh()), {"centre_distance", "local_density"}, "not the logits"),
+        ((*POOLED, SHARED, SHARED), set(), "more than once"),
+        (POOLED, set(), "has no torch.nn.Linear layer"),
     ],
     ids=["layer after the last linear one", "shared linear layer", "no linear layer"],
 )
-def test_networks_without_a_last_linear_layer(
-    module: nn.Module, deep: set[str], reason: str
-) -> None:
-    found = signals(wrapped(module), images())
+def test_networks_without_a_last_linear_layer(layers: Any, deep: set[str], reason: str) -> None:
+    found = signals(wrapped(*layers), images())
     assert set(found.values) == {"loss", "margin", "entropy"} | deep
     assert reason in found.missing["gradient_norm"]
 
@@ -239,4 +222,4 @@ def test_rejects_outputs_that_are_not_finite() -> None:
     layer = nn.Linear(64, 3)
     layer.weight.data[0, 0] = math.nan
     with pytest.raises(StageError, match=r"not a finite number for image \d+\.png"):
-        signals(wrapped(nn.Sequential(nn.Flatten(), layer)), images())
+        signals(wrapped(nn.Flatten(), layer), images())
