@@ -39,7 +39,6 @@ TARGET = convolved(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, 
 STRIPES = (127.5 + 100 * torch.cos(torch.arange(8.0) * torch.arange(6.0)[:, None] / 3)).byte()
 IMAGES = STRIPES[:, None, :, None].expand(-1, 1, 8, 8)
 """Stripes, of which a prior of noise makes none."""
-PIVOTS: dict[str, Any] = {"pivots": 2, "pivots_steps": 3, "pivots_surer_than": 0.0}
 
 
 @cache
@@ -57,6 +56,11 @@ def pivoted() -> StylePrior:
 def tuned(prior: StylePrior, *, steps: int, target: Any = TARGET, **options: Any) -> StylePrior:
     given = {"images": IMAGES, "batch_size": 6} | options
     return tune(prior, target, public=PUBLIC, steps=steps, rng=generator(4), **given)
+
+
+def vanilla(prior: StylePrior, **options: Any) -> StylePrior:
+    given = {"pivots": 2, "pivots_steps": 3, "pivots_surer_than": 0.0, "pivots_missed": 0.0}
+    return adapted(prior, linear_target(1), "vanilla", **(given | options))
 
 
 def pivots_of(prior: StylePrior) -> Tensor:
@@ -199,42 +203,33 @@ def test_divergence_names_the_last_good_state(
 def test_an_adaptation_resumes_in_the_tuning_without_a_new_search(
     pivoted: StylePrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**PIVOTS, "pivots_tuning": 9, "pivots_missed": 0.0}
     record, file = Record(), tmp_path / "checkpoint.safetensors"
-    whole = adapted(pivoted, TARGET, "vanilla", **options, progress=record)
+    whole = vanilla(pivoted, pivots_tuning=9, progress=record)
+    stop = stop_at(record[-1][0] - 5)
     with pytest.raises(Stopped):
-        adapted(
-            pivoted,
-            TARGET,
-            "vanilla",
-            **options,
-            checkpoint=file,
-            progress=stop_at(record[-1][0] - 5),
-        )
+        vanilla(pivoted, pivots_tuning=9, checkpoint=file, progress=stop)
     assert (tmp_path / TUNING_FILE).is_file()
     monkeypatch.setattr(ADAPTING, "project", None)
-    assert_equal(adapted(pivoted, TARGET, "vanilla", **options, checkpoint=file), whole)
+    assert_equal(vanilla(pivoted, pivots_tuning=9, checkpoint=file), whole)
     assert not (tmp_path / TUNING_FILE).exists()
 
 
 def test_an_adaptation_ends_with_the_tuning(pivoted: StylePrior) -> None:
     record = Record()
-    options = {**PIVOTS, "pivots_steps": 10}
-    plain = adapted(pivoted, linear_target(1), "vanilla", **options)
-    options |= {"pivots_tuning": 3, "pivots_missed": 0}
-    found = adapted(pivoted, linear_target(1), "vanilla", **options, progress=record)
+    plain = vanilla(pivoted)
+    found = vanilla(pivoted, pivots_tuning=3, progress=record)
     assert pivots_of(found).shape == pivots_of(plain).shape
     w = plain.sample(3, rng=generator(2))
     assert torch.equal(found.sample(3, rng=generator(2)), w)
     assert not torch.equal(found(w), plain(w))
     assert torch.equal(found.raw(w), plain.raw(w))
     # Progress counts training, search and tuning together.
-    assert record == [(n, 18) for n in (1, 2, 3, 4, 5, 15, 16, 17, 18)]
+    assert record == [(n, 11) for n in (1, 2, 3, 4, 5, 8, 9, 10, 11)]
 
 
 def test_rejects_tuning_without_pivots(pivoted: StylePrior) -> None:
     with pytest.raises(ConfigError, match=r"pivots_tuning: .* without adaptation\.pivots"):
-        adapted(pivoted, linear_target(1), "vanilla", pivots_tuning=5)
+        vanilla(pivoted, pivots=0, pivots_tuning=5)
 
 
 def missed(prior: StylePrior) -> float:
@@ -270,9 +265,8 @@ def test_tunes_only_if_half_of_the_images_are_left(
     samples[:, :passing] = -100.0
     monkeypatch.setattr(ADAPTING, "sample_log_probabilities", lambda *given, **options: samples)
     w = pivoted.sample(3, rng=generator(2))
-    options = {"pivots": 1, "pivots_steps": 2, "pivots_missed": 0}
-    plain = adapted(pivoted, linear_target(1), "vanilla", **options)
-    found = adapted(pivoted, linear_target(1), "vanilla", **options, pivots_tuning=3)
+    options = {"pivots": 1, "pivots_surer_than": 0.5}
+    plain, found = (vanilla(pivoted, **options, pivots_tuning=steps) for steps in (0, 3))
     assert len(pivots_of(found)) == passing
     assert "tuned" not in describe_pivots(plain, tuning=0)
     text = describe_pivots(found, tuning=3)

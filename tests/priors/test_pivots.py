@@ -10,11 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inversight.attacks.selection import classified_pool
-from inversight.core.checkpoints import read_tensors
 from inversight.core.errors import ConfigError, DataError
 from inversight.core.seeding import generator
 from inversight.priors import StylePrior, train_prior
@@ -27,12 +25,14 @@ from inversight.priors.pivots import (
 from inversight.priors.pseudo_labels import soft_labels
 from inversight.settings import Adaptation
 from tests.attacks.toy import problem_of
+from tests.draws import noise
 from tests.priors.tiny import (
     PUBLIC,
     SHAPE,
     TRAINING,
     Record,
     adapted,
+    assert_equal,
     assert_same,
     deep,
     linear_target,
@@ -128,7 +128,7 @@ def test_the_descent_starts_from_the_closest_sample(prior: StylePrior, size: int
     """Large images are compared at 16x16."""
     public, small = PUBLIC[:5], nn.Identity()
     if size == 32:
-        public, small = torch.randint(0, 256, (6, 1, 32, 32)).to(torch.uint8), nn.AvgPool2d(2)
+        public, small = noise(6, size=32, channels=1), nn.AvgPool2d(2)
         prior = train_prior(public, training=replace(TRAINING, steps=1), rng=generator(1))
     samples = prior.sample(200, rng=generator(3))
     gaps = small(prior(samples))[:, None] - small(public.float() / 255)
@@ -178,8 +178,7 @@ def test_pivots_do_not_change_the_networks(prior: StylePrior, tmp_path: Path) ->
     expected = len(confident_images(soft_labels(TARGET, PUBLIC), 2))
     assert made.pivots.shape == (expected, TRAINING.w_dim)
     made.save(tmp_path / "prior.safetensors")
-    again = StylePrior.load(tmp_path / "prior.safetensors")
-    assert again.pivots is not None and torch.equal(again.pivots, made.pivots)
+    assert_equal(StylePrior.load(tmp_path / "prior.safetensors"), made)
     assert made.truncated(0.5).pivots is made.pivots
     moved = made.to("meta")
     assert moved.pivots is not None and moved.pivots.device.type == "meta"
@@ -240,8 +239,6 @@ def test_pivots_of_a_prior_with_a_cutoff_are_for_all_layers(prior: StylePrior) -
 
 def test_rejects_pivots_of_another_width(prior: StylePrior, tmp_path: Path) -> None:
     file = tmp_path / "prior.safetensors"
-    replace(prior, pivots=torch.zeros(2, TRAINING.w_dim)).save(file)
-    facts, _ = read_tensors(file)
-    save_file({**load_file(file), "pivots": torch.zeros(2, 3)}, file, metadata=facts)
+    replace(prior, pivots=torch.zeros(2, 3)).save(file)
     with pytest.raises(DataError, match=r"not a prior .*pivots of the shape \(2, 3\)"):
         StylePrior.load(file)
