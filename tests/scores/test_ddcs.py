@@ -209,17 +209,3 @@ def test_scores_scale_with_the_inverse_of_the_distance(pair: Pair, factor: float
     before, after = score(*pair, floor=1e-30), score(*scaled, floor=1e-30)
     inverse = factor**-2
     close(after, before, ddcs_best=inverse, ddcs_average=inverse, nearest_distance=factor**2)
-
-
-@settings(max_examples=40, derandomize=True)
-@given(EITHER)
-def test_uncovered_classes_score_zero_and_do_not_affect_others(pair: Pair) -> None:
-    private, made = pair
-    extra = features(torch.zeros(2, 3), labels=[8, 8], prefix="uncovered")
-    before, after = score(private, made), score(joined(extra, private), made)
-    found = after.per_sample["ddcs_best"]
-    assert found[:2].tolist() == [0.0, 0.0]
-    assert bool(after.per_sample["nearest_distance"][:2].isnan().all())
-    torch.testing.assert_close(found[2:], before.per_sample["ddcs_best"], rtol=1e-9, atol=0)
-    n = len(private)
-    assert value(after) == pytest.approx(value(before) * n / (n + 2))
