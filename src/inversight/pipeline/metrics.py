@@ -1,4 +1,4 @@
-"""From what is kept of each set of reconstructions to metrics.json and the tables."""
+"""Metrics and tables of sets of reconstructions, computed from what is kept of each set."""
 
 from __future__ import annotations
 

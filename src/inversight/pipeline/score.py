@@ -140,7 +140,7 @@ def resume_scoring(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> AuditResult:
-    """Go on with a scoring that was stopped; its tables are those that it would have had.
+    """Continue a stopped scoring; the result equals that of an uninterrupted one.
 
     Raises:
         RunError: not a scoring, its images have changed, or they were given in memory.
