@@ -198,39 +198,34 @@ def test_a_named_prior_keeps_the_preset(prior: Any) -> None:
     assert (training.steps, training.width) == (60000, 64)
 
 
+FIVE = {"class": "style", "steps": 5}
+BOTH_FIVE = [{"class": "gmi", "steps": 5}, {"class": "vmi", "steps": 5}]
+
+
 @pytest.mark.parametrize(
-    ("base", "over", "expected"),
+    ("name", "base", "over", "expected"),
     [
-        ({"prior": {"steps": 5}}, {"prior": "style"}, {"prior": {"steps": 5, "class": "style"}}),
-        ({"prior": "style"}, {"prior": {"steps": 5}}, {"prior": {"class": "style", "steps": 5}}),
-        ({"prior": {"depth": 5}}, {"prior": "m:P"}, {"prior": {"depth": 5, "class": "m:P"}}),
-        ({"prior": {"class": "style", "steps": 5}}, {"prior": "m:P"}, {"prior": {"class": "m:P"}}),
-        ({"prior": {"class": "style", "steps": 5}}, {"prior": "run"}, {"prior": "run"}),
-        ({"prior": "run"}, {"prior": {"class": "style"}}, {"prior": {"class": "style"}}),
-        ({}, {"prior": "style"}, {"prior": {"class": "style"}}),
-        (
-            {"attack": {"steps": 5}},
-            {"attack": ("gmi", "vmi")},
-            {"attack": [{"steps": 5, "class": "gmi"}, {"steps": 5, "class": "vmi"}]},
-        ),
-        (
-            {"attack": ["gmi", {"class": "vmi", "steps": 2}]},
-            {"attack": {"steps": 5}},
-            {"attack": [{"class": "gmi", "steps": 5}, {"class": "vmi", "steps": 5}]},
-        ),
-        ({"attack": ["gmi"]}, {"attack": ["vmi"]}, {"attack": [{"class": "vmi"}]}),
-        ({"adaptation": {"steps": 5}}, {"seed": 3}, {"adaptation": {"steps": 5}, "seed": 3}),
+        ("prior", {"steps": 5}, "style", FIVE),
+        ("prior", "style", {"steps": 5}, FIVE),
+        ("prior", {"depth": 5}, "m:P", {"depth": 5, "class": "m:P"}),
+        ("prior", FIVE, "m:P", {"class": "m:P"}),
+        ("prior", FIVE, "run", "run"),
+        ("prior", "run", {"class": "style"}, {"class": "style"}),
+        ("attack", {"steps": 5}, ("gmi", "vmi"), BOTH_FIVE),
+        ("attack", ["gmi", {"class": "vmi", "steps": 2}], {"steps": 5}, BOTH_FIVE),
+        ("attack", ["gmi"], ["vmi"], [{"class": "vmi"}]),
     ],
 )
 def test_settings_without_a_class_change_the_part_that_is_named(
-    base: dict[str, Any], over: dict[str, Any], expected: dict[str, Any]
+    name: str, base: Any, over: Any, expected: Any
 ) -> None:
-    assert lay(base, over) == expected
+    assert lay({name: base, "seed": 3}, {name: over}) == {name: expected, "seed": 3}
+    assert lay({}, {"prior": "style"}) == {"prior": {"class": "style"}}
 
 
 def test_settings_of_a_prior_that_exists_are_refused() -> None:
     for base, over in (("run", {"steps": 5}), ({"steps": 5}, "run")):
-        with pytest.raises(ConfigError, match=r"prior\.steps.*run"):
+        with refused("prior.steps: ", "prior is run"):
             lay({"prior": base}, {"prior": over})
 
 

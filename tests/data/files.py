@@ -22,6 +22,13 @@ def picture(seed: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> Image
     return Image.fromarray(values.astype(np.uint8))
 
 
+def encode(image: Image.Image, kind: str) -> bytes:
+    """Return the bytes of an image file of this kind."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
 def save(image: Image.Image | bytes, file: Path, **options: object) -> Path:
     """Write an image, or a file's bytes, making the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +47,7 @@ def refusal(path: Path, *parts: str, size: int | None = None, labelled: bool = T
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that declares ``width`` x ``height`` grey pixels and holds one."""
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1)).save(buffer, "PNG")
-    content = bytearray(buffer.getvalue())
+    content = bytearray(encode(Image.new("L", (1, 1)), "PNG"))
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     return bytes(content)

@@ -95,9 +95,6 @@ class Processes:
             InversightError: the error of this process, or else of the first process with one. Any
                 other exception of another process becomes a :class:`StageError`.
         """
-        if self.count == 1:
-            yield
-            return
         error: Exception | None = None
         try:
             yield
