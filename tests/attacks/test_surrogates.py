@@ -66,26 +66,24 @@ def test_the_gradient_equals_that_of_soft_cross_entropy() -> None:
 def test_surrogates_learn_the_soft_answers() -> None:
     prior = OpenPrior()
     problem = problem_of(TARGET, prior)
-    labelled = label_images(problem, prior.sample(800, rng=generator(0)), batch_size=64)
-    assert torch.equal(labelled.images.labels, labelled.answers.argmax(1))
+    latents = prior.sample(800, rng=generator(0))
+    images, answers = label_images(problem, latents, batch_size=64)
+    assert torch.equal(images.labels, answers.argmax(1))
     training = replace(TRAINING, batch_size=32)
     fresh = prior(prior.sample(500, rng=generator(1)))
     right = TARGET(fresh).log_softmax(1)
 
-    def apart(answers: Tensor) -> float:
-        return float(distillation_loss(answers, right, 1.0).detach())
+    def apart(found: Tensor) -> float:
+        return float(distillation_loss(found, right, 1.0).detach())
 
     def made(count: int, variation: Variation) -> list[Target]:
-        return list(
-            train_surrogates(
-                problem, labelled.images, count=count, training=training, variation=variation
-            )
-        )
+        options = {"count": count, "training": training, "variation": variation}
+        return list(train_surrogates(problem, images, **options))  # type: ignore[arg-type]
 
     usual = apart(right.exp().mean(0).log().expand_as(right))
     hard = apart(made(1, Variation())[0](fresh))  # labels do not tell how sure
     for temperature in (1.0, 3.0):
-        surrogates = made(2, distillation(labelled.answers, temperature))
+        surrogates = made(2, distillation(answers, temperature))
         vgg, resnet = (set(map(type, surrogate.module.modules())) for surrogate in surrogates)
         assert ResidualBlock in resnet - vgg
         assert all(apart(surrogate(fresh)) < 0.05 * min(usual, hard) for surrogate in surrogates)

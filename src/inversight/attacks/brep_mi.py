@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from inversight.attacks.base import NoSampleError
 from inversight.attacks.base_attack import Problem
@@ -147,9 +148,7 @@ class _Spheres(Search):
     def _directions(self, rng: torch.Generator) -> Tensor:
         """Draw unit vectors (searches, points, D), uniform on the sphere."""
         shape = (self.attack.searches, self.attack.points, self.space.width)
-        x = torch.randn(shape, generator=rng, dtype=torch.float64)
-        unit: Tensor = x / x.norm(dim=2, keepdim=True)
-        return unit
+        return F.normalize(torch.randn(shape, generator=rng, dtype=torch.float64), dim=2)
 
     def iterate(self, directions: Tensor) -> None:
         """Try a sphere around the point of each unfinished search: it grows, or the point moves.

@@ -93,19 +93,25 @@ class C2fMi(ScoreSearch):
         mean, deviation = answers.mean(0), answers.std(0).clamp_min(1e-3)
         answers = (answers - mean) / deviation
         points = space.points.float()
-        network = _Inverse(scores.shape[1], self.hidden, space.width, self.dropout, rng)
+        sizes = (scores.shape[1], self.hidden, self.hidden, space.width)
+        one, two, last = layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        for layer in layers:
+            nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=rng)
+            nn.init.zeros_(layer.bias)
+        relu, dropout = nn.LeakyReLU(0.2), _Dropout(self.dropout, rng)
+        network = nn.Sequential(one, relu, two, relu, dropout, last)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         for _ in range(self.epochs):
             for index in torch.randperm(len(points), generator=rng).split(self.training_batch):
-                loss = F.mse_loss(network(answers[index], rng), points[index])
+                loss = F.mse_loss(network(answers[index]), points[index])
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
         confident = torch.full((len(labels), scores.shape[1]), math.log(self.least))
         confident[torch.arange(len(labels)), labels] = 0.0
+        network.eval()
         with torch.no_grad():
-            predicted = network(answers), network((confident - mean) / deviation)
-        return predicted[0].double(), predicted[1].double()
+            return network(answers).double(), network((confident - mean) / deviation).double()
 
     def children(
         self, points: Tensor, scores: Tensor, generation: int, rngs: list[torch.Generator]
@@ -159,26 +165,15 @@ class _Evolution(Search):
         return self.space.latents(self.points), self.scores.flatten()
 
 
-class _Inverse(nn.Module):
-    """Answers (n, K) -> points (n, D): two hidden layers, and dropout if a generator is given."""
+class _Dropout(nn.Module):
+    """Dropout that draws from a generator of its own."""
 
-    def __init__(
-        self, classes: int, hidden: int, width: int, dropout: float, rng: torch.Generator
-    ) -> None:
+    def __init__(self, probability: float, rng: torch.Generator) -> None:
         super().__init__()
-        sizes = (classes, hidden, hidden, width)
-        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
-        for layer in layers:
-            nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=rng)
-            nn.init.zeros_(layer.bias)
-        self.body = nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2))
-        self.last = layers[2]
-        self.dropout = dropout
+        self.probability, self.rng = probability, rng
 
-    def forward(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        x = self.body(x)
-        if rng is not None and self.dropout > 0:
-            kept = torch.rand(x.shape, generator=rng) >= self.dropout
-            x = x * kept / (1.0 - self.dropout)
-        points: Tensor = self.last(x)
-        return points
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = torch.rand(x.shape, generator=self.rng) >= self.probability
+        return x * kept / (1.0 - self.probability)

@@ -85,15 +85,11 @@ class GradientSearch(CropSelection, ABC):
 
     def workload(self, prior: Prior) -> Workload:
         return Workload(
-            kept=self.keep,
-            batch_size=self.batch_size,
-            at_once=self.candidates,
-            forward=self.candidates * self.crops,
-            backward=self.image_steps,
-            scales="candidates",
+            self.keep, self.batch_size, forward=self.candidates * self.crops,
+            backward=self.image_steps, at_once=self.candidates, scales="candidates",
             limited=("keep", "candidates"),
             loss=loss_with_critic(prior) if self.uses_critic else None,
-        )
+        )  # fmt: skip
 
     def check(self, target: Target, prior: Prior) -> None:
         super().check(target, prior)

@@ -61,14 +61,10 @@ class Lokt(BaseAttack):
         return self.white_box.keep
 
     def workload(self, prior: Prior) -> Workload:
-        return Workload(
-            kept=self.keep,
-            batch_size=self.batch_size,
-            shared={"images": self.images},
-            surrogates=SurrogateWork(
-                self.surrogates, self.images, self.training, self.white_box.workload(prior)
-            ),
-        )
+        seen = self.white_box.workload(prior)
+        work = SurrogateWork(self.surrogates, self.images, self.training, seen)
+        shared = {"images": self.images}
+        return Workload(self.keep, self.batch_size, shared=shared, surrogates=work)
 
     def reconstruct(self, problem: Problem) -> Reconstructions:
         """Reconstruct the classes that a sample of the prior falls into.
@@ -81,7 +77,7 @@ class Lokt(BaseAttack):
         """
         labels, total = problem.labels, self.surrogates + 2
         latents = problem.sample(self.images, self.truncation, "pool")
-        labelled = label_images(problem, latents, batch_size=self.batch_size).images
+        labelled, _ = label_images(problem, latents, batch_size=self.batch_size)
         problem.progress(1, total, f"{problem.meter.used:,} images labelled")
         counts = torch.bincount(labelled.labels, minlength=problem.target.num_classes)
         known = labels[counts[labels] > 0]

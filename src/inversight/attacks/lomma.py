@@ -101,10 +101,10 @@ class Lomma(Gmi):
             return []
         latents = problem.sample(self.images, self.truncation, "distillation")
         # Not by batch_size: it changes answers by rounding, and training amplifies that.
-        labelled = label_images(problem, latents, batch_size=self.training.batch_size)
+        images, answers = label_images(problem, latents, batch_size=self.training.batch_size)
         surrogates = train_surrogates(
-            problem, labelled.images, count=self.surrogates, training=self.training,
-            variation=distillation(labelled.answers, self.temperature),
+            problem, images, count=self.surrogates, training=self.training,
+            variation=distillation(answers, self.temperature),
         )  # fmt: skip
         return list(surrogates)
 

@@ -61,10 +61,10 @@ class MiFace(GradientSearch):
     (DeepInversion: 256)."""
 
     def workload(self, prior: Prior) -> Workload:
-        def loss(target: Target, images: Tensor) -> Tensor:
-            return self._loss(target, images, images, torch.zeros(len(images), dtype=torch.int64))
-
-        return replace(super().workload(prior), generates=False, at_once=self.group, loss=loss)
+        return replace(
+            super().workload(prior), generates=False, at_once=self.group,
+            loss=lambda target, x: self._loss(target, x, x, torch.zeros(len(x), dtype=torch.int64)),
+        )  # fmt: skip
 
     def search(self, problem: Problem) -> Candidates:
         shape = (self.candidates, *problem.target.image_shape)

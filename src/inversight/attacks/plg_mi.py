@@ -78,12 +78,14 @@ class PlgMi(GradientSearch):
 
         def losses(variables: Sequence[Tensor]) -> list[Tensor]:
             images = problem.prior(space.latents(variables[0]))
-            transformed = [
-                self.transform(images, rng, mirror=self.crop_flip)
+            # In one part: parts are differentiated one by one and may not share a graph.
+            parts = [
+                self.loss(
+                    problem.target(self.transform(images, rng, mirror=self.crop_flip)), labels
+                )
                 for _ in range(self.transformations)
             ]
-            # In one part: parts are differentiated one by one and may not share a graph.
-            return [torch.stack([self.loss(problem.target(x), labels) for x in transformed])]
+            return [torch.stack(parts)]
 
         (points,) = descend(
             [space.points(start)], losses, optimiser=self.optimiser, steps=self.steps

@@ -62,12 +62,8 @@ class PlugAndPlay(DescentInW):
 
     def workload(self, prior: Prior) -> Workload:
         halved = sum(n for n, left in pairwise(self._remaining) if left < n)
-        crops = self._halving_crops * halved + self.crops * self._remaining[-1]
+        crops = min(self.halving_crops, self.crops) * halved + self.crops * self._remaining[-1]
         return replace(super().workload(prior), forward=crops)
-
-    @property
-    def _halving_crops(self) -> int:
-        return min(self.halving_crops, self.crops)
 
     @property
     def _remaining(self) -> list[int]:
@@ -109,8 +105,9 @@ class PlugAndPlay(DescentInW):
             done += share
             if left * classes < len(latents):
                 confidence = self.robust_confidence(
-                    problem, latents, problem.labels_of(latents), crops=self._halving_crops,
+                    problem, latents, problem.labels_of(latents),
                     rng=generator(problem.seed, "halving", number),
+                    crops=min(self.halving_crops, self.crops),
                 )  # fmt: skip
                 latents = latents[most_confident(confidence, classes, left).to(latents.device)]
         return Candidates(latents)

@@ -125,14 +125,9 @@ def black_box(
         return scores
 
     return Target(
-        module=_AnswersOnly(checked),
-        classes=tuple(classes),
-        image_shape=image_shape,
-        mean=(0.0,),
-        std=(1.0,),
-        spec=spec,
+        _AnswersOnly(checked), tuple(classes), image_shape, mean=(0.0,), std=(1.0,), spec=spec,
         access=Access.SCORES,
-    )
+    )  # fmt: skip
 
 
 def run_attack(

@@ -68,14 +68,10 @@ class QuerySearch(BaseAttack, ABC):
     def limited_workload(self, queries: int) -> Workload:
         """Return a workload of the pool and ``queries`` queries for each class, up to the limit."""
         return Workload(
-            kept=self.keep,
-            batch_size=self.batch_size,
-            shared={"pool": self.pool},
-            forward=queries,
-            scales="most_queries",
-            limit=self.most_queries,
+            self.keep, self.batch_size, shared={"pool": self.pool}, forward=queries,
+            scales="most_queries", limit=self.most_queries,
             limited=tuple(n for n in self.ascending if n not in ("pool", "episodes")),
-        )
+        )  # fmt: skip
 
     def classified_pool(self, problem: Problem) -> Pool:
         """Return ``pool`` samples of the prior, classified."""

@@ -7,7 +7,7 @@ attack here has neither and uses samples of its prior.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,12 @@ FAMILIES: tuple[ClassifierArchitecture, ...] = ("resnet", "vgg")
 """Surrogates alternate between these families."""
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images labelled by the class that the target predicts, and its answers (N, K), on the CPU."""
-
-    images: ImageSet
-    answers: Tensor
-
-
 @torch.no_grad()
-def label_images(problem: Problem, latents: Tensor, *, batch_size: int) -> LabelledImages:
-    """Return the 8-bit images of the latents, labelled by the target: N queries."""
+def label_images(problem: Problem, latents: Tensor, *, batch_size: int) -> tuple[ImageSet, Tensor]:
+    """Return the 8-bit images of the latents, labelled by the target, and its answers: N queries.
+
+    Labels are the predicted classes; answers: (N, K) on the CPU.
+    """
     check_queries(problem.target, len(latents))
     images, answers = [], []
     for w in latents.split(batch_size):
@@ -45,7 +40,7 @@ def label_images(problem: Problem, latents: Tensor, *, batch_size: int) -> Label
         answers.append(problem.target(to_float(rounded)).cpu())
     found, names = torch.cat(answers), tuple(map(str, range(len(latents))))
     labels, classes = found.argmax(1), problem.target.classes
-    return LabelledImages(ImageSet(torch.cat(images), labels, names, classes, names), found)
+    return ImageSet(torch.cat(images), labels, names, classes, names), found
 
 
 def train_surrogates(
