@@ -9,25 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inversight.attacks import (
-    BrepMi,
-    C2fMi,
-    CmaEs,
-    Gmi,
-    IfGmi,
-    KedMi,
-    Lokt,
-    Lomma,
-    MiFace,
-    Mirror,
-    MirrorGenetic,
-    PlgMi,
-    PlugAndPlay,
-    Reconstructions,
-    RlbMi,
-    Vmi,
-    run_attack,
-)
+from inversight import attacks
+from inversight.attacks import Reconstructions, run_attack
 from inversight.core.seeding import generator
 from inversight.models.transformations import Transformations
 from inversight.priors import Prior
@@ -50,19 +33,19 @@ STILL = Transformations(least_area=1.0, brightness=0.0, contrast=0.0, degrees=0.
 """The toy's answer is known for images as they are."""
 
 WHITE_BOX: dict[str, Any] = {
-    "plug-and-play": PlugAndPlay(**SEARCH, learning_rate=0.05),
-    "gmi": Gmi(**SEARCH, learning_rate=0.03, identity_weight=30.0, bound=2.0),
-    "mirror": Mirror(**SEARCH, learning_rate=0.1, slope=1.0, bound=1.2),
-    "lomma": Lomma(**SEARCH, learning_rate=2e-4, bound=2.0, surrogates=0),
-    "if-gmi": IfGmi(**SEARCH, layer_steps=20, learning_rate=0.02),
-    "plg-mi": PlgMi(**SEARCH, learning_rate=0.05, transform=STILL, crop_flip=False),
-    "ked-mi": KedMi(
+    "plug-and-play": attacks.PlugAndPlay(**SEARCH, learning_rate=0.05),
+    "gmi": attacks.Gmi(**SEARCH, learning_rate=0.03, identity_weight=30.0, bound=2.0),
+    "mirror": attacks.Mirror(**SEARCH, learning_rate=0.1, slope=1.0, bound=1.2),
+    "lomma": attacks.Lomma(**SEARCH, learning_rate=2e-4, bound=2.0, surrogates=0),
+    "if-gmi": attacks.IfGmi(**SEARCH, layer_steps=20, learning_rate=0.02),
+    "plg-mi": attacks.PlgMi(**SEARCH, learning_rate=0.05, transform=STILL, crop_flip=False),
+    "ked-mi": attacks.KedMi(
         **{**SEARCH, "steps": 200}, samples=4, learning_rate=0.2, start_log_variance=-2.0
     ),
-    "vmi": Vmi(**{**SEARCH, "steps": 200}, samples=8, learning_rate=0.1),
-    "mi-face": MiFace(**ENDS, steps=100, jitter=0, learning_rate=0.1),
+    "vmi": attacks.Vmi(**{**SEARCH, "steps": 200}, samples=8, learning_rate=0.1),
+    "mi-face": attacks.MiFace(**ENDS, steps=100, jitter=0, learning_rate=0.1),
 }
-FLOW = Vmi(
+FLOW = attacks.Vmi(
     family="flow", couplings=2, hidden=8, pool=400, candidates=6, keep=3, crops=4, batch_size=64,
     samples=8, steps=200, learning_rate=0.1,
 )  # fmt: skip
@@ -76,21 +59,21 @@ AUGMENTED = replace(
 QUICK_AUGMENTED = replace(
     AUGMENTED, pool=40, steps=5, images=200, surrogates=1, training=replace(TRAINING, epochs=2)
 )
-GENETIC = MirrorGenetic(
+GENETIC = attacks.MirrorGenetic(
     pool=300, population=40, generations=40, candidates=10, keep=3, crops=4, bound=2.0, slope=1.0
 )
-EVOLVED = CmaEs(pool=300, searches=6, population=6, generations=30, keep=3, crops=4)
-COARSE = C2fMi(
+EVOLVED = attacks.CmaEs(pool=300, searches=6, population=6, generations=30, keep=3, crops=4)
+COARSE = attacks.C2fMi(
     pool=300, population=20, generations=200, settling=30, keep=3, crops=4, hidden=32, epochs=10
 )
-AGENT = RlbMi(
+AGENT = attacks.RlbMi(
     pool=300, episodes=600, at_once=2, candidates=4, keep=3, crops=4, reach=2.0, hidden=32,
     training_batch=32, learning_rate=3e-3,
 )  # fmt: skip
-REPELLED = BrepMi(pool=200, searches=6, iterations=40, keep=3)
-TRANSFERRED = Lokt(
+REPELLED = attacks.BrepMi(pool=200, searches=6, iterations=40, keep=3)
+TRANSFERRED = attacks.Lokt(
     images=1500, surrogates=2, training=replace(TRAINING, architecture="resnet"),
-    white_box=PlugAndPlay(
+    white_box=attacks.PlugAndPlay(
         pool=300, candidates=8, steps=20, keep=3, crops=4, learning_rate=0.02,
         crop_scale=(0.8, 1.0), crop_flip=False,
     ),

@@ -52,6 +52,10 @@ def status(code: int, **headers: str) -> Callable[[Tensor], Answer]:
     return lambda images: (code, {k.replace("_", "-"): v for k, v in headers.items()}, b"")
 
 
+def body(content: Any) -> Callable[[Tensor], Answer]:
+    return lambda images: good(content)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_returns_the_answer_of_the_service(service: Service, channels: int) -> None:
     images = to_float(to_uint8(torch.rand(5, channels, 8, 8, generator=generator(1))))
@@ -89,8 +93,8 @@ def test_answers_are_cached(service: Service) -> None:
         (lambda images: good({"probabilities": halves(images)[:, :2].tolist()}), 1.0),
         (lambda images: good({"probabilities": halves(images)[:1].tolist()}), 1.0),
         (lambda images: good({"probabilities": (9 * halves(images)).tolist()}), 1.0),
-        (lambda images: good({"probabilities": [[0.2, 0.8], [1.0]]}), 1.0),
-        (lambda _: good([1, 2]), 1.0),
+        (body({"probabilities": [[0.2, 0.8], [1.0]]}), 1.0),
+        (body([1, 2]), 1.0),
     ],
 )
 def test_wrong_answers_are_retried(
@@ -110,24 +114,28 @@ def test_retry_after_can_be_a_date(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("access", "answer", "message"),
     [
-        (status(429, Retry_After="1"), "status 429 Too Many Requests"),
-        (status(500), "status 500"),
-        (lambda _: (200, {}, b"nothing"), "something that is not JSON"),
+        ("scores", status(429, Retry_After="1"), "status 429 Too Many Requests"),
+        ("scores", status(500), "status 500"),
+        ("scores", lambda _: (200, {}, b"nothing"), "something that is not JSON"),
         (
-            lambda images: good({"probabilities": halves(images)[:, :2].tolist()}),
+            "scores", lambda images: good({"probabilities": halves(images)[:, :2].tolist()}),
             r"expected probabilities of shape \(5, 3\), found \(5, 2\)",
         ),
-        (lambda images: good({"scores": 1}), 'expected an answer {"probabilities"'),
+        ("scores", body({"scores": 1}), 'expected an answer {"probabilities"'),
+        ("label", body({"labels": [0, 1]}), "expected 5 labels, found 2"),
+        ("label", body({"labels": [0, 1, 2, 3, 0]}), "label 3 is not among the 3 classes"),
+        ("label", body({"labels": [0, 1, [2], 0, 0]}), r"label \[2\] is not among"),
+        ("label", body({"labels": "left"}), "expected 5 labels, found str"),
     ],
-)
+)  # fmt: skip
 def test_the_error_after_all_retries(
-    service: Service, answer: Callable[[Tensor], Answer], message: str
+    service: Service, access: str, answer: Callable[[Tensor], Answer], message: str
 ) -> None:
     service.usual = answer
     with pytest.raises(EndpointError, match=message) as caught:
-        endpoint_of(service, retries=3)(IMAGES)
+        endpoint_of(service, access=access, retries=3)(IMAGES)
     assert service.waited == [1.0, 2.0, 4.0] and len(service.requests) == 4
     assert "in the last of 4 tries; 0 images were answered before" in str(caught.value)
     assert service.url in str(caught.value) and "\n" not in str(caught.value)
@@ -197,21 +205,6 @@ def test_warns_of_a_label_only_service_with_scores(service: Service) -> None:
     warnings: list[str] = []
     check_labels(service, warn=warnings.append)
     assert len(warnings) == 1 and "answers with scores" in warnings[0]
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([0, 1], "expected 5 labels, found 2"),
-        ([0, 1, 2, 3, 0], "label 3 is not among the 3 classes"),
-        ([0, 1, [2], 0, 0], r"label \[2\] is not among"),
-        ("left", "expected 5 labels, found str"),
-    ],
-)
-def test_wrong_labels_are_refused(service: Service, rows: Any, message: str) -> None:
-    service.usual = lambda _: good({"labels": rows})
-    with pytest.raises(EndpointError, match=message):
-        endpoint_of(service, access=Access.LABEL, retries=0)(IMAGES)
 
 
 def test_labels_instead_of_scores_are_refused(service: Service) -> None:

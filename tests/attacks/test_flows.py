@@ -8,16 +8,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inversight.attacks import run_attack
 from inversight.attacks.vmi import Flow, Gaussian, _couplings
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
-from inversight.models.target import Target
 from tests.attacks.table import CASES
 from tests.attacks.table import FLOW as FLOW_ATTACK
-from tests.attacks.toy import LABELS, FlatPrior, NearestByLayer, toy_target
+from tests.attacks.toy import LABELS, Answering, FlatPrior, NearestByLayer, levels, toy_target
 
 FLOW = Flow(couplings=3, hidden=8)
 needs_zuko = pytest.mark.skipif(find_spec("zuko") is None, reason="zuko is not installed")
@@ -93,16 +92,14 @@ def test_the_global_random_state_is_not_changed() -> None:
 def test_a_flow_fits_a_curve_better_than_a_gaussian() -> None:
     """-log p is least along the parabola z_1 = z_0^2 - 1: samples are nearer to it, and as wide."""
 
-    class Bend(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            z = torch.logit(x[:, 0, 0, [0, -1]].clamp(1e-6, 1 - 1e-6))
-            loss = 2.0 * off(z).square() + 0.01
-            return torch.stack([-loss, torch.log(-torch.expm1(-loss))], dim=1)
+    def answer(x: Tensor) -> Tensor:
+        loss = 2.0 * off(torch.logit(levels(x).clamp(1e-6, 1 - 1e-6))).square() + 0.01
+        return torch.stack([-loss, torch.log(-torch.expm1(-loss))], dim=1)
 
     def off(z: Tensor) -> Tensor:
         return z[:, 1] - z[:, 0].square() + 1.0
 
-    target = Target(Bend(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "bend")
+    target = toy_target(Answering(answer))
     how = replace(
         FLOW_ATTACK, divergence_weight=1.0, samples=64, steps=200, candidates=500, keep=500, crops=1,
         hidden=16, learning_rate=0.01,

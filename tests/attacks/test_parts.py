@@ -18,7 +18,16 @@ from inversight.core.seeding import generator
 from inversight.models.activations import record_batch_norms
 from inversight.models.target import Target
 from inversight.priors.descent import descend, ramp
-from tests.attacks.toy import LABELS, FlatPrior, GreyPrior, Nearest, OpenPrior, levels, toy_target
+from tests.attacks.toy import (
+    LABELS,
+    Answering,
+    FlatPrior,
+    GreyPrior,
+    Nearest,
+    OpenPrior,
+    levels,
+    toy_target,
+)
 
 
 def sgd(rate: float, momentum: float = 0.0) -> object:
@@ -142,17 +151,15 @@ def test_vmi_finds_the_closed_form_gaussian(family: Literal["gaussian", "flow"])
         pytest.importorskip("zuko")
     a, g, c = 0.2, 0.1, torch.tensor([1.5, -1.0])
 
-    class Square(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            z = torch.logit(levels(x).clamp(1e-6, 1 - 1e-6))
-            loss = 0.5 * a * (z - c).square().sum(1) + 0.01
-            return torch.stack([-loss, torch.log(-torch.expm1(-loss))], dim=1)
+    def answer(x: Tensor) -> Tensor:
+        z = torch.logit(levels(x).clamp(1e-6, 1 - 1e-6))
+        loss = 0.5 * a * (z - c).square().sum(1) + 0.01
+        return torch.stack([-loss, torch.log(-torch.expm1(-loss))], dim=1)
 
-    target = Target(Square(), ("a", "b"), (1, 8, 8), (0.0,), (1.0,), "square")
+    target = toy_target(Answering(answer))
     how = Vmi(
-        pool=20000, samples=64, steps=400, learning_rate=0.02, divergence_weight=g,
-        family=family, couplings=2, hidden=8,
-        candidates=2000, keep=2000, crops=1, batch_size=2000,
+        pool=20000, samples=48, steps=200, learning_rate=0.04, divergence_weight=g, family=family,
+        couplings=2, hidden=8, candidates=1500, keep=1500, crops=1, batch_size=2000,
     )  # fmt: skip
     z = how.run(target, FlatPrior(), torch.tensor([0]), rng=generator(0)).latents
     torch.testing.assert_close(z.mean(0), a * c / (a + g), atol=0.06, rtol=0)
