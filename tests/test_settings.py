@@ -15,16 +15,8 @@ from inversight.attacks import MiFace, PlugAndPlay
 from inversight.core.config import build, settings, to_mapping
 from inversight.core.errors import ConfigError
 from inversight.models.target import Access
-from inversight.settings import (
-    ATTACKS,
-    AuditSettings,
-    PriorTraining,
-    attack_budgets,
-    documented,
-    lay,
-    prior_training,
-    resolve,
-)
+from inversight.settings import ATTACKS, PriorTraining, documented, lay, prior_training, resolve
+from inversight.settings.presets import attack_budgets
 from tests.examples import NoisePrior
 from tests.refusals import refused
 
@@ -70,7 +62,7 @@ def trained(**given: Any) -> PriorTraining:
     return found
 
 
-def complete(found: AuditSettings) -> Any:
+def complete(found: Any) -> Any:
     """All settings, with those that attacks and prior have by default."""
     attacks = [to_mapping(build(spec, ATTACKS, role="attack")) for spec in found.attack]
     return {**to_mapping(found), "attack": attacks, "prior": to_mapping(prior_training(found))}
@@ -179,7 +171,6 @@ def test_given_values_go_before_the_preset() -> None:
 
 def test_the_digits_need_no_weights_and_show_pictures() -> None:
     found = resolve({})
-    assert isinstance(found, AuditSettings)
     assert (found.embedding, found.features, found.guidance_embedding) == ("public",) * 3
     assert found.images == "full" and resolve(REAL).images == "none"
     assert resolve(REAL).embedding == "lpips-vgg" and resolve(REAL).private == Path("p")

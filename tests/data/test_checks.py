@@ -8,14 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inversight.data import (
-    SIZES,
-    ImageSet,
-    check_overlap,
-    check_size,
-    load_folder,
-    working_size,
-)
+from inversight.data import ImageSet, checks, load_folder
 from tests.data.files import picture, save
 from tests.refusals import refused
 
@@ -26,26 +19,26 @@ def test_overlap_is_refused_unless_allowed(private: ImageSet, tmp_path: Path) ->
     other = load_folder(tmp_path / "other", role="--public")
     roles = ("--private", "--public")
     with refused("--private and --public share 1 image(s)", "b/1.png = x/copy.bmp"):
-        check_overlap(private, other, roles, allow=False)
-    assert check_overlap(private, other, roles, allow=True) == 1
-    assert check_overlap(private, other.select(torch.tensor([1])), roles, allow=False) == 0
+        checks.check_overlap(private, other, roles, allow=False)
+    assert checks.check_overlap(private, other, roles, allow=True) == 1
+    assert checks.check_overlap(private, other.select(torch.tensor([1])), roles, allow=False) == 0
 
 
 @given(native=st.integers(1, 2000), cap=st.integers(1, 600))
 def test_working_size_is_the_largest_that_fits(native: int, cap: int) -> None:
     if min(native, cap) < 8:
         with refused("--size 8"):
-            working_size(native, cap)
+            checks.working_size(native, cap)
     else:
-        size = working_size(native, cap)
-        assert size in SIZES and size <= min(native, cap)
+        size = checks.working_size(native, cap)
+        assert size in checks.SIZES and size <= min(native, cap)
         assert size == 256 or 2 * size > min(native, cap)
 
 
 def test_sizes_without_a_match_need_to_be_chosen() -> None:
-    for size in SIZES:
-        check_size(size, given=False)
-    check_size(28, given=True)
+    for size in checks.SIZES:
+        checks.check_size(size, given=False)
+    checks.check_size(28, given=True)
     for size, near in ((28, 16), (5, 8)):
         with refused(f"{size}x{size}", f"--size {near}"):
-            check_size(size, given=False)
+            checks.check_size(size, given=False)
