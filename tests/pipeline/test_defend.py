@@ -10,15 +10,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from inversight import AuditResult, audit
+from inversight import AuditResult
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.pipeline.audit import resume
 from inversight.pipeline.defend import DefendResult, defend
 from tests.defences import examples
-from tests.pipeline.conftest import Once
-from tests.pipeline.tiny import TINY, image_folders, without_trials
+from tests.pipeline.conftest import Once, run_audit
+from tests.pipeline.tiny import TINY
 
-pytestmark = pytest.mark.usefixtures("no_trials")
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
 BOTH: dict[str, Any] = {**TINY, "arm": "vanilla", "attack": [TINY["attack"][0], SAMPLES]}
 TWIN, OTHER, BROKEN, ANSWERS, MORE_SAMPLES = (
@@ -32,15 +31,10 @@ def home(once: Once) -> Path:
     """A folder with images and an audit of them (run), compared with Twin and Other. Read only."""
 
     def fill(folder: Path) -> None:
-        with without_trials():
-            defend(audit(out=folder / "run", **image_folders(folder), **BOTH).run, [TWIN, OTHER])
+        run_audit(folder, BOTH)
+        defend(folder / "run", [TWIN, OTHER])
 
     return once("defended", fill)
-
-
-@pytest.fixture
-def folders(home: Path) -> dict[str, Path]:
-    return {name: home / name for name in ("private", "holdout", "public")}
 
 
 @pytest.fixture
@@ -142,21 +136,18 @@ def test_part_of_a_comparison_is_not_resumed_alone(home: Path) -> None:
         resume(home / "run" / "defences" / "runs" / "Twin-1")
 
 
-def test_hidden_names_stay_hidden_and_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
-    run = audit(out=tmp_path / "run", **folders, **BOTH, hash_ids=True).run
-    result = defend(run, [TWIN])
-    own = set(pd.read_parquet(run / "samples.parquet")["id"])
+def test_hidden_names_stay_hidden_and_the_same(tmp_path: Path) -> None:
+    run_audit(tmp_path, {**BOTH, "hash_ids": True})
+    result = defend(tmp_path / "run", [TWIN])
+    own = set(pd.read_parquet(tmp_path / "run" / "samples.parquet")["id"])
     assert set(result.images["id"]) == own
     assert not any("ann" in name or "bob" in name for name in own)
     assert (result.images["ratio"] == 1.0).all()
 
 
-def test_given_model_is_compared_beside_one_trained_alike(
-    home: Path, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    target = shutil.copytree(home / "run" / "stages" / "target", tmp_path / "model")
-    run = audit(out=tmp_path / "run", target=str(target), **folders, **BOTH).run
-    result = defend(run, [TWIN])
+def test_given_model_is_compared_beside_one_trained_alike(home: Path, tmp_path: Path) -> None:
+    run_audit(tmp_path, {**BOTH, "target": str(home / "run" / "stages" / "target")})
+    result = defend(tmp_path / "run", [TWIN])
     found = rows(result)
     assert list(found) == ["none", "given", "Twin"]
     assert found["given"]["changes"]["ddcs_best"]["mean"] != 0.0

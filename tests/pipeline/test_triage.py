@@ -12,14 +12,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from inversight import audit
-from inversight.core.console import Quiet
+from inversight import AuditResult, audit
 from inversight.core.errors import RunError
 from inversight.data import load_folder
 from inversight.models.networks import load_classifier
 from inversight.models.target import target_of
-from inversight.pipeline.context import Context
-from inversight.pipeline.train import train
 from inversight.pipeline.triage import EXPECTED, LEARNED, triage_run
 from inversight.risk.signals import SIGNALS, forgetting_events, signals
 from inversight.risk.triage import expected_risk
@@ -28,33 +25,26 @@ from tests.pipeline.conftest import Once
 from tests.pipeline.tiny import TINY, class_folders, without_trials
 
 CLASSES = ("ann", "bob", "cid")
-TRAINING = {"epochs": 3, "width": 2}
-pytestmark = pytest.mark.usefixtures("no_trials")
+TARGET, EARLIER = "run/stages/target", "run/stages/evaluator"
+"""The audit's target, and another classifier that stands for an earlier state of it."""
 
 
-def given(home: Path) -> dict[str, Any]:
-    own = {name: home / name for name in ("private", "public")}
-    return {**TINY, **own, "target": str(home / "target")}
-
-
-def train_target(private: Path, out: Path, **training: int) -> None:
-    training = TRAINING | training
-    context = Context(0, torch.device("cpu"), Quiet())
-    train(private, out, size=None, given=training, context=context)
+def audit_of(images: Path, out: Path, **settings: Any) -> Path:
+    """Audit the images in a folder; return the run."""
+    folders = {name: images / name for name in ("private", "public")}
+    with without_trials():
+        return audit(out=out, **folders, **TINY, **settings).run
 
 
 @pytest.fixture(scope="session")
 def images_and_audit(once: Once) -> Path:
-    """Private and public images of three classes, a target, an earlier state of it, an audit."""
+    """A folder with private and public images of three classes, and an audit of them (run)."""
 
     def fill(home: Path) -> None:
         class_folders(home / "private", 0, CLASSES, 6, False)
         class_folders(home / "public", 2, CLASSES[:2], 6, False)
         shutil.copy(home / "private" / "ann" / "1.png", home / "private" / "ann" / "twin.png")
-        train_target(home / "private", home / "target", epochs=6)
-        train_target(home / "private", home / "early", epochs=1)
-        with without_trials():
-            audit(out=home / "run", **given(home))
+        audit_of(home, home / "run")
 
     return once("triage", fill)
 
@@ -95,11 +85,11 @@ def test_ranks_private_images_by_signals_of_a_target(
 ) -> None:
     out = tmp_path / "out"
     printed = cli.succeeds(
-        f"triage --private private --target target --checkpoint early --out {out}"
+        f"triage --private private --target {TARGET} --checkpoint {EARLIER} --out {out}"
     )[0]
     table = pd.read_parquet(out / "triage.parquet").set_index("id")
     private = load_folder(Path("private"), role="--private")
-    models = [target_of(load_classifier(Path(n)), n) for n in ("target", "early")]
+    models = [target_of(load_classifier(Path(n)), n) for n in (TARGET, EARLIER)]
     found = signals(models[0], private, checkpoints=models[1:])
     ranked = table.loc[list(private.ids)]
     for name in SIGNALS:
@@ -116,9 +106,10 @@ def test_ranks_private_images_by_signals_of_a_target(
 
 
 def test_learns_from_an_audit_of_some_classes(home: Path, cli: CommandLine, tmp_path: Path) -> None:
-    few = audit(out=tmp_path / "few", limit=2, **given(home)).run
+    few = audit_of(home, tmp_path / "few", limit=2, target=str(home / TARGET))
     out = tmp_path / "out"
-    printed = cli.succeeds(f"triage --private private --target target --learn {few} --out {out}")[0]
+    command = f"triage --private private --target {TARGET} --learn {few} --out {out}"
+    printed = cli.succeeds(command)[0]
     assert "Learned from 2 attacked classes, 1 others" in " ".join(printed.split())
     table = pd.read_parquet(out / "triage.parquet").set_index("id")
     measured = pd.read_parquet(few / "samples.parquet").set_index("id")["nearest_distance"]
@@ -128,8 +119,8 @@ def test_learns_from_an_audit_of_some_classes(home: Path, cli: CommandLine, tmp_
 
 
 def test_hidden_names_change_no_correlation(home: Path, tmp_path: Path) -> None:
-    hidden = audit(out=tmp_path / "hidden", hash_ids=True, **given(home)).run
-    found, plain = triage_run(hidden), triage_run(home / "run")
+    found = triage_run(audit_of(home, tmp_path / "hidden", hash_ids=True))
+    plain = triage_run(home / "run")
     one, other = (
         {name: s.value for name, s in t.agreement["nearest_distance"].items() if name in SIGNALS}
         for t in (found, plain)
@@ -141,7 +132,7 @@ def test_hidden_names_change_no_correlation(home: Path, tmp_path: Path) -> None:
 def test_rejects_an_audit_of_another_target_or_of_other_images(
     home: Path, cli: CommandLine, tmp_path: Path
 ) -> None:
-    base = f"triage --learn run --target target --out {tmp_path / 'out'} --private"
+    base = f"triage --learn run --target {TARGET} --out {tmp_path / 'out'} --private"
     cli.refuses(f"{base} private --mean 0.9 --std 0.1", "of the same target")
     class_folders(tmp_path / "other", 9, CLASSES, 2, False)
     cli.refuses(f"{base} {tmp_path / 'other'}", "is not in --private")
@@ -161,10 +152,8 @@ def test_rejects_runs_that_cannot_be_read(home: Path, cli: CommandLine, tmp_path
 
 
 def test_rejects_a_checkpoint_of_other_classes(
-    home: Path, cli: CommandLine, tmp_path: Path
+    home: Path, finished: AuditResult, cli: CommandLine, tmp_path: Path
 ) -> None:
-    class_folders(tmp_path / "two", 0, CLASSES[:2], 3, False)
-    train_target(tmp_path / "two", tmp_path / "t2")
-    out = tmp_path / "out"
-    triage = f"triage --private private --target target --out {out} --checkpoint {tmp_path / 't2'}"
-    cli.refuses(triage, "--checkpoint", "cid")
+    triage = f"triage --private private --target {TARGET} --out {tmp_path / 'out'}"
+    other = finished.run / "stages" / "target"
+    cli.refuses(f"{triage} --checkpoint {other}", "--checkpoint", "cid")
