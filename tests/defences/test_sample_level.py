@@ -118,9 +118,8 @@ def test_weights_belong_to_their_images() -> None:
         assert target(given.private.floats()).argmax(1).unique().tolist() == answers
 
 
-def test_the_default_weight_is_reported() -> None:
-    facts = defend(DownWeighting(), GIVEN).facts
-    assert facts == {"weighted": 6, "weight": 0.1, "epochs": 2}
+def test_reports_the_default_weight() -> None:
+    assert defend(DownWeighting(), GIVEN).facts == {"weighted": 6, "weight": 0.1, "epochs": 2}
 
 
 # Augmentation
@@ -128,18 +127,16 @@ def test_the_default_weight_is_reported() -> None:
 
 def test_changes_only_chosen_rows() -> None:
     rows = torch.tensor([3, 4, 5, 6, 8, 10])
-    x = images(1).floats()[rows]
-    before = x.clone()
+    x, chosen = images(1).floats()[rows], CHOSEN[rows]
     y = STRONG(x, rows, generator(0))
-    assert torch.equal(x, before)
-    assert torch.equal(y[~CHOSEN[rows]], x[~CHOSEN[rows]])
-    assert (y[CHOSEN[rows]] != x[CHOSEN[rows]]).flatten(1).any(1).sum() >= 3
+    assert torch.equal(x, images(1).floats()[rows]) and torch.equal(y[~chosen], x[~chosen])
+    assert (y[chosen] != x[chosen]).flatten(1).any(1).sum() >= 3
     assert y.min() >= 0.0 and y.max() <= 1.0
 
 
 def test_colour_images_change_too() -> None:
     x = torch.rand(4, 3, 16, 16, generator=generator(0))
-    y = STRONG(x, torch.tensor([0, 1, 2, 3]), generator(0))
+    y = STRONG(x, torch.arange(4), generator(0))
     assert y.shape == x.shape and torch.equal(y[1], x[1]) and not torch.equal(y, x)
 
 

@@ -122,9 +122,8 @@ def test_divergence_is_an_error_with_a_remedy() -> None:
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
-    weight = torch.nn.Linear(1, 1)
-    training = replace(QUICK, epochs=10, warmup_epochs=2, learning_rate=1.0)
-    optimiser, schedule = _optimiser(weight, training, epochs=10, steps_per_epoch=5)
+    training = replace(QUICK, warmup_epochs=2, learning_rate=1.0)
+    optimiser, schedule = _optimiser(nn.Linear(1, 1), training, epochs=10, steps_per_epoch=5)
     rates = []
     for _ in range(50):
         rates.append(optimiser.param_groups[0]["lr"])
@@ -141,40 +140,38 @@ def test_large_sets_get_fewer_epochs(images: int, epochs: int) -> None:
     assert replace(QUICK, most_steps=100).epochs_for(images) == epochs
 
 
-def squares(n: int) -> Tensor:
-    x = torch.zeros(n, 1, 16, 16)
-    x[:, :, 5:11, 3:9] = 1.0
-    return x
+SQUARES = torch.zeros(200, 1, 16, 16)
+SQUARES[:, :, 5:11, 3:9] = 1.0
+
+
+def augmented(**changes: Any) -> Tensor:
+    return augment(SQUARES, replace(QUICK, **changes), generator(0))
 
 
 def test_augmentation_without_changes_is_the_identity() -> None:
-    still = replace(QUICK, shift=0.0)
-    torch.testing.assert_close(augment(squares(3), still, generator(0)), squares(3))
+    torch.testing.assert_close(augmented(shift=0.0), SQUARES)
 
 
 def test_flips_half_of_the_images() -> None:
-    flipping = replace(QUICK, shift=0.0, flip=True)
-    y = augment(squares(200), flipping, generator(0))
-    flipped = torch.isclose(y, squares(200).flip(3), atol=1e-4).flatten(1).all(1)
-    same = torch.isclose(y, squares(200), atol=1e-4).flatten(1).all(1)
-    assert bool((flipped ^ same).all())
+    y = augmented(shift=0.0, flip=True)
+    flipped, kept = (
+        torch.isclose(y, x, atol=1e-4).flatten(1).all(1) for x in (SQUARES.flip(3), SQUARES)
+    )
+    assert bool((flipped ^ kept).all())
     assert 70 < int(flipped.sum()) < 130
 
 
 def test_shifts_within_the_range() -> None:
-    y = augment(squares(200), replace(QUICK, shift=0.1), generator(0))
+    y = augmented(shift=0.1)
     position = (y * torch.arange(16.0)).sum((1, 2, 3)) / y.sum((1, 2, 3))
-    moved = (position - 5.5).abs()
-    assert 0.3 < float(moved.max()) < 0.1 * 16 + 1.0
+    assert 0.3 < float((position - 5.5).abs().max()) < 0.1 * 16 + 1.0
 
 
 def test_rotation_task_has_four_turns_of_each_image() -> None:
-    images = NOISE
-    task, n = rotation_task(images), len(images)
-    assert len(task) == 4 * n and task.classes == ("0", "90", "180", "270")
-    assert len(set(task.ids)) == 4 * n
+    task, n = rotation_task(NOISE), len(NOISE)
+    assert len(set(task.ids)) == len(task) == 4 * n and task.classes == ("0", "90", "180", "270")
     for k in range(4):
-        assert torch.equal(task.images[k * n + 3], torch.rot90(images.images[3], k, dims=(1, 2)))
+        assert torch.equal(task.images[k * n + 3], torch.rot90(NOISE.images[3], k, dims=(1, 2)))
         assert task.labels[k * n : (k + 1) * n].unique().tolist() == [k]
 
 
