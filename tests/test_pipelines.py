@@ -61,12 +61,10 @@ def test_scripts_pass_on_the_exit_code(tmp_path: Path, code: int) -> None:
     )
     stand_in.chmod(0o755)
     env = {
-        "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
-        "RUNNER_TEMP": str(tmp_path),
-        "GITHUB_OUTPUT": str(tmp_path / "output"),
-        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+        "PATH": f"{stand_in.parent}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path),
+        "GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
         "IMAGES": "/srv/images",
-    }
+    }  # fmt: skip
 
     def shell(name: str, **more: str) -> subprocess.CompletedProcess[str]:
         call = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", BY_NAME[name]["run"]]

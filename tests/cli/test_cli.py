@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -288,17 +289,12 @@ def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
     """The command around an audit; the audit itself is tested where it is."""
     run = write_run(Path("run"))
     (run / "metrics_by_set.json").write_text("{}")
-    asked: dict[str, object] = {}
-
-    def audit(**given: object) -> AuditResult:
-        asked.update(given)
-        data = load_report_data(run)
-        metrics = {key: dict(value) for key, value in data.metrics.items()}
-        return AuditResult(run, metrics, data.samples, (), crossed)
-
+    data = load_report_data(run)
+    metrics = {key: dict(value) for key, value in data.metrics.items()}
+    audit = Mock(return_value=AuditResult(run, metrics, data.samples, (), crossed))
     monkeypatch.setattr("inversight.pipeline.audit.audit", audit)
     code, printed, err = cli("audit --fail-on 'flagged>0.05' --fail-on 'covered>=0.5'")
-    assert asked["fail_on"] == ("flagged>0.05", "covered>=0.5")
+    assert audit.call_args.kwargs["fail_on"] == ("flagged>0.05", "covered>=0.5")
     assert "Report:" in printed
     line = "inversight: --fail-on: flagged>0.05 (0.12), covered>=0.5 (0.75)\n"
     assert (code, err) == ((3, line) if crossed else (0, ""))
