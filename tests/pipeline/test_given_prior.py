@@ -158,8 +158,8 @@ def test_an_unchanged_prior_with_pivots(
     adaptation |= {"pivots_tuning": tuning, "pivots_missed": missed}
     attack = [{"class": "tests.examples:SampleAttack", "keep": 2}]
     result, manifest = audited(here, adaptation=adaptation, attack=attack)
-    (told,) = (note for note in manifest["notes"] if "public images as well" in note)
-    assert words in told
+    (found,) = (note for note in manifest["notes"] if "public images as well" in note)
+    assert words in found
     start = "SampleAttack: the attack itself had no gradients"
     assert any(n.startswith(start) and "no adaptation.pivots" in n for n in manifest["notes"])
     adapted = StylePrior.load(result.run / "stages" / "adaptation" / PRIOR_FILE)

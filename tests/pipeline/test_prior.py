@@ -32,7 +32,7 @@ def by_definition(a: Tensor, b: Tensor) -> float:
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * root))
 
 
-def test_is_the_frechet_distance_whatever_the_batches() -> None:
+def test_equals_the_definition_for_any_batch_size() -> None:
     made = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(2)) * 0.5
     distance = FrechetToPublic(public(), PIXEL, CPU)
     expected = by_definition(public().float() / 255, made)
@@ -41,7 +41,7 @@ def test_is_the_frechet_distance_whatever_the_batches() -> None:
     assert distance(iter([public().float() / 255])) == pytest.approx(0.0, abs=1e-8)
 
 
-def test_looks_at_some_of_many_public_images() -> None:
+def test_uses_at_most_so_many_public_images() -> None:
     seen: list[int] = []
 
     class Counting:
@@ -57,7 +57,7 @@ def test_looks_at_some_of_many_public_images() -> None:
     assert sum(seen) == 50 + 20 + 20  # the public images once
 
 
-def test_what_is_no_number_is_no_distance() -> None:
+def test_returns_nan_for_nan_and_for_a_single_image() -> None:
     distance = FrechetToPublic(public(), PIXEL, CPU)
     assert math.isnan(distance(iter([torch.full((9, 1, 4, 4), float("nan"))])))
     assert math.isnan(distance(iter([torch.zeros(1, 1, 4, 4)])))

@@ -76,7 +76,9 @@ def test_a_service_is_attacked_like_a_model(service: Service, cli: CommandLine) 
     ]  # fmt: skip
 
 
-def test_finished_classes_are_kept_and_the_rest_follows(service: Service, cli: CommandLine) -> None:
+def test_keeps_finished_classes_and_resumes_with_the_others(
+    service: Service, cli: CommandLine
+) -> None:
     command = attack(service, CMA)
     cli.succeeds(command)
     whole, requests = load_latents(Path("out")), len(service.requests)
@@ -100,12 +102,14 @@ def test_finished_classes_are_kept_and_the_rest_follows(service: Service, cli: C
     cli.refuses(command, "--out out: holds other files")
 
 
-def test_the_limit_is_that_of_all_classes(service: Service, cli: CommandLine) -> None:
+def test_a_limit_of_queries_holds_for_all_classes_together(
+    service: Service, cli: CommandLine
+) -> None:
     cli.succeeds(attack(service, CMA), "--set most_queries=70")
     assert len(names()) == 6 and 40 < service.images - 1 <= 70
 
 
-def test_labels_alone(service: Service, cli: CommandLine) -> None:
+def test_attacks_a_service_that_gives_labels_only(service: Service, cli: CommandLine) -> None:
     service.usual = labels
     err = cli.succeeds(
         attack(service, LOKT, "&access=label"),
@@ -131,7 +135,9 @@ def test_a_class_without_a_sample_is_left_out(service: Service, cli: CommandLine
 
 
 @pytest.mark.parametrize("settings", [BREP, LOKT])
-def test_no_class_with_a_sample(service: Service, cli: CommandLine, settings: str) -> None:
+def test_fails_if_no_sample_is_in_any_class(
+    service: Service, cli: CommandLine, settings: str
+) -> None:
     service.usual = everything_in(2)
     for _ in range(2):
         message = cli.fails(attack(service, settings, "&access=label"), "--limit 2")
@@ -168,12 +174,12 @@ def test_wrong_input_is_one_line(
     cli.refuses(attack(service, settings, query), *parts)
 
 
-def test_rejects_answers_that_are_labels_alone(service: Service, cli: CommandLine) -> None:
+def test_rejects_labels_where_scores_are_expected(service: Service, cli: CommandLine) -> None:
     service.usual = labels
     cli.refuses(attack(service, CMA), "add ?access=label")
 
 
-def test_names_of_the_classes_are_needed(service: Service, cli: CommandLine) -> None:
+def test_requires_class_names(service: Service, cli: CommandLine) -> None:
     cli.refuses(f"attack {target(service)} {CMA} --out out", "--classes FILE")
 
 

@@ -1,4 +1,4 @@
-"""A checked audit: its parts, forecast, announcement and manifest."""
+"""A checked audit: its parts, announcement and manifest."""
 
 from __future__ import annotations
 
