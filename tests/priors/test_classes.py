@@ -207,10 +207,7 @@ def test_resumes_bit_by_bit(
 ) -> None:
     """A training from new weights without classes, and both kinds with classes."""
     changes = PUBLISHED if published else {}
-    options: dict[str, Any] = {
-        "class_labels": None if way is None else LABELS,
-        "fresh": way is None,
-    }
+    options = {"class_labels": LABELS, "fresh": False, "steps": 4} if way else {}
     whole, part, resumed = (
         game_of(way(prior), **changes) if way else new_game(**changes) for _ in range(3)
     )

@@ -120,10 +120,9 @@ class StylePrior:
         Raises:
             InputError: the critic judges images together with their classes.
         """
-        classes = self.critic.architecture.c_dim
-        if classes > 0:
+        if self.num_classes > 0:
             raise InputError(
-                f"the prior's critic judges images with their classes ({classes}), and none alone; "
+                f"the prior's critic judges images with their classes ({self.num_classes}), not alone; "
                 "use another --arm, such as target-aware, a prior that is not conditioned, or another "
                 "--attack"
             )
