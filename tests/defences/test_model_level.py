@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from inversight.core.config import from_mapping
-from inversight.core.errors import ConfigError, InputError
+from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.defences import MID, TLDMI, BiDO, Defence, Defended, NegativeLabelSmoothing, RoLSS
 from inversight.defences.bido import RIDGE, dependency, kernel_operator
@@ -231,8 +230,3 @@ def test_rolss_removes_the_last_skip_connections(stages: int, left: list[str]) -
 def test_rejects_what_does_not_fit(defence: Defence, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         defend(defence, replace(training_data(), **changes))
-
-
-def test_rejects_positive_alpha() -> None:
-    with pytest.raises(ConfigError, match="alpha"):
-        from_mapping(NegativeLabelSmoothing, {"alpha": 0.1})
