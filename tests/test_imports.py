@@ -19,9 +19,9 @@ HEAVY = ("torch", "torchvision", "pandas", "scipy", "sklearn", "matplotlib", "ti
 
 def loaded(code: str) -> set[str]:
     """Packages that a new interpreter has loaded after ``code``."""
-    told = "import sys; print(' '.join({name.partition('.')[0] for name in sys.modules}))"
+    printing = "import sys; print(' '.join({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{told}"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"{code}\n{printing}"], capture_output=True, text=True, check=True
     )
     return set(done.stdout.splitlines()[-1].split())
 
@@ -39,12 +39,12 @@ for words in ["--help"], ["audit", "--help"], ["audit", "--privat", "x"]:
     assert not loaded(code) & set(HEAVY)
 
 
-def test_an_audit_is_prepared_without_what_few_of_them_need() -> None:
+def test_importing_audit_loads_no_rarely_used_packages() -> None:
     found = loaded("import inversight.pipeline.audit")
     assert "torch" in found and not found & {"torchvision", "sklearn", "timm", "cmaes"}
 
 
-def test_the_package_gives_what_it_names() -> None:
+def test_package_exports_all_its_names() -> None:
     for name in inversight.__all__:
         assert getattr(inversight, name).__name__ == name
     assert set(inversight.__all__) <= set(dir(inversight))

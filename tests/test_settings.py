@@ -69,7 +69,7 @@ def complete(found: Any) -> Any:
 
 
 @every_preset
-def test_every_preset_prints_what_reads_back(preset: str, given: dict[str, Any]) -> None:
+def test_every_preset_reads_back_as_printed(preset: str, given: dict[str, Any]) -> None:
     own = {"class": f"{__name__}:OwnAttack", "inner": {"pool": 300}}
     found = resolve({**given, "preset": preset, "attack": [*ATTACKS, own]})
     assert found.preset == preset
@@ -176,7 +176,7 @@ def test_the_digits_need_no_weights_and_show_pictures() -> None:
     assert resolve(REAL).embedding == "lpips-vgg" and resolve(REAL).private == Path("p")
 
 
-def test_a_prior_of_ones_own_has_its_own_settings() -> None:
+def test_custom_priors_keep_their_settings() -> None:
     for own in ({"class": "my.module:Prior", "depth": 3}, {"class": "my.module:Prior"}):
         found = resolve({**REAL, "prior": own})
         assert found.prior == own and prior_training(found) is None
@@ -214,7 +214,7 @@ def test_settings_without_a_class_change_the_part_that_is_named(
     assert lay({}, {"prior": "style"}) == {"prior": {"class": "style"}}
 
 
-def test_settings_of_a_prior_that_exists_are_refused() -> None:
+def test_rejects_settings_of_an_existing_prior() -> None:
     for base, over in (("run", {"steps": 5}), ({"steps": 5}, "run")):
         with refused("prior.steps: ", "prior is run"):
             lay({"prior": base}, {"prior": over})
@@ -237,13 +237,13 @@ def test_settings_of_a_prior_that_exists_are_refused() -> None:
         ({**REAL, "images": "blured"}, ("images", "none, blurred, full", "did you mean blurred?")),
     ],
 )
-def test_refusals_are_one_line(given: dict[str, Any], parts: tuple[str, ...]) -> None:
+def test_rejects_wrong_settings_in_one_line(given: dict[str, Any], parts: tuple[str, ...]) -> None:
     with refused(*parts, error=ConfigError):
         resolve(given)
 
 
 @every_preset
-def test_small_priors_are_attacked_whole(preset: str, given: dict[str, Any]) -> None:
+def test_truncation_by_preset(preset: str, given: dict[str, Any]) -> None:
     truncation = 0.5 if preset == "thorough" else 1.0
     chosen = {"class": "plug-and-play", "truncation": 0.7}
     for attack, expected in (("plug-and-play", truncation), (chosen, 0.7)):

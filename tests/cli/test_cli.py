@@ -114,7 +114,7 @@ def test_rejects_wrong_command_lines(cli: CommandLine, row: tuple[str, ...]) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_out_without_permission(cli: CommandLine) -> None:
+def test_rejects_out_without_permission(cli: CommandLine) -> None:
     Path("locked").mkdir(mode=0o500)
     cli.refuses("audit --out locked/run", "no permission")
 
@@ -145,7 +145,7 @@ def test_printed_configuration_reads_back_the_same(cli: CommandLine) -> None:
     assert yaml.safe_load(changed) == {**values, "seed": 8, "limit": 3}
 
 
-def test_overlapping_folders_are_refused(cli: CommandLine) -> None:
+def test_rejects_overlapping_folders(cli: CommandLine) -> None:
     shutil.copy("private/b/1.png", "public/a/same.png")
     shared = "--private and --public share 1 image(s)"
     cli.refuses(f"{AUDIT} {WEIGHTLESS}", shared, "b/1.png = a/same.png", "--allow-overlap")
@@ -283,7 +283,7 @@ def test_score_refusals_name_the_folder(cli: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("crossed", [(), ("flagged>0.05 (0.12)", "covered>=0.5 (0.75)")])
-def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
+def test_exit_code_3_names_exceeded_thresholds(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, crossed: tuple[str, ...]
 ) -> None:
     """The command around an audit; the audit itself is tested where it is."""
@@ -302,7 +302,7 @@ def test_exit_code_3_comes_with_a_line_that_names_what_was_exceeded(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("file", [".metrics.json.partial", ".report.html.partial"])
-def test_a_disk_that_fills_up_is_exit_code_1(
+def test_full_disk_exits_with_1(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     """Wherever it happens. A file that is written to /dev/full stands for the full disk."""

@@ -1,4 +1,4 @@
-"""Lack of memory is told from other errors, and says what to lower."""
+"""The choice of a device, and errors for lack of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inversight.core.errors import ConfigError, StageError
     ("cuda", "mps", "expected"),
     [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_takes_the_gpu_that_is_there(
+def test_auto_picks_an_available_gpu(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -21,7 +21,7 @@ def test_auto_takes_the_gpu_that_is_there(
     assert pick_device("auto").type == expected
 
 
-def test_a_device_that_cannot_be_used_is_named() -> None:
+def test_rejects_unusable_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match="nowhere"):
         pick_device("nowhere")
@@ -37,7 +37,7 @@ def test_a_device_that_cannot_be_used_is_named() -> None:
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."),
     ],
 )
-def test_memory_that_runs_out_says_what_to_lower(error: Exception) -> None:
+def test_out_of_memory_says_what_to_lower(error: Exception) -> None:
     assert is_out_of_memory(error)
     with (
         pytest.raises(StageError, match=r"^attack: out of memory: lower batch_size$"),
@@ -46,12 +46,12 @@ def test_memory_that_runs_out_says_what_to_lower(error: Exception) -> None:
         raise error
 
 
-def test_what_this_processor_says() -> None:
+def test_out_of_memory_on_the_cpu() -> None:
     with pytest.raises(StageError, match="out of memory"), memory_remedy("prior", "lower it"):
         torch.empty(1 << 52, dtype=torch.uint8)
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"), memory_remedy("attack", "lower it"):
         raise RuntimeError("shape mismatch")
     assert not is_out_of_memory(ValueError("out of memory"))

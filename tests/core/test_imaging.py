@@ -17,7 +17,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 @given(st.integers(0, 255))
-def test_bytes_come_back(value: int) -> None:
+def test_uint8_round_trip(value: int) -> None:
     stored = torch.tensor([[[[value]]]], dtype=torch.uint8)
     floats = to_float(stored)
     assert float(floats) == pytest.approx(value / 255)
@@ -30,7 +30,7 @@ def test_rounding_and_clamping() -> None:
     assert to_uint8(x).tolist() == [0, 0, 1, 255, 255]
 
 
-def test_luma_is_pillows() -> None:
+def test_grey_is_pillows_luma() -> None:
     colour = noise(6, 6, 3)
     grey = np.asarray(Image.fromarray(colour).convert("L")).astype(float)
     x = torch.from_numpy(colour).permute(2, 0, 1)[None].float()
@@ -53,7 +53,7 @@ def test_resizing_is_pillows_bilinear(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(found[0, 0].numpy(), np.asarray(expected), atol=0.01)
 
 
-def test_nothing_to_do_changes_nothing_and_gradients_flow() -> None:
+def test_same_shape_is_returned_unchanged_and_gradients_flow() -> None:
     x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
     assert fit(x, size=8, channels=3) is x
     fit(x, size=4, channels=1).sum().backward()

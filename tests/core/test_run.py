@@ -72,7 +72,7 @@ def test_seconds_of_interrupted_tries_count(run: Run, monkeypatch: pytest.Monkey
         ),
     ],
 )
-def test_a_full_disk_is_one_line_and_resumable(run: Run, error: Exception) -> None:
+def test_full_disk_raises_one_line_and_can_be_resumed(run: Run, error: Exception) -> None:
     message = r"stage prior: no room on the disk.*--resume"
     with pytest.raises(DiskFullError, match=message) as caught:
         run.stage("prior", fails(error))
@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_line_and_resumable(run: Run, error: Exception) -> No
     run.stage("prior", goes_on)
 
 
-def test_other_errors_pass_as_they_are(run: Run) -> None:
+def test_other_errors_pass_unchanged(run: Run) -> None:
     with pytest.raises(PermissionError):
         run.stage("prior", fails(PermissionError(errno.EACCES, "Permission denied")))
 
@@ -101,7 +101,7 @@ def test_one_process_at_a_time(run: Run) -> None:
         ("pictures/1.png", "found a file"),
     ],
 )
-def test_what_is_there_already_is_left_alone(tmp_path: Path, out: str, message: str) -> None:
+def test_rejects_paths_that_exist(tmp_path: Path, out: str, message: str) -> None:
     files = [tmp_path / name for name in ("pictures/1.png", "run/run.json")]
     for file in files:
         file.parent.mkdir()
@@ -111,7 +111,7 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path, out: str, message: 
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == files
 
 
-def test_no_room_is_found_out_before(tmp_path: Path) -> None:
+def test_checks_free_space_before_writing(tmp_path: Path) -> None:
     with pytest.raises(DiskFullError, match="about 1000000000000 MB are needed"):
         folders.check_new_folder(tmp_path / "deep" / "er", needed_bytes=10**18)
     assert not (tmp_path / "deep").exists()
@@ -126,7 +126,7 @@ def test_publishing_replaces_a_file(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resumable", [False, True])
-def test_a_folder_is_there_when_it_is_complete(tmp_path: Path, resumable: bool) -> None:
+def test_atomic_folder_exists_only_when_complete(tmp_path: Path, resumable: bool) -> None:
     final = tmp_path / "deep" / "folder"
     begin = partial(folders.atomic_folder, final, resumable=resumable)
     with pytest.raises(KeyboardInterrupt), begin() as folder:
@@ -141,7 +141,7 @@ def test_a_folder_is_there_when_it_is_complete(tmp_path: Path, resumable: bool) 
     assert list(final.parent.iterdir()) == [final]
 
 
-def test_writing_fails_without_harm(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "facts.json"
     folders.write_text(file, "old")
     with pytest.raises(ValueError, match="JSON"):
@@ -158,14 +158,14 @@ def test_writing_fails_without_harm(tmp_path: Path) -> None:
         ("{}", "not written by inversight"),
     ],
 )
-def test_wrong_manifests(tmp_path: Path, text: str | None, message: str) -> None:
+def test_rejects_wrong_manifests(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match=message):
         folders.read_manifest(tmp_path)
 
 
-def test_a_damaged_file_of_hidden_names_is_named(tmp_path: Path) -> None:
+def test_rejects_damaged_files_of_hidden_names(tmp_path: Path) -> None:
     (tmp_path / folders.PRIVATE_NAMES).write_text("{")
     with pytest.raises(RunError, match=folders.PRIVATE_NAMES):
         folders.names_behind(tmp_path)

@@ -14,9 +14,7 @@ PATHS = st.lists(
 
 
 @given(st.integers(0, 2**40), PATHS, PATHS)
-def test_a_seed_belongs_to_its_name(
-    seed: int, one: list[str | int], other: list[str | int]
-) -> None:
+def test_seeds_differ_by_name(seed: int, one: list[str | int], other: list[str | int]) -> None:
     a, b = derive_seed(seed, *one), derive_seed(seed, *other)
     assert (a == b) == (list(map(str, one)) == list(map(str, other)))
     assert 0 <= a < 2**63
@@ -29,7 +27,7 @@ def test_generators_repeat_and_differ() -> None:
     assert not torch.equal(first, torch.rand(8, generator=generator(3, "x", 2)))
 
 
-def test_draw_seed_moves_the_generator_on() -> None:
+def test_draw_seed_advances_the_generator() -> None:
     rng = generator(0)
     assert draw_seed(rng) != draw_seed(rng)
     assert draw_seed(generator(0)) == draw_seed(generator(0))

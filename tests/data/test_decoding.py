@@ -57,7 +57,7 @@ def test_rejects_what_cannot_be_read_without_a_guess_or_a_program(
 @pytest.mark.parametrize("size", [None, 8])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif", "gif"])
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_a_file_cut_short(folder: Path, suffix: str, kept: float, size: int | None) -> None:
+def test_rejects_truncated_files(folder: Path, suffix: str, kept: float, size: int | None) -> None:
     file = save(picture(9, (32, 32), "RGB"), folder / "a" / f"3.{suffix}")
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * kept)])
@@ -67,7 +67,7 @@ def test_a_file_cut_short(folder: Path, suffix: str, kept: float, size: int | No
     refusal(folder, str(file), "replace or remove", size=size)
 
 
-def test_damaged_pixels(folder: Path) -> None:
+def test_rejects_damaged_pixels(folder: Path) -> None:
     file = folder / "a" / "1.png"
     content = bytearray(file.read_bytes())
     start = content.index(b"IDAT") + 4
@@ -79,7 +79,7 @@ def test_damaged_pixels(folder: Path) -> None:
 
 @settings(max_examples=60)
 @given(cut=st.integers(0, 200), flip=st.integers(0, 255), at=st.integers(0, 199))
-def test_no_damage_ends_in_another_error(
+def test_damage_raises_no_other_error(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int, at: int
 ) -> None:
     root = tmp_path_factory.mktemp("fuzz")
@@ -106,7 +106,7 @@ def test_size_brings_the_shorter_side_to_it_and_cuts_the_centre(read: Read, turn
     assert (read(image, size=4)[:, 1:3, 1:3] == 120).all()
 
 
-def test_transparency_lies_on_white(read: Read) -> None:
+def test_transparency_becomes_white(read: Read) -> None:
     values = np.zeros((8, 8, 4), np.uint8)
     values[..., 0] = 200
     values[:4, :, 3] = 255
@@ -143,7 +143,7 @@ def test_one_bit_is_black_or_white(read: Read) -> None:
 @pytest.mark.parametrize(
     "image", [picture(3), Image.fromarray(np.asarray(picture(3)).astype(np.uint16) * 257)]
 )
-def test_one_transparent_grey_level_lies_on_white(read: Read, image: Image.Image) -> None:
+def test_transparent_grey_level_becomes_white(read: Read, image: Image.Image) -> None:
     grey = np.asarray(picture(3))
     level = int(np.asarray(image)[2, 3])
     expected = np.where(grey == grey[2, 3], 255, grey)

@@ -87,22 +87,22 @@ def test_files_of_operating_systems_are_skipped(
     folder: Path, where: str, name: str, labelled: bool
 ) -> None:
     save(b"not an image", folder / where / name)
-    told: list[str] = []
-    found = load_folder(folder, role="--private", labelled=labelled, warn=told.append)
-    assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/2.png") and not told
+    warnings: list[str] = []
+    found = load_folder(folder, role="--private", labelled=labelled, warn=warnings.append)
+    assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/2.png") and not warnings
 
 
 @pytest.mark.parametrize("where", ["", "a", "a/deep"])
-def test_what_is_left_out_is_counted_and_named(folder: Path, where: str) -> None:
+def test_left_out_files_are_counted_and_named(folder: Path, where: str) -> None:
     names = ["1.heic", "2.npy", "3.txt", "4.NPY", "no-suffix"]
     for name in names:
         save(b"something", folder / where / name)
     (folder / where / "link.png").symlink_to(folder / "nowhere.png")
     (folder / "a" / "loop").symlink_to(folder)
-    told: list[str] = []
-    found = load_folder(folder, role="--private", warn=told.append)
+    warnings: list[str] = []
+    found = load_folder(folder, role="--private", warn=warnings.append)
     assert len(found) == 4
-    (text,) = told
+    (text,) = warnings
     for part in ("--private", str(folder), "7 file(s)", "2 .npy", "1 .heic", "1 .png", "4 more"):
         assert part in text
     with pytest.warns(UserWarning, match="left out"):
@@ -112,9 +112,9 @@ def test_what_is_left_out_is_counted_and_named(folder: Path, where: str) -> None
 def test_images_beside_folders_of_other_files_have_no_classes(tmp_path: Path) -> None:
     save(picture(0), tmp_path / "1.png")
     save(b"something", tmp_path / "notes" / "1.txt")
-    told: list[str] = []
-    found = load_folder(tmp_path, role="--public", labelled=False, warn=told.append)
-    assert (found.ids, found.classes) == (("1.png",), ()) and "notes/1.txt" in told[0]
+    warnings: list[str] = []
+    found = load_folder(tmp_path, role="--public", labelled=False, warn=warnings.append)
+    assert (found.ids, found.classes) == (("1.png",), ()) and "notes/1.txt" in warnings[0]
 
 
 def test_limit_keeps_the_first_classes(folder: Path) -> None:

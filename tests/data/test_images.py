@@ -52,7 +52,7 @@ def test_the_same_colours_in_another_format_have_the_same_hash(tmp_path: Path) -
     assert len(set(hashes[:4])) == 1 and hashes[4] != hashes[0]
 
 
-def test_fingerprint_forgets_row_order_and_sees_changes(private: ImageSet, folder: Path) -> None:
+def test_fingerprint_ignores_row_order_but_not_changes(private: ImageSet, folder: Path) -> None:
     turned = private.select(torch.tensor([3, 1, 0, 2]))
     assert turned.ids == ("b/2.png", "a/2.png", "a/1.png", "b/1.png")
     assert turned.fingerprint() == private.fingerprint()
