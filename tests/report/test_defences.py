@@ -109,7 +109,7 @@ def test_missing_values_are_shown_as_missing() -> None:
             one[part]["coverage"] = NO_VALUE
     results["defences"][2]["measures"]["holdout_accuracy"] = {"mean": float("nan")}
     results["defences"][2]["changes"].pop("leakage_gap")
-    images = table(results)
+    images = table()
     images.loc[images.index[32:36], ["ratio", "nearest_distance"]] = float("nan")
     html = render_defences(results, images)
     assert "<code>flagged</code>" not in html and "<code>coverage</code>" not in html

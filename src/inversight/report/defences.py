@@ -298,7 +298,7 @@ def _measure_row(key: str, defence: Record, base: Record) -> MeasureRow:
 
 
 def _moved(images: Record) -> str:
-    """Say how many images a defence moved."""
+    """Return in words how many images a defence moved."""
     if not images:
         return ""
     always = len(images["nearer_in_every_seed"])

@@ -25,7 +25,7 @@ SIGNIFICANCE = 0.05
 """A leakage gap above 0 counts as shown up to this p-value."""
 
 _TAIL = 0.05
-"""Share of the holdout images, the nearest ones, that private images are compared with."""
+"""Fraction of the holdout images, the nearest ones, whose distance private images are compared with."""
 
 
 @dataclass(frozen=True)
