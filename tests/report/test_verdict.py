@@ -4,7 +4,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inversight.report import model_card, render_card
@@ -78,7 +78,6 @@ CHANCES = st.one_of(st.none(), st.integers(1, 1001).map(lambda k: k / 1001))
 COUNTS = st.one_of(st.none(), st.integers(0, 30))
 
 
-@settings(deadline=None)
 @given(VALUES, CHANCES, COUNTS, st.sampled_from([NEAR, SAME, FAR]), st.booleans())
 def test_no_sentence_contradicts_a_number(gap, p, count, private, exact):
     """Headline, report, card and printed summary agree with gap, p-value, flags and each other."""
@@ -118,6 +117,10 @@ NO_GAP = {"value": None, "reason": "there is a holdout"}
 FEW = np.array([0.5, 0.1, 0.3, 0.2, 0.4, 0.6])
 FULL = metrics_of(low=0.1, high=0.7)
 BARE = metrics_of(low=None, high=None, p=None)
+NOT_SAFE = [
+    "does not mean that they are safe", "not shown to be safe", "119 holdout images, 3 or more",
+    "2 images were not tested",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,10 @@ BARE = metrics_of(low=None, high=None, p=None)
         (SAME, [0.2] * 40, FULL, ["Leakage gap: 0.4 [0.1, 0.7]", "(2.4)", "(2)"], []),
         (SAME, [0.2] * 40, FULL, ["as large in 1.2 % of cases (p = 0.012)"], []),
         (SAME, [0.2] * 40, BARE, ["Leakage gap: 0.4, the mean"], ["cases"]),
+        (SAME, SAME, metrics_of(count=0, not_judged=2), ["0 of 28 images flagged", *NOT_SAFE], []),
+        (SAME, SAME, metrics_of(count=4, not_judged=2), ["4 of 28 images flagged", *NOT_SAFE], []),
+        (SAME, SAME, metrics_of(count=None), ["against the holdout: needs more holdout images."], []),
+        (SAME, SAME, metrics_of(count=None), ["No number here is a calibrated", NOT_SAFE[0]], []),
     ],
 )  # fmt: skip
 def test_facts(private, holdout, changes, stated, unstated):
@@ -155,16 +162,3 @@ def test_headline_names_an_exact_hit():
     assert found.level == "leak"
     assert "1 of 30 private images was reproduced exactly" in found.sentence
     assert "p1/1.png" in found.sentence
-
-
-@pytest.mark.parametrize("count", [0, 4, None])
-def test_calls_no_image_safe(count):
-    text = " ".join(judged(SAME, SAME, found=metrics_of(count=count, not_judged=2)).facts)
-    assert "does not mean that they are safe" in text
-    if count is None:
-        assert "No number here is a calibrated risk" in text
-        assert "against the holdout: needs more holdout images." in text
-    else:
-        assert f"{count} of 28 images flagged" in text and "not shown to be safe" in text
-        assert "119 holdout images, 3 or more" in text
-        assert "2 images were not tested" in text

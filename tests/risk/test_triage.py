@@ -20,10 +20,10 @@ from inversight.risk.triage import (
     _spearman,
     _within,
     agreement,
+    cross_validated,
     expected_risk,
     learn,
-    learned_elsewhere,
-    turned,
+    oriented,
 )
 from inversight.scores.result import Summary
 
@@ -114,7 +114,7 @@ def test_prediction_of_a_class_does_not_depend_on_its_own_distances(label: str) 
     own = torch.tensor([name == label for name in LABELS])
     noise = torch.from_numpy(np.random.default_rng(5).normal(size=int(own.sum())))
     changed = nearest.masked_scatter(own, (9 * noise).exp())
-    one, other = (learned_elsewhere(values, d, LABELS) for d in (nearest, changed))
+    one, other = (cross_validated(values, d, LABELS) for d in (nearest, changed))
     assert torch.equal(one[own], other[own])
     assert not torch.equal(one[~own], other[~own])
 
@@ -124,7 +124,7 @@ def test_learns_nothing_from_noise() -> None:
     found = []
     for seed in range(6):
         nearest = distances(drawn(seed + 100), seed)
-        risk = learned_elsewhere(drawn(seed), nearest, LABELS)
+        risk = cross_validated(drawn(seed), nearest, LABELS)
         found.append(agree(risk, -nearest, resamples=0).extra["within"])
     assert abs(float(np.mean(np.array(found, dtype=float)))) < 0.1
 
@@ -142,7 +142,7 @@ def test_two_classes_can_be_learned_from_but_not_evaluated() -> None:
     values, nearest = {"loss": torch.arange(20).double()}, torch.arange(1, 21).double()
     assert learn(values, nearest, labels).slopes["loss"] > 0
     with pytest.raises(InputError, match="at least 3"):
-        learned_elsewhere(values, nearest, labels)
+        cross_validated(values, nearest, labels)
 
 
 def test_agreement_is_spearmans_correlation() -> None:
@@ -198,9 +198,9 @@ def test_agreement_without_a_value_has_a_reason(
     assert found.value is None and reason in str(found.reason)
 
 
-def test_turned_signals_have_their_sign() -> None:
+def test_oriented_signals_have_their_sign() -> None:
     values = drawn()
-    for name, found in turned(values).items():
+    for name, found in oriented(values).items():
         assert torch.equal(found, SIGNALS[name].sign * values[name])
 
 

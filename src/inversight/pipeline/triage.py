@@ -26,7 +26,7 @@ from inversight.pipeline.inputs import read_folder
 from inversight.pipeline.signals import signals_of, signals_table
 from inversight.report.reading import read_mapping, read_table
 from inversight.risk.signals import SIGNALS, signals
-from inversight.risk.triage import agreement, expected_risk, learn, learned_elsewhere, turned
+from inversight.risk.triage import agreement, cross_validated, expected_risk, learn, oriented
 from inversight.risk.twins import find_twins
 from inversight.scores.result import Summary
 
@@ -84,9 +84,9 @@ def triage_run(run: Path, *, seed: int = 0) -> Triage:
     labels = samples["label"].astype(str).tolist()
     nearest = _column(samples, "nearest_distance")
     notes: list[str] = []
-    predicted = {**turned(given), EXPECTED: expected_risk(given)}
+    predicted = {**oriented(given), EXPECTED: expected_risk(given)}
     try:
-        predicted[LEARNED] = learned_elsewhere(given, nearest, labels)
+        predicted[LEARNED] = cross_validated(given, nearest, labels)
     except InputError as error:
         notes.append(f"Nothing was learned ({error}).")
     # A reconstruction is near if its distance is small or the score high; none in its class says nothing.

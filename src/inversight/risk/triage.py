@@ -54,7 +54,7 @@ def expected_risk(values: Mapping[str, Tensor]) -> Tensor:
         InputError: none of the signals is there.
     """
     families: dict[str, list[Tensor]] = {}
-    for name, signed in turned(values).items():
+    for name, signed in oriented(values).items():
         ranks = torch.from_numpy(_unit_ranks(signed.numpy()))
         families.setdefault(SIGNALS[name].family, []).append(ranks)
     if not families:
@@ -63,7 +63,7 @@ def expected_risk(values: Mapping[str, Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Learned:
+class RiskFit:
     """The fit of :func:`learn`.
 
     risk: (N,) float64, higher is more at risk: minus the expected log distance, up to a constant.
@@ -79,7 +79,7 @@ class Learned:
 
 def learn(
     values: Mapping[str, Tensor], nearest: Tensor, labels: Sequence[str], *, folds: int = FOLDS
-) -> Learned:
+) -> RiskFit:
     """Fit the risk of all N images on the classes that were attacked.
 
     Ridge regression of the log nearest distance on signals, each as the normal score of an image's rank
@@ -114,7 +114,7 @@ def learn(
     within = _less_class_mean(scores[known], groups)
     search.fit(within, _less_class_mean(target, groups)[:, 0], groups=groups)
     slopes = search.best_estimator_.coef_
-    return Learned(
+    return RiskFit(
         torch.from_numpy(-(scores @ slopes)),
         frozenset(groups.tolist()),
         dict(zip(names, map(float, slopes), strict=True)),
@@ -122,7 +122,7 @@ def learn(
     )
 
 
-def learned_elsewhere(
+def cross_validated(
     values: Mapping[str, Tensor], nearest: Tensor, labels: Sequence[str], *, folds: int = FOLDS
 ) -> Tensor:
     """Return (N,) float64: the risk that :func:`learn` predicts from *other* classes alone.
@@ -179,7 +179,7 @@ def agreement(
     return found
 
 
-def turned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def oriented(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return each signal times its sign, so that higher is expected to mean more risk."""
     return {
         name: values[name].double() * signal.sign
