@@ -9,68 +9,38 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import resized_crop
 
-from inversight.attacks import PlugAndPlay, Reconstructions
+from inversight.attacks import PlugAndPlay
 from inversight.attacks.selection import classified_pool, crop_box
 from inversight.core.seeding import generator
-from inversight.models.target import Target
 from tests.attacks.toy import LABELS, SIZE, FlatPrior, Nearest, problem_of, toy_target
 
-
-@pytest.fixture
-def module() -> Nearest:
-    return Nearest()
+TARGET = toy_target(Nearest())
 
 
-@pytest.fixture
-def target(module: Nearest) -> Target:
-    return toy_target(module)
-
-
-SMALL = PlugAndPlay(
-    pool=60, candidates=8, steps=60, keep=3, crops=4, batch_size=16, learning_rate=0.05
-)
-
-
-def attack(target: Target, how: PlugAndPlay = SMALL, seed: int = 0) -> Reconstructions:
-    return how.run(target, FlatPrior(), LABELS, rng=generator(seed))
-
-
-def test_candidates_are_the_best_of_the_pool(target: Target) -> None:
+def test_candidates_are_the_best_of_the_pool() -> None:
     prior = FlatPrior()
-    classified = classified_pool(problem_of(target, prior), 20, truncation=0.5)
+    classified = classified_pool(problem_of(TARGET, prior), 20, truncation=0.5)
     found = classified.latents[classified.best(LABELS, 8)]
     pool = prior.sample(20, rng=generator(0, "pool"))
-    confidence = target(prior(pool)).softmax(1)
+    confidence = TARGET(prior(pool)).softmax(1)
     for label in range(3):
         assert len(found[label].unique(dim=0)) == 8
         best = confidence[:, label].sort(descending=True).values[7]
-        mine = target(prior(found[label])).softmax(1)[:, label]
+        mine = TARGET(prior(found[label])).softmax(1)[:, label]
         assert float(mine.min()) >= float(best) - 1e-6
 
 
-def test_the_pool_is_classified_once_for_all_classes(target: Target, module: Nearest) -> None:
-    attack(target)
-    candidates = 3 * 8
-    assert module.images == 60 + candidates * 60 + candidates * 4
-
-
-def test_a_single_class(target: Target) -> None:
-    found = SMALL.run(target, FlatPrior(), torch.tensor([2]), rng=generator(0))
-    assert found.labels.tolist() == [2, 2, 2]
-
-
 def robust(
-    target: Target, w: Tensor, labels: Tensor, rng: torch.Generator, count: int = 4,
-    flip: bool = True,
-) -> Tensor:  # fmt: skip
+    w: Tensor, labels: Tensor, rng: torch.Generator, count: int = 4, flip: bool = True
+) -> Tensor:
     selection = PlugAndPlay(crops=count, crop_flip=flip, batch_size=16)
-    return selection.robust_confidence(problem_of(target, FlatPrior()), w, labels, rng=rng)
+    return selection.robust_confidence(problem_of(TARGET, FlatPrior()), w, labels, rng=rng)
 
 
-def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
+def test_final_selection_is_the_mean_over_crops() -> None:
     w = torch.randn(5, 2, generator=generator(0))
     labels = torch.tensor([0, 1, 2, 0, 1])
-    found = robust(target, w, labels, generator(3))
+    found = robust(w, labels, generator(3))
     rng = generator(3)
     boxes = [crop_box(SIZE, SIZE, (0.5, 0.9), (0.8, 1.2), rng) for _ in range(4)]
     flips = torch.rand(4, generator=rng) < 0.5
@@ -78,14 +48,14 @@ def test_final_selection_is_the_mean_over_crops(target: Target) -> None:
     for (top, left, h, w_), flip in zip(boxes, flips, strict=True):
         crop = resized_crop(FlatPrior()(w), top, left, h, w_, [SIZE, SIZE], antialias=True)
         crop = crop.flip(3) if flip else crop
-        total += target(crop).softmax(1)[torch.arange(5), labels]
+        total += TARGET(crop).softmax(1)[torch.arange(5), labels]
     torch.testing.assert_close(found, total / 4)
 
 
-def test_without_flips_sides_are_not_swapped(target: Target) -> None:
+def test_without_flips_sides_are_not_swapped() -> None:
     w, one = torch.tensor([[3.0, -3.0]]), torch.tensor([1])
-    high = robust(target, w, one, generator(0), count=30, flip=False)
-    low = robust(target, w.flip(1), one, generator(0), count=30, flip=False)
+    high = robust(w, one, generator(0), count=30, flip=False)
+    low = robust(w.flip(1), one, generator(0), count=30, flip=False)
     assert not math.isclose(float(high), float(low), abs_tol=1e-3)
 
 

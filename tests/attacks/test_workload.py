@@ -13,8 +13,6 @@ from inversight.attacks import (
     CmaEs,
     Lomma,
     PlugAndPlay,
-    QueriesSpentError,
-    Reconstructions,
     RlbMi,
     run_attack,
 )
@@ -30,13 +28,6 @@ ENDS: dict[str, Any] = {"pool": 200, "candidates": 20, "steps": 20, "keep": 5, "
 
 def cut(attack: Attack, queries: int, used: int) -> Any:
     return cut_to(attack, queries, prior=OpenPrior(), classes=3, used=used)
-
-
-def run(attack: Attack, queries: int, used: int, limit: int | None = None) -> Reconstructions:
-    how = cut(attack, queries, used)
-    return run_attack(
-        how, toy_target(Nearest()), OpenPrior(), LABELS, rng=generator(0), limit=limit or queries
-    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -61,7 +52,8 @@ def test_cut_attacks_keep_the_budget(name: str) -> None:
 def test_more_queries_find_more() -> None:
     used, gaps = 4640, []
     for queries in (150, used // 3, used):
-        found = run(EVOLVED, queries, used)
+        how, target = cut(EVOLVED, queries, used), toy_target(Nearest())
+        found = run_attack(how, target, OpenPrior(), LABELS, rng=generator(0), limit=queries)
         gaps.append(float(shortfall(found.images, found.labels).view(3, 5)[:, 0].mean()))
     assert gaps[0] > gaps[2] and gaps[1] < 0.5 * gaps[0]
 
@@ -79,8 +71,3 @@ def test_attacks_that_cannot_be_cut() -> None:
     assert (
         cut(C2fMi(pool=200, population=30, keep=5), 3, 5000) is None
     )  # differences need two individuals
-
-
-def test_the_limit_is_enforced() -> None:
-    with pytest.raises(QueriesSpentError):
-        run(EVOLVED, 100, 5000, limit=20)

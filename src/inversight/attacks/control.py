@@ -33,13 +33,8 @@ def control(
     latents = latents[order.to(latents.device)]
     images = render(prior, latents, batch_size=batch_size)
     progress(len(labels), len(labels), "samples of the prior")
-    return Reconstructions(
-        images=images,
-        labels=labels.sort().values,
-        latents=latents.cpu(),
-        losses=torch.full((len(labels),), float("nan")),
-        queries=0,
-    )
+    losses = torch.full((len(labels),), float("nan"))
+    return Reconstructions(images, labels.sort().values, latents.cpu(), losses, queries=0)
 
 
 def control_truncation(attacks: Iterable[Attack]) -> float:

@@ -107,11 +107,9 @@ class Endpoint:
         """
         pictures = [_png(image) for image in to_uint8(images).cpu()]
         keys = [hashlib.sha256(picture).digest() for picture in pictures]
-        unknown = {k: p for k, p in zip(keys, pictures, strict=True) if k not in self._known}
-        fresh, answers = (
-            list(unknown.items()),
-            {k: self._known[k] for k in keys if k in self._known},
-        )
+        by_key = dict(zip(keys, pictures, strict=True))
+        answers = {key: self._known[key] for key in by_key if key in self._known}
+        fresh = [(key, picture) for key, picture in by_key.items() if key not in answers]
         for start in range(0, len(fresh), self.settings.batch):
             names, some = zip(*fresh[start : start + self.settings.batch], strict=True)
             answers |= zip(names, self._ask(some), strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from inversight.core.imaging import to_float, to_uint8
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.models.target import Target, target_of
-from inversight.models.training import Batch, Variation, train_classifier
+from inversight.models.training import Variation, train_classifier
 from inversight.settings import ClassifierArchitecture, Training
 
 FAMILIES: tuple[ClassifierArchitecture, ...] = ("resnet", "vgg")
@@ -60,14 +61,12 @@ def train_surrogates(
 
 def distillation(answers: Tensor, temperature: float) -> Variation:
     """Return a training on a target's ``answers`` (N, K) to the images, logits or log-probabilities."""
-
-    def held_loss(logits: Tensor, answers: Tensor) -> Tensor:
-        return distillation_loss(logits, answers, temperature)
-
-    def loss(module: nn.Module, batch: Batch) -> Tensor:
-        return held_loss(module(batch.inputs), batch.labels)
-
-    return Variation(loss=loss, held_loss=held_loss, soft=answers)
+    held_loss = partial(distillation_loss, temperature=temperature)
+    return Variation(
+        loss=lambda module, batch: held_loss(module(batch.inputs), batch.labels),
+        held_loss=held_loss,
+        soft=answers,
+    )
 
 
 def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
