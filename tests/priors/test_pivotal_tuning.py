@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +40,18 @@ IMAGES = STRIPES[:, None, :, None].expand(-1, 1, 8, 8)
 """Stripes, of which a prior of noise makes none."""
 
 
-@cache
-def with_pivots() -> StylePrior:
+@pytest.fixture(scope="module")
+def pivoted() -> StylePrior:
+    """A prior with a pivot for each of IMAGES."""
     pivots = project(trained(), TARGET, IMAGES, PUBLIC, steps=30, samples=200, rng=generator(3))
     return replace(trained(), pivots=pivots)
 
 
-@pytest.fixture
-def pivoted() -> StylePrior:
-    """A prior with a pivot for each of IMAGES."""
-    return with_pivots()
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute the loss of all images every fourth step, and write a checkpoint after every step."""
+    monkeypatch.setattr("inversight.priors.pivotal_tuning._CHECK_INTERVAL", 4)
+    monkeypatch.setattr("inversight.priors.pivotal_tuning._CHECKPOINT_SECONDS", -1.0)
 
 
 def tuned(prior: StylePrior, *, steps: int, target: Any = TARGET, **options: Any) -> StylePrior:
@@ -136,19 +137,6 @@ def test_divergence_is_an_error(pivoted: StylePrior) -> None:
         tuned(pivoted, steps=2, learning_rate=float("inf"))
 
 
-@pytest.fixture(autouse=True)
-def check_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute the loss of all images every fourth step."""
-    monkeypatch.setattr("inversight.priors.pivotal_tuning._CHECK_INTERVAL", 4)
-
-
-@pytest.fixture
-def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write a checkpoint after every step."""
-    monkeypatch.setattr("inversight.priors.pivotal_tuning._CHECKPOINT_SECONDS", -1.0)
-
-
-@pytest.mark.usefixtures("at_every_step")
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
 def test_resumes_bit_by_bit(pivoted: StylePrior, tmp_path: Path, step: int) -> None:
     file, record = tmp_path / "tuning", Record()
@@ -161,7 +149,6 @@ def test_resumes_bit_by_bit(pivoted: StylePrior, tmp_path: Path, step: int) -> N
     assert_equal(resumed, tuned(pivoted, **options))
 
 
-@pytest.mark.usefixtures("at_every_step")
 def test_rejects_a_checkpoint_of_something_else(pivoted: StylePrior, tmp_path: Path) -> None:
     file = tmp_path / "tuning"
     assert saved_pivots(file) is None
@@ -180,7 +167,6 @@ def test_rejects_a_checkpoint_of_something_else(pivoted: StylePrior, tmp_path: P
         saved_pivots(file)
 
 
-@pytest.mark.usefixtures("at_every_step")
 def test_divergence_names_the_last_good_state(
     pivoted: StylePrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,15 +177,14 @@ def test_divergence_names_the_last_good_state(
         calls[0] += images.requires_grad
         return between(self, images, wanted) * (float("nan") if calls[0] == 4 else 1.0)
 
-    monkeypatch.setattr(ReconstructionLoss, "__call__", fails)
-    with pytest.raises(StageError, match=f"diverged at step 4 .*last good state is in {file}"):
-        tuned(pivoted, steps=9, checkpoint=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(ReconstructionLoss, "__call__", fails)
+        with pytest.raises(StageError, match=f"diverged at step 4 .*last good state is in {file}"):
+            tuned(pivoted, steps=9, checkpoint=file)
     assert json.loads(read_tensors(file)[0]["tuning"]) == {"done": 3}
-    monkeypatch.undo()
     assert_equal(tuned(pivoted, steps=9, checkpoint=file), tuned(pivoted, steps=9))
 
 
-@pytest.mark.usefixtures("at_every_step")
 def test_an_adaptation_resumes_in_the_tuning_without_a_new_search(
     pivoted: StylePrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
