@@ -108,7 +108,7 @@ def evaluate(
         [Labelled(vectors.of_features(s) if shared else s.images, s.labels, s.ids) for s in group]
         for group in (real, [*sets.values(), *more.values()])
     ]
-    file = None if checkpoint is None else checkpoint / "distances.pt"
+    file = None if checkpoint is None else checkpoint / "distances.safetensors"
     found = compare(
         Identity(distance.name) if shared else distance, *compared, memory=memory,
         neighbours=NEIGHBOURS if neighbours else 0, workspace=Workspace(device), checkpoint=file,

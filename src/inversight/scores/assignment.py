@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inversight.core.checkpoints import tensors_below
 from inversight.embeddings.base import Features
 from inversight.embeddings.distances import squared_distances
 from inversight.scores.classwise import TIE, bounded, rows_by_class, take
@@ -49,14 +50,16 @@ class Assigner:
         self._nearest[0].see(rows, distances, columns, column_ranks)
         self._nearest[1].see(columns, distances.T, rows, row_ranks)
 
-    def state(self) -> list[dict[str, Tensor]]:
+    def state(self) -> dict[str, Tensor]:
         """Return everything seen so far, for a checkpoint."""
-        return [dict(vars(side)) for side in self._nearest]
+        return {
+            f"{i}/{k}": v for i, side in enumerate(self._nearest) for k, v in vars(side).items()
+        }
 
-    def restore(self, state: Sequence[Mapping[str, Tensor]]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a :meth:`state`."""
-        for side, values in zip(self._nearest, state, strict=True):
-            vars(side).update(values)
+        for i, side in enumerate(self._nearest):
+            vars(side).update(tensors_below(state, str(i)))
 
     def result(self) -> Assignment:
         """Return the assignment by everything seen so far."""

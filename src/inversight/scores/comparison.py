@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from inversight.core.checkpoints import tensors_below
 from inversight.core.progress import Progress, silent
 from inversight.core.run import atomic_file
 from inversight.embeddings.base import Embedding
@@ -66,9 +68,10 @@ def compare(
     nearest = torch.full((len(real[0].ids), neighbours), float("inf"), dtype=torch.float64)
     done_labels: list[int] = []
     if checkpoint is not None and checkpoint.is_file():
-        nearest, done_labels, states = torch.load(checkpoint, weights_only=True)
-        for assigner, state in zip(chain(*assigners), states, strict=True):
-            assigner.restore(state)
+        kept = load_file(checkpoint)
+        nearest, done_labels = kept["nearest"], kept["done"].tolist()
+        for i, assigner in enumerate(chain(*assigners)):
+            assigner.restore(tensors_below(kept, str(i)))
     wanted = [s.labels for s in reconstructed] + ([real[0].labels] if neighbours else [])
     classes = {}
     for label in torch.cat(wanted).unique().tolist():
@@ -112,9 +115,11 @@ def compare(
         done_labels.append(label)
         if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             # Whole classes only, so that a resumed comparison equals one that was not stopped.
-            states = [assigner.state() for assigner in chain(*assigners)]
+            kept = {"nearest": nearest, "done": torch.tensor(done_labels)}
+            for i, assigner in enumerate(chain(*assigners)):
+                kept |= {f"{i}/{k}": v.contiguous() for k, v in assigner.state().items()}
             with atomic_file(checkpoint) as partial:
-                torch.save((nearest, done_labels, states), partial)
+                save_file(kept, partial)
             saved = time.monotonic()
     known = nearest.masked_fill(nearest.isinf(), float("nan"))
     return Comparison(
