@@ -29,7 +29,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry
-from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError
+from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeout
 
 from inversight.attacks.queries import black_box
@@ -121,8 +121,11 @@ class Endpoint:
     def _ask(self, pictures: Sequence[bytes]) -> Tensor:
         """Return the answer (n, K) to one request, repeated until it succeeds or tries run out."""
         body = json.dumps({"images": [base64.b64encode(p).decode() for p in pictures]}).encode()
-        how, wait = self.settings, self.settings.pause
-        for retry in range(how.retries + 1):
+        how = self.settings
+        retry = Retry(
+            how.retries, allowed_methods=None, backoff_factor=how.pause, backoff_max=how.longest
+        )  # fmt: skip
+        while True:
             response = None
             try:
                 response = self._post(body)
@@ -132,13 +135,15 @@ class Endpoint:
                 # A refused connection is a timeout in urllib3's classes.
                 if isinstance(error, HTTPTimeout) and not isinstance(error, NewConnectionError):
                     reason = f"no answer within {how.timeout:g} s"
-            if retry < how.retries:
-                self.sleep(min(how.longest, max(wait, _retry_after(response))))
-                wait *= 2.0
-        raise EndpointError(
-            f"{self._name}: {reason}, in the last of {how.retries + 1} tries; "
-            f"{self.sent:,} images were answered before"
-        )
+            try:
+                retry = retry.increment("POST", how.url, response)
+            except MaxRetryError:
+                raise EndpointError(
+                    f"{self._name}: {reason}, in the last of {how.retries + 1} tries; "
+                    f"{self.sent:,} images were answered before"
+                ) from None
+            wait = max(how.pause, retry.get_backoff_time(), _retry_after(retry, response))
+            self.sleep(min(how.longest, wait))
 
     @cached_property
     def _connections(self) -> PoolManager:
@@ -336,9 +341,9 @@ def _png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _retry_after(response: BaseHTTPResponse | None) -> float:
+def _retry_after(retry: Retry, response: BaseHTTPResponse | None) -> float:
     """Return the seconds that a service asks to wait, given as a number or a date; else 0."""
     try:
-        return 0.0 if response is None else Retry().get_retry_after(response) or 0.0
+        return 0.0 if response is None else retry.get_retry_after(response) or 0.0
     except InvalidHeader:
         return 0.0
