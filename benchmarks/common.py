@@ -170,10 +170,7 @@ def machine(seed: int) -> dict[str, Any]:
 
 
 def finish(
-    title: str,
-    figures: dict[str, Any],
-    rows: list[dict[str, Any]],
-    options: argparse.Namespace,
+    title: str, figures: dict[str, Any], rows: list[dict[str, Any]], options: argparse.Namespace
 ) -> None:
     """Print the table and write the JSON file."""
     facts = machine(options.seed)

@@ -52,7 +52,7 @@ SHOWN = {
 """Measures in the table and their short names."""
 SMALL_DEFENCES = ("removal", "negative-label-smoothing", "purification")
 BLACK_BOX_BUDGETS: dict[str, dict[str, Any]] = {
-    "faces-32": {"searches": 12, "generations": 12, "keep": 10, "crops": 10},
+    "faces-32": {"searches": 12, "generations": 12, "keep": 10, "crops": 10}
 }
 """Budgets of the black-box attack, where they differ from the preset's."""
 SMALL_BLACK_BOX: dict[str, Any] = {

@@ -147,10 +147,7 @@ def fastest_forward(
     batches = (1, 2, 4, 8) if device.type == "cpu" else (8, 16, 32, 48)
     if small:
         batches = batches[:1]
-    layouts = {
-        "default layout": torch.contiguous_format,
-        "channels-last": torch.channels_last,
-    }
+    layouts = {"default layout": torch.contiguous_format, "channels-last": torch.channels_last}
 
     def runner(layout: torch.memory_format, batch: int, count: int) -> Any:
         def run() -> None:

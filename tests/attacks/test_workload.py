@@ -7,15 +7,7 @@ from typing import Any
 
 import pytest
 
-from inversight.attacks import (
-    Attack,
-    C2fMi,
-    CmaEs,
-    Lomma,
-    PlugAndPlay,
-    RlbMi,
-    run_attack,
-)
+from inversight.attacks import Attack, C2fMi, CmaEs, Lomma, PlugAndPlay, RlbMi, run_attack
 from inversight.attacks.workload import cut_to
 from inversight.core.seeding import generator
 from tests.attacks.table import CASES

@@ -10,8 +10,7 @@ from inversight.core.errors import ConfigError, StageError
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
 def test_auto_picks_an_available_gpu(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str

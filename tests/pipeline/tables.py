@@ -12,9 +12,7 @@ RISK_COLUMNS = ["p_value", "q_value", "flagged"]
 
 
 def assert_same(
-    found: dict[str, dict[str, object]],
-    expected: dict[str, dict[str, object]],
-    rel: float = 1e-6,
+    found: dict[str, dict[str, object]], expected: dict[str, dict[str, object]], rel: float = 1e-6
 ) -> None:
     """Check that metrics are equal, numbers up to ``rel``."""
     assert found.keys() == expected.keys()

@@ -19,15 +19,7 @@ from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture
 from inversight.priors.prior_file import PRIOR_FILE
 from tests.command import CommandLine
-from tests.pipeline.tiny import (
-    SMALL_ATTACK,
-    SMALL_PRIOR,
-    TINY,
-    Stop,
-    StopAt,
-    hashes,
-    own_target,
-)
+from tests.pipeline.tiny import SMALL_ATTACK, SMALL_PRIOR, TINY, Stop, StopAt, hashes, own_target
 from tests.priors.stylegan2_files import pickled, published_file, random_prior
 
 SMALL = Architecture(

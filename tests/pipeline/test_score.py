@@ -113,11 +113,7 @@ def test_rejects_runs_that_cannot_be_added_to(cli: CommandLine) -> None:
 
 @pytest.mark.parametrize(
     ("names", "taken", "expected"),
-    [
-        (["a"], ["3-a", "a"], ["4-a"]),
-        (["a", "a"], [], ["1-a", "2-a"]),
-        (["b"], ["a"], ["b"]),
-    ],
+    [(["a"], ["3-a", "a"], ["4-a"]), (["a", "a"], [], ["1-a", "2-a"]), (["b"], ["a"], ["b"])],
 )
 def test_names_of_sets_are_distinct(
     names: list[str], taken: list[str], expected: list[str]

@@ -17,11 +17,7 @@ from inversight.core.seeding import generator
 from inversight.priors import StylePrior
 from inversight.priors.architecture import Architecture, published_architecture
 from inversight.priors.stylegan2 import Generator
-from inversight.priors.stylegan2_import import (
-    ImportedPrior,
-    configuration_name,
-    import_published,
-)
+from inversight.priors.stylegan2_import import ImportedPrior, configuration_name, import_published
 from tests.priors.stylegan2_files import (
     Persistent,
     persistent_discriminator,

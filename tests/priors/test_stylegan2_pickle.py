@@ -20,15 +20,7 @@ from torch import Tensor, nn
 from inversight.core.errors import DataError
 from inversight.priors.stylegan2_pickle import read_published
 from tests.draws import normal
-from tests.priors.hostile_pickles import (
-    Hostile,
-    file,
-    generator,
-    network,
-    ran,
-    read,
-    refused,
-)
+from tests.priors.hostile_pickles import Hostile, file, generator, network, ran, read, refused
 from tests.priors.stylegan2_files import Persistent, augment_pipe, persistent, pickled
 
 # Content of a file

@@ -23,8 +23,7 @@ def test_legend_names_the_sets_with_their_medians():
 
 
 @pytest.mark.parametrize(
-    "values",
-    [[0.0], [0.0, 0.0], [0.3, 0.3], [0.0, 1e-7, 1.0], [1e-9, 1e6], [float("nan"), 2.0]],
+    "values", [[0.0], [0.0, 0.0], [0.3, 0.3], [0.0, 1e-7, 1.0], [1e-9, 1e6], [float("nan"), 2.0]]
 )
 def test_draws_constant_extreme_and_missing_values(values):
     assert parsed(distance_histogram(values, values)).tag.endswith("svg")

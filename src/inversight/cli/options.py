@@ -31,8 +31,7 @@ SetOption = Annotated[
     typer.Option("--set", help="Any other setting, as in --set prior.steps=500; repeatable."),
 ]
 Network = Annotated[
-    Path | None,
-    typer.Option(help="Public network that a run trained (RUN/stages/public-network)."),
+    Path | None, typer.Option(help="Public network that a run trained (RUN/stages/public-network).")
 ]
 
 

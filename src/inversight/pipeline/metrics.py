@@ -262,10 +262,7 @@ class Scoring:
         real = Features((self.reference.evaluator,), self.reference.labels, self.reference.ids)
         made = Features((one.evaluator,), one.labels, one.ids)
         near = knn_distance(real, made, memory=self.memory, rng=self._rng("scores/knn"))
-        return {
-            **near.on_features("evaluator").summary,
-            **accuracy(one.logits, one.labels).summary,
-        }
+        return {**near.on_features("evaluator").summary, **accuracy(one.logits, one.labels).summary}
 
     def _risk(self, one: ScoredSet) -> tuple[dict[str, Summary], dict[str, object]]:
         """Return the metrics that need a holdout, and their columns."""

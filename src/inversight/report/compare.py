@@ -28,10 +28,7 @@ from inversight.report.reading import flatten, read_mapping, read_table
 _PRESENTATION = ("out", "resume", "fail_on", "hash_ids", "images", "memory")
 """Settings that change how results are presented, not the results."""
 
-_TRAINED = {
-    "public": ("public", "public_training"),
-    "evaluator": ("private", "evaluator_training"),
-}
+_TRAINED = {"public": ("public", "public_training"), "evaluator": ("private", "evaluator_training")}
 """Embeddings that a run trains itself: the input and the settings that determine them."""
 
 _EFFECTS = {

@@ -51,11 +51,7 @@ def check_embedding(name: str) -> None:
 
 
 def calibrate(
-    private: DistancesLike,
-    holdout: DistancesLike,
-    *,
-    fdr: float = DEFAULT_FDR,
-    floor: float = 1e-6,
+    private: DistancesLike, holdout: DistancesLike, *, fdr: float = DEFAULT_FDR, floor: float = 1e-6
 ) -> ScoreResult:
     """In [0, 1], higher is more leakage: the fraction of private images that are flagged.
 
