@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,24 +31,21 @@ class CommandLine:
         assert code == 0, err
         return out, err
 
-    def fails(self, *line: object) -> str:
-        """Return the line with which a command exits with 1."""
-        code, out, err = self(*line)
+    def fails(self, *line: object, code: int = 1) -> str:
+        """Return the only line that a command prints about why it exits with ``code``."""
+        found, out, err = self(*line)
         lines = [one for one in err.splitlines() if one.startswith("inversight: ")]
-        assert (code, len(lines)) == (1, 1) and "Traceback" not in err, (out, err)
+        assert (found, len(lines)) == (code, 1), (out, err)
+        assert err.endswith("\n") and "Traceback" not in err
         return lines[0]
 
-    def refuses(self, line: str | Sequence[object], *parts: str) -> str:
+    def refuses(self, line: object, *parts: str) -> str:
         """Return the line with which a command exits with 2, having written nothing here.
 
         The line holds each of ``parts``.
         """
         before = sorted(Path.cwd().iterdir())
-        code, out, err = self(*([line] if isinstance(line, str) else line))
-        lines = [one for one in err.splitlines() if one.startswith("inversight: ")]
-        assert (code, len(lines)) == (2, 1), (out, err)
-        assert err.endswith("\n") and "Traceback" not in err
-        for part in parts:
-            assert part in lines[0]
+        message = self.fails(line, code=2)
+        assert not [part for part in parts if part not in message], message
         assert sorted(Path.cwd().iterdir()) == before
-        return lines[0]
+        return message

@@ -314,9 +314,7 @@ def test_full_disk_exits_with_1(
         return run
 
     monkeypatch.setattr(Run, "create", create_on_full_disk)
-    code, _, err = cli(SCORE, "--out run")
-    complaint = [line for line in err.splitlines() if line.startswith("inversight: ")]
-    assert code == 1 and len(complaint) == 1 and "Traceback" not in err
-    assert "no room on the disk" in complaint[0] and "--resume" in complaint[0]
+    complaint = cli.fails(SCORE, "--out run")
+    assert "no room on the disk" in complaint and "--resume" in complaint
     Path("run", file).unlink()
     cli.succeeds("score --resume run")

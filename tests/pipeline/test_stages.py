@@ -83,8 +83,8 @@ def test_black_box_attacks(
     assert f"{name}: {queries} images sent to the target, scores access" in err
     assert read("new/facts.json") == {"queries": queries, "left_out": None}
     assert len(list(Path("new/reconstructions").rglob(f"{name}-*.png"))) == 6
-    code, _, err = cli(command, "--out low --set most_queries=30")
-    assert code == 1 and "limit of 30 queries is spent" in err
+    message = cli.fails(command, "--out low --set most_queries=30")
+    assert "limit of 30 queries is spent" in message
     assert not Path("low").exists()
 
 
