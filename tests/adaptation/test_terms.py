@@ -92,7 +92,8 @@ def test_statistics_are_0_for_the_training_images() -> None:
     assert float(other.detach()) > 0.1
 
 
-def test_observe_removes_its_hooks() -> None:
+def test_observe_records_what_is_needed_and_removes_its_hooks() -> None:
     module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))
-    observe(normalised(module), torch.rand(2, 1, 8, 8, generator=rng(2)))
+    target, images = normalised(module), torch.rand(2, 1, 8, 8, generator=rng(2))
+    assert observe(target, images).layers and not observe(target, images, ()).layers
     assert not module[0]._forward_hooks

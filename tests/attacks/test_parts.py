@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from inversight.attacks import Gmi, IfGmi, Lomma, Vmi
 from inversight.attacks.constraints import Coordinates, project_to_l1_ball
+from inversight.attacks.files import PICTURES, move_pictures
 from inversight.attacks.mi_face import MiFace, statistics_gap, total_variation
 from inversight.core.seeding import generator
 from inversight.models.activations import record_batch_norms
@@ -252,3 +254,11 @@ def test_pixels_match_the_running_statistics() -> None:
     assert float(found.mean()) == pytest.approx(0.3, abs=0.02)
     assert float(found.var()) == pytest.approx(0.01, abs=0.004)
     assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
+
+
+def test_moves_images_of_a_class_named_like_a_file(tmp_path: Path) -> None:
+    file = Path(PICTURES, "cat.png", "a-0001.png")
+    (tmp_path / "new" / file).parent.mkdir(parents=True)
+    (tmp_path / "new" / file).touch()
+    move_pictures(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / file).is_file()

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from inversight.attacks import Attack, C2fMi, CmaEs, Lomma, PlugAndPlay, RlbMi, run_attack
-from inversight.attacks.workload import cut_to
+from inversight.attacks.queries import QueriesSpentError
+from inversight.attacks.workload import Workload, cut_to
 from inversight.core.seeding import generator
+from inversight.priors.base import Prior
 from tests.attacks.table import CASES
 from tests.attacks.toy import LABELS, Nearest, OpenPrior, shortfall, toy_target
 from tests.examples import SampleAttack
@@ -31,10 +33,8 @@ def test_cut_attacks_keep_the_budget(name: str) -> None:
     assert used is not None and cut(case.attack, used, used) is case.attack
     sent = []
     for queries in (used // 2, used * 2 // 3, used - 1):
-        module, how = (
-            case.module(),
-            cut_to(case.attack, queries, prior=case.prior, classes=3, used=used),
-        )
+        module = case.module()
+        how = cut_to(case.attack, queries, prior=case.prior, classes=3, used=used)
         found = case.run(how, module=module, limit=queries)
         assert found.queries == module.images <= queries and len(found) > 0
         sent.append(found.queries)
@@ -48,6 +48,20 @@ def test_more_queries_find_more() -> None:
         found = run_attack(how, target, OpenPrior(), LABELS, rng=generator(0), limit=queries)
         gaps.append(float(shortfall(found.images, found.labels).view(3, 5)[:, 0].mean()))
     assert gaps[0] > gaps[2] and gaps[1] < 0.5 * gaps[0]
+
+
+class OwnSearch(CmaEs):
+    """An own attack that does not state its limit; its classes share all of its work."""
+
+    def workload(self, prior: Prior) -> Workload:
+        return Workload(kept=5, batch_size=9, shared={"pool": self.pool}, limited=("keep",))
+
+
+def test_own_attacks_keep_limits_and_settings() -> None:
+    own, target = OwnSearch(pool=200, keep=5), toy_target(Nearest())
+    assert cut(own, 100, 200) == replace(own, pool=100)
+    with pytest.raises(QueriesSpentError):
+        run_attack(replace(own, most_queries=9), target, OpenPrior(), LABELS, rng=generator(0))
 
 
 def test_attacks_that_cannot_be_cut() -> None:

@@ -118,10 +118,8 @@ def shortfall(images: Tensor, labels: Tensor) -> Tensor:
         return Nearest()(x).softmax(1)[:, :3]
 
     best = [least_on_a_grid(lambda x, y=y: -sure(x)[:, y]) for y in range(3)]  # type: ignore[misc]
-    return (
-        sure(halves(torch.stack(best))).diagonal()[labels]
-        - sure(images)[range(len(labels)), labels]
-    )
+    own = sure(images)[range(len(labels)), labels]
+    return sure(halves(torch.stack(best))).diagonal()[labels] - own
 
 
 @dataclass(frozen=True)

@@ -240,12 +240,8 @@ def test_rejects_several_processes_for_a_service_and_for_other_commands(
             attack="brep-mi", limit=None, preset="quick", given={}, context=context,
         )  # fmt: skip
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for command in (
-        "audit",
-        "train --private .",
-        "score --private . --reconstructions .",
-        "defend .",
-    ):
+    others = "audit", "train --private .", "score --private . --reconstructions .", "defend ."
+    for command in others:
         cli.refuses(f"{command} --out out", "runs in one process, and was launched as 2")
 
 

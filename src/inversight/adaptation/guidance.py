@@ -70,10 +70,11 @@ class Guidance:
         x = images.detach().requires_grad_(True)
         with torch.enable_grad():
             shown = self.transform(x, batch.rng) if self.transform and batch else x
-            seen = observe(self.target, shown)
+            needs = {need for one in self.terms for need in one.term.needs}
+            seen = observe(self.target, shown, needs)
             if batch is not None:
-                critic = batch.class_logits and batch.class_logits(x)
-                seen = replace(seen, classes=batch.classes, critic=critic)
+                judge = batch.class_logits if "critic" in needs else None
+                seen = replace(seen, classes=batch.classes, critic=judge and judge(x))
             values = [one.term(seen.first(one.part or len(x))) for one in self.terms]
         # High when the images spread over the classes, low when they collapse onto few.
         self.logged = {"class_entropy": float(entropy_of(seen.logits.detach().softmax(1).mean(0)))}

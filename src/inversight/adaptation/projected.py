@@ -36,6 +36,7 @@ class Projected(Term):
     """
 
     name = "projected"
+    needs = ("maps",)
 
     def __init__(
         self, target: Target, public: Tensor, *, learning_rate: float, rng: torch.Generator

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,12 +42,24 @@ class Observation:
         )
 
 
-def observe(target: Target, images: Tensor) -> Observation:
-    """Evaluate the target on images (N, C, H, W) in [0, 1] and record its layers and maps.
+Need = Literal["layers", "maps", "critic"]
+"""What a term uses besides the logits and classes, see :class:`Observation`."""
+
+
+def observe(
+    target: Target, images: Tensor, needs: Collection[Need] = ("layers", "maps")
+) -> Observation:
+    """Evaluate the target on images (N, C, H, W) in [0, 1] and record the layers and maps in ``needs``.
 
     They are in the order in which they are called.
     """
-    with record_batch_norms(target.module) as layers, record_convolutions(target.module) as maps:
+    with ExitStack() as hooks:
+        layers: list[BatchNormInput] = []
+        maps: list[Tensor] = []
+        if "layers" in needs:
+            layers = hooks.enter_context(record_batch_norms(target.module))
+        if "maps" in needs:
+            maps = hooks.enter_context(record_convolutions(target.module))
         logits = target(images)
     return Observation(logits, tuple(layers), tuple(maps))
 
@@ -53,6 +68,7 @@ class Term(ABC):
     """Maps an observation to a scalar loss, differentiably."""
 
     name: str
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     @abstractmethod
     def __call__(self, seen: Observation) -> Tensor:
@@ -94,6 +110,7 @@ class Statistics(Term):
     """
 
     name = "statistics"
+    needs = ("layers",)
 
     def __call__(self, seen: Observation) -> Tensor:
         return torch.stack([_divergence(layer) for layer in seen.layers]).mean()
@@ -110,6 +127,7 @@ class Spread(Term):
     """
 
     name = "spread"
+    needs = ("maps",)
 
     def __call__(self, seen: Observation) -> Tensor:
         outputs = seen.maps[-1].flatten(1)
@@ -142,6 +160,7 @@ class CriticEntropy(Term):
     """
 
     name = "critic_entropy"
+    needs = ("critic",)
 
     def __call__(self, seen: Observation) -> Tensor:
         if seen.critic is None:

@@ -131,7 +131,8 @@ class BaseAttack(ABC):
             NoSampleError: the attack needs a sample of a class, and the prior has none of any of them.
         """
         check_fits(self, target, prior)
-        meter = QueryMeter(self.workload(prior).limit)
+        limit = self.workload(prior).limit
+        meter = QueryMeter(getattr(self, "most_queries", None) if limit is None else limit)
         allowed = metered(target, self.access, meter)
         seed = draw_seed(rng)
         problem = Problem(allowed, prior, labels, seed, progress, meter, self.batch_size)

@@ -34,7 +34,7 @@ def write_reconstructions(
 
 def move_pictures(source: Path, target: Path) -> None:
     """Move the images of an attack written to ``source`` to ``target``, replacing those there."""
-    for file in sorted((source / PICTURES).rglob("*.png")):
+    for file in sorted((source / PICTURES).glob("*/*.png")):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)

@@ -14,7 +14,6 @@ public images. The constants are those of the published code. Differences from i
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -139,5 +138,5 @@ class _Populations(Search):
         return True
 
     def candidates(self) -> tuple[Tensor, Tensor]:
-        best = functools.reduce(Individuals.joined, self.best)
-        return best.latents, best.scores
+        latents = torch.stack([one.latents for one in self.best])  # as many of each class
+        return latents.flatten(0, 1), torch.cat([one.scores for one in self.best])

@@ -128,7 +128,8 @@ def cut_to(attack: Attack, queries: int, *, prior: Prior, classes: int, used: in
         most = min(int(left * settings.candidates / (used - shared)), changes.get("pool", queries))
     if most < 1:
         return None
-    changes |= {name: min(getattr(settings, name), most) for name in work.limited}
+    if work.scales is not None:
+        changes |= {name: min(getattr(settings, name), most) for name in work.limited}
     try:
         return replace(attack, **changes)  # type: ignore[type-var]
     except ValueError:  # below what the attack's settings allow

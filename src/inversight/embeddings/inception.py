@@ -32,6 +32,7 @@ class Inception:
             self._network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=file
             )
+        self._network.eval().requires_grad_(False)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         size = (images.shape[2], images.shape[3])

@@ -53,8 +53,10 @@ KNOWN = {row[0]: PublishedWeights(*row) for row in _PUBLISHED}
 
 def folder() -> Path:
     """Return ``$INVERSIGHT_WEIGHTS``, or ``inversight/weights`` in the user's cache folder."""
+    if given := os.environ.get("INVERSIGHT_WEIGHTS"):
+        return Path(given)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("INVERSIGHT_WEIGHTS") or Path(cache) / "inversight" / "weights")
+    return Path(cache) / "inversight" / "weights"
 
 
 def load_weights(name: str) -> dict[str, Tensor]:

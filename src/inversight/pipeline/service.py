@@ -144,6 +144,8 @@ class ServiceAttack:
                 write_reconstructions(folder, found, classes=target.classes, name=self.name)
             facts = {"labels": group, "sent": endpoint.sent - before, "reason": reason}
             write_json(folder / "facts.json", facts)
+            for label in group:  # what a stopped attempt left
+                shutil.rmtree(self.out / PICTURES / target.classes[label], ignore_errors=True)
             move_pictures(folder, self.out)
 
     def _finished(self) -> dict[Path, dict[str, Any]]:
