@@ -201,6 +201,7 @@ BOTH_FIVE = [{"class": "gmi", "steps": 5}, {"class": "vmi", "steps": 5}]
         ("prior", {"depth": 5}, "m:P", {"depth": 5, "class": "m:P"}),
         ("prior", FIVE, "m:P", {"class": "m:P"}),
         ("prior", FIVE, "run", "run"),
+        ("prior", FIVE, None, None),
         ("prior", "run", {"class": "style"}, {"class": "style"}),
         ("attack", {"steps": 5}, ("gmi", "vmi"), BOTH_FIVE),
         ("attack", ["gmi", {"class": "vmi", "steps": 2}], {"steps": 5}, BOTH_FIVE),

@@ -176,7 +176,7 @@ def _lay_prior(base: Any, over: Any) -> Any:
                 f"but prior is {path}, which exists; leave one of the two out"
             )
     if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over or base
+        return base if over == {} else over
     same = base.get("class", over.get("class")) == over.get("class", base.get("class"))
     return merge(base, over) if same else over
 
