@@ -256,8 +256,8 @@ def test_pixels_match_the_running_statistics() -> None:
     assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
 
 
-def test_moves_images_of_a_class_named_like_a_file(tmp_path: Path) -> None:
-    file = Path(PICTURES, "cat.png", "a-0001.png")
+def test_moves_images_of_a_class_named_like_a_path(tmp_path: Path) -> None:
+    file = Path(PICTURES, "top/cat.png", "a-0001.png")
     (tmp_path / "new" / file).parent.mkdir(parents=True)
     (tmp_path / "new" / file).touch()
     move_pictures(tmp_path / "new", tmp_path / "old")

@@ -34,7 +34,8 @@ def write_reconstructions(
 
 def move_pictures(source: Path, target: Path) -> None:
     """Move the images of an attack written to ``source`` to ``target``, replacing those there."""
-    for file in sorted((source / PICTURES).glob("*/*.png")):
+    found = sorted((source / PICTURES).rglob("*.png"))  # also of a class with a slash in its name
+    for file in (one for one in found if one.is_file()):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)
