@@ -112,6 +112,7 @@ NAN = torch.tensor([[0.0], [float("nan")], [0.0]]).expand(3, 4)
     [
         (NAN, [0, 0, 0], "finite features.*row 1"),
         (torch.rand(3, 4), [0, 0], "expected 3 integers"),
+        (torch.rand(2, 4), [True, False], "type torch.bool"),
         (torch.rand(3, 4), [0.0, 0.0, 1.0], "integers"),
         (torch.rand(3, 4), [0, 0, 7], "class 7"),
         (torch.rand(3, 5), [0, 0, 0], "features of shape"),

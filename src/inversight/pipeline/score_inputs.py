@@ -101,9 +101,11 @@ def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
     for name in ("private", "holdout", "public", "network", "classes"):
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).absolute())
-    for name in ("target", "evaluator", "prior"):
-        if isinstance(found.get(name), str):
+    for name in ("target", "evaluator"):
+        if found.get(name) is not None:
             found[name] = absolute_spec(found[name])
+    if isinstance(found.get("prior"), str) and Path(found["prior"]).exists():
+        found["prior"] = str(Path(found["prior"]).absolute())
     return found
 
 

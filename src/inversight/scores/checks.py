@@ -75,7 +75,7 @@ def as_labels(given: object, rows: int, role: str) -> Tensor:
         InputError: another shape, or no integers.
     """
     labels = as_array(given, f"{role} labels")
-    if labels.shape != (rows,) or labels.is_floating_point():
+    if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(
             f"{role} labels: expected {rows} integers, one for each image, found shape "
             f"{tuple(labels.shape)} and type {labels.dtype}"
