@@ -206,6 +206,7 @@ BOTH_FIVE = [{"class": "gmi", "steps": 5}, {"class": "vmi", "steps": 5}]
         ("attack", {"steps": 5}, ("gmi", "vmi"), BOTH_FIVE),
         ("attack", ["gmi", {"class": "vmi", "steps": 2}], {"steps": 5}, BOTH_FIVE),
         ("attack", ["gmi"], ["vmi"], [{"class": "vmi"}]),
+        ("attack", ["gmi"], [], []),
     ],
 )
 def test_settings_without_a_class_change_the_part_that_is_named(

@@ -40,6 +40,7 @@ def test_time_left_ignores_steps_before_the_first_report(report: Report) -> None
 def test_time_left_ignores_steps_before_a_resume(report: Report) -> None:
     assert report(5, 500, 1000) == ""
     assert report(105, 600, 1000) == "attack: 600/1000, 400 s left, pool classified\n"
+    assert report(505, 700, 1000) == "attack: 700/1000, 750 s left, pool classified\n"  # slow
 
 
 def test_a_change_of_pace_shows_after_two_minutes(report: Report) -> None:

@@ -240,9 +240,8 @@ def test_rejects_several_processes_for_a_service_and_for_other_commands(
             attack="brep-mi", limit=None, preset="quick", given={}, context=context,
         )  # fmt: skip
     monkeypatch.setenv("WORLD_SIZE", "2")
-    others = "audit", "train --private .", "score --private . --reconstructions .", "defend ."
-    for command in others:
-        cli.refuses(f"{command} --out out", "runs in one process, and was launched as 2")
+    for line in ("audit", "train --private .", "score --private . --reconstructions .", "defend ."):
+        cli.refuses(f"{line} --out out", "runs in one process, and was launched as 2")
 
 
 ADAPT = "adapt --prior prior --target target --public public --out new"

@@ -75,7 +75,7 @@ def check_name(role: str, name: str, known: Collection[str]) -> str:
     if is_known(name, known):
         return name
     expected = f"expected one of {', '.join(known)}{nearest(name, known)}"
-    raise ConfigError(f"{role} {name}: {expected}")
+    raise ConfigError(f"{role} {name or repr(name)}: {expected}")
 
 
 @dataclass(frozen=True)

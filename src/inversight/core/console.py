@@ -82,14 +82,18 @@ class Terminal:
     def stage(self, name: str) -> Progress:
         task = self._bars.add_task(name, total=None, note="")
         shown = self.console.get_time()
+        first: tuple[int, float] | None = None
 
         def update(done: int, total: int, note: str = "") -> None:
-            nonlocal shown
+            nonlocal shown, first
             self._bars.update(task, completed=done, total=total, note=note)
             now = self.console.get_time()
+            first = first or (done, now)
             if not self._bars.live.is_started and now - shown >= 10 and 0 < done < total:
                 shown = now
                 seconds = self._bars.tasks[task].time_remaining
+                if seconds is None and done > first[0]:  # a step is longer than the pace's period
+                    seconds = (total - done) * (now - first[1]) / (done - first[0])
                 left = "" if seconds is None else f"{seconds:.0f} s left, "
                 self.say(f"{name}: {done}/{total}, {left}{note}")
 

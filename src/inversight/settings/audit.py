@@ -156,8 +156,10 @@ def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged, both = merge(base, over), (base, over)
     if "prior" in merged:
         merged["prior"] = _lay_prior(*(_prior_spec(given.get("prior", {})) for given in both))
-    if "attack" in merged:
-        merged["attack"] = _lay_attacks(*(_attack_specs(given.get("attack")) for given in both))
+    if "attack" in base and "attack" in over:
+        merged["attack"] = _lay_attacks(*(_attack_specs(given["attack"]) for given in both))
+    elif "attack" in merged:
+        merged["attack"] = _attack_specs(merged["attack"])
     return merged
 
 
@@ -188,9 +190,7 @@ def _attack_specs(attack: Any) -> list[dict[str, Any]]:
 
 
 def _lay_attacks(base: list[dict[str, Any]], over: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not (base and over):
-        return over or base
-    if len(over) == 1 and "class" not in over[0]:
+    if len(over) == 1 and "class" not in over[0] and base:
         return [merge(spec, over[0]) for spec in base]
     if len(base) == 1 and "class" not in base[0]:
         return [merge(base[0], spec) for spec in over]
