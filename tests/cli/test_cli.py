@@ -60,7 +60,8 @@ REFUSED: list[tuple[str, ...]] = [
     ("audit --seed many", "--seed", "integer"),
     ("audit --arm natural", "--arm natural", "did you mean natural-gradient?"),
     ("audit --mean '0.5;0.5'", "--mean 0.5;0.5", "commas"),
-    ("audit --set prior.stps=5", "stps", "did you mean steps?"),
+    ("audit --set prior.Stps=5", "Stps", "did you mean steps?"),
+    ("audit --set attack=5", "attack: expected names", "found 5"),
     ("audit --set prior", "--set prior", "NAME=VALUE"),
     ("audit --prior run --set prior.steps=5", "prior.steps", "prior is run"),
     ("audit --embedding lpips-vg", "lpips-vg", "did you mean lpips-vgg?"),
@@ -120,8 +121,7 @@ def test_rejects_out_without_permission(cli: CommandLine) -> None:
 
 
 def test_version_and_help(cli: CommandLine) -> None:
-    version = f"inversight {importlib.metadata.version('inversight')}\n"
-    assert cli("--version") == (0, version, "")
+    assert cli("--version") == (0, f"inversight {importlib.metadata.version('inversight')}\n", "")
     out, _ = cli.succeeds("audit --help")
     for name, field in settings_fields(AuditSettings).items():
         assert (f"--{name.replace('_', '-')} " in out) != is_settings(field.annotation)

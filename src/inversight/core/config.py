@@ -340,9 +340,13 @@ def _plain_yaml(values: Any) -> list[str]:
 
 def _one_line(cls: Any, error: ValidationError, where: str) -> str:
     first = error.errors()[0]
-    path = [part for part in first["loc"] if isinstance(part, str) and not part[:1].isupper()]
+    unknown = first["type"] == "unexpected_keyword_argument"
+    *outer, last = first["loc"]
+    path = [part for part in outer if isinstance(part, str) and not part[:1].isupper()]
+    if isinstance(last, str) and (unknown or not last[:1].isupper()):  # else the name of a class
+        path.append(last)
     name, found = ".".join(path), first.get("input")
-    if first["type"] == "unexpected_keyword_argument":
+    if unknown:
         for part in path[:-1]:
             cls = getattr(settings_fields(cls).get(part), "annotation", None)
         return f"{where}unknown setting {name}{nearest(path[-1], settings_fields(cls))}"

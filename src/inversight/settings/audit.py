@@ -184,8 +184,14 @@ def _lay_prior(base: Any, over: Any) -> Any:
 
 
 def _attack_specs(attack: Any) -> list[dict[str, Any]]:
-    """Return the attacks as mappings, whatever way they were given."""
-    specs = [attack] if isinstance(attack, (str, dict)) else list(attack or ())
+    """Return the attacks as mappings, whatever way they were given.
+
+    Raises:
+        ConfigError: none of the ways.
+    """
+    specs = attack if isinstance(attack, (list, tuple)) else [] if attack is None else [attack]
+    if wrong := [spec for spec in specs if not isinstance(spec, (str, dict))]:
+        raise ConfigError(f"attack: expected names, or mappings with a class, found {wrong[0]!r}")
     return [{"class": spec} if isinstance(spec, str) else dict(spec) for spec in specs]
 
 
