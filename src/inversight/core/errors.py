@@ -27,6 +27,10 @@ class ConfigError(InputError):
     """An option or a configuration value is unknown or out of range."""
 
 
+class DesignError(InputError, ValueError):
+    """Shadow models' membership is no design of complementary halves, or too small for one."""
+
+
 class WeightsError(InputError):
     """Published weights (perceptual, Inception) are missing or not what they should be."""
 
