@@ -9,11 +9,17 @@ from inversight.data.checks import (
 )
 from inversight.data.digits import Digits, load_digits
 from inversight.data.folder import load_folder
+from inversight.data.groups import (
+    absolute_group_by,
+    groups_fingerprint,
+    read_group_rule,
+    with_groups,
+)
 from inversight.data.images import ImageSet, image_set, pixel_hash, to_pil, write_images
 from inversight.data.splits import split
 
 __all__ = [
-    "SIZES", "Digits", "ImageSet", "check_holdout_classes", "check_overlap", "check_size", "image_set",
-    "load_digits", "load_folder", "pixel_hash", "split", "to_pil",
-    "working_size", "write_images",
+    "SIZES", "Digits", "ImageSet", "absolute_group_by", "check_holdout_classes", "check_overlap", "check_size",
+    "groups_fingerprint", "image_set", "load_digits", "load_folder", "pixel_hash", "read_group_rule",
+    "split", "to_pil", "with_groups", "working_size", "write_images",
 ]  # fmt: skip

@@ -23,7 +23,8 @@ class ImageSet:
     images: uint8 (N, C, H, W), C 1 or 3. labels: int64 (N,), -1 everywhere without classes. ids: the
     path below the folder, ``/``-separated, distinct. classes: names that labels index, () without.
     hashes: SHA-256 of the decoded pixels at the file's own size, so that a copy in another file
-    format is found too.
+    format is found too. groups: the name of each image's group (a person, a burst), None for an image
+    alone; None for all where no groups were given.
     """
 
     images: Tensor
@@ -31,6 +32,7 @@ class ImageSet:
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     hashes: tuple[str, ...]
+    groups: tuple[str | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,6 +56,7 @@ class ImageSet:
             labels=self.labels[index],
             ids=tuple(self.ids[i] for i in rows),
             hashes=tuple(self.hashes[i] for i in rows),
+            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
         )
 
     def relabel(self, classes: Sequence[str], *, role: str) -> ImageSet:

@@ -24,9 +24,10 @@ Part = str | Mapping[str, Any]
 
 def audit(
     *, private: Path | str | None = None, holdout: Path | str | None = None,
-    public: Path | str | None = None, target: str | None = None, evaluator: str | None = None,
-    classes: Path | str | None = None, mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None, size: int | None = None, trust_target: bool | None = None,
+    public: Path | str | None = None, group_by: str | None = None, target: str | None = None,
+    evaluator: str | None = None, classes: Path | str | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    size: int | None = None, trust_target: bool | None = None,
     allow_overlap: bool | None = None, preset: Preset | None = None, seed: int | None = None,
     device: str | None = None, limit: int | None = None, embedding: str | None = None,
     features: str | None = None, guidance_embedding: str | None = None, arm: str | None = None,

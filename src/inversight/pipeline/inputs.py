@@ -18,6 +18,8 @@ from inversight.data import (
     check_size,
     load_digits,
     load_folder,
+    read_group_rule,
+    with_groups,
 )
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
@@ -102,6 +104,7 @@ def _read_folders(
     public_size: int | None,
 ) -> Inputs:  # fmt: skip
     log = Log(reporter)
+    rule = None if settings.group_by is None else read_group_rule(settings.group_by)
     private = read_folder(private_path, "--private", log, size=settings.size, limit=settings.limit)
     if settings.target is None:
         check_size(private.size, given=settings.size is not None)
@@ -132,11 +135,20 @@ def _read_folders(
             size=settings.size, trust=settings.trust_target,
         )  # fmt: skip
         target = load_target(model, classes=private.classes, size=private.size, channels=channels)
+    grouped = ""
+    if rule is not None:
+        real = {r.removeprefix("--"): s for r, s in sets.items() if r != "--public"}
+        real, words, warning = with_groups(real, rule)
+        sets |= {f"--{role}": one for role, one in real.items()}
+        grouped = f"; groups: {words} ({settings.group_by})"
+        if warning is not None:
+            log.warn(warning)
     held = sets.get("--holdout")
     split = (
         f"private: {len(private)} images in {len(private.classes)} classes ({private_path}); "
         f"public: {len(public)} images ({public_path}); holdout: "
         + ("none" if held is None else f"{len(held)} images ({settings.holdout})")
+        + grouped
     )
     private, public = sets["--private"], sets["--public"]
     return Inputs(private, held, public, target, None, split, tuple(log.warnings))

@@ -22,7 +22,7 @@ from inversight.core.device import memory_remedy, pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.run import provenance
 from inversight.core.seeding import generator
-from inversight.data import ImageSet, working_size
+from inversight.data import ImageSet, groups_fingerprint, working_size
 from inversight.embeddings import named_embedding
 from inversight.models.target import Target
 from inversight.pipeline.attack import build_attack
@@ -230,6 +230,9 @@ class Plan:
                 "size": self.prior_shape[1],
                 "fingerprint": self.prior.fingerprint,
             }
+        if s.group_by is not None:
+            real = {name: sets[name] for name in ("private", "holdout")}
+            inputs["groups"] = {"path": s.group_by, "fingerprint": groups_fingerprint(real)}
         same = ("seed", "preset", "images", "embedding", "features", "guidance_embedding")
         return {
             **provenance(),
@@ -272,14 +275,14 @@ def _read_prior(settings: AuditSettings) -> PriorFile | PriorTraining | Prior:
 
 
 def check_unchanged(now: Mapping[str, Any], before: Mapping[str, Any], path: Path) -> None:
-    """Check that images and prior in the manifest ``now`` are those of the manifest of ``path``.
+    """Check that images, groups and prior in the manifest ``now`` are those of the manifest of ``path``.
 
     Raises:
         RunError: naming the first that has changed.
     """
     for name, facts in now["inputs"].items():
         if facts["fingerprint"] != before["inputs"].get(name, {}).get("fingerprint"):
-            what = "prior has" if name == "prior" else f"{name} images have"
+            what = {"prior": "prior has", "groups": "groups have"}.get(name, f"{name} images have")
             raise RunError(
                 f"{path}: the {what} changed since the run began ({facts['path']}); start a new run"
             )

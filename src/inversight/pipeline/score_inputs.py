@@ -16,7 +16,7 @@ from inversight.core.console import Reporter
 from inversight.core.errors import DataError, RunError
 from inversight.core.imaging import to_uint8
 from inversight.core.run import read_manifest
-from inversight.data import ImageSet, image_set, load_folder
+from inversight.data import ImageSet, absolute_group_by, image_set, load_folder
 from inversight.models.spec import absolute_spec
 from inversight.pipeline.train import PUBLIC_NETWORK
 from inversight.settings import DEFAULT_FDR, AuditSettings, PairMeasure
@@ -101,9 +101,11 @@ def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
     for name in ("private", "holdout", "public", "network", "classes"):
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).absolute())
-    for name in ("target", "evaluator"):
+    for name, absolute in (
+        ("target", absolute_spec), ("evaluator", absolute_spec), ("group_by", absolute_group_by),
+    ):  # fmt: skip
         if found.get(name) is not None:
-            found[name] = absolute_spec(found[name])
+            found[name] = absolute(found[name])
     if isinstance(found.get("prior"), str) and Path(found["prior"]).exists():
         found["prior"] = str(Path(found["prior"]).absolute())
     return found

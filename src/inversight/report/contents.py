@@ -23,8 +23,8 @@ BUDGET_COLUMNS = (
 
 HIDDEN = "(hidden)"
 """Replaces a path in a run with --hash-ids."""
-_PATHS = ("private", "holdout", "public", "classes", "target", "evaluator", "prior")
-"""Settings that can be paths."""
+_PATHS = ("private", "holdout", "public", "group_by", "classes", "target", "evaluator", "prior")
+"""Settings that can be paths; an expression that names groups may hold names."""
 _NOT_PATHS = ("embedded digits", "style", "trained by this audit")
 """Values of path settings that need no redaction."""
 
@@ -157,7 +157,7 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
     given = [settings.get(name) for name in _PATHS]
     given += [mapping(one).get("path") for one in _facts_of(manifest.get("inputs")).values()]
     given += [mapping(manifest.get(name)).get("spec") for name in ("target", "evaluator")]
-    paths = set()
+    paths = {str(settings["group_by"])} if settings.get("group_by") else set()
     for one in given:
         if isinstance(one, str):
             # Of 'package.module:factory?weights=FILE' the code may be named, the file may not.

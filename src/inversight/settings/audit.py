@@ -55,6 +55,11 @@ class AuditSettings:
     target: str | None = None
     """The model under audit: timm:NAME?weights=FILE, package.module:factory?weights=FILE, a folder or
     file that `inversight train` wrote, or a TorchScript or torch.export file. None: one is trained."""
+    group_by: str | None = None
+    """How images are grouped, such as by person or burst: a regular expression searched in the path below
+    the folder, or FILE.csv[:COLUMN] with columns id and group. Images of a group count as one where
+    independence matters. The name is what the group called group matches, else the first group, else the
+    whole expression. None: near-duplicates count as one."""
     evaluator: str | None = None
     """The independent classifier that judges reconstructions, named like a target. None: one is
     trained."""
@@ -260,11 +265,11 @@ def _check(settings_: AuditSettings) -> None:
         raise ConfigError(
             "--public is missing: give a folder of images of the same kind that an attacker could have"
         )
-    for name in ("holdout", "public", "target", "size"):
+    for name in ("holdout", "public", "group_by", "target", "size"):
         if settings_.private is None and getattr(settings_, name) is not None:
             raise ConfigError(
-                f"--{name} needs --private as well: without --private the audit is of the embedded "
-                "digits"
+                f"--{name.replace('_', '-')} needs --private as well: without --private the audit "
+                "is of the embedded digits"
             )
     for name in ("mean", "std"):
         value = getattr(settings_, name)
