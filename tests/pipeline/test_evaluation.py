@@ -19,7 +19,7 @@ from inversight.embeddings import Embedding, PooledEmbedding
 from inversight.embeddings.pixel import Pixel
 from inversight.models.target import Target
 from inversight.pipeline.evaluation import evaluate
-from inversight.pipeline.metrics import METRICS, Evaluation
+from inversight.pipeline.metrics import EXPOSURES, METRICS, Evaluation
 from inversight.pipeline.scored import by_set, read_nearness, read_scored, write_evaluation
 from inversight.risk import calibrate, leakage_gap
 from inversight.scores import comparison
@@ -89,6 +89,8 @@ def test_has_all_metrics_in_order_with_reasons_where_one_is_missing() -> None:
         assert (metric["value"] is None) == ("reason" in metric), key
     for key in ("fid", "knn_distance", "accuracy_top1", "flagged", "leakage_gap", "control_gap"):
         assert value(found, key) is None
+    for key in EXPOSURES:
+        assert found.metrics[key]["reason"] == "needs shadow models: give --shadows K"
     for key in ("coverage", "density", "precision", "recall", "frechet", "kid"):
         assert found.metrics[key]["features"] == "half-means"
     assert found.holdout is None

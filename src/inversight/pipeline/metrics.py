@@ -40,10 +40,13 @@ RISKS = ("flagged", "leakage_gap")
 CONTROL_GAP = "control_gap"
 """The metric that needs a control and no holdout."""
 
+EXPOSURES = ("exposed", "exposure_mean", "exposure_auc", "membership_auc")
+"""Metrics that need shadow models."""
+
 METRICS = (
     "ddcs_best", "ddcs_average", "covered", "coverage", "density", "precision", "recall", "fid",
     "frechet", "kid", "knn_distance", "accuracy_top1", "accuracy_top5", *PAIR_MEASURES, *RISKS,
-    CONTROL_GAP,
+    CONTROL_GAP, *EXPOSURES,
 )  # fmt: skip
 """Keys of metrics.json, in its order."""
 
@@ -56,6 +59,7 @@ _MISSING: dict[str, str] = {
         OF_FEATURES, "the features of sets that were scored before are too wide to be kept"
     ),
     **dict.fromkeys(RISKS, "needs a holdout: give --holdout"),
+    **dict.fromkeys(EXPOSURES, "needs shadow models: give --shadows K"),
 }
 """Why a metric is missing where nothing more special is known."""
 

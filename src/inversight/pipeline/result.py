@@ -13,7 +13,7 @@ import pandas as pd
 
 from inversight.core.config import nearest
 from inversight.core.errors import ConfigError
-from inversight.pipeline.metrics import CONTROL_GAP, METRICS, RISKS
+from inversight.pipeline.metrics import CONTROL_GAP, EXPOSURES, METRICS, RISKS
 from inversight.risk import check_embedding
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -23,6 +23,7 @@ _FORM = re.compile(rf"\s*([a-z_0-9]+)\s*([<>]=?)\s*({_NUMBER})\s*", re.ASCII)
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _SHARES = (
     "covered", "coverage", "precision", "recall", "accuracy_top1", "accuracy_top5", "flagged",
+    "exposed", "exposure_auc", "membership_auc",
 )  # fmt: skip
 """Metrics in [0, 1]."""
 
@@ -80,14 +81,16 @@ class Threshold:
     def __str__(self) -> str:
         return f"{self.metric}{self.operator}{self.number:.12g}"
 
-    def check(self, *, holdout: bool, embedding: str, control: bool = True) -> None:
+    def check(
+        self, *, holdout: bool, embedding: str, control: bool = True, shadows: bool = False
+    ) -> None:
         """Refuse before a run a threshold that cannot be checked after it.
 
-        ``control``: the run draws a control if it has no holdout.
+        ``control``: the run draws a control if it has no holdout. ``shadows``: it has shadow models.
 
         Raises:
-            ConfigError: the metric needs a holdout, no holdout or another embedding; or it is a share
-                and the number is outside of [0, 1].
+            ConfigError: the metric needs a holdout, no holdout, another embedding or shadow models; or
+                it is a share and the number is outside of [0, 1].
         """
         if self.metric in _SHARES and not 0 <= self.number <= 1:
             raise ConfigError(
@@ -101,6 +104,8 @@ class Threshold:
             raise ConfigError(
                 f"--fail-on: {self.metric} is of audits without a holdout; with one, use leakage_gap"
             )
+        if self.metric in EXPOSURES and not shadows:
+            raise ConfigError(f"--fail-on: {self.metric} needs shadow models: give --shadows K")
         if self.metric in RISKS:
             if not holdout:
                 raise ConfigError(f"--fail-on: {self.metric} needs a holdout: give --holdout")
