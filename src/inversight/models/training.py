@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,8 +127,17 @@ def focal_loss(
 
 def augment(images: Tensor, training: Training, rng: torch.Generator) -> Tensor:
     """Mirror, shift, scale and rotate each image (N, C, H, W) at random, in one resampling."""
+    return augment_by(images, augmentation_draws(len(images), rng), training)
+
+
+def augmentation_draws(images: int, rng: torch.Generator) -> Tensor:
+    """Return (N, 5) in [-1, 1): what :func:`augment_by` needs to know of chance for each image."""
+    return torch.rand(images, 5, generator=rng) * 2.0 - 1.0
+
+
+def augment_by(images: Tensor, draws: Tensor, training: Training) -> Tensor:
+    """Augment images (N, C, H, W) by ``draws`` (N, 5), in one resampling."""
     n = len(images)
-    draws = torch.rand(n, 5, generator=rng) * 2.0 - 1.0
     angle = draws[:, 0] * math.radians(training.rotation)
     scale = 1.0 + draws[:, 1] * training.shift
     mirror = torch.where(draws[:, 2] < 0, -1.0, 1.0) if training.flip else torch.ones(n)
@@ -179,8 +188,8 @@ def train_classifier(
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(not _is_inside(name, variation.frozen))
     epochs = training.epochs_for(len(rows))
-    optimiser, schedule = _optimiser(
-        module, training, epochs, math.ceil(len(rows) / training.batch_size)
+    optimiser, schedule = build_optimiser(
+        module.parameters(), training, epochs, math.ceil(len(rows) / training.batch_size)
     )
     seed = draw_seed(rng)
     optimiser, release = variation.stepping.prepare(module, optimiser, seed)
@@ -285,14 +294,16 @@ def _is_inside(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
-def _optimiser(
-    module: nn.Module, training: Training, epochs: int, steps_per_epoch: int
+def build_optimiser(
+    parameters: Iterable[nn.Parameter], training: Training, epochs: int, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return the recipe's optimiser, and its schedule, which is stepped after every step."""
+    given = list(parameters)
     shared: dict[str, Any] = dict(lr=training.learning_rate, weight_decay=training.weight_decay)
-    optimiser: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), **shared)
+    optimiser: torch.optim.Optimizer = torch.optim.AdamW(given, **shared)
     if training.optimiser == "sgd":
         shared |= dict(momentum=training.momentum, nesterov=training.momentum > 0)
-        optimiser = torch.optim.SGD(module.parameters(), **shared)
+        optimiser = torch.optim.SGD(given, **shared)
     # A training of few epochs warms up for at most half of them.
     steps = epochs * steps_per_epoch
     warmup = min(training.warmup_epochs * steps_per_epoch, steps // 2)
