@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from inversight.core.errors import StageError
 from inversight.core.progress import Progress, silent
