@@ -87,7 +87,7 @@ def test_groups_and_twins_are_one_unit() -> None:
     found = make_units(labels, groups, twins)
     assert found.unit.tolist() == [0, 1, 0, 1, 2, 3, 4, 4]
     assert found.group.tolist() == [0, 1, 0, -1, -1, 2, -1, -1]
-    assert not found.by_image
+    assert not found.by_image and found.names == ("a", "b", "c")
     numbers = make_units(labels, torch.tensor([7, 2, 7, -1, -1, 9, -1, -1]), twins)
     assert numbers.unit.equal(found.unit) and numbers.group.equal(found.group)
     alone = make_units(labels)

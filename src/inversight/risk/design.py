@@ -33,12 +33,13 @@ class Units:
     """What is drawn together, for N images.
 
     unit: (N,) int64, numbered from 0 in order of the first image. group: (N,) int64, the group of each
-    image, numbered in the same way, -1 for none. by_image: each class is one group (a person is a class),
-    so that groups cannot be drawn whole and units are images and twins.
+    image, numbered in the same way, -1 for none. names: by number of the group. by_image: each class is one
+    group (a person is a class), so that groups cannot be drawn whole and units are images and twins.
     """
 
     unit: Tensor
     group: Tensor
+    names: tuple[str, ...]
     by_image: bool
 
 
@@ -92,7 +93,7 @@ def make_units(
     i, j = np.concatenate(edges, axis=1)
     graph = coo_array((np.ones(len(i), dtype=bool), (i, j)), shape=(len(label), len(label)))
     unit = in_order(connected_components(graph, directed=False)[1])
-    return Units(torch.from_numpy(unit), torch.from_numpy(group), by_image)
+    return Units(torch.from_numpy(unit), torch.from_numpy(group), tuple(names), by_image)
 
 
 class StratifiedHalves:

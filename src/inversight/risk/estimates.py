@@ -1,0 +1,192 @@
+"""Estimates of exposure and what is reported of them: tests, intervals, shrinkage and power."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+from torch import Tensor
+
+from inversight.risk.experiment import LEAST_TO_FLAG, Bools, Floats, nanmean, q_values
+from inversight.risk.moderation import POWER, Moderated, detectable_effect, moderate
+from inversight.scores.result import Summary
+
+LEVEL = 0.05
+"""Level of the test of the set for which a detectable factor is stated."""
+
+_ROUNDING = 1e-24
+"""Sums of squares below this fraction of the squared mean are 0."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Effects on the logarithm of the distance: (N,) each, NaN where nothing is known.
+
+    effect: positive is nearer when trained on. error: its standard error, with ``freedom`` degrees of
+    freedom. p: one-sided p-value.
+    """
+
+    effect: Floats
+    error: Floats
+    freedom: Floats
+    p: Floats
+
+
+def paired(differences: Floats, factor: int = 1) -> tuple[Estimates, Moderated]:
+    """Return the moderated paired t-test of differences (P, N) over pairs, p-values times ``factor``.
+
+    Where all variances are 0, p is that of sign flips, 2^-P, for a positive effect, and else 1.
+    """
+    known = np.isfinite(differences)
+    n = known.sum(0)
+    effect = nanmean(differences, 0)
+    squares = np.nansum((differences - effect) ** 2, 0)
+    # Differences that are equal up to rounding have no variance.
+    squares[squares < _ROUNDING * effect**2] = 0.0
+    variances = np.where(n > 1, squares / np.maximum(n - 1, 1), np.nan)
+    moderated = moderate(variances, np.maximum(n - 1.0, 1.0))
+    error = np.sqrt(moderated.variance / np.maximum(n, 1))
+    p = one_sided(effect, error, moderated.freedom, least=0.5**n)
+    return Estimates(effect, error, moderated.freedom, np.minimum(p * factor, 1.0)), moderated
+
+
+def one_sided(effect: Floats, error: Floats, freedom: Floats, least: Floats) -> Floats:
+    """Return p-values (N,) of effects above 0; ``least`` where the error is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = t.sf(effect / error, np.minimum(freedom, 1e12))
+    p = np.where(error > 0, p, np.where(effect > 0, least, 1.0))
+    return np.where(np.isfinite(effect) & np.isfinite(error), p, np.nan)
+
+
+def pair_weights(
+    differences: Floats, images: Bools, parts: NDArray[np.int64] | None = None
+) -> Floats:
+    """Return (P, N): 1 / (pairs known of the image) / (number of ``images``), 0 where there is no D.
+
+    Sums of D with these weights are means over images of means over pairs. ``parts`` (N,): means within
+    each part instead of over all images.
+    """
+    known = np.isfinite(differences) & images
+    pairs = known.sum(0)
+    part = np.zeros(len(images), dtype=np.int64) if parts is None else parts
+    total = np.bincount(part, pairs > 0)[part]
+    return np.asarray(known / np.maximum(pairs, 1) / np.maximum(total, 1))
+
+
+def columns_of(found: Estimates, judged: Bools, fdr: float) -> dict[str, Tensor]:
+    """Return the columns of ``per_sample``."""
+    half = t.ppf(0.975, np.minimum(found.freedom, 1e12)) * found.error
+    q = q_values(found.p, judged)
+    logs = {
+        "exposure": found.effect,
+        "exposure_low": found.effect - half,
+        "exposure_high": found.effect + half,
+        "exposure_shrunken": shrunken(found.effect, found.error),
+    }
+    with np.errstate(over="ignore"):
+        columns = {name: torch.from_numpy(np.exp(values)) for name, values in logs.items()}
+    return {
+        **columns,
+        "exposure_p": torch.from_numpy(found.p),
+        "exposure_q": torch.from_numpy(q),
+        # Rounding of p N / k must not decide.
+        "exposed": torch.from_numpy(q <= fdr * (1.0 + 1e-12)),
+    }
+
+
+def shrunken(effect: Floats, error: Floats) -> Floats:
+    """Return posterior means (N,) of effects for a normal prior, fitted to all of them by moments."""
+    known = np.isfinite(effect) & np.isfinite(error)
+    if not known.any():
+        return np.full(effect.shape, np.nan)
+    centre_of = float(effect[known].mean())
+    noise = np.where(known, error**2, np.nan)
+    spread = float(effect[known].var(ddof=1)) if known.sum() > 1 else 0.0
+    signal = max(0.0, spread - float(noise[known].mean()))
+    weight = signal / (signal + noise) if signal else np.where(known, 0.0, np.nan)
+    return centre_of + weight * (effect - centre_of)
+
+
+def exposed_summary(
+    columns: Mapping[str, Tensor],
+    judged: Bools,
+    private: Bools,
+    fdr: float,
+    models: int,
+    found: Estimates,
+    moderated: Moderated,
+    factor: int,
+) -> Summary:
+    """Return ``exposed``."""
+    images = int(judged.sum())
+    extra: dict[str, float | int | str] = {
+        "fdr": fdr,
+        "models": models,
+        "not_judged": int(private.sum()) - images,
+    }
+    if not images:
+        least = f"at least {LEAST_TO_FLAG} shadow models with reconstructions of the class"
+        return Summary(
+            None,
+            reason=f"no private image can be judged: needs {least}, and a class of four units",
+            extra=extra,
+        )
+    count = int(columns["exposed"].sum())
+    level = fdr / images / factor
+    spread = float(np.sqrt(moderated.variance[judged].mean()))
+    error = float(np.sqrt((found.error[judged] ** 2).mean()))
+    extra |= {"count": count, "images": images, "spread": spread, "level": level}
+    if math.isfinite(moderated.prior_freedom):
+        extra["prior_freedom"] = moderated.prior_freedom
+    found_factor = _factor(detectable_effect(error, float(np.median(found.freedom[judged])), level))
+    if found_factor is not None:
+        extra["detectable"] = found_factor
+    return Summary(count / images, extra=extra)
+
+
+def mean_summary(
+    means: Floats, null: Floats, factor: int, extra: Mapping[str, float | int | str], known: bool
+) -> Summary:
+    """Return ``exposure_mean`` from the means of pairs (P,) and the means of redraws (R,)."""
+    if not known:
+        return _nothing(extra)
+    value, half = _interval(means)
+    # Redraws of the observed halves give the mean itself, up to rounding.
+    reached = null >= value - 1e-9 * float(np.abs(null).max())
+    p = (1 + int(reached.sum())) / (len(null) + 1)
+    effect = float(null.std() * (norm.isf(LEVEL / factor) + norm.ppf(POWER)))
+    return Summary(
+        _factor(value),
+        _factor(value - half),
+        _factor(value + half),
+        extra={**extra, "p_value": min(1.0, p * factor), "detectable": math.exp(effect)},
+    )
+
+
+def over_pairs(means: Floats, extra: Mapping[str, float | int | str], known: bool) -> Summary:
+    """Return the mean of fractions (P,) of pairs with its interval, within [0, 1]."""
+    if not known:
+        return _nothing(extra)
+    value, half = _interval(means)
+    return Summary(value, max(0.0, value - half), min(1.0, value + half), extra=extra)
+
+
+def _interval(means: Floats) -> tuple[float, float]:
+    """Return the mean over pairs and half the width of its 95 % interval."""
+    n = len(means)
+    return float(means.mean()), float(t.ppf(0.975, n - 1) * means.std(ddof=1) / math.sqrt(n))
+
+
+def _nothing(extra: Mapping[str, float | int | str]) -> Summary:
+    reason = "no private image has a distance in both models of a pair and a classmate"
+    return Summary(None, reason=reason, extra=extra)
+
+
+def _factor(effect: float) -> float | None:
+    """Return exp(effect), None where it is out of the range of numbers."""
+    return math.exp(effect) if abs(effect) < 700 else None
