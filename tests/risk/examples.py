@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Distances = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -36,6 +38,29 @@ def null(
         return values.ravel(), np.repeat(np.arange(classes), each)
 
     return draw(private), draw(holdout)
+
+
+def bursts(
+    seed: int, classes: int, private: tuple[int, int], holdout: tuple[int, int], within: float
+) -> tuple[tuple[Distances, Distances], tuple[Tensor, Tensor]]:
+    """Return private and holdout images whose units are exchangeable within classes, and the units.
+
+    ``private`` and ``holdout``: units of a class, and images of a unit. within: share of a class's
+    variance that lies within units, near 0 for near-copies.
+    """
+    rng = np.random.default_rng(seed)
+    place = rng.normal(size=(classes, 1, 1))
+    spread = 0.3 * np.exp(0.5 * rng.normal(size=(classes, 1, 1)))
+
+    def draw(units: int, each: int) -> tuple[Distances, Tensor]:
+        noise = within**0.5 * rng.normal(size=(classes, units, each))
+        noise += (1 - within) ** 0.5 * rng.normal(size=(classes, units, 1))
+        values = np.exp(place + spread * noise).ravel()
+        labels = np.repeat(np.arange(classes), units * each)
+        return (values, labels), torch.arange(classes * units).repeat_interleave(each)
+
+    (ours, own), (theirs, other) = draw(*private), draw(*holdout)
+    return (ours, theirs), (own, other)
 
 
 def normal_score(value: float, others: list[float], pooled: float, weight: float) -> float:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from inversight.core.errors import ConfigError, InputError
 from inversight.risk import benjamini_hochberg, calibrate, check_embedding, smallest_possible
-from inversight.risk.calibration import class_scales
-from tests.risk.examples import Distances, normal_score, null, p_values_by_loops
+from inversight.risk.calibration import UnitValues, class_scales, simes
+from tests.refusals import refused
+from tests.risk.examples import Distances, bursts, normal_score, null, p_values_by_loops
 
 SIMULATIONS = 50
 
@@ -200,13 +201,17 @@ def test_rejects_an_embedding_that_has_seen_the_private_images() -> None:
         check_embedding(name)
 
 
-def drawn(seed: int, n: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=n))
+def drawn(seed: int, n: int) -> UnitValues:
+    return UnitValues.of(torch.from_numpy(np.random.default_rng(seed).normal(size=n)))
+
+
+def changed(known: UnitValues, scale: float, shift: float) -> UnitValues:
+    return UnitValues.of(known.values * scale + shift)
 
 
 def test_scale_of_a_single_class_comes_from_its_own_images() -> None:
-    y = drawn(0, 6)
-    measure = class_scales({0: y})[0]
+    measure = class_scales({0: drawn(0, 6)})[0]
+    y = drawn(0, 6).values
     others = torch.stack([torch.cat([y[:k], y[k + 1 :]]) for k in range(6)])
     torch.testing.assert_close(measure.centre, others.mean(1))
     torch.testing.assert_close(measure.scale, others.std(1) * (1 + 1 / 5) ** 0.5)
@@ -214,11 +219,11 @@ def test_scale_of_a_single_class_comes_from_its_own_images() -> None:
 
 
 def test_scores_equal_a_loop() -> None:
-    known = {0: drawn(0, 3), 1: 2 * drawn(1, 5) + 1, 4: 0.1 * drawn(2, 9)}
+    known = {0: drawn(0, 3), 1: changed(drawn(1, 5), 2, 1), 4: changed(drawn(2, 9), 0.1, 0)}
     for label, measure in class_scales(known).items():
-        rest = [y for c, y in known.items() if c != label]
+        rest = [y.values for c, y in known.items() if c != label]
         pooled = sum(float(y.var()) * (len(y) - 1) for y in rest) / sum(len(y) - 1 for y in rest)
-        y = known[label].tolist()
+        y = known[label].values.tolist()
         found = measure.scores(torch.tensor([[0.3], [-2.0]], dtype=torch.float64))
         for k in range(len(y)):
             for row, value in enumerate((0.3, -2.0)):
@@ -238,17 +243,17 @@ def test_scores_are_normal_scores_of_students_t(n: int) -> None:
 
 def test_shifting_one_class_and_scaling_all_change_no_score() -> None:
     known = {0: drawn(0, 4), 1: drawn(1, 7)}
-    moved = {0: 3 * (known[0] + 5), 1: 3 * (known[1] - 2)}
-    for label, shift in ((0, 5), (1, -2)):
-        a = class_scales(known)[label].scores(known[label])
-        b = class_scales(moved)[label].scores(3 * (known[label] + shift))
+    moved = {0: changed(known[0], 3, 15), 1: changed(known[1], 3, -6)}
+    for label in known:
+        a = class_scales(known)[label].of_own(known[label])
+        b = class_scales(moved)[label].of_own(moved[label])
         torch.testing.assert_close(a, b)
 
 
 def test_class_with_many_images_has_its_own_spread() -> None:
-    known = {0: drawn(0, 500), 1: 3 * drawn(1, 500)}
+    known = {0: drawn(0, 500), 1: changed(drawn(1, 500), 3, 0)}
     for label, measure in class_scales(known).items():
-        assert float(measure.scores(known[label]).std()) == pytest.approx(1.0, abs=0.05), label
+        assert float(measure.of_own(known[label]).std()) == pytest.approx(1.0, abs=0.05), label
 
 
 @pytest.mark.parametrize(
@@ -259,6 +264,130 @@ def test_classes_of_too_few_images_have_no_scale(sizes: list[int], scaled: list[
 
 
 def test_equal_images_have_infinite_scores_for_all_others() -> None:
-    measure = class_scales({0: torch.ones(4, dtype=torch.float64)})[0]
+    measure = class_scales({0: UnitValues.of(torch.ones(4, dtype=torch.float64))})[0]
     found = measure.scores(torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64))
     assert found[:, 0].tolist() == [-float("inf"), 0.0, float("inf")]
+
+
+# Units: images that count as one
+
+
+def copied(sets: Distances, seed: int) -> tuple[Distances, Tensor]:
+    """Return each image one to four times, in random order, and which image each is a copy of."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(np.repeat(np.arange(len(sets[0])), rng.integers(1, 5, len(sets[0]))))
+    return (sets[0][rows], sets[1][rows]), torch.from_numpy(rows)
+
+
+@pytest.mark.parametrize("sets", [leaky(), null(3, 6, 1, 2), of_different_sizes()])
+def test_units_of_one_image_change_nothing(sets: tuple[Distances, Distances]) -> None:
+    expected = calibrate(*sets)
+    numbers = [torch.randperm(len(x), generator=torch.Generator().manual_seed(0)) for x, _ in sets]
+    found = calibrate(*sets, units=(numbers[0], numbers[1]))
+    assert found.summary == expected.summary
+    for key, column in expected.per_sample.items():
+        assert column.equal(found.per_sample[key])
+
+
+@pytest.mark.parametrize("sets", [leaky(), null(3, 6, 3, 4), of_different_sizes()])
+def test_copies_that_are_one_unit_count_as_their_image(sets: tuple[Distances, Distances]) -> None:
+    expected = calibrate(*sets)
+    (private, own), (holdout, other) = (copied(one, seed) for seed, one in enumerate(sets))
+    found = calibrate(private, holdout, units=(own + 100, other))
+    for key, column in expected.per_sample.items():
+        torch.testing.assert_close(found.per_sample[key], column[own], rtol=1e-9, atol=0)
+    a, b = found.summary["flagged"].extra, expected.summary["flagged"].extra
+    assert (a["private_units"], a["holdout_units"]) == (b["private_images"], b["holdout_images"])
+    assert (a["private_images"], a["holdout_images"]) == (len(own), len(other))
+    assert a["smallest_possible"] == b["smallest_possible"]
+    assert a["count"] == int(expected.per_sample["flagged"][own].sum())
+
+
+def test_scale_leaves_whole_units_out() -> None:
+    values = torch.tensor([0.1, 0.5, 0.9, -1.0, 2.0, 2.2], dtype=torch.float64)
+    known = UnitValues.of(values, torch.tensor([4, 4, 4, 7, 1, 1]))
+    scale = class_scales({0: known})[0]
+    units = [[-1.0], [0.1, 0.5, 0.9], [2.0, 2.2]]  # in the order of their means
+    for k in range(3):
+        rest = [unit for i, unit in enumerate(units) if i != k]
+        centre = np.mean([np.mean(unit) for unit in rest])
+        variance = sum(np.mean([(x - centre) ** 2 for x in unit]) for unit in rest)
+        assert float(scale.centre[k]) == pytest.approx(centre)
+        assert float(scale.scale[k]) == pytest.approx((variance * 1.5) ** 0.5)
+    assert scale.freedom == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(1e-6, 1.0)), min_size=1, max_size=20))
+def test_p_value_of_a_unit_equals_a_loop(rows: list[tuple[int, float]]) -> None:
+    _, unit = torch.tensor([u for u, _ in rows]).unique(return_inverse=True)
+    found = simes(torch.tensor([p for _, p in rows], dtype=torch.float64), unit)
+    for k, p in enumerate(found.tolist()):
+        own = sorted(value for row, (_, value) in enumerate(rows) if unit[row] == k)
+        assert p == pytest.approx(min(len(own) * v / (i + 1) for i, v in enumerate(own)))
+
+
+@pytest.mark.parametrize(
+    ("private", "holdout", "within"),
+    [
+        ((10, 5), (10, 5), 0.02),
+        ((5, 5), (50, 5), 0.02),
+        ((5, 1), (50, 5), 0.9),
+        ((5, 9), (50, 2), 0.9),
+    ],
+)
+def test_without_leakage_bursts_raise_no_false_alarms(
+    private: tuple[int, int], holdout: tuple[int, int], within: float
+) -> None:
+    """Near-copies and unlike images of one person, more in a private unit than in a holdout unit or fewer."""
+    alarms = np.zeros(2)
+    for seed in range(SIMULATIONS):
+        sets, units = bursts(seed, 10, private, holdout, within)
+        found = [calibrate(*sets, units=units), calibrate(*sets)]
+        alarms += [bool(one.per_sample["flagged"].any()) for one in found]
+    assert alarms[0] / SIMULATIONS <= 0.1 + 2 * (0.09 / SIMULATIONS) ** 0.5
+    if within < 0.1 and private == holdout:
+        assert alarms[1] / SIMULATIONS > 0.25
+
+
+def test_finds_all_images_of_a_unit_that_leaked() -> None:
+    ((x, a), theirs), units = bursts(0, 10, (20, 5), (20, 5), 0.02)
+    leaked = (units[0] % 5 == 0).numpy()
+    found = calibrate((np.where(leaked, 1e-3 * x, x), a), theirs, units=units)
+    assert found.per_sample["flagged"].numpy()[leaked].all()
+    assert found.per_sample["flagged"].numpy()[~leaked].mean() < 0.05
+    # One image alone leaked of each of a third of the units.
+    alone = np.arange(len(x)) % 15 == 0
+    found = calibrate((np.where(alone, 1e-3 * x, x), a), theirs, units=units)
+    flagged = found.per_sample["flagged"].numpy()
+    assert flagged[np.isin(units[0].numpy(), units[0].numpy()[alone])].all()
+
+
+def test_row_order_of_units_does_not_matter() -> None:
+    ((x, a), (y, b)), (u, v) = bursts(1, 6, (4, 3), (9, 2), 0.3)
+    x[:24] *= 1e-3
+    expected = calibrate((x, a), (y, b), units=(u, v))
+    i, j = (torch.randperm(len(z), generator=torch.Generator().manual_seed(2)) for z in (x, y))
+    found = calibrate((x[i], a[i]), (y[j], b[j]), units=(-u[i], v[j] * 7))
+    assert found.summary == expected.summary and found.per_sample["flagged"].any()
+    for key, column in expected.per_sample.items():
+        torch.testing.assert_close(found.per_sample[key], column[i], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (torch.arange(79), "private units: expected 80 integers, one for each image"),
+        (torch.arange(80.0), "and type torch.float32"),
+        (torch.arange(80) // 20, "of one class, found classes 0 and 1 in unit 0"),
+    ],
+)
+def test_rejects_what_are_no_units(units: Tensor, message: str) -> None:
+    with refused(message):
+        calibrate(*leaky(), units=(units, torch.arange(160)))
+
+
+def test_too_few_units_are_said_to_be_counted() -> None:
+    sets, units = bursts(0, 2, (4, 5), (4, 5), 0.02)
+    reason = str(calibrate(*sets, units=units).summary["flagged"].reason)
+    assert "at least 9 holdout images" in reason and "found 8" in reason
+    assert "groups and near-copies count as one" in reason

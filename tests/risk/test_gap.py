@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from inversight.core.errors import InputError
 from inversight.risk import leakage_gap
 from inversight.scores.result import Summary
+from tests.refusals import refused
 from tests.scores.build import features, shuffled
 
 Labelled = tuple[Tensor, Tensor]
@@ -143,3 +146,87 @@ def test_rejects_a_holdout_in_another_embedding() -> None:
     ours, theirs, made = example(0, [4], [4])
     with pytest.raises(InputError, match="as holdout has"):
         leakage_gap(ours, (theirs[0][:, :5], theirs[1]), made)
+
+
+def test_units_of_one_image_change_nothing() -> None:
+    sets = example(1, [6, 3], [4, 7], leaked=0.4)
+    expected = leakage_gap(*sets, bootstrap=99)
+    assert (
+        leakage_gap(*sets, units=(torch.arange(9) + 5, torch.arange(11)), bootstrap=99) == expected
+    )
+
+
+def scores_by_loops(private: Labelled, holdout: Labelled, made: Labelled) -> np.ndarray:
+    """Scores of the images of one class, private ones first."""
+    both = torch.cat([private[0], holdout[0]]).double()
+    distances = (made[0].double()[:, None] - both).square().sum(2).numpy()
+    score, owner = np.zeros(len(both)), distances.argmin(1)
+    for i, near in zip(owner, distances.min(1), strict=True):
+        score[i] = max(score[i], 1 / near)
+    return score
+
+
+def test_units_are_exchanged_whole() -> None:
+    """Against all 35 exchanges of three units with four."""
+    sets = example(3, [7], [8], leaked=0.3)
+    units = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
+    found = leakage_gap(*sets, units=units, bootstrap=4000)
+    alone = leakage_gap(*sets, bootstrap=4000)
+    assert found.value == pytest.approx(alone.value, rel=1e-12)
+    assert (found.extra["private_units"], found.extra["holdout_units"]) == (3, 4)
+    score = scores_by_loops(*sets)
+    unit = np.concatenate([units[0].numpy(), 3 + units[1].numpy()])
+
+    def gap(chosen: tuple[int, ...]) -> float:
+        own = np.isin(unit, chosen)
+        return float(score[own].mean() - score[~own].mean())
+
+    gaps = [gap(chosen) for chosen in combinations(range(7), 3)]
+    assert found.value == pytest.approx(gaps[0])
+    exact = np.mean([g >= gaps[0] - 1e-9 for g in gaps])
+    assert found.extra["p_value"] == pytest.approx(exact, abs=0.03)
+    assert 0.05 < exact < 0.95
+
+
+def in_bursts(given: Labelled, each: int, rng: torch.Generator) -> tuple[Labelled, Tensor]:
+    """Return ``each`` near-copies of every image, and their units."""
+    rows = torch.arange(len(given[0])).repeat_interleave(each)
+    noise = 0.05 * torch.randn(len(rows), 16, generator=rng)
+    return (given[0][rows] + noise, given[1][rows]), rows
+
+
+def test_without_leakage_bursts_have_uniform_p_values_and_wider_intervals() -> None:
+    p, width = [], []
+    for seed in range(60):
+        ours, theirs, made = example(seed, [6] * 4, [6] * 4)
+        rng = torch.Generator().manual_seed(seed)
+        (ours, own), (theirs, other) = in_bursts(ours, 5, rng), in_bursts(theirs, 5, rng)
+        # Several reconstructions near to one image, so that its copies share them.
+        made = in_bursts(made, 4, rng)[0]
+        found = [
+            leakage_gap(ours, theirs, made, units=units, bootstrap=99)
+            for units in ((own, other), None)
+        ]
+        p.append([one.extra["p_value"] for one in found])
+        width.append([one.high - one.low for one in found])
+    for level in (0.05, 0.1, 0.3):
+        assert (np.array(p)[:, 0] <= level).mean() <= level + 3 * np.sqrt(level * (1 - level) / 60)
+    assert (np.array(p)[:, 1] <= 0.1).mean() > (np.array(p)[:, 0] <= 0.1).mean()
+    assert np.mean(width, axis=0)[0] > 1.1 * np.mean(width, axis=0)[1]
+
+
+def test_row_order_of_units_does_not_matter() -> None:
+    drawn_sets = zip(example(2, [6, 9], [7, 4], leaked=0.4), "phr", strict=True)
+    sets = [features(*s, prefix=p) for s, p in drawn_sets]
+    units = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 8]), torch.arange(11) // 2 * 2
+    units[1][6] = 100  # the seventh image is of class 0, the eighth of class 1
+    found = leakage_gap(*sets, units=units)
+    turned = [shuffled(s, i) for i, s in enumerate(sets)]
+    own, other = (units[i][turned[i][1]] for i in range(2))
+    assert_same(found, leakage_gap(*(one for one, _ in turned), units=(own, other)))
+
+
+def test_rejects_units_of_two_classes() -> None:
+    with refused("holdout units: expected the images of a unit to be of one class"):
+        units = torch.arange(4), torch.zeros(4).long()
+        leakage_gap(*example(0, [2, 2], [2, 2]), units=units)

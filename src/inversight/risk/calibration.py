@@ -5,6 +5,9 @@ differ in how near and how widely spread their images are. Each image is measure
 images of its class, equally many for every image: a holdout image by all but itself, a private image by
 all but one, each left out in turn. If an image were among those it is measured by, holdout images would
 look more ordinary than private ones, and audits without leakage would raise alarms.
+
+Images that depend on each other, such as near-copies or shots of one minute, count as one *unit*: they are
+left out together, have the weight of one image among the holdout, and are flagged together.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from inversight.core.errors import ConfigError, InputError
+from inversight.risk.units import unit_numbers
 from inversight.scores.checks import as_array
 from inversight.scores.result import ScoreResult, Summary
 from inversight.settings import DEFAULT_FDR
@@ -51,8 +55,9 @@ def check_embedding(name: str) -> None:
 
 
 def calibrate(
-    private: DistancesLike, holdout: DistancesLike, *, fdr: float = DEFAULT_FDR, floor: float = 1e-6
-) -> ScoreResult:
+    private: DistancesLike, holdout: DistancesLike, *, units: tuple[Tensor, Tensor] | None = None,
+    fdr: float = DEFAULT_FDR, floor: float = 1e-6,
+) -> ScoreResult:  # fmt: skip
     """In [0, 1], higher is more leakage: the fraction of private images that are flagged.
 
     It is of those that could be calibrated. per_sample, each (N,) in private's row order, NaN where
@@ -62,7 +67,8 @@ def calibrate(
       never saw comes at least as near to a reconstruction of its class (split conformal p-value, Vovk
       et al. 2005; Bates et al. 2023).
     - ``q_value``: float64 in (0, 1], lower is more leakage. The smallest false-discovery rate at which
-      the image is flagged (Benjamini and Hochberg 1995).
+      the image's unit is flagged (Benjamini and Hochberg 1995, over units). A unit's p-value combines
+      those of its images (Simes 1986): it costs near-copies nothing.
     - ``flagged``: bool, ``q_value <= fdr``.
 
     Logarithms of the nearest distances are standardised class by class
@@ -74,46 +80,54 @@ def calibrate(
 
     It does not detect leakage that the holdout shares (what the target learnt of a class as a whole),
     nor an image that this attack did not find. With few holdout images it has little power: none of N
-    images is flagged unless N / (fdr (n + 1)) stand out together, ``smallest_possible``.
+    units is flagged unless N / (fdr (n + 1)) stand out together, ``smallest_possible``.
 
     Args:
         private, holdout: nearest distances, >= 0, in one embedding that was trained on neither set,
             with labels. NaN: the class has no reconstruction, and the image is left out.
+        units: (N,) int64 of the private and (M,) int64 of the holdout images: those with equal numbers
+            count as one (:func:`inversight.risk.units.units_of`). Units, not images, are then what has
+            to be exchangeable within classes. None: each image counts.
         fdr: accepted fraction of false alarms among the flagged images, in (0, 1).
         floor: distance below which all distances count as equal, > 0.
 
     Raises:
         ConfigError: fdr or floor out of range.
-        InputError: not distances and labels of one length.
+        InputError: not distances and labels of one length, or a unit with images of two classes.
     """
     check_rate(fdr)
     if not 0 < floor < float("inf"):
         raise ConfigError(f"floor: expected a positive distance, found {floor}")
     values, labels = _distances(private, "private", floor)
     holdout_values, holdout_labels = _distances(holdout, "holdout", floor)
+    private_units, holdout_units = units or (torch.arange(len(s)) for s in (labels, holdout_labels))
+    unit = unit_numbers(private_units, labels, "private")
+    held = unit_numbers(holdout_units, holdout_labels, "holdout")
     finite = holdout_values.isfinite()
     known = {
-        int(label): holdout_values[(holdout_labels == label) & finite].sort().values
+        int(label): UnitValues.of(holdout_values[rows], held[rows])
         for label in holdout_labels[finite].unique(sorted=True)
+        for rows in [(holdout_labels == label) & finite]
     }
     scales = class_scales(known)
-    pool = torch.cat([values.new_empty(0), *(m.scores(known[c]) for c, m in scales.items())])
-    pool = pool.sort().values
+    pool = _Pool.of([(m.of_own(known[c]), known[c].weight) for c, m in scales.items()])
     p = torch.full_like(values, float("nan"))
     for label, scale in scales.items():
         rows = ((labels == label) & values.isfinite()).nonzero().squeeze(1)
         for part in rows.split(max(1, _SCRATCH // len(scale.centre))):
-            scores = scale.scores(values[part, None])
-            # Ties count against the flag: an image as near as a holdout image is not nearer.
-            nearer = torch.searchsorted(pool, scores, right=True).double().mean(1)
-            p[part] = (1.0 + nearer) / (len(pool) + 1.0)
+            p[part] = pool.p_values(scale.scores(values[part, None]))
     q = torch.full_like(p, float("nan"))
     calibrated = p.isfinite()
     images = int(calibrated.sum())
-    extra: dict[str, float | int | str] = {"fdr": fdr, "holdout_images": len(pool)}
-    reason = _refusal(len(pool), images, fdr)
+    judged = unit[calibrated].unique()
+    extra: dict[str, float | int | str] = {"fdr": fdr, "holdout_images": pool.images}
+    grouped = len(judged) < images or pool.units < pool.images
+    if grouped:
+        extra |= {"private_units": len(judged), "holdout_units": pool.units}
+    reason = _refusal(pool.units, images, fdr, grouped=grouped)
     if reason is None:
-        q[calibrated] = benjamini_hochberg(p[calibrated])
+        of_units = simes(p[calibrated], torch.searchsorted(judged, unit[calibrated]))
+        q[calibrated] = benjamini_hochberg(of_units)[torch.searchsorted(judged, unit[calibrated])]
     else:
         p = torch.full_like(p, float("nan"))
     # Rounding of p N / k must not decide.
@@ -122,12 +136,10 @@ def calibrate(
     if reason is None:
         count = int(flagged.sum())
         value = count / images
-        extra = {
+        extra |= {
             "count": count,
-            "fdr": fdr,
-            "smallest_possible": smallest_possible(images, len(pool), fdr),
+            "smallest_possible": smallest_possible(len(judged), pool.units, fdr),
             "private_images": images,
-            "holdout_images": len(pool),
             "not_judged": len(flagged) - images,
         }
     summary = {"flagged": Summary(value, reason=reason, extra=extra)}
@@ -136,8 +148,39 @@ def calibrate(
 
 
 @dataclass(frozen=True)
+class UnitValues:
+    """Values of the M images of one class, sorted, in U units.
+
+    values: (M,) float64. unit: (M,) int64, the unit of each, numbered by their means. mean, spread: (U,)
+    float64, mean and variance of the values of each unit, the latter 0 for a unit of one image.
+    """
+
+    values: Tensor
+    unit: Tensor
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, units: Tensor | None = None) -> UnitValues:
+        """Return values (M,) with the numbers (M,) of their units; None: each its own."""
+        values, order = values.sort(stable=True)
+        unit = torch.arange(len(values)) if units is None else units[order]
+        _, unit, count = unit.unique(return_inverse=True, return_counts=True)
+        start = values.new_zeros(len(count))
+        mean = start.index_add(0, unit, values) / count
+        spread = start.index_add(0, unit, (values - mean[unit]).square()) / count
+        order = mean.argsort(stable=True)
+        return cls(values, order.argsort()[unit], mean[order], spread[order])
+
+    @property
+    def weight(self) -> Tensor:
+        """Return (M,) float64: the weight of each image, 1 for a unit's images together."""
+        return 1.0 / self.unit.bincount()[self.unit].double()
+
+
+@dataclass(frozen=True)
 class ClassScale:
-    """The scale of one class, with one entry for each of its n holdout images left out.
+    """The scale of one class, with one entry for each of its n holdout units left out.
 
     centre: (n,) float64, mean of the others. scale: (n,) float64 >= 0, the typical deviation of one more
     image from it. freedom: degrees of freedom of that scale, > 0.
@@ -160,36 +203,93 @@ class ClassScale:
         size = ((away.square() / f).log1p() * f).sqrt() * (8.0 * f + 1.0) / (8.0 * f + 3.0)
         return size.copysign(away)
 
+    def of_own(self, holdout: UnitValues) -> Tensor:
+        """Return standard scores (M,) of the class's holdout images, each by all units but its own."""
+        centre, scale = self.centre[holdout.unit], self.scale[holdout.unit]
+        return ClassScale(centre, scale, self.freedom).scores(holdout.values)
 
-def class_scales(holdout: Mapping[int, Tensor]) -> dict[int, ClassScale]:
-    """Return the scale of each class from its holdout images' values (n,), float64.
+
+def class_scales(holdout: Mapping[int, UnitValues]) -> dict[int, ClassScale]:
+    """Return the scale of each class from its holdout images, each unit with the weight of one image.
 
     It joins the class's own variance with the pooled variance of the *other* classes, which has the
     weight of ``SHARED`` images (an empirical Bayes estimate, Smyth 2004, with fixed weight). Classes of
-    one image have no scale, nor have classes of two if there is no other class to pool with.
+    one unit have no scale, nor have classes of two if there is no other class to pool with.
     """
-    squares = {c: float((y - y.mean()).square().sum()) for c, y in holdout.items()}
-    freedoms = sum(len(y) - 1 for y in holdout.values())
+    squares = {
+        c: float((y.mean - y.mean.mean()).square().sum() + y.spread.sum())
+        for c, y in holdout.items()
+    }
+    freedoms = sum(len(y.mean) - 1 for y in holdout.values())
     everything = sum(squares.values())
     found = {}
     for label, y in holdout.items():
-        n = len(y)
+        n = len(y.mean)
         others = freedoms - (n - 1)
         shared = SHARED if others else 0.0
         freedom = shared + n - 2
         if n < 2 or freedom <= 0:
             continue
         pooled = max(0.0, everything - squares[label]) / max(1, others)
-        away = y - y.mean()
-        # Sums of squares around the others' mean, one image left out at a time.
-        rest = (squares[label] - away.square() * n / (n - 1)).clamp_min(0.0)
-        variance = (shared * pooled + rest) / freedom
+        away = y.mean - y.mean.mean()
+        # Sums of squares around the others' mean, one unit left out at a time.
+        own = away.square() * n / (n - 1) + y.spread
+        variance = (shared * pooled + (squares[label] - own).clamp_min(0.0)) / freedom
         found[label] = ClassScale(
-            centre=y.mean() - away / (n - 1),
+            centre=y.mean.mean() - away / (n - 1),
             scale=(variance * (1.0 + 1.0 / (n - 1))).sqrt(),
             freedom=freedom,
         )
     return found
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Standard scores (M,) of the holdout images of all classes, sorted.
+
+    below: (M + 1,) float64, how many units lie below the k-th score, parts of units included.
+    """
+
+    scores: Tensor
+    below: Tensor
+    images: int
+    units: int
+
+    @classmethod
+    def of(cls, parts: list[tuple[Tensor, Tensor]]) -> _Pool:
+        """Return the pool of pairs of scores and weights, one for each class."""
+        none = torch.zeros(0, dtype=torch.float64)
+        scores = torch.cat([none, *(one for one, _ in parts)])
+        weights = torch.cat([none, *(one for _, one in parts)])
+        scores, order = scores.sort(stable=True)
+        below = torch.cat([torch.zeros(1, dtype=torch.float64), weights[order].cumsum(0)])
+        return cls(scores, below, len(scores), round(float(below[-1])))
+
+    def p_values(self, scores: Tensor) -> Tensor:
+        """Return (1 + units at least as near) / (units + 1), (N,), for scores (N, n), averaged over n."""
+        # Ties count against the flag: an image as near as a holdout image is not nearer.
+        nearer = self.below[torch.searchsorted(self.scores, scores, right=True)].mean(1)
+        return (1.0 + nearer) / (self.units + 1.0)
+
+
+def simes(p_values: Tensor, unit: Tensor) -> Tensor:
+    """Return a p-value (U,) float64 for each unit: the smallest over k of m p_(k) / k of its m p-values.
+
+    Valid for independent and for positively dependent p-values (Simes 1986; Sarkar 1998), such as those
+    of near-copies, for which it is close to each of them.
+
+    Args:
+        p_values: (N,).
+        unit: (N,) int64, each of 0 to U - 1 at least once.
+    """
+    order = p_values.double().argsort(stable=True)
+    order = order[unit[order].argsort(stable=True)]
+    count = unit.bincount()
+    first = count.cumsum(0) - count
+    rank = torch.arange(len(unit)) - first[unit[order]] + 1
+    scaled = p_values.double()[order] * (count[unit[order]] / rank.double())
+    start = torch.ones(len(count), dtype=torch.float64)
+    return start.scatter_reduce(0, unit[order], scaled, "amin")
 
 
 def benjamini_hochberg(p_values: Tensor) -> Tensor:
@@ -224,14 +324,15 @@ def check_rate(fdr: float) -> None:
         raise ConfigError(f"fdr: expected a rate between 0 and 1, such as 0.1, found {fdr}")
 
 
-def _refusal(holdout: int, private: int, fdr: float) -> str | None:
+def _refusal(holdout: int, private: int, fdr: float, *, grouped: bool) -> str | None:
     """Return why there is no result, if so."""
     least = max(LEAST, math.ceil(1.0 / fdr - 1e-9) - 1)
     if holdout < least:
+        counted = "; groups and near-copies count as one" if grouped else ""
         return (
             f"needs at least {least} holdout images at a false-discovery rate of {fdr:g}, found "
-            f"{holdout} (of classes with reconstructions, at least two images each); add holdout "
-            "images"
+            f"{holdout} (of classes with reconstructions, at least two images each{counted}); add "
+            "holdout images"
         )
     if private == 0:
         return "no private image is of a class with reconstructions and holdout images"

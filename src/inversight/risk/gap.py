@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from inversight.risk.units import unit_numbers
 from inversight.scores.assignment import Assignment, assign, rank
 from inversight.scores.bootstrap import default_rng, mean_summary
 from inversight.scores.checks import FeaturesLike, as_features, as_pair, check_pair
@@ -24,6 +25,7 @@ def leakage_gap(
     holdout: FeaturesLike,
     reconstructions: FeaturesLike,
     *,
+    units: tuple[Tensor, Tensor] | None = None,
     floor: float = 1e-6,
     memory: int = 2 << 30,
     bootstrap: int = 1000,
@@ -36,6 +38,10 @@ def leakage_gap(
     smaller set would look better recovered even without leakage. Classes are weighted by their private
     images; classes without a holdout image or a reconstruction are left out.
 
+    ``units``, (N,) int64 of the private and (M,) int64 of the holdout images: those with equal numbers
+    depend on each other (:func:`inversight.risk.units.units_of`). The gap does not change; interval and
+    ``p_value`` resample and exchange whole units. None: each image alone.
+
     The interval (95 %) resamples private and holdout images within their classes, ``bootstrap`` times;
     it leaves out the attack's own randomness and that images compete for reconstructions, and is too
     short for classes of a few images. ``p_value`` is exact for any number of images: the fraction of
@@ -45,7 +51,7 @@ def leakage_gap(
     It does not show which image leaked, nor what the target learnt of a class as a whole.
 
     Raises:
-        InputError: see :func:`inversight.scores.checks.check_pair`.
+        InputError: see :func:`inversight.scores.checks.check_pair`; a unit with images of two classes.
         ConfigError: floor, memory or bootstrap out of range.
     """
     real, made = as_pair(private, reconstructions)
@@ -54,7 +60,7 @@ def leakage_gap(
     return leakage_gap_of(
         assign(real, made, memory=memory), assign(unseen, made, memory=memory),
         labels=real.labels.cpu(), ids=real.ids, holdout_labels=unseen.labels.cpu(),
-        holdout_ids=unseen.ids, floor=floor, bootstrap=bootstrap, rng=rng,
+        holdout_ids=unseen.ids, units=units, floor=floor, bootstrap=bootstrap, rng=rng,
     )  # fmt: skip
 
 
@@ -66,6 +72,7 @@ def leakage_gap_of(
     ids: Sequence[str],
     holdout_labels: Tensor,
     holdout_ids: Sequence[str],
+    units: tuple[Tensor, Tensor] | None = None,
     floor: float = 1e-6,
     bootstrap: int = 1000,
     rng: torch.Generator | None = None,
@@ -74,57 +81,97 @@ def leakage_gap_of(
 
     Raises:
         ConfigError: floor or bootstrap out of range.
+        InputError: a unit with images of two classes.
     """
+    own_units, other_units = units or (torch.arange(len(names)) for names in (ids, holdout_ids))
+    own_units = unit_numbers(own_units, labels, "private")
+    other_units = unit_numbers(other_units, holdout_labels, "holdout")
     scores = best_scores(_over_union(private, holdout, ids, holdout_ids), floor=floor)
-    private_scores = _by_class(scores[: len(ids)], private, labels, ids)
-    holdout_scores = _by_class(scores[len(ids) :], holdout, holdout_labels, holdout_ids)
+    private_scores = _by_class(scores[: len(ids)], private, labels, ids, own_units)
+    holdout_scores = _by_class(
+        scores[len(ids) :], holdout, holdout_labels, holdout_ids, other_units
+    )
     shared = sorted(private_scores.keys() & holdout_scores.keys())
     if not shared:
         return Summary(
             None, reason="no class has private images, holdout images and reconstructions"
         )
     pairs = [(private_scores[label], holdout_scores[label]) for label in shared]
-    images, unseen = (sum(map(len, side)) for side in zip(*pairs, strict=True))
+    images, unseen = (sum(len(one.scores) for one in side) for side in zip(*pairs, strict=True))
+    counted, held = (sum(len(one.sums) for one in side) for side in zip(*pairs, strict=True))
     # Each value times its weight, so that the mean over all of them is the gap.
-    total = (images + unseen) / images
+    total = (counted + held) / images
     parts = [
         part
         for own, other in pairs
-        for part in (own * total, -other * (len(own) / len(other)) * total)
+        for part in (
+            own.values * (len(own.scores) / len(own.sums)) * total,
+            -other.values * (len(own.scores) / len(other.sums)) * total,
+        )
     ]
     sizes = torch.tensor([len(part) for part in parts])
     rng = rng or default_rng()
     found = mean_summary(torch.cat(parts), sizes, resamples=bootstrap, rng=rng, extra={})
     gap = float(found.value or 0.0)
-    mean = float(torch.cat([own for own, _ in pairs]).mean())
+    mean = float(torch.cat([own.scores for own, _ in pairs]).mean())
     extra: dict[str, float | int | str] = {
         "private": mean,
         "holdout": mean - gap,
         "private_images": images,
         "holdout_images": unseen,
     }
+    if counted < images or held < unseen:
+        extra |= {"private_units": counted, "holdout_units": held}
     if bootstrap:
         extra["p_value"] = _p_value(pairs, gap, bootstrap, rng)
     return replace(found, extra=extra)
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """Scores of the n images of one class on one side, in U units, both in the order of ids.
+
+    scores: (n,). sums: (U,) float64, of each unit's scores. counts: (U,) float64, images of each.
+    """
+
+    scores: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """Return (U,): a value for each unit whose plain mean is the images' mean.
+
+        It is the linearised ratio of sums and counts (Cochran 1977, section 6.3), so that its variance
+        is that of the images' mean when units are drawn.
+        """
+        share = len(self.sums) / len(self.scores)
+        return self.sums * share + self.scores.mean() * (1.0 - self.counts * share)
+
+
 def _p_value(
-    pairs: Sequence[tuple[Tensor, Tensor]], gap: float, times: int, rng: torch.Generator
+    pairs: Sequence[tuple[_Scores, _Scores]], gap: float, times: int, rng: torch.Generator
 ) -> float:
-    """Return how often a random exchange of private and holdout scores gives ``gap`` or more."""
-    images = sum(len(own) for own, _ in pairs)
-    found = torch.zeros(times, dtype=torch.float64)
+    """Return how often a random exchange of private and holdout units gives ``gap`` or more."""
+    above, images = [], torch.zeros(times, dtype=torch.float64)
     size = 0.0
     for own, other in pairs:
-        both = torch.cat([own, other])
-        size += float(both.sum()) / images
+        both, counts = torch.cat([own.sums, other.sums]), torch.cat([own.counts, other.counts])
+        size += float(both.sum()) / sum(len(one.scores) for one, _ in pairs)
+        found = torch.empty(times, dtype=torch.float64)
         for part in torch.arange(times).split(max(1, _SCRATCH // len(both))):
             keys = torch.rand(len(part), len(both), generator=rng, dtype=torch.float64)
-            chosen = both[keys.argsort(1)[:, : len(own)]].sum(1)
-            rest = (both.sum() - chosen) * (len(own) / len(other))
-            found[part] += (chosen - rest) / images
+            rows = keys.argsort(1)[:, : len(own.sums)]
+            chosen, weight = both[rows].sum(1), counts[rows].sum(1)
+            rest = (both.sum() - chosen) * (weight / (counts.sum() - weight))
+            found[part] = chosen - rest
+            images[part] += weight
+        above.append(found)
+    gaps = torch.zeros(times, dtype=torch.float64)
+    for one in above:
+        gaps += one / images
     # Exchanges of equal scores give the gap itself, up to rounding.
-    return float((1 + (found >= gap - 1e-9 * size).sum()) / (times + 1))
+    return float((1 + (gaps >= gap - 1e-9 * size).sum()) / (times + 1))
 
 
 def _over_union(
@@ -146,9 +193,16 @@ def _over_union(
 
 
 def _by_class(
-    scores: Tensor, assignment: Assignment, labels: Tensor, ids: Sequence[str]
-) -> dict[int, Tensor]:
-    """Return the scores of classes that have reconstructions, each in the order of its ids."""
+    scores: Tensor, assignment: Assignment, labels: Tensor, ids: Sequence[str], units: Tensor
+) -> dict[int, _Scores]:
+    """Return the scores of classes that have reconstructions."""
     order = rank(ids).argsort()
     order = order[assignment.nearest_row[order] >= 0]
-    return {int(label): scores[order[labels[order] == label]] for label in labels[order].unique()}
+    found = {}
+    for label in labels[order].unique():
+        rows = order[labels[order] == label]
+        unit = unit_numbers(units[rows], labels[rows], "")
+        counts = unit.bincount().double()
+        sums = torch.zeros_like(counts).index_add_(0, unit, scores[rows].double())
+        found[int(label)] = _Scores(scores[rows], sums, counts)
+    return found
