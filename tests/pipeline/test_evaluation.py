@@ -150,6 +150,47 @@ def test_flags_and_gap_are_those_of_the_tables() -> None:
     assert found.metrics["leakage_gap"]["private_images"] == 14
 
 
+def test_groups_and_near_copies_count_as_one_against_the_holdout(tmp_path: Path) -> None:
+    private, holdout, made = images([8, 6], 0), images([20, 20], 5, "h"), images([8, 6], 1, "r")
+    holdout.images[1:4] = holdout.images[0] // 2 + 10  # a burst
+    names = ("ann",) * 3 + (None,) * 9 + ("eve",) * 2
+    grouped = replace(private, groups=names)
+    found = score(grouped, made, holdout=holdout)
+    assert list(found.samples) == [*COLUMNS[:-1], *RISK_COLUMNS, COLUMNS[-1], "group"]
+    assert found.samples.set_index("id")["group"].dropna().to_dict() == {
+        name: group for name, group in zip(private.ids, names, strict=True) if group
+    }
+    for key in ("flagged", "leakage_gap"):
+        assert found.metrics[key]["private_units"] == 14 - 3
+        assert found.metrics[key]["holdout_units"] == 40 - 3
+    order = torch.tensor([found.samples["id"].tolist().index(name) for name in private.ids])
+    near = [(t["nearest_distance"].to_numpy(), t["label"].map({"a": 0, "b": 1}).to_numpy())
+            for t in (found.samples, found.holdout)]  # fmt: skip
+    units = torch.tensor([0, 0, 0, *range(3, 12), 12, 12]), torch.tensor([0] * 4 + [*range(4, 40)])
+    expected = calibrate(near[0], near[1], units=(units[0][order.argsort()], units[1]))
+    for key in RISK_COLUMNS:
+        assert found.samples[key].tolist() == expected.per_sample[key].tolist()
+    # Row order does not matter, and a later scoring knows the groups.
+    other = score(shuffled(grouped, 1), made, holdout=shuffled(holdout, 2))
+    assert_same(other.metrics, found.metrics, rel=1e-9)
+    assert_same_tables(other, found)
+    write_evaluation(tmp_path, found)
+    again = score(
+        private, {"more": images([1, 0], 9, "m")}, holdout=holdout, earlier=read_scored(tmp_path)
+    )
+    assert again.metrics["flagged"]["holdout_units"] == 37
+    assert again.samples["group"].value_counts().to_dict() == {"ann": 3, "eve": 2}
+
+
+def test_hides_names_of_groups(tmp_path: Path) -> None:
+    grouped = replace(PRIVATE, groups=("ann",) * 5 + (None,) * 7)
+    write_evaluation(tmp_path, score(grouped, MADE), hide=lambda name: f"#{len(name)}")
+    groups = pd.read_parquet(tmp_path / "samples.parquet")["group"]
+    assert groups.dropna().tolist() == ["#3"] * 5 and groups.isna().sum() == 7
+    for file in tmp_path.iterdir():
+        assert b"ann" not in file.read_bytes()
+
+
 def test_accepted_rate_decides_what_is_flagged() -> None:
     counts = []
     for fdr in (0.05, 0.9):

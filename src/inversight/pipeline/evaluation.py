@@ -37,6 +37,7 @@ from inversight.pipeline.metrics import (
     Scoring,
 )
 from inversight.risk.signals import NEIGHBOURS
+from inversight.risk.units import units_of
 from inversight.scores import Assignment, dists, dists_network, psnr, ssim
 from inversight.scores.comparison import Labelled, compare
 from inversight.scores.pairwise import SMALLEST_SSIM
@@ -67,7 +68,9 @@ def evaluate(
 
     Each image goes through ``distance`` once, whatever the number of sets, where ``memory`` allows it
     (:func:`inversight.embeddings.image_pairs`); once in all if ``features`` is the same embedding, has
-    no stages and its features fit into ``memory``. The result does not depend on row order.
+    no stages and its features fit into ``memory``. The result does not depend on row order. Groups of
+    images, and near-duplicates among private images and holdout, count as one in the tests against the
+    holdout (:func:`inversight.risk.units.units_of`).
 
     Args:
         private: holdout and ``sets``, the reconstructions by name, have its class order.
@@ -99,6 +102,9 @@ def evaluate(
     else:
         total = len(private) + sum(map(len, sets.values()))
         reference = _reference(private, holdout, vectors, total, memory)
+        if holdout is not None:
+            units = units_of(private, holdout, progress=progress)
+            reference = replace(reference, units=units.unit)
 
     real = [private] if holdout is None else [private, holdout]
     fits = "coverage" not in reference.missing
@@ -231,7 +237,7 @@ def _reference(
         holdout_ids=() if holdout is None else holdout.ids,
         holdout_labels=None if holdout is None else holdout.labels,
         features=None if needed > memory else vectors.of_features(private),
-        evaluator=vectors.of_evaluator(private)[0], missing=missing,
+        evaluator=vectors.of_evaluator(private)[0], missing=missing, groups=private.groups,
     )  # fmt: skip
 
 

@@ -73,7 +73,9 @@ class ReferenceSet:
 
     labels index ``classes``. features, evaluator: (N, D) of the private images in the order of
     ``ids``, or None. missing: why metrics cannot be computed, by key. neighbour_distance: (N,) float64,
-    mean distance to the nearest private images of the class, or None.
+    mean distance to the nearest private images of the class, or None. groups: of the private images,
+    None where none were given. units: (N + M,) int64, of private images and the M holdout images: those
+    with equal numbers depend on each other; None: each image alone.
     """
 
     ids: tuple[str, ...]
@@ -85,6 +87,8 @@ class ReferenceSet:
     evaluator: Tensor | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     neighbour_distance: Tensor | None = None
+    groups: tuple[str | None, ...] | None = None
+    units: Tensor | None = None
 
     def table(self, ids: Sequence[str], labels: Tensor, **columns: object) -> pd.DataFrame:
         """Return a table of images: ``id``, the name of the class as ``label``, and ``columns``."""
@@ -199,6 +203,8 @@ class Scoring:
         rows = whole.assignment.nearest_row.tolist()
         nearest = [owner[row] if row >= 0 else None for row in rows]
         columns["nearest_set"] = pd.array(nearest, dtype="string")
+        if reference.groups is not None:
+            columns["group"] = pd.array(reference.groups, dtype="string")
         samples = reference.table(reference.ids, reference.labels, **columns).sort_values(
             ["nearest_distance", "id"], na_position="last", ignore_index=True
         )
@@ -280,16 +286,22 @@ class Scoring:
             unknown = torch.full((len(reference.ids),), float("nan"), dtype=torch.float64)
             columns: Mapping[str, Tensor] = dict.fromkeys(_RISK_COLUMNS, unknown)
         else:
+            units = None
+            if reference.units is not None:
+                private, unseen = reference.units.split(
+                    [len(reference.ids), len(reference.holdout_ids)]
+                )
+                units = private, unseen
             result = calibrate(
                 (nearest_distances(one.assignment), reference.labels),
                 (nearest_distances(holdout), reference.holdout_labels),
-                fdr=self.fdr,
-            )
+                units=units, fdr=self.fdr,
+            )  # fmt: skip
             columns = result.per_sample
             gap = leakage_gap_of(
                 one.assignment, holdout, labels=reference.labels, ids=reference.ids,
                 holdout_labels=reference.holdout_labels, holdout_ids=reference.holdout_ids,
-                rng=self._rng("risk/gap"),
+                units=units, rng=self._rng("risk/gap"),
             )  # fmt: skip
             found = {**result.summary, "leakage_gap": gap}
         p, q, flagged = (columns[name].numpy() for name in _RISK_COLUMNS)

@@ -40,12 +40,12 @@ _TENSOR = "$tensor"
 """Key of the JSON object that stands for a tensor, its value the tensor's name in the file."""
 _WIDEST = 1 << 14
 """Values of one image's vector above which it is not kept: 64 KiB."""
-_NAMES = ("id", "label", "twins", "nearest_reconstruction", "assigned_to")
-"""Columns of tables that hold names of images or classes."""
+_NAMES = ("id", "label", "group", "twins", "nearest_reconstruction", "assigned_to")
+"""Columns of tables that hold names of images, classes or groups."""
 
 
 def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
-    """Return ``table`` with ``hide`` applied to every name of an image or a class."""
+    """Return ``table`` with ``hide`` applied to every name of an image, a class or a group."""
     return table.assign(
         **{
             column: table[column].map(hide, na_action="ignore").astype("string")
@@ -56,7 +56,7 @@ def hidden(table: pd.DataFrame, hide: Callable[[str], str]) -> pd.DataFrame:
 
 
 def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], str] = str) -> None:
-    """Write ``found`` to ``folder``; ``hide`` is applied to names of images and classes."""
+    """Write ``found`` to ``folder``; ``hide`` is applied to names of images, classes and groups."""
     write_json(folder / "metrics.json", found.metrics)
     write_json(folder / "metrics_by_set.json", found.by_set)
     write_json(folder / NEARNESS, to_mapping(found.nearness))
@@ -70,9 +70,12 @@ def write_evaluation(folder: Path, found: Evaluation, *, hide: Callable[[str], s
     for name, table in tables.items():
         hidden(table, hide).to_parquet(folder / f"{name}.parquet", index=False)
     reference = found.reference
+    groups = reference.groups
+    if groups is not None:
+        groups = tuple(None if group is None else hide(group) for group in groups)
     reference = replace(
         reference, ids=tuple(map(hide, reference.ids)), classes=tuple(map(hide, reference.classes)),
-        holdout_ids=tuple(map(hide, reference.holdout_ids)),
+        holdout_ids=tuple(map(hide, reference.holdout_ids)), groups=groups,
     )  # fmt: skip
     sets = [replace(one, ids=tuple(map(hide, one.ids))) for one in found.sets]
     tensors: dict[str, Tensor] = {}
