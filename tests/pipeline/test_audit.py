@@ -125,18 +125,28 @@ def test_signals_join_the_ledger_and_change_nothing_in_it(twins: AuditResult) ->
 
 def test_no_picture_by_default_and_no_name_by_choice(twins: AuditResult, tmp_path: Path) -> None:
     folders = {name: twins.run.parent / name for name in ("private", "holdout", "public")}
-    hidden = audit(out=tmp_path / "run", hash_ids=True, **folders, **TINY)
+    table = tmp_path / "people.csv"
+    rows = [f"private,ann/{i}.png,Ann Secret" for i in range(3)]
+    table.write_text("\n".join(["role,id,person", *rows, "private,bob/0.png,Bob Secret"]))
+    hidden = audit(
+        out=tmp_path / "run", hash_ids=True, group_by=f"{table}:person", **folders, **TINY
+    )
     plain, text = twins.report.read_text(), hidden.report.read_text()
     assert "data:image/png" not in plain and "ann/" in plain and str(twins.run.parent) in plain
     assert "ann/" not in text and "bob/" not in text and str(twins.run.parent) not in text
     assert "(hidden)" in text and "images in 2 classes" in text
+    assert "people.csv" not in text and "Secret" not in text
+    assert hidden.metrics["flagged"]["private_units"] == 13 - 3  # ann/2.png has a twin
+    assert hidden.samples["group"].value_counts().tolist() == [3, 1]
     assert not set(hidden.samples["id"]) & set(twins.samples["id"])
     names = json.loads((hidden.run / "private-ids.json").read_text())
     assert {names[i] for i in hidden.samples["id"]} == set(twins.samples["id"])
     assert [names[i] for i in hidden.samples["twins"].dropna()] == ["ann/2.png", "ann/2.png"]
     for file in hidden.run.rglob("*.parquet"):
         table = pd.read_parquet(file)
-        assert not table.map(lambda v: isinstance(v, str) and "ann" in v).any(axis=None), file
+        assert not table.map(lambda v: isinstance(v, str) and "ann" in v.lower()).any(axis=None), (
+            file
+        )
     assert hidden.samples["nearest_distance"].tolist() == twins.samples["nearest_distance"].tolist()
 
 

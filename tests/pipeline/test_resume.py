@@ -60,11 +60,20 @@ def test_resumes_from_another_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = {name: path.name for name, path in grey.items()} | {"target": own_target(Path())}
+    Path("people.csv").write_text("role,id,who\nprivate,ann/0.png,A\nprivate,ann/1.png,A\n")
     with pytest.raises(Stop):
-        audit(out="run", reporter=StopAt("prior", 1), **given, **TINY)
+        audit(out="run", group_by="people.csv:who", reporter=StopAt("prior", 1), **given, **TINY)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert resume("../run").metrics["ddcs_best"]["value"] is not None
+    Path("../people.csv").write_text("role,id,who\nprivate,ann/0.png,A\nprivate,ann/2.png,A\n")
+    with pytest.raises(RunError, match="the groups have changed since the run began"):
+        resume("../run")
+    Path("../people.csv").write_text("role,id,who\nprivate,ann/1.png,A\nprivate,ann/0.png,A\n")
+    found = resume("../run")
+    assert found.metrics["ddcs_best"]["value"] is not None
+    assert found.samples.set_index("id")["group"].dropna().to_dict() == {
+        "ann/0.png": "A", "ann/1.png": "A",
+    }  # fmt: skip
 
 
 def test_resume_refuses_changed_images(grey: dict[str, Path], tmp_path: Path) -> None:
