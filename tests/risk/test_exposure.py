@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from inversight.core.errors import ConfigError, DesignError, InputError
 from inversight.risk.design import draw_design, make_units
+from inversight.risk.estimates import planned_factors
 from inversight.risk.exposure import Exposure, exposure, membership_auc
 from tests.reference import exposure_loop
 
@@ -185,6 +187,29 @@ def test_detectable_factors_are_found_with_80_percent_power() -> None:
         small.append(float(moved.summary["exposure_mean"].extra["p_value"]) <= 0.05)
     assert 0.68 < np.mean(flagged) < 0.92
     assert 0.68 < np.mean(small) < 0.92
+
+
+def test_planned_factors_are_those_that_are_found_later() -> None:
+    values, member, labels = experiment(0, 16, [20] * 4)
+    found = exposure(values, member, labels).summary
+    extra = found["exposed"].extra
+    single, mean = planned_factors(
+        16,
+        80,
+        spread=float(extra["spread"]),
+        prior_freedom=float(extra.get("prior_freedom", math.inf)),
+    )
+    assert single == pytest.approx(float(extra["detectable"]), rel=1e-3)
+    later = math.log(float(found["exposure_mean"].extra["detectable"]))
+    assert math.log(mean) == pytest.approx(later, rel=0.25)
+    factors = [planned_factors(k, 100) for k in (4, 8, 16, 32, 64)]
+    assert factors[0][0] is None
+    assert all(a[1] > b[1] for a, b in pairwise(factors))
+    assert all(float(a[0] or 9) > float(b[0] or 9) for a, b in pairwise(factors))
+    with pytest.raises(DesignError, match="even number of at least 4, found 9"):
+        planned_factors(9, 100)
+    with pytest.raises(ConfigError, match="images"):
+        planned_factors(8, 0)
 
 
 def same(found: Exposure, expected: Exposure, order: NDArray[np.int64]) -> None:

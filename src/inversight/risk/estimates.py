@@ -12,12 +12,26 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 from torch import Tensor
 
-from inversight.risk.experiment import LEAST_TO_FLAG, Bools, Floats, nanmean, q_values
+from inversight.core.errors import ConfigError, DesignError
+from inversight.risk.calibration import check_rate
+from inversight.risk.experiment import (
+    LEAST_MODELS,
+    LEAST_TO_FLAG,
+    Bools,
+    Floats,
+    nanmean,
+    q_values,
+)
 from inversight.risk.moderation import POWER, Moderated, detectable_effect, moderate
 from inversight.scores.result import Summary
+from inversight.settings import DEFAULT_FDR
 
 LEVEL = 0.05
 """Level of the test of the set for which a detectable factor is stated."""
+
+SPREAD = 0.25
+"""Standard deviation of D of an image in one pair, for plans before anything was measured: an AUC of 0.6
+in against out goes with a mean factor of 1.065, as the digits have."""
 
 _ROUNDING = 1e-24
 """Sums of squares below this fraction of the squared mean are 0."""
@@ -143,10 +157,51 @@ def exposed_summary(
     extra |= {"count": count, "images": images, "spread": spread, "level": level}
     if math.isfinite(moderated.prior_freedom):
         extra["prior_freedom"] = moderated.prior_freedom
-    found_factor = _factor(detectable_effect(error, float(np.median(found.freedom[judged])), level))
+    found_factor = factor_of(
+        detectable_effect(error, float(np.median(found.freedom[judged])), level)
+    )
     if found_factor is not None:
         extra["detectable"] = found_factor
     return Summary(count / images, extra=extra)
+
+
+def planned_factors(
+    models: int,
+    images: int,
+    *,
+    spread: float = SPREAD,
+    prior_freedom: float = math.inf,
+    fdr: float = DEFAULT_FDR,
+) -> tuple[float | None, float]:
+    """Return the factors that ``models`` would find with 80 % power: of one image alone, of the mean.
+
+    Those of ``exposed`` and ``exposure_mean`` before anything is trained. An image alone is flagged at
+    level ``fdr`` / ``images``; None with fewer than eight models. The factor of the mean takes images as
+    independent and is too small where images of a model have more in common than their class.
+
+    Args:
+        images: private images that can be judged, >= 1.
+        spread: standard deviation of an image's D, ``spread`` of an earlier ``exposed``.
+        prior_freedom: ``prior_freedom`` of an earlier ``exposed``.
+
+    Raises:
+        DesignError: an odd number of models or fewer than four.
+        ConfigError: no image, or fdr out of range.
+    """
+    check_rate(fdr)
+    if models % 2 or models < LEAST_MODELS:
+        raise DesignError(
+            f"shadow models: expected an even number of at least {LEAST_MODELS}, found {models}"
+        )
+    if images < 1:
+        raise ConfigError(f"images: expected at least 1, found {images}")
+    pairs = models // 2
+    error = spread / math.sqrt(pairs)
+    freedom = min(pairs - 1 + prior_freedom, images * (pairs - 1))
+    single = None
+    if models >= LEAST_TO_FLAG:
+        single = factor_of(detectable_effect(error, freedom, fdr / images))
+    return single, math.exp(error / math.sqrt(images) * of_the_mean(1))
 
 
 def mean_summary(
@@ -154,16 +209,16 @@ def mean_summary(
 ) -> Summary:
     """Return ``exposure_mean`` from the means of pairs (P,) and the means of redraws (R,)."""
     if not known:
-        return _nothing(extra)
+        return nothing(extra)
     value, half = _interval(means)
     # Redraws of the observed halves give the mean itself, up to rounding.
     reached = null >= value - 1e-9 * float(np.abs(null).max())
     p = (1 + int(reached.sum())) / (len(null) + 1)
-    effect = float(null.std() * (norm.isf(LEVEL / factor) + norm.ppf(POWER)))
+    effect = float(null.std()) * of_the_mean(factor)
     return Summary(
-        _factor(value),
-        _factor(value - half),
-        _factor(value + half),
+        factor_of(value),
+        factor_of(value - half),
+        factor_of(value + half),
         extra={**extra, "p_value": min(1.0, p * factor), "detectable": math.exp(effect)},
     )
 
@@ -171,7 +226,7 @@ def mean_summary(
 def over_pairs(means: Floats, extra: Mapping[str, float | int | str], known: bool) -> Summary:
     """Return the mean of fractions (P,) of pairs with its interval, within [0, 1]."""
     if not known:
-        return _nothing(extra)
+        return nothing(extra)
     value, half = _interval(means)
     return Summary(value, max(0.0, value - half), min(1.0, value + half), extra=extra)
 
@@ -182,11 +237,16 @@ def _interval(means: Floats) -> tuple[float, float]:
     return float(means.mean()), float(t.ppf(0.975, n - 1) * means.std(ddof=1) / math.sqrt(n))
 
 
-def _nothing(extra: Mapping[str, float | int | str]) -> Summary:
-    reason = "no private image has a distance in both models of a pair and a classmate"
+def of_the_mean(factor: int) -> float:
+    """Return the effect that the test of the set finds with 80 % power, in standard errors."""
+    return float(norm.isf(LEVEL / factor) + norm.ppf(POWER))
+
+
+def nothing(extra: Mapping[str, float | int | str]) -> Summary:
+    reason = "no private image has a classmate and distances in models with and without it"
     return Summary(None, reason=reason, extra=extra)
 
 
-def _factor(effect: float) -> float | None:
+def factor_of(effect: float) -> float | None:
     """Return exp(effect), None where it is out of the range of numbers."""
     return math.exp(effect) if abs(effect) < 700 else None
