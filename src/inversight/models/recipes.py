@@ -1,0 +1,65 @@
+"""Recipes: how a target was trained, as something that can be done again on other images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import generator
+from inversight.data import ImageSet
+from inversight.models.networks import SavedClassifier
+from inversight.models.target import Target, target_of
+from inversight.models.together import train_together
+from inversight.settings import Training
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """How a target was trained.
+
+    description: a few words for the report.
+    """
+
+    @property
+    def description(self) -> str: ...
+
+    def fit(
+        self, images: ImageSet, *, seed: int, device: torch.device, progress: Progress = silent
+    ) -> Target:
+        """Return a model trained on all of ``images``; ``seed`` decides everything random."""
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """This package's own training, on every image and to the last epoch.
+
+    image_shape: (C, S, S) of the network's input.
+    """
+
+    training: Training
+    image_shape: tuple[int, int, int]
+
+    @property
+    def description(self) -> str:
+        return f"the audit's own training of a {self.training.architecture}"
+
+    def fit(
+        self, images: ImageSet, *, seed: int, device: torch.device, progress: Progress = silent
+    ) -> Target:
+        """Return a model trained on all of ``images``."""
+        [one] = self.fit_together([images], seeds=[seed], device=device, progress=progress)
+        return target_of(one, "trained by the recipe").to(device)
+
+    def fit_together(
+        self, sets: Sequence[ImageSet], *, seeds: Sequence[int], device: torch.device,
+        progress: Progress = silent,
+    ) -> list[SavedClassifier]:  # fmt: skip
+        """Return a model for each of ``sets``, which have equally many images, trained at once."""
+        return train_together(
+            sets, training=replace(self.training, validation=0.0), image_shape=self.image_shape,
+            rngs=[generator(seed) for seed in seeds], device=device, progress=progress,
+        )  # fmt: skip
