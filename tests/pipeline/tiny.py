@@ -25,6 +25,7 @@ from inversight.pipeline.estimate import Estimate
 from tests.examples import OwnNetwork
 
 TINY: dict[str, Any] = {
+    "shadows": 0,
     "embedding": "public",
     "features": "public",
     "guidance_embedding": "public",

@@ -64,7 +64,8 @@ def _option(name: str, *, required: bool, unset: bool) -> inspect.Parameter:
     """Return the parameter for one setting, with its type, its default and its help."""
     field = settings_fields(AuditSettings)[name]
     kinds = list(annotation_parts(field.annotation))
-    kind: Any = next(k for k in (bool, Path, int, float, str) if k in kinds)
+    order = (bool, Path, str, int, float) if tuple not in kinds else (bool, Path, int, float, str)
+    kind: Any = next(k for k in order if k in kinds)
     default = field.get_default(call_default_factory=True)
     if required:
         default = inspect.Parameter.empty

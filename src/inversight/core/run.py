@@ -279,9 +279,29 @@ class Run(AbstractContextManager["Run"]):
                     raise
                 seconds = round(time.monotonic() - begun, 2)
                 write_json(partial / _TIMES, {"seconds": seconds})
-        stages = [s for s in self.manifest["stages"] if s["name"] != name]
-        self.record(stages=[*stages, {"name": name, "seconds": _seconds(final)}])
+        self._timed(name)
         return final
+
+    def growing(self, name: str, fill: Callable[[Path], object]) -> Path:
+        """Return the folder of stage ``name``, which ``fill(folder)`` adds to each time it is called.
+
+        Each file that ``fill`` writes must be whole by itself.
+        """
+        folder = self.folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic() - _seconds(folder)
+        with disk_remedy(f"{self.path}: stage {name}", f"continue with --resume {self.path}"):
+            try:
+                fill(folder)
+            finally:
+                write_json(folder / _TIMES, {"seconds": round(time.monotonic() - begun, 2)})
+        self._timed(name)
+        return folder
+
+    def _timed(self, name: str) -> None:
+        """Record the seconds of a stage that is done."""
+        stages = [s for s in self.manifest["stages"] if s["name"] != name]
+        self.record(stages=[*stages, {"name": name, "seconds": _seconds(self.folder(name))}])
 
     def publish(self, *files: Path) -> None:
         """Copy a stage's ``files`` to ``RUN/NAME``, each replacing the old one at once."""

@@ -136,7 +136,7 @@ def train_together(
     pixels = pixels.to(device)
     labels = torch.stack([one.labels for one in sets]).to(device)
     modules = [one.module for one in built]
-    joined = join_models(modules).to(device, memory_format=torch.channels_last)
+    joined = join_models(modules).to(device).to(memory_format=torch.channels_last)
     epochs = training.epochs_for(images)
     optimiser, schedule = build_optimiser(
         joined.parameters(), training, epochs, math.ceil(images / training.batch_size)
@@ -168,6 +168,6 @@ def train_together(
             )
         progress(epoch, epochs, f"loss {last / count:.3f}")
     split_models(joined.cpu().to(memory_format=torch.contiguous_format), modules)
-    for one in modules:
-        one.eval().requires_grad_(False)
+    for module in modules:
+        module.eval().requires_grad_(False)
     return built

@@ -10,6 +10,7 @@ from typing import Any
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import RunError
 from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
+from inversight.pipeline.audit_shadows import decide_shadows
 from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan, check_unchanged
@@ -36,7 +37,9 @@ def audit(
     target_training: Training | Mapping[str, Any] | None = None,
     evaluator_training: Training | Mapping[str, Any] | None = None,
     public_training: Training | Mapping[str, Any] | None = None,
-    adaptation: Adaptation | Mapping[str, Any] | None = None, images: Pictures | None = None,
+    adaptation: Adaptation | Mapping[str, Any] | None = None, shadows: int | str | None = None,
+    shadow_pairs: int | None = None, adapt_shadows: bool | None = None,
+    keep_shadows: bool | None = None, workers: int | None = None, images: Pictures | None = None,
     hash_ids: bool | None = None, memory: int | None = None,
     pairs: Sequence[PairMeasure] | None = None, fdr: float | None = None,
     fail_on: str | Sequence[str] | None = None, out: Path | str | None = None,
@@ -61,6 +64,7 @@ def audit(
     reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
     forecast = estimate(plan)
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
+    plan = decide_shadows(plan, forecast, folder, reporter)
     reporter.say(plan.announcement(folder, forecast))
     remedy = f"continue with --resume {folder}"
     with disk_remedy(str(folder), remedy), Run.create(folder, plan.manifest()) as run:

@@ -210,7 +210,7 @@ class _Comparison:
     def _audit(self, name: str, seed: int) -> ModelAudit:
         """Train and audit one model, or read the audit that is there."""
         folder = self._folder(name, seed)
-        plan = replace(self.plan, settings=replace(self.plan.settings, seed=seed))
+        plan = replace(self.plan, settings=replace(self.plan.settings, seed=seed, shadows=0))
         if name != GIVEN:
             plan = replace(plan, inputs=replace(plan.inputs, target=None))
         names = "\n".join(sorted(self.protected))

@@ -15,7 +15,7 @@ from inversight.core.seeding import generator
 from inversight.embeddings import named_embedding
 from inversight.models.target import Target
 from inversight.pipeline.adapt import guidance_metric
-from inversight.pipeline.plan import Plan
+from inversight.pipeline.plan import Plan, workers_of
 from inversight.pipeline.timing import (
     Timer,
     attack_timer,
@@ -30,14 +30,26 @@ from inversight.priors.pivots import project
 from inversight.priors.prior_file import PriorFile
 from inversight.report.formatting import duration
 
+_TOGETHER = 0.5
+"""Time of a training among several that are done together, in times of one alone (benchmarks/shadows.py)."""
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each stage, None if it is the user's own part and cannot be estimated; bytes."""
+    """Seconds of each stage, None if it is the user's own part and cannot be estimated; bytes.
+
+    shadow: seconds of one shadow model on one of ``workers`` processes, None if it cannot be estimated.
+    """
 
     seconds: dict[str, float | None]
     memory_bytes: int
     disk_bytes: int
+    shadow: float | None = None
+    workers: int = 1
+
+    def shadow_seconds(self, models: int) -> float | None:
+        """Return the seconds that ``models`` shadow models take."""
+        return None if self.shadow is None else models * self.shadow / self.workers
 
     @property
     def total(self) -> float:
@@ -108,6 +120,10 @@ def estimate(plan: Plan) -> Estimate:
         embedded += len(private) + kept  # the control
     with remedy("scores"):
         seconds["scores"] = _embedding_seconds(plan, embedded)
+    shadow = _shadow_seconds(plan, seconds, works)
+    workers = workers_of(plan)[0]
+    if plan.shadows:
+        seconds["shadows"] = None if shadow is None else plan.shadows * shadow / workers
     with remedy("signals"):
         seconds["signals"] = _embedding_seconds(plan, 2 * len(private))
     weights = 0
@@ -124,7 +140,26 @@ def estimate(plan: Plan) -> Estimate:
         seconds=seconds,
         memory_bytes=int(resident + images_bytes + floats + blocks + 8 * weights),
         disk_bytes=int(8 * weights + 2 * kept * math.prod(prior.image_shape) + 60_000_000),
+        shadow=shadow, workers=workers,
+    )  # fmt: skip
+
+
+def _shadow_seconds(
+    plan: Plan, seconds: dict[str, float | None], works: dict[str, Workload]
+) -> float | None:
+    """Return the seconds of training, attacking and measuring one shadow model on one process."""
+    name, training = next(iter(plan.attacks)), plan.settings.target_training
+    trained, attacked = seconds.get("target"), seconds[name]
+    if trained is None or attacked is None:
+        return None
+    private, holdout = plan.inputs.private, plan.inputs.holdout
+    images = len(private) + (0 if holdout is None else len(holdout))
+    half = max(1, images // 2)
+    work = half * training.epochs_for(half) / (len(private) * training.epochs_for(len(private)))
+    scored = works[name].kept * len(private.labels.unique()) + images / (
+        2 * plan.settings.shadow_pairs
     )
+    return _TOGETHER * work * trained + attacked + _embedding_seconds(plan, math.ceil(scored))
 
 
 def _prior_and_seconds(plan: Plan) -> tuple[Prior, float]:

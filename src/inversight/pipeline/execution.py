@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from inversight.attacks.files import PICTURES, move_pictures
 from inversight.attacks.workload import cut_to
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import StageError
-from inversight.core.run import Run, atomic_folder, hidden_names, read_object, write_json
+from inversight.core.run import (
+    Run,
+    atomic_folder,
+    hidden_names,
+    names_behind,
+    read_object,
+    write_json,
+)
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding
 from inversight.models.networks import SavedClassifier
@@ -29,22 +37,35 @@ from inversight.pipeline.attack import (
     pictures_of,
     read_pictures,
 )
+from inversight.pipeline.audit_shadows import (
+    begin_shadows,
+    recipe_of,
+    shadow_facts,
+    shadow_job,
+)
 from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
 from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import evaluate
+from inversight.pipeline.exposure import exposure_gallery, exposure_stage
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.prior import monitor_of, prior_stage, warn_of_few
 from inversight.pipeline.report import make_gallery, report_stage
 from inversight.pipeline.result import AuditResult, crossed, thresholds
 from inversight.pipeline.score import publish_scores, scoring_embeddings
 from inversight.pipeline.scored import write_evaluation
+from inversight.pipeline.shadow_run import ShadowRun
+from inversight.pipeline.shadows import MEASURED, Measured, ShadowAdaptation, ShadowAttack
 from inversight.pipeline.signals import LEDGER, SIGNALS_FILE, signals_stage
 from inversight.pipeline.train import PUBLIC_NETWORK, load_network, network_stage
 from inversight.priors import Prior, SampleMonitor, StylePrior
 from inversight.priors.prior_file import PRIOR_FILE, PriorFile
 from inversight.report import GalleryItem
+from inversight.report.contents import ExposureItem
+from inversight.report.formatting import mapping
 from inversight.settings import Training
 
+SHADOWS = "shadows"
+"""Name of the stage of the shadow models, which may grow."""
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 
@@ -83,12 +104,24 @@ class _Audit:
 
     def all(self) -> AuditResult:
         """Run all stages in order."""
+        target = self.target()
+        with self.shadows() as shadows:
+            return self.rest(target, shadows)
+
+    def rest(self, target: Target, shadows: ShadowRun | None) -> AuditResult:
+        """Run the stages after the target, while other processes may train ``shadows``."""
         run, plan, settings = self.run, self.plan, self.settings
-        target, evaluator = self.target(), self.evaluator()
+        evaluator = self.evaluator()
         network = None
         if plan.needs_public_network:
             network = self.trained(PUBLIC_NETWORK, plan.public_at_work, settings.public_training)
         prior = self.prior(network)
+        distance, features = scoring_embeddings(
+            settings.embedding, settings.features, size=self.inputs.private.size, network=network,
+            evaluator=evaluator,
+        )  # fmt: skip
+        if shadows is not None:
+            shadows.attack(self.shadow_attack(prior, distance, network))
         adapted = self.adapted(prior, target, network)
         sets, queries = {}, {}
         for name, attack in plan.attacks.items():
@@ -101,10 +134,6 @@ class _Audit:
             queries[name] = facts.queries
             run.record(queries=queries)
         control = self.control(prior, sets) if self.inputs.holdout is None else None
-        distance, features = scoring_embeddings(
-            settings.embedding, settings.features, size=self.inputs.private.size, network=network,
-            evaluator=evaluator,
-        )  # fmt: skip
         reruns = self.reruns(queries, target, adapted)
         scores = self.scores(sets, control, reruns, evaluator, distance, features)
         publish_scores(run, scores, without=LEDGER)  # which the signals join first
@@ -119,17 +148,79 @@ class _Audit:
         if reruns:
             budget = self.stage("budget", lambda f, _: budget_stage(f, reruns, scores))
             run.publish(budget / BUDGET, budget / "metrics.json")
+        found = None if shadows is None else self.exposure(shadows, target)
         metrics = read_object(run.path / "metrics.json")
         run.record(warnings=self.log.warnings, notes=self.log.notes)
+        samples = pd.read_parquet(run.path / LEDGER)
         gallery: tuple[GalleryItem, ...] = ()
+        exposed: tuple[ExposureItem, ...] = ()
         if settings.images != "none":
             blurred = settings.images == "blurred"
             gallery = make_gallery(run.path, self.inputs.private, sets.values(), blurred=blurred)
-        report_stage(run.path, gallery=gallery)  # anew each time, with every stage's time
+            if shadows is not None and found is not None:
+                names = names_behind(run.path)
+                exposed = exposure_gallery(samples, shadows.job, found, names, blurred=blurred)
+        # Anew, with every stage's time.
+        report_stage(run.path, gallery=gallery, exposure_gallery=exposed)
         run.record(finished=True)
         over = crossed(thresholds(settings.fail_on), metrics)
-        samples = pd.read_parquet(run.path / LEDGER)
         return AuditResult(run.path, metrics, samples, tuple(self.log.warnings), over)
+
+    @contextmanager
+    def shadows(self) -> Iterator[ShadowRun | None]:
+        """Give the shadow models, whose training begins now if there are other processes for it."""
+        if not self.plan.shadows:
+            yield None
+            return
+        facts = self.run.folder("target") / "facts.json"
+        epochs = read_object(facts)["epochs"] if facts.is_file() else None
+        recipe = recipe_of(self.plan, epochs)
+        if recipe is None:
+            yield None
+            return
+        folder = self.run.folder(SHADOWS)
+        with begin_shadows(self.plan, shadow_job(self.plan, recipe), folder, self.run.path) as one:
+            yield one
+
+    def shadow_attack(
+        self, prior: Prior, distance: Embedding, network: SavedClassifier | None
+    ) -> ShadowAttack:
+        """Return the first attack as it is run on each shadow model, by default without adaptation."""
+        settings, images = self.settings, self.plan.public_for_prior.images
+        name, attack = next(iter(self.plan.attacks.items()))
+        adaptation = None
+        if settings.adapt_shadows and self.plan.adapts:
+            metric = guidance_metric(
+                settings.arm, settings.guidance_embedding, size=images.shape[-1],
+                public_network=network,
+            )  # fmt: skip
+            adaptation = ShadowAdaptation(images, settings.arm, settings.adaptation, metric)
+        return ShadowAttack(name, attack, prior, distance, settings.memory, adaptation)
+
+    def exposure(self, shadows: ShadowRun, target: Target) -> Measured:
+        """Finish the shadow models and publish what they show."""
+        run, settings, job = self.run, self.settings, shadows.job
+        models = self.plan.shadows
+        with self.plan.remedy(SHADOWS, f"what is finished is kept in {run.path}"):
+            run.growing(SHADOWS, lambda _: shadows.finish(self.log.stage(SHADOWS)))
+        found = Measured.read(run.folder(SHADOWS), models // 2, settings.shadow_pairs)
+        given = self.stage(
+            "shadow-target", lambda f, _: shadows.measure_target(target).write(f / MEASURED)
+        )
+        known = [k for k in mapping(run.manifest.get("shadows")).get("looks", []) if k < models]
+        looks = [*known, models]
+        base = run.folder("signals")
+        metrics = run.folder("budget" if settings.budget else "scores") / "metrics.json"
+        stage = self.stage(
+            f"exposure-{models}",
+            lambda f, context: exposure_stage(
+                f, metrics, base / LEDGER, job, found, Measured.load(given / MEASURED),
+                fdr=settings.fdr, looks=len(looks), hide=context.hide,
+            ),
+        )  # fmt: skip
+        run.publish(*(file for file in stage.iterdir() if file.name != "stage.json"))
+        run.record(shadows=shadow_facts(job, found, self.plan, looks))
+        return found
 
     def stage(
         self, name: str, fill: Callable[[Path, Context], object], part: str | None = None

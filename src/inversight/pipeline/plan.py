@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -40,7 +41,13 @@ from inversight.priors.prior_file import (
     check_channels,
     read_prior,
 )
-from inversight.settings import ARMS, AuditSettings, PriorTraining, prior_path, prior_training
+from inversight.settings import (
+    ARMS,
+    AuditSettings,
+    PriorTraining,
+    prior_path,
+    prior_training,
+)
 
 _LOWER = {
     "target": "target_training.batch_size",
@@ -84,7 +91,9 @@ class Plan:
         prior = _read_prior(settings)
         with_holdout = settings.private is None or settings.holdout is not None
         for limit in thresholds(settings.fail_on):
-            limit.check(holdout=with_holdout, embedding=settings.embedding)
+            limit.check(
+                holdout=with_holdout, embedding=settings.embedding, shadows=settings.shadows != 0
+            )
         check_pairs(settings.pairs)
         roles = {"--embedding": settings.embedding, "--features": settings.features}
         if ARMS[settings.arm].natural_gradient:
@@ -151,6 +160,11 @@ class Plan:
     def adapts(self) -> bool:
         """Whether the prior is fine-tuned against the target."""
         return not (self.settings.adaptation.keeps_prior or isinstance(self.prior, Prior))
+
+    @property
+    def shadows(self) -> int:
+        """Return the number of shadow models; 0 until ``auto`` is decided."""
+        return 0 if self.settings.shadows == "auto" else int(self.settings.shadows)
 
     @property
     def needs_public_network(self) -> bool:
@@ -253,6 +267,14 @@ class Plan:
                 **{name: importlib.metadata.version(name) for name in packages},
             },
         }
+
+
+def workers_of(plan: Plan) -> tuple[int, int]:
+    """Return the number of processes that work on shadow models, and the threads of each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = min(cores or 1, torch.get_num_threads()) if plan.device.type == "cpu" else 1
+    workers = plan.settings.workers or cores
+    return workers, max(1, cores // workers)
 
 
 def _read_prior(settings: AuditSettings) -> PriorFile | PriorTraining | Prior:

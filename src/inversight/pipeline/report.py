@@ -21,19 +21,23 @@ from inversight.report import (
     render,
     render_card,
 )
+from inversight.report.contents import ExposureItem
 from inversight.report.reading import read_mapping
 
 GALLERY = 24
 """Images that the report shows."""
 
 
-def report_stage(run: Path, *, gallery: tuple[GalleryItem, ...] = ()) -> ReportData:
+def report_stage(
+    run: Path, *, gallery: tuple[GalleryItem, ...] = (),
+    exposure_gallery: tuple[ExposureItem, ...] = (),
+) -> ReportData:  # fmt: skip
     """Write report.html, model-card.md and model-card.json of ``run``; return what they show.
 
     Raises:
         RunError: not a run, or it has no tables yet.
     """
-    data = load_report_data(run, gallery=gallery)
+    data = load_report_data(run, gallery=gallery, exposure_gallery=exposure_gallery)
     card = model_card(read_mapping(run, "run.json"), data.metrics)
     write_text(run / "report.html", render(data))
     write_json(run / "model-card.json", card)

@@ -44,6 +44,31 @@ class GalleryItem:
     reconstruction_png: bytes
 
 
+@dataclass(frozen=True)
+class ExposureItem:
+    """A private image beside its nearest reconstructions from two shadow models, as PNG files in memory.
+
+    The models are one pair, of which one was trained on the image and the other was not: the pair whose
+    difference of log distances is the median over all pairs.
+
+    exposure, low, high, p: the image's ``exposure`` with its 95 % interval and ``exposure_p``; low and
+    high may be None. with_png, with_distance: of the model trained on the image; without_png,
+    without_distance: of the other one.
+    """
+
+    id: str
+    label: str
+    exposure: float
+    low: float | None
+    high: float | None
+    p: float | None
+    private_png: bytes
+    with_png: bytes
+    without_png: bytes
+    with_distance: float
+    without_distance: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
     """The data of a report page, see :func:`inversight.report.render`.
@@ -99,7 +124,11 @@ class ReportData:
 
 
 def load_report_data(
-    run: Path, *, gallery: Sequence[GalleryItem] = (), title: str | None = None
+    run: Path,
+    *,
+    gallery: Sequence[GalleryItem] = (),
+    title: str | None = None,
+    exposure_gallery: Sequence[ExposureItem] = (),
 ) -> ReportData:
     """Read ``run.json``, ``metrics.json`` and ``samples.parquet`` of a run, and where they exist
     ``metrics_by_set.json``, ``holdout.parquet`` and ``budget.parquet``.

@@ -13,7 +13,7 @@ from inversight.settings.audit import (
     resolve,
 )
 from inversight.settings.names import ARMS, ATTACKS, DEFENCES, EMBEDDINGS, Arm
-from inversight.settings.presets import attack_budgets, stage_budgets
+from inversight.settings.presets import SHADOWS, attack_budgets, stage_budgets
 from inversight.settings.published import PublishedName, published_training
 from inversight.settings.stages import (
     Adaptation,
@@ -24,7 +24,7 @@ from inversight.settings.stages import (
 )
 
 __all__ = [
-    "ARMS", "ATTACKS", "DEFAULT_FDR", "DEFENCES", "EMBEDDINGS", "PAIR_MEASURES", "Adaptation", "Arm",
+    "ARMS", "ATTACKS", "DEFAULT_FDR", "DEFENCES", "EMBEDDINGS", "PAIR_MEASURES", "SHADOWS", "Adaptation", "Arm",
     "AuditSettings", "ClassifierArchitecture", "PairMeasure", "PriorTraining", "PublishedName",
     "Training", "attack_budgets", "check_guidance_embedding", "documented", "lay", "prior_path",
     "prior_training", "published_training", "resolve", "resolve_prior_training", "stage_budgets",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from inversight.core.config import (
     IMPORT_PATH,
@@ -32,6 +32,25 @@ DEFAULT_FDR = 0.1
 """Accepted rate of false discoveries among flagged images."""
 
 MiB = 1024**2
+
+
+def shadow_models(value: Any) -> Any:
+    """Return a number of shadow models, or "auto", as it was given.
+
+    Raises:
+        ValueError: neither, or a number that pairs of models cannot make up.
+    """
+    if value == "auto":
+        return value
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit():
+        raise ValueError("expected auto, 0, or an even number of at least 4")
+    if int(text) not in (0, *range(4, 1 << 16, 2)):
+        raise ValueError(
+            "expected auto, 0, or an even number of at least 4, since models come in pairs that are "
+            "trained on complementary halves"
+        )
+    return int(text)
 
 
 EmbeddingName = Annotated[str, Choice(dict.fromkeys((*EMBEDDINGS, IMPORT_PATH), ""))]
@@ -118,6 +137,20 @@ class AuditSettings:
     """Training of the public network, which the embedding public uses."""
     adaptation: Adaptation = Field(default_factory=Adaptation)
     """Fine-tuning of the prior against the target."""
+    shadows: Annotated[int | str, BeforeValidator(shadow_models)] = "auto"
+    """Shadow models, an even number of at least 4: models that are trained on random halves of the private
+    and holdout images and attacked alike, which shows what training on each image changed (exposure). 0:
+    none. auto: by the preset (quick 16, standard 32, thorough 64), if the recipe is known and they take at
+    most twice as long as the rest."""
+    shadow_pairs: PositiveInt = 2
+    """Pairs of shadow models that are trained together, which saves time. Results are the same bits for the
+    same number alone."""
+    adapt_shadows: bool = False
+    """Adapt the prior to each shadow model before its attack, as to the target."""
+    keep_shadows: bool = False
+    """Keep the weights and all reconstructions of every shadow model in stages/shadows."""
+    workers: PositiveInt | None = None
+    """Processes that train and attack shadow models. None: one for each core on a CPU, one on a GPU."""
     images: Pictures = "none"
     """Pictures in the report. Private images and reconstructions are blurred alike."""
     hash_ids: bool = False

@@ -83,11 +83,17 @@ _DIGITS: dict[str, Any] = {
 }
 """A mirrored digit is another sign; a hundred private images make few steps an epoch; and the images
 are published, so the report may show them."""
-_DIGITS_QUICK: dict[str, Any] = {"prior": {"steps": 1500}, "adaptation": {"steps": 300}}
+_DIGITS_QUICK: dict[str, Any] = {
+    "prior": {"steps": 1500}, "adaptation": {"steps": 300}, "shadows": 24,
+}  # fmt: skip
 _DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
-    "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30,
+    "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30, "batch_size": 400,
 }  # fmt: skip
 """At 8x8 pixels every step is cheap; with these budgets the demonstration takes two minutes."""
+
+
+SHADOWS: dict[str, int] = {"quick": 16, "standard": 32, "thorough": 64}
+"""Shadow models of --shadows auto."""
 
 
 def stage_budgets(preset: str, *, digits: bool = False) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""The shadow models of an audit: their job, from its settings, and what the run says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from inversight.core.config import to_mapping
+from inversight.core.console import Reporter
+from inversight.core.errors import RunError
+from inversight.core.run import read_object, write_json
+from inversight.data import ImageSet
+from inversight.models.recipes import Recipe, TrainingRecipe
+from inversight.pipeline.estimate import Estimate
+from inversight.pipeline.exposure import join_images
+from inversight.pipeline.plan import Plan, workers_of
+from inversight.pipeline.shadow_run import ShadowRun
+from inversight.pipeline.shadows import Measured, ShadowJob, blocks_of
+from inversight.report.formatting import duration
+from inversight.risk.twins import find_twins
+from inversight.settings import SHADOWS
+
+_MOST_OF_THE_REST = 2.0
+"""Time of the shadow models, in times of the rest, up to which ``auto`` has them."""
+JOB = "job.json"
+"""What all shadow models of a run have in common, beside their blocks."""
+
+
+def recipe_of(plan: Plan, epochs: int | None) -> Recipe | None:
+    """Return how shadow models are trained, None if it is not known.
+
+    ``epochs``: those of the target's training, if the audit trained it.
+    """
+    if plan.inputs.target is not None:
+        return None
+    training = plan.settings.target_training
+    if epochs is not None:
+        training = replace(
+            training, epochs=epochs, warmup_epochs=min(training.warmup_epochs, epochs)
+        )
+    return TrainingRecipe(training, plan.shape)
+
+
+def decide_shadows(plan: Plan, forecast: Estimate, run: Path, reporter: Reporter) -> Plan:
+    """Return the plan with the number of shadow models that ``auto`` means, as the estimate allows it."""
+    settings = plan.settings
+    if settings.shadows != "auto":
+        return plan
+    models = SHADOWS[settings.preset]
+    seconds = forecast.shadow_seconds(models)
+    if plan.inputs.target is not None:
+        reporter.say(
+            "Shadow models, which show what training on each image changed, are left out: how the target "
+            "was trained is not known"
+        )
+        models = 0
+    elif seconds is None or seconds > _MOST_OF_THE_REST * forecast.total:
+        took = "an unknown time" if seconds is None else f"about {duration(seconds)}"
+        reporter.say(
+            "Shadow models, which show what training on each image changed, are left out, as they take "
+            f"{took}; add them with: inversight expose {run} --shadows {models}"
+        )
+        models = 0
+    return replace(plan, settings=replace(settings, shadows=models))
+
+
+def shadow_job(plan: Plan, recipe: Recipe) -> ShadowJob:
+    """Return the job of the audit's shadow models."""
+    settings, inputs = plan.settings, plan.inputs
+    images = join_images(inputs.private, inputs.holdout)
+    return ShadowJob(
+        images, len(inputs.private), find_twins(images).group, recipe, settings.seed, plan.device,
+        pictures=settings.images != "none", keep=settings.keep_shadows,
+    )  # fmt: skip
+
+
+def begin_shadows(plan: Plan, job: ShadowJob, folder: Path, run: Path) -> ShadowRun:
+    """Return the run of the job's blocks in ``folder``, after a check that those there are of this job.
+
+    Raises:
+        RunError: they are not.
+    """
+    settings = plan.settings
+    facts = {
+        "seed": settings.seed,
+        "recipe": job.recipe.description,
+        "attack": to_mapping(next(iter(plan.attacks.values()))),
+        "shadow_pairs": settings.shadow_pairs,
+        "adapt_shadows": settings.adapt_shadows,
+        "embedding": settings.embedding,
+        "images": images_fingerprint(job.images),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / JOB).is_file():
+        check_same_job(read_object(folder / JOB), facts, run)
+    else:
+        write_json(folder / JOB, facts)
+    workers, threads = workers_of(plan)
+    blocks = blocks_of(plan.shadows // 2, settings.shadow_pairs)
+    return ShadowRun(job, folder, blocks, workers=workers, threads=threads)
+
+
+def images_fingerprint(images: ImageSet) -> str:
+    """Return a hash of the joined images and their groups."""
+    groups = images.groups or (None,) * len(images)
+    names = tuple(f"{name} {group}" for name, group in zip(images.ids, groups, strict=True))
+    return replace(images, ids=names).fingerprint()
+
+
+def check_same_job(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """Check that shadow models which are there were made as those that are asked for.
+
+    Raises:
+        RunError: naming the first difference.
+    """
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise RunError(
+                f"{run}: its shadow models were made with another {name} ({before.get(name)}, now "
+                f"{value}); give the same again, or delete stages/shadows in it to begin anew"
+            )
+
+
+def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) -> dict[str, Any]:
+    """Return what run.json says of the shadow models."""
+    inside, outside = found.accuracy()
+    return {
+        "models": len(found.membership),
+        "pairs": len(found.membership) // 2,
+        "recipe": job.recipe.description,
+        "attack": next(iter(plan.attacks)),
+        "looks": looks,
+        "train_images": float(found.membership.sum(1).double().mean()),
+        "target_images": job.private,
+        "accuracy_in": inside,
+        "accuracy_out": outside,
+        "prior": "adapted" if plan.settings.adapt_shadows else "unadapted",
+    }

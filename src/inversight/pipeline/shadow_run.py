@@ -1,0 +1,145 @@
+"""Run the blocks of shadow models: in this process, and in worker processes beside it.
+
+Every process takes blocks that no other one holds, so that work is shared whatever a block takes. A block's
+result does not depend on who computed it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from loky import ProcessPoolExecutor
+from loky.process_executor import TerminatedWorkerError
+
+from inversight.core.errors import StageError
+from inversight.core.progress import Progress, part_of, silent
+from inversight.models.target import Target
+from inversight.pipeline.shadows import (
+    Block,
+    Measured,
+    ShadowAttack,
+    ShadowJob,
+    measure_target,
+    run_block,
+    train_block,
+)
+
+_STEPS = 1000
+"""Steps of the progress within a block."""
+_POLL_SECONDS = 0.5
+
+
+class ShadowRun:
+    """The blocks of a job, run by this process and ``workers - 1`` others.
+
+    Use as a context: its end stops the others. The job's training begins at once, in the others alone, so
+    that it runs beside earlier stages; the attack begins with :meth:`attack`, and :meth:`finish` works
+    along until all is done.
+    """
+
+    def __init__(
+        self, job: ShadowJob, folder: Path, blocks: list[Block], *, workers: int, threads: int
+    ) -> None:
+        self.job, self.folder, self.blocks, self.threads = job, folder, blocks, threads
+        others = min(workers, len(self._missing())) - 1
+        self._own_threads = torch.get_num_threads()
+        self._futures: list[Future[object]] = []
+        self._executor: ProcessPoolExecutor | None = None
+        if others > 0:
+            self._executor = ProcessPoolExecutor(
+                others, initializer=_start_worker, initargs=(threads,)
+            )
+
+    def __enter__(self) -> ShadowRun:
+        if self._executor is not None:
+            # What this process does meanwhile would otherwise compete with the others for the cores.
+            torch.set_num_threads(max(1, self._own_threads - self.threads))
+            for block in self._missing():
+                self._submit(train_block, self.job, block, self.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        torch.set_num_threads(self._own_threads)
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+
+    def attack(self, attack: ShadowAttack) -> None:
+        """Let the other processes attack and measure the models as soon as they are trained."""
+        self._attack = attack
+        for block in self._missing():
+            self._submit(run_block, self.job, attack, block, self.folder)
+
+    def measure_target(self, target: Target) -> Measured:
+        """Attack the model under audit as the shadow models, and measure it."""
+        with _threads(self.threads):
+            return measure_target(self.job, self._attack, target)
+
+    def finish(self, progress: Progress = silent) -> None:
+        """Work along until every block is there.
+
+        Raises:
+            StageError: a model could not be trained or attacked, or a worker process ended.
+        """
+        whole = len(self.blocks) * _STEPS
+        while missing := self._missing():
+            self._check()
+            done = len(self.blocks) - len(missing)
+            progress(done * _STEPS, whole, self._note(done))
+            # From the end, where the others come last.
+            for block in reversed(missing):
+                part = part_of(progress, before=done * _STEPS, share=_STEPS, whole=whole)
+                with _threads(self.threads):
+                    if run_block(self.job, self._attack, block, self.folder, part):
+                        break
+            else:
+                time.sleep(_POLL_SECONDS)
+        progress(whole, whole, self._note(len(self.blocks)))
+
+    def _note(self, done: int) -> str:
+        models = 2 * sum(block.pairs for block in self.blocks)
+        return f"{2 * sum(block.pairs for block in self.blocks[:done])} of {models} models"
+
+    def _missing(self) -> list[Block]:
+        return [block for block in self.blocks if not block.file(self.folder).is_file()]
+
+    def _submit(self, task: object, *arguments: object) -> None:
+        if self._executor is not None:
+            self._futures.append(self._executor.submit(task, *arguments))
+
+    def _check(self) -> None:
+        """Raise what another process has raised."""
+        for future in self._futures:
+            if future.done() and not future.cancelled() and (error := future.exception()):
+                if isinstance(error, TerminatedWorkerError):
+                    raise StageError(
+                        "shadows: a worker process was ended from outside, perhaps for lack of memory; run "
+                        "the command again with fewer --workers, it goes on with the next block"
+                    ) from error
+                raise error
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # Ctrl-C reaches every process of the terminal; this one ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Compute with ``number`` threads, as every process does, since results depend on it in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
