@@ -222,7 +222,7 @@ METHODS: dict[str, Callable[[Problem], Bools]] = {
     "one variance": _one_variance,
     "sign flips": _flips,
     "redraws": _pooled,
-    "moderated t, BY": _by,
+    "moderated t BY": _by,
     "step-down": _step_down,
 }
 

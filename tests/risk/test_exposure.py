@@ -320,6 +320,60 @@ def test_groups_are_tested_by_the_mean_of_their_images() -> None:
         exposure(values, draw_design(labels, pairs=8, seed=0), labels, groups)
 
 
+def test_groups_without_effects_hold_their_level() -> None:
+    """Groups of three images, the images of a group alike."""
+    labels = torch.arange(3).repeat_interleave(24)
+    groups = torch.arange(24).repeat_interleave(3)
+    small, any_flag = [], 0
+    for seed in range(100):
+        values, member, _ = experiment(seed, 12, [24] * 3, units=groups)
+        values += 0.2 * np.random.default_rng(seed).normal(size=(12, 24)).repeat(3, axis=1)
+        table = exposure(values, member, labels, groups, redraws=9).per_group
+        small.append(float((table["exposure_p"] <= 0.05).double().mean()))
+        any_flag += bool(table["exposed"].any())
+    assert abs(np.mean(small) - 0.05) < 0.02
+    assert any_flag <= 10 + 3 * 3
+
+
+@pytest.mark.parametrize("pull", [-0.3, 0.3])
+def test_what_counts_is_training_on_an_image_instead_of_a_classmate(pull: float) -> None:
+    """Training on an image also moves reconstructions to (or from) its classmates, all alike.
+
+    With n images in a class of which n / 2 are trained on, an image's n - 1 classmates are nearer by
+    pull / (n - 1) for each that is: one more if the image itself is not trained on.
+    """
+    values, member, labels = experiment(6, 8, [6, 10], effect=0.1)
+    n = torch.where(labels == 0, 6, 10).numpy()
+    inside = member.numpy().astype(float)
+    same = (labels[:, None] == labels).numpy() * (1 - np.eye(16))
+    alone = exposure(values, member, labels, redraws=9).per_sample["exposure"].log()
+    moved = exposure(values - pull / (n - 1) * (inside @ same), member, labels, redraws=9)
+    expected = alone - torch.from_numpy(pull / (n - 1))
+    torch.testing.assert_close(moved.per_sample["exposure"].log(), expected)
+
+
+def test_redraws_in_small_blocks_give_the_same_up_to_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values, member, labels = experiment(5, 8, [8, 9], effect=0.03)
+    whole = exposure(values, member, labels).summary["exposure_mean"].extra
+    monkeypatch.setattr("inversight.risk.experiment._SCRATCH", 170)
+    blocks = exposure(values, member, labels).summary["exposure_mean"].extra
+    for key in ("p_value", "detectable"):
+        assert float(blocks[key]) == pytest.approx(float(whole[key]), abs=0.02)
+
+
+def test_equal_generators_give_equal_results() -> None:
+    values, member, labels = experiment(5, 8, [8, 9], effect=0.03)
+
+    def p(seed: int) -> float | int | str:
+        rng = torch.Generator().manual_seed(seed)
+        found = exposure(values, member, labels, redraws=999, rng=rng)
+        return found.summary["exposure_mean"].extra["p_value"]
+
+    assert p(1) == p(1) != p(2)
+
+
 def test_where_a_person_is_a_class_its_p_comes_from_all_halves() -> None:
     values, member, labels = experiment(8, 4, [4, 6], effect=0.1)
     groups = ["ann"] * 4 + ["bob"] * 6

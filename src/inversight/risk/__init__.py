@@ -1,7 +1,8 @@
 """Risk: scores calibrated against a holdout, images of the same classes that the target never saw.
 
 :func:`calibrate` flags private images that are nearer to the reconstructions than such images are by
-chance; :func:`leakage_gap` compares the two sets as a whole.
+chance; :func:`leakage_gap` compares the two sets as a whole. :mod:`inversight.risk.exposure` compares each
+image with itself, over shadow models trained with and without it.
 """
 
 from inversight.risk.calibration import (
