@@ -21,16 +21,34 @@ from inversight.settings import Training
 class Recipe(Protocol):
     """How a target was trained.
 
-    description: a few words for the report.
+    description: a few words for the report, the same for the same recipe.
     """
 
     @property
     def description(self) -> str: ...
 
+    def check(self, images: ImageSet, *, device: torch.device) -> tuple[str, ...]:
+        """Try the recipe before a run; return warnings, one line each.
+
+        Args:
+            images: images like those that a model will be trained on, with all classes.
+            device: where models will be trained.
+
+        Raises:
+            InputError: it cannot train a model, in one line.
+        """
+
     def fit(
         self, images: ImageSet, *, seed: int, device: torch.device, progress: Progress = silent
     ) -> Target:
-        """Return a model trained on all of ``images``; ``seed`` decides everything random."""
+        """Return a model trained on all of ``images``; ``seed`` decides everything random.
+
+        The target's classes are those of ``images``. It is on ``device``, in eval mode, and its
+        parameters need no gradient.
+
+        Raises:
+            StageError: training failed, in one line.
+        """
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,10 @@ class TrainingRecipe:
     @property
     def description(self) -> str:
         return f"the audit's own training of a {self.training.architecture}"
+
+    def check(self, images: ImageSet, *, device: torch.device) -> tuple[str, ...]:
+        """Return no warnings: no part of it is the user's."""
+        return ()
 
     def fit(
         self, images: ImageSet, *, seed: int, device: torch.device, progress: Progress = silent
