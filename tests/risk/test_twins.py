@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from inversight.data import ImageSet, load_digits, load_folder
-from inversight.risk.twins import find_twins, unexplained
+from inversight.risk.twins import find_twins, sketches, unexplained
 
 OLIVETTI = Path(__file__).parents[3] / "shared" / "data" / "olivetti"
 needs_faces = pytest.mark.skipif(not OLIVETTI.is_dir(), reason=f"no Olivetti faces at {OLIVETTI}")
@@ -134,6 +135,30 @@ def test_brightness_and_contrast_do_not_matter(x: np.ndarray, gain: float, offse
     if min(inside) > 0.02:  # else a change makes it flat
         other = unexplained(images * gain + offset, images)
         torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+
+
+@given(hnp.arrays(np.uint8, (3, 2, 11, 19)), hnp.arrays(np.uint8, (2, 2, 11, 19)))
+def test_sketches_bound_correlations_from_above(x: np.ndarray, y: np.ndarray) -> None:
+    a, b = (torch.from_numpy(images).double() / 255 for images in (x, y))
+    bound = torch.stack([p @ q.T for p, q in zip(sketches(a), sketches(b).flip(0), strict=True)])
+    assert bool((bound.amax(0).clamp_min(0) >= (1 - unexplained(a, b)).sqrt() - 1e-6).all())
+
+
+def test_sketches_rule_out_pairs_and_lose_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smooth images of which few are alike, against all pairs."""
+    rng = torch.Generator().manual_seed(0)
+    coarse = torch.rand(90, 1, 5, 5, generator=rng)
+    smooth = torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+    pixels = (255 * smooth).to(torch.uint8)
+    images = replace(noise(90, classes=2), images=pixels)
+    for of in range(0, 90, 10):
+        images = with_copy(images, of, shifted(images.images[of], 0, 1), f"{of:03d}z.png")
+    calls = Mock(side_effect=unexplained)
+    monkeypatch.setattr("inversight.risk.twins.unexplained", calls)
+    found = groups(images)
+    assert len(found) == 18 and calls.call_count == 2  # for the classes' ordinary values alone
+    monkeypatch.setattr("inversight.risk.twins._FEW", -1.0)
+    assert groups(images) == found and calls.call_count == 6
 
 
 def test_chain_of_copies_is_one_group_named_by_its_first_image() -> None:

@@ -10,7 +10,7 @@ ordinary shots of one person are from each other, so no threshold on such a dist
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import torch
@@ -33,6 +33,12 @@ _BLOCK = 512
 
 _MEASURED = 512
 """Images of a class, the first by id, from whose pairs its ordinary value is computed."""
+
+_GRID = 8
+"""Cells a side of the grid on which most pairs are ruled out, at a small part of the cost."""
+
+_FEW = 0.02
+"""Share of the pairs of a block up to which only those that the grid leaves are computed."""
 
 _FLAT = 1e-3
 """Standard deviation of pixels in [0, 1] below which an image counts as one colour."""
@@ -66,14 +72,32 @@ def unexplained(left: Tensor, right: Tensor, reach: int = 1) -> Tensor:
     Args:
         left, right: (N, C, H, W) and (M, C, H, W), floats in [0, 1].
     """
-    height, width = left.shape[2:]
     best = left.new_zeros(len(left), len(right))
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
-            a = left[..., max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
-            b = right[..., max(0, -dy) : height + min(0, -dy), max(0, -dx) : width + min(0, -dx)]
-            best = torch.maximum(best, _standard(a) @ _standard(b).T)
+    for shift in _shifts(reach):
+        a, b = _overlap(left, *shift), _overlap(right, -shift[0], -shift[1])
+        best = torch.maximum(best, _standard(a) @ _standard(b).T)
     return 1.0 - best.clamp(0.0, 1.0).square()
+
+
+def sketches(images: Tensor, reach: int = 1) -> Tensor:
+    """Return vectors (S, N, D) whose products are upper bounds of the correlations of two images.
+
+    ``sketches(a)[s] @ sketches(b)[S - 1 - s].T`` bounds the correlations of a and b at the s-th of the S
+    shifts of :func:`unexplained`. A vector holds the image's means over the cells of a grid, and the
+    length of what they leave, which two images can at most share in full (Cauchy-Schwarz).
+
+    Args:
+        images: (N, C, H, W), floats in [0, 1].
+    """
+    found = []
+    for shift in _shifts(reach):
+        part = _overlap(images, *shift)
+        whole = _standard(part)
+        rows, columns = (_cells(n).to(images) for n in part.shape[2:])
+        means = (rows.T @ whole.view(part.shape) @ columns).flatten(1)
+        rest = whole.square().sum(1) - means.square().sum(1)
+        found.append(torch.cat([means, rest.clamp_min(0.0).sqrt()[:, None]], dim=1))
+    return torch.stack(found)
 
 
 def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
@@ -98,13 +122,11 @@ def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
         at = (rows.labels == label).nonzero().squeeze(1)
         pixels = rows.select(at).floats(size=side)
         with exact_products():
+            grid = torch.cat([sketches(part) for part in pixels.split(_BLOCK)], dim=1)
             # Blocks of pairs on and above the diagonal.
             for a, b in combinations_with_replacement(range(0, len(at), _BLOCK), 2):
-                found = unexplained(pixels[a : a + _BLOCK], pixels[b : b + _BLOCK])
-                i, j = (found < NEAR).nonzero().unbind(1)
-                kept = a + i < b + j
-                i, j = i[kept], j[kept]
-                close.append((at[a + i], at[b + j], found[i, j]))
+                i, j, value = _close(pixels, grid, a, b)
+                close.append((at[i], at[j], value))
             few = pixels[:_MEASURED]
             if len(few) > 1:
                 above = torch.triu_indices(len(few), len(few), 1)
@@ -121,6 +143,56 @@ def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
     group = _connected(torch.cat(edges, dim=1), len(rows))
     group = torch.where(group >= 0, order[group], group)
     return Twins(group[order.argsort()], ordinary, threshold)
+
+
+def _close(pixels: Tensor, grid: Tensor, a: int, b: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pairs i < j of the blocks of images from a and from b on below ``NEAR``, and their values.
+
+    ``grid``: :func:`sketches` of all images.
+    """
+    left, right = slice(a, a + _BLOCK), slice(b, b + _BLOCK)
+    # Rounding must not rule a pair out.
+    least = (1.0 - NEAR) ** 0.5 - 1e-3
+    possible = torch.stack(
+        [x[left] @ y[right].T > least for x, y in zip(grid, grid.flip(0), strict=True)]
+    )
+    some = possible.any(0)
+    i, j = (some.triu(1) if a == b else some).nonzero().unbind(1)
+    if len(i) > _FEW * some.numel():
+        value = unexplained(pixels[left], pixels[right])[i, j]
+    else:
+        parts = zip(i.split(_BLOCK), j.split(_BLOCK), strict=True)
+        value = torch.cat([_of_pairs(pixels[a + m], pixels[b + n]) for m, n in parts])
+    near = value < NEAR
+    return a + i[near], b + j[near], value[near]
+
+
+def _of_pairs(left: Tensor, right: Tensor, reach: int = 1) -> Tensor:
+    """Return :func:`unexplained` of each image of ``left`` and the one at its place in ``right``, (N,)."""
+    best = left.new_zeros(len(left))
+    for shift in _shifts(reach):
+        a, b = _overlap(left, *shift), _overlap(right, -shift[0], -shift[1])
+        best = torch.maximum(best, (_standard(a) * _standard(b)).sum(1))
+    return 1.0 - best.clamp(0.0, 1.0).square()
+
+
+def _shifts(reach: int) -> list[tuple[int, int]]:
+    """Return shifts down and right; the negative of the s-th is the s-th from the end."""
+    steps = range(-reach, reach + 1)
+    return list(product(steps, steps))
+
+
+def _overlap(images: Tensor, dy: int, dx: int) -> Tensor:
+    """Return the pixels that overlap another image's if that is moved down by dy and right by dx."""
+    height, width = images.shape[2:]
+    return images[..., max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
+
+
+def _cells(n: int) -> Tensor:
+    """Return (n, G) orthonormal columns, each 0 but on one of G intervals of n pixels, or 0."""
+    cell = torch.arange(n) * _GRID // max(n, _GRID)
+    indicator = torch.nn.functional.one_hot(cell, _GRID).float()
+    return indicator / indicator.sum(0).clamp_min(1.0).sqrt()
 
 
 def _standard(pixels: Tensor) -> Tensor:
