@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inversight.report import defences, page
+from inversight.report import defences, exposure, page
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +27,7 @@ def drawn() -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
             (page, "score_histogram"), (page, "distance_histogram"), (defences, "trade_off"),
+            (exposure, "exposure_figure"),
         ):  # fmt: skip
             patch.setattr(module, name, reuse(getattr(module, name)))
         yield found

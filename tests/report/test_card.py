@@ -15,7 +15,9 @@ from markdown_it import MarkdownIt
 from inversight.pipeline.report import report_stage
 from inversight.report import model_card, render_card
 from inversight.report.card import escaped
+from inversight.report.words import EXPOSURES
 from tests.report.examples import HOSTILE, metrics_of, read_example, samples, write_run
+from tests.report.exposure_examples import SHADOWS, exposure_metrics
 from tests.report.parsers import assert_texts
 
 NASTY = (
@@ -146,6 +148,44 @@ def test_missing_measures_have_a_reason_and_no_value() -> None:
     assert "no holdout" in card["inversight"]["data"]["split"]
     card = model_card(audited(), measured(control_gap=NO_GAP))
     assert card["inversight"]["not_computed"] == {}
+
+
+RECIPE = {**SHADOWS, "recipe": "timm:resnet18?weights=/home/ann/secret.safetensors"}
+FILE_RECIPE = {**SHADOWS, "recipe": "/home/ann/train.py", "target_images": None}
+
+
+@pytest.mark.parametrize(
+    ("shadows", "stated"),
+    [
+        (
+            SHADOWS,
+            "| Shadow models | 24, recipe: the audit's own, each trained on 200 images (the",
+        ),
+        (RECIPE, "| Shadow models | 24, recipe: timm:resnet18, each trained on 200 images"),
+        (FILE_RECIPE, "| Shadow models | 24, recipe: named, each trained on 200 images |"),
+    ],
+)
+def test_card_of_a_run_with_shadow_models(shadows: dict[str, Any], stated: str) -> None:
+    found = measured(**exposure_metrics(images=30))
+    text = card_text(found, shadows=shadows)
+    expected = [
+        stated, "(exposure of the set 1.06, p = 0.0001, randomisation test over 24 shadow models)",
+        "| Exposed | 0.3 (9 of 30 images) |", "fdr 0.1; shadow models 24; detectable 1.35",
+        "| Exposure of the set | 1.06 | 1.04 to 1.09 | higher |", "p value 0.0001",
+        "Exposure is that of models trained by the recipe", "Not tried | access: scores |",
+    ]  # fmt: skip
+    assert_texts(text, expected, ["/home", "secret", "ann", "train.py"])
+    card = model_card(audited(shadows=shadows), found)
+    _, results = model_index_to_eval_results(card["model-index"])
+    assert [r.metric_type for r in results][:2] == ["exposed", "exposure_mean"]
+    assert json.loads(json.dumps(card, allow_nan=False)) == card
+
+
+def test_card_names_exposure_only_if_the_run_knows_of_it() -> None:
+    assert "xpos" not in card_text()
+    reason = "needs shadow models: give --shadows K"
+    text = card_text(measured(**{key: {"value": None, "reason": reason} for key in EXPOSURES}))
+    assert_texts(text, [f"| Exposed | not computed | | | {reason} |"], ["Shadow models"])
 
 
 def test_empty_run_has_a_card() -> None:

@@ -11,10 +11,15 @@ import pytest
 from inversight.report import render, render_defences
 from tests.report.defence_examples import hostile
 from tests.report.examples import HOSTILE, hostile_data
+from tests.report.exposure_examples import hostile_exposed_data
 from tests.report.parsers import Page
+
+PICTURES = {"report": 2, "exposure": 5, "defences": 0}
+"""Pictures of each image in the galleries of a page."""
 
 PAGES: dict[str, Callable[[], str]] = {
     "report": lambda: render(hostile_data()),
+    "exposure": lambda: render(hostile_exposed_data()),
     "defences": lambda: render_defences(*hostile()),
 }
 
@@ -41,7 +46,7 @@ def test_page_is_deterministic(name: str, html: str, drawn: dict[str, Any]) -> N
 
 def test_hostile_names_are_text_and_nothing_else(name: str, html: str, page: Page) -> None:
     assert len(page.named("script")) == 1
-    assert len(page.named("img")) == (2 * len(HOSTILE) if name == "report" else 0)
+    assert len(page.named("img")) == PICTURES[name] * len(HOSTILE)
     assert not page.named("b") or name == "defences"
     assert not page.named("iframe") and not page.named("object") and not page.named("base")
     assert not [key for _, attributes in page.elements for key in attributes if key[:2] == "on"]

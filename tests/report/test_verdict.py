@@ -12,6 +12,7 @@ from inversight.report.card import escaped
 from inversight.report.formatting import number
 from inversight.report.verdict import headline, median_interval, summary, verdict
 from tests.report.examples import manifest, metrics, metrics_of, plain_data, samples
+from tests.report.exposure_examples import SHADOWS, exposed_data, exposure_metrics
 from tests.report.parsers import assert_texts
 
 
@@ -45,6 +46,11 @@ NEAR, FAR = np.linspace(0.1, 0.2, 40), np.linspace(0.3, 0.4, 40)
 SAME = np.linspace(0.1, 0.4, 40)
 
 
+def both(p, value, count):
+    """Metrics of a run with a clear leakage gap, and shadow models."""
+    return {**metrics_of(0.38, 0.005, 4), **exposure_metrics(value, p, count)}
+
+
 @pytest.mark.parametrize(
     ("found", "level", "named"),
     [
@@ -58,6 +64,14 @@ SAME = np.linspace(0.1, 0.4, 40)
         (metrics_of(None, None, 0), "none-seen", "None of 30 private images is flagged"),
         (metrics_of(None, None, None), "unclear", "needs more holdout images"),
         ({}, "unclear", "no holdout"),
+        (both(0.0001, 1.06, 9), "leak", "exposure of the set 1.06, p = 0.0001, randomisation test"),
+        (both(0.0001, 1.06, 0), "leak", "randomisation test over 24 shadow models"),
+        (both(0.3, 1.01, 0), "none-seen", "does not prove that any image is safe"),
+        (both(0.3, 1.01, 9), "unclear", "One by one, 9 of 200 images are exposed"),
+        (both(0.3, 1.01, 1), "unclear", "One by one, 1 of 200 images is exposed"),
+        (both(0.01, 0.99, 0), "none-seen", "were not shown to give reconstructions nearer"),
+        (both(None, 1.06, 9), "leak", "leakage gap 0.38, p = 0.005"),
+        (both(None, None, None), "leak", "leakage gap 0.38, p = 0.005"),
     ],
 )
 def test_first_available_test_decides_the_headline(found, level, named):
@@ -155,6 +169,97 @@ def test_does_not_compare_with_the_holdout_in_the_features_of_the_evaluator():
     assert found.level == "unclear"
     assert any("trained on the private images" in fact for fact in found.facts)
     assert not any("Median" in fact for fact in found.facts)
+
+
+@given(
+    st.one_of(st.none(), st.floats(0.5, 2).map(lambda x: float(f"{x:.3g}"))), CHANCES,
+    st.one_of(st.none(), st.integers(0, 30)), VALUES, CHANCES, COUNTS,
+)  # fmt: skip
+def test_no_sentence_contradicts_a_number_of_exposure(mean, p, count, gap, gap_p, flags):
+    found = {**metrics_of(gap, gap_p, flags), **exposure_metrics(mean, p, count, 30)}
+    report = judged(NEAR, SAME, found=found, shadows=SHADOWS)
+    printed, first = summary(found), headline(found)
+    card = model_card(manifest(shadows=SHADOWS), found)
+    assert report.sentence == first.sentence == card["inversight"]["verdict"]
+    assert first.sentence in printed
+
+    tested = mean is not None and p is not None
+    shown = tested and mean > 1 and p <= 0.05
+    if not tested:
+        assert (first.level, first.sentence) == (
+            headline(metrics_of(gap, gap_p, flags)).level,
+            headline(metrics_of(gap, gap_p, flags)).sentence,
+        )
+    elif shown:
+        assert first.level == "leak"
+    else:
+        assert first.level == ("unclear" if count else "none-seen")
+    for text in (" ".join([report.sentence, *report.facts]), printed):
+        claims = {
+            "Models trained on a private image give reconstructions nearer": shown,
+            "were not shown to give reconstructions nearer": tested and not shown,
+            f"{count} of 30 private images {'is' if count == 1 else 'are'} exposed": (
+                tested and count is not None
+            ),
+            "Single images were not tested for exposure": tested and count is None,
+            "One by one": bool(count) if tested else "One by one" in first.sentence,
+            # Only the first test speaks of the set in the headline's words.
+            "as a set": not tested and "as a set" in first.sentence,
+        }
+        assert {claim: claim in text for claim in claims} == claims
+        if tested:
+            assert f"exposure of the set {number(mean)}, p = {number(p)}" in text
+            assert "has no test of leakage" not in text and "calibrated risk" not in text
+
+
+SMALLER, LARGER = ({**SHADOWS, "train_images": n, "target_images": 100} for n in (79, 126))
+GIVEN = {"settings": {"target": "my.models:net"}}
+NAMED = {**SHADOWS, "recipe": "my.recipes:train", "prior": "adapted", "looks": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stated", "unstated"),
+    [
+        ({}, ["Exposure of the set: 1.06 [1.04, 1.09]", "in 0.01 % of cases (p = 0.0001)"], []),
+        ({}, ["an exposure of the set of 1.02 or more is found in 80 % of cases"], ["given model"]),
+        ({}, ["9 of 200 private images are exposed at a false-discovery rate of 10 %"], []),
+        ({}, ["an image whose exposure is 1.35 or more is found in 80 %", "1 was not judged"], []),
+        ({}, ["Tested were 24 shadow models, trained with the settings by which this audit"], []),
+        (
+            {},
+            ["Each was trained on 200 images, the target on 200.", "100 % of", "93 % of"],
+            ["look "],
+        ),
+        ({}, ["not adapted to them", "An image that is not exposed was not shown"], ["memorise"]),
+        ({"shadows": SMALLER}, ["0.79 times as many images", "memorise more", "be smaller"], []),
+        ({"shadows": LARGER}, ["1.26 times as many images", "memorise less", "be larger"], []),
+        ({"shadows": {**SMALLER, "train_images": 80}}, [], ["memorise"]),
+        ({"shadows": {**SMALLER, "train_images": 125}}, [], ["memorise"]),
+        ({"shadows": NAMED}, ["by the recipe my.recipes:train", "adapted to each", "look 2"], []),
+        ({"shadows": NAMED, **GIVEN}, ["not the given model itself"], []),
+        ({"shadows": {}}, ["9 of 200 private images are exposed"], ["Tested were"]),
+        ({"shadows": {"models": 24}}, ["Tested were 24 shadow models"], ["Each was", "classify"]),
+    ],
+)
+def test_facts_of_exposure(changes, stated, unstated):
+    assert_texts(" ".join(verdict(exposed_data(**changes)).facts), stated, unstated)
+
+
+def test_facts_name_the_most_exposed_images_by_the_shrunken_value():
+    data = exposed_data()
+    table = data.samples[data.samples["exposed"].fillna(False)]
+    best = table.sort_values("exposure_shrunken", ascending=False)["id"]
+    [fact] = [f for f in verdict(data).facts if f.startswith("Most exposed")]
+    places = [fact.index(name) for name in best[:3]]
+    assert places == sorted(places) and best.iloc[3] not in fact
+    none = data.samples.assign(exposed=False)
+    assert "Most exposed" not in " ".join(verdict(exposed_data(samples=none)).facts)
+
+
+def test_facts_say_what_the_given_model_shows():
+    found = exposure_metrics(given_auc=0.61, given_p_value=0.04)
+    text = " ".join(verdict(exposed_data(metrics={**metrics_of(), **found})).facts)
+    assert_texts(text, ["with an AUC of 0.61", "p = 0.04 by its rank among the shadow models"])
 
 
 def test_headline_names_an_exact_hit():

@@ -14,6 +14,7 @@ from inversight.core.errors import RunError
 from inversight.core.run import is_disk_full, names_behind, write_json, write_text
 from inversight.data import ImageSet, to_pil
 from inversight.report import (
+    ExposureItem,
     GalleryItem,
     ReportData,
     load_report_data,
@@ -21,7 +22,6 @@ from inversight.report import (
     render,
     render_card,
 )
-from inversight.report.contents import ExposureItem
 from inversight.report.reading import read_mapping
 
 GALLERY = 24
@@ -29,9 +29,11 @@ GALLERY = 24
 
 
 def report_stage(
-    run: Path, *, gallery: tuple[GalleryItem, ...] = (),
+    run: Path,
+    *,
+    gallery: tuple[GalleryItem, ...] = (),
     exposure_gallery: tuple[ExposureItem, ...] = (),
-) -> ReportData:  # fmt: skip
+) -> ReportData:
     """Write report.html, model-card.md and model-card.json of ``run``; return what they show.
 
     Raises:

@@ -13,12 +13,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from inversight.report import words
+from inversight.report.attempts import attacks_of, named_settings, not_tried, text_of, training_of
 from inversight.report.formatting import is_missing, mapping, visible
 from inversight.report.reading import counts_of, counts_text
 from inversight.report.templating import markdown_template, render_lines
 from inversight.report.verdict import headline
 
-METRICS = ("flagged", "leakage_gap", "control_gap", "ddcs_best", "covered", "coverage")
+METRICS = (
+    "exposed", "exposure_mean", "flagged", "leakage_gap", "control_gap", "ddcs_best", "covered",
+    "coverage",
+)  # fmt: skip
 """Measures on a card, in this order."""
 
 _OPTIONAL = ("control_gap",)
@@ -26,7 +30,8 @@ _OPTIONAL = ("control_gap",)
 
 _ARGS = (
     "low", "high", "p_value", "count", "fdr", "smallest_possible", "not_judged", "private_images",
-    "holdout_images", "reconstructions", "features", "k",
+    "holdout_images", "reconstructions", "features", "k", "images", "models", "pairs", "detectable",
+    "given_auc", "given_p_value",
 )  # fmt: skip
 """Facts of metrics.json to give with a value."""
 
@@ -54,13 +59,15 @@ def model_card(
     ``name``, ``value`` and ``args``: low and high (a 95 % interval), counts, fdr, p_value, features.
 
     ``inversight`` holds the rest: ``version``, ``created``, ``seed``; ``model``; ``attacks`` (each
-    name, access, budget); ``prior`` (kind, arm, budget); ``data`` (images and classes of private,
-    holdout, public; ``source``; ``split``: what each is, in words); ``verdict`` (a sentence);
+    name, access, budget); ``not_tried`` (kinds of access that no attack had); ``shadows`` (the shadow
+    models: how many, sizes of training sets, prior, recipe; None without); ``differential_privacy``;
+    ``prior`` (kind, arm, budget); ``data`` (images and classes of private, holdout, public;
+    ``source``; ``split``: what each is, in words); ``verdict`` (a sentence);
     ``embedding``, ``features``; ``not_computed`` (metric -> reason); ``warnings`` (how many);
     ``limits`` (sentences).
     """
     settings = mapping(manifest.get("settings"))
-    data, model = _data(manifest), _model(manifest)
+    data, model, attacks = _data(manifest), _model(manifest), attacks_of(manifest)
     found = {key: mapping(metrics.get(key)) for key in METRICS}
     known = [key for key in METRICS if not is_missing(found[key].get("value"))]
     results = [
@@ -78,29 +85,34 @@ def model_card(
         for key in known
     ]
     missing = {
-        key: _text(found[key].get("reason") or "not part of this run")
+        key: text_of(found[key].get("reason") or "not part of this run")
         for key in METRICS
-        if key not in (*known, *_OPTIONAL)
+        # A run of an earlier version knows nothing of exposure.
+        if key not in (*known, *_OPTIONAL) and (key in metrics or key not in words.EXPOSURES)
     }
     index = ModelCardData(model_name=model, eval_results=results).to_dict()  # type: ignore[no-untyped-call]
     return {
         "model-index": index["model-index"],
         "inversight": {
-            "version": _text(manifest.get("version")),
-            "created": _text(manifest.get("created")),
+            "version": text_of(manifest.get("version")),
+            "created": text_of(manifest.get("created")),
             "seed": manifest.get("seed"),
             "model": model,
-            "attacks": _attacks(manifest),
+            "attacks": attacks,
+            "not_tried": not_tried(attacks),
+            "shadows": _shadows(manifest),
+            "differential_privacy": training_of(manifest)["Differential privacy"],
             "prior": _prior(manifest, settings),
             "data": data,
-            "verdict": _text(headline(metrics).sentence),
-            "embedding": _text(manifest.get("embedding")),
-            "features": _text(manifest.get("features")),
+            "verdict": text_of(headline(metrics).sentence),
+            "embedding": text_of(manifest.get("embedding")),
+            "features": text_of(manifest.get("features")),
             "not_computed": missing,
             "warnings": len(manifest.get("warnings") or ()),
             "limits": render_lines(
                 "limits.txt",
                 holdout=data["holdout"],
+                exposure=not is_missing(found["exposure_mean"].get("value")),
                 smallest_possible=found["flagged"].get("smallest_possible"),
                 own_target="against" not in manifest and settings.get("target") is None,
             ),
@@ -130,13 +142,9 @@ def escaped(text: Any) -> str:
     return _ACTIVE.sub(lambda match: f"&#{ord(match[0])};", visible(text))
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else visible(value)
-
-
 def _args(found: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: found[name] for name in _ARGS if not is_missing(found.get(name))}
-    return {name: _text(v) if isinstance(v, str) else v for name, v in values.items()}
+    return {name: text_of(v) if isinstance(v, str) else v for name, v in values.items()}
 
 
 def _code_name(spec: str) -> str:
@@ -156,37 +164,24 @@ def _model(manifest: Mapping[str, Any]) -> str:
     return _code_name(str(target)) or "classifier from a file"
 
 
-def _named_settings(spec: Any, default: str) -> tuple[str, Mapping[str, Any]]:
-    """Return the name and the settings of a part: a name, or a mapping with its name as ``class``."""
-    values = dict(spec) if isinstance(spec, Mapping) else {"class": spec}
-    return str(values.pop("class", None) or default), values
-
-
-def _attacks(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if "against" in manifest:
-        folders = len(manifest.get("reconstructions") or ())
-        return [{"name": f"unknown: {folders} folder(s) given", "access": None, "budget": {}}]
-    access = mapping(manifest.get("access"))
-    specs = mapping(manifest.get("settings")).get("attack") or manifest.get("attacks") or ()
-    found = []
-    for spec in [specs] if isinstance(specs, (str, Mapping)) else specs:
-        name, values = _named_settings(spec, "plug-and-play")
-        known = access.get(name) or access.get(name.rpartition(":")[2])
-        # Numbers only: other settings may name files.
-        budget = {
-            _text(key): value
-            for key, value in values.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-        }
-        access_text = None if known is None else _text(known)
-        found.append({"name": _text(name), "access": access_text, "budget": budget})
-    return found
+def _shadows(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the facts about the shadow models; of their recipe only code is named, never a file."""
+    facts = mapping(manifest.get("shadows"))
+    if not facts:
+        return None
+    numbers = ("models", "pairs", "train_images", "target_images", "accuracy_in", "accuracy_out")
+    found: dict[str, Any] = {
+        name: facts[name] for name in numbers if not is_missing(facts.get(name))
+    }
+    recipe = facts.get("recipe")
+    found["recipe"] = "the audit's own" if recipe is None else _code_name(str(recipe)) or "named"
+    return {**found, "prior": text_of(facts.get("prior"))}
 
 
 def _prior(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     if "against" in manifest or not settings:
         return {"kind": "", "arm": "", "budget": {}}
-    name, values = _named_settings(settings.get("prior"), "style")
+    name, values = named_settings(settings.get("prior"), "style")
     kind = _code_name(name) or "existing one, from a file"
     if name == "style":
         kind = "style-based, trained on the public images"
@@ -196,9 +191,9 @@ def _prior(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
     }
     budget: dict[str, Any] = {key: v for key, v in steps.items() if isinstance(v, int)}
     if manifest.get("preset"):
-        budget["preset"] = _text(manifest["preset"])
-    arm = _text(manifest.get("arm") or settings.get("arm"))
-    return {"kind": _text(kind), "arm": arm, "budget": budget}
+        budget["preset"] = text_of(manifest["preset"])
+    arm = text_of(manifest.get("arm") or settings.get("arm"))
+    return {"kind": text_of(kind), "arm": arm, "budget": budget}
 
 
 def _data(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from inversight.report.attempts import attempts, training_of
 from inversight.report.formatting import duration, mapping
 from inversight.report.reading import counts_of, counts_text, read_mapping, read_table
 
@@ -21,9 +22,17 @@ BUDGET_COLUMNS = (
 )  # fmt: skip
 """Columns that ``budget`` must have."""
 
+ORDER = "exposure_shrunken"
+"""Column by which the most exposed images come first: the largest raw exposures are overestimates."""
+
+EXPOSURE_COLUMNS = ("id", "role", "exposure")
+"""Columns that ``exposures`` must have."""
+
 HIDDEN = "(hidden)"
 """Replaces a path in a run with --hash-ids."""
-_PATHS = ("private", "holdout", "public", "group_by", "classes", "target", "evaluator", "prior")
+_PATHS = (
+    "private", "holdout", "public", "group_by", "classes", "target", "evaluator", "prior", "recipe",
+)  # fmt: skip
 """Settings that can be paths; an expression that names groups may hold names."""
 _NOT_PATHS = ("embedded digits", "style", "trained by this audit")
 """Values of path settings that need no redaction."""
@@ -84,10 +93,15 @@ class ReportData:
     holdout_nearest: distance of each holdout image to the nearest reconstruction of its class,
         NaN where the class has none; None without a holdout.
     budget: as in ``budget.parquet``, a row for each attack and number of queries; None without.
+    shadows: facts about the shadow models, as ``shadows`` in ``run.json``; empty without any.
+    exposures: as in ``exposure.parquet``, a row for each private and holdout image; None without.
     gallery: pairs to show, the nearest first; empty if ``images`` is "none".
+    exposure_gallery: the most exposed images, the most exposed first; empty if ``images`` is "none".
     images: whether images may be shown: "none", "blurred" (the items are already), "full".
     evaluator: facts about the evaluator; ``holdout_accuracy`` in [0, 1] or None decides its trust.
     target, inputs, settings, versions: facts in mappings, which may be nested.
+    attempts: rows of access, attack and budget, as :func:`inversight.report.attempts.attempts` makes them.
+    training: facts about how the target was trained, by name.
     stages: (name, seconds), in the order they ran.
     warnings, notes: one sentence each.
 
@@ -104,19 +118,24 @@ class ReportData:
     embedding: str = ""
     holdout_nearest: Sequence[float] | None = None
     budget: pd.DataFrame | None = None
+    shadows: Mapping[str, Any] = field(default_factory=dict)
+    exposures: pd.DataFrame | None = None
     gallery: Sequence[GalleryItem] = ()
+    exposure_gallery: Sequence[ExposureItem] = ()
     images: str = "none"
     evaluator: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
+    attempts: Sequence[Mapping[str, Any]] = ()
+    training: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[tuple[str, float]] = ()
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.images == "none" and self.gallery:
+        if self.images == "none" and (self.gallery or self.exposure_gallery):
             raise ValueError("images is 'none', so that no picture may go into the report")
         missing = [column for column in REQUIRED if column not in self.samples.columns]
         if missing:
@@ -127,18 +146,19 @@ def load_report_data(
     run: Path,
     *,
     gallery: Sequence[GalleryItem] = (),
-    title: str | None = None,
     exposure_gallery: Sequence[ExposureItem] = (),
+    title: str | None = None,
 ) -> ReportData:
     """Read ``run.json``, ``metrics.json`` and ``samples.parquet`` of a run, and where they exist
-    ``metrics_by_set.json``, ``holdout.parquet`` and ``budget.parquet``.
+    ``metrics_by_set.json``, ``holdout.parquet``, ``budget.parquet`` and ``exposure.parquet``.
 
     Of a run with --hash-ids, the paths of inputs, models and priors are left out.
 
     The run need not be finished, since the report is its last stage. Keys of ``run.json`` that are
     used, all optional: version, created, preset, seed, device, threads, embedding, features,
     guidance_embedding, images, split, title, settings, inputs, target, evaluator, versions, stages,
-    warnings, notes. Images are not read from the folder: pass ``gallery``.
+    shadows, warnings, notes. Images are not read from the folder: pass ``gallery`` and
+    ``exposure_gallery``.
 
     Raises:
         RunError: not a run folder, a table is not written yet, or a file is damaged.
@@ -147,17 +167,19 @@ def load_report_data(
     manifest = read_mapping(run, "run.json")
     if mapping(manifest.get("settings")).get("hash_ids"):
         manifest = without_paths(manifest)
-    holdout = budget = None
+    holdout = budget = exposures = None
     if (run / "holdout.parquet").is_file():
         table = read_table(run, "holdout.parquet", ("nearest_distance",))
         holdout = tuple(float(d) for d in table["nearest_distance"].astype("float64"))
     if (run / "budget.parquet").is_file():
         budget = read_table(run, "budget.parquet", BUDGET_COLUMNS)
+    if (run / "exposure.parquet").is_file():
+        exposures = read_table(run, "exposure.parquet", EXPOSURE_COLUMNS)
     by_set = {}
     if (run / "metrics_by_set.json").is_file():
         by_set = read_mapping(run, "metrics_by_set.json")
     stages = tuple((str(s["name"]), float(s["seconds"])) for s in manifest.get("stages") or ())
-    named = ("evaluator", "target", "inputs", "settings", "versions")
+    named = ("evaluator", "target", "inputs", "settings", "versions", "shadows")
     facts = {name: _facts_of(manifest.get(name)) for name in named}
     counts = [(name, counts_of(one)) for name, one in facts["inputs"].items()]
     return ReportData(
@@ -171,8 +193,12 @@ def load_report_data(
         embedding=str(manifest.get("embedding") or ""),
         holdout_nearest=holdout,
         budget=budget,
+        exposures=exposures,
         gallery=tuple(gallery),
+        exposure_gallery=tuple(exposure_gallery),
         images=str(manifest.get("images") or "none"),
+        attempts=tuple(attempts(manifest)),
+        training=training_of(manifest),
         stages=stages,
         warnings=tuple(map(str, manifest.get("warnings") or ())),
         notes=tuple(map(str, manifest.get("notes") or ())),
@@ -207,7 +233,7 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
             return {key: hidden(one) for key, one in value.items()}
         return [hidden(one) for one in value] if isinstance(value, (list, tuple)) else value
 
-    parts = ("split", "settings", "inputs", "target", "evaluator", "warnings", "notes")
+    parts = ("split", "settings", "inputs", "target", "evaluator", "shadows", "warnings", "notes")
     found = {**manifest, **{name: hidden(manifest[name]) for name in parts if name in manifest}}
     for name, value in settings.items():
         if name not in _PATHS:  # another setting may have the same value as a path
@@ -218,6 +244,14 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def nearest_first(samples: pd.DataFrame) -> pd.DataFrame:
     """Return the rows by nearest distance, smallest first, then by id; missing distances last."""
     return samples.sort_values(["nearest_distance", "id"], na_position="last", kind="stable")
+
+
+def worst_first(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows by shrunken exposure, largest first; those without one, or all, by nearest distance."""
+    ordered = nearest_first(samples)
+    if ORDER not in samples:
+        return ordered
+    return ordered.sort_values(ORDER, ascending=False, na_position="last", kind="stable")
 
 
 def _facts_of(value: Any) -> dict[str, Any]:

@@ -60,6 +60,15 @@ def new_figure(width: float = 5.4, height: float = 3.2) -> Iterator[tuple[Figure
         yield figure, figure.subplots()
 
 
+@contextmanager
+def new_wide_figure() -> Iterator[tuple[Figure, Axes, Axes]]:
+    """Provide a figure as wide as the page, its axes, and narrow ones beside them with the same y axis."""
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(11.0, 3.9), layout="constrained")
+        axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(4.0, 1.0))
+        yield figure, axes, side
+
+
 def legend(axes: Axes, names: Sequence[str]) -> Legend:
     """Put a legend above the axes that gives its series these names, each as plain text."""
     box = axes.legend(

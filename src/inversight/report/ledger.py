@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from inversight.report.formatting import NONE, is_missing, number, significant, visible
+from inversight.report.formatting import (
+    NONE,
+    is_missing,
+    number,
+    significant,
+    visible,
+    with_interval,
+)
 from inversight.report.words import Words
 
 MOST_ROWS = 2000
@@ -44,12 +51,22 @@ class Ledger:
     count: int
 
     @classmethod
-    def of(cls, name: str, table: pd.DataFrame, order: Iterable[str], words: Words) -> Ledger:
+    def of(
+        cls,
+        name: str,
+        table: pd.DataFrame,
+        order: Iterable[str],
+        words: Words,
+        intervals: Mapping[str, tuple[str, str]] | None = None,
+    ) -> Ledger:
         """Return the columns of ``table`` named by ``order``, its rows in the order that they have.
 
-        The filter reads columns of text and the label.
+        The filter reads columns of text and the label. intervals: the columns with the bounds of a
+        column's interval, which are shown beside its value instead of in columns of their own.
         """
-        keys = [key for key in order if key in table.columns]
+        bounds = {k: v for k, v in (intervals or {}).items() if {k, *v} <= {*table.columns}}
+        hidden = {one for both in bounds.values() for one in both}
+        keys = [key for key in order if key in table.columns and key not in hidden]
         columns = [Column("", "#", True, "ascending", False)]
         for key in keys:
             numeric = bool(pd.api.types.is_numeric_dtype(table[key]))
@@ -59,6 +76,11 @@ class Ledger:
             )
         shown = table.head(MOST_ROWS)
         cells = [[_cell(value) for value in shown[key].tolist()] for key in keys]
+        for key, both in bounds.items():
+            rows = zip(
+                cells[keys.index(key)], *(shown[c].tolist() for c in (key, *both)), strict=True
+            )
+            cells[keys.index(key)] = [_bounded(*row) for row in rows]
         numbers = [Cell(str(i), None) for i in range(1, len(shown) + 1)]
         return cls(name, columns, [list(r) for r in zip(numbers, *cells, strict=True)], len(table))
 
@@ -71,3 +93,9 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, float):
         return Cell(number(value), significant(value))
     return Cell(visible(value), None)
+
+
+def _bounded(cell: Cell, value: Any, low: Any, high: Any) -> Cell:
+    if is_missing(value):
+        return cell
+    return Cell(with_interval({"value": value, "low": low, "high": high}), cell.sort)

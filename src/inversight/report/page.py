@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from inversight.report import words
+from inversight.report.attempts import NEW_AUDIT
 from inversight.report.budget import budget_figures, missing_points
-from inversight.report.contents import GalleryItem, ReportData, nearest_first
+from inversight.report.contents import ORDER, ExposureItem, ReportData, worst_first
+from inversight.report.exposure import figure_of, groups_of
 from inversight.report.figures import distance_histogram, score_histogram
-from inversight.report.formatting import NONE, get_number
+from inversight.report.formatting import NONE, get_number, is_missing
 from inversight.report.ledger import Ledger
 from inversight.report.reading import flatten
 from inversight.report.templating import html_template
@@ -25,13 +27,17 @@ TRUSTED, DOUBTFUL = 0.8, 0.5
 _PIXEL_ART = 64
 """Width in pixels up to which images are enlarged without smoothing."""
 
+_INTERVALS = {"exposure": ("exposure_low", "exposure_high")}
+"""Columns of the ledger that are shown with their interval."""
+
 _SET_MEASURES = ("ddcs_best", "covered", "coverage", "accuracy_top1")
 """Measures by which sets of reconstructions are compared."""
 
 
 def render(data: ReportData) -> str:
     """Return one self-contained HTML page: no other file, no network, every name in it inert text."""
-    samples = nearest_first(data.samples)
+    samples = worst_first(data.samples)
+    by_exposure = ORDER in samples
     order = _column_order(samples)
     scores = samples["ddcs_best"].astype("float64")
     nearest = samples["nearest_distance"].astype("float64")
@@ -43,22 +49,37 @@ def render(data: ReportData) -> str:
         data=data,
         words=words,
         verdict=verdict(data),
-        metrics={key: data.metrics[key] for key in words.in_order(data.metrics)},
+        metrics={key: data.metrics[key] for key in _measures(data)},
         set_measures=_SET_MEASURES,
         # The set that came nearest to most images first.
         sets=sorted(sets.items(), key=lambda one: (-one[1], one[0])),
-        ledger=Ledger.of("ledger", samples, order, words.COLUMNS),
+        ledger=Ledger.of("ledger", samples, order, words.COLUMNS, _INTERVALS),
+        sorted_by=(ORDER, "descending") if by_exposure else ("nearest_distance", "ascending"),
+        by_exposure=by_exposure,
         explained=[words.COLUMNS[key] for key in order if words.COLUMNS[key].meaning],
         images=len(samples),
         uncovered=int((scores == 0).sum()),
         unreached=int(nearest.isna().sum()),
         score_figure=score_histogram(scores.tolist()),
         distance_figure=distance_histogram(nearest.tolist(), data.holdout_nearest),
+        exposure_figure=figure_of(data),
+        exposure_gallery=[
+            (item, [*map(_address, _pictures(item))], _is_small(item.private_png))
+            for item in data.exposure_gallery
+        ],
+        pairs=data.shadows.get("pairs"),
+        groups=groups_of(samples),
+        new_audit=NEW_AUDIT,
         budget=None if budget is None else budget.to_dict("records"),
         budget_figures=[] if budget is None else budget_figures(budget),
         missing_points=[] if budget is None else missing_points(budget),
         gallery=[
-            (item, _address(item.private_png), _address(item.reconstruction_png), _is_small(item))
+            (
+                item,
+                _address(item.private_png),
+                _address(item.reconstruction_png),
+                _is_small(item.private_png),
+            )
             for item in data.gallery
         ],
         accuracy=accuracy,
@@ -68,6 +89,15 @@ def render(data: ReportData) -> str:
             title: _lines(getattr(data, title.lower()))
             for title in ("Inputs", "Target", "Evaluator", "Settings", "Versions")
         },
+    )
+
+
+def _measures(data: ReportData) -> list[str]:
+    """Return the keys of the metrics in their order on the page."""
+    keys = words.in_order(data.metrics)
+    # The words begin with exposure, which goes last where it was not measured.
+    return sorted(
+        keys, key=lambda k: k in words.EXPOSURES and is_missing(data.metrics[k].get("value"))
     )
 
 
@@ -84,9 +114,13 @@ def _address(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _is_small(item: GalleryItem) -> bool:
+def _pictures(item: ExposureItem) -> Sequence[bytes]:
+    return item.private_png, item.with_png, item.without_png
+
+
+def _is_small(png: bytes) -> bool:
     # The width is the four bytes after signature, length and name of the first chunk.
-    header = item.private_png[16:20]
+    header = png[16:20]
     return len(header) == 4 and struct.unpack(">I", header)[0] <= _PIXEL_ART
 
 

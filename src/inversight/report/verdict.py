@@ -1,7 +1,8 @@
 """The verdict on a run: a headline, and the facts behind it. It never calls a target safe.
 
 The first test that the run has decides the headline, in a fixed order that does not depend on the
-results: the leakage gap, then the flags of single images. The other tests are listed below it.
+results: exposure of the set, the leakage gap, then the flags of single images. The other tests are
+listed below it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from inversight.report.contents import ReportData, nearest_first
+from inversight.report.contents import ReportData, nearest_first, worst_first
 from inversight.report.formatting import finite, get_number, mapping
 from inversight.report.templating import render_lines
 
@@ -22,7 +23,10 @@ Level = Literal["leak", "unclear", "none-seen"]
 Metrics = Mapping[str, Mapping[str, Any]]
 
 SIGNIFICANCE = 0.05
-"""A leakage gap above 0 counts as shown up to this p-value."""
+"""An exposure above 1 or a leakage gap above 0 counts as shown up to this p-value."""
+
+COMPARABLE_SIZES = (0.8, 1.25)
+"""Ratios of the images a shadow model was trained on to those of the target, without a warning."""
 
 _TAIL = 0.05
 """Fraction of the holdout images, the nearest ones, whose distance private images are compared with."""
@@ -54,35 +58,68 @@ def median_interval(values: Sequence[float] | NDArray[np.float64]) -> dict[str, 
     return {"value": float(np.median(ordered)), "low": low, "high": high}
 
 
+@dataclass(frozen=True)
+class Tests:
+    """The tests of metrics.json, each an empty mapping where a run has none."""
+
+    mean: Mapping[str, Any]
+    exposed: Mapping[str, Any]
+    gap: Mapping[str, Any]
+    flagged: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Tests:
+        """Return the tests in ``metrics``."""
+        names = ("exposure_mean", "exposed", "leakage_gap", "flagged")
+        return cls(*(mapping(metrics.get(name)) for name in names))
+
+    @property
+    def has_exposure(self) -> bool:
+        """Whether exposure of the set was tested."""
+        return _is_tested(self.mean)
+
+
 def headline(metrics: Metrics) -> Verdict:
     """Return the result of the first test that ``metrics`` (metrics.json) has a value for, without facts."""
-    gap, flagged = _tests(metrics)
-    value, p = get_number(gap, "value"), get_number(gap, "p_value")
-    test: Literal["gap", "flags", "none"]
+    tests = Tests.of(metrics)
+    test: Literal["exposure", "gap", "flags", "none"]
     level: Level
-    # Exposure of the set belongs first, once an audit measures it.
-    if value is not None and p is not None:
-        shown = value > 0 and p <= SIGNIFICANCE
-        test, level = "gap", "leak" if shown else "unclear" if flagged.get("count") else "none-seen"
-    elif flagged.get("value") is not None:
-        test, level = "flags", "leak" if flagged["count"] else "none-seen"
+    if tests.has_exposure:
+        test, level = "exposure", _level(tests.mean, 1.0, tests.exposed)
+    elif _is_tested(tests.gap):
+        test, level = "gap", _level(tests.gap, 0.0, tests.flagged)
+    elif tests.flagged.get("value") is not None:
+        test, level = "flags", "leak" if tests.flagged["count"] else "none-seen"
     else:
         test, level = "none", "unclear"
-    [sentence] = render_lines("headline.txt", test=test, level=level, gap=gap, flagged=flagged)
+    [sentence] = render_lines("headline.txt", test=test, level=level, **vars(tests))
     return Verdict(level, sentence)
 
 
+def _is_tested(found: Mapping[str, Any]) -> bool:
+    return get_number(found, "value") is not None and get_number(found, "p_value") is not None
+
+
+def _level(of_set: Mapping[str, Any], none: float, of_images: Mapping[str, Any]) -> Level:
+    """Return what the test of a set says. none: its value without an effect. of_images: that of images."""
+    if of_set["value"] > none and of_set["p_value"] <= SIGNIFICANCE:
+        return "leak"
+    return "unclear" if of_images.get("count") else "none-seen"
+
+
 def summary(metrics: Metrics) -> str:
-    """Return the headline and what the flags say, for a terminal."""
-    [flags] = render_lines("flags.txt", flagged=_tests(metrics)[1])
-    return f"{headline(metrics).sentence}\n\n{flags}"
+    """Return the headline and what the tests of single images say, for a terminal."""
+    tests = Tests.of(metrics)
+    names = ["exposed.txt", "flags.txt"] if tests.has_exposure else ["flags.txt"]
+    lines = [line for name in names for line in render_lines(name, **vars(tests))]
+    return "\n\n".join([headline(metrics).sentence, *lines])
 
 
 def verdict(data: ReportData) -> Verdict:
     """Return the headline of a run and the facts behind it: tests first, descriptions last."""
     samples = nearest_first(data.samples)
     first = headline(data.metrics)
-    gap, flagged = _tests(data.metrics)
+    tests = Tests.of(data.metrics)
     reached = finite(samples["nearest_distance"])
     # The evaluator has seen the private images and not the holdout.
     unseen = finite(() if data.embedding == "evaluator" else data.holdout_nearest)
@@ -92,8 +129,9 @@ def verdict(data: ReportData) -> Verdict:
         "verdict.txt",
         data=data,
         headline=first.sentence,
-        gap=gap,
-        flagged=flagged,
+        **vars(tests),
+        **_of_shadows(data),
+        exposure=tests.has_exposure,
         control=mapping(data.metrics.get("control_gap")),
         significance=SIGNIFICANCE,
         images=len(samples),
@@ -111,6 +149,20 @@ def verdict(data: ReportData) -> Verdict:
     return Verdict("leak" if exact else first.level, sentence, tuple(facts))
 
 
-def _tests(metrics: Metrics) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the leakage gap and the flags, empty where a run has none."""
-    return mapping(metrics.get("leakage_gap")), mapping(metrics.get("flagged"))
+def _of_shadows(data: ReportData) -> dict[str, Any]:
+    """Return what the facts say of the shadow models and of the most exposed images."""
+    sizes = [get_number(data.shadows, name) for name in ("train_images", "target_images")]
+    ratio = sizes[0] / sizes[1] if sizes[0] is not None and sizes[1] else None
+    exposed = worst_first(data.samples)
+    if "exposed" in exposed:
+        exposed = exposed[exposed["exposed"].fillna(False).astype(bool)]
+    looks = data.shadows.get("looks")
+    return {
+        "shadows": data.shadows,
+        "given": data.settings.get("target") is not None,
+        "looks": len(looks) if isinstance(looks, list) else looks or 1,
+        "ratio": ratio,
+        "smallest_ratio": COMPARABLE_SIZES[0],
+        "largest_ratio": COMPARABLE_SIZES[1],
+        "most_exposed": exposed.head(3).to_dict("records") if "exposed" in exposed else [],
+    }

@@ -50,6 +50,9 @@ MEASURES = Words(
 IMAGE_COLUMNS = Words({key: Word(**values) for key, values in _TABLES["image_columns"].items()})
 """Columns of images.parquet."""
 
+EXPOSURES = ("exposed", "exposure_mean", "exposure_auc", "membership_auc")
+"""Keys of metrics.json that need shadow models."""
+
 UTILITY = ("holdout_accuracy", "private_accuracy")
 """Measures of the target's use; all others are of leakage."""
 
