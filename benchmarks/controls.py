@@ -1,11 +1,12 @@
 """Do flags mean what they say? Audits without a leak, planted leaks and trained leaks.
 
 uv run python benchmarks/controls.py                              compute everything that is missing
-uv run python benchmarks/controls.py --parts null,planted         the parts that train nothing
+uv run python benchmarks/controls.py --parts null,bursts,planted  the parts that train nothing
 uv run python benchmarks/controls.py --table                      print table and figures of existing results
 
 null          simulated nearest distances without leakage: the share of audits with any flag at 10 %;
               also unequal proportions of classes, and the leakage gap without leakage
+bursts        the same with near-copies, such as frames of one film, each alone and as one
 planted       digits; reconstructions are moved towards a known tenth of the private images
 no-leak       whole attacks on digits; the target is trained on a third set, disjoint from private and
               holdout, so that every flag is a false alarm
@@ -39,7 +40,17 @@ from common import (
     pyplot,
     save_figure,
 )
-from controls_simulated import RATE, drawn, everything, gap_rows, null_rows, planted, unequal_rows
+from controls_simulated import (
+    RATE,
+    burst_gap_rows,
+    burst_rows,
+    drawn,
+    everything,
+    gap_rows,
+    null_rows,
+    planted,
+    unequal_rows,
+)
 from inversight.core.console import Terminal
 from inversight.core.device import pick_device
 from inversight.core.run import read_manifest
@@ -49,7 +60,7 @@ from inversight.pipeline.train import train
 from inversight.settings import resolve
 from study import audit_arm
 
-PARTS = ("null", "planted", "no-leak", "trained-leak")
+PARTS = ("null", "bursts", "planted", "no-leak", "trained-leak")
 PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50
 """Number of digits of each class in whole attacks (the rest is public), and how often a leaked image is
 repeated in training."""
@@ -105,6 +116,15 @@ def main() -> None:
             gaps = gap_rows(options.simulations)
             rows += unequal_rows(options.simulations) + gaps
             figures["gap_most_below_0.05"] = max(row["p <= 0.05"] for row in gaps)
+        if "bursts" in options.parts:
+            bursts = burst_rows(options.simulations // 2)
+            gaps = burst_gap_rows(options.simulations // 2)
+            rows += bursts + gaps
+            figures["bursts_most_flagged_alone"] = max(r["flagged, images alone"] for r in bursts)
+            figures["bursts_most_flagged"] = max(row["flagged"] for row in bursts)
+            figures["bursts_least_recall"] = min(row["recall"] for row in bursts)
+            figures["bursts_gap_below_0.05_alone"] = gaps[0]["p <= 0.05"]
+            figures["bursts_gap_below_0.05"] = gaps[1]["p <= 0.05"]
         if "planted" in options.parts:
             curves, found = _planted(options)
             rows += curves

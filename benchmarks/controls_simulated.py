@@ -21,6 +21,18 @@ SHAPES = ("normal", "skewed", "heavy")
 SETTINGS = ((20, 5, 5), (10, 10, 10), (10, 20, 20), (10, 50, 50), (10, 50, 5), (50, 5, 5))
 """(classes, holdout images a class, private images a class)"""
 
+BURSTS = (
+    (10, (10, 5), (10, 5), 0.02),
+    (10, (20, 5), (20, 5), 0.02),
+    (10, (10, 5), (2, 5), 0.02),
+    (10, (50, 5), (5, 5), 0.02),
+    (10, (50, 5), (5, 1), 0.02),
+    (10, (50, 5), (5, 1), 0.9),
+    (10, (50, 1), (5, 5), 0.9),
+)
+"""(classes, holdout units and images of a unit, the same of private images, share of a class's variance
+within units). 0.02: near-copies, as frames of one film; 0.9: images as unlike as a class's."""
+
 PRIVATE, HOLDOUT, OTHERS = 40, 80, 40
 """Number of digits of each class: private, holdout, and third images used as reconstructions."""
 
@@ -78,6 +90,96 @@ def _naive(private: Floats, holdout: Floats) -> bool:
     nearer = np.searchsorted(pool, ((private - centre) / scale).ravel(), side="right")
     p = torch.from_numpy((1 + nearer) / (len(pool) + 1))
     return bool((benjamini_hochberg(p) <= RATE).any())
+
+
+def burst_rows(seeds: int) -> list[dict[str, Any]]:
+    """Return the share of audits without a leak that have a flag, where images come in bursts.
+
+    With each image alone, and with those of a burst as one. Then the recall of images of private bursts of
+    which a tenth leaked, and the false alarms among the flagged images.
+    """
+    rows = []
+    for classes, holdout, private, within in BURSTS:
+        flagged = {"alone": 0, "units": 0}
+        recall, wrong = [], []
+        for seed in range(seeds):
+            rng = np.random.default_rng([seed, classes, *holdout, *private])
+            sets, units = _bursts(rng, classes, (private, holdout), within)
+            for name, given in (("alone", None), ("units", units)):
+                found = calibrate(*sets, units=given, fdr=RATE).per_sample["flagged"]
+                flagged[name] += bool(found.any())
+            (near, labels), unseen = sets
+            leaked = rng.random(classes * private[0])[units[0].numpy()] < 0.1
+            near = np.where(leaked, 1e-3 * near, near)
+            found = calibrate((near, labels), unseen, units=units, fdr=RATE).per_sample["flagged"]
+            flags = found.numpy()
+            recall.append((flags & leaked).sum() / max(1, leaked.sum()))
+            wrong.append((flags & ~leaked).sum() / max(1, flags.sum()))
+        rows.append(
+            {
+                "control": "bursts",
+                "classes": classes,
+                "holdout a class": f"{holdout[0]} x {holdout[1]}",
+                "private a class": f"{private[0]} x {private[1]}",
+                "setting": f"{within:.0%} of variance within units",
+                "flagged, images alone": flagged["alone"] / seeds,
+                "flagged": flagged["units"] / seeds,
+                "recall": float(np.mean(recall)),
+                "fdp": float(np.mean(wrong)),
+            }
+        )
+    return rows
+
+
+def _bursts(
+    rng: np.random.Generator, classes: int, sizes: tuple[tuple[int, int], ...], within: float
+) -> tuple[list[tuple[Floats, NDArray[np.int64]]], tuple[Tensor, Tensor]]:
+    """Return distances and labels of private images and holdout, and their units.
+
+    ``sizes``: of either side, units of a class and images of a unit.
+    """
+    place = rng.normal(size=(classes, 1, 1))
+    spread = 0.3 * np.exp(0.5 * rng.normal(size=(classes, 1, 1)))
+    sets, units = [], []
+    for count, each in sizes:
+        noise = within**0.5 * rng.normal(size=(classes, count, each))
+        noise += (1.0 - within) ** 0.5 * rng.normal(size=(classes, count, 1))
+        near = np.exp(place + spread * noise).ravel()
+        sets.append((near, np.repeat(np.arange(classes), count * each)))
+        units.append(torch.arange(classes * count).repeat_interleave(each))
+    return sets, (units[0], units[1])
+
+
+def burst_gap_rows(seeds: int) -> list[dict[str, Any]]:
+    """Return how often the gap's interval holds 0, and p <= 0.05, without leakage and with bursts of five."""
+    classes, count, each, width = 10, 5, 5, 16
+    held, small = {"alone": 0, "units": 0}, {"alone": 0, "units": 0}
+    units = torch.arange(classes * count).repeat_interleave(each)
+    for seed in range(seeds):
+        rng = generator(seed, "gap", "bursts")
+        # Attacks find the same image several times, too.
+        sets = []
+        for one, copies in ((count, each), (count, each), (each, 4)):
+            values, labels = _features(one, width, rng)
+            rows = torch.arange(len(values)).repeat_interleave(copies)
+            noise = 0.05 * torch.randn(len(rows), width, generator=rng)
+            sets.append((values[rows] + noise, labels[rows]))
+        for name, given in (("alone", None), ("units", (units, units))):
+            gap = leakage_gap(sets[0], sets[1], sets[2], units=given, bootstrap=400, rng=rng)
+            held[name] += gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high
+            small[name] += float(gap.extra["p_value"]) <= 0.05
+    return [
+        {
+            "control": "gap, bursts",
+            "classes": classes,
+            "holdout a class": f"{count} x {each}",
+            "private a class": f"{count} x {each}",
+            "setting": {"alone": "images alone", "units": "bursts as units"}[name],
+            "interval holds 0": held[name] / seeds,
+            "p <= 0.05": small[name] / seeds,
+        }
+        for name in held
+    ]
 
 
 def unequal_rows(seeds: int) -> list[dict[str, Any]]:

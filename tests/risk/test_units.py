@@ -32,8 +32,6 @@ def test_near_duplicates_of_both_sets_are_units() -> None:
     private, holdout = sets()
     assert units_of(private, holdout).unit.tolist() == [0, 1, 1, 2, 3, 4, 5, 6, 3, 7]
     assert units_of(private).unit.tolist() == [0, 1, 1, 2, 3, 4]
-    colour = holdout.resized(size=16, channels=3)
-    assert units_of(private, colour).unit.equal(units_of(private, holdout).unit)
 
 
 def test_groups_are_units_that_twins_join() -> None:
@@ -54,14 +52,12 @@ def test_where_each_class_is_one_person_only_twins_are_units() -> None:
     assert found.by_image and found.unit.equal(units_of(*sets()).unit)
 
 
-def test_row_order_renumbers_units_alone() -> None:
+def test_row_order_does_not_matter() -> None:
     private, holdout = sets()
     private = replace(private, groups=("x", None, None, "y", None, "y"))
-    unit = units_of(private, holdout).unit
     i, j = torch.tensor([5, 2, 0, 1, 4, 3]), torch.tensor([2, 3, 1, 0])
-    turned = units_of(private.select(i), holdout.select(j)).unit
-    before = unit[torch.cat([i, j + 6])]
-    assert (turned[:, None] == turned).equal(before[:, None] == before)
+    turned = units_of(private.select(i), holdout.select(j))
+    assert turned.unit.equal(units_of(private, holdout).unit)
 
 
 def test_refuses_groups_of_two_classes() -> None:

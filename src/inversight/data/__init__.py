@@ -15,11 +15,18 @@ from inversight.data.groups import (
     read_group_rule,
     with_groups,
 )
-from inversight.data.images import ImageSet, image_set, pixel_hash, to_pil, write_images
+from inversight.data.images import (
+    ImageSet,
+    image_set,
+    join_images,
+    pixel_hash,
+    to_pil,
+    write_images,
+)
 from inversight.data.splits import split
 
 __all__ = [
-    "SIZES", "Digits", "ImageSet", "absolute_group_by", "check_holdout_classes", "check_overlap", "check_size",
-    "groups_fingerprint", "image_set", "load_digits", "load_folder", "pixel_hash", "read_group_rule",
-    "split", "to_pil", "with_groups", "working_size", "write_images",
+    "SIZES", "Digits", "ImageSet", "absolute_group_by", "check_holdout_classes", "check_overlap",
+    "check_size", "groups_fingerprint", "image_set", "join_images", "load_digits", "load_folder",
+    "pixel_hash", "read_group_rule", "split", "to_pil", "with_groups", "working_size", "write_images",
 ]  # fmt: skip

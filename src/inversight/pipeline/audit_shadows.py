@@ -11,10 +11,9 @@ from inversight.core.config import to_mapping
 from inversight.core.console import Reporter
 from inversight.core.errors import RunError
 from inversight.core.run import read_object, write_json
-from inversight.data import ImageSet
+from inversight.data import ImageSet, join_images
 from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.pipeline.estimate import Estimate
-from inversight.pipeline.exposure import join_images
 from inversight.pipeline.plan import Plan, workers_of
 from inversight.pipeline.shadow_run import ShadowRun
 from inversight.pipeline.shadows import Measured, ShadowJob, blocks_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +30,6 @@ FLOOR = 1e-6
 """Distance below which all distances count as equal."""
 _MOST_SHOWN = 12
 _ROLES = ("private", "holdout")
-
-
-def join_images(private: ImageSet, holdout: ImageSet | None) -> ImageSet:
-    """Return the private images by id, then the holdout's by id, with the role before each id."""
-    sets = [private] if holdout is None else [private, holdout]
-    parts = []
-    for role, one in zip(_ROLES, sets, strict=False):
-        order = sorted(range(len(one)), key=one.ids.__getitem__)
-        by_id = one.select(torch.tensor(order))
-        parts.append(replace(by_id, ids=tuple(f"{role}/{name}" for name in by_id.ids)))
-    groups = None
-    if any(one.groups is not None for one in parts):
-        groups = tuple(g for one in parts for g in (one.groups or (None,) * len(one)))
-    return ImageSet(
-        images=torch.cat([one.images for one in parts]),
-        labels=torch.cat([one.labels for one in parts]),
-        ids=tuple(name for one in parts for name in one.ids),
-        classes=private.classes,
-        hashes=tuple(h for one in parts for h in one.hashes),
-        groups=groups,
-    )
 
 
 def exposure_stage(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from inversight.core.errors import InputError
 from inversight.core.progress import Progress, silent
-from inversight.data import ImageSet
+from inversight.data import ImageSet, join_images
 from inversight.risk.design import Units, in_order, make_units
 from inversight.risk.twins import find_twins
 
@@ -17,30 +15,21 @@ from inversight.risk.twins import find_twins
 def units_of(
     private: ImageSet, holdout: ImageSet | None = None, *, progress: Progress = silent
 ) -> Units:
-    """Return the units of the N images of ``private`` followed by ``holdout``, in their row order.
+    """Return the units of the N private images by id, followed by the holdout images by id.
 
-    A unit is a group (``ImageSet.groups``; groups of one name in both sets are one) or near-duplicates
+    A unit is a group (``ImageSet.groups``; a name in both sets is one group) or near-duplicates
     (:func:`inversight.risk.twins.find_twins` on both sets together), joined where they overlap. Where
-    each class is one group, as a person in face recognition, units are near-duplicates alone. Sets whose
-    rows come in another order get the same units with other numbers.
+    each class is one group, as a person in face recognition, units are near-duplicates alone.
+
+    Args:
+        private, holdout: of one size and number of channels, with the same classes.
 
     Raises:
         ConfigError: a group has images of two classes.
     """
-    sets = [private] if holdout is None else [private, holdout]
-    channels = max(one.channels for one in sets)
-    groups = [group for one in sets for group in one.groups or (None,) * len(one)]
-    sets = [one.resized(size=private.size, channels=channels) for one in sets]
-    together = replace(
-        private,
-        images=torch.cat([one.images for one in sets]),
-        labels=torch.cat([one.labels for one in sets]),
-        ids=tuple(f"{number}/{name}" for number, one in enumerate(sets) for name in one.ids),
-        hashes=tuple(value for one in sets for value in one.hashes),
-        groups=None,
-    )
-    twins = find_twins(together, progress=progress)
-    return make_units(together.labels, groups, twins.group, classes=private.classes)
+    images = join_images(private, holdout)
+    twins = find_twins(images, progress=progress)
+    return make_units(images.labels, images.groups, twins.group, classes=images.classes)
 
 
 def unit_numbers(units: Tensor, labels: Tensor, role: str) -> Tensor:
