@@ -123,7 +123,9 @@ def test_divergence_is_an_error_with_a_remedy() -> None:
 
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
     training = replace(QUICK, warmup_epochs=2, learning_rate=1.0)
-    optimiser, schedule = build_optimiser(nn.Linear(1, 1), training, epochs=10, steps_per_epoch=5)
+    optimiser, schedule = build_optimiser(
+        nn.Linear(1, 1).parameters(), training, epochs=10, steps_per_epoch=5
+    )
     rates = []
     for _ in range(50):
         rates.append(optimiser.param_groups[0]["lr"])

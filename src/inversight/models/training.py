@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,9 +172,6 @@ def train_classifier(
     )
     channels, size, _ = image_shape
     pixels = images.floats(size=size, channels=channels).to(device)
-    labels = images.labels.to(device)
-    targets = labels if variation.soft is None else variation.soft.to(device)
-    weights = None if variation.weights is None else variation.weights.to(device)
     if variation.normalisation is None:
         mean, std = channel_statistics(pixels[rows].cpu())
     else:
@@ -185,13 +182,58 @@ def train_classifier(
     )  # fmt: skip
     module = built.module.to(device)
     module.load_state_dict({**module.state_dict(), **variation.start})
+    epochs = _run_epochs(
+        module, pixels, images.labels.to(device), rows, held, training=training,
+        normalisation=(built.mean, built.std), seed=draw_seed(rng), progress=progress,
+        variation=variation,
+    )  # fmt: skip
+    classifier = replace(built, module=module.cpu())
+    target = target_of(classifier, "trained")
+    validation_accuracy = accuracy_on(target, held_out) if held_out else None
+    return TrainedClassifier(classifier, epochs, accuracy_on(target, rest), validation_accuracy)
+
+
+def train_module(
+    module: nn.Module, images: ImageSet, *, training: Training, image_shape: tuple[int, int, int],
+    normalisation: tuple[Sequence[float], Sequence[float]], rng: torch.Generator,
+    progress: Progress = silent, device: torch.device | str = "cpu",
+) -> None:  # fmt: skip
+    """Train any network in place, on all of ``images`` at ``image_shape`` (C, S, S), to the last epoch.
+
+    The network maps images (N, C, S, S), normalised by mean and standard deviation, to logits (N, K).
+    ``training`` says all but the network, which is left on ``device`` in training mode.
+
+    Raises:
+        StageError: the loss stopped being a number.
+    """
+    channels, size, _ = image_shape
+    pixels = images.floats(size=size, channels=channels).to(device)
+    network = cast(Classifier, module.to(device))  # only some variations need more than a call
+    _run_epochs(
+        network, pixels, images.labels.to(device), torch.arange(len(images)), torch.arange(0),
+        training=training, normalisation=normalisation, seed=draw_seed(rng), progress=progress,
+        variation=PLAIN,
+    )  # fmt: skip
+
+
+def _run_epochs(
+    module: Classifier, pixels: Tensor, labels: Tensor, rows: Tensor, held: Tensor, *,
+    training: Training, normalisation: tuple[Sequence[float], Sequence[float]], seed: int,
+    progress: Progress, variation: Variation,
+) -> int:  # fmt: skip
+    """Train on the images at ``rows``, keep the epoch that is best on those at ``held``; return their number.
+
+    pixels: (N, C, S, S) in [0, 1]. labels: (N,). held may be empty: the last epoch is kept.
+    """
+    device, (mean, std) = pixels.device, normalisation
+    targets = labels if variation.soft is None else variation.soft.to(device)
+    weights = None if variation.weights is None else variation.weights.to(device)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(not _is_inside(name, variation.frozen))
     epochs = training.epochs_for(len(rows))
     optimiser, schedule = build_optimiser(
         module.parameters(), training, epochs, math.ceil(len(rows) / training.batch_size)
     )
-    seed = draw_seed(rng)
     optimiser, release = variation.stepping.prepare(module, optimiser, seed)
 
     def loss_of(logits: Tensor, rows: Tensor) -> Tensor:
@@ -215,7 +257,7 @@ def train_classifier(
             x = pixels[batch]
             if variation.change is not None:
                 x = variation.change(x, batch, change_rng)
-            inputs = normalise(augment(x, training, step_rng), built.mean, built.std)
+            inputs = normalise(augment(x, training, step_rng), mean, std)
             if variation.loss is None:
                 loss = loss_of(module(inputs), batch)
             else:
@@ -231,10 +273,10 @@ def train_classifier(
                     "lower training.learning_rate"
                 )
         note = f"loss {last:.3f}"
-        if held_out:
+        if len(held):
             module.eval()
             with torch.inference_mode():
-                logits = module(normalise(pixels[held], built.mean, built.std))
+                logits = module(normalise(pixels[held], mean, std))
                 held_loss = float(
                     loss_of(logits, held)
                     if variation.held_loss is None
@@ -249,13 +291,10 @@ def train_classifier(
                 break
         progress(epoch, epochs, note)
     release()
-    if held_out:
+    if len(held):
         module.load_state_dict(best_state)
     progress(epochs, epochs, "stopped early" if epoch < epochs else "")
-    classifier = replace(built, module=module.cpu())
-    target = target_of(classifier, "trained")
-    validation_accuracy = accuracy_on(target, held_out) if held_out else None
-    return TrainedClassifier(classifier, epoch, accuracy_on(target, rest), validation_accuracy)
+    return epoch
 
 
 def rotation_task(images: ImageSet) -> ImageSet:
