@@ -1,17 +1,36 @@
-"""Recipes: what a model of each is trained on, what is wrong with a user's own, and what a seed decides."""
+"""Recipes: what each trains on, what a seed decides, and how a wrong one of the user's is refused."""
 
 from __future__ import annotations
 
+import pickle
+import random
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import timm
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
+from inversight.core.errors import ConfigError, StageError, TargetError
+from inversight.core.imaging import normalise
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, image_set
-from inversight.models.recipes import Recipe, TrainingRecipe
+from inversight.models.function_recipe import FunctionRecipe
+from inversight.models.own_training import TrainingImages, few_of_each_class
+from inversight.models.recipes import Recipe, TrainingRecipe, load_recipe
 from inversight.models.target import Target, accuracy_on
-from inversight.models.training import train_classifier
+from inversight.models.timm_recipe import TimmRecipe
+from inversight.models.training import train_classifier, train_module
 from inversight.settings import Training
+from tests.refusals import refused
 
 CPU = torch.device("cpu")
 QUICK = Training(width=4, epochs=4, batch_size=8, warmup_epochs=1, flip=False, rotation=0.0)
@@ -44,10 +63,13 @@ def assert_seed_decides(recipe: Recipe) -> None:
     assert not one.module.training and not any(p.requires_grad for p in one.module.parameters())
 
 
+# This package's own training
+
+
 def test_own_training_is_of_every_image_to_the_last_epoch() -> None:
     """Whatever the settings say of a validation split."""
-    recipe = TrainingRecipe(QUICK, (1, 8, 8))
-    assert isinstance(recipe, Recipe) and recipe.check(IMAGES, device=CPU) == ()
+    recipe = load_recipe(None, training=QUICK, image_shape=(1, 8, 8))
+    assert isinstance(recipe, TrainingRecipe) and recipe.check(IMAGES, device=CPU) == ()
     assert_seed_decides(recipe)
     notes: list[tuple[int, int]] = []
     target = recipe.fit(
@@ -67,3 +89,388 @@ def test_own_training_learns_at_the_size_of_the_network() -> None:
     recipe = TrainingRecipe(replace(QUICK, epochs=12), (3, 16, 16))
     target = recipe.fit(IMAGES, seed=0, device=CPU)
     assert target.image_shape == (3, 16, 16) and accuracy_on(target, IMAGES) == 1.0
+
+
+# A function of the owner's
+
+
+class Net(nn.Module):
+    """Logits of images whose mean is subtracted, of any size and 1 channel."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.adaptive_avg_pool2d(self.conv(x).relu(), (1, 2)).flatten(1))
+
+
+def train(dataset: Any, *, classes: Sequence[str], seed: int, device: torch.device) -> nn.Module:
+    """A plain training with PyTorch's, numpy's and Python's random numbers."""
+    print("training")
+    model = Net(len(classes)).to(device)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5 + 0.01 * random.random())
+    for _ in range(3 + np.random.randint(2)):
+        for images, labels in DataLoader(dataset, batch_size=8, shuffle=True):
+            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return model
+
+
+def fresh(*_: Any, **given: Any) -> nn.Module:
+    return Net(len(given["classes"]))
+
+
+def changed(change: Callable[[nn.Module], object]) -> Callable[..., object]:
+    """Return a recipe that returns what ``change`` makes of a new module."""
+    return lambda dataset, *, classes, seed, device: change(Net(len(classes)))
+
+
+class Squeezed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+class Probabilities(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+
+class Dropping(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x))
+
+
+class Cut(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.detach())
+
+
+KEPT = Net(2)
+LEFT_BY_ITS_LAST_CALL: list[Tensor] = []
+
+
+def keeping(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    nn.init.normal_(KEPT.head.weight)
+    return KEPT
+
+
+def resuming(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    """Goes on where the last call ended."""
+    model = Net(2)
+    with torch.no_grad():
+        LEFT_BY_ITS_LAST_CALL.append(model.head.weight.sum())
+        model.head.weight += sum(LEFT_BY_ITS_LAST_CALL)
+    return model
+
+
+def by_clock(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    torch.manual_seed(time.perf_counter_ns())
+    return Net(2)
+
+
+def always_zero(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return Net(2)
+
+
+def filling_batches(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    """Needs as many images as fill a batch."""
+    for _images, _labels in DataLoader(dataset, batch_size=64, drop_last=True):
+        last = Net(2)
+    return last
+
+
+def raising(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    return Net(2)(torch.zeros(1, 3, 8, 8))  # the line of the test below
+
+
+def exiting(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    raise SystemExit(2)
+
+
+def with_workers(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    for _ in DataLoader(Broken(dataset), num_workers=1):
+        pass
+    return Net(2)
+
+
+class Broken(torch.utils.data.Dataset[int]):
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> int:
+        raise KeyError("no such transform")
+
+
+def spoil(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, float("nan"))
+
+
+module_and_history = changed(lambda model: (model, [0.1]))
+nothing = changed(lambda model: None)
+too_many = changed(lambda model: Net(3))
+not_a_number = changed(lambda model: model.apply(spoil))
+squeezed = changed(lambda model: Squeezed(2))
+cut = changed(lambda model: Cut(2))
+too_large = changed(lambda model: nn.Sequential(nn.Conv2d(1, 2, 9), nn.Flatten()))
+probabilities = changed(lambda model: Probabilities(2))
+dropping = changed(lambda model: Dropping(2))
+
+
+def own(name: str, **more: Any) -> FunctionRecipe:
+    recipe = load_recipe(f"{__name__}:{name}", training=QUICK, image_shape=(1, 8, 8), **more)
+    assert isinstance(recipe, FunctionRecipe) and isinstance(recipe, Recipe)
+    return recipe
+
+
+def test_own_function_trains_on_float_images_and_labels() -> None:
+    """Grey images become colour, of the target's size, exactly as the target's input does."""
+    dataset = TrainingImages(IMAGES, (3, 16, 16))
+    image, label = dataset[13]
+    assert image.shape == (3, 16, 16) and image.dtype == torch.float32 and label == 1
+    assert len(dataset) == len(list(iter(DataLoader(dataset)))) == 20
+    expected = IMAGES.select(torch.tensor([13])).floats(size=16, channels=3)[0]
+    assert torch.equal(image, expected) and 0.0 <= float(image.min()) <= float(image.max()) <= 1.0
+
+
+def test_own_function_is_decided_by_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the random states of torch, numpy and random too, which are left as they were."""
+    recipe = own("train")
+    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    assert_seed_decides(recipe)
+    recipe.fit(IMAGES, seed=2**62, device=CPU)
+    random_state = random.getstate()
+    torch.manual_seed(2)
+    assert before[2] == random_state and np.array_equal(before[1], np.random.get_state()[1])
+    shown = capsys.readouterr()
+    assert not shown.out and "training" in shown.err
+    state = torch.get_rng_state()
+    recipe.fit(IMAGES, seed=0, device=CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_own_function_learns_and_passes_its_trial() -> None:
+    recipe = pickle.loads(pickle.dumps(own("train")))
+    assert recipe.check(IMAGES, device=CPU) == ()
+    assert accuracy_on(recipe.fit(IMAGES, seed=0, device=CPU), IMAGES) == 1.0
+    assert recipe.description == f"{__name__}:train on images of 8x8"
+
+
+def test_mean_and_std_are_applied_once() -> None:
+    target = own("train", mean=(0.3,), std=(0.2,)).fit(IMAGES, seed=0, device=CPU)
+    x = IMAGES.floats()
+    torch.testing.assert_close(target(x), target.module((x - 0.3) / 0.2))
+    plain = own("train").fit(IMAGES, seed=0, device=CPU)
+    assert torch.equal(plain(x), plain.module(x)) and same(target, plain)  # trained on the same
+
+
+def test_restores_threads_default_type_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(dataset: Any, **_: Any) -> nn.Module:
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(3)
+        torch.set_grad_enabled(False)
+        return Net(2).float().requires_grad_(True)
+
+    monkeypatch.setitem(globals(), "careless", careless)
+    threads = torch.get_num_threads()
+    own("careless").fit(IMAGES, seed=0, device=CPU)
+    assert torch.get_default_dtype() == torch.float32 and torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("module_and_history", ("torch.nn.Module, found tuple", "return the module alone")),
+        ("nothing", ("torch.nn.Module, found NoneType",)),
+        ("too_many", ("gives (2, 3)", "expected logits (images, classes) = (2, 2)")),
+        ("squeezed", ("gives (2,)", "(1, 2)")),
+        ("not_a_number", ("NaN or infinity", "diverge")),
+        ("cut", ("no gradient with respect to its input",)),
+        ("too_large", ("failed on images of 1x8x8", "Kernel size")),
+        ("raising", ("RuntimeError: Given groups=1", "test_recipes.py:")),
+        ("exiting", ("SystemExit: 2", "test_recipes.py:")),
+        ("with_workers", ("KeyError: 'no such transform'", "test_recipes.py:")),
+        ("keeping", ("changed the module that it had returned before", "make a new module")),
+    ],
+)
+def test_a_recipe_that_fails_is_refused_before_a_run_and_ends_one(
+    name: str, parts: tuple[str, ...]
+) -> None:
+    recipe = own(name)
+    with refused(f"--recipe {__name__}:{name}: ", *parts):
+        recipe.check(IMAGES, device=CPU)
+    if name not in ("keeping", "with_workers"):
+        with refused(f"--recipe {__name__}:{name}: ", *parts, error=StageError):
+            recipe.fit(IMAGES, seed=1, device=CPU)
+
+
+def test_names_the_innermost_line_of_the_users_own_code() -> None:
+    lines = Path(__file__).read_text().splitlines()
+    line = 1 + next(
+        i
+        for i, text in enumerate(lines)
+        if "super().forward" not in text and "self.head(F." in text
+    )
+    with refused(f"test_recipes.py:{line})"):
+        own("raising").check(IMAGES, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("by_clock", "one seed gave two models"),
+        ("resuming", "nothing that an earlier call left, such as a checkpoint"),
+        ("always_zero", "two seeds gave the same model"),
+        ("probabilities", "return logits"),
+        ("dropping", "change from call to call"),
+    ],
+)
+def test_what_is_odd_is_said_and_not_refused(name: str, part: str) -> None:
+    (warning,) = own(name).check(IMAGES, device=CPU)
+    assert part in warning and "\n" not in warning and f"{__name__}:{name}" in warning
+
+
+def test_a_recipe_that_needs_more_images_than_the_trial_has() -> None:
+    (warning,) = own("filling_batches").check(two_classes(40), device=CPU)
+    assert "UnboundLocalError" in warning and "with 32 images but not with 80" in warning
+    with refused("UnboundLocalError"):
+        own("filling_batches").check(IMAGES, device=CPU)
+
+
+def test_the_trial_has_images_of_every_class() -> None:
+    few = few_of_each_class(two_classes(30), 6)
+    assert few.ids == ("000", "001", "002", "030", "031", "032")
+    assert len(few_of_each_class(IMAGES, 99)) == len(IMAGES)
+
+
+no_function = 3
+
+
+def old_signature(dataset: Any, classes: Any, epochs: int) -> nn.Module:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        (f"{__name__}:tran", ("has no tran", "did you mean train?")),
+        (f"{__name__}:no_function", ("expected def train(dataset, *, classes, seed, device)", "int")),
+        (f"{__name__}:old_signature", ("old_signature(dataset, classes, epochs)", "expected def train")),
+        ("no.such.module:train", ("importing no.such.module failed", "ModuleNotFoundError")),
+        ("train", ("expected package.module:train",)),
+        ("scripts/fit.py:run", ("expected package.module:train", "give scripts.fit:run")),
+        ("./fit:run", ("expected package.module:train",)),
+        (f"{__name__}:train?weights=x", ("a function takes no ?weights=x",)),
+    ],
+)  # fmt: skip
+def test_wrong_specs_are_refused(spec: str, parts: tuple[str, ...]) -> None:
+    with refused(f"--recipe {spec}", *parts, error=ConfigError):
+        load_recipe(spec, training=QUICK, image_shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize("spec", ["timm:resnet18", f"{__name__}:train"])
+def test_normalisation_of_another_number_of_channels_is_refused(spec: str) -> None:
+    with refused("1 channel(s)", "--mean has 3 numbers", error=ConfigError):
+        load_recipe(spec, training=QUICK, image_shape=(1, 8, 8), mean=(0.1, 0.2, 0.3))
+
+
+# timm
+
+TINY = "timm:test_resnet"
+
+
+def pretrained(file: Path, *, classes: int, channels: int = 3) -> str:
+    """Write weights of a small network; return its spec."""
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        made = timm.create_model("test_resnet", num_classes=classes, in_chans=channels)
+    save_file(made.state_dict(), file)
+    return f"{TINY}?weights={file}"
+
+
+def fine_tuning(spec: str = TINY, **more: Any) -> TimmRecipe:
+    shape = more.pop("image_shape", (1, 32, 32))
+    recipe = load_recipe(spec, training=replace(QUICK, **more), image_shape=shape)
+    assert isinstance(recipe, TimmRecipe) and isinstance(recipe, Recipe)
+    return recipe
+
+
+def test_a_network_of_timm_learns() -> None:
+    recipe, images = fine_tuning(epochs=10), two_classes(40)
+    assert recipe.check(images, device=CPU) == () and "10 epochs" in recipe.description
+    target = recipe.fit(images, seed=0, device=CPU)
+    assert accuracy_on(target, images) == 1.0 and target.image_shape == (1, 32, 32)
+
+
+def test_a_network_of_timm_is_decided_by_its_seed() -> None:
+    assert_seed_decides(fine_tuning(epochs=1))
+
+
+@pytest.mark.parametrize(("classes", "skipped"), [(5, ("fc.weight", "fc.bias")), (2, ())])
+def test_starts_from_pretrained_weights_but_a_head_for_other_classes(
+    tmp_path: Path, classes: int, skipped: tuple[str, ...]
+) -> None:
+    """With no learning rate to speak of the network stays what it was; its channels are the weights'."""
+    recipe = fine_tuning(
+        pretrained(tmp_path / "w.safetensors", classes=classes), epochs=1, learning_rate=1e-20,
+        weight_decay=0.0,
+    )  # fmt: skip
+    said = recipe.check(IMAGES, device=CPU)
+    assert len(said) == bool(skipped) and all(name in said[0] for name in skipped)
+    target = recipe.fit(IMAGES, seed=0, device=CPU)
+    assert target.image_shape[0] == 3
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        expected = dict(timm.create_model("test_resnet", num_classes=classes).named_parameters())
+    for name, value in target.module.named_parameters():
+        if name not in skipped:
+            torch.testing.assert_close(value, expected[name], atol=1e-12, rtol=0.0)
+    config = timm.get_pretrained_cfg("test_resnet")
+    assert target.mean == tuple(config.mean) and target.std == tuple(config.std)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("timm:resnet1", ("timm has no such model", "did you mean resnet")),
+        ("timm:resnet18?weights=nowhere.safetensors", ("nowhere.safetensors: no such weights",)),
+        ("timm:resnet18?weight=x", ("unknown setting weight",)),
+    ],
+)
+def test_unknown_networks_and_weights_are_refused(spec: str, parts: tuple[str, ...]) -> None:
+    with refused(f"--recipe {spec}: ", *parts, error=TargetError):
+        load_recipe(spec, training=QUICK, image_shape=(1, 8, 8))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    spec = pretrained(tmp_path / "w.safetensors", classes=2).replace("test_resnet", "resnet18")
+    with refused("has no conv1.weight, which resnet18 needs", error=TargetError):
+        fine_tuning(spec).check(IMAGES, device=CPU)
+
+
+def test_normalises_and_trains_what_it_is_given() -> None:
+    """One step on one batch equals a step by hand."""
+    training = replace(QUICK, epochs=1, batch_size=20, shift=0.0, warmup_epochs=0, optimiser="sgd",
+                       learning_rate=0.1, momentum=0.0, weight_decay=0.0)  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, by_hand = Net(2), Net(2)
+    by_hand.load_state_dict(model.state_dict())
+    train_module(
+        model, IMAGES, training=training, image_shape=(1, 8, 8), normalisation=((0.4,), (0.3,)),
+        rng=generator(0),
+    )  # fmt: skip
+    loss = F.cross_entropy(by_hand(normalise(IMAGES.floats(), [0.4], [0.3])), IMAGES.labels)
+    loss.backward()
+    for mine, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine, theirs - 0.1 * theirs.grad, atol=1e-5, rtol=1e-4)

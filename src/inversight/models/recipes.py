@@ -8,11 +8,16 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from inversight.core.errors import ConfigError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
+from inversight.models.function_recipe import FunctionRecipe
+from inversight.models.loaders.timm import PREFIX as TIMM
+from inversight.models.loaders.timm import network_config
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target, target_of
+from inversight.models.timm_recipe import TimmRecipe
 from inversight.models.together import train_together
 from inversight.settings import Training
 
@@ -85,3 +90,50 @@ class TrainingRecipe:
             sets, training=replace(self.training, validation=0.0), image_shape=self.image_shape,
             rngs=[generator(seed) for seed in seeds], device=device, progress=progress,
         )  # fmt: skip
+
+
+def load_recipe(
+    spec: str | None, *, training: Training, image_shape: tuple[int, int, int],
+    mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+) -> Recipe:  # fmt: skip
+    """Return the recipe that ``spec`` names, after a check that it can be called.
+
+    Args:
+        spec: None: this package's own training. ``timm:NAME[?weights=FILE]``: that network, trained by
+            the same loop. ``package.module:train``: a function of the owner's.
+        training: settings of the loop.
+        image_shape: (C, S, S) of the target's input.
+        mean, std: normalisation of the target's input, where it is known.
+
+    Raises:
+        ConfigError: no such module, function or form of a spec, or a function with other arguments.
+        TargetError: timm has no such network, or the weights do not exist.
+    """
+    if spec is None:
+        return TrainingRecipe(training, image_shape)
+    for option, values in (("--mean", mean), ("--std", std)):
+        if values is not None and len(values) not in (1, image_shape[0]):
+            raise ConfigError(
+                f"--recipe {spec}: images have {image_shape[0]} channel(s), but {option} has "
+                f"{len(values)} numbers"
+            )
+    if spec.startswith(TIMM):
+        found = TimmRecipe(spec, training, image_shape, mean, std)
+        network_config(found.model)
+        _ = found.model.weights  # exists
+        return found
+    name, _, query = spec.partition("?")
+    module, colon, function = name.partition(":")
+    if not colon or module.startswith((".", "/")) or module.endswith(".py"):
+        hint = f"; give {module.removesuffix('.py').replace('/', '.')}:{function or 'train'}"
+        raise ConfigError(
+            f"--recipe {spec}: expected package.module:train, or timm:NAME?weights=FILE.safetensors"
+            + (hint if module.endswith(".py") and not module.startswith((".", "/")) else "")
+        )
+    if query:
+        raise ConfigError(
+            f"--recipe {spec}: a function takes no ?{query}; let it read its files itself"
+        )
+    own = FunctionRecipe(spec, image_shape, mean or (0.0,), std or (1.0,))
+    own.function()
+    return own

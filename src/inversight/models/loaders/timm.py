@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
 from inversight.core.config import nearest
 from inversight.models.loaders.base import LoadedModel, load_weights, read_safetensors
 from inversight.models.spec import ModelSpec
@@ -15,36 +20,81 @@ def load_timm(model: ModelSpec, *, size: int) -> LoadedModel:
     Raises:
         TargetError: unknown network, or the weights are missing or another network's.
     """
-    import timm
-
     name = model.name.removeprefix(PREFIX)
     if model.weights is None:
         raise model.error(f"needs its trained weights, as {PREFIX}{name}?weights=FILE.safetensors")
     weights = read_safetensors(model.weights, model)
+    config = network_config(model)
+    num_classes = weight_shape(model, weights, config, "classifier")[0]
+    channels = weight_shape(model, weights, config, "first_conv")[1]
+    module = build_network(model, num_classes=num_classes, channels=channels, size=size)
+    load_weights(module, weights, model)
+    mean, std = normalisation(config, channels)
+    return LoadedModel(module, size, channels, mean, std)
+
+
+def network_config(model: ModelSpec) -> dict[str, Any]:
+    """Return what timm knows of the network: layers, mean, standard deviation.
+
+    Raises:
+        TargetError: unknown network.
+    """
+    import timm
+
+    name = model.name.removeprefix(PREFIX)
     if not timm.is_model(name):
         raise model.error(f"timm has no such model{nearest(name, timm.list_models())}")
-    config = timm.get_pretrained_cfg(name).to_dict()
+    config: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()
+    return config
 
-    def weight_shape(field: str) -> tuple[int, ...]:
-        layer = config.get(field)
-        layer = layer[0] if isinstance(layer, (tuple, list)) else layer
-        if f"{layer}.weight" not in weights:
-            raise model.error(
-                f"{model.weights} has no {layer}.weight, which {name} needs; does it belong to "
-                "another network?"
-            )
-        return tuple(weights[f"{layer}.weight"].shape)
 
-    num_classes, channels = weight_shape("classifier")[0], weight_shape("first_conv")[1]
+def layers_of(config: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    """Return the names of the network's "classifier" or "first_conv" layers."""
+    layers = config.get(field)
+    return tuple(layers) if isinstance(layers, (tuple, list)) else (str(layers),)
+
+
+def weight_shape(
+    model: ModelSpec, weights: Mapping[str, Tensor], config: Mapping[str, Any], field: str
+) -> tuple[int, ...]:
+    """Return the shape of the first of the "classifier" or "first_conv" layers.
+
+    Raises:
+        TargetError: the weights lack it.
+    """
+    name, layer = model.name.removeprefix(PREFIX), layers_of(config, field)[0]
+    if f"{layer}.weight" not in weights:
+        raise model.error(
+            f"{model.weights} has no {layer}.weight, which {name} needs; does it belong to "
+            "another network?"
+        )
+    return tuple(weights[f"{layer}.weight"].shape)
+
+
+def normalisation(
+    config: Mapping[str, Any], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of the network's input, for 1 or 3 channels."""
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if channels == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return mean, std
+
+
+def build_network(model: ModelSpec, *, num_classes: int, channels: int, size: int) -> nn.Module:
+    """Return the network with random weights, drawn from PyTorch's random state.
+
+    Raises:
+        TargetError: timm cannot build it.
+    """
+    import timm
+
+    name = model.name.removeprefix(PREFIX)
     options = {"num_classes": num_classes, "in_chans": channels}
     try:
-        module = timm.create_model(name, **options, pretrained=False, img_size=size)
+        module: nn.Module = timm.create_model(name, **options, pretrained=False, img_size=size)
     except TypeError:  # convolutional networks take any size and no img_size
         module = timm.create_model(name, **options, pretrained=False)
     except Exception as error:
         raise model.error(f"could not be built ({error})") from error
-    load_weights(module, weights, model)
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if channels == 1:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return LoadedModel(module, size, channels, mean, std)
+    return module

@@ -1,0 +1,134 @@
+"""A recipe that fine-tunes a network of timm by inversight's own loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inversight.core.errors import StageError
+from inversight.core.progress import Progress, silent
+from inversight.core.seeding import derive_seed, generator
+from inversight.data import ImageSet
+from inversight.models.function_recipe import fault_of
+from inversight.models.loaders.base import load_weights, read_safetensors
+from inversight.models.loaders.timm import (
+    build_network,
+    layers_of,
+    network_config,
+    normalisation,
+    weight_shape,
+)
+from inversight.models.own_training import own_random_state
+from inversight.models.spec import ModelSpec
+from inversight.models.target import Target
+from inversight.models.training import train_module
+from inversight.settings import Training
+
+
+@dataclass(frozen=True)
+class TimmRecipe:
+    """Training of the network that ``spec``, ``timm:NAME[?weights=FILE]``, names.
+
+    It starts from the weights, if there are any, except a head for other classes, which starts at random.
+    Every image is trained on, and every epoch of ``training``, whose architecture and width do not matter.
+
+    image_shape: (C, S, S) of the network's input. mean, std: its normalisation; None: timm's.
+    """
+
+    spec: str
+    training: Training
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def description(self) -> str:
+        size, t = self.image_shape[1], self.training
+        return f"{self.spec} at {size}x{size}, trained by {t.optimiser} for {t.epochs} epochs"
+
+    @property
+    def model(self) -> ModelSpec:
+        """Return the spec in its parts; errors begin with ``--recipe``."""
+        return ModelSpec(self.spec, role="--recipe")
+
+    def check(self, images: ImageSet, *, device: torch.device) -> tuple[str, ...]:
+        """Build the network without training it; return a warning of weights that are not loaded.
+
+        Raises:
+            TargetError: unknown network, weights of another one, or it takes no images of this shape.
+        """
+        target, skipped = self._start(images, seed=0)
+        fault = fault_of(target, images)
+        if fault:
+            raise self.model.error(fault)
+        if not skipped:
+            return ()
+        names = ", ".join(skipped)
+        return (f"--recipe {self.spec}: starts {names} at random, not from the weights' classes",)
+
+    def fit(
+        self, images: ImageSet, *, seed: int, device: torch.device, progress: Progress = silent
+    ) -> Target:
+        """Return the network trained on all of ``images``; ``seed`` decides everything random.
+
+        Raises:
+            TargetError: as :meth:`check`.
+            StageError: training diverged.
+        """
+        target, _ = self._start(images, seed=seed)
+        # Of PyTorch's own random numbers dropout is made.
+        with own_random_state(derive_seed(seed, "dropout") % 2**32, device):
+            train_module(
+                target.module, images, training=self.training, image_shape=target.image_shape,
+                normalisation=(target.mean, target.std), rng=generator(seed), progress=progress,
+                device=device,
+            )  # fmt: skip
+        target.module.eval().requires_grad_(False)
+        fault = fault_of(target, images)
+        if fault:
+            raise StageError(f"--recipe {self.spec}: after training it {fault}")
+        return target
+
+    def _start(self, images: ImageSet, *, seed: int) -> tuple[Target, tuple[str, ...]]:
+        """Return the untrained network, and the names of its tensors that no weights were loaded to."""
+        model, (channels, size, _) = self.model, self.image_shape
+        config, weights = network_config(model), None
+        if model.weights is not None:
+            weights = read_safetensors(model.weights, model)
+            channels = weight_shape(model, weights, config, "first_conv")[1]
+        with own_random_state(derive_seed(seed, "start") % 2**32, torch.device("cpu")):
+            module = build_network(
+                model, num_classes=len(images.classes), channels=channels, size=size
+            )
+        skipped: tuple[str, ...] = ()
+        if weights is not None:
+            skipped = load_all_but_head(module, weights, layers_of(config, "classifier"), model)
+        mean, std = normalisation(config, channels)
+        target = Target(
+            module.eval().requires_grad_(False), images.classes, (channels, size, size),
+            self.mean or mean, self.std or std, self.spec,
+        )  # fmt: skip
+        return target, skipped
+
+
+def load_all_but_head(
+    module: nn.Module, weights: dict[str, Tensor], head: tuple[str, ...], model: ModelSpec
+) -> tuple[str, ...]:
+    """Load ``weights``; return the names of the head's tensors that they lack or have in another shape.
+
+    head: names of the network's last layers.
+
+    Raises:
+        TargetError: they differ elsewhere from what the network has.
+    """
+    own = module.state_dict()
+    skipped = tuple(
+        name
+        for name, value in own.items()
+        if name.startswith(tuple(f"{layer}." for layer in head))
+        and (name not in weights or weights[name].shape != value.shape)
+    )
+    load_weights(module, {**weights, **{name: own[name] for name in skipped}}, model)
+    return skipped
