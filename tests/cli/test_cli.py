@@ -80,6 +80,7 @@ REFUSED: list[tuple[str, ...]] = [
     (f"{AUDIT} {WEIGHTLESS} --group-by none.csv:who", "--group-by none.csv", "cannot be read"),
     (f"{AUDIT} {WEIGHTLESS} --group-by private", "of none of the 6 images", "like a/0.png"),
     (f"{AUDIT} {WEIGHTLESS} --group-by '[0-9]'", "group 0 has images of classes a and b"),
+    ("audit --recipe m:train", "--recipe needs --target"),
     ("audit --pairs dists", *NO_WEIGHTS),
     ("audit --out private", "--out private", "other files"),
     ("audit --out private/a/0.png", "found a file"),

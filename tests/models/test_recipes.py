@@ -424,6 +424,8 @@ def test_starts_from_pretrained_weights_but_a_head_for_other_classes(
         pretrained(tmp_path / "w.safetensors", classes=classes), epochs=1, learning_rate=1e-20,
         weight_decay=0.0,
     )  # fmt: skip
+    assert "timm:test_resnet from weights " in recipe.description
+    assert str(tmp_path) not in recipe.description
     said = recipe.check(IMAGES, device=CPU)
     assert len(said) == bool(skipped) and all(name in said[0] for name in skipped)
     target = recipe.fit(IMAGES, seed=0, device=CPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,15 @@ class TimmRecipe:
 
     @property
     def description(self) -> str:
-        size, t = self.image_shape[1], self.training
-        return f"{self.spec} at {size}x{size}, trained by {t.optimiser} for {t.epochs} epochs"
+        size, t, start = self.image_shape[1], self.training, ""
+        if (
+            self.model.weights is not None
+        ):  # by content: a path may be private, and given in two ways
+            start = (
+                f" from weights {hashlib.sha256(self.model.weights.read_bytes()).hexdigest()[:8]}"
+            )
+        how = f"trained by {t.optimiser} for {t.epochs} epochs"
+        return f"{self.model.name}{start} at {size}x{size}, {how}"
 
     @property
     def model(self) -> ModelSpec:

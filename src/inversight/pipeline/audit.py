@@ -38,7 +38,7 @@ def audit(
     evaluator_training: Training | Mapping[str, Any] | None = None,
     public_training: Training | Mapping[str, Any] | None = None,
     adaptation: Adaptation | Mapping[str, Any] | None = None, shadows: int | str | None = None,
-    shadow_pairs: int | None = None, adapt_shadows: bool | None = None,
+    recipe: str | None = None, shadow_pairs: int | None = None, adapt_shadows: bool | None = None,
     keep_shadows: bool | None = None, workers: int | None = None, images: Pictures | None = None,
     hash_ids: bool | None = None, memory: int | None = None,
     pairs: Sequence[PairMeasure] | None = None, fdr: float | None = None,

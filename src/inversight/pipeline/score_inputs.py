@@ -102,7 +102,8 @@ def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).absolute())
     for name, absolute in (
-        ("target", absolute_spec), ("evaluator", absolute_spec), ("group_by", absolute_group_by),
+        ("target", absolute_spec), ("evaluator", absolute_spec), ("recipe", absolute_spec),
+        ("group_by", absolute_group_by),
     ):  # fmt: skip
         if found.get(name) is not None:
             found[name] = absolute(found[name])

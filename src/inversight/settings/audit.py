@@ -142,6 +142,11 @@ class AuditSettings:
     and holdout images and attacked alike, which shows what training on each image changed (exposure). 0:
     none. auto: by the preset (quick 16, standard 32, thorough 64), if the recipe is known and they take at
     most twice as long as the rest."""
+    recipe: str | None = None
+    """How the given target was trained, so that shadow models can be: package.module:train, a function
+    train(dataset, *, classes, seed, device) of one's own that returns a torch.nn.Module, or
+    timm:NAME[?weights=FILE], which is trained or fine-tuned with the settings of target_training. None: not
+    known, if a target is given. A target that the audit trains is its own recipe."""
     shadow_pairs: PositiveInt = 2
     """Pairs of shadow models that are trained together, which saves time. Results are the same bits for the
     same number alone."""
@@ -304,6 +309,11 @@ def _check(settings_: AuditSettings) -> None:
                 f"--{name.replace('_', '-')} needs --private as well: without --private the audit "
                 "is of the embedded digits"
             )
+    if settings_.recipe is not None and settings_.target is None:
+        raise ConfigError(
+            "--recipe needs --target as well: without --target the audit trains the target itself, and "
+            "shadow models like it"
+        )
     for name in ("mean", "std"):
         value = getattr(settings_, name)
         if value is not None and len(value) not in (1, 3):
