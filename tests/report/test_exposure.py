@@ -23,10 +23,11 @@ from tests.report.exposure_examples import (
     exposure_item,
     exposure_metrics,
     exposure_table,
+    exposures,
 )
 from tests.report.parsers import Page, assert_texts, parsed, rows_of, texts
 
-NAN = float("nan")
+NAN, NEAREST = float("nan"), "nearest_distance"
 
 
 def drawn(table: pd.DataFrame, holdout: list[float] | None = None) -> Any:
@@ -121,7 +122,7 @@ def test_pictures_are_of_the_pair_with_the_median_difference() -> None:
     assert_texts(
         page.text(),
         [
-            "of the 12 pairs, the one whose difference is the median", "a/1.png",
+            "of the 12 pairs, the one whose difference of log distances is the median", "a/1.png",
             "trained with distance 0.118", "trained without distance 0.171",
             "from the pair with the median difference", "exposure 1.62 [1.31, 2] · p 0.0004",
         ],
@@ -145,6 +146,8 @@ def test_groups_are_listed_with_the_worst_first() -> None:
     table = grouped()
     found = groups_of(table)
     assert found is not None and (found.of, found.single) == (3, 2)
+    keys = [column.key for column in found.ledger.columns][1:]
+    assert keys == ["group", "exposure", "images", "exposed_images", "flagged_images", NEAREST]
     rows = {row[1].text: [cell.text for cell in row[2:]] for row in found.ledger.rows}
     means = {
         name: float(np.exp(np.log(rows_["exposure"]).mean()))
@@ -153,11 +156,24 @@ def test_groups_are_listed_with_the_worst_first() -> None:
     assert list(rows) == sorted(means, key=means.__getitem__, reverse=True)
     for name, own in table.groupby("group"):
         count = str(int(own["exposed"].fillna(False).sum()))
-        values = [means[name], own["exposure_shrunken"].max()]
-        assert rows[name][:4] == [str(len(own)), count, *map(number, values)]
-        assert rows[name][-1] == number(own["nearest_distance"].min())
+        nearest = number(own[NEAREST].min())
+        assert rows[name] == [number(means[name]), str(len(own)), count, "0", nearest]
     page = Page(render(exposed_data(samples=table)))
     assert_texts(page.text(), ["All 3 groups.", "2 private images belong to no group."])
+
+
+def test_groups_show_their_own_test() -> None:
+    own = exposures(4, exposed=1).assign(group=["cy", "ann", "bob", "of holdout alone"], images=3)
+    found = groups_of(grouped(), own)
+    assert found is not None and found.sorted == "exposure_shrunken"
+    expected = own.iloc[:3].sort_values("exposure_shrunken", ascending=False)
+    assert [row[1].text for row in found.ledger.rows] == expected["group"].tolist()
+    first, cells = expected.iloc[0], [cell.text for cell in found.ledger.rows[0][2:6]]
+    bounds = f"{number(first['exposure_low'])}, {number(first['exposure_high'])}"
+    values = (first["exposure_shrunken"], first["exposure_p"])
+    assert cells == ["yes", f"{number(first['exposure'])} [{bounds}]", *map(number, values)]
+    page = Page(render(exposed_data(samples=grouped(), exposure_groups=own)))
+    assert "tested as a whole" in page.text()
 
 
 def test_groups_without_exposure_are_ordered_by_distance() -> None:
@@ -179,6 +195,10 @@ def test_reads_a_run_folder_with_shadow_models(tmp_path: Path) -> None:
     assert data.shadows == SHADOWS and data.exposures is not None
     assert_texts(texts(render(data)[render(data).index("<svg") :].partition("</svg>")[0] + "</svg>"),
                  ["private (40)", "holdout (20)"])  # fmt: skip
+    own = exposures(2).assign(group=["ann", "bob"])
+    own.to_parquet(run / "exposure_groups.parquet")
+    groups = load_report_data(run).exposure_groups
+    assert groups is not None and groups["group"].tolist() == ["ann", "bob"]
     exposure_table(table).drop(columns="role").to_parquet(run / "exposure.parquet")
     with pytest.raises(RunError, match="expected the column role"):
         load_report_data(run)

@@ -198,7 +198,7 @@ def test_no_sentence_contradicts_a_number_of_exposure(mean, p, count, gap, gap_p
         claims = {
             "Models trained on a private image give reconstructions nearer": shown,
             "were not shown to give reconstructions nearer": tested and not shown,
-            f"{count} of 30 private images {'is' if count == 1 else 'are'} exposed": (
+            f"{count} of 30 private images that can be judged {'is' if count == 1 else 'are'} exposed": (
                 tested and count is not None
             ),
             "Single images were not tested for exposure": tested and count is None,
@@ -222,9 +222,24 @@ NAMED = {**SHADOWS, "recipe": "my.recipes:train", "prior": "adapted", "looks": 2
     [
         ({}, ["Exposure of the set: 1.06 [1.04, 1.09]", "in 0.01 % of cases (p = 0.0001)"], []),
         ({}, ["an exposure of the set of 1.02 or more is found in 80 % of cases"], ["given model"]),
-        ({}, ["9 of 200 private images are exposed at a false-discovery rate of 10 %"], []),
-        ({}, ["an image whose exposure is 1.35 or more is found in 80 %", "1 was not judged"], []),
-        ({}, ["Tested were 24 shadow models, trained with the settings by which this audit"], []),
+        (
+            {},
+            ["9 of 200 private images that can be judged are exposed at a false-discovery rate of"],
+            [],
+        ),
+        (
+            {},
+            [
+                "an image whose exposure is 1.35 or more is found in 80 %",
+                "1 more could not be judged",
+            ],
+            [],
+        ),
+        (
+            {},
+            ["Tested were 24 shadow models (recipe: the audit's own training), trained on complem"],
+            [],
+        ),
         (
             {},
             ["Each was trained on 200 images, the target on 200.", "100 % of", "93 % of"],
@@ -235,14 +250,29 @@ NAMED = {**SHADOWS, "recipe": "my.recipes:train", "prior": "adapted", "looks": 2
         ({"shadows": LARGER}, ["1.26 times as many images", "memorise less", "be larger"], []),
         ({"shadows": {**SMALLER, "train_images": 80}}, [], ["memorise"]),
         ({"shadows": {**SMALLER, "train_images": 125}}, [], ["memorise"]),
-        ({"shadows": NAMED}, ["by the recipe my.recipes:train", "adapted to each", "look 2"], []),
+        ({"shadows": NAMED}, ["(recipe: my.recipes:train)", "adapted to each", "look 2"], []),
         ({"shadows": NAMED, **GIVEN}, ["not the given model itself"], []),
-        ({"shadows": {}}, ["9 of 200 private images are exposed"], ["Tested were"]),
-        ({"shadows": {"models": 24}}, ["Tested were 24 shadow models"], ["Each was", "classify"]),
+        ({"shadows": {}}, ["are exposed at a false-discovery"], ["Tested were"]),
+        (
+            {"shadows": {"models": 24}},
+            ["trained with and without each image"],
+            ["Each was", "classify"],
+        ),
+        ({"shadows": {**SHADOWS, "looks": [16, 24]}}, ["This is look 2 at these models"], []),
+        ({"shadows": {**SHADOWS, "train_images": 99.5}}, ["on 99.5 images, the target on 200"], []),
     ],
 )
 def test_facts_of_exposure(changes, stated, unstated):
     assert_texts(" ".join(verdict(exposed_data(**changes)).facts), stated, unstated)
+
+
+@pytest.mark.parametrize(
+    ("p", "low", "said"), [(0.004, 0.99, True), (0.004, 1.01, False), (0.3, 1.01, True)]
+)
+def test_facts_explain_why_test_and_interval_disagree(p, low, said):
+    found = {**metrics_of(), **exposure_metrics(p=p, low=low)}
+    text = " ".join(verdict(exposed_data(metrics=found)).facts)
+    assert ("the interval has the 12 pairs of models alone" in text) == said
 
 
 def test_facts_name_the_most_exposed_images_by_the_shrunken_value():

@@ -174,7 +174,8 @@ def _shadows(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         name: facts[name] for name in numbers if not is_missing(facts.get(name))
     }
     recipe = facts.get("recipe")
-    found["recipe"] = "the audit's own" if recipe is None else _code_name(str(recipe)) or "named"
+    own = recipe is None or str(recipe).startswith("the audit's own")
+    found["recipe"] = "the audit's own" if own else _code_name(str(recipe)) or "named"
     return {**found, "prior": text_of(facts.get("prior"))}
 
 

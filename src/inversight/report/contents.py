@@ -95,6 +95,7 @@ class ReportData:
     budget: as in ``budget.parquet``, a row for each attack and number of queries; None without.
     shadows: facts about the shadow models, as ``shadows`` in ``run.json``; empty without any.
     exposures: as in ``exposure.parquet``, a row for each private and holdout image; None without.
+    exposure_groups: as in ``exposure_groups.parquet``, a row for each group; None without.
     gallery: pairs to show, the nearest first; empty if ``images`` is "none".
     exposure_gallery: the most exposed images, the most exposed first; empty if ``images`` is "none".
     images: whether images may be shown: "none", "blurred" (the items are already), "full".
@@ -120,6 +121,7 @@ class ReportData:
     budget: pd.DataFrame | None = None
     shadows: Mapping[str, Any] = field(default_factory=dict)
     exposures: pd.DataFrame | None = None
+    exposure_groups: pd.DataFrame | None = None
     gallery: Sequence[GalleryItem] = ()
     exposure_gallery: Sequence[ExposureItem] = ()
     images: str = "none"
@@ -150,7 +152,8 @@ def load_report_data(
     title: str | None = None,
 ) -> ReportData:
     """Read ``run.json``, ``metrics.json`` and ``samples.parquet`` of a run, and where they exist
-    ``metrics_by_set.json``, ``holdout.parquet``, ``budget.parquet`` and ``exposure.parquet``.
+    ``metrics_by_set.json``, ``holdout.parquet``, ``budget.parquet``, ``exposure.parquet`` and
+    ``exposure_groups.parquet``.
 
     Of a run with --hash-ids, the paths of inputs, models and priors are left out.
 
@@ -167,7 +170,7 @@ def load_report_data(
     manifest = read_mapping(run, "run.json")
     if mapping(manifest.get("settings")).get("hash_ids"):
         manifest = without_paths(manifest)
-    holdout = budget = exposures = None
+    holdout = budget = exposures = groups = None
     if (run / "holdout.parquet").is_file():
         table = read_table(run, "holdout.parquet", ("nearest_distance",))
         holdout = tuple(float(d) for d in table["nearest_distance"].astype("float64"))
@@ -175,6 +178,8 @@ def load_report_data(
         budget = read_table(run, "budget.parquet", BUDGET_COLUMNS)
     if (run / "exposure.parquet").is_file():
         exposures = read_table(run, "exposure.parquet", EXPOSURE_COLUMNS)
+    if (run / "exposure_groups.parquet").is_file():
+        groups = read_table(run, "exposure_groups.parquet", ("group", ORDER))
     by_set = {}
     if (run / "metrics_by_set.json").is_file():
         by_set = read_mapping(run, "metrics_by_set.json")
@@ -194,6 +199,7 @@ def load_report_data(
         holdout_nearest=holdout,
         budget=budget,
         exposures=exposures,
+        exposure_groups=groups,
         gallery=tuple(gallery),
         exposure_gallery=tuple(exposure_gallery),
         images=str(manifest.get("images") or "none"),
@@ -251,7 +257,8 @@ def worst_first(samples: pd.DataFrame) -> pd.DataFrame:
     ordered = nearest_first(samples)
     if ORDER not in samples:
         return ordered
-    return ordered.sort_values(ORDER, ascending=False, na_position="last", kind="stable")
+    keys = [key for key in (ORDER, "exposure") if key in samples]
+    return ordered.sort_values(keys, ascending=False, na_position="last", kind="stable")
 
 
 def _facts_of(value: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from numpy.typing import NDArray
 
 from inversight.report import words
-from inversight.report.contents import ORDER, ReportData, worst_first
+from inversight.report.contents import ORDER, ReportData
 from inversight.report.figures import COLOURS, Floats, new_wide_figure, to_svg
 from inversight.report.formatting import finite, is_missing
 from inversight.report.ledger import Ledger
@@ -22,15 +22,20 @@ from inversight.report.ledger import Ledger
 GROUP_COLUMNS = words.Words(
     {
         "group": words.Word("Group"),
+        **{
+            key: words.COLUMNS[key]
+            for key in ("exposed", "exposure", ORDER, "exposure_p", "exposure_q")
+        },
         "images": words.Word("Private images"),
-        "exposed": words.Word("Exposed", "higher"),
-        "exposure": words.Word("Exposure, mean", "higher"),
-        "largest": words.Word("Largest, shrunken", "higher"),
-        "flagged": words.Word("Flagged", "higher"),
+        "exposed_images": words.Word("Exposed images", "higher"),
+        "flagged_images": words.Word("Flagged images", "higher"),
         "nearest_distance": words.Word("Nearest distance", "lower"),
     }
 )
 """Columns of the table of groups."""
+
+INTERVALS = {"exposure": ("exposure_low", "exposure_high")}
+"""Columns of ledgers that are shown with their interval."""
 
 _ROUND = (
     1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98,
@@ -141,29 +146,35 @@ class Groups:
     direction: str
 
 
-def groups_of(samples: pd.DataFrame) -> Groups | None:
-    """Return the private images of each group, the worst group first; None without groups."""
+def groups_of(samples: pd.DataFrame, tested: pd.DataFrame | None = None) -> Groups | None:
+    """Return the private images of each group, the worst group first; None without groups.
+
+    tested: exposure of each group, as in ``exposure_groups.parquet``; without it, the mean of its images.
+    """
     if "group" not in samples or not samples["group"].notna().any():
         return None
-    rows = worst_first(samples[samples["group"].notna()])
-    grouped = rows.groupby("group", sort=False, observed=True)
-    found = pd.DataFrame({"images": grouped.size()})
+    rows = samples[samples["group"].notna()]
+    rows = rows.assign(group=rows["group"].astype(str))
+    grouped = rows.groupby("group", sort=True)
+    found = pd.DataFrame(
+        {"images": grouped.size(), "nearest_distance": grouped["nearest_distance"].min()}
+    )
     for name in ("exposed", "flagged"):
         if name in rows:
-            found[name] = rows[name].fillna(False).astype(bool).groupby(rows["group"]).sum()
-    if "exposure" in rows:
+            flags = rows.assign(flag=rows[name].fillna(False).astype(bool))
+            found[f"{name}_images"] = flags.groupby("group")["flag"].sum()
+    worst, rising = "nearest_distance", True
+    if tested is not None:
+        own = tested.assign(group=tested["group"].astype(str)).set_index("group")
+        found = found.join(own.drop(columns=[c for c in own if c in found]))
+        worst, rising = ORDER, False
+    elif "exposure" in rows:
         logs = rows.assign(log=np.log(rows["exposure"].astype("float64"))).groupby("group")["log"]
         found["exposure"] = np.exp(logs.mean())
-    if ORDER in rows:
-        found["largest"] = grouped[ORDER].max()
-    found["nearest_distance"] = grouped["nearest_distance"].min()
+        worst, rising = "exposure", False
+    found = found.sort_values(worst, ascending=rising, na_position="last", kind="stable")
     found = found.rename_axis("group").reset_index()
-    worst, rising = ("exposure", False) if "exposure" in found else ("nearest_distance", True)
-    found = found.sort_values(
-        [worst, "group"], ascending=[rising, True], na_position="last", kind="stable"
-    )
-    order = [key for key in GROUP_COLUMNS if key in found]
-    ledger = Ledger.of("groups", found, order, GROUP_COLUMNS)
+    ledger = Ledger.of("groups", found, GROUP_COLUMNS, GROUP_COLUMNS, INTERVALS)
     single = int(samples["group"].isna().sum())
     return Groups(ledger, len(found), single, worst, "ascending" if rising else "descending")
 

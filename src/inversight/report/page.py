@@ -13,7 +13,7 @@ from inversight.report import words
 from inversight.report.attempts import NEW_AUDIT
 from inversight.report.budget import budget_figures, missing_points
 from inversight.report.contents import ORDER, ExposureItem, ReportData, worst_first
-from inversight.report.exposure import figure_of, groups_of
+from inversight.report.exposure import INTERVALS, figure_of, groups_of
 from inversight.report.figures import distance_histogram, score_histogram
 from inversight.report.formatting import NONE, get_number, is_missing
 from inversight.report.ledger import Ledger
@@ -26,9 +26,6 @@ TRUSTED, DOUBTFUL = 0.8, 0.5
 
 _PIXEL_ART = 64
 """Width in pixels up to which images are enlarged without smoothing."""
-
-_INTERVALS = {"exposure": ("exposure_low", "exposure_high")}
-"""Columns of the ledger that are shown with their interval."""
 
 _SET_MEASURES = ("ddcs_best", "covered", "coverage", "accuracy_top1")
 """Measures by which sets of reconstructions are compared."""
@@ -53,7 +50,7 @@ def render(data: ReportData) -> str:
         set_measures=_SET_MEASURES,
         # The set that came nearest to most images first.
         sets=sorted(sets.items(), key=lambda one: (-one[1], one[0])),
-        ledger=Ledger.of("ledger", samples, order, words.COLUMNS, _INTERVALS),
+        ledger=Ledger.of("ledger", samples, order, words.COLUMNS, INTERVALS),
         sorted_by=(ORDER, "descending") if by_exposure else ("nearest_distance", "ascending"),
         by_exposure=by_exposure,
         explained=[words.COLUMNS[key] for key in order if words.COLUMNS[key].meaning],
@@ -68,7 +65,7 @@ def render(data: ReportData) -> str:
             for item in data.exposure_gallery
         ],
         pairs=data.shadows.get("pairs"),
-        groups=groups_of(samples),
+        groups=groups_of(samples, data.exposure_groups),
         new_audit=NEW_AUDIT,
         budget=None if budget is None else budget.to_dict("records"),
         budget_figures=[] if budget is None else budget_figures(budget),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from inversight.report.contents import ReportData, nearest_first, worst_first
-from inversight.report.formatting import finite, get_number, mapping
+from inversight.report.formatting import finite, get_interval, get_number, mapping
 from inversight.report.templating import render_lines
 
 Level = Literal["leak", "unclear", "none-seen"]
@@ -149,6 +149,15 @@ def verdict(data: ReportData) -> Verdict:
     return Verdict("leak" if exact else first.level, sentence, tuple(facts))
 
 
+def _shown_without_interval(metrics: Metrics) -> bool:
+    """Return whether exposure of the set is shown although its interval contains 1, or the reverse."""
+    mean = Tests.of(metrics).mean
+    bounds = get_interval(mean)
+    if bounds is None or not _is_tested(mean):
+        return False
+    return (_level(mean, 1.0, {}) == "leak") != (bounds[0] > 1.0)
+
+
 def _of_shadows(data: ReportData) -> dict[str, Any]:
     """Return what the facts say of the shadow models and of the most exposed images."""
     sizes = [get_number(data.shadows, name) for name in ("train_images", "target_images")]
@@ -160,6 +169,7 @@ def _of_shadows(data: ReportData) -> dict[str, Any]:
     return {
         "shadows": data.shadows,
         "given": data.settings.get("target") is not None,
+        "apart": _shown_without_interval(data.metrics),
         "looks": len(looks) if isinstance(looks, list) else looks or 1,
         "ratio": ratio,
         "smallest_ratio": COMPARABLE_SIZES[0],
