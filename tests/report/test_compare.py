@@ -12,6 +12,7 @@ from inversight.core.errors import RunError
 from inversight.report import Comparison, compare, render_text
 from inversight.report.formatting import NONE
 from tests.report.examples import metrics, samples, write_run
+from tests.report.exposure_examples import SHADOWS, exposure_metrics
 
 Compared = Callable[..., Comparison]
 
@@ -91,6 +92,38 @@ def test_warns_of_numbers_that_cannot_be_compared(
     assert any(re.search(warning, text) for text in found.warnings)
     assert (found.samples is not None) == images_compared
     assert ("Images are not compared" in render_text(found)) != images_compared
+
+
+@pytest.mark.parametrize(
+    ("other", "warning"),
+    [
+        (SHADOWS, None),
+        ({}, None),
+        ({**SHADOWS, "accuracy_in": 0.9}, None),
+        ({**SHADOWS, "models": 16}, r"models differ \(24 and 16\), so that the one with more"),
+        ({**SHADOWS, "prior": "adapted"}, r"prior differ \(unadapted and adapted\)"),
+        ({**SHADOWS, "train_images": 80.0}, r"train images differ \(200 and 80\)"),
+        (
+            {**SHADOWS, "recipe": "m:train"},
+            r"recipe differ \(own and m:train\), so that exposure is",
+        ),
+    ],
+)
+def test_exposure_is_compared_with_what_differs_between_shadow_models(
+    tmp_path: Path, other: dict[str, Any], warning: str | None
+) -> None:
+    values = {**metrics(), **exposure_metrics(1.06)}, {**metrics(), **exposure_metrics(1.02)}
+    models = {**SHADOWS, "recipe": "own"}
+    changed = {name: value for name, value in other.items() if value != SHADOWS[name]}
+    a = write_run(tmp_path / "a", found=values[0], shadows=models)
+    b = write_run(tmp_path / "b", found=values[1], shadows={**models, **changed} if other else {})
+    found = compare(a, b)
+    by_key = {m.key: m for m in found.metrics}
+    assert by_key["exposure_mean"].difference == pytest.approx(-0.04)
+    assert list(by_key)[:2] == ["exposed", "exposure_mean"]
+    assert "Exposure of the set" in render_text(found)
+    assert len(found.warnings) == (warning is not None)
+    assert warning is None or re.search(warning, found.warnings[0])
 
 
 def test_public_embeddings_are_the_same_only_with_the_same_seed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from inversight.report.formatting import (
     NONE,
     get_interval,
     get_number,
+    mapping,
     number,
     plain_table,
     plain_text,
@@ -38,6 +39,14 @@ _EFFECTS = {
 }
 """What two runs cannot be compared in if they differ in one of these."""
 
+_SHADOW_EFFECTS = {
+    "recipe": "exposure is that of other models",
+    "attack": "exposure is to another attack",
+    "prior": "exposure is to another attack",
+    "train_images": "exposure is not comparable: models trained on less memorise more",
+    "models": "the one with more finds more exposed images, whatever the target leaks",
+}
+"""What a difference between the shadow models of two runs means, by key of ``shadows`` in run.json."""
 
 _OVERLAP = {None: "", True: "overlap", False: "apart"}
 
@@ -86,6 +95,7 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     metrics_a, metrics_b = read_mapping(run_a, "metrics.json"), read_mapping(run_b, "metrics.json")
     same_distance, warnings = _comparable(manifest_a, manifest_b)
     warnings += _budgets(metrics_a, metrics_b)
+    warnings += _shadows(manifest_a, manifest_b)
     samples_a = read_table(run_a, "samples.parquet", REQUIRED)
     samples_b = read_table(run_b, "samples.parquet", REQUIRED)
     samples = _samples(samples_a, samples_b) if same_distance else None
@@ -163,6 +173,22 @@ def _budgets(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         f"the numbers of reconstructions differ ({counts[0]} and {counts[1]}): with more, "
         "reconstructions come nearer and cover more, whatever the target leaks"
     ]
+
+
+def _shadows(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the shadow models of two runs that both have some."""
+    models = mapping(a.get("shadows")), mapping(b.get("shadows"))
+    if not all(models):
+        return []
+    warnings = []
+    for name, effect in _SHADOW_EFFECTS.items():
+        values = [one.get(name) for one in models]
+        if values[0] != values[1] and None not in values:
+            shown = f"{number(values[0])} and {number(values[1])}"
+            warnings.append(
+                f"shadow models: {name.replace('_', ' ')} differ ({shown}), so that {effect}"
+            )
+    return warnings
 
 
 def _metric(key: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> MetricChange:
