@@ -117,8 +117,8 @@ def main() -> None:
             rows += unequal_rows(options.simulations) + gaps
             figures["gap_most_below_0.05"] = max(row["p <= 0.05"] for row in gaps)
         if "bursts" in options.parts:
-            bursts = burst_rows(options.simulations // 2)
-            gaps = burst_gap_rows(options.simulations // 2)
+            bursts = burst_rows(options.simulations // 4)
+            gaps = burst_gap_rows(options.simulations // 4)
             rows += bursts + gaps
             figures["bursts_most_flagged_alone"] = max(r["flagged, images alone"] for r in bursts)
             figures["bursts_most_flagged"] = max(row["flagged"] for row in bursts)

@@ -95,18 +95,32 @@ def _naive(private: Floats, holdout: Floats) -> bool:
 def burst_rows(seeds: int) -> list[dict[str, Any]]:
     """Return the share of audits without a leak that have a flag, where images come in bursts.
 
-    With each image alone, and with those of a burst as one. Then the recall of images of private bursts of
+    With each image alone, with those of a burst as one unit, and with the mean or the nearest of a burst
+    in place of its images. Then the recall of images of private bursts of
     which a tenth leaked, and the false alarms among the flagged images.
     """
     rows = []
     for classes, holdout, private, within in BURSTS:
-        flagged = {"alone": 0, "units": 0}
+        flagged = dict.fromkeys(("alone", "units", "means", "nearest"), 0)
         recall, wrong = [], []
         for seed in range(seeds):
             rng = np.random.default_rng([seed, classes, *holdout, *private])
             sets, units = _bursts(rng, classes, (private, holdout), within)
-            for name, given in (("alone", None), ("units", units)):
-                found = calibrate(*sets, units=given, fdr=RATE).per_sample["flagged"]
+            sizes = private[1], holdout[1]
+            means, nearest = (
+                [
+                    (np.exp(of(np.log(near).reshape(-1, n), axis=1)), labels[::n])
+                    for (near, labels), n in zip(sets, sizes, strict=True)
+                ]
+                for of in (np.mean, np.min)
+            )
+            for name, one, given in (
+                ("alone", sets, None),
+                ("units", sets, units),
+                ("means", means, None),
+                ("nearest", nearest, None),
+            ):
+                found = calibrate(*one, units=given, fdr=RATE).per_sample["flagged"]
                 flagged[name] += bool(found.any())
             (near, labels), unseen = sets
             leaked = rng.random(classes * private[0])[units[0].numpy()] < 0.1
@@ -124,6 +138,8 @@ def burst_rows(seeds: int) -> list[dict[str, Any]]:
                 "setting": f"{within:.0%} of variance within units",
                 "flagged, images alone": flagged["alone"] / seeds,
                 "flagged": flagged["units"] / seeds,
+                "flagged, means": flagged["means"] / seeds,
+                "flagged, nearest": flagged["nearest"] / seeds,
                 "recall": float(np.mean(recall)),
                 "fdp": float(np.mean(wrong)),
             }

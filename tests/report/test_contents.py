@@ -47,6 +47,20 @@ def test_hides_all_paths_of_a_run_with_hashed_names(tmp_path: Path) -> None:
     assert "/secret/judge" in render(load_report_data(write_run(tmp_path / "shown", **changes)))
 
 
+@pytest.mark.parametrize("spec", ["secret.csv:who", "/home/secret.csv", "^[^/]+/secret([0-9]+)"])
+def test_hides_how_images_are_grouped_with_the_names(tmp_path: Path, spec: str) -> None:
+    changes = {
+        "settings": {"hash_ids": True, "group_by": spec},
+        "inputs": {"groups": {"path": spec, "fingerprint": "f0"}},
+        "split": f"private: 30 images (data); groups: 9 of 30 images in 3 groups ({spec})",
+        "warnings": [f"--group-by {spec}: 21 image(s) have no group"],
+    }
+    data = load_report_data(write_run(tmp_path / "run", **changes))
+    assert data.split.endswith("in 3 groups ((hidden))")
+    assert data.warnings == ("--group-by (hidden): 21 image(s) have no group",)
+    assert "secret" not in render(data)
+
+
 def test_manifest_may_be_empty(run: Path) -> None:
     (run / "run.json").write_text("{}")
     assert "Ledger" in render(load_report_data(run, title="Mine"))

@@ -88,7 +88,7 @@ def calibrate(
         units: (N,) int64 of the private and (M,) int64 of the holdout images: those with equal numbers
             count as one (:func:`inversight.risk.units.units_of`). Units, not images, are then what has
             to be exchangeable within classes. None: each image counts.
-        fdr: accepted fraction of false alarms among the flagged images, in (0, 1).
+        fdr: accepted fraction of false alarms among the flagged units, in (0, 1).
         floor: distance below which all distances count as equal, > 0.
 
     Raises:
