@@ -121,7 +121,7 @@ def test_exposure_is_compared_with_what_differs_between_shadow_models(
     by_key = {m.key: m for m in found.metrics}
     assert by_key["exposure_mean"].difference == pytest.approx(-0.04)
     assert list(by_key)[:2] == ["exposed", "exposure_mean"]
-    assert "Exposure of the set" in render_text(found)
+    assert "exposure_mean" in render_text(found)
     assert len(found.warnings) == (warning is not None)
     assert warning is None or re.search(warning, found.warnings[0])
 
