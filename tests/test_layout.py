@@ -46,7 +46,7 @@ def test_tests_mirror_the_rooms() -> None:
     assert folders <= {*ROOMS, "reference"}
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
 def test_no_file_is_too_long_to_read(folder: str) -> None:
     files = list((ROOT / folder).rglob("*.py"))
     assert files
