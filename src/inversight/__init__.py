@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from inversight.models.loading import load_target
     from inversight.models.spec import ModelSpec
     from inversight.pipeline.audit import audit, resume
+    from inversight.pipeline.expose import expose
     from inversight.pipeline.result import AuditResult
     from inversight.pipeline.score import score
     from inversight.scores import DDCS
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DDCS", "AuditResult", "ConfigError", "DataError", "DiskFullError", "InputError",
     "InversightError", "ModelSpec", "RunError", "StageError", "TargetError", "WeightsError", "audit",
-    "load_target", "resume", "score",
+    "expose", "load_target", "resume", "score",
 ]  # fmt: skip
 
 _MODULES = {
@@ -35,6 +36,7 @@ _MODULES = {
     "DDCS": "scores",
     "ModelSpec": "models.spec",
     "audit": "pipeline.audit",
+    "expose": "pipeline.expose",
     "load_target": "models.loading",
     "resume": "pipeline.audit",
     "score": "pipeline.score",

@@ -11,6 +11,7 @@ import typer
 
 from inversight.cli.audit import audit
 from inversight.cli.defend import defend
+from inversight.cli.expose import expose
 from inversight.cli.printing import complain
 from inversight.cli.report import compare, report
 from inversight.cli.score import score
@@ -36,8 +37,8 @@ def _group(meaning: str, **commands: Any) -> typer.Typer:
 
 
 app = _group(
-    _MEANING, audit=audit, train=train, adapt=adapt, attack=attack, score=score, defend=defend,
-    triage=triage, report=report, compare=compare,
+    _MEANING, audit=audit, train=train, adapt=adapt, attack=attack, score=score, expose=expose,
+    defend=defend, triage=triage, report=report, compare=compare,
 )  # fmt: skip
 app.add_typer(
     _group(

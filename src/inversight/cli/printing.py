@@ -29,10 +29,37 @@ def finish(result: Any) -> None:
         raise typer.Exit(3)
 
 
+def print_plan(found: Sequence[Any]) -> None:
+    """Print what shadow models would take and could find."""
+    from inversight.report.formatting import duration
+
+    rows = [
+        (
+            str(one.models),
+            "unknown" if one.seconds is None else duration(one.seconds),
+            "no image is flagged" if one.single is None else f"{one.single:.2f}",
+            f"{one.mean:.3f}",
+        )
+        for one in found
+    ]
+    _print_table(("models", "time", "one image", "mean"), rows)
+    spread = (
+        "as it is over the shadow models of this run"
+        if found[0].measured
+        else "as measured on the digits, since this run has no shadow models; yours may differ"
+    )
+    _say(
+        "\nOne image, mean: how many times nearer reconstructions have to come to a single image, or to the "
+        "private images on average, because the model was trained on it, to be found in four of five "
+        f"experiments. Computed from how much distances vary between models, {spread}."
+    )
+
+
 def print_result(result: Any) -> None:
     """Print the metrics, the verdict, the stages and the private images nearest to a reconstruction."""
     from inversight.core.run import read_manifest
     from inversight.report import summary
+    from inversight.report.contents import nearest_first
     from inversight.report.formatting import duration, interval_text, number
     from inversight.report.reading import read_mapping
 
@@ -61,8 +88,13 @@ def print_result(result: Any) -> None:
     if stages := manifest.get("stages"):
         took = ", ".join(f"{s['name']} {duration(s['seconds'])}" for s in stages)
         _say(f"\nStages: {took}")
+    if "exposure" in result.samples:
+        _say("\nMost exposed, how many times nearer because the model was trained on them:")
+        for row in result.samples.head(3).itertuples():
+            spread = interval_text({"low": row.exposure_low, "high": row.exposure_high})
+            _say(f"  {row.id}  {row.exposure:.2f} times ({spread}), p = {number(row.exposure_p)}")
     _say("\nNearest to a reconstruction of their class:")
-    for row in result.samples.head(3).itertuples():
+    for row in nearest_first(result.samples).head(3).itertuples():
         distance = number(row.nearest_distance)
         _say(f"  {row.id}  distance {distance}  nearest {row.nearest_reconstruction}")
     _say(f"\nReport: {result.report}")

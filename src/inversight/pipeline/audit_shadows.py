@@ -65,7 +65,7 @@ def decide_shadows(plan: Plan, forecast: Estimate, run: Path, reporter: Reporter
     return replace(plan, settings=replace(settings, shadows=models))
 
 
-def shadow_job(plan: Plan, recipe: Recipe) -> ShadowJob:
+def shadow_job(plan: Plan, recipe: Recipe | None) -> ShadowJob:
     """Return the job of the audit's shadow models."""
     settings, inputs = plan.settings, plan.inputs
     images = join_images(inputs.private, inputs.holdout)
@@ -84,7 +84,7 @@ def begin_shadows(plan: Plan, job: ShadowJob, folder: Path, run: Path) -> Shadow
     settings = plan.settings
     facts = {
         "seed": settings.seed,
-        "recipe": job.recipe.description,
+        "recipe": description(job),
         "attack": to_mapping(next(iter(plan.attacks.values()))),
         "shadow_pairs": settings.shadow_pairs,
         "adapt_shadows": settings.adapt_shadows,
@@ -122,13 +122,18 @@ def check_same_job(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
             )
 
 
+def description(job: ShadowJob) -> str:
+    """Return how the job's models were trained, in words."""
+    return "models that were given" if job.recipe is None else job.recipe.description
+
+
 def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) -> dict[str, Any]:
     """Return what run.json says of the shadow models."""
     inside, outside = found.accuracy()
     return {
         "models": len(found.membership),
         "pairs": len(found.membership) // 2,
-        "recipe": job.recipe.description,
+        "recipe": description(job),
         "attack": next(iter(plan.attacks)),
         "looks": looks,
         "train_images": float(found.membership.sum(1).double().mean()),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,16 +36,14 @@ from inversight.pipeline.attack import (
     pictures_of,
     read_pictures,
 )
-from inversight.pipeline.audit_shadows import (
-    begin_shadows,
-    recipe_of,
-    shadow_facts,
-    shadow_job,
-)
 from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
 from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import evaluate
-from inversight.pipeline.exposure import exposure_gallery, exposure_stage
+from inversight.pipeline.exposure import (
+    exposure_gallery,
+)
+from inversight.pipeline.exposure_stages import ExposureStages
+from inversight.pipeline.given_models import TrainedModel
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.prior import monitor_of, prior_stage, warn_of_few
 from inversight.pipeline.report import make_gallery, report_stage
@@ -54,29 +51,29 @@ from inversight.pipeline.result import AuditResult, crossed, thresholds
 from inversight.pipeline.score import publish_scores, scoring_embeddings
 from inversight.pipeline.scored import write_evaluation
 from inversight.pipeline.shadow_run import ShadowRun
-from inversight.pipeline.shadows import MEASURED, Measured, ShadowAdaptation, ShadowAttack
 from inversight.pipeline.signals import LEDGER, SIGNALS_FILE, signals_stage
 from inversight.pipeline.train import PUBLIC_NETWORK, load_network, network_stage
 from inversight.priors import Prior, SampleMonitor, StylePrior
 from inversight.priors.prior_file import PRIOR_FILE, PriorFile
 from inversight.report import GalleryItem
 from inversight.report.contents import ExposureItem
-from inversight.report.formatting import mapping
 from inversight.settings import Training
 
-SHADOWS = "shadows"
-"""Name of the stage of the shadow models, which may grow."""
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 
 
-def execute(plan: Plan, run: Run, reporter: Reporter) -> AuditResult:
+def execute(
+    plan: Plan, run: Run, reporter: Reporter, models: Sequence[TrainedModel] = ()
+) -> AuditResult:
     """Run every stage of ``plan`` that is not done yet in ``run``.
+
+    ``models``: trained models to measure exposure by, instead of shadow models.
 
     Raises:
         StageError: a stage failed; what is finished can be resumed.
     """
-    return _Audit(plan, run, Log(reporter, list(plan.inputs.warnings))).all()
+    return _Audit(plan, run, Log(reporter, list(plan.inputs.warnings)), models).all()
 
 
 def copy_stage(source: Path, run: Run, stage: str) -> None:
@@ -96,7 +93,9 @@ def copy_stage(source: Path, run: Run, stage: str) -> None:
 class _Audit:
     """The stages of one run. A method runs its stage unless it is done, and returns its product."""
 
-    def __init__(self, plan: Plan, run: Run, log: Log) -> None:
+    def __init__(self, plan: Plan, run: Run, log: Log, models: Sequence[TrainedModel] = ()) -> None:
+        self.models = models
+        self.exposing = ExposureStages(plan, run, log, self.stage, wanted=not models)
         self.plan, self.settings, self.inputs = plan, plan.settings, plan.inputs
         self.run, self.log = run, log
         self.labels = plan.inputs.private.labels.unique(sorted=True)
@@ -105,7 +104,7 @@ class _Audit:
     def all(self) -> AuditResult:
         """Run all stages in order."""
         target = self.target()
-        with self.shadows() as shadows:
+        with self.exposing.shadows() as shadows:
             return self.rest(target, shadows)
 
     def rest(self, target: Target, shadows: ShadowRun | None) -> AuditResult:
@@ -121,7 +120,7 @@ class _Audit:
             evaluator=evaluator,
         )  # fmt: skip
         if shadows is not None:
-            shadows.attack(self.shadow_attack(prior, distance, network))
+            shadows.attack(self.exposing.attack(prior, distance, network))
         adapted = self.adapted(prior, target, network)
         sets, queries = {}, {}
         for name, attack in plan.attacks.items():
@@ -148,7 +147,11 @@ class _Audit:
         if reruns:
             budget = self.stage("budget", lambda f, _: budget_stage(f, reruns, scores))
             run.publish(budget / BUDGET, budget / "metrics.json")
-        found = None if shadows is None else self.exposure(shadows, target)
+        found = None if shadows is None else self.exposing.measure(shadows, target)
+        if self.models:
+            self.exposing.measure_models(
+                self.models, self.exposing.attack(prior, distance, network)
+            )
         metrics = read_object(run.path / "metrics.json")
         run.record(warnings=self.log.warnings, notes=self.log.notes)
         samples = pd.read_parquet(run.path / LEDGER)
@@ -165,62 +168,6 @@ class _Audit:
         run.record(finished=True)
         over = crossed(thresholds(settings.fail_on), metrics)
         return AuditResult(run.path, metrics, samples, tuple(self.log.warnings), over)
-
-    @contextmanager
-    def shadows(self) -> Iterator[ShadowRun | None]:
-        """Give the shadow models, whose training begins now if there are other processes for it."""
-        if not self.plan.shadows:
-            yield None
-            return
-        facts = self.run.folder("target") / "facts.json"
-        epochs = read_object(facts)["epochs"] if facts.is_file() else None
-        recipe = recipe_of(self.plan, epochs)
-        if recipe is None:
-            yield None
-            return
-        folder = self.run.folder(SHADOWS)
-        with begin_shadows(self.plan, shadow_job(self.plan, recipe), folder, self.run.path) as one:
-            yield one
-
-    def shadow_attack(
-        self, prior: Prior, distance: Embedding, network: SavedClassifier | None
-    ) -> ShadowAttack:
-        """Return the first attack as it is run on each shadow model, by default without adaptation."""
-        settings, images = self.settings, self.plan.public_for_prior.images
-        name, attack = next(iter(self.plan.attacks.items()))
-        adaptation = None
-        if settings.adapt_shadows and self.plan.adapts:
-            metric = guidance_metric(
-                settings.arm, settings.guidance_embedding, size=images.shape[-1],
-                public_network=network,
-            )  # fmt: skip
-            adaptation = ShadowAdaptation(images, settings.arm, settings.adaptation, metric)
-        return ShadowAttack(name, attack, prior, distance, settings.memory, adaptation)
-
-    def exposure(self, shadows: ShadowRun, target: Target) -> Measured:
-        """Finish the shadow models and publish what they show."""
-        run, settings, job = self.run, self.settings, shadows.job
-        models = self.plan.shadows
-        with self.plan.remedy(SHADOWS, f"what is finished is kept in {run.path}"):
-            run.growing(SHADOWS, lambda _: shadows.finish(self.log.stage(SHADOWS)))
-        found = Measured.read(run.folder(SHADOWS), models // 2, settings.shadow_pairs)
-        given = self.stage(
-            "shadow-target", lambda f, _: shadows.measure_target(target).write(f / MEASURED)
-        )
-        known = [k for k in mapping(run.manifest.get("shadows")).get("looks", []) if k < models]
-        looks = [*known, models]
-        base = run.folder("signals")
-        metrics = run.folder("budget" if settings.budget else "scores") / "metrics.json"
-        stage = self.stage(
-            f"exposure-{models}",
-            lambda f, context: exposure_stage(
-                f, metrics, base / LEDGER, job, found, Measured.load(given / MEASURED),
-                fdr=settings.fdr, looks=len(looks), hide=context.hide,
-            ),
-        )  # fmt: skip
-        run.publish(*(file for file in stage.iterdir() if file.name != "stage.json"))
-        run.record(shadows=shadow_facts(job, found, self.plan, looks))
-        return found
 
     def stage(
         self, name: str, fill: Callable[[Path, Context], object], part: str | None = None

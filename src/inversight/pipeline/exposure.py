@@ -20,7 +20,8 @@ from inversight.pipeline.metrics import METRICS
 from inversight.pipeline.scored import hidden
 from inversight.pipeline.shadows import NO_ROW, Measured, ShadowJob
 from inversight.report.contents import ExposureItem
-from inversight.risk.exposure import exposure, membership_auc
+from inversight.risk.exposure import Exposure, exposure, membership_auc
+from inversight.risk.given import given_model
 
 TABLE = "exposure.parquet"
 """Exposure of every private and holdout image."""
@@ -32,29 +33,54 @@ _MOST_SHOWN = 12
 _ROLES = ("private", "holdout")
 
 
+def shadow_exposure(
+    job: ShadowJob, found: Measured, given: Measured, *, fdr: float, looks: int
+) -> Exposure:
+    """Return the exposure that shadow models show, with the model under audit compared with them.
+
+    Args:
+        found: the shadow models.
+        given: the model under audit in the same form, attacked in the same way; K = 1.
+        looks: number of this look at the shadow models, 1 for the first.
+    """
+    images, private = job.images, job.is_private
+    logs = log_distances(found)
+    result = exposure(
+        logs, found.membership, images.labels, images.groups, twins=job.twins, private=private,
+        fdr=fdr, looks=looks, rng=generator(job.seed, "exposure"),
+    )  # fmt: skip
+    summary = dict(result.summary)
+    summary["membership_auc"] = membership_auc(found.losses, found.membership, private=private)
+    mean = summary["exposure_mean"]
+    if job.private < len(images) and mean.value is not None:
+        model = given_model(
+            logs, found.membership, images.labels, log_distances(given)[0], private,
+            images.groups, twins=job.twins,
+        )  # fmt: skip
+        if model.auc is not None and model.p_value is not None:
+            extra = {"given_auc": model.auc, "given_p_value": model.p_value}
+            summary["exposure_mean"] = replace(mean, extra={**mean.extra, **extra})
+    return replace(result, summary=summary)
+
+
+def log_distances(found: Measured) -> Tensor:
+    """Return (K, N) natural logarithms of the distances, floored."""
+    return found.distances.clamp_min(FLOOR).log()
+
+
 def exposure_stage(
-    folder: Path, metrics_file: Path, ledger: Path, job: ShadowJob, found: Measured, given: Measured,
-    *, fdr: float, looks: int, hide: Callable[[str], str] = str,
+    folder: Path, metrics_file: Path, ledger: Path, job: ShadowJob, result: Exposure, *,
+    hide: Callable[[str], str] = str,
 ) -> None:  # fmt: skip
     """Write metrics.json and samples.parquet with exposure added, and exposure.parquet.
 
     Args:
         folder: receives the files.
         metrics_file, ledger: the run's metrics.json and samples.parquet without exposure.
-        found: the shadow models.
-        given: the model under audit in the same form, attacked in the same way; K = 1.
-        looks: number of this look at the shadow models, 1 for the first.
     """
-    images, private = job.images, torch.arange(len(job.images)) < job.private
-    logs = found.distances.clamp_min(FLOOR).log()
-    result = exposure(
-        logs, found.membership, images.labels, images.groups, twins=job.twins,
-        private=private, fdr=fdr, looks=looks, rng=generator(job.seed, "exposure"),
-    )  # fmt: skip
-    summary = dict(result.summary)
-    summary["membership_auc"] = membership_auc(found.losses, found.membership, private=private)
+    images = job.images
     metrics = read_object(metrics_file)
-    metrics |= {key: dict(one.as_json()) for key, one in summary.items()}
+    metrics |= {key: dict(one.as_json()) for key, one in result.summary.items()}
     write_json(folder / "metrics.json", {key: metrics[key] for key in METRICS if key in metrics})
     table = exposure_table(images, job.private, result.per_sample)
     hidden(table, hide).to_parquet(folder / TABLE, index=False)
@@ -68,14 +94,12 @@ def exposure_stage(
         **{str(c): added[c].reindex(samples["id"]).array for c in added.columns}
     )
     order = ["exposure_shrunken", "exposure", "nearest_distance", "id"]
-    joined = joined.sort_values(
+    joined.sort_values(
         order, ascending=[False, False, True, True], na_position="last", ignore_index=True
-    )
-    joined.to_parquet(folder / "samples.parquet", index=False)
+    ).to_parquet(folder / "samples.parquet", index=False)
     if result.groups:
-        groups = pd.DataFrame({"group": [hide(name) for name in result.groups]})
-        groups = groups.assign(**_columns(result.per_group))
-        groups.to_parquet(folder / GROUPS, index=False)
+        groups = pd.DataFrame({"group": pd.array([hide(g) for g in result.groups], dtype="string")})
+        groups.assign(**_columns(result.per_group)).to_parquet(folder / GROUPS, index=False)
 
 
 def exposure_table(images: ImageSet, private: int, columns: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -127,7 +151,7 @@ def exposure_gallery(
     if not len(found.pictures):
         return ()
     row_of = {name.partition("/")[2]: i for i, name in enumerate(job.images.ids[: job.private])}
-    logs = found.distances.clamp_min(FLOOR).log()
+    logs = log_distances(found)
     items = []
     for row in samples.head(_MOST_SHOWN).to_dict("records"):
         if not np.isfinite(row["exposure_shrunken"]):

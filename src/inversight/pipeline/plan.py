@@ -124,6 +124,7 @@ class Plan:
             ConfigError: the arm or an attack needs what the one or the other will lack, or an attack's
                 settings contradict each other.
         """
+        self.check_recipe()
         target, prior = self.likely_target, self.likely_prior
         if self.adapts:
             check_arm(self.settings.arm, target)
@@ -134,6 +135,17 @@ class Plan:
             except InputError as error:
                 reason = re.sub(rf"^{re.escape(type(attack).__name__)}:? ", "", str(error))
                 raise ConfigError(f"--attack {name}: {reason}") from error
+
+    def check_recipe(self) -> None:
+        """Check that it is known how shadow models are trained.
+
+        Raises:
+            ConfigError: the target was given, and no recipe.
+        """
+        if self.shadows and self.inputs.target is not None and self.settings.recipe is None:
+            raise ConfigError(
+                f"--shadows {self.shadows}: how the target was trained is not known; give --recipe"
+            )
 
     @property
     def likely_target(self) -> Target:

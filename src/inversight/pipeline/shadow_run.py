@@ -26,7 +26,7 @@ from inversight.pipeline.shadows import (
     Measured,
     ShadowAttack,
     ShadowJob,
-    measure_target,
+    measure_model,
     run_block,
     train_block,
 )
@@ -82,7 +82,7 @@ class ShadowRun:
     def measure_target(self, target: Target) -> Measured:
         """Attack the model under audit as the shadow models, and measure it."""
         with _threads(self.threads):
-            return measure_target(self.job, self._attack, target)
+            return measure_model(self.job, self._attack, target, self.job.is_private)
 
     def finish(self, progress: Progress = silent) -> None:
         """Work along until every block is there.

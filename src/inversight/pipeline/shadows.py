@@ -53,15 +53,15 @@ class ShadowJob:
     """What all shadow models have in common.
 
     images: the private images by id, then the holdout's by id, with distinct ids. private: how many are
-    private. twins: (N,) int64, equal numbers are near-duplicates, -1 for an image without any. seed: of the
-    run. pictures: keep the nearest reconstructions, for the report. keep: also keep every model and all its
-    reconstructions.
+    private. twins: (N,) int64, equal numbers are near-duplicates, -1 for an image without any. recipe: None
+    where no model is trained. seed: of the run. pictures: keep the nearest reconstructions, for the report.
+    keep: also keep every model and all its reconstructions.
     """
 
     images: ImageSet
     private: int
     twins: Tensor
-    recipe: Recipe
+    recipe: Recipe | None
     seed: int
     device: torch.device
     pictures: bool = False
@@ -72,6 +72,11 @@ class ShadowJob:
         """Return the classes that have private images, (K,) int64."""
         found: Tensor = self.images.labels[: self.private].unique(sorted=True)
         return found
+
+    @property
+    def is_private(self) -> Tensor:
+        """Return (N,) bool."""
+        return torch.arange(len(self.images)) < self.private
 
     @cached_property
     def units(self) -> Tensor:
@@ -200,7 +205,11 @@ class Measured:
         Raises:
             StageError: a block is missing or damaged.
         """
-        parts = [cls.load(block.file(folder)) for block in blocks_of(pairs, size)]
+        return cls.joined([cls.load(block.file(folder)) for block in blocks_of(pairs, size)])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """Return the models of all ``parts``, in order."""
         starts = [0]
         for part in parts:
             starts.append(starts[-1] + len(part.pictures))
@@ -298,6 +307,8 @@ def _models(job: ShadowJob, block: Block, folder: Path, progress: Progress) -> l
         saved = [load_classifier(file) for file in files]
     elif isinstance(job.recipe, TrainingRecipe):
         saved = _train_together(job.recipe, job, block, progress)
+    elif job.recipe is None:
+        raise ValueError("a job without a recipe trains nothing")
     else:
         halves = _halves(job, block)
         return [
@@ -323,14 +334,14 @@ def _measure(
     return _distances(job, attack, models, sets, _halves(job, block), part)
 
 
-def measure_target(
-    job: ShadowJob, attack: ShadowAttack, target: Target, progress: Progress = silent
-) -> Measured:
-    """Attack and measure the model under audit like a shadow model; it counts as trained on private images."""
-    sets = _attacked(job, attack, [target], part_of(progress, before=0, share=1, whole=2))
-    membership = (torch.arange(len(job.images)) < job.private)[None]
+def measure_model(
+    job: ShadowJob, attack: ShadowAttack, model: Target, members: Tensor,
+    progress: Progress = silent,
+) -> Measured:  # fmt: skip
+    """Attack and measure a model that is there like a shadow model; ``members`` (N,) bool."""
+    sets = _attacked(job, attack, [model], part_of(progress, before=0, share=1, whole=2))
     part = part_of(progress, before=1, share=1, whole=2)
-    return _distances(replace(job, pictures=False), attack, [target], sets, membership, part)
+    return _distances(replace(job, pictures=False), attack, [model], sets, members[None], part)
 
 
 def _attacked(
