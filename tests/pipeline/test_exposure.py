@@ -41,6 +41,7 @@ from tests.command import CommandLine
 from tests.pipeline.tiny import TINY, image_folders
 
 CPU = torch.device("cpu")
+PIXEL = "--embedding pixel --features pixel --guidance-embedding pixel"
 SHADOWED: dict[str, Any] = {**TINY, "shadows": 8, "images": "full", "workers": 1}
 
 
@@ -66,7 +67,6 @@ def prepared(audited: Path) -> tuple[ShadowJob, ShadowAttack]:
     )
     epochs = read_object(audited / "run/stages/target/facts.json")["epochs"]
     recipe = recipe_of(plan, epochs)
-    assert recipe is not None
     network = load_network(audited / "run/stages/public-network", CPU)
     distance, _ = scoring_embeddings(
         "public", "public", size=plan.inputs.private.size, network=network, evaluator=None
@@ -260,6 +260,28 @@ def test_models_of_ones_own(audited: Path, tmp_path: Path, cli: CommandLine) -> 
     # One model four times: nothing can differ between with and without.
     assert metrics["exposure_mean"]["value"] == pytest.approx(1.0)
     assert read_object(run / "run.json")["shadows"]["recipe"] == "models that were given"
+
+
+def test_target_that_was_given_is_tested_by_its_recipe(audited: Path, tmp_path: Path) -> None:
+    result = inversight.audit(
+        **image_folders(tmp_path), **{**SHADOWED, "shadows": 4}, out=tmp_path / "run",
+        target=str(audited / "run/stages/target"), recipe="tests.models.test_recipes:train",
+    )  # fmt: skip
+    facts = read_object(tmp_path / "run/run.json")["shadows"]
+    assert "tests.models.test_recipes:train" in facts["recipe"]
+    assert "given_auc" not in result.metrics["exposure_mean"]  # needs six models
+    # Its own models cannot be trained as one network, so that every block trains them itself.
+    assert len(blocks(tmp_path / "run")) == 1
+
+
+def test_target_that_was_given_without_recipe(
+    audited: Path, tmp_path: Path, cli: CommandLine
+) -> None:
+    folders = image_folders(tmp_path)
+    given = " ".join(f"--{name} {path}" for name, path in folders.items())
+    target = f"--target {audited / 'run/stages/target'}"
+    code, _, err = cli(f"audit {given} {target} {PIXEL} --shadows 8 --out {tmp_path / 'x'}")
+    assert code == 2 and "give --recipe" in err and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

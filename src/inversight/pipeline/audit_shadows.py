@@ -27,18 +27,17 @@ JOB = "job.json"
 """What all shadow models of a run have in common, beside their blocks."""
 
 
-def recipe_of(plan: Plan, epochs: int | None) -> Recipe | None:
-    """Return how shadow models are trained, None if it is not known.
+def recipe_of(plan: Plan, epochs: int | None) -> Recipe:
+    """Return how shadow models are trained.
 
     ``epochs``: those of the target's training, if the audit trained it.
     """
     if plan.inputs.target is not None:
-        return None
+        return plan.load_recipe()
     training = plan.settings.target_training
     if epochs is not None:
-        training = replace(
-            training, epochs=epochs, warmup_epochs=min(training.warmup_epochs, epochs)
-        )
+        warmup = min(training.warmup_epochs, epochs)
+        training = replace(training, epochs=epochs, warmup_epochs=warmup)
     return TrainingRecipe(training, plan.shape)
 
 
@@ -49,10 +48,10 @@ def decide_shadows(plan: Plan, forecast: Estimate, run: Path, reporter: Reporter
         return plan
     models = SHADOWS[settings.preset]
     seconds = forecast.shadow_seconds(models)
-    if plan.inputs.target is not None:
+    if not plan.knows_recipe:
         reporter.say(
             "Shadow models, which show what training on each image changed, are left out: how the target "
-            "was trained is not known"
+            "was trained is not known; give --recipe"
         )
         models = 0
     elif seconds is None or seconds > _MOST_OF_THE_REST * forecast.total:

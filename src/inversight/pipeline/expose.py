@@ -90,7 +90,6 @@ def expose(
     ):
         plan = Plan.prepare(settings, reporter)
         check_unchanged(plan.manifest(), manifest, path)
-        plan.check_recipe()
         opened.record(given=anchored(settings), settings=to_mapping(settings))
         return execute(plan, opened, reporter)
 

@@ -64,9 +64,6 @@ class ExposureStages:
         facts = self.run.folder("target") / "facts.json"
         epochs = read_object(facts)["epochs"] if facts.is_file() else None
         recipe = recipe_of(self.plan, epochs)
-        if recipe is None:
-            yield None
-            return
         folder = self.run.folder(SHADOWS)
         with begin_shadows(self.plan, shadow_job(self.plan, recipe), folder, self.run.path) as one:
             yield one

@@ -8,7 +8,7 @@ import platform
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from inversight.core.run import provenance
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, groups_fingerprint, working_size
 from inversight.embeddings import named_embedding
+from inversight.models.recipes import Recipe, load_recipe
 from inversight.models.target import Target
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.evaluation import check_pairs
@@ -115,7 +116,7 @@ class Plan:
         work = working_size(inputs.private.size, settings.working_size)
         plan = cls(settings, inputs, attacks, prior, work, device)
         plan.check_parts()
-        return plan
+        return plan.with_tried_recipe()
 
     def check_parts(self) -> None:
         """Check now what would otherwise fail after hours of training target and prior.
@@ -124,7 +125,6 @@ class Plan:
             ConfigError: the arm or an attack needs what the one or the other will lack, or an attack's
                 settings contradict each other.
         """
-        self.check_recipe()
         target, prior = self.likely_target, self.likely_prior
         if self.adapts:
             check_arm(self.settings.arm, target)
@@ -136,16 +136,38 @@ class Plan:
                 reason = re.sub(rf"^{re.escape(type(attack).__name__)}:? ", "", str(error))
                 raise ConfigError(f"--attack {name}: {reason}") from error
 
-    def check_recipe(self) -> None:
-        """Check that it is known how shadow models are trained.
+    @property
+    def knows_recipe(self) -> bool:
+        """Whether it is known how shadow models are trained."""
+        return self.inputs.target is None or self.settings.recipe is not None
+
+    def load_recipe(self) -> Recipe:
+        """Return the recipe of a given target.
 
         Raises:
-            ConfigError: the target was given, and no recipe.
+            ConfigError: it was not given, or it is wrong.
         """
-        if self.shadows and self.inputs.target is not None and self.settings.recipe is None:
+        target, settings = self.inputs.target, self.settings
+        if target is None or settings.recipe is None:
             raise ConfigError(
-                f"--shadows {self.shadows}: how the target was trained is not known; give --recipe"
+                f"--shadows {settings.shadows}: how the target was trained is not known; give --recipe"
             )
+        return load_recipe(
+            settings.recipe, training=settings.target_training, image_shape=target.image_shape,
+            mean=settings.mean or target.mean, std=settings.std or target.std,
+        )  # fmt: skip
+
+    def with_tried_recipe(self) -> Plan:
+        """Return the plan with what a trial of the recipe warns of.
+
+        Raises:
+            InputError: the recipe is not known though there are shadow models, or cannot train a model.
+        """
+        if self.inputs.target is None or not (self.shadows or self.settings.recipe):
+            return self
+        inputs = self.inputs
+        warnings = self.load_recipe().check(inputs.private, device=self.device)
+        return replace(self, inputs=replace(inputs, warnings=(*inputs.warnings, *warnings)))
 
     @property
     def likely_target(self) -> Target:
