@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import random
 import time
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import loky  # noqa: F401  (makes its start method known)
 import numpy as np
 import pytest
 import timm
@@ -198,6 +200,11 @@ def with_workers(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Mo
     return Net(2)
 
 
+def with_good_workers(dataset: Any, *, classes: Any, seed: Any, device: Any) -> nn.Module:
+    assert len(list(DataLoader(dataset, batch_size=20, num_workers=1))) == 1
+    return Net(2)
+
+
 class Broken(torch.utils.data.Dataset[int]):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -350,6 +357,31 @@ def test_the_trial_has_images_of_every_class() -> None:
     few = few_of_each_class(two_classes(30), 6)
     assert few.ids == ("000", "001", "002", "030", "031", "032")
     assert len(few_of_each_class(IMAGES, 99)) == len(IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_a_dataloader_has_workers_inside_a_worker_of_loky() -> None:
+    """Those of the run, in which the start method is loky's, with which a DataLoader fails."""
+    multiprocessing.set_start_method("loky", force=True)
+    try:
+        with pytest.raises(AttributeError, match="env"):
+            list(DataLoader(TrainingImages(IMAGES, (1, 8, 8)), num_workers=1))
+        own("with_good_workers").fit(IMAGES, seed=0, device=CPU)
+        assert multiprocessing.get_start_method() == "loky"
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+
+
+def test_a_script_that_exits_when_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that reads the command line outside of a function."""
+    (tmp_path / "exits.py").write_text(
+        "import argparse\nargparse.ArgumentParser().parse_args(['-x'])"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with refused("importing exits failed (SystemExit: 2)", error=ConfigError):
+        load_recipe("exits:train", training=QUICK, image_shape=(1, 8, 8))
 
 
 no_function = 3

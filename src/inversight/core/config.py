@@ -229,7 +229,7 @@ def import_object(path: str, *, role: str) -> Any:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may read the command line, and exit
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"{role} {path}: importing {module_name} failed ({reason})") from error
     for part in attribute.split("."):

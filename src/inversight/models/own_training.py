@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import random
 import sys
 import sysconfig
@@ -60,6 +61,8 @@ def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
     """
     states = random.getstate(), np.random.get_state()
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    # Under loky's, which its workers have, a DataLoader cannot start workers of its own.
+    start = multiprocessing.get_start_method(allow_none=True)
     gpus = []
     if device.type == "cuda":
         gpus = [torch.cuda.current_device() if device.index is None else device.index]
@@ -72,8 +75,12 @@ def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
             torch.manual_seed(seed)
             np.random.seed(seed)
             random.seed(seed)
+            if start == "loky":
+                multiprocessing.set_start_method(None, force=True)
             yield
     finally:
+        if start == "loky":
+            multiprocessing.set_start_method(start, force=True)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_default_dtype(dtype)
