@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from inversight.core.console import Log
@@ -33,7 +34,8 @@ from inversight.pipeline.shadows import (
     measure_model,
 )
 from inversight.pipeline.signals import LEDGER
-from inversight.priors import Prior
+from inversight.priors import Prior, StylePrior
+from inversight.priors.image_cache import ImageCache
 from inversight.report.formatting import mapping
 from inversight.risk.exposure import Exposure
 from inversight.risk.unpaired import unpaired_exposure
@@ -81,6 +83,8 @@ class ExposureStages:
                 public_network=network,
             )  # fmt: skip
             adaptation = ShadowAdaptation(images, settings.arm, settings.adaptation, metric)
+        if isinstance(prior, StylePrior):
+            prior = replace(prior, cache=ImageCache())  # one pool for all models
         return ShadowAttack(name, attack, prior, distance, settings.memory, adaptation)
 
     def measure(self, shadows: ShadowRun, target: Target) -> Measured:

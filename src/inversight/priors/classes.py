@@ -45,7 +45,7 @@ def condition_on_classes(prior: StylePrior, classes: int, *, rng: torch.Generato
     _begin_projection(critic, *_one_logit(prior.critic), rng)
     old = (prior.average, prior.raw)
     average, raw = (_with_classes(one, architecture, vectors) for one in old)
-    return replace(prior, average=average, raw=raw, critic=critic)
+    return replace(prior, average=average, raw=raw, critic=critic, cache=None)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def add_class_logits(prior: StylePrior, classes: int) -> StylePrior:
     critic.b4.out.weight.copy_(weight.expand(classes, -1))
     critic.b4.out.bias.copy_((bias - math.log(classes)).expand(classes))
     average, raw = (_rebuilt(old, architecture) for old in (prior.average, prior.raw))
-    return replace(prior, average=average, raw=raw, critic=critic)
+    return replace(prior, average=average, raw=raw, critic=critic, cache=None)
 
 
 def _with_classes(old: Generator, architecture: Architecture, vectors: Tensor) -> Generator:

@@ -74,7 +74,7 @@ def tune(
     if pivots is None or len(pivots) != len(images):
         found = "none" if pivots is None else len(pivots)
         raise ValueError(f"expected a pivot for each of {len(images)} images, found {found}")
-    tuned = replace(prior, average=copy.deepcopy(prior.average))
+    tuned = replace(prior, average=copy.deepcopy(prior.average), cache=None)
     loss_of, latents = ReconstructionLoss(target, public), nn.Parameter(pivots.clone())
     modules = {
         "synthesis": tuned.average.synthesis.requires_grad_(True),

@@ -16,6 +16,7 @@ from inversight.core.config import from_mapping, to_mapping
 from inversight.core.errors import DataError, InputError, InversightError, one_line
 from inversight.priors.architecture import Architecture
 from inversight.priors.base import BlockFeatures
+from inversight.priors.image_cache import ImageCache
 from inversight.priors.layers import NoiseMode
 from inversight.priors.stylegan2 import Discriminator, Generator
 from inversight.settings import PriorTraining
@@ -45,6 +46,7 @@ class StylePrior:
         cutoff: number of layers that are truncated; None: all.
         log: rows of the training's log.
         pivots: (M, w_dim), latents of chosen public images, not truncated; None: none.
+        cache: images of latents that are asked for again; None: all are made anew.
     """
 
     average: Generator
@@ -56,6 +58,7 @@ class StylePrior:
     cutoff: int | None = None
     log: tuple[dict[str, float], ...] = field(default=(), repr=False)
     pivots: Tensor | None = field(default=None, repr=False)
+    cache: ImageCache | None = field(default=None, repr=False, compare=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -108,6 +111,9 @@ class StylePrior:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Return images (N, C, S, S), clamped to [0, 1]; noise is constant, so they are deterministic."""
+        return self._made(latents) if self.cache is None else self.cache.get(latents, self._made)
+
+    def _made(self, latents: Tensor) -> Tensor:
         images: Tensor = self.average(latents, noise=self._noise)
         return to_unit_range(images.to(latents.dtype))
 
