@@ -169,18 +169,23 @@ def machine(seed: int) -> dict[str, Any]:
     }
 
 
-def finish(
-    title: str, figures: dict[str, Any], rows: list[dict[str, Any]], options: argparse.Namespace
-) -> None:
-    """Print the table and write the JSON file."""
-    facts = machine(options.seed)
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows with the same keys as a table."""
     table = Table(title=title, box=None)
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console(width=160, highlight=False).print(table)
+
+
+def finish(
+    title: str, figures: dict[str, Any], rows: list[dict[str, Any]], options: argparse.Namespace
+) -> None:
+    """Print the table and write the JSON file."""
+    facts = machine(options.seed)
+    print_table(title, rows)
     console = Console(width=160, highlight=False)
-    console.print(table)
     for name, value in figures.items():
         console.print(f"{name}: {value}", markup=False)
     console.print(", ".join(f"{k} {v}" for k, v in facts.items()), markup=False)

@@ -1,0 +1,245 @@
+"""What the parts of benchmarks/exposure.py share: audits, shadow models as files, and what is kept of them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from inversight.core.console import Log, Quiet
+from inversight.core.run import Run, read_manifest, read_object
+from inversight.core.seeding import generator
+from inversight.data import ImageSet
+from inversight.models.networks import SavedClassifier
+from inversight.models.recipes import Recipe, TrainingRecipe
+from inversight.models.target import Target
+from inversight.pipeline.audit_shadows import recipe_of, shadow_job
+from inversight.pipeline.execution import _Audit
+from inversight.pipeline.exposure import FLOOR
+from inversight.pipeline.plan import Plan
+from inversight.pipeline.score import scoring_embeddings
+from inversight.pipeline.shadows import (
+    Block,
+    Measured,
+    ShadowAttack,
+    ShadowJob,
+    blocks_of,
+    run_block,
+    train_block,
+)
+from inversight.pipeline.train import PUBLIC_NETWORK
+from inversight.risk.exposure import Exposure, exposure, membership_auc
+from inversight.settings import AuditSettings, resolve
+from study import audit_arm
+
+FDR = 0.1
+PAIRS = 2
+"""Pairs of a block, as audits have them."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """An audit without shadow models, and the job that shadow models of it would have.
+
+    settings: of the audit. folder: its run. work: where shadow models go.
+    """
+
+    settings: AuditSettings
+    folder: Path
+    work: Path
+
+    @classmethod
+    def of(cls, given: dict[str, Any], work: Path) -> Base:
+        """Run the audit, or find it again, in ``work``."""
+        settings = resolve({**given, "shadows": 0})
+        folder = work / "audit"
+        if not (folder / "run.json").is_file() or not read_manifest(folder).get("finished"):
+            audit_arm(settings, folder, folder)
+        return cls(settings, folder, work)
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan.prepare(self.settings, Quiet())
+
+    @cached_property
+    def recipe(self) -> TrainingRecipe:
+        """How the audited target was trained, for as many epochs, on every image."""
+        epochs = read_object(self.folder / "stages" / "target" / "facts.json")["epochs"]
+        found = recipe_of(self.plan, epochs)
+        if not isinstance(found, TrainingRecipe):
+            raise SystemExit(f"{self.folder}: its target was not trained by the audit")
+        return found
+
+    @cached_property
+    def job(self) -> ShadowJob:
+        return shadow_job(self.plan, self.recipe)
+
+    @cached_property
+    def parts(self) -> tuple[Target, ShadowAttack, SavedClassifier | None]:
+        """The target, the audit's attack with the prior as it was trained, and the public network."""
+        with Run.open(self.folder) as run:
+            audit = _Audit(self.plan, run, Log(Quiet(), []))
+            settings = self.settings
+            target, evaluator = audit.target(), audit.evaluator()
+            network = None
+            if self.plan.needs_public_network:
+                public = self.plan.public_at_work
+                network = audit.trained(PUBLIC_NETWORK, public, settings.public_training)
+            prior = audit.prior(network)
+            distance, _ = scoring_embeddings(
+                settings.embedding, settings.features, size=audit.inputs.private.size,
+                network=network, evaluator=evaluator,
+            )  # fmt: skip
+            return target, audit.shadow_attack(prior, distance, network), network
+
+    @property
+    def attack(self) -> ShadowAttack:
+        return self.parts[1]
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """The audit's ledger, rows in the order of the job's private images."""
+        ids = [name.partition("/")[2] for name in self.job.images.ids[: self.job.private]]
+        return pd.read_parquet(self.folder / "samples.parquet").set_index("id").loc[ids]
+
+    @property
+    def private(self) -> Tensor:
+        """Which of the job's images are private, (N,) bool."""
+        return torch.arange(len(self.job.images)) < self.job.private
+
+    def measured(
+        self, name: str, models: int, *, recipe: Recipe | None = None,
+        attack: ShadowAttack | None = None, keep: bool = False,
+    ) -> tuple[Measured, float]:  # fmt: skip
+        """Return ``models`` shadow models and the processor seconds that they took; compute missing blocks.
+
+        Models of the audit's own recipe are trained once for all attacks.
+
+        Args:
+            name: of their folder.
+            recipe, attack: the audit's own if None.
+            keep: the reconstructions.
+        """
+        job = replace(self.job, recipe=recipe or self.recipe, keep=keep)
+        folder, blocks = self.work / name, blocks_of(models // 2, PAIRS)
+        for block in blocks:
+            if block.file(folder).is_file():
+                continue
+            if recipe is None:
+                _train_once(job, block, self.work / "models", folder)
+            started = time.process_time()
+            if not run_block(job, attack or self.attack, block, folder):
+                raise SystemExit(f"{folder}: another process works on {block.name}")
+            seconds = time.process_time() - started
+            (folder / f"{block.name}.seconds").write_text(f"{seconds:.2f}\n")
+            log(f"{self.work.name} {name} {block.name}: {seconds:.1f} s")
+        places = [folder] if recipe else [folder, self.work / "models"]
+        seconds = [
+            float((place / f"{block.name}.seconds").read_text())
+            for block in blocks
+            for place in places
+        ]
+        return Measured.read(folder, models // 2, PAIRS), sum(seconds)
+
+    def exposure(
+        self, found: Measured, logs: Tensor | None = None, models: int | None = None
+    ) -> Exposure:
+        """Return exposure by the first ``models`` of ``found``; ``logs``: other log distances."""
+        values = log_distances(found) if logs is None else logs
+        images, count = self.job.images, models or len(values)
+        return exposure(
+            values[:count], found.membership[:count], images.labels, images.groups,
+            twins=self.job.twins, private=self.private, fdr=FDR,
+            rng=generator(self.job.seed, "exposure"),
+        )  # fmt: skip
+
+
+def _train_once(job: ShadowJob, block: Block, store: Path, folder: Path) -> None:
+    """Train the block's models in ``store``, where they stay, and give ``folder`` a copy."""
+    seconds = store / f"{block.name}.seconds"
+    if not seconds.is_file():
+        started = time.process_time()
+        train_block(job, block, store)
+        seconds.write_text(f"{time.process_time() - started:.2f}\n")
+    if not block.models(folder).is_dir():
+        shutil.copytree(block.models(store), block.models(folder))
+
+
+def log(text: str) -> None:
+    """Say what is done, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def log_distances(found: Measured) -> Tensor:
+    """Return (K, N) logarithms as exposure takes them."""
+    return found.distances.clamp_min(FLOOR).log()
+
+
+def figures_of(
+    base: Base, found: Measured, models: int, logs: Tensor | None = None
+) -> dict[str, Any]:
+    """Return what is kept of the first ``models`` shadow models."""
+    result = base.exposure(found, logs, models)
+    exposed, mean, auc = (
+        result.summary[key] for key in ("exposed", "exposure_mean", "exposure_auc")
+    )
+    loss = membership_auc(found.losses[:models], found.membership[:models], private=base.private)
+    means = np.nanmean(result.differences[:, base.private].numpy(), axis=1)
+    error = means.std(ddof=1) / len(means) ** 0.5
+    part = replace(
+        found, **{k: v[:models] for k, v in vars(found).items() if k not in ("rows", "pictures")}
+    )
+    inside, outside = part.accuracy()
+    return rounded({
+        "models": models,
+        "flagged": exposed.extra.get("count", 0),
+        "share": exposed.value,
+        "images": exposed.extra.get("images"),
+        "detectable_image": exposed.extra.get("detectable"),
+        "spread": exposed.extra.get("spread"),
+        "prior_freedom": exposed.extra.get("prior_freedom"),
+        "mean": mean.value, "mean_low": mean.low, "mean_high": mean.high,
+        "p_value": mean.extra.get("p_value"),
+        "detectable": mean.extra.get("detectable"),
+        "effect_over_error": float(means.mean() / error),
+        "auc": auc.value, "auc_low": auc.low, "auc_high": auc.high,
+        "membership_auc": loss.value,
+        "membership_low": loss.low, "membership_high": loss.high,
+        "accuracy_in": inside, "accuracy_out": outside,
+    })  # fmt: skip
+
+
+def rounded(value: Any) -> Any:
+    """Return ``value`` with numbers to five digits."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.5g}")
+    return value
+
+
+def auc(high: Iterable[float], low: Iterable[float]) -> float:
+    """Return how often a value of ``high`` is above one of ``low``; ties count half."""
+    a, b = np.array(list(high))[:, None], np.array(list(low))[None, :]
+    return float(((a > b) + 0.5 * (a == b)).mean())
+
+
+def chosen(images: ImageSet, rows: int, seed: int, what: str) -> list[int]:
+    """Return one random row of each class among the first ``rows``."""
+    rng = generator(seed, what)
+    found = []
+    for label in images.labels[:rows].unique():
+        own = (images.labels[:rows] == label).nonzero().squeeze(1)
+        found.append(int(own[torch.randint(len(own), (), generator=rng)]))
+    return found

@@ -1,0 +1,222 @@
+"""Tables and figure of the results that benchmarks/exposure.py keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import interval, plus_minus, pyplot, save_figure
+from exposure_data import MODELS
+from exposure_parts import ADAPTED, ATTACKS, DEFENCES_TRIED, PARTS, REPEATS, STATISTICS
+
+Result = dict[str, Any]
+NOT_RUN = "not run"
+_FIRST = f"{ATTACKS[0]}, unadapted"
+_EXPECTED: dict[str, Sequence[str]] = {
+    "predicts": ("signals",),
+    "repeated": tuple(map(str, REPEATS)),
+    "null": ("third set",),
+    "defences": tuple(DEFENCES_TRIED),
+    "attacks": (
+        *(f"{_FIRST}: {name}" for name in STATISTICS),
+        f"{_FIRST}: twice the candidates",
+        f"{_FIRST}: mean of two attack seeds",
+        *(
+            f"{attack}, {arm}"
+            for attack in ATTACKS
+            for arm in ("unadapted", *ADAPTED)
+            if f"{attack}, {arm}" != _FIRST
+        ),
+    ),
+}
+"""Arms by part, in the order of the tables."""
+
+
+def tables(found: list[Result], parts: Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return a title and the rows of each of ``parts``."""
+    make = {"power": _power, "predicts": _predicts}
+    titles = []
+    for part in parts:
+        own = [one for one in found if one["part"] == part]
+        rows = make[part](own) if part in make else _by_arm(part, own)
+        titles.append((f"{part}: {(PARTS[part].__doc__ or '').splitlines()[0]}", rows))
+    return titles
+
+
+def _power(found: list[Result]) -> list[dict[str, Any]]:
+    rows = []
+    for data, most in MODELS.items():
+        for models in sorted({min(n, most) for n in (8, 16, 24, 48)}):
+            own = [one for one in found if one["data"] == data and one["models"] == models]
+            rows.append({"data": data, "models": models, **_cells("power", own, None)})
+    return rows
+
+
+def _by_arm(part: str, found: list[Result]) -> list[dict[str, Any]]:
+    arms = {arm: [one for one in found if one["arm"] == arm] for arm in _EXPECTED[part]}
+    base = next((own for own in arms.values() if own), None)
+    return [{"arm": arm, **_cells(part, own, base)} for arm, own in arms.items()]
+
+
+def _predicts(found: list[Result]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    names = {name for one in found for name in one["spearman"]}
+    order = [n for one in found[:1] for n in one["spearman"]]
+    for name in sorted(names, key=lambda n: order.index(n) if n in order else 99):
+        row: dict[str, Any] = {"known": name}
+        for data in MODELS:
+            values = [one["spearman"].get(name) for one in found if one["data"] == data]
+            numbers = [value for value in values if value is not None]
+            row[data] = plus_minus(*interval(numbers), "+.2f", ".2f") if numbers else NOT_RUN
+        rows.append(row)
+    return rows or [{"known": NOT_RUN}]
+
+
+def _cells(part: str, own: list[Result], base: list[Result] | None) -> dict[str, str]:
+    """Return the cells of a row: means over seeds ± half a 95 % interval."""
+    cells: dict[str, str] = {"seeds": ", ".join(str(one["seed"]) for one in own) or NOT_RUN}
+    for name, cell in _COLUMNS[part].items():
+        cells[name] = cell(own) if own else ""
+    if part == "attacks":
+        cells["at equal time"] = _equal_time(own, base)
+    return cells
+
+
+def _mean(key: str, form: str = ".3f") -> Callable[[list[Result]], str]:
+    def cell(own: list[Result]) -> str:
+        values = [one[key] for one in own if one.get(key) is not None]
+        return plus_minus(*interval(values), form) if values else ""
+
+    return cell
+
+
+def _each(key: str) -> Callable[[list[Result]], str]:
+    return lambda own: ", ".join(f"{one[key]:.2g}" for one in own if one.get(key) is not None)
+
+
+def _largest(key: str) -> Callable[[list[Result]], str]:
+    return lambda own: f"{max(one[key] for one in own):.2g}"
+
+
+def _equal_time(own: list[Result], base: list[Result] | None) -> str:
+    """Return the effect over its error that as many seconds as the first arm's would give."""
+    by = {one["seed"]: one for one in base or []}
+    values = [
+        one["effect_over_error"]
+        * (by[one["seed"]]["seconds_a_model"] / one["seconds_a_model"]) ** 0.5
+        for one in own
+        if one["seed"] in by
+    ]
+    return plus_minus(*interval(values), ".1f") if values else ""
+
+
+_EXPOSURE = {
+    "mean factor": _mean("mean"),
+    "p of the set, largest": _largest("p_value"),
+    "AUC": _mean("auc"),
+    "AUC of the loss": _mean("membership_auc"),
+}
+_FLAGGED = {"flagged": _mean("share"), "count": _each("flagged")}
+_COLUMNS: dict[str, dict[str, Callable[[list[Result]], str]]] = {
+    "power": {
+        **_FLAGGED,
+        **_EXPOSURE,
+        "effect / error": _mean("effect_over_error", ".1f"),
+        "detectable, set": _mean("detectable"),
+        "detectable, image": _mean("detectable_image", ".2f"),
+        "accuracy in": _mean("accuracy_in"),
+        "accuracy out": _mean("accuracy_out"),
+        "given model, AUC": _mean("given_auc"),
+        "given model, p": _each("given_p_value"),
+    },
+    "repeated": {
+        "recall": _mean("recall", ".2f"),
+        "AUC against the others": _mean("auc_repeated"),
+        "others flagged": _each("others_flagged"),
+        "effect, repeated": _mean("effect_repeated"),
+        "effect, others": _mean("effect_others"),
+        "accuracy out": _mean("accuracy_out"),
+    },
+    "null": {
+        "any flag": _mean("any_flag"),
+        "planted: false": _mean("planted_false"),
+        "planted: found": _mean("planted_recall"),
+        "p of the set": _each("p_value"),
+        "AUC": _mean("auc"),
+    },
+    "defences": {
+        **_FLAGGED, **_EXPOSURE, "accuracy in": _mean("accuracy_in"),
+        "accuracy out": _mean("accuracy_out"), "s a model": _mean("seconds_a_model", ".1f"),
+    },
+    "attacks": {
+        **_FLAGGED, "mean factor": _mean("mean"), "AUC": _mean("auc"),
+        "effect / error": _mean("effect_over_error", ".1f"),
+        "s a model": _mean("seconds_a_model", ".1f"),
+    },
+}  # fmt: skip
+
+
+def figures(found: list[Result]) -> dict[str, Any]:
+    """Return the numbers that people compare: shares flagged, correlations, recall."""
+    named: dict[str, Any] = {}
+
+    def add(name: str, part: str, key: str, **where: Any) -> None:
+        own = [
+            one[key]
+            for one in found
+            if one["part"] == part and all(one[k] == v for k, v in where.items())
+        ]
+        if own:
+            named[name], half = interval(own)
+            if half is not None:
+                named[f"{name}_half"] = half
+
+    for models in (24, 48):
+        add(f"digits_share_flagged_{models}", "power", "share", data="digits", models=models)
+    add("repeated_50_recall", "repeated", "recall", arm="50")
+    add("repeated_50_auc", "repeated", "auc_repeated", arm="50")
+    add("null_any_flag", "null", "any_flag")
+    add("null_planted_false", "null", "planted_false")
+    return named
+
+
+def figure(found: list[Result], path: Path) -> None:
+    """Plot exposure of the digits by number of models, and exposure against accuracy by defence."""
+    power = [one for one in found if one["part"] == "power" and one["data"] == "digits"]
+    defences = [one for one in found if one["part"] == "defences"]
+    if not power:
+        return
+    plots, axes = pyplot().subplots(
+        1, 2 if defences else 1, figsize=(9.2 if defences else 4.8, 3.6), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    first = axes[0][0]
+    counts = sorted({one["models"] for one in power})
+    for seed in sorted({one["seed"] for one in power}):
+        own = sorted((o for o in power if o["seed"] == seed), key=lambda o: o["models"])
+        first.plot(
+            [o["models"] for o in own], [100 * (o["share"] or 0.0) for o in own], "o-",
+            color="#2563a8", alpha=0.35, markersize=4,
+        )  # fmt: skip
+    means = [np.mean([o["share"] or 0.0 for o in power if o["models"] == n]) for n in counts]
+    first.plot(counts, 100 * np.array(means), "s-", color="#c2570c", label="mean over seeds")
+    first.set_xlabel("shadow models")
+    first.set_ylabel("private digits flagged, %")
+    first.set_xticks(counts)
+    first.legend(frameon=False, fontsize=8)
+    if defences:
+        second = axes[0][1]
+        for i, arm in enumerate(dict.fromkeys(one["arm"] for one in defences)):
+            own = [one for one in defences if one["arm"] == arm]
+            second.plot(
+                [one["accuracy_out"] for one in own], [one["mean"] for one in own], "osD^vP*"[i % 7],
+                label=arm,
+            )  # fmt: skip
+        second.axhline(1.0, color="#9ca3af", linewidth=0.8)
+        second.set_xlabel("accuracy on images that were left out")
+        second.set_ylabel("mean exposure, factor")
+        second.legend(frameon=False, fontsize=8)
+    save_figure(plots, path)
