@@ -26,6 +26,13 @@ _TO_THE_END: dict[str, Any] = {
     "adaptation": {"steps": 0},
 }
 """Targets as their shadow models: trained on every image, for all epochs. Priors are not adapted."""
+_SMALL: dict[str, Any] = {
+    **SMALL,
+    "evaluator_training": {"epochs": 1},
+    "public_training": {"epochs": 2},
+    "adaptation": {"steps": 0},
+}
+"""The study's small audit, without what shadow models do not need."""
 _MNIST_EACH, _MNIST_PUBLIC = 20, 2000
 
 
@@ -50,7 +57,7 @@ def given(name: str, seed: int, data: Path, work: Path, *, small: bool) -> dict[
         studied = STUDIED[name].given(seed, data, work)
         found = {**studied, **_TO_THE_END, "attack": [{"class": "plug-and-play"}]}
     found["seed"] = seed
-    return found | SMALL if small else found
+    return found | _SMALL if small else found
 
 
 def third_set(images: ImageSet, public: ImageSet, seed: int) -> ImageSet:
@@ -80,7 +87,14 @@ def _mnist(seed: int, work: Path) -> Path:
     parts: dict[str, list[int]] = {"private": [], "holdout": [], "public": []}
     taken = dict.fromkeys(names, 0)
     for row in order:
-        part = min(taken[names[row]] // _MNIST_EACH, 2)
+        part = min(taken[names[row]] // _SMALL: dict[str, Any] = {
+    **SMALL,
+    "evaluator_training": {"epochs": 1},
+    "public_training": {"epochs": 2},
+    "adaptation": {"steps": 0},
+}
+"""The study's small audit, without what shadow models do not need."""
+_MNIST_EACH, 2)
         parts[("private", "holdout", "public")[part]].append(row)
         taken[names[row]] += 1
     parts["public"] = parts["public"][:_MNIST_PUBLIC]
