@@ -87,14 +87,7 @@ def _mnist(seed: int, work: Path) -> Path:
     parts: dict[str, list[int]] = {"private": [], "holdout": [], "public": []}
     taken = dict.fromkeys(names, 0)
     for row in order:
-        part = min(taken[names[row]] // _SMALL: dict[str, Any] = {
-    **SMALL,
-    "evaluator_training": {"epochs": 1},
-    "public_training": {"epochs": 2},
-    "adaptation": {"steps": 0},
-}
-"""The study's small audit, without what shadow models do not need."""
-_MNIST_EACH, 2)
+        part = min(taken[names[row]] // _MNIST_EACH, 2)
         parts[("private", "holdout", "public")[part]].append(row)
         taken[names[row]] += 1
     parts["public"] = parts["public"][:_MNIST_PUBLIC]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exposure_data import third_set
 from exposure_recipes import Defended, Elsewhere, Repeated, Stopped
-from exposure_study import FDR, PAIRS, Base, auc, chosen, figures_of, log_distances, rounded
+from exposure_study import FDR, PAIRS, Base, auc, chosen, figures_of, rounded
 from inversight.core.config import build
 from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
@@ -26,11 +26,11 @@ from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.models.target import Target
 from inversight.pipeline.adapt import guidance_metric
 from inversight.pipeline.attack import build_attack
-from inversight.pipeline.exposure import FLOOR
+from inversight.pipeline.exposure import FLOOR, log_distances
 from inversight.pipeline.shadows import (
     ShadowAdaptation,
     blocks_of,
-    measure_target,
+    measure_model,
 )
 from inversight.priors import Prior, StylePrior
 from inversight.risk.design import draw_design
@@ -68,7 +68,7 @@ def power(base: Base, budget: Budget) -> Iterator[Arm]:
     def arm(models: int) -> dict[str, Any]:
         found, seconds = base.measured(PLAIN, models, keep=True)
         logs, target = log_distances(found), base.parts[0]
-        given = measure_target(base.job, base.attack, target)
+        given = measure_model(base.job, base.attack, target, base.private)
         labels, own = base.job.images.labels, log_distances(given)[0]
         z = given_model(logs, found.membership, labels, own, base.private, twins=base.job.twins)
         return {

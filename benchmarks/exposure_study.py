@@ -24,7 +24,7 @@ from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.models.target import Target
 from inversight.pipeline.audit_shadows import recipe_of, shadow_job
 from inversight.pipeline.execution import _Audit
-from inversight.pipeline.exposure import FLOOR
+from inversight.pipeline.exposure import log_distances
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.score import scoring_embeddings
 from inversight.pipeline.shadows import (
@@ -99,7 +99,7 @@ class Base:
                 settings.embedding, settings.features, size=audit.inputs.private.size,
                 network=network, evaluator=evaluator,
             )  # fmt: skip
-            return target, audit.shadow_attack(prior, distance, network), network
+            return target, audit.exposing.attack(prior, distance, network), network
 
     @property
     def attack(self) -> ShadowAttack:
@@ -114,7 +114,7 @@ class Base:
     @property
     def private(self) -> Tensor:
         """Which of the job's images are private, (N,) bool."""
-        return torch.arange(len(self.job.images)) < self.job.private
+        return self.job.is_private
 
     def measured(
         self, name: str, models: int, *, recipe: Recipe | None = None,
@@ -177,11 +177,6 @@ def _train_once(job: ShadowJob, block: Block, store: Path, folder: Path) -> None
 def log(text: str) -> None:
     """Say what is done, with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def log_distances(found: Measured) -> Tensor:
-    """Return (K, N) logarithms as exposure takes them."""
-    return found.distances.clamp_min(FLOOR).log()
 
 
 def figures_of(
