@@ -136,6 +136,6 @@ def hostile_exposed_data() -> ReportData:
     return replace(
         data, samples=samples, exposures=table, exposure_gallery=gallery,
         metrics={**data.metrics, **exposure_metrics(count=3, images=images)},
-        shadows={**SHADOWS, "recipe": evil, "prior": evil, "pairs": evil},
+        shadows={**SHADOWS, "recipe": evil, "prior": evil},
         attempts=[row, {**row, "attack": ""}], training={evil: evil},
     )  # fmt: skip

@@ -59,7 +59,7 @@ PRIVATE = {"trained": {"epsilon": 7.99, "delta": 1e-5, "loss": 0.1}}
         ({"settings": {"target": "m:net"}, "target": PRIVATE}, "not known: the target was given",
          "epsilon 7.99, delta 1.00e-05"),
         ({"settings": {"target": "m:net"}, "shadows": {**SHADOWS, "recipe": "m:train"}},
-         "m:train, of the shadow models; whether the given target was trained by it is not known",
+         "of the shadow models: m:train; whether the given target was trained by it is not known",
          "none that this run knows of"),
         ({"against": {}, "settings": {}}, "not known: existing reconstructions were scored",
          "none that this run knows of"),

@@ -11,6 +11,7 @@ from inversight.report import render, render_defences
 from inversight.report.formatting import NONE
 from tests.report import defence_examples
 from tests.report.examples import HOSTILE, hostile_data
+from tests.report.exposure_examples import exposed_data, hostile_exposed_data
 
 pytestmark = pytest.mark.browser
 
@@ -59,10 +60,12 @@ def browser() -> Iterator:
 
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory) -> dict[str, str]:
-    """Both pages as files, by name."""
+    """All pages as files, by name."""
     folder = tmp_path_factory.mktemp("pages")
     pages = {
         "report": render(hostile_data()),
+        "exposure": render(hostile_exposed_data()),
+        "many": render(exposed_data(2000)),
         "defences": render_defences(defence_examples.found(), defence_examples.table()),
     }
     for name, page in pages.items():
@@ -145,7 +148,7 @@ def test_content_security_policy_blocks_other_addresses(browser, addresses):
     page.close()
 
 
-@pytest.mark.parametrize("name", ["report", "defences"])
+@pytest.mark.parametrize("name", ["report", "exposure", "many", "defences"])
 def test_page_is_never_wider_than_the_window(browser, addresses, name):
     page = browser.new_page()
     page.goto(addresses[name])
@@ -155,8 +158,31 @@ def test_page_is_never_wider_than_the_window(browser, addresses, name):
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert page.evaluate("document.querySelector('.tall').scrollHeight > 400")
+            heights = page.evaluate(
+                "Array.from(document.querySelectorAll('.tall'), (region) => region.scrollHeight)"
+            )
+            assert max(heights) > 400
     page.close()
+
+
+@pytest.mark.parametrize("page", ["exposure"], indirect=True)
+def test_ledger_sorts_exposures_by_value_and_not_by_text(page):
+    assert heading(page, "exposure_shrunken").get_attribute("aria-sort") == "descending"
+    click(page, "exposure")
+    assert heading(page, "exposure").get_attribute("aria-sort") == "descending"
+    values = hostile_exposed_data().samples.set_index("id")["exposure"]
+    shown = [values[name] for name in column(page, "id")]
+    assert shown == sorted(shown, reverse=True)
+    assert column(page, "exposed").count("yes") == 3
+    assert set(HOSTILE) <= set(column(page, "group", "groups"))
+
+
+@pytest.mark.parametrize("page", ["exposure"], indirect=True)
+def test_figure_of_exposure_is_drawn_over_the_whole_width(page):
+    figure = page.locator("#exposure svg").bounding_box()
+    section = page.locator("#exposure").bounding_box()
+    assert figure["width"] > 0.95 * section["width"] and figure["height"] > 300
+    assert page.locator("#exposure .triple").first.locator("img").count() == 3
 
 
 @pytest.mark.parametrize("page", ["defences"], indirect=True)

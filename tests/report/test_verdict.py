@@ -255,7 +255,7 @@ NAMED = {**SHADOWS, "recipe": "my.recipes:train", "prior": "adapted", "looks": 2
         ({"shadows": {}}, ["are exposed at a false-discovery"], ["Tested were"]),
         (
             {"shadows": {"models": 24}},
-            ["trained with and without each image"],
+            ["Tested were 24 shadow models"],
             ["Each was", "classify"],
         ),
         ({"shadows": {**SHADOWS, "looks": [16, 24]}}, ["This is look 2 at these models"], []),
@@ -273,6 +273,14 @@ def test_facts_explain_why_test_and_interval_disagree(p, low, said):
     found = {**metrics_of(), **exposure_metrics(p=p, low=low)}
     text = " ".join(verdict(exposed_data(metrics=found)).facts)
     assert ("the interval has the 12 pairs of models alone" in text) == said
+
+
+def test_facts_know_models_that_are_no_pairs_of_halves():
+    found = exposure_metrics(p=0.004, low=0.99)
+    del found["exposure_mean"]["pairs"]
+    text = " ".join(verdict(exposed_data(metrics={**metrics_of(), **found})).facts)
+    stated = ["trained with and without each image", "the interval has the 24 models alone"]
+    assert_texts(text, stated, ["pairs", "complementary"])
 
 
 def test_facts_name_the_most_exposed_images_by_the_shrunken_value():

@@ -89,7 +89,7 @@ def print_result(result: Any) -> None:
         took = ", ".join(f"{s['name']} {duration(s['seconds'])}" for s in stages)
         _say(f"\nStages: {took}")
     if "exposure" in result.samples:
-        _say("\nMost exposed, how many times nearer because the model was trained on them:")
+        _say("\nLargest exposure, how many times nearer because the model was trained on them:")
         for row in result.samples.head(3).itertuples():
             spread = interval_text({"low": row.exposure_low, "high": row.exposure_high})
             _say(f"  {row.id}  {row.exposure:.2f} times ({spread}), p = {number(row.exposure_p)}")

@@ -113,7 +113,7 @@ def training_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     settings, shadows = (mapping(manifest.get(name)) for name in ("settings", "shadows"))
     recipe = "not known: the target was given"
     if shadows.get("recipe"):
-        recipe = f"{visible(shadows['recipe'])}, of the shadow models"
+        recipe = f"of the shadow models: {visible(shadows['recipe'])}"
         if settings.get("target") is not None:
             recipe += "; whether the given target was trained by it is not known"
     elif "against" in manifest:

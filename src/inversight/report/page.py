@@ -15,7 +15,7 @@ from inversight.report.budget import budget_figures, missing_points
 from inversight.report.contents import ORDER, ExposureItem, ReportData, worst_first
 from inversight.report.exposure import INTERVALS, figure_of, groups_of
 from inversight.report.figures import distance_histogram, score_histogram
-from inversight.report.formatting import NONE, get_number, is_missing
+from inversight.report.formatting import NONE, get_number, is_missing, mapping
 from inversight.report.ledger import Ledger
 from inversight.report.reading import flatten
 from inversight.report.templating import html_template
@@ -64,7 +64,7 @@ def render(data: ReportData) -> str:
             (item, [*map(_address, _pictures(item))], _is_small(item.private_png))
             for item in data.exposure_gallery
         ],
-        pairs=data.shadows.get("pairs"),
+        pairs=mapping(data.metrics.get("exposure_mean")).get("pairs"),
         groups=groups_of(samples, data.exposure_groups),
         new_audit=NEW_AUDIT,
         budget=None if budget is None else budget.to_dict("records"),
