@@ -43,14 +43,16 @@ def audit(
     if print_config:
         typer.echo(documented(resolve(values)))
         return
-    if resume is not None and (values or out is not None):
-        raise ConfigError("--resume RUN takes its settings from the run; leave the others out")
+    if resume is not None and (values.keys() - {"ray"} or out is not None):
+        raise ConfigError(
+            "--resume RUN takes its settings from the run; leave the others out, except --ray"
+        )
     from inversight.pipeline import audit as pipeline
 
     folder = resume or out or pipeline.default_folder()
     with running(folder, f"inversight audit --resume {folder}") as terminal:
         if resume is not None:
-            result = pipeline.resume(resume, reporter=terminal)
+            result = pipeline.resume(resume, **values, reporter=terminal)
         else:
             result = pipeline.audit(out=folder, reporter=terminal, **values)
     finish(result)

@@ -12,7 +12,7 @@ from inversight.cli.options import given, refuse_given, setting_options
 from inversight.cli.printing import finish, print_plan
 
 
-@setting_options("shadows", "recipe", "adapt_shadows", "keep_shadows", "workers", unset=True)
+@setting_options("shadows", "recipe", "adapt_shadows", "keep_shadows", "workers", "ray", unset=True)
 def expose(
     run: Annotated[Path, typer.Argument(help="Run folder of an audit.")],
     models: Annotated[

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from inversight.core.console import Quiet, Reporter
-from inversight.core.errors import RunError
+from inversight.core.errors import ConfigError, RunError
 from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
 from inversight.pipeline.audit_shadows import decide_shadows
 from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
-from inversight.pipeline.plan import Plan, check_unchanged
+from inversight.pipeline.plan import Plan, check_unchanged, with_cluster
 from inversight.pipeline.result import AuditResult
-from inversight.settings import Adaptation, PairMeasure, Training, resolve
+from inversight.settings import Adaptation, AuditSettings, PairMeasure, Training, resolve
 from inversight.settings.audit import Pictures
 from inversight.settings.presets import Preset
 
@@ -39,7 +39,8 @@ def audit(
     public_training: Training | Mapping[str, Any] | None = None,
     adaptation: Adaptation | Mapping[str, Any] | None = None, shadows: int | str | None = None,
     recipe: str | None = None, shadow_pairs: int | None = None, adapt_shadows: bool | None = None,
-    keep_shadows: bool | None = None, workers: int | None = None, images: Pictures | None = None,
+    keep_shadows: bool | None = None, workers: int | None = None, ray: str | None = None,
+    images: Pictures | None = None,
     hash_ids: bool | None = None, memory: int | None = None,
     pairs: Sequence[PairMeasure] | None = None, fdr: float | None = None,
     fail_on: str | Sequence[str] | None = None, out: Path | str | None = None,
@@ -58,9 +59,14 @@ def audit(
     given = {k: v for k, v in locals().items() if v is not None and k not in ("out", "reporter")}
     reporter = reporter or Quiet()
     settings = resolve(given)
+    _check_ray(ray, settings)
     folder = Path(out) if out is not None else default_folder()
     check_new_folder(folder, needed_bytes=0)
-    plan = Plan.prepare(settings, reporter)
+    with with_cluster(Plan.prepare(settings, reporter)) as plan:
+        return _begin(plan, folder, reporter)
+
+
+def _begin(plan: Plan, folder: Path, reporter: Reporter) -> AuditResult:
     reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
     forecast = estimate(plan)
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
@@ -71,8 +77,12 @@ def audit(
         return execute(plan, run, reporter)
 
 
-def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResult:
+def resume(
+    folder: Path | str, *, ray: str | None = None, reporter: Reporter | None = None
+) -> AuditResult:
     """Go on with a run that was stopped; its tables are those that it would have had.
+
+    ``ray``: see :class:`inversight.settings.AuditSettings`; None: as when it began.
 
     Raises:
         RunError: not a run, in use, or its inputs have changed.
@@ -87,10 +97,23 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> AuditResu
         )
     # Opened before anything that takes long: another process may be working on it.
     with disk_remedy(str(path), f"continue with --resume {path}"), Run.open(path) as run:
-        plan = Plan.prepare(resolve(manifest["given"]), reporter)
+        given = manifest["given"] | ({} if ray is None else {"ray": ray})
+        _check_ray(ray, settings := resolve(given))
+        plan = Plan.prepare(settings, reporter)
         check_unchanged(plan.manifest(), manifest, path)
-        reporter.say(f"Resuming {path}")
-        return execute(plan, run, reporter)
+        with with_cluster(plan) as joined:
+            reporter.say(f"Resuming {path}")
+            return execute(joined, run, reporter)
+
+
+def _check_ray(given: str | None, settings: AuditSettings) -> None:
+    """Refuse a cluster for nothing.
+
+    Raises:
+        ConfigError: there are no shadow models.
+    """
+    if given is not None and settings.shadows == 0:
+        raise ConfigError("--ray runs shadow models, and --shadows is 0; leave one of the two out")
 
 
 def default_folder() -> Path:

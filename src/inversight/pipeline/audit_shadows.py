@@ -15,7 +15,8 @@ from inversight.data import ImageSet, join_images
 from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.plan import Plan, workers_of
-from inversight.pipeline.shadow_run import ShadowRun
+from inversight.pipeline.ray_run import RayRun
+from inversight.pipeline.shadow_run import LocalRun, ShadowRun
 from inversight.pipeline.shadows import Measured, ShadowJob, blocks_of
 from inversight.report.formatting import duration
 from inversight.risk.twins import find_twins
@@ -97,7 +98,9 @@ def begin_shadows(plan: Plan, job: ShadowJob, folder: Path, run: Path) -> Shadow
         write_json(folder / JOB, facts)
     workers, threads = workers_of(plan)
     blocks = blocks_of(plan.shadows // 2, settings.shadow_pairs)
-    return ShadowRun(job, folder, blocks, workers=workers, threads=threads)
+    if plan.cluster is not None:
+        return RayRun(job, folder, blocks, cluster=plan.cluster)
+    return LocalRun(job, folder, blocks, workers=workers, threads=threads)
 
 
 def images_fingerprint(images: ImageSet) -> str:

@@ -14,7 +14,7 @@ from inversight.data import join_images
 from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
 from inversight.pipeline.given_models import read_models
-from inversight.pipeline.plan import Plan, check_unchanged
+from inversight.pipeline.plan import Plan, check_unchanged, with_cluster
 from inversight.pipeline.result import AuditResult
 from inversight.pipeline.score_inputs import anchored
 from inversight.report.formatting import mapping
@@ -49,6 +49,7 @@ def expose(
     adapt_shadows: bool | None = None,
     keep_shadows: bool | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     reporter: Reporter | None = None,
 ) -> AuditResult:
     """Add shadow models to a finished audit, or more to those that it has.
@@ -58,7 +59,7 @@ def expose(
     Args:
         run: the run folder of an audit.
         shadows: number of shadow models in all; None: that of --shadows auto.
-        recipe, adapt_shadows, keep_shadows, workers: settings of the audit, see
+        recipe, adapt_shadows, keep_shadows, workers, ray: settings of the audit, see
             :class:`inversight.settings.AuditSettings`; None: as they were.
 
     Raises:
@@ -71,7 +72,8 @@ def expose(
     given = {
         name: value
         for name, value in locals().items()
-        if name in ("recipe", "adapt_shadows", "keep_shadows", "workers") and value is not None
+        if name in ("recipe", "adapt_shadows", "keep_shadows", "workers", "ray")
+        and value is not None
     }
     before = int(mapping(manifest.get("shadows")).get("models") or 0)
     wanted = "auto" if shadows is None else shadows
@@ -90,8 +92,9 @@ def expose(
     ):
         plan = Plan.prepare(settings, reporter)
         check_unchanged(plan.manifest(), manifest, path)
-        opened.record(given=anchored(settings), settings=to_mapping(settings))
-        return execute(plan, opened, reporter)
+        with with_cluster(plan) as joined:
+            opened.record(given=anchored(settings), settings=to_mapping(settings))
+            return execute(joined, opened, reporter)
 
 
 def expose_models(

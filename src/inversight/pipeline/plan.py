@@ -6,8 +6,8 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from inversight.adaptation import check_arm, check_public
 from inversight.attacks import Attack, check_fits
+from inversight.core.cluster import Cluster, joined
 from inversight.core.config import build, to_mapping
 from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy, pick_device
@@ -65,7 +66,7 @@ class Plan:
     """A checked audit, ready to run.
 
     prior: a prior that was made before, one of the user's own, or how one is trained. work: size at which
-    networks are trained here, in pixels.
+    networks are trained here, in pixels. cluster: where shadow models run, None: on this machine.
     """
 
     settings: AuditSettings
@@ -74,6 +75,7 @@ class Plan:
     prior: PriorFile | PriorTraining | Prior
     work: int
     device: torch.device
+    cluster: Cluster | None = None
 
     @classmethod
     def prepare(cls, settings: AuditSettings, reporter: Reporter) -> Plan:
@@ -305,10 +307,25 @@ class Plan:
 
 def workers_of(plan: Plan) -> tuple[int, int]:
     """Return the number of processes that work on shadow models, and the threads of each."""
+    if plan.cluster is not None:
+        return plan.cluster.slots, plan.cluster.threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = min(cores or 1, torch.get_num_threads()) if plan.device.type == "cpu" else 1
     workers = plan.settings.workers or cores
     return workers, max(1, cores // workers)
+
+
+@contextmanager
+def with_cluster(plan: Plan) -> Iterator[Plan]:
+    """Give the plan with the Ray cluster that its shadow models run on, if any, joined for the block.
+
+    Raises:
+        ConfigError: it cannot be joined.
+    """
+    workers, threads = workers_of(plan)
+    address = None if plan.settings.shadows == 0 else plan.settings.ray
+    with joined(address, workers=workers, threads=threads, device=plan.device) as cluster:
+        yield replace(plan, cluster=cluster)
 
 
 def _read_prior(settings: AuditSettings) -> PriorFile | PriorTraining | Prior:

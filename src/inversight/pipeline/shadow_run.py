@@ -1,18 +1,18 @@
 """Run the blocks of shadow models: in this process, and in worker processes beside it.
 
 Every process takes blocks that no other one holds, so that work is shared whatever a block takes. A block's
-result does not depend on who computed it.
+result does not depend on who computed it. See :mod:`inversight.pipeline.ray_run` for other machines.
 """
 
 from __future__ import annotations
 
 import signal
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from loky import ProcessPoolExecutor
@@ -36,19 +36,57 @@ _STEPS = 1000
 _POLL_SECONDS = 0.5
 
 
-class ShadowRun:
-    """The blocks of a job, run by this process and ``workers - 1`` others.
+class ShadowRun(AbstractContextManager["ShadowRun"]):
+    """The blocks of a job, each computed with ``threads`` threads.
 
-    Use as a context: its end stops the others. The job's training begins at once, in the others alone, so
-    that it runs beside earlier stages; the attack begins with :meth:`attack`, and :meth:`finish` works
-    along until all is done.
+    Use as a context, whose end stops processes of its own. The training may begin at once, beside
+    earlier stages; the attack begins with :meth:`attack`, and :meth:`finish` waits until all is done.
+    """
+
+    def __init__(self, job: ShadowJob, folder: Path, blocks: list[Block], *, threads: int) -> None:
+        self.job, self.folder, self.blocks, self.threads = job, folder, blocks, threads
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def attack(self, attack: ShadowAttack) -> None:
+        """Let the models be attacked and measured as soon as they are trained."""
+        self._attack = attack
+
+    @abstractmethod
+    def finish(self, progress: Progress = silent) -> None:
+        """Return when every block is there.
+
+        Raises:
+            StageError: a model could not be trained or attacked, or a process was lost.
+        """
+
+    def measure_target(self, target: Target) -> Measured:
+        """Attack the model under audit as the shadow models, and measure it."""
+        with _threads(self.threads):
+            return measure_model(self.job, self._attack, target, self.job.is_private)
+
+    def missing(self) -> list[Block]:
+        """Return the blocks that are not there."""
+        return [block for block in self.blocks if not block.file(self.folder).is_file()]
+
+    def note(self, done: int) -> str:
+        """Return the progress in words after ``done`` blocks."""
+        models = 2 * sum(block.pairs for block in self.blocks)
+        return f"{2 * sum(block.pairs for block in self.blocks[:done])} of {models} models"
+
+
+class LocalRun(ShadowRun):
+    """The blocks of a job, run by this process and ``workers - 1`` others of this machine.
+
+    Training begins at once in the others alone.
     """
 
     def __init__(
         self, job: ShadowJob, folder: Path, blocks: list[Block], *, workers: int, threads: int
     ) -> None:
-        self.job, self.folder, self.blocks, self.threads = job, folder, blocks, threads
-        others = min(workers, len(self._missing())) - 1
+        super().__init__(job, folder, blocks, threads=threads)
+        others = min(workers, len(self.missing())) - 1
         self._own_threads = torch.get_num_threads()
         self._futures: list[Future[object]] = []
         self._executor: ProcessPoolExecutor | None = None
@@ -57,44 +95,30 @@ class ShadowRun:
                 others, initializer=_start_worker, initargs=(threads,)
             )
 
-    def __enter__(self) -> ShadowRun:
+    def __enter__(self) -> LocalRun:
         if self._executor is not None:
             # What this process does meanwhile would otherwise compete with the others for the cores.
             torch.set_num_threads(max(1, self._own_threads - self.threads))
-            for block in self._missing():
+            for block in self.missing():
                 self._submit(train_block, self.job, block, self.folder)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._own_threads)
         if self._executor is not None:
             self._executor.shutdown(wait=True, kill_workers=True)
 
     def attack(self, attack: ShadowAttack) -> None:
-        """Let the other processes attack and measure the models as soon as they are trained."""
-        self._attack = attack
-        for block in self._missing():
+        super().attack(attack)
+        for block in self.missing():
             self._submit(run_block, self.job, attack, block, self.folder)
 
-    def measure_target(self, target: Target) -> Measured:
-        """Attack the model under audit as the shadow models, and measure it."""
-        with _threads(self.threads):
-            return measure_model(self.job, self._attack, target, self.job.is_private)
-
     def finish(self, progress: Progress = silent) -> None:
-        """Work along until every block is there.
-
-        Raises:
-            StageError: a model could not be trained or attacked, or a worker process ended.
-        """
         whole = len(self.blocks) * _STEPS
-        while missing := self._missing():
+        while missing := self.missing():
             self._check()
             done = len(self.blocks) - len(missing)
-            progress(done * _STEPS, whole, self._note(done))
+            progress(done * _STEPS, whole, self.note(done))
             # From the end, where the others come last.
             for block in reversed(missing):
                 part = part_of(progress, before=done * _STEPS, share=_STEPS, whole=whole)
@@ -103,14 +127,7 @@ class ShadowRun:
                         break
             else:
                 time.sleep(_POLL_SECONDS)
-        progress(whole, whole, self._note(len(self.blocks)))
-
-    def _note(self, done: int) -> str:
-        models = 2 * sum(block.pairs for block in self.blocks)
-        return f"{2 * sum(block.pairs for block in self.blocks[:done])} of {models} models"
-
-    def _missing(self) -> list[Block]:
-        return [block for block in self.blocks if not block.file(self.folder).is_file()]
+        progress(whole, whole, self.note(len(self.blocks)))
 
     def _submit(self, task: object, *arguments: object) -> None:
         if self._executor is not None:

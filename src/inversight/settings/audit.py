@@ -155,7 +155,11 @@ class AuditSettings:
     keep_shadows: bool = False
     """Keep the weights and all reconstructions of every shadow model in stages/shadows."""
     workers: PositiveInt | None = None
-    """Processes that train and attack shadow models. None: one for each core on a CPU, one on a GPU."""
+    """Processes that train and attack shadow models. None: one for each core on a CPU, one on a GPU. With ray:
+    on every machine with as many cores as this one, or on every GPU."""
+    ray: str | None = None
+    """Ray cluster on which shadow models are trained and attacked: local (started on this machine), auto
+    (the one that runs here), HOST:PORT or ray://HOST:PORT. Private images are sent to it. None: no Ray."""
     images: Pictures = "none"
     """Pictures in the report. Private images and reconstructions are blurred alike."""
     hash_ids: bool = False
