@@ -19,7 +19,8 @@ from inversight import AuditResult
 from inversight.core.console import Quiet
 from inversight.core.run import read_object
 from inversight.data import ImageSet, join_images
-from inversight.pipeline.audit_shadows import recipe_of, shadow_job
+from inversight.pipeline.audit_shadows import decide_shadows, recipe_of, shadow_job
+from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.expose import expose, plan_exposure
 from inversight.pipeline.exposure import median_pair
 from inversight.pipeline.plan import Plan
@@ -268,10 +269,42 @@ def test_target_that_was_given_is_tested_by_its_recipe(audited: Path, tmp_path: 
         target=str(audited / "run/stages/target"), recipe="tests.models.test_recipes:train",
     )  # fmt: skip
     facts = read_object(tmp_path / "run/run.json")["shadows"]
-    assert "tests.models.test_recipes:train" in facts["recipe"]
+    assert facts["recipe"] == "tests.models.test_recipes:train"
     assert "given_auc" not in result.metrics["exposure_mean"]  # needs six models
     # Its own models cannot be trained as one network, so that every block trains them itself.
     assert len(blocks(tmp_path / "run")) == 1
+
+
+class Heard(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(
+    ("per_model", "target", "models", "part"),
+    [
+        (1.0, False, 16, ""),  # 16 s, of 100 s for the rest
+        (30.0, False, 0, "inversight expose run --shadows 16"),
+        (None, False, 0, "unknown time"),
+        (1.0, True, 0, "give --recipe"),
+    ],
+)
+def test_auto_decides_by_recipe_and_estimate(
+    audited: Path, per_model: float | None, target: bool, models: int, part: str
+) -> None:
+    given = json.loads((audited / "run/run.json").read_text())["given"] | {"shadows": "auto"}
+    if target:
+        given["target"] = str(audited / "run/stages/target")
+    plan, heard = Plan.prepare(resolve(given), Quiet()), Heard()
+    forecast = Estimate({"rest": 100.0}, 0, 0, shadow=per_model)
+    decided = decide_shadows(plan, forecast, Path("run"), heard)
+    assert decided.shadows == models
+    assert part in " ".join(heard.lines) and bool(heard.lines) == (models == 0)
 
 
 def test_target_that_was_given_without_recipe(

@@ -130,12 +130,13 @@ def description(job: ShadowJob) -> str:
 
 
 def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) -> dict[str, Any]:
-    """Return what run.json says of the shadow models."""
+    """Return what run.json says of the shadow models, or of models that were given."""
     inside, outside = found.accuracy()
+    models = len(found.membership)
     return {
-        "models": len(found.membership),
-        "pairs": len(found.membership) // 2,
-        "recipe": description(job),
+        "models": models,
+        "pairs": 0 if job.recipe is None else models // 2,
+        "recipe": plan.settings.recipe if job.recipe is not None else description(job),
         "attack": next(iter(plan.attacks)),
         "looks": looks,
         "train_images": float(found.membership.sum(1).double().mean()),

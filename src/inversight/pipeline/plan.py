@@ -247,12 +247,15 @@ class Plan:
             prior = str(s.prior)
         elif isinstance(self.prior, Prior):
             prior, side = "own", self.prior.image_shape[1]
+        recipe = s.recipe or "trained as the target was"
+        shadows = f"{self.shadows} models, {recipe}" if self.shadows else "none (see --shadows)"
         return (
             f"inversight audit, preset {s.preset}, seed {s.seed}, device {self.device}\n"
             f"  data       {self.inputs.split}\n"
             f"  target     {s.target or 'a small classifier, trained on the private images'}\n"
             f"  prior      {prior}, {side}x{side}, arm {s.arm}\n"
             f"  attack     {', '.join(self.attacks)}\n"
+            f"  shadows    {shadows}\n"
             f"  distance   {s.embedding}; features {s.features}; guidance {s.guidance_embedding}\n"
             f"  results    {folder}\n"
             f"  estimate   {estimate}"
