@@ -22,6 +22,7 @@ from inversight.report import (
     render,
     render_card,
 )
+from inversight.report.contents import nearest_first
 from inversight.report.reading import read_mapping
 
 GALLERY = 24
@@ -65,8 +66,8 @@ def report(run: Path) -> Path:
 def make_gallery(
     run: Path, private: ImageSet, reconstructions: Iterable[ImageSet], *, blurred: bool
 ) -> tuple[GalleryItem, ...]:
-    """Return the first ``GALLERY`` images in the ledger of ``run`` and their nearest reconstructions."""
-    samples = pd.read_parquet(run / "samples.parquet").head(GALLERY)
+    """Return the ``GALLERY`` images of ``run`` that are nearest to a reconstruction, nearest first, with it."""
+    samples = nearest_first(pd.read_parquet(run / "samples.parquet")).head(GALLERY)
     real = names_behind(run)
     own = dict(zip(private.ids, private.images, strict=True))
     found = {
