@@ -52,7 +52,7 @@ PRIVATE = {"trained": {"epsilon": 7.99, "delta": 1e-5, "loss": 0.1}}
     ("manifest", "recipe", "privacy"),
     [
         (
-            {"settings": {"target": None, "target_training": TRAINING}},
+            {"settings": {"target": None, "target_training": TRAINING}, "shadows": SHADOWS},
             "trained by this audit, architecture resnet, epochs 5",
             "none that this run knows of",
         ),

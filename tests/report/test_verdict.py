@@ -258,7 +258,11 @@ NAMED = {**SHADOWS, "recipe": "my.recipes:train", "prior": "adapted", "looks": 2
             ["Tested were 24 shadow models"],
             ["Each was", "classify"],
         ),
-        ({"shadows": {**SHADOWS, "looks": [16, 24]}}, ["This is look 2 at these models"], []),
+        (
+            {"shadows": {**SHADOWS, "looks": [16, 24]}},
+            ["This is look 2 at", "corrected for 2 looks"],
+            ["in 0.01 % of cases"],
+        ),
         ({"shadows": {**SHADOWS, "train_images": 99.5}}, ["on 99.5 images, the target on 200"], []),
     ],
 )

@@ -112,16 +112,17 @@ def training_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return what is known of how the target was trained: its recipe and its differential privacy."""
     settings, shadows = (mapping(manifest.get(name)) for name in ("settings", "shadows"))
     recipe = "not known: the target was given"
-    if shadows.get("recipe"):
-        recipe = f"of the shadow models: {visible(shadows['recipe'])}"
-        if settings.get("target") is not None:
-            recipe += "; whether the given target was trained by it is not known"
-    elif "against" in manifest:
+    if "against" in manifest:
         recipe = "not known: existing reconstructions were scored"
     elif settings.get("target") is None:
         values = mapping(settings.get("target_training"))
         parts = [f"{k.replace('_', ' ')} {number(values[k])}" for k in _RECIPE if k in values]
         recipe = ", ".join(["trained by this audit", *map(visible, parts)])
+    elif shadows.get("recipe"):
+        recipe = (
+            f"of the shadow models: {visible(shadows['recipe'])}; whether the given target was trained "
+            "by it is not known"
+        )
     facts = flatten(dict(mapping(manifest.get("target"))), "target")
     private = {
         key.rpartition(".")[2]: value
