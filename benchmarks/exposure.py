@@ -9,7 +9,8 @@ predicts   rank correlation of what an audit knows without shadow models with ex
 repeated   images that are repeated 1, 10 and 50 times in training against the others
 null       models trained on a third set, so that every flag is a false alarm
 defences   exposure of models that were trained with a defence
-attacks    attacks, arms of the adaptation and statistics, on the same trained models
+statistics other distances than that to the nearest reconstruction, of the same attacks
+attacks    attacks and arms of the adaptation, on the same trained models
 
 For each data set and seed one audit trains target, public network and prior. Shadow models are kept in
 blocks under --work: a stopped benchmark goes on with the next one. Results are one file for each data set
@@ -37,13 +38,15 @@ from common import (
 from exposure_data import MODELS, SEEDS, given
 from exposure_parts import PARTS, Budget
 from exposure_study import Base, log
-from exposure_tables import figure, figures, tables
+from exposure_tables import as_markdown, figure, figures, tables
 from study import digest_of
 
-OF_DIGITS = ("null", "repeated", "defences", "attacks")
+OF_DIGITS = ("null", "repeated", "defences", "statistics", "attacks")
 """Parts that only the digits have."""
 PART_SEEDS = {"repeated": 3, "defences": 3, "attacks": 3}
 """Seeds of parts with fewer than the part `power`."""
+VERSION = 2
+"""Of what is kept of a result."""
 FULL = Budget(most=48, models=24, redraws=1000, small=False)
 SMALL = Budget(most=8, models=8, redraws=5, small=True)
 
@@ -64,6 +67,8 @@ def main() -> None:
         ]
         if not found:
             raise SystemExit(f"{options.evidence}: no results yet")
+        if options.markdown:
+            options.markdown.write_text(as_markdown(tables(found, options.parts)))
         if not options.small:
             figure(found, options.figure)
         *others, (title, rows) = tables(found, options.parts)
@@ -75,7 +80,8 @@ def main() -> None:
 def _options() -> Any:
     arguments = data_parser(__doc__ or "", datasets=MODELS, evidence="docs/exposure")
     arguments.add_argument("--parts", default=",".join(PARTS), type=listed)
-    arguments.add_argument("--arms", default=None, type=listed, help="only arms that begin so")
+    arguments.add_argument("--arm", action="append", help="only arms with this in their name")
+    arguments.add_argument("--markdown", type=Path, help="write the tables to this file")
     arguments.add_argument("--figure", type=Path, default=Path("docs/images/exposure.png"))
     options = data_options(arguments, known=MODELS, seeds="0-9", small_seeds="0")
     unknown = [part for part in options.parts if part not in PARTS]
@@ -100,10 +106,10 @@ def _compute(name: str, part: str, seed: int, options: Any) -> None:
     settings = given(name, seed, options.data, options.work, small=options.small)
     base = Base.of(settings, options.work / f"{name}-{seed}")
     for arm, compute in PARTS[part](base, budget):
-        if options.arms and not any(arm.startswith(start) for start in options.arms):
+        if options.arm and not any(text in arm for text in options.arm):
             continue
         key = {"data": name, "part": part, "arm": arm, "seed": seed}
-        stamp = digest([digest_of(base.settings), vars(budget), key])
+        stamp = digest([digest_of(base.settings), vars(budget), key, VERSION])
         results = _kept(file)
         if any(one["settings"] == stamp for one in results):
             continue

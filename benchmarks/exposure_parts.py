@@ -30,7 +30,6 @@ from inversight.pipeline.exposure import FLOOR, log_distances
 from inversight.pipeline.shadows import (
     ShadowAdaptation,
     blocks_of,
-    measure_model,
 )
 from inversight.priors import Prior, StylePrior
 from inversight.risk.design import draw_design
@@ -67,9 +66,8 @@ def power(base: Base, budget: Budget) -> Iterator[Arm]:
 
     def arm(models: int) -> dict[str, Any]:
         found, seconds = base.measured(PLAIN, models, keep=True)
-        logs, target = log_distances(found), base.parts[0]
-        given = measure_model(base.job, base.attack, target, base.private)
-        labels, own = base.job.images.labels, log_distances(given)[0]
+        logs, own = log_distances(found), log_distances(base.given)[0]
+        labels = base.job.images.labels
         z = given_model(logs, found.membership, labels, own, base.private, twins=base.job.twins)
         return {
             **figures_of(base, found, models),
@@ -240,7 +238,7 @@ def _defended(name: str, **values: Any) -> MakeRecipe:
     def make(base: Base) -> Recipe:
         defence = build({"class": name, **values}, DEFENCES, role="--defences")
         own, public = base.recipe, base.plan.inputs.public
-        return Defended(defence, own.training, own.image_shape, public, base.parts[0])
+        return Defended(defence, own.training, own.image_shape, public, base.parts.target)
 
     return make
 
@@ -256,27 +254,37 @@ DEFENCES_TRIED: dict[str, MakeRecipe | None] = {
 """Recipes by name, None for the audit's own."""
 
 
-def attacks(base: Base, budget: Budget) -> Iterator[Arm]:
-    """Attacks, arms of the adaptation and statistics on the same trained models."""
+def statistics(base: Base, budget: Budget) -> Iterator[Arm]:
+    """Other distances, and several reconstructions instead of the nearest, of the same attacks."""
     for name, change in list(STATISTICS.items())[: 2 if budget.small else None]:
-        yield f"plug-and-play, unadapted: {name}", partial(_statistic, base, budget, change)
+        yield name, partial(_statistic, base, budget, change)
+
+
+def attacks(base: Base, budget: Budget) -> Iterator[Arm]:
+    """Attacks and arms of the adaptation on the same trained models, and larger attacks."""
+    arms = [("plug-and-play", None), *((a, b) for a in ATTACKS for b in (None, *ADAPTED))]
+    for attack, arm in dict.fromkeys(arms[:1] if budget.small else arms):
+        yield (
+            f"{attack}, {arm or 'unadapted'}",
+            partial(_attacked, base, budget, {"class": attack}, arm),
+        )
     if budget.small:
         return
     spec = next(iter(base.settings.attack))
     more = {k: 2 * spec[k] for k in ("candidates", "keep") if k in spec}
-    wider = partial(_attacked, base, budget, {**spec, **more}, None, "more")
-    yield "plug-and-play, unadapted: twice the candidates", wider
-    yield "plug-and-play, unadapted: mean of two attack seeds", partial(_two_seeds, base, budget)
-    for attack in ATTACKS:
-        for arm in (None, *ADAPTED):
-            if attack != "plug-and-play" or arm is not None:
-                one = partial(_attacked, base, budget, {"class": attack}, arm)
-                yield f"{attack}, {arm or 'unadapted'}", one
+    yield "twice the candidates", partial(_attacked, base, budget, {**spec, **more}, None, "more")
+    yield "two attack seeds, mean", partial(_two_seeds, base, budget)
 
 
 def _attacked(
     base: Base, budget: Budget, spec: dict[str, Any], arm: str | None, suffix: str = ""
 ) -> dict[str, Any]:
+    if spec == {"class": "plug-and-play"} and arm is None:
+        found, seconds = base.measured(PLAIN, budget.models, keep=True)
+        return {
+            **figures_of(base, found, budget.models),
+            "seconds_a_model": seconds / budget.models,
+        }
     settings = resolve(
         {"attack": [spec], "seed": base.job.seed}
         if base.settings.private is None
@@ -288,7 +296,7 @@ def _attacked(
         images = base.plan.public_for_prior.images
         metric = guidance_metric(
             arm, base.settings.guidance_embedding, size=images.shape[-1],
-            public_network=base.parts[2],
+            public_network=base.parts.network,
         )  # fmt: skip
         adaptation = KeptAdaptation(
             images, arm, base.settings.adaptation, metric, base.work / f"priors-{arm}"
@@ -372,8 +380,10 @@ def _nearest(count: int, embedding: str | None = None) -> Callable[[Base, Tensor
     def change(base: Base, real: Tensor, made: Tensor) -> Tensor:
         by = base.attack.distance
         if embedding is not None:
-            size = base.job.images.size
-            by = named_embedding(embedding, use="distance", role="--embedding", size=size)
+            by = named_embedding(
+                embedding, use="distance", role="--embedding", size=base.job.images.size,
+                evaluator=base.parts.evaluator,
+            )  # fmt: skip
         near = distances(base, by, real, made).sort(dim=1).values[:, :count]
         return near.mean(1).clamp_min(FLOOR).log()
 
@@ -397,6 +407,8 @@ STATISTICS: dict[str, Callable[[Base, Tensor, Tensor], Tensor]] = {
     "pixel distance, mean of 5": _nearest(5, "pixel"),
     "pixel distance, mean of all": _nearest(1_000_000, "pixel"),
     "pixel distance to the mean reconstruction": _mean_image,
+    "evaluator distance, nearest": _nearest(1, "evaluator"),
+    "evaluator distance, mean of 5": _nearest(5, "evaluator"),
 }
 
 PARTS: dict[str, Callable[[Base, Budget], Iterator[Arm]]] = {
@@ -405,5 +417,6 @@ PARTS: dict[str, Callable[[Base, Budget], Iterator[Arm]]] = {
     "repeated": repeated,
     "null": null,
     "defences": defences,
+    "statistics": statistics,
     "attacks": attacks,
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from inversight.pipeline.shadows import (
     ShadowAttack,
     ShadowJob,
     blocks_of,
+    measure_model,
     run_block,
     train_block,
 )
@@ -44,6 +45,15 @@ from study import audit_arm
 FDR = 0.1
 PAIRS = 2
 """Pairs of a block, as audits have them."""
+
+
+class Parts(NamedTuple):
+    """What an audit trained, and its attack."""
+
+    target: Target
+    evaluator: Target
+    attack: ShadowAttack
+    network: SavedClassifier | None
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,8 @@ class Base:
         return shadow_job(self.plan, self.recipe)
 
     @cached_property
-    def parts(self) -> tuple[Target, ShadowAttack, SavedClassifier | None]:
-        """The target, the audit's attack with the prior as it was trained, and the public network."""
+    def parts(self) -> Parts:
+        """What the audit trained, and its attack with the prior as it was trained."""
         with Run.open(self.folder) as run:
             audit = _Audit(self.plan, run, Log(Quiet(), []))
             settings = self.settings
@@ -99,17 +109,26 @@ class Base:
                 settings.embedding, settings.features, size=audit.inputs.private.size,
                 network=network, evaluator=evaluator,
             )  # fmt: skip
-            return target, audit.exposing.attack(prior, distance, network), network
+            attack = audit.exposing.attack(prior, distance, network)
+            return Parts(target, evaluator, attack, network)
 
     @property
     def attack(self) -> ShadowAttack:
-        return self.parts[1]
+        return self.parts.attack
 
     @cached_property
     def samples(self) -> pd.DataFrame:
         """The audit's ledger, rows in the order of the job's private images."""
         ids = [name.partition("/")[2] for name in self.job.images.ids[: self.job.private]]
         return pd.read_parquet(self.folder / "samples.parquet").set_index("id").loc[ids]
+
+    @cached_property
+    def given(self) -> Measured:
+        """The audit's target, attacked and measured like a shadow model."""
+        file = self.work / "target.safetensors"
+        if not file.is_file():
+            measure_model(self.job, self.attack, self.parts.target, self.private).write(file)
+        return Measured.load(file)
 
     @property
     def private(self) -> Tensor:
@@ -190,6 +209,10 @@ def figures_of(
     loss = membership_auc(found.losses[:models], found.membership[:models], private=base.private)
     means = np.nanmean(result.differences[:, base.private].numpy(), axis=1)
     error = means.std(ddof=1) / len(means) ** 0.5
+    effect = result.differences[:, base.private].numpy()
+    halves = np.corrcoef(np.nanmean(effect[0::2], 0), np.nanmean(effect[1::2], 0))[0, 1]
+    noise = np.nanvar(effect, axis=0, ddof=1).mean() / len(effect)
+    between = max(0.0, np.nanvar(np.nanmean(effect, 0), ddof=1) - noise) ** 0.5
     part = replace(
         found, **{k: v[:models] for k, v in vars(found).items() if k not in ("rows", "pictures")}
     )
@@ -207,6 +230,7 @@ def figures_of(
         "detectable": mean.extra.get("detectable"),
         "effect_over_error": float(means.mean() / error),
         "auc": auc.value, "auc_low": auc.low, "auc_high": auc.high,
+        "between_images": between, "halves": halves,
         "membership_auc": loss.value,
         "membership_low": loss.low, "membership_high": loss.high,
         "accuracy_in": inside, "accuracy_out": outside,

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
 from common import interval, plus_minus, pyplot, save_figure
 from exposure_data import MODELS
 from exposure_parts import ADAPTED, ATTACKS, DEFENCES_TRIED, PARTS, REPEATS, STATISTICS
+from inversight.risk.estimates import LEVEL
+from inversight.risk.moderation import POWER
 
 Result = dict[str, Any]
 NOT_RUN = "not run"
-_FIRST = f"{ATTACKS[0]}, unadapted"
+_POWER = float(norm.isf(LEVEL) + norm.ppf(POWER))
+"""The detectable effect in standard errors."""
 _EXPECTED: dict[str, Sequence[str]] = {
     "predicts": ("signals",),
     "repeated": tuple(map(str, REPEATS)),
     "null": ("third set",),
     "defences": tuple(DEFENCES_TRIED),
+    "statistics": tuple(STATISTICS),
     "attacks": (
-        *(f"{_FIRST}: {name}" for name in STATISTICS),
-        f"{_FIRST}: twice the candidates",
-        f"{_FIRST}: mean of two attack seeds",
-        *(
-            f"{attack}, {arm}"
-            for attack in ATTACKS
-            for arm in ("unadapted", *ADAPTED)
-            if f"{attack}, {arm}" != _FIRST
-        ),
+        *(f"{attack}, {arm}" for attack in ATTACKS for arm in ("unadapted", *ADAPTED)),
+        "twice the candidates",
+        "two attack seeds, mean",
     ),
 }
 """Arms by part, in the order of the tables."""
@@ -44,6 +44,21 @@ def tables(found: list[Result], parts: Sequence[str]) -> list[tuple[str, list[di
         rows = make[part](own) if part in make else _by_arm(part, own)
         titles.append((f"{part}: {(PARTS[part].__doc__ or '').splitlines()[0]}", rows))
     return titles
+
+
+def as_markdown(made: list[tuple[str, list[dict[str, Any]]]]) -> str:
+    """Return tables as Markdown, without columns that are empty."""
+    text = []
+    for title, rows in made:
+        names = [name for name in rows[0] if any(row[name] for row in rows)]
+        lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+        text += [
+            f"**{title}**",
+            "",
+            *("| " + " | ".join(map(str, one)) + " |" for one in lines),
+            "",
+        ]
+    return "\n".join(text)
 
 
 def _power(found: list[Result]) -> list[dict[str, Any]]:
@@ -85,9 +100,10 @@ def _cells(part: str, own: list[Result], base: list[Result] | None) -> dict[str,
     return cells
 
 
-def _mean(key: str, form: str = ".3f") -> Callable[[list[Result]], str]:
+def _mean(key: str | Callable[[Result], float], form: str = ".3f") -> Callable[[list[Result]], str]:
     def cell(own: list[Result]) -> str:
-        values = [one[key] for one in own if one.get(key) is not None]
+        found = [one.get(key) if isinstance(key, str) else key(one) for one in own]
+        values = [value for value in found if value is not None]
         return plus_minus(*interval(values), form) if values else ""
 
     return cell
@@ -101,11 +117,16 @@ def _largest(key: str) -> Callable[[list[Result]], str]:
     return lambda own: f"{max(one[key] for one in own):.2g}"
 
 
+def _effect_over_error(one: Result) -> float:
+    """Return the mean effect over its standard deviation in redraws of the design."""
+    return _POWER * math.log(one["mean"]) / math.log(one["detectable"])
+
+
 def _equal_time(own: list[Result], base: list[Result] | None) -> str:
     """Return the effect over its error that as many seconds as the first arm's would give."""
     by = {one["seed"]: one for one in base or []}
     values = [
-        one["effect_over_error"]
+        _effect_over_error(one)
         * (by[one["seed"]]["seconds_a_model"] / one["seconds_a_model"]) ** 0.5
         for one in own
         if one["seed"] in by
@@ -119,14 +140,20 @@ _EXPOSURE = {
     "AUC": _mean("auc"),
     "AUC of the loss": _mean("membership_auc"),
 }
+_SET = {
+    "mean factor": _mean("mean"), "AUC": _mean("auc"),
+    "effect / error": _mean(_effect_over_error, ".1f"),
+}  # fmt: skip
 _FLAGGED = {"flagged": _mean("share"), "count": _each("flagged")}
 _COLUMNS: dict[str, dict[str, Callable[[list[Result]], str]]] = {
     "power": {
         **_FLAGGED,
         **_EXPOSURE,
-        "effect / error": _mean("effect_over_error", ".1f"),
+        "effect / error": _mean(_effect_over_error, ".1f"),
         "detectable, set": _mean("detectable"),
         "detectable, image": _mean("detectable_image", ".2f"),
+        "spread of effects": _mean("between_images"),
+        "halves of pairs": _mean("halves", ".2f"),
         "accuracy in": _mean("accuracy_in"),
         "accuracy out": _mean("accuracy_out"),
         "given model, AUC": _mean("given_auc"),
@@ -151,11 +178,8 @@ _COLUMNS: dict[str, dict[str, Callable[[list[Result]], str]]] = {
         **_FLAGGED, **_EXPOSURE, "accuracy in": _mean("accuracy_in"),
         "accuracy out": _mean("accuracy_out"), "s a model": _mean("seconds_a_model", ".1f"),
     },
-    "attacks": {
-        **_FLAGGED, "mean factor": _mean("mean"), "AUC": _mean("auc"),
-        "effect / error": _mean("effect_over_error", ".1f"),
-        "s a model": _mean("seconds_a_model", ".1f"),
-    },
+    "statistics": {**_FLAGGED, **_SET},
+    "attacks": {**_FLAGGED, **_SET, "s a model": _mean("seconds_a_model", ".1f")},
 }  # fmt: skip
 
 
