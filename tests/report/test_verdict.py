@@ -230,7 +230,7 @@ NAMED = {**SHADOWS, "recipe": "my.recipes:train", "prior": "adapted", "looks": 2
         (
             {},
             [
-                "an image whose exposure is 1.35 or more is found in 80 %",
+                "stands out alone is found in 80 % of cases if its exposure is 1.35 or more",
                 "1 more could not be judged",
             ],
             [],
