@@ -27,6 +27,7 @@ from inversight.data import ImageSet
 from inversight.embeddings.pixel import Pixel
 from inversight.models.networks import SavedClassifier
 from inversight.models.recipes import TrainingRecipe
+from inversight.pipeline.defend import defend
 from inversight.pipeline.ray_run import RayRun
 from inversight.pipeline.shadow_run import LocalRun, ShadowRun
 from inversight.pipeline.shadows import ShadowAttack, ShadowJob, blocks_of
@@ -115,6 +116,8 @@ def fill(home: Path) -> None:
     told: dict[str, Any] = {}
     here = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     settings = {**image_folders(home), **TINY, "shadows": 4, "shadow_pairs": 1, "workers": 1}
+    settings["attack"] = [*TINY["attack"], {"class": "tests.examples:SampleAttack", "keep": 4}]
+    defences = ["tests.defences.examples:Twin", "tests.defences.examples:Broken"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", here)
         patch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
@@ -133,6 +136,7 @@ def fill(home: Path) -> None:
             told["failing"] = said(lambda: computed(failing, home / "marker"))
             with without_trials():
                 audit(out=home / "run", **settings, ray="auto")
+            defend(home / "run", defences, ray="auto")
             told["large"] = said(large_tasks)
             told["versions"] = said(lambda: other_version(patch))
             patch.undo()
@@ -142,6 +146,7 @@ def fill(home: Path) -> None:
     computed(LocalRun(small_job(), home / "here", BLOCKS, workers=1, threads=1), home / "marker")
     with without_trials():
         audit(out=home / "run-here", **settings)
+    defend(home / "run-here", defences)
     (home / "told.json").write_text(json.dumps(told))
 
 
@@ -179,6 +184,18 @@ def test_an_audit_on_a_cluster_has_the_tables_of_one_process(ray_home: Path) -> 
         pd.testing.assert_frame_equal(pd.read_parquet(there / name), pd.read_parquet(here / name))
     assert (there / "metrics.json").read_bytes() == (here / "metrics.json").read_bytes()
     assert json.loads((there / "run.json").read_text())["settings"]["ray"] == "auto"
+
+
+def test_defended_models_on_a_cluster_have_the_results_of_one_process(ray_home: Path) -> None:
+    here, there = (
+        json.loads((ray_home / name / "defences" / "defences.json").read_text())["defences"]
+        for name in ("run-here", "run")
+    )
+    assert [{**one, "minutes": 0} for one in there] == [{**one, "minutes": 0} for one in here]
+    assert [one["failed"] for one in there] == [None, None, "ValueError: no such luck"]
+    runs = ray_home / "run" / "defences" / "runs"
+    assert {file.name for file in runs.iterdir()} == {"none-1", "Twin-1"}
+    assert json.loads((runs / "Twin-1" / "run.json").read_text())["finished"]
 
 
 def test_a_cluster_that_was_started_has_the_machine_and_leaves_the_signals(

@@ -48,6 +48,13 @@ def defend(
         list[str] | None,
         typer.Option("--set", help="A defence's setting, as in --set mid.weight=0.01; repeatable."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster that trains and audits the models: local, auto or HOST:PORT. Private images "
+            "are sent to it."
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     """Train defended models, attack each again, and compare their accuracy and what is reconstructed.
@@ -61,7 +68,7 @@ def defend(
     with running(out or run / "defences", "the same command again") as terminal:
         result = run_defend(
             run, specs, out=out, seeds=seeds, attacks=tuple(attack or ()), protect=protect,
-            tolerance=accuracy_loss, reporter=terminal, **options,
+            tolerance=accuracy_loss, ray=ray, reporter=terminal, **options,
         )  # fmt: skip
     typer.echo(f"{render_defences_text(result.found)}\n\nReport: {result.report}")
 

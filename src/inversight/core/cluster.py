@@ -345,6 +345,11 @@ def _connect(ray: Any, address: str) -> None:
             "--ray auto: no cluster runs on this machine; start one with `ray start --head`, or give "
             "--ray local"
         )
+    if errors and isinstance(errors[0], ConnectionError):
+        raise ConfigError(
+            f"--ray {address}: no Ray cluster answers there; if it asks for a token, set "
+            "RAY_AUTH_MODE=token for this command, too"
+        )
     if errors:
         raise ConfigError(f"--ray {address}: {' '.join(str(errors[0]).split())}")
 

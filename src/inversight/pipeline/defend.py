@@ -13,13 +13,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from inversight.core.config import build, part, to_mapping
+from inversight.core.cluster import Cluster, Files, Task, joined, pack, unpack
 from inversight.core.console import Quiet, Reporter
-from inversight.core.errors import ConfigError, InputError, InversightError, RunError
+from inversight.core.errors import ConfigError, InversightError, RunError
+from inversight.core.progress import Progress
 from inversight.core.run import (
     PRIVATE_NAMES,
     Run,
     atomic_file,
+    atomic_folder,
     check_new_folder,
     is_disk_full,
     names_behind,
@@ -42,20 +44,18 @@ from inversight.defences.outcomes import (
 from inversight.models.networks import FILE_NAME, load_classifier, save_classifier
 from inversight.models.target import Access, Target, accuracy_on, target_of
 from inversight.pipeline.attack import build_attack
+from inversight.pipeline.defend_inputs import (
+    GIVEN,
+    Spec,
+    build_defences,
+    choose_protected,
+    read_finished_audit,
+)
 from inversight.pipeline.execution import copy_stage, execute
-from inversight.pipeline.plan import Plan, check_unchanged
+from inversight.pipeline.plan import Plan, check_unchanged, workers_of
 from inversight.report.defences import render_defences
 from inversight.report.reading import read_table
-from inversight.settings import DEFENCES, resolve
-
-Spec = str | dict[str, Any]
-"""A name, or ``{"class": name or package.module:Class, setting: value}``."""
-
-GIVEN = "given"
-"""Name of the audited model itself where it was not trained by the audit."""
-
-SHARE = 0.1
-"""Fraction of the private images to protect where the run flags none."""
+from inversight.settings import resolve
 
 BLACK_BOX = "cma-es"
 """The attack to add where none of the audit's attacks is black box."""
@@ -88,6 +88,7 @@ def defend(
     protect: float | None = None,
     tolerance: float = TOLERANCE,
     device: str | None = None,
+    ray: str | None = None,
     reporter: Reporter | None = None,
 ) -> DefendResult:
     """Train defended models on the private images of a finished audit and audit each of them.
@@ -107,6 +108,8 @@ def defend(
             nearest ones first; None: the flagged ones, or a tenth if none is flagged.
         tolerance: largest loss of holdout accuracy of a recommended defence, in [0, 1).
         device: None: the audit's.
+        ray: Ray cluster on which the models are trained and audited, see
+            :func:`inversight.core.cluster.joined`. The private images are sent to it.
 
     Raises:
         InputError: an argument is wrong, or the audit's inputs have changed; nothing was written.
@@ -120,8 +123,8 @@ def defend(
         raise ConfigError(f"--protect: expected a share between 0 and 1, found {protect}")
     if not 0.0 <= tolerance < 1.0:
         raise ConfigError(f"--accuracy-loss: expected 0 or more and below 1, found {tolerance}")
-    built, settings = _build_defences(defences)
-    manifest = _read_finished_audit(run)
+    built, settings = build_defences(defences)
+    manifest = read_finished_audit(run)
     given = {**manifest["given"], "fail_on": None, "budget": ()}
     specs = [*given["attack"], *attacks]
     if all(build_attack(spec)[1].access is Access.WHITE_BOX for spec in specs):
@@ -132,18 +135,20 @@ def defend(
     plan = Plan.prepare(resolve(given), reporter)
     check_unchanged(plan.manifest(), manifest, run)
     samples = read_table(run, "samples.parquet", ("id", "nearest_distance"))
-    protected, rule = _choose_protected(samples, protect, plan.settings.fdr)
+    protected, rule = choose_protected(samples, protect, plan.settings.fdr)
     folder = Path(out) if out is not None else run / "defences"
     if not (folder / "runs").is_dir():
         check_new_folder(folder, needed_bytes=20_000_000 * (1 + len(built)) * seeds)
     # The audit's own seed is not used: images that were chosen because they came out nearest come out
     # less near in any repetition, with or without a defence.
     first = plan.settings.seed + 1
-    return _Comparison(
-        run=run, folder=folder, plan=plan, defences=built, settings=settings,
-        protected=tuple(protected), rule=rule, seeds=tuple(range(first, first + seeds)),
-        tolerance=tolerance, reporter=reporter,
-    ).execute()  # fmt: skip
+    workers, threads = workers_of(plan)
+    with joined(ray, workers=workers, threads=threads, device=plan.device) as cluster:
+        return _Comparison(
+            run=run, folder=folder, plan=plan, defences=built, settings=settings,
+            protected=tuple(protected), rule=rule, seeds=tuple(range(first, first + seeds)),
+            tolerance=tolerance, reporter=reporter, cluster=cluster,
+        ).execute()  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,7 @@ class _Comparison:
     seeds: tuple[int, ...]
     tolerance: float
     reporter: Reporter
+    cluster: Cluster | None = None
 
     @property
     def names(self) -> list[str]:
@@ -174,11 +180,14 @@ class _Comparison:
         progress = self.reporter.stage("defences")
         audits: dict[str, dict[int, ModelAudit]] = {name: {} for name in self.names}
         failed: dict[str, str] = {}
+        errors = {} if self.cluster is None else self._on_cluster(models, self.cluster, progress)
         for done, (name, seed) in enumerate(models):
             progress(done, len(models), f"{name}, seed {seed}")
             if name in failed:
                 continue
             try:
+                if (name, seed) in errors:
+                    raise errors[name, seed]
                 audits[name][seed] = self._audit(name, seed)
             except RunError:
                 raise  # another process uses the folder: the other models would fail alike
@@ -191,6 +200,39 @@ class _Comparison:
                 self.reporter.warn(f"{name} failed and is left out: {failed[name]}")
         progress(len(models), len(models), "")
         return self._write(audits, failed)
+
+    def _on_cluster(
+        self, models: Sequence[tuple[str, int]], cluster: Cluster, progress: Progress
+    ) -> dict[tuple[str, int], Exception]:
+        """Train and audit on the cluster what was not begun, and return the errors of what failed."""
+        missing = [one for one in models if not self._folder(*one).is_dir()]
+        for name, seed in models:
+            if name == NONE and (name, seed) not in missing:
+                self._audit(name, seed)  # which the others of the seed begin with
+        plan = replace(self.plan, device=cluster.device)
+        sent = cluster.put(replace(self, plan=plan, cluster=None, reporter=Quiet()))
+        of_run = {self.run / "stages" / stage: Path("run", "stages", stage) for stage in _SHARED}
+        shared = cluster.put_files(_moved(of_run))
+        hidden = self.run / PRIVATE_NAMES
+        tasks: dict[tuple[str, int], Task] = {}
+        for name, seed in missing:
+            first = tasks.get((NONE, seed))
+            if first is None and name != NONE:
+                first = cluster.put_files(_moved({self._folder(NONE, seed): _inside(NONE, seed)}))
+            files = (shared,) if first is None else (shared, first)
+            if hidden.is_file():
+                files = (*files, {f"run/{PRIVATE_NAMES}": hidden.read_bytes()})
+            tasks[name, seed] = cluster.submit(_audit_in, sent, name, seed, files=files)
+        errors = {}
+        for done, ((name, seed), found) in enumerate(cluster.results(tasks)):
+            progress(done, len(models), f"{len(tasks) - done} models on the cluster")
+            if isinstance(found, Exception):
+                errors[name, seed] = found
+                continue
+            start = f"{_inside(name, seed).as_posix()}/"
+            with atomic_folder(self._folder(name, seed)) as partial:
+                unpack({path.removeprefix(start): c for path, c in found.items()}, partial)
+        return errors
 
     def _announcement(self, models: int) -> str:
         before = {s["name"]: s["seconds"] for s in read_manifest(self.run)["stages"]}
@@ -372,66 +414,30 @@ class _Comparison:
         return (type(self.defences[name]).__doc__ or "").strip().partition("\n")[0]
 
 
+def _inside(name: str, seed: int) -> Path:
+    """Return the place of a model's run in the folder of a task."""
+    return Path("out", "runs", f"{name}-{seed}")
+
+
+def _moved(folders: Mapping[Path, Path]) -> Files:
+    """Return the files of folders, each at the place where a task looks for it."""
+    return {
+        (place / path).as_posix(): content
+        for folder, place in folders.items()
+        if folder.is_dir()
+        for path, content in pack(folder).items()
+    }
+
+
+def _audit_in(comparison: _Comparison, name: str, seed: int, folder: Path) -> None:
+    """Train and audit one model in the folder of a task, and leave nothing else there."""
+    replace(comparison, run=folder / "run", folder=folder / "out")._audit(name, seed)
+    shutil.rmtree(folder / "run")
+    for other in (folder / "out" / "runs").iterdir():
+        if other != folder / _inside(name, seed):
+            shutil.rmtree(other)
+
+
 def _trained_target(folder: Path) -> Target:
     """Return the target that the audit in ``folder`` trained."""
     return target_of(load_classifier(folder / "stages" / "target"), "trained by this audit")
-
-
-def _build_defences(specs: Sequence[Spec]) -> tuple[dict[str, Defence], dict[str, dict[str, Any]]]:
-    """Return the defences by name, and their settings."""
-    if not specs:
-        raise ConfigError(
-            f"--defence is missing: give one or more of {', '.join(DEFENCES)} or package.module:Class"
-        )
-    defences: dict[str, Defence] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    for spec in specs:
-        built = build(spec, DEFENCES, role="--defence")
-        given = part(spec, DEFENCES, role="--defence")
-        name = given.name.rpartition(":")[2]
-        if not isinstance(built, Defence):
-            raise ConfigError(
-                f"--defence {name}: expected `level` and `fit(data, undefended, *, rng, progress, "
-                "device)`"
-            )
-        if name in defences or name in (NONE, GIVEN):
-            raise ConfigError(f"--defence {name}: is given twice")
-        defences[name] = built
-        settings[name] = json.loads(json.dumps(to_mapping(given.settings), default=str))
-    return defences, settings
-
-
-def _read_finished_audit(run: Path) -> dict[str, Any]:
-    """Return the manifest of an audit that is finished and has a holdout."""
-    manifest = read_manifest(run)
-    if not manifest.get("finished"):
-        raise RunError(f"{run}: the audit is not finished; continue it with --resume {run} first")
-    if "given" not in manifest:
-        raise RunError(
-            f"{run}: is not an audit's run (it was scored from folders, and there is no model to "
-            "defend)"
-        )
-    if "holdout" not in manifest["inputs"]:
-        raise InputError(
-            f"{run}: has no holdout, and the cost of a defence can be measured only on images that no "
-            "model saw; audit with --holdout first"
-        )
-    return manifest
-
-
-def _choose_protected(
-    samples: pd.DataFrame, protect: float | None, fdr: float
-) -> tuple[list[str], str]:
-    """Return the ids of the images that sample-level defences protect, and the rule in words."""
-    if protect is None and "flagged" in samples:
-        flagged = samples.loc[samples["flagged"].fillna(False).astype(bool), "id"].tolist()
-        if flagged:
-            return flagged, f"flagged at a false-discovery rate of {fdr:g}"
-    first = ["p_value"] if "p_value" in samples else []
-    reached = samples[samples["nearest_distance"].notna()]
-    reached = reached.sort_values([*first, "nearest_distance", "id"])
-    count = max(1, round((SHARE if protect is None else protect) * len(samples)))
-    rule = f"the {count} with the smallest {'p value' if first else 'distance'}"
-    if protect is None:
-        rule += ", since the run flags none"
-    return reached.head(count)["id"].tolist(), rule
