@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from common import (
 from exposure_data import MODELS, SEEDS, given
 from exposure_parts import PARTS, Budget
 from exposure_study import Base, log
-from exposure_tables import as_markdown, figure, figures, tables
+from exposure_tables import figure, figures, tables, write_tables
 from study import digest_of
 
 OF_DIGITS = ("null", "repeated", "defences", "statistics", "attacks")
@@ -67,11 +68,15 @@ def main() -> None:
         ]
         if not found:
             raise SystemExit(f"{options.evidence}: no results yet")
-        if options.markdown:
-            options.markdown.write_text(as_markdown(tables(found, options.parts)))
+        titled = tables(found, options.parts)
+        if options.page:
+            write_tables(
+                options.page,
+                {part: rows for part, (_, rows) in zip(options.parts, titled, strict=True)},
+            )
         if not options.small:
             figure(found, options.figure)
-        *others, (title, rows) = tables(found, options.parts)
+        *others, (title, rows) = titled
         for one in others:
             print_table(*one)
         finish(title, figures(found), rows, options)
@@ -81,7 +86,10 @@ def _options() -> Any:
     arguments = data_parser(__doc__ or "", datasets=MODELS, evidence="docs/exposure")
     arguments.add_argument("--parts", default=",".join(PARTS), type=listed)
     arguments.add_argument("--arm", action="append", help="only arms with this in their name")
-    arguments.add_argument("--markdown", type=Path, help="write the tables to this file")
+    arguments.add_argument(
+        "--most", type=int, default=FULL.most, help="shadow models in power and predicts"
+    )
+    arguments.add_argument("--page", type=Path, help="put the tables into this Markdown file")
     arguments.add_argument("--figure", type=Path, default=Path("docs/images/exposure.png"))
     options = data_options(arguments, known=MODELS, seeds="0-9", small_seeds="0")
     unknown = [part for part in options.parts if part not in PARTS]
@@ -102,14 +110,15 @@ def _compute(name: str, part: str, seed: int, options: Any) -> None:
     file = options.evidence / f"{name}.json"
     budget = SMALL if options.small else FULL
     if not options.small:
-        budget = Budget(min(budget.most, MODELS[name]), budget.models, budget.redraws, False)
+        budget = replace(budget, most=min(budget.most, MODELS[name], options.most))
     settings = given(name, seed, options.data, options.work, small=options.small)
     base = Base.of(settings, options.work / f"{name}-{seed}")
+    facts = {k: v for k, v in vars(budget).items() if k != "most" or part == "predicts"}
     for arm, compute in PARTS[part](base, budget):
         if options.arm and not any(text in arm for text in options.arm):
             continue
         key = {"data": name, "part": part, "arm": arm, "seed": seed}
-        stamp = digest([digest_of(base.settings), vars(budget), key, VERSION])
+        stamp = digest([digest_of(base.settings), facts, key, VERSION])
         results = _kept(file)
         if any(one["settings"] == stamp for one in results):
             continue

@@ -46,19 +46,22 @@ def tables(found: list[Result], parts: Sequence[str]) -> list[tuple[str, list[di
     return titles
 
 
-def as_markdown(made: list[tuple[str, list[dict[str, Any]]]]) -> str:
-    """Return tables as Markdown, without columns that are empty."""
-    text = []
-    for title, rows in made:
+def write_tables(page: Path, made: dict[str, tuple[str, list[dict[str, Any]]]]) -> None:
+    """Replace the tables of these parts in a Markdown file, each between two comments."""
+    text = page.read_text()
+    for part, (_, rows) in made.items():
+        first, last = f"<!-- table: {part} -->\n", f"<!-- end: {part} -->"
+        before, _, rest = text.partition(first)
+        _, end, after = rest.partition(last)
+        if not end:
+            raise SystemExit(
+                f"{page}: no place for the table of {part}: {first.strip()} ... {last}"
+            )
         names = [name for name in rows[0] if any(row[name] for row in rows)]
         lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-        text += [
-            f"**{title}**",
-            "",
-            *("| " + " | ".join(map(str, one)) + " |" for one in lines),
-            "",
-        ]
-    return "\n".join(text)
+        table = "".join(f"| {' | '.join(map(str, one))} |\n" for one in lines)
+        text = before + first + table + last + after
+    page.write_text(text)
 
 
 def _power(found: list[Result]) -> list[dict[str, Any]]:
@@ -95,6 +98,8 @@ def _cells(part: str, own: list[Result], base: list[Result] | None) -> dict[str,
     cells: dict[str, str] = {"seeds": ", ".join(str(one["seed"]) for one in own) or NOT_RUN}
     for name, cell in _COLUMNS[part].items():
         cells[name] = cell(own) if own else ""
+    if part == "statistics":
+        cells["less the first row's"] = _gain(own, base)
     if part == "attacks":
         cells["at equal time"] = _equal_time(own, base)
     return cells
@@ -122,12 +127,18 @@ def _effect_over_error(one: Result) -> float:
     return _POWER * math.log(one["mean"]) / math.log(one["detectable"])
 
 
+def _gain(own: list[Result], base: list[Result] | None) -> str:
+    """Return how much more effect over error there is than in the first row, over the same seeds."""
+    by = {one["seed"]: _effect_over_error(one) for one in base or []}
+    values = [_effect_over_error(one) - by[one["seed"]] for one in own if one["seed"] in by]
+    return plus_minus(*interval(values), "+.1f", ".1f") if values and own is not base else ""
+
+
 def _equal_time(own: list[Result], base: list[Result] | None) -> str:
-    """Return the effect over its error that as many seconds as the first arm's would give."""
-    by = {one["seed"]: one for one in base or []}
+    """Return the effect over its error that as many seconds as the first row's would give."""
+    by = {one["seed"]: one["seconds_a_model"] for one in base or []}
     values = [
-        _effect_over_error(one)
-        * (by[one["seed"]]["seconds_a_model"] / one["seconds_a_model"]) ** 0.5
+        _effect_over_error(one) * (by[one["seed"]] / one["seconds_a_model"]) ** 0.5
         for one in own
         if one["seed"] in by
     ]
