@@ -70,10 +70,7 @@ def main() -> None:
             raise SystemExit(f"{options.evidence}: no results yet")
         titled = tables(found, options.parts)
         if options.page:
-            write_tables(
-                options.page,
-                {part: rows for part, (_, rows) in zip(options.parts, titled, strict=True)},
-            )
+            write_tables(options.page, dict(zip(options.parts, titled, strict=True)))
         if not options.small:
             figure(found, options.figure)
         *others, (title, rows) = titled

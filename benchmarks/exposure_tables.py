@@ -46,6 +46,12 @@ def tables(found: list[Result], parts: Sequence[str]) -> list[tuple[str, list[di
     return titles
 
 
+def _interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half its interval; none for two values, where it says nothing."""
+    mean, half = interval(values)
+    return mean, half if len(values) > 2 else None
+
+
 def write_tables(page: Path, made: dict[str, tuple[str, list[dict[str, Any]]]]) -> None:
     """Replace the tables of these parts in a Markdown file, each between two comments."""
     text = page.read_text()
@@ -88,7 +94,7 @@ def _predicts(found: list[Result]) -> list[dict[str, Any]]:
         for data in MODELS:
             values = [one["spearman"].get(name) for one in found if one["data"] == data]
             numbers = [value for value in values if value is not None]
-            row[data] = plus_minus(*interval(numbers), "+.2f", ".2f") if numbers else NOT_RUN
+            row[data] = plus_minus(*_interval(numbers), "+.2f", ".2f") if numbers else NOT_RUN
         rows.append(row)
     return rows or [{"known": NOT_RUN}]
 
@@ -109,7 +115,7 @@ def _mean(key: str | Callable[[Result], float], form: str = ".3f") -> Callable[[
     def cell(own: list[Result]) -> str:
         found = [one.get(key) if isinstance(key, str) else key(one) for one in own]
         values = [value for value in found if value is not None]
-        return plus_minus(*interval(values), form) if values else ""
+        return plus_minus(*_interval(values), form) if values else ""
 
     return cell
 
@@ -131,7 +137,7 @@ def _gain(own: list[Result], base: list[Result] | None) -> str:
     """Return how much more effect over error there is than in the first row, over the same seeds."""
     by = {one["seed"]: _effect_over_error(one) for one in base or []}
     values = [_effect_over_error(one) - by[one["seed"]] for one in own if one["seed"] in by]
-    return plus_minus(*interval(values), "+.1f", ".1f") if values and own is not base else ""
+    return plus_minus(*_interval(values), "+.1f", ".1f") if values and own is not base else ""
 
 
 def _equal_time(own: list[Result], base: list[Result] | None) -> str:
@@ -142,7 +148,7 @@ def _equal_time(own: list[Result], base: list[Result] | None) -> str:
         for one in own
         if one["seed"] in by
     ]
-    return plus_minus(*interval(values), ".1f") if values else ""
+    return plus_minus(*_interval(values), ".1f") if values else ""
 
 
 _EXPOSURE = {
