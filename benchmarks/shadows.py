@@ -36,7 +36,7 @@ from inversight.pipeline.audit_shadows import recipe_of, shadow_job
 from inversight.pipeline.exposure import log_distances
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.score import scoring_embeddings
-from inversight.pipeline.shadow_run import ShadowRun
+from inversight.pipeline.shadow_run import LocalRun
 from inversight.pipeline.shadows import (
     Measured,
     ShadowAttack,
@@ -144,7 +144,7 @@ def compared(
         run_block(job, whole, block, folder / "fast")
         one_process += time.perf_counter() - begun
     begun = time.perf_counter()
-    with ShadowRun(job, folder / "two", blocks, workers=2, threads=1) as run:
+    with LocalRun(job, folder / "two", blocks, workers=2, threads=1) as run:
         run.attack(whole)
         run.finish()
         two = time.perf_counter() - begun

@@ -17,6 +17,7 @@ from torch import Tensor
 import inversight
 from inversight import AuditResult
 from inversight.core.console import Quiet
+from inversight.core.errors import ConfigError
 from inversight.core.run import read_object
 from inversight.data import ImageSet, join_images
 from inversight.pipeline.audit_shadows import decide_shadows, recipe_of, shadow_job
@@ -24,7 +25,7 @@ from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.expose import expose, plan_exposure
 from inversight.pipeline.exposure import median_pair
 from inversight.pipeline.plan import Plan
-from inversight.pipeline.shadow_run import ShadowRun
+from inversight.pipeline.shadow_run import LocalRun
 from inversight.pipeline.shadows import (
     NO_ROW,
     Measured,
@@ -147,7 +148,7 @@ def test_worker_processes_give_the_bits_of_one(
     prepared: tuple[ShadowJob, ShadowAttack], audited: Path, tmp_path: Path
 ) -> None:
     job, attack = prepared
-    with ShadowRun(job, tmp_path, blocks_of(4, 2), workers=2, threads=1) as run:
+    with LocalRun(job, tmp_path, blocks_of(4, 2), workers=2, threads=1) as run:
         run.attack(attack)
         run.finish()
     for file in blocks(audited / "run"):
@@ -305,6 +306,15 @@ def test_auto_decides_by_recipe_and_estimate(
     decided = decide_shadows(plan, forecast, Path("run"), heard)
     assert decided.shadows == models
     assert part in " ".join(heard.lines) and bool(heard.lines) == (models == 0)
+
+
+def test_threshold_on_exposure_without_shadow_models_is_refused_before_the_run(
+    audited: Path,
+) -> None:
+    given = json.loads((audited / "run/run.json").read_text())["given"]
+    plan = Plan.prepare(resolve({**given, "shadows": "auto", "fail_on": "exposed>0.02"}), Quiet())
+    with pytest.raises(ConfigError, match="exposed needs shadow models"):
+        decide_shadows(plan, Estimate({"rest": 1.0}, 0, 0, shadow=9.0), Path("run"), Quiet())
 
 
 def test_target_that_was_given_without_recipe(

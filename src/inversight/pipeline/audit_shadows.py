@@ -14,7 +14,7 @@ from inversight.core.run import read_object, write_json
 from inversight.data import ImageSet, join_images
 from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.pipeline.estimate import Estimate
-from inversight.pipeline.plan import Plan, workers_of
+from inversight.pipeline.plan import Plan, check_thresholds, workers_of
 from inversight.pipeline.ray_run import RayRun
 from inversight.pipeline.shadow_run import LocalRun, ShadowRun
 from inversight.pipeline.shadows import Measured, ShadowJob, blocks_of
@@ -62,7 +62,9 @@ def decide_shadows(plan: Plan, forecast: Estimate, run: Path, reporter: Reporter
             f"{took}; add them with: inversight expose {run} --shadows {models}"
         )
         models = 0
-    return replace(plan, settings=replace(settings, shadows=models))
+    decided = replace(plan, settings=replace(settings, shadows=models))
+    check_thresholds(decided.settings)
+    return decided
 
 
 def shadow_job(plan: Plan, recipe: Recipe | None) -> ShadowJob:

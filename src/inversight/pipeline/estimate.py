@@ -136,9 +136,10 @@ def estimate(plan: Plan) -> Estimate:
     floats = 4 * pixels * max(len(private), len(public))
     blocks = min(settings.memory, 4 * embedded * _feature_width(plan))
     resident = psutil.Process().memory_info().rss
+    processes = workers if plan.shadows else 1
     return Estimate(
         seconds=seconds,
-        memory_bytes=int(resident + images_bytes + floats + blocks + 8 * weights),
+        memory_bytes=int(processes * (resident + images_bytes + floats + blocks) + 8 * weights),
         disk_bytes=int(8 * weights + 2 * kept * math.prod(prior.image_shape) + 60_000_000),
         shadow=shadow, workers=workers,
     )  # fmt: skip

@@ -93,7 +93,7 @@ def expose(
         plan = Plan.prepare(settings, reporter)
         check_unchanged(plan.manifest(), manifest, path)
         with with_cluster(plan) as joined:
-            opened.record(given=anchored(settings), settings=to_mapping(settings))
+            opened.record(given=anchored(settings), settings=to_mapping(settings), finished=False)
             return execute(joined, opened, reporter)
 
 

@@ -61,6 +61,10 @@ _LOWER = {
 """The setting to lower if a stage runs out of memory, --memory for others."""
 
 
+_MOST_WORKERS = 4
+"""Processes for shadow models, unless --workers says how many."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A checked audit, ready to run.
@@ -92,11 +96,7 @@ class Plan:
                 raise ConfigError(f"--attack {name}: is given twice")
             attacks[name] = attack
         prior = _read_prior(settings)
-        with_holdout = settings.private is None or settings.holdout is not None
-        for limit in thresholds(settings.fail_on):
-            limit.check(
-                holdout=with_holdout, embedding=settings.embedding, shadows=settings.shadows != 0
-            )
+        check_thresholds(settings)
         check_pairs(settings.pairs)
         roles = {"--embedding": settings.embedding, "--features": settings.features}
         if ARMS[settings.arm].natural_gradient:
@@ -308,13 +308,27 @@ class Plan:
         }
 
 
+def check_thresholds(settings: AuditSettings) -> None:
+    """Check that every threshold of --fail-on can be checked at the end.
+
+    Raises:
+        ConfigError: the metric of one needs what the audit will not have.
+    """
+    with_holdout = settings.private is None or settings.holdout is not None
+    for limit in thresholds(settings.fail_on):
+        limit.check(
+            holdout=with_holdout, embedding=settings.embedding, shadows=settings.shadows != 0
+        )
+
+
 def workers_of(plan: Plan) -> tuple[int, int]:
     """Return the number of processes that work on shadow models, and the threads of each."""
     if plan.cluster is not None:
         return plan.cluster.slots, plan.cluster.threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = min(cores or 1, torch.get_num_threads()) if plan.device.type == "cpu" else 1
-    workers = plan.settings.workers or cores
+    # Each has networks and features of its own in memory, and there are few blocks to share.
+    workers = plan.settings.workers or min(cores, _MOST_WORKERS)
     return workers, max(1, cores // workers)
 
 
