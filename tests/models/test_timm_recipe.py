@@ -20,7 +20,7 @@ from inversight.models.recipes import Recipe, load_recipe
 from inversight.models.target import accuracy_on
 from inversight.models.timm_recipe import TimmRecipe
 from inversight.models.training import train_module
-from tests.models.test_recipes import CPU, IMAGES, QUICK, assert_seed_decides, two_classes
+from tests.models.test_recipes import CPU, IMAGES, QUICK, Net, assert_seed_decides, two_classes
 from tests.refusals import refused
 
 TINY = "timm:test_resnet"
