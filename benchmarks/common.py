@@ -9,9 +9,10 @@ import importlib.metadata
 import json
 import math
 import platform
+import shutil
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t
 
+from inversight.core.cluster import joined, pack, unpack
 from inversight.core.run import write_json
 
 
@@ -79,6 +81,58 @@ def folders(
         for name in temporary if options.small else ():
             setattr(options, name, Path(deleted) / name)
         yield
+
+
+def ray_options(arguments: argparse.ArgumentParser) -> None:
+    """Add the options of :func:`run_seeds`."""
+    arguments.add_argument(
+        "--ray", metavar="ADDRESS", help="run each data set and seed as a task on a Ray cluster"
+    )
+    arguments.add_argument("--threads", type=int, default=1, help="cores of a task with --ray")
+
+
+def run_seeds(
+    run: Callable[[str, int, argparse.Namespace], None], options: argparse.Namespace
+) -> None:
+    """Call ``run(data set, seed, options)`` for each chosen data set and seed, with --ray on a cluster.
+
+    A task on a cluster writes to folders of its own, and what it adds to --evidence is kept here. Its run
+    folders are deleted, so that a task that was stopped begins again.
+    """
+    jobs = [(name, seed) for seed in options.seeds for name in options.datasets]
+    if options.ray is None:
+        for name, seed in jobs:
+            run(name, seed, options)
+        return
+    own = argparse.Namespace(**{**vars(options), "data": options.data.absolute(), "ray": None})
+    sent = pack(options.evidence) if options.evidence.is_dir() else {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    failed = []
+    with joined(options.ray, workers=1, threads=options.threads, device=device) as cluster:
+        assert cluster is not None
+        files = cluster.put_files({f"evidence/{path}": content for path, content in sent.items()})
+        tasks = {job: cluster.submit(_run_seed, run, *job, own, files=(files,)) for job in jobs}
+        for (name, seed), found in cluster.results(tasks):
+            if isinstance(found, Exception):
+                failed.append(f"{name}, seed {seed}: {found}")
+                print(f"failed: {failed[-1]}")
+                continue
+            print(f"done: {name}, seed {seed}")
+            paths = {path.removeprefix("evidence/"): content for path, content in found.items()}
+            new = {path: content for path, content in paths.items() if sent.get(path) != content}
+            unpack(new, options.evidence)
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(jobs)} failed; the same command runs them again")
+
+
+def _run_seed(
+    run: Callable[[str, int, argparse.Namespace], None], name: str, seed: int,
+    options: argparse.Namespace, folder: Path,
+) -> None:  # fmt: skip
+    """Run one seed in the folder of a task, and leave nothing but evidence there."""
+    options.evidence, options.work = folder / "evidence", folder / "work"
+    run(name, seed, options)
+    shutil.rmtree(options.work, ignore_errors=True)
 
 
 def listed(text: str) -> list[str]:

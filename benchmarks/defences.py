@@ -30,6 +30,8 @@ from common import (
     listed,
     machine,
     pyplot,
+    ray_options,
+    run_seeds,
     save_figure,
 )
 from inversight.core.config import build, merge, parse_assignment, to_mapping
@@ -64,9 +66,7 @@ def main() -> None:
     options = _options()
     with folders(options, usual="benchmarks/out/study", temporary=("evidence", "figure")):
         if not options.table:
-            for seed in options.seeds:
-                for name in options.datasets:
-                    _seed(name, seed, options)
+            run_seeds(_seed, options)
         found = kept(options, "*/*.json")
         rows = table(found)
         figure(rows, options.figure)
@@ -83,6 +83,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     datasets = ("faces-32", "vehicles-same")
     arguments = data_parser(__doc__ or "", datasets=datasets, evidence="docs/defences")
+    ray_options(arguments)
     arguments.add_argument("--defences", default=",".join(DEFENCES), type=listed)
     arguments.add_argument("--figure", type=Path, default=Path("docs/images/defences.png"))
     arguments.add_argument(

@@ -2,6 +2,7 @@
 
 uv run python benchmarks/study.py                                   compute what is missing
 uv run python benchmarks/study.py --datasets digits --seeds 5-9     a part of it
+uv run python benchmarks/study.py --ray ADDRESS                     each seed on a Ray cluster (docs/cluster.md)
 uv run python benchmarks/study.py --table                           print table and figure of existing results
 
 For each data set and seed one audit trains target, evaluator, public network and prior. Each arm continues
@@ -34,6 +35,8 @@ from common import (
     machine,
     plus_minus,
     pyplot,
+    ray_options,
+    run_seeds,
     save_figure,
 )
 from inversight import AuditResult
@@ -110,9 +113,7 @@ def main() -> None:
     options = _options()
     with folders(options, usual="benchmarks/out/study"):
         if not options.table:
-            for seed in options.seeds:
-                for name in options.datasets:
-                    _seed(DATASETS[name], seed, options)
+            run_seeds(_seed, options)
         rows = table(kept(options, "*/*.json"), options.seeds)
         if not options.small and any(row["arm"] != BASE for row in rows):
             figure(rows, options.figure)
@@ -132,6 +133,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     arguments = data_parser(__doc__ or "", datasets=DATASETS, evidence="docs/evidence")
+    ray_options(arguments)
     arguments.add_argument("--arms", default=None, type=listed)
     arguments.add_argument("--figure", type=Path, default=Path("docs/images/evidence.png"))
     arguments.add_argument(
@@ -144,8 +146,9 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _seed(data: DataSet, seed: int, options: argparse.Namespace) -> None:
-    """Run the missing arms of one seed."""
+def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Run the missing arms of one data set and seed."""
+    data = DATASETS[name]
     given = {**data.given(seed, options.data, options.work), "seed": seed}
     if options.small:
         given |= SMALL

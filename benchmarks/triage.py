@@ -31,6 +31,8 @@ from common import (
     kept,
     machine,
     plus_minus,
+    ray_options,
+    run_seeds,
 )
 from inversight.core.run import read_manifest
 from inversight.core.seeding import generator
@@ -55,9 +57,7 @@ def main() -> None:
             found = [_measure(run, *_name(run), settings="given") for run in options.runs]
         else:
             if not options.table:
-                for seed in options.seeds:
-                    for name in options.datasets:
-                        _seed(name, seed, options)
+                run_seeds(_seed, options)
             found = kept(options, "*.json")
         rows = table(found)
         figures = {
@@ -76,6 +76,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     datasets = ("digits", "faces-32", "vehicles-same")
     arguments = data_parser(__doc__ or "", datasets=datasets, evidence="docs/triage")
+    ray_options(arguments)
     arguments.add_argument("--runs", nargs="+", type=Path, help="use these finished audits")
     return data_options(arguments, known=DATASETS, seeds="0-2", small_seeds="0-1")
 
