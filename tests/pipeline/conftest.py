@@ -16,6 +16,7 @@ from inversight.pipeline.context import Context
 from inversight.pipeline.prior import train_prior
 from inversight.pipeline.train import train
 from tests.pipeline.tiny import (
+    SHADOWED,
     TINY,
     TWO,
     image_folders,
@@ -92,3 +93,15 @@ def no_trials() -> Iterator[None]:
     """Skip the trials from which an audit's time is estimated."""
     with without_trials():
         yield
+
+
+@pytest.fixture(scope="session")
+def audited(once: Once) -> Path:
+    """A folder with images and two runs of one audit: ``run`` with 8 shadow models, ``none`` without."""
+
+    def fill(folder: Path) -> None:
+        folders = image_folders(folder)
+        audit(**folders, **SHADOWED, out=folder / "run")
+        audit(**folders, **{**SHADOWED, "shadows": 0}, out=folder / "none")
+
+    return once("exposed-audits", fill)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,23 +39,10 @@ from inversight.priors import StylePrior
 from inversight.risk.design import draw_design
 from inversight.settings import resolve
 from tests.command import CommandLine
-from tests.pipeline.tiny import TINY, image_folders
+from tests.pipeline.tiny import SHADOWED, image_folders
 
 CPU = torch.device("cpu")
 PIXEL = "--embedding pixel --features pixel --guidance-embedding pixel"
-SHADOWED: dict[str, Any] = {**TINY, "shadows": 8, "images": "full", "workers": 1}
-
-
-@pytest.fixture(scope="module")
-def audited(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """A folder with images and two runs of one audit: ``run`` with 8 shadow models, ``none`` without."""
-
-    def fill(folder: Path) -> None:
-        folders = image_folders(folder)
-        inversight.audit(**folders, **SHADOWED, out=folder / "run")
-        inversight.audit(**folders, **{**SHADOWED, "shadows": 0}, out=folder / "none")
-
-    return once("exposed-audits", fill)
 
 
 @pytest.fixture

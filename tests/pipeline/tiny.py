@@ -46,6 +46,8 @@ BLACK_BOX = {
 }  # fmt: skip
 TWO = {**TINY, "attack": [{**TINY["attack"][0], "halvings": 0}, BLACK_BOX]}
 """A white-box and a black-box attack."""
+SHADOWED: dict[str, Any] = {**TINY, "shadows": 8, "images": "full", "workers": 1}
+"""With shadow models, in one process."""
 TABLES = ("metrics.json", "samples.parquet", "signals.parquet", "holdout.parquet")
 
 

@@ -401,9 +401,17 @@ def _pictures(row: Tensor, sets: Sequence[Labelled]) -> tuple[Tensor, Tensor | N
 
 def _keep(models: Sequence[Target], sets: Sequence[Labelled], block: Block, folder: Path) -> None:
     """Write the models' weights and their reconstructions beside the block."""
-    with atomic_folder(folder / f"kept-{block.name}") as partial:
+    kept = folder / f"kept-{block.name}"
+    shutil.rmtree(
+        kept, ignore_errors=True
+    )  # of a try that was stopped before its distances were there
+    with atomic_folder(kept) as partial:
         for number, (model, one) in enumerate(zip(models, sets, strict=True)):
-            state = {k: v.cpu().contiguous() for k, v in model.module.state_dict().items()}
+            # Copies, since a file cannot hold two names of one tensor, as of layers with common weights.
+            state = {
+                k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for k, v in model.module.state_dict().items()
+            }
             save_file(state, partial / f"model-{number}.safetensors")
             save_file(
                 {"images": one.images.contiguous(), "labels": one.labels.contiguous()},
