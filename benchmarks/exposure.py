@@ -42,7 +42,7 @@ from exposure_study import Base, log
 from exposure_tables import figure, figures, tables, write_tables
 from study import digest_of
 
-OF_DIGITS = ("null", "repeated", "defences", "statistics", "attacks")
+OF_DIGITS = ("null", "repeated", "defences", "attacks")
 """Parts that only the digits have."""
 PART_SEEDS = {"repeated": 3, "defences": 3, "attacks": 3}
 """Seeds of parts with fewer than the part `power`."""
@@ -107,7 +107,8 @@ def _compute(name: str, part: str, seed: int, options: Any) -> None:
     file = options.evidence / f"{name}.json"
     budget = SMALL if options.small else FULL
     if not options.small:
-        budget = replace(budget, most=min(budget.most, MODELS[name], options.most))
+        most = min(budget.most, MODELS[name], options.most)
+        budget = replace(budget, most=most, models=min(budget.models, MODELS[name]))
     settings = given(name, seed, options.data, options.work, small=options.small)
     base = Base.of(settings, options.work / f"{name}-{seed}")
     facts = {k: v for k, v in vars(budget).items() if k != "most" or part == "predicts"}

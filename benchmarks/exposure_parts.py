@@ -156,30 +156,29 @@ def repeated(base: Base, budget: Budget) -> Iterator[Arm]:
 def null(base: Base, budget: Budget) -> Iterator[Arm]:
     """Models trained on a third set: their distances cannot depend on the membership that is drawn."""
 
-    def arm() -> dict[str, Any]:
+    def arm(change: Change | None) -> dict[str, Any]:
         images = base.job.images
         third = third_set(images, base.plan.inputs.public, base.job.seed)
         recipe = Elsewhere.of(base.recipe, images, third)
-        found, _ = base.measured("third", budget.models, recipe=recipe)
-        logs = log_distances(found)
+        found, _ = base.measured("third", budget.models, recipe=recipe, keep=True)
+        logs = log_distances(found) if change is None else _changed(base, "third", budget, change)
+        drawn = figures_of(base, found, budget.models, logs)
         count = torch.zeros(3, dtype=torch.float64)
         for redraw in range(budget.redraws):
             design = draw_design(
                 images.labels, base.job.units, pairs=budget.models // 2, seed=10_000 + redraw
             )
-            one = _flagged(base, logs, design, budget.models)
+            one = _flagged(base, logs, design)
             rng = generator(redraw, "planted")
             planted = torch.zeros(len(images), dtype=torch.bool)
             planted[torch.randperm(base.job.private, generator=rng)[: base.job.private // 10]] = (
                 True
             )
-            moved = logs - PLANTED * (design & planted)
-            two = _flagged(base, moved, design, budget.models)
+            two = _flagged(base, logs - PLANTED * (design & planted), design)
             wrong = (two & ~planted).sum() / two.sum().clamp_min(1)
             recall = (two & planted).sum() / planted.sum()
             count += torch.tensor([bool(one.any()), float(wrong), float(recall)])
         share, proportion, recall = (count / budget.redraws).tolist()
-        drawn = figures_of(base, found, budget.models)
         return {
             **{
                 k: drawn[k] for k in ("models", "flagged", "mean", "p_value", "auc", "accuracy_out")
@@ -191,10 +190,12 @@ def null(base: Base, budget: Budget) -> Iterator[Arm]:
             "planted_recall": recall,
         }
 
-    yield "third set", arm
+    yield "nearest", partial(arm, None)
+    if not budget.small:
+        yield "pixel distance, nearest", partial(arm, _nearest(1, "pixel"))
 
 
-def _flagged(base: Base, logs: Tensor, design: Tensor, models: int) -> Tensor:
+def _flagged(base: Base, logs: Tensor, design: Tensor) -> Tensor:
     result = exposure(
         logs, design, base.job.images.labels, base.job.images.groups, twins=base.job.twins,
         private=base.private, fdr=FDR, redraws=1,
@@ -341,18 +342,24 @@ def _two_seeds(base: Base, budget: Budget) -> dict[str, Any]:
     return {**figures, "seconds_a_model": (seconds + more - trained) / budget.models}
 
 
-def _statistic(
-    base: Base, budget: Budget, change: Callable[[Base, Tensor, Tensor], Tensor]
-) -> dict[str, Any]:
+Change = Callable[[Base, Tensor, Tensor], Tensor]
+"""Log distances (N,) of a class's images from them and its reconstructions."""
+
+
+def _statistic(base: Base, budget: Budget, change: Change) -> dict[str, Any]:
     """Other log distances to the reconstructions that were kept."""
     found, seconds = base.measured(PLAIN, budget.models, keep=True)
+    figures = figures_of(base, found, budget.models, _changed(base, PLAIN, budget, change))
+    return {**figures, "seconds_a_model": seconds / budget.models}
+
+
+def _changed(base: Base, folder: str, budget: Budget, change: Change) -> Tensor:
+    """Return the (K, N) log distances that ``change`` gives for the kept reconstructions."""
     images, rows = base.job.images, []
     for block in blocks_of(budget.models // 2, PAIRS):
+        place = base.work / folder / f"kept-{block.name}"
         for number in range(2 * block.pairs):
-            kept = (
-                base.work / PLAIN / f"kept-{block.name}" / f"reconstructions-{number}.safetensors"
-            )
-            parts = load_file(kept)
+            parts = load_file(place / f"reconstructions-{number}.safetensors")
             row = torch.full((len(images),), torch.nan, dtype=torch.float64)
             for label in images.labels.unique():
                 mine = images.labels == label
@@ -360,8 +367,7 @@ def _statistic(
                 if len(made):
                     row[mine] = change(base, images.images[mine], made)
             rows.append(row)
-    figures = figures_of(base, found, budget.models, torch.stack(rows))
-    return {**figures, "seconds_a_model": seconds / budget.models}
+    return torch.stack(rows)
 
 
 def distances(base: Base, embedding: Embedding, real: Tensor, made: Tensor) -> Tensor:
@@ -374,7 +380,7 @@ def distances(base: Base, embedding: Embedding, real: Tensor, made: Tensor) -> T
     return found
 
 
-def _nearest(count: int, embedding: str | None = None) -> Callable[[Base, Tensor, Tensor], Tensor]:
+def _nearest(count: int, embedding: str | None = None) -> Change:
     """Return the log of the mean distance to the ``count`` nearest reconstructions."""
 
     def change(base: Base, real: Tensor, made: Tensor) -> Tensor:
@@ -397,7 +403,7 @@ def _mean_image(base: Base, real: Tensor, made: Tensor) -> Tensor:
     return squares.clamp_min(FLOOR).log()
 
 
-STATISTICS: dict[str, Callable[[Base, Tensor, Tensor], Tensor]] = {
+STATISTICS: dict[str, Change] = {
     "nearest": _nearest(1),
     "mean of 3 nearest": _nearest(3),
     "mean of 5 nearest": _nearest(5),

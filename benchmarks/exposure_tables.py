@@ -23,7 +23,7 @@ _POWER = float(norm.isf(LEVEL) + norm.ppf(POWER))
 _EXPECTED: dict[str, Sequence[str]] = {
     "predicts": ("signals",),
     "repeated": tuple(map(str, REPEATS)),
-    "null": ("third set",),
+    "null": ("nearest", "pixel distance, nearest"),
     "defences": tuple(DEFENCES_TRIED),
     "statistics": tuple(STATISTICS),
     "attacks": (
@@ -80,9 +80,16 @@ def _power(found: list[Result]) -> list[dict[str, Any]]:
 
 
 def _by_arm(part: str, found: list[Result]) -> list[dict[str, Any]]:
-    arms = {arm: [one for one in found if one["arm"] == arm] for arm in _EXPECTED[part]}
-    base = next((own for own in arms.values() if own), None)
-    return [{"arm": arm, **_cells(part, own, base)} for arm, own in arms.items()]
+    rows = []
+    names = list(dict.fromkeys(one["data"] for one in found))
+    for data in [name for name in MODELS if name in names] or ["digits"]:
+        own = [one for one in found if one["data"] == data]
+        arms = {arm: [one for one in own if one["arm"] == arm] for arm in _EXPECTED[part]}
+        base = next((results for results in arms.values() if results), None)
+        for arm, results in arms.items():
+            row = {"data": data} if part == "statistics" else {}
+            rows.append({**row, "arm": arm, **_cells(part, results, base)})
+    return rows
 
 
 def _predicts(found: list[Result]) -> list[dict[str, Any]]:
