@@ -31,6 +31,7 @@ from tests.pipeline.tiny import Stop, image_folders, own_target
 from tests.priors.stylegan2_files import random_prior
 
 TINY: dict[str, Any] = {
+    "shadows": 0,
     "prior": {"steps": 20, "batch_size": 4, "width": 2},
     "adaptation": {"steps": 10},
     "target_training": {"epochs": 2, "width": 2},
@@ -86,13 +87,19 @@ def alone(once: Once) -> dict[str, Any]:
 
 
 def test_every_stage_is_estimated() -> None:
-    found = forecast()
+    found = forecast(shadows=8)
     stages = ["target", "evaluator", "public-network", "prior", "adaptation", "plug-and-play"]
-    assert list(found.seconds) == [*stages, "scores", "signals"]
+    assert list(found.seconds) == [*stages, "scores", "shadows", "signals"]
     assert all(s is not None and math.isfinite(s) and s > 0 for s in found.seconds.values())
     assert found.total == pytest.approx(sum(s for s in found.seconds.values() if s is not None))
     assert found.memory_bytes > 50e6 and found.disk_bytes > 1e6
     assert "prior" in str(found) and "GiB" in str(found)
+
+
+def test_shadow_models_take_time_by_their_number_and_processes() -> None:
+    found = forecast(shadows=8, workers=2)
+    assert found.shadow is not None and found.seconds["shadows"] == pytest.approx(4 * found.shadow)
+    assert found.shadow_seconds(16) == pytest.approx(8 * found.shadow)
 
 
 def test_more_steps_of_the_prior_take_longer(alone: dict[str, Any]) -> None:

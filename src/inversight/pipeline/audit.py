@@ -39,8 +39,8 @@ def audit(
     public_training: Training | Mapping[str, Any] | None = None,
     adaptation: Adaptation | Mapping[str, Any] | None = None, shadows: int | str | None = None,
     recipe: str | None = None, shadow_pairs: int | None = None, adapt_shadows: bool | None = None,
-    keep_shadows: bool | None = None, workers: int | None = None, ray: str | None = None,
-    images: Pictures | None = None,
+    exposure_embedding: str | None = None, keep_shadows: bool | None = None,
+    workers: int | None = None, ray: str | None = None, images: Pictures | None = None,
     hash_ids: bool | None = None, memory: int | None = None,
     pairs: Sequence[PairMeasure] | None = None, fdr: float | None = None,
     fail_on: str | Sequence[str] | None = None, out: Path | str | None = None,
@@ -70,8 +70,10 @@ def _begin(plan: Plan, folder: Path, reporter: Reporter) -> AuditResult:
     reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
     forecast = estimate(plan)
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
-    plan = decide_shadows(plan, forecast, folder, reporter)
+    plan, left_out = decide_shadows(plan, forecast, folder)
     reporter.say(plan.announcement(folder, forecast))
+    if left_out is not None:
+        reporter.say(left_out)
     remedy = f"continue with --resume {folder}"
     with disk_remedy(str(folder), remedy), Run.create(folder, plan.manifest()) as run:
         return execute(plan, run, reporter)

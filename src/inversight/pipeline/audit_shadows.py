@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from inversight.core.config import to_mapping
-from inversight.core.console import Reporter
 from inversight.core.errors import RunError
 from inversight.core.run import read_object, write_json
 from inversight.data import ImageSet, join_images
@@ -42,29 +41,26 @@ def recipe_of(plan: Plan, epochs: int | None) -> Recipe:
     return TrainingRecipe(training, plan.shape)
 
 
-def decide_shadows(plan: Plan, forecast: Estimate, run: Path, reporter: Reporter) -> Plan:
-    """Return the plan with the number of shadow models that ``auto`` means, as the estimate allows it."""
+def decide_shadows(plan: Plan, forecast: Estimate, run: Path) -> tuple[Plan, str | None]:
+    """Return the plan with the number of shadow models that ``auto`` means, and why there are none, if so.
+
+    Raises:
+        ConfigError: there are none, and a threshold of --fail-on needs them.
+    """
     settings = plan.settings
     if settings.shadows != "auto":
-        return plan
-    models = SHADOWS[settings.preset]
+        return plan, None
+    models, reason = SHADOWS[settings.preset], None
     seconds = forecast.shadow_seconds(models)
+    left_out = "Shadow models, which show what training on each image changed, are left out"
     if not plan.knows_recipe:
-        reporter.say(
-            "Shadow models, which show what training on each image changed, are left out: how the target "
-            "was trained is not known; give --recipe"
-        )
-        models = 0
+        reason = f"{left_out}: how the target was trained is not known; give --recipe"
     elif seconds is None or seconds > _MOST_OF_THE_REST * forecast.total:
         took = "an unknown time" if seconds is None else f"about {duration(seconds)}"
-        reporter.say(
-            "Shadow models, which show what training on each image changed, are left out, as they take "
-            f"{took}; add them with: inversight expose {run} --shadows {models}"
-        )
-        models = 0
-    decided = replace(plan, settings=replace(settings, shadows=models))
+        reason = f"{left_out}, as they take {took}; add them with: inversight expose {run} --shadows {models}"
+    decided = replace(plan, settings=replace(settings, shadows=0 if reason else models))
     check_thresholds(decided.settings)
-    return decided
+    return decided, reason
 
 
 def shadow_job(plan: Plan, recipe: Recipe | None) -> ShadowJob:
@@ -90,7 +86,7 @@ def begin_shadows(plan: Plan, job: ShadowJob, folder: Path, run: Path) -> Shadow
         "attack": to_mapping(next(iter(plan.attacks.values()))),
         "shadow_pairs": settings.shadow_pairs,
         "adapt_shadows": settings.adapt_shadows,
-        "embedding": settings.embedding,
+        "embedding": settings.exposure_distance,
         "images": images_fingerprint(job.images),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,5 +141,6 @@ def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) 
         "target_images": job.private,
         "accuracy_in": inside,
         "accuracy_out": outside,
+        "embedding": plan.settings.exposure_distance,
         "prior": "adapted" if plan.settings.adapt_shadows else "unadapted",
     }

@@ -160,7 +160,8 @@ def _shadow_seconds(
     scored = works[name].kept * len(private.labels.unique()) + images / (
         2 * plan.settings.shadow_pairs
     )
-    return _TOGETHER * work * trained + attacked + _embedding_seconds(plan, math.ceil(scored))
+    measured = _embedding_seconds(plan, math.ceil(scored), plan.settings.exposure_distance)
+    return _TOGETHER * work * trained + attacked + measured
 
 
 def _prior_and_seconds(plan: Plan) -> tuple[Prior, float]:
@@ -240,9 +241,9 @@ def _cut_workloads(
     return found
 
 
-def _embedding_seconds(plan: Plan, images: int) -> float:
-    """Return the seconds of one forward pass of the distance's network over all images."""
-    name = plan.settings.embedding
+def _embedding_seconds(plan: Plan, images: int, name: str | None = None) -> float:
+    """Return the seconds of one forward pass of a distance's network, by default the scores', over images."""
+    name = name or plan.settings.embedding
     if name in ("public", "pixel", "evaluator"):
         return 0.001 * images * (plan.work / 32) ** 2 + 1.0
     embedding = named_embedding(name, use="distance", role="--embedding", size=plan.work)

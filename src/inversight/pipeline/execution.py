@@ -120,7 +120,7 @@ class _Audit:
             evaluator=evaluator,
         )  # fmt: skip
         if shadows is not None:
-            shadows.attack(self.exposing.attack(prior, distance, network))
+            shadows.attack(self.exposing.attack(prior, network, evaluator))
         adapted = self.adapted(prior, target, network)
         sets, queries = {}, {}
         for name, attack in plan.attacks.items():
@@ -150,7 +150,7 @@ class _Audit:
         found = None if shadows is None else self.exposing.measure(shadows, target)
         if self.models:
             self.exposing.measure_models(
-                self.models, self.exposing.attack(prior, distance, network)
+                self.models, self.exposing.attack(prior, network, evaluator)
             )
         metrics = read_object(run.path / "metrics.json")
         run.record(warnings=self.log.warnings, notes=self.log.notes)

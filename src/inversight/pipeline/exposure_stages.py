@@ -10,7 +10,7 @@ from pathlib import Path
 from inversight.core.console import Log
 from inversight.core.run import Run, read_object
 from inversight.core.seeding import generator
-from inversight.embeddings import Embedding
+from inversight.embeddings import named_embedding
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target
 from inversight.pipeline.adapt import guidance_metric
@@ -71,7 +71,7 @@ class ExposureStages:
             yield one
 
     def attack(
-        self, prior: Prior, distance: Embedding, network: SavedClassifier | None
+        self, prior: Prior, network: SavedClassifier | None, evaluator: Target
     ) -> ShadowAttack:
         """Return the first attack as it is run on each shadow model, by default without adaptation."""
         settings, images = self.plan.settings, self.plan.public_for_prior.images
@@ -85,6 +85,10 @@ class ExposureStages:
             adaptation = ShadowAdaptation(images, settings.arm, settings.adaptation, metric)
         if isinstance(prior, StylePrior):
             prior = replace(prior, cache=ImageCache())  # one pool for all models
+        distance = named_embedding(
+            settings.exposure_distance, use="distance", role="--exposure-embedding",
+            size=self.plan.inputs.private.size, public_network=network, evaluator=evaluator,
+        )  # fmt: skip
         return ShadowAttack(name, attack, prior, distance, settings.memory, adaptation)
 
     def measure(self, shadows: ShadowRun, target: Target) -> Measured:

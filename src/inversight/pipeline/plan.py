@@ -99,6 +99,8 @@ class Plan:
         check_thresholds(settings)
         check_pairs(settings.pairs)
         roles = {"--embedding": settings.embedding, "--features": settings.features}
+        if settings.exposure_embedding is not None and settings.shadows != 0:
+            roles["--exposure-embedding"] = settings.exposure_embedding
         if ARMS[settings.arm].natural_gradient:
             roles["--guidance-embedding"] = settings.guidance_embedding
         for role, name in roles.items():
@@ -204,7 +206,8 @@ class Plan:
 
     @property
     def needs_public_network(self) -> bool:
-        names = [self.settings.embedding, self.settings.features]
+        s = self.settings
+        names = [s.embedding, s.features, s.exposure_distance]
         if ARMS[self.settings.arm].natural_gradient and not isinstance(self.prior, Prior):
             names.append(self.settings.guidance_embedding)
         return "public" in names

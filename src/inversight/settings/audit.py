@@ -152,6 +152,10 @@ class AuditSettings:
     same number alone."""
     adapt_shadows: bool = False
     """Adapt the prior to each shadow model before its attack, as to the target."""
+    exposure_embedding: Annotated[
+        str | None, Choice(dict.fromkeys((*EMBEDDINGS, IMPORT_PATH), ""))
+    ] = None
+    """Distance by which exposure is measured. None: embedding."""
     keep_shadows: bool = False
     """Keep the weights and all reconstructions of every shadow model in stages/shadows."""
     workers: PositiveInt | None = None
@@ -172,6 +176,11 @@ class AuditSettings:
     """Accepted false discovery rate among flagged images; needs a holdout."""
     fail_on: str | tuple[str, ...] | None = None
     """Exit with 3 if a condition on metrics.json holds, as in "coverage>0.2"."""
+
+    @property
+    def exposure_distance(self) -> str:
+        """The name of the embedding by which exposure is measured."""
+        return self.exposure_embedding or self.embedding
 
 
 def resolve(given: dict[str, Any]) -> AuditSettings:
