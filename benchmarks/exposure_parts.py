@@ -410,6 +410,7 @@ STATISTICS: dict[str, Change] = {
     "mean of 10 nearest": _nearest(10),
     "mean of all": _nearest(1_000_000),
     "pixel distance, nearest": _nearest(1, "pixel"),
+    "pixel distance, mean of 3": _nearest(3, "pixel"),
     "pixel distance, mean of 5": _nearest(5, "pixel"),
     "pixel distance, mean of all": _nearest(1_000_000, "pixel"),
     "pixel distance to the mean reconstruction": _mean_image,
