@@ -249,8 +249,13 @@ def figure(found: list[Result], path: Path) -> None:
             [o["models"] for o in own], [100 * (o["share"] or 0.0) for o in own], "o-",
             color="#2563a8", alpha=0.35, markersize=4,
         )  # fmt: skip
-    means = [np.mean([o["share"] or 0.0 for o in power if o["models"] == n]) for n in counts]
-    first.plot(counts, 100 * np.array(means), "s-", color="#c2570c", label="mean over seeds")
+    shares = {n: [o["share"] or 0.0 for o in power if o["models"] == n] for n in counts}
+    most = max(map(len, shares.values()))
+    whole = [n for n in counts if len(shares[n]) == most]
+    first.plot(
+        whole, [100 * np.mean(shares[n]) for n in whole], "s-", color="#c2570c",
+        label=f"mean of {most} seeds",
+    )  # fmt: skip
     first.set_xlabel("shadow models")
     first.set_ylabel("private digits flagged, %")
     first.set_xticks(counts)
