@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import inversight
+from inversight.core.errors import ConfigError, RunError
 from inversight.core.run import read_object
-from inversight.pipeline import shadows
+from inversight.pipeline import exposure_stages, shadows
 from inversight.pipeline.audit import resume
-from inversight.pipeline.expose import expose
+from inversight.pipeline.expose import expose, expose_models
 from tests.pipeline.tiny import SHADOWED, Stop, image_folders
 
 
@@ -69,3 +70,91 @@ def test_models_with_common_weights_are_kept(audited: Path, tmp_path: Path) -> N
     )  # fmt: skip
     kept = tmp_path / "run/stages/shadows/kept-pairs-0000-0002"
     assert len(list(kept.glob("model-*.safetensors"))) == 4
+
+
+def test_refused_change_leaves_the_run_as_it_was(audited: Path, tmp_path: Path) -> None:
+    run = copied(audited / "run", tmp_path / "run")
+    before = (run / "run.json").read_text()
+    with pytest.raises(RunError, match="another adapt_shadows"):
+        expose(run, shadows=12, adapt_shadows=True)
+    assert (run / "run.json").read_text() == before
+    assert expose(run, shadows=12).metrics["exposure_mean"]["models"] == 12
+
+
+def test_deleted_shadow_models_begin_anew(audited: Path, tmp_path: Path) -> None:
+    run = copied(audited / "run", tmp_path / "run")
+    shutil.rmtree(run / "stages/shadows")
+    measured = run / "stages/shadow-target/measured.safetensors"
+    old = measured.stat().st_mtime_ns
+    expose(run, shadows=4, adapt_shadows=True)
+    facts = read_object(run / "run.json")["shadows"]
+    assert (facts["models"], facts["looks"], facts["prior"]) == (4, [4], "adapted")
+    # The model under audit is attacked anew too, as its shadow models are.
+    assert measured.stat().st_mtime_ns > old
+    assert not (run / "stages/exposure-8").exists()
+
+
+def test_exposure_without_a_number_keeps_what_is_there(audited: Path, tmp_path: Path) -> None:
+    run = copied(audited / "run", tmp_path / "run")
+    expose(run, shadows=20)
+    assert expose(run).metrics["exposure_mean"]["models"] == 20
+    assert read_object(run / "run.json")["shadows"]["looks"] == [8, 20]
+
+
+def test_exposure_stays_published_until_there_is_more(
+    audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(audited / "run", tmp_path / "run")
+    tables = ("metrics.json", "samples.parquet", "exposure.parquet")
+    before = [(run / name).read_bytes() for name in tables]
+    with monkeypatch.context() as patch:
+        patch.setattr(shadows, "_distances", stop)
+        with pytest.raises(Stop):
+            expose(run, shadows=12)
+    assert [(run / name).read_bytes() for name in tables] == before
+    assert resume(run).metrics["exposure_mean"]["models"] == 12
+
+
+def test_look_is_counted_before_it_is_shown(
+    audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(audited / "none", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(exposure_stages.ExposureStages, "_publish", stop)
+        with pytest.raises(Stop):
+            expose(run, shadows=4)
+    expose(run, shadows=8)
+    assert read_object(run / "run.json")["shadows"]["looks"] == [4, 8]
+
+
+def own_models(folder: Path, target: Path, members: int) -> Path:
+    """Write a table of four equal models, trained with ``members`` of the private images or the others."""
+    names = [f"private/{c}/{i}.png" for c in ("ann", "bob") for i in range(6)]
+    lines = ["model,members"]
+    for number in range(4):
+        chosen = [n for i, n in enumerate(names) if (i < members) == (number % 2 == 0)]
+        (folder / f"{number}.txt").write_text("\n".join(chosen))
+        lines.append(f"{target},{number}.txt")
+    (folder / "models.csv").write_text("\n".join(lines))
+    return folder / "models.csv"
+
+
+def test_models_of_ones_own_are_measured_by_what_they_are(
+    audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(audited / "none", tmp_path / "run")
+    target = audited / "none/stages/target"
+    with monkeypatch.context() as patch:  # with a mistake in the table that is found in time
+        patch.setattr(exposure_stages.ExposureStages, "_publish", stop)
+        with pytest.raises(Stop):
+            expose_models(run, own_models(tmp_path, target, members=3))
+    expose_models(run, own_models(tmp_path, target, members=5))
+    facts = read_object(run / "run.json")["shadows"]
+    assert facts["train_images"] == 6.0  # (5 + 7) / 2
+    assert len(list((run / "stages/models").glob("*.safetensors"))) == 4  # two of each table
+    tables = ("metrics.json", "samples.parquet", "exposure.parquet")
+    before = [(run / name).read_bytes() for name in tables]
+    assert resume(run).metrics["exposure_mean"]["models"] == 4
+    assert [(run / name).read_bytes() for name in tables] == before
+    with pytest.raises(ConfigError, match="models that were given"):
+        expose(run, shadows=8)

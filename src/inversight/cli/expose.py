@@ -37,7 +37,10 @@ def expose(
         return
     if models is not None:
         refuse_given(options, "--models trains nothing")
-    with running(run, f"inversight audit --resume {run}") as terminal:
+    remedy = f"inversight audit --resume {run}"
+    if models is not None:
+        remedy = f"inversight expose {run} --models {models}"
+    with running(run, remedy) as terminal:
         if models is not None:
             result = pipeline.expose_models(run, models, reporter=terminal)
         else:

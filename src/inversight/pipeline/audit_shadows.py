@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,12 @@ _MOST_OF_THE_REST = 2.0
 """Time of the shadow models, in times of the rest, up to which ``auto`` has them."""
 JOB = "job.json"
 """What all shadow models of a run have in common, beside their blocks."""
+SHADOWS_STAGE = "shadows"
+"""Stage of the shadow models, which may grow."""
+GIVEN_STAGE = "shadow-target"
+"""Stage of the model under audit, attacked as the shadow models are."""
+EXPOSURE_STAGE = "exposure-"
+"""Begin of the names of stages of tables and metrics with exposure, before the number of models."""
 
 
 def recipe_of(plan: Plan, epochs: int | None) -> Recipe:
@@ -73,26 +80,54 @@ def shadow_job(plan: Plan, recipe: Recipe | None) -> ShadowJob:
     )  # fmt: skip
 
 
-def begin_shadows(plan: Plan, job: ShadowJob, folder: Path, run: Path) -> ShadowRun:
-    """Return the run of the job's blocks in ``folder``, after a check that those there are of this job.
+def target_epochs(run: Path) -> int | None:
+    """Return the epochs of the target that the audit in ``run`` trained, None if it trained none."""
+    facts = run / "stages" / "target" / "facts.json"
+    return int(read_object(facts)["epochs"]) if facts.is_file() else None
 
-    Raises:
-        RunError: they are not.
-    """
+
+def job_facts(plan: Plan, recipe: Recipe | None, images: ImageSet) -> dict[str, Any]:
+    """Return what the audit's shadow models have in common, which may not change while they are added."""
     settings = plan.settings
-    facts = {
+    return {
         "seed": settings.seed,
-        "recipe": description(job),
+        "recipe": description(recipe),
         "attack": to_mapping(next(iter(plan.attacks.values()))),
         "shadow_pairs": settings.shadow_pairs,
         "adapt_shadows": settings.adapt_shadows,
         "embedding": settings.exposure_distance,
-        "images": images_fingerprint(job.images),
+        "images": images_fingerprint(images),
     }
+
+
+def check_shadows(plan: Plan, run: Path) -> None:
+    """Check before anything is written that shadow models of ``plan`` can be added to those of ``run``.
+
+    Raises:
+        RunError: those that are there were made otherwise.
+    """
+    file = run / "stages" / SHADOWS_STAGE / JOB
+    if file.is_file():
+        images = join_images(plan.inputs.private, plan.inputs.holdout)
+        facts = job_facts(plan, recipe_of(plan, target_epochs(run)), images)
+        check_same_job(read_object(file), facts, run)
+
+
+def begin_shadows(plan: Plan, job: ShadowJob, run: Path) -> ShadowRun:
+    """Return the run of the job's blocks, after a check that those there are of this job.
+
+    Raises:
+        RunError: they are not.
+    """
+    settings, stages = plan.settings, run / "stages"
+    folder = stages / SHADOWS_STAGE
+    facts = job_facts(plan, job.recipe, job.images)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / JOB).is_file():
         check_same_job(read_object(folder / JOB), facts, run)
     else:
+        for stale in (stages / GIVEN_STAGE, *stages.glob(f"{EXPOSURE_STAGE}[0-9]*")):
+            shutil.rmtree(stale, ignore_errors=True)  # of models that were deleted to begin anew
         write_json(folder / JOB, facts)
     workers, threads = workers_of(plan)
     blocks = blocks_of(plan.shadows // 2, settings.shadow_pairs)
@@ -122,9 +157,9 @@ def check_same_job(before: Mapping[str, Any], now: Mapping[str, Any], run: Path)
             )
 
 
-def description(job: ShadowJob) -> str:
-    """Return how the job's models were trained, in words."""
-    return "models that were given" if job.recipe is None else job.recipe.description
+def description(recipe: Recipe | None) -> str:
+    """Return how models were trained, in words; None: somebody else has trained them."""
+    return "models that were given" if recipe is None else recipe.description
 
 
 def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) -> dict[str, Any]:
@@ -134,7 +169,7 @@ def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) 
     return {
         "models": models,
         "pairs": 0 if job.recipe is None else models // 2,
-        "recipe": plan.settings.recipe if job.recipe is not None else description(job),
+        "recipe": plan.settings.recipe if job.recipe is not None else description(job.recipe),
         "attack": next(iter(plan.attacks)),
         "looks": looks,
         "train_images": float(found.membership.sum(1).double().mean()),
@@ -142,5 +177,5 @@ def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) 
         "accuracy_in": inside,
         "accuracy_out": outside,
         "embedding": plan.settings.exposure_distance,
-        "prior": "adapted" if plan.settings.adapt_shadows else "unadapted",
+        "prior": "adapted" if plan.settings.adapt_shadows and plan.adapts else "unadapted",
     }

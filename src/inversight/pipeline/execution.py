@@ -39,9 +39,7 @@ from inversight.pipeline.attack import (
 from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
 from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import evaluate
-from inversight.pipeline.exposure import (
-    exposure_gallery,
-)
+from inversight.pipeline.exposure import exposure_gallery
 from inversight.pipeline.exposure_stages import ExposureStages
 from inversight.pipeline.given_models import TrainedModel
 from inversight.pipeline.plan import Plan
@@ -59,6 +57,7 @@ from inversight.report import GalleryItem
 from inversight.report.contents import ExposureItem
 from inversight.settings import Training
 
+METRICS_FILE = "metrics.json"
 LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 
@@ -135,7 +134,11 @@ class _Audit:
         control = self.control(prior, sets) if self.inputs.holdout is None else None
         reruns = self.reruns(queries, target, adapted)
         scores = self.scores(sets, control, reruns, evaluator, distance, features)
-        publish_scores(run, scores, without=LEDGER)  # which the signals join first
+        # Tables with exposure stay until there are newer ones: they took longest, and may be all there will be.
+        without = {LEDGER, METRICS_FILE} if self.exposing.published else set()
+        publish_scores(
+            run, scores, without={LEDGER, *without}
+        )  # the ledger, which the signals join first
         signals = self.stage(
             "signals",
             lambda f, context: signals_stage(
@@ -143,16 +146,16 @@ class _Audit:
                 seen=settings.embedding == "evaluator", context=context,
             ),
         )  # fmt: skip
-        run.publish(signals / SIGNALS_FILE, signals / LEDGER)
+        run.publish(*(signals / name for name in (SIGNALS_FILE, LEDGER) if name not in without))
         if reruns:
             budget = self.stage("budget", lambda f, _: budget_stage(f, reruns, scores))
-            run.publish(budget / BUDGET, budget / "metrics.json")
+            run.publish(*(budget / name for name in (BUDGET, METRICS_FILE) if name not in without))
         found = None if shadows is None else self.exposing.measure(shadows, target)
         if self.models:
             self.exposing.measure_models(
                 self.models, self.exposing.attack(prior, network, evaluator)
             )
-        metrics = read_object(run.path / "metrics.json")
+        metrics = read_object(run.path / METRICS_FILE)
         run.record(warnings=self.log.warnings, notes=self.log.notes)
         samples = pd.read_parquet(run.path / LEDGER)
         gallery: tuple[GalleryItem, ...] = ()

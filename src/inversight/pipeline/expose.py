@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, RunError
 from inversight.core.run import Run, disk_remedy, read_manifest, read_object
 from inversight.data import join_images
+from inversight.pipeline.audit_shadows import JOB, SHADOWS_STAGE, check_shadows
 from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
 from inversight.pipeline.given_models import read_models
@@ -58,7 +60,7 @@ def expose(
 
     Args:
         run: the run folder of an audit.
-        shadows: number of shadow models in all; None: that of --shadows auto.
+        shadows: number of shadow models in all; None: that of --shadows auto, or as many as there are.
         recipe, adapt_shadows, keep_shadows, workers, ray: settings of the audit, see
             :class:`inversight.settings.AuditSettings`; None: as they were.
 
@@ -75,11 +77,15 @@ def expose(
         if name in ("recipe", "adapt_shadows", "keep_shadows", "workers", "ray")
         and value is not None
     }
-    before = int(mapping(manifest.get("shadows")).get("models") or 0)
+    if "pairs" in (known := mapping(manifest.get("shadows"))) and not known["pairs"]:
+        raise ConfigError(
+            f"--shadows: {path} has exposure by models that were given; train shadow models in another run"
+        )
+    before = _models(path, manifest)
     wanted = "auto" if shadows is None else shadows
     settings = resolve({**manifest["given"], **given, "shadows": wanted})
     if settings.shadows == "auto":
-        settings = replace(settings, shadows=SHADOWS[settings.preset])
+        settings = replace(settings, shadows=max(before, SHADOWS[settings.preset]))
     models = int(settings.shadows)
     if models < before or not models:
         has = f"{path} has {before} shadow models; give that number or more"
@@ -92,6 +98,7 @@ def expose(
     ):
         plan = Plan.prepare(settings, reporter)
         check_unchanged(plan.manifest(), manifest, path)
+        check_shadows(plan, path)
         with with_cluster(plan) as joined:
             opened.record(given=anchored(settings), settings=to_mapping(settings), finished=False)
             return execute(joined, opened, reporter)
@@ -148,6 +155,13 @@ def planned(plan: Plan, known: dict[str, float] | None = None) -> list[PlannedEx
             )
         )
     return found
+
+
+def _models(path: Path, manifest: Mapping[str, Any]) -> int:
+    """Return the number of shadow models whose exposure the run shows, 0 after they were deleted."""
+    if not (path / "stages" / SHADOWS_STAGE / JOB).is_file():
+        return 0
+    return int(mapping(manifest.get("shadows")).get("models") or 0)
 
 
 def _spread(path: Path) -> dict[str, float] | None:

@@ -8,17 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from inversight.core.console import Log
-from inversight.core.run import Run, read_object
+from inversight.core.run import Run
 from inversight.core.seeding import generator
 from inversight.embeddings import named_embedding
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target
 from inversight.pipeline.adapt import guidance_metric
 from inversight.pipeline.audit_shadows import (
+    EXPOSURE_STAGE,
+    GIVEN_STAGE,
+    SHADOWS_STAGE,
     begin_shadows,
     recipe_of,
     shadow_facts,
     shadow_job,
+    target_epochs,
 )
 from inversight.pipeline.context import Context
 from inversight.pipeline.exposure import exposure_stage, log_distances, shadow_exposure
@@ -40,9 +44,6 @@ from inversight.report.formatting import mapping
 from inversight.risk.exposure import Exposure
 from inversight.risk.unpaired import unpaired_exposure
 
-SHADOWS = "shadows"
-"""Name of the stage of the shadow models, which may grow."""
-
 
 class ExposureStages:
     """What an audit does about exposure.
@@ -57,17 +58,19 @@ class ExposureStages:
     ) -> None:  # fmt: skip
         self.plan, self.run, self.log, self.stage, self.wanted = plan, run, log, stage, wanted
 
+    @property
+    def published(self) -> bool:
+        """Whether the run's tables and metrics have exposure from earlier."""
+        return bool(mapping(self.run.manifest.get("shadows")).get("models"))
+
     @contextmanager
     def shadows(self) -> Iterator[ShadowRun | None]:
         """Give the shadow models, whose training begins now if there are other processes for it."""
         if not self.plan.shadows or not self.wanted:
             yield None
             return
-        facts = self.run.folder("target") / "facts.json"
-        epochs = read_object(facts)["epochs"] if facts.is_file() else None
-        recipe = recipe_of(self.plan, epochs)
-        folder = self.run.folder(SHADOWS)
-        with begin_shadows(self.plan, shadow_job(self.plan, recipe), folder, self.run.path) as one:
+        recipe = recipe_of(self.plan, target_epochs(self.run.path))
+        with begin_shadows(self.plan, shadow_job(self.plan, recipe), self.run.path) as one:
             yield one
 
     def attack(
@@ -95,19 +98,19 @@ class ExposureStages:
         """Finish the shadow models and publish what they show."""
         run, settings, job = self.run, self.plan.settings, shadows.job
         models = self.plan.shadows
-        with self.plan.remedy(SHADOWS, f"what is finished is kept in {run.path}"):
-            run.growing(SHADOWS, lambda _: shadows.finish(self.log.stage(SHADOWS)))
-        found = Measured.read(run.folder(SHADOWS), models // 2, settings.shadow_pairs)
+        with self.plan.remedy(SHADOWS_STAGE, f"what is finished is kept in {run.path}"):
+            run.growing(SHADOWS_STAGE, lambda _: shadows.finish(self.log.stage(SHADOWS_STAGE)))
+        found = Measured.read(run.folder(SHADOWS_STAGE), models // 2, settings.shadow_pairs)
         given = self.stage(
-            "shadow-target", lambda f, _: shadows.measure_target(target).write(f / MEASURED)
+            GIVEN_STAGE, lambda f, _: shadows.measure_target(target).write(f / MEASURED)
         )
         known = [k for k in mapping(run.manifest.get("shadows")).get("looks", []) if k < models]
         looks = [*known, models]
         result = shadow_exposure(
             job, found, Measured.load(given / MEASURED), fdr=settings.fdr, looks=len(looks)
         )
-        self._publish(f"exposure-{models}", job, result)
-        run.record(shadows=shadow_facts(job, found, self.plan, looks))
+        run.record(shadows=shadow_facts(job, found, self.plan, looks))  # before anybody can look
+        self._publish(f"{EXPOSURE_STAGE}{models}", job, result)
         return found
 
     def measure_models(self, models: Sequence[TrainedModel], attack: ShadowAttack) -> None:
@@ -117,20 +120,19 @@ class ExposureStages:
 
         def measure(folder: Path) -> None:
             for number, one in enumerate(models):
-                file = folder / f"{number:04d}.safetensors"
+                file = folder / one.file_name
                 if not file.is_file():
                     measure_model(job, attack, one.load(self.plan), one.members).write(file)
                 progress(number + 1, len(models))
 
         folder = self.run.growing("models", measure)
-        parts = [Measured.load(folder / f"{n:04d}.safetensors") for n in range(len(models))]
-        found = Measured.joined(parts)
+        found = Measured.joined([Measured.load(folder / one.file_name) for one in models])
         result = unpaired_exposure(
             log_distances(found), found.membership, job.images.labels, private=job.is_private,
             fdr=self.plan.settings.fdr, rng=generator(job.seed, "exposure"),
         )  # fmt: skip
-        self._publish("exposure-models", job, result)
-        self.run.record(shadows=shadow_facts(job, found, self.plan, [len(parts)]))
+        self._publish(f"{EXPOSURE_STAGE}models", job, result)
+        self.run.record(shadows=shadow_facts(job, found, self.plan, [len(models)]))
 
     def _publish(self, name: str, job: ShadowJob, result: Exposure) -> None:
         """Write the tables and metrics with exposure, and publish them."""

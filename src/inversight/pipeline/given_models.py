@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,17 @@ class TrainedModel:
     spec: str
     members: Tensor
 
+    @property
+    def file_name(self) -> str:
+        """Return a name for what is measured of the model, another one if anything about it has changed."""
+        facts = hashlib.sha256(self.spec.encode())
+        path, _, query = self.spec.partition("?")
+        for file in (path, query.removeprefix("weights=")):
+            if file and Path(file).exists():
+                facts.update(repr(_versions(Path(file))).encode())
+        facts.update(self.members.numpy().tobytes())
+        return f"{facts.hexdigest()[:16]}.safetensors"
+
     def load(self, plan: Plan) -> Target:
         """Return the model, read as the audit's target is.
 
@@ -45,6 +57,12 @@ class TrainedModel:
                 "its classes or their order are not the target's; give the order with --classes FILE"
             )
         return found.to(plan.device)
+
+
+def _versions(path: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of a file, or of those in a folder."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]
 
 
 def read_models(file: Path, ids: Sequence[str]) -> list[TrainedModel]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -47,10 +47,10 @@ _OF_EACH = ("trust_target", "fdr", "memory", "seed")
 """Settings that are given for each scoring, and not taken from the run that is reused."""
 
 
-def publish_scores(run: Run, folder: Path, *, without: str | None = None) -> None:
-    """Copy the scores in ``folder`` to the run folder, except the file ``without``."""
+def publish_scores(run: Run, folder: Path, *, without: Collection[str] = ()) -> None:
+    """Copy the scores in ``folder`` to the run folder, except the files ``without``."""
     for file in FILES:
-        if file != without and (folder / file).is_file():
+        if file not in without and (folder / file).is_file():
             run.publish(folder / file)
 
 
