@@ -59,6 +59,25 @@ def test_neighbour_distances_do_not_depend_on_row_order(memory: int) -> None:
     assert found.tolist() == pytest.approx(slow_neighbours(mixed, 2), rel=1e-5)
 
 
+@MEMORY
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_mean_of_several_nearest_is_that_of_a_slow_loop(memory: int, count: int) -> None:
+    real, made = drawn(11, 0), [drawn(9, 2), drawn(5, 4, classes=2)]
+    found = compare(Pixel((6, 6)), [real], made, memory=memory, several=count)
+    for one, several, assignment in zip(made, found.several, found.assignments[0], strict=True):
+        x, y = (s.images.double().flatten(1) / 255 for s in (real, one))
+        expected = []
+        for i, label in enumerate(real.labels):
+            own = y[one.labels == label]
+            near = (own - x[i]).square().mean(1).sort().values[:count]
+            expected.append(float(near.mean()))
+        assert several.tolist() == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        if count == 1:
+            known = assignment.nearest_row >= 0
+            assert torch.equal(several[known], assignment.nearest[known])
+    assert compare(Pixel((6, 6)), [real], made, memory=memory).several == []
+
+
 def test_neighbours_in_small_classes() -> None:
     """Of two images each has the other; single images have none."""
     images = drawn(4, 0)  # classes of 2, 1 and 1

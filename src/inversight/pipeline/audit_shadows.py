@@ -96,6 +96,7 @@ def job_facts(plan: Plan, recipe: Recipe | None, images: ImageSet) -> dict[str, 
         "shadow_pairs": settings.shadow_pairs,
         "adapt_shadows": settings.adapt_shadows,
         "embedding": settings.exposure_distance,
+        "exposure_nearest": settings.exposure_nearest,
         "images": images_fingerprint(images),
     }
 
@@ -177,5 +178,6 @@ def shadow_facts(job: ShadowJob, found: Measured, plan: Plan, looks: list[int]) 
         "accuracy_in": inside,
         "accuracy_out": outside,
         "embedding": plan.settings.exposure_distance,
+        "nearest": plan.settings.exposure_nearest,
         "prior": "adapted" if plan.settings.adapt_shadows and plan.adapts else "unadapted",
     }

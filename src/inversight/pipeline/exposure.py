@@ -172,8 +172,8 @@ def exposure_gallery(
                 p=float(row["exposure_p"]), private_png=_png(job.images.images[image], blurred),
                 with_png=_png(found.pictures[pictures[0]], blurred),
                 without_png=_png(found.pictures[pictures[1]], blurred),
-                with_distance=float(found.distances[inside, image]),
-                without_distance=float(found.distances[outside, image]),
+                with_distance=float(found.nearest[inside, image]),
+                without_distance=float(found.nearest[outside, image]),
             )
         )  # fmt: skip
     return tuple(items)

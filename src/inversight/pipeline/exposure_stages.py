@@ -92,7 +92,9 @@ class ExposureStages:
             settings.exposure_distance, use="distance", role="--exposure-embedding",
             size=self.plan.inputs.private.size, public_network=network, evaluator=evaluator,
         )  # fmt: skip
-        return ShadowAttack(name, attack, prior, distance, settings.memory, adaptation)
+        return ShadowAttack(
+            name, attack, prior, distance, settings.memory, settings.exposure_nearest, adaptation
+        )
 
     def measure(self, shadows: ShadowRun, target: Target) -> Measured:
         """Finish the shadow models and publish what they show."""

@@ -124,8 +124,8 @@ class ShadowAdaptation:
 class ShadowAttack:
     """The attack on each shadow model, with the same random numbers for all.
 
-    adaptation: None: all models are attacked with the prior as it is. memory: bytes for features and
-    distances.
+    several: nearest reconstructions whose distances are averaged, >= 1. adaptation: None: all models are
+    attacked with the prior as it is. memory: bytes for features and distances.
     """
 
     name: str
@@ -133,6 +133,7 @@ class ShadowAttack:
     prior: Prior
     distance: Embedding
     memory: int
+    several: int = 1
     adaptation: ShadowAdaptation | None = None
 
 
@@ -165,14 +166,15 @@ def blocks_of(pairs: int, size: int) -> list[Block]:
 class Measured:
     """What is known of K shadow models and N images, rows in the order of :class:`ShadowJob`.
 
-    distances: (K, N) float64, to the nearest reconstruction of the class, NaN without one. membership:
-    (K, N) bool, rows 2j and 2j + 1 complementary. losses: (K, N) float64 >= 0, cross-entropy of each model.
-    correct: (K, N) bool, whether the model puts the image in its class.
-    rows: (K, N) int64, the picture of the nearest reconstruction in ``pictures``, or NO_ROW. pictures:
-    (M, C, H, W) uint8; empty if they are not kept.
+    distances: (K, N) float64, the mean to the few nearest reconstructions of the class, NaN without one.
+    nearest: (K, N) float64, to the nearest alone. membership: (K, N) bool, rows 2j and 2j + 1 complementary.
+    losses: (K, N) float64 >= 0, cross-entropy of each model. correct: (K, N) bool, whether the model puts the
+    image in its class. rows: (K, N) int64, the picture of the nearest reconstruction in ``pictures``, or
+    NO_ROW. pictures: (M, C, H, W) uint8; empty if they are not kept.
     """
 
     distances: Tensor
+    nearest: Tensor
     membership: Tensor
     losses: Tensor
     correct: Tensor
@@ -218,7 +220,7 @@ class Measured:
             for part, start in zip(parts, starts, strict=False)
         ]
         pictures = [part.pictures for part in parts if len(part.pictures)]
-        names = ("distances", "membership", "losses", "correct")
+        names = ("distances", "nearest", "membership", "losses", "correct")
         return cls(
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
             rows=torch.cat(rows), pictures=torch.cat(pictures or [parts[0].pictures]),
@@ -370,8 +372,8 @@ def _distances(
     """Measure each model's reconstructions against all images, and its losses."""
     real = Labelled(job.images.images, job.images.labels, job.images.ids)
     compared = compare(
-        attack.distance, [real], sets, memory=attack.memory, workspace=Workspace(job.device),
-        progress=progress,
+        attack.distance, [real], sets, memory=attack.memory, several=attack.several,
+        workspace=Workspace(job.device), progress=progress,
     )  # fmt: skip
     nearest = torch.stack([one.nearest for one in compared.assignments[0]])
     row = torch.stack([one.nearest_row for one in compared.assignments[0]])
@@ -381,8 +383,10 @@ def _distances(
         rows, pictures = _pictures(row, sets)
     if pictures is None:
         pictures = torch.empty(0, 1, 1, 1, dtype=torch.uint8)
-    distances = nearest.masked_fill(row < 0, float("nan"))
-    return Measured(distances, membership, losses, correct, rows, pictures)
+    return Measured(
+        torch.stack(compared.several), nearest.masked_fill(row < 0, float("nan")), membership, losses,
+        correct, rows, pictures,
+    )  # fmt: skip
 
 
 def _pictures(row: Tensor, sets: Sequence[Labelled]) -> tuple[Tensor, Tensor | None]:

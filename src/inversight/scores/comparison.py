@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -36,16 +36,19 @@ class Comparison:
     """The result of :func:`compare`.
 
     assignments: ``[i][j]`` of real set i and reconstructed set j. neighbour_distance: (N,) float64 >= 0
-    of the first real set, NaN for the only image of a class; None where it was not asked for.
+    of the first real set, NaN for the only image of a class; None where it was not asked for. several:
+    ``[j]`` (N,) float64, mean distance of each image of the first real set to the nearest few images of
+    reconstructed set j, NaN where its class has none; empty where they were not asked for.
     """
 
     assignments: list[list[Assignment]]
     neighbour_distance: Tensor | None
+    several: list[Tensor] = field(default_factory=list)
 
 
 def compare(
     embedding: Embedding, real: Sequence[Labelled], reconstructed: Sequence[Labelled], *,
-    memory: int, neighbours: int = 0, workspace: Workspace | None = None,
+    memory: int, neighbours: int = 0, several: int = 0, workspace: Workspace | None = None,
     checkpoint: Path | None = None, progress: Progress = silent,
 ) -> Comparison:  # fmt: skip
     """Compare every reconstructed set with every real one, class by class.
@@ -66,6 +69,10 @@ def compare(
     """
     assigners = [[Assigner(a.ids, b.ids) for b in reconstructed] for a in real]
     nearest = torch.full((len(real[0].ids), neighbours), float("inf"), dtype=torch.float64)
+    few = [
+        torch.full((len(real[0].ids), several), float("inf"), dtype=torch.float64)
+        for _ in reconstructed
+    ]
     done_labels: list[int] = []
     if checkpoint is not None and checkpoint.is_file():
         kept = load_file(checkpoint)
@@ -111,7 +118,10 @@ def compare(
                 continue
             for i, mine, at in _split(tile.left, rows):
                 for j, theirs, to in _split(tile.right, columns):
-                    assigners[i][j].see(at, to, tile.distances[mine][:, theirs])
+                    found = tile.distances[mine][:, theirs]
+                    assigners[i][j].see(at, to, found)
+                    if several and not i:
+                        few[j][at] = _smallest(few[j][at], found)
         done_labels.append(label)
         if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             # Whole classes only, so that a resumed comparison equals one that was not stopped.
@@ -125,6 +135,7 @@ def compare(
     return Comparison(
         [[assigner.result() for assigner in row] for row in assigners],
         known.nanmean(1) if neighbours else None,
+        [one.masked_fill(one.isinf(), float("nan")).nanmean(1) for one in few] if several else [],
     )
 
 
@@ -136,8 +147,12 @@ def _see_neighbours(
     left, right = left[left_own], right[right_own]
     itself = left[:, None] == right[None, :]
     found = distances[left_own][:, right_own].masked_fill(itself, float("inf"))
-    both = torch.cat([nearest[rows[left]], found], dim=1)
-    nearest[rows[left]] = both.topk(nearest.shape[1], dim=1, largest=False).values
+    nearest[rows[left]] = _smallest(nearest[rows[left]], found)
+
+
+def _smallest(known: Tensor, found: Tensor) -> Tensor:
+    """Return the k smallest of ``known`` (N, k) and ``found`` (N, M) in each row, in order."""
+    return torch.cat([known, found], dim=1).topk(known.shape[1], dim=1, largest=False).values
 
 
 def _split(index: Tensor, rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:

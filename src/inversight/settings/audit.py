@@ -156,6 +156,9 @@ class AuditSettings:
         str | None, Choice(dict.fromkeys((*EMBEDDINGS, IMPORT_PATH), ""))
     ] = None
     """Distance by which exposure is measured. None: embedding."""
+    exposure_nearest: PositiveInt = 1
+    """Nearest reconstructions whose distances to an image are averaged for its exposure. More of them lower the
+    noise, fewer see what only one reconstruction shows."""
     keep_shadows: bool = False
     """Keep the weights and all reconstructions of every shadow model in stages/shadows."""
     workers: PositiveInt | None = None
