@@ -62,7 +62,7 @@ class Cluster:
         return sum(self._slots(node["Resources"]) for node in self._nodes())
 
     def put(self, value: object) -> Task:
-        """Send ``value`` to the cluster once, to be an argument of tasks, which get it on their device.
+        """Send ``value`` to the cluster once, to be an argument of tasks; what is on a GPU is on theirs.
 
         Raises:
             StageError: it holds something that cannot be sent.
@@ -92,7 +92,7 @@ class Cluster:
         remote = self._ray.remote(_filled).options(
             num_cpus=self.threads, num_gpus=self.gpus, max_retries=_RETRIES, name=fill.__name__
         )
-        setup = _Setup(self.threads, str(self.device), _versions())
+        setup = _Setup(self.threads, _versions())
         task = remote.remote(setup, fill, len(files), *files, *arguments)
         self._tasks.append(task)
         return task
@@ -233,7 +233,7 @@ def unpack(files: Files, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A value as bytes, whose tensors go to the device of whoever reads it."""
+    """A value as bytes."""
 
     content: bytes
 
@@ -243,7 +243,6 @@ class _Setup:
     """How a task computes."""
 
     threads: int
-    device: str
     versions: dict[str, str]
 
 
@@ -251,7 +250,7 @@ def _filled(setup: _Setup, fill: Callable[..., object], given: int, *rest: Any) 
     """Run a task on the machine that it was sent to; the first ``given`` of ``rest`` are files."""
     _check_versions(setup.versions)
     torch.set_num_threads(setup.threads)
-    arguments = [_read(one, setup.device) for one in rest[given:]]
+    arguments = [_read(one) for one in rest[given:]]
     with TemporaryDirectory(prefix="inversight-") as name:
         for files in rest[:given]:
             unpack(files, Path(name))
@@ -259,11 +258,16 @@ def _filled(setup: _Setup, fill: Callable[..., object], given: int, *rest: Any) 
         return pack(Path(name))
 
 
-def _read(argument: object, device: str) -> object:
+def _read(argument: object) -> object:
     if not isinstance(argument, _Sent):
         return argument
     # It comes from the process that submitted the task, which can run any code here anyway.
-    return torch.load(io.BytesIO(argument.content), map_location=device, weights_only=False)
+    return torch.load(io.BytesIO(argument.content), map_location=_placed, weights_only=False)
+
+
+def _placed(storage: Any, location: str) -> Any:
+    """Return what was on a GPU of the sender on the first GPU here, the only one that a task sees."""
+    return storage.cuda(0) if location.startswith("cuda") else storage
 
 
 def _versions() -> dict[str, str]:
