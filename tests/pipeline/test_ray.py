@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,12 +115,15 @@ def other_version(patch: pytest.MonkeyPatch) -> None:
 def fill(home: Path) -> None:
     """Start a cluster once, do everything that needs it, and keep what came out."""
     told: dict[str, Any] = {}
+    (tasks := home / "tasks").mkdir()
     here = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     settings = {**image_folders(home), **TINY, "shadows": 4, "shadow_pairs": 1, "workers": 1}
     settings["attack"] = [*TINY["attack"], {"class": "tests.examples:SampleAttack", "keep": 4}]
     defences = ["tests.defences.examples:Twin", "tests.defences.examples:Broken"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", here)
+        patch.setenv("RAY_TMPDIR", tempfile.gettempdir())
+        patch.setenv("TMPDIR", str(tasks))  # where processes that are killed leave their folders
         patch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
         handler = signal.getsignal(signal.SIGTERM)
         with joined("local", workers=1, threads=1, device=CPU) as found:

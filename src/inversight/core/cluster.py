@@ -37,6 +37,7 @@ _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^:/\s]+):(?P<port>\d{1,5})")
 _CONNECT_SECONDS = 5.0
 _JOIN_SECONDS = 30.0
 _PROBE_SECONDS = 90.0
+_STOP_SECONDS = 5.0
 _RETRIES = 3
 """How often a task runs again whose machine or process was lost."""
 _SAME = ("inversight", "torch")
@@ -140,12 +141,21 @@ class Cluster:
             )
 
     def cancel(self) -> None:
-        """Stop the tasks that have not ended."""
-        # Not by force: Ray 2.60 aborts this process if such a task ends at the same time.
-        if self._tasks:
-            for task in self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1]:
-                self._ray.cancel(task)
+        """Stop the tasks that have not ended, and give them time to delete their folders."""
+        for task in self._running(0.0):
+            # Not by force: Ray 2.60 aborts this process if such a task ends at the same time.
+            self._ray.cancel(task)
+        self._running(_STOP_SECONDS)
         self._tasks.clear()
+
+    def _running(self, seconds: float) -> list[Task]:
+        """Return the tasks that have not ended when all have, or after ``seconds``."""
+        if not self._tasks:
+            return []
+        found: list[Task] = self._ray.wait(
+            self._tasks, num_returns=len(self._tasks), timeout=seconds
+        )[1]
+        return found
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
@@ -200,17 +210,19 @@ def joined(
     ray = _import_ray()
     mine = not ray.is_initialized()
     if mine:
-        _connect(ray, address)
+        with _same_signals():
+            _connect(ray, address)
     gpus = 1.0 / workers if device.type == "cuda" else 0.0
     cluster = Cluster(ray, address, threads=threads, device=device.type, gpus=gpus)
     try:
         cluster.check()
         yield cluster
     finally:
-        if mine:  # which ends all tasks, too
-            ray.shutdown()
-        else:
+        try:
             cluster.cancel()
+        finally:
+            if mine:
+                ray.shutdown()
 
 
 def pack(folder: Path) -> Files:
@@ -322,9 +334,8 @@ def _connect(ray: Any, address: str) -> None:
     ray._private.worker._worker_logs_enabled = False
     if address == LOCAL:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        with _same_signals():
-            # In this thread: the cluster ends with the thread that started it.
-            ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
+        # In this thread: the cluster ends with the thread that started it.
+        ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
         return
     if address != AUTO:
         _check_listens(address)
