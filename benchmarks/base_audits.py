@@ -40,7 +40,12 @@ def base_settings(
     name: str, seed: int, *, data: Path, work: Path, small: bool = False
 ) -> AuditSettings:
     """Return the settings of the audit of data set ``name``."""
-    given: dict[str, Any] = {**DATASETS[name].given(seed, data, work), "seed": seed, "arm": BASE}
+    given: dict[str, Any] = {
+        **DATASETS[name].given(seed, data, work),
+        "seed": seed,
+        "arm": BASE,
+        "shadows": 0,
+    }
     given |= BUDGETS.get(name, {})
     given["attack"] = [{**one, **TRUNCATED} for one in given["attack"]]
     return resolve(given | SMALL if small else given)

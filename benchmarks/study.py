@@ -149,7 +149,7 @@ def _options() -> argparse.Namespace:
 def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
     """Run the missing arms of one data set and seed."""
     data = DATASETS[name]
-    given = {**data.given(seed, options.data, options.work), "seed": seed}
+    given = {**data.given(seed, options.data, options.work), "seed": seed, "shadows": 0}
     if options.small:
         given |= SMALL
     for text in options.set:
