@@ -56,7 +56,8 @@ def given(name: str, seed: int, data: Path, work: Path, *, small: bool) -> dict[
     else:
         studied = STUDIED[name].given(seed, data, work)
         found = {**studied, **_TO_THE_END, "attack": [{"class": "plug-and-play"}]}
-    found["seed"] = seed
+    # The distance that all others are compared with.
+    found |= {"seed": seed, "exposure_embedding": "public"}
     return found | _SMALL if small else found
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,6 @@ from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
 from inversight.embeddings import Embedding, Workspace, image_pairs, named_embedding
 from inversight.models.recipes import Recipe, TrainingRecipe
-from inversight.models.target import Target
 from inversight.pipeline.adapt import guidance_metric
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.exposure import FLOOR, log_distances
@@ -31,7 +28,6 @@ from inversight.pipeline.shadows import (
     ShadowAdaptation,
     blocks_of,
 )
-from inversight.priors import Prior, StylePrior
 from inversight.risk.design import draw_design
 from inversight.risk.exposure import exposure
 from inversight.risk.given import given_model
@@ -77,8 +73,14 @@ def power(base: Base, budget: Budget) -> Iterator[Arm]:
             "seconds_a_model": seconds / models,
         }
 
+    def pixels(models: int) -> dict[str, Any]:
+        found, _ = base.measured(PLAIN, models, keep=True)
+        logs = _changed(base, PLAIN, models, _nearest(1, "pixel"))
+        return figures_of(base, found, models, logs)
+
     for models in sorted({min(n, budget.most) for n in (8, 16, 24, 48)}):
         yield str(models), partial(arm, models)
+        yield f"{models}, pixel", partial(pixels, models)
 
 
 def predicts(base: Base, budget: Budget) -> Iterator[Arm]:
@@ -161,7 +163,11 @@ def null(base: Base, budget: Budget) -> Iterator[Arm]:
         third = third_set(images, base.plan.inputs.public, base.job.seed)
         recipe = Elsewhere.of(base.recipe, images, third)
         found, _ = base.measured("third", budget.models, recipe=recipe, keep=True)
-        logs = log_distances(found) if change is None else _changed(base, "third", budget, change)
+        logs = (
+            log_distances(found)
+            if change is None
+            else _changed(base, "third", budget.models, change)
+        )
         drawn = figures_of(base, found, budget.models, logs)
         count = torch.zeros(3, dtype=torch.float64)
         for redraw in range(budget.redraws):
@@ -299,33 +305,11 @@ def _attacked(
             arm, base.settings.guidance_embedding, size=images.shape[-1],
             public_network=base.parts.network,
         )  # fmt: skip
-        adaptation = KeptAdaptation(
-            images, arm, base.settings.adaptation, metric, base.work / f"priors-{arm}"
-        )
+        adaptation = ShadowAdaptation(images, arm, base.settings.adaptation, metric)
     attack = replace(base.attack, name=name, attack=built, adaptation=adaptation)
     folder = "-".join(part for part in ("attack", name, arm or "unadapted", suffix) if part)
     found, seconds = base.measured(folder, budget.models, attack=attack)
     return {**figures_of(base, found, budget.models), "seconds_a_model": seconds / budget.models}
-
-
-@dataclass(frozen=True)
-class KeptAdaptation(ShadowAdaptation):
-    """Adapts the prior to a shadow model once, for all attacks on it."""
-
-    folder: Path = Path()
-
-    def __call__(self, prior: Prior, target: Target, rng: torch.Generator) -> Prior:
-        state = target.module.state_dict()
-        mark = hashlib.sha256()
-        for name in sorted(state):
-            mark.update(state[name].cpu().contiguous().numpy().tobytes())
-        file = self.folder / f"{mark.hexdigest()[:16]}.safetensors"
-        if not file.is_file():
-            adapted = super().__call__(prior, target, rng)
-            assert isinstance(adapted, StylePrior)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            adapted.save(file)
-        return StylePrior.load(file)
 
 
 def _two_seeds(base: Base, budget: Budget) -> dict[str, Any]:
@@ -349,14 +333,14 @@ Change = Callable[[Base, Tensor, Tensor], Tensor]
 def _statistic(base: Base, budget: Budget, change: Change) -> dict[str, Any]:
     """Other log distances to the reconstructions that were kept."""
     found, seconds = base.measured(PLAIN, budget.models, keep=True)
-    figures = figures_of(base, found, budget.models, _changed(base, PLAIN, budget, change))
+    figures = figures_of(base, found, budget.models, _changed(base, PLAIN, budget.models, change))
     return {**figures, "seconds_a_model": seconds / budget.models}
 
 
-def _changed(base: Base, folder: str, budget: Budget, change: Change) -> Tensor:
+def _changed(base: Base, folder: str, models: int, change: Change) -> Tensor:
     """Return the (K, N) log distances that ``change`` gives for the kept reconstructions."""
     images, rows = base.job.images, []
-    for block in blocks_of(budget.models // 2, PAIRS):
+    for block in blocks_of(models // 2, PAIRS):
         place = base.work / folder / f"kept-{block.name}"
         for number in range(2 * block.pairs):
             parts = load_file(place / f"reconstructions-{number}.safetensors")

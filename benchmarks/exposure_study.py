@@ -26,7 +26,6 @@ from inversight.pipeline.audit_shadows import recipe_of, shadow_job
 from inversight.pipeline.execution import _Audit
 from inversight.pipeline.exposure import log_distances
 from inversight.pipeline.plan import Plan
-from inversight.pipeline.score import scoring_embeddings
 from inversight.pipeline.shadows import (
     Block,
     Measured,
@@ -105,11 +104,7 @@ class Base:
                 public = self.plan.public_at_work
                 network = audit.trained(PUBLIC_NETWORK, public, settings.public_training)
             prior = audit.prior(network)
-            distance, _ = scoring_embeddings(
-                settings.embedding, settings.features, size=audit.inputs.private.size,
-                network=network, evaluator=evaluator,
-            )  # fmt: skip
-            attack = audit.exposing.attack(prior, distance, network)
+            attack = audit.exposing.attack(prior, network, evaluator)
             return Parts(target, evaluator, attack, network)
 
     @property

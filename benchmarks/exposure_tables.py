@@ -74,8 +74,11 @@ def _power(found: list[Result]) -> list[dict[str, Any]]:
     rows = []
     for data, most in MODELS.items():
         for models in sorted({min(n, most) for n in (8, 16, 24, 48)}):
-            own = [one for one in found if one["data"] == data and one["models"] == models]
-            rows.append({"data": data, "models": models, **_cells("power", own, None)})
+            for distance in ("public", "pixel"):
+                arm = str(models) if distance == "public" else f"{models}, {distance}"
+                own = [one for one in found if one["data"] == data and one["arm"] == arm]
+                row = {"data": data, "distance": distance, "models": models}
+                rows.append({**row, **_cells("power", own, None)})
     return rows
 
 
@@ -222,18 +225,23 @@ def figures(found: list[Result]) -> dict[str, Any]:
             if half is not None:
                 named[f"{name}_half"] = half
 
-    for models in (24, 48):
-        add(f"digits_share_flagged_{models}", "power", "share", data="digits", models=models)
+    for arm in ("24", "48", "24, pixel", "48, pixel"):
+        name = f"digits_share_flagged_{arm.replace(', ', '_')}"
+        add(name, "power", "share", data="digits", arm=arm)
     add("repeated_50_recall", "repeated", "recall", arm="50")
     add("repeated_50_auc", "repeated", "auc_repeated", arm="50")
-    add("null_any_flag", "null", "any_flag")
-    add("null_planted_false", "null", "planted_false")
+    add("null_any_flag", "null", "any_flag", arm="nearest")
+    add("null_planted_false", "null", "planted_false", arm="nearest")
     return named
 
 
 def figure(found: list[Result], path: Path) -> None:
     """Plot exposure of the digits by number of models, and exposure against accuracy by defence."""
-    power = [one for one in found if one["part"] == "power" and one["data"] == "digits"]
+    power = [
+        one
+        for one in found
+        if one["part"] == "power" and one["data"] == "digits" and one["arm"].isdecimal()
+    ]
     defences = [one for one in found if one["part"] == "defences"]
     if not power:
         return
