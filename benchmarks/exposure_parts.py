@@ -40,6 +40,8 @@ PLAIN = "plain"
 PLANTED = 0.25
 """Planted effect on the logarithm of the distance, of a tenth of the private images."""
 REPEATS = (1, 10, 50)
+IN_NULL = ("pixel distance, nearest", "pixel distance, mean of 3")
+"""Statistics whose false alarms are counted, beside the nearest."""
 ATTACKS = ("plug-and-play", "mirror", "gmi")
 ADAPTED = ("vanilla", "natural-gradient")
 
@@ -198,7 +200,8 @@ def null(base: Base, budget: Budget) -> Iterator[Arm]:
 
     yield "nearest", partial(arm, None)
     if not budget.small:
-        yield "pixel distance, nearest", partial(arm, _nearest(1, "pixel"))
+        for name in IN_NULL:
+            yield name, partial(arm, STATISTICS[name])
 
 
 def _flagged(base: Base, logs: Tensor, design: Tensor) -> Tensor:

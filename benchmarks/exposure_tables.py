@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from common import interval, plus_minus, pyplot, save_figure
 from exposure_data import MODELS
-from exposure_parts import ADAPTED, ATTACKS, DEFENCES_TRIED, PARTS, REPEATS, STATISTICS
+from exposure_parts import ADAPTED, ATTACKS, DEFENCES_TRIED, IN_NULL, PARTS, REPEATS, STATISTICS
 from inversight.risk.estimates import LEVEL
 from inversight.risk.moderation import POWER
 
@@ -23,7 +23,7 @@ _POWER = float(norm.isf(LEVEL) + norm.ppf(POWER))
 _EXPECTED: dict[str, Sequence[str]] = {
     "predicts": ("signals",),
     "repeated": tuple(map(str, REPEATS)),
-    "null": ("nearest", "pixel distance, nearest"),
+    "null": ("nearest", *IN_NULL),
     "defences": tuple(DEFENCES_TRIED),
     "statistics": tuple(STATISTICS),
     "attacks": (
