@@ -16,6 +16,7 @@ from inversight.core.run import read_object
 from inversight.pipeline import exposure_stages, shadows
 from inversight.pipeline.audit import resume
 from inversight.pipeline.expose import expose, expose_models
+from inversight.pipeline.shadow_run import LocalRun
 from tests.pipeline.tiny import SHADOWED, Stop, image_folders
 
 
@@ -125,6 +126,34 @@ def test_look_is_counted_before_it_is_shown(
             expose(run, shadows=4)
     expose(run, shadows=8)
     assert read_object(run / "run.json")["shadows"]["looks"] == [4, 8]
+
+
+def test_models_that_a_stopped_process_left_are_deleted(audited: Path, tmp_path: Path) -> None:
+    run = copied(audited / "run", tmp_path / "run")
+    left = run / "stages/shadows/models-pairs-0000-0002"
+    left.mkdir()
+    (left / "0.safetensors").touch()
+    expose(run)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_threads_of_other_stages_do_not_depend_on_how_far_a_run_came(
+    tmp_path: Path, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalRun, "_submit", lambda *_: None)
+    blocks = shadows.blocks_of(4, 2)
+    for block in blocks[:done]:
+        block.file(tmp_path).touch()
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        job: Any = None
+        with LocalRun(job, tmp_path, blocks, workers=2, threads=1):
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def own_models(folder: Path, target: Path, members: int) -> Path:

@@ -6,6 +6,7 @@ result does not depend on who computed it. See :mod:`inversight.pipeline.ray_run
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from abc import abstractmethod
@@ -87,6 +88,8 @@ class LocalRun(ShadowRun):
     ) -> None:
         super().__init__(job, folder, blocks, threads=threads)
         others = min(workers, len(self.missing())) - 1
+        # Also when nothing is missing: other stages' results must not depend on how far a stopped run came.
+        self._shares_cores = min(workers, len(blocks)) > 1
         self._own_threads = torch.get_num_threads()
         self._futures: list[Future[object]] = []
         self._executor: ProcessPoolExecutor | None = None
@@ -96,9 +99,10 @@ class LocalRun(ShadowRun):
             )
 
     def __enter__(self) -> LocalRun:
-        if self._executor is not None:
+        if self._shares_cores:
             # What this process does meanwhile would otherwise compete with the others for the cores.
             torch.set_num_threads(max(1, self._own_threads - self.threads))
+        if self._executor is not None:
             for block in self.missing():
                 self._submit(train_block, self.job, block, self.folder)
         return self
@@ -127,6 +131,8 @@ class LocalRun(ShadowRun):
                         break
             else:
                 time.sleep(_POLL_SECONDS)
+        for block in self.blocks:  # of a process that was stopped when it had measured them
+            shutil.rmtree(block.models(self.folder), ignore_errors=True)
         progress(whole, whole, self.note(len(self.blocks)))
 
     def _submit(self, task: object, *arguments: object) -> None:
