@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import inversight
+from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, RunError
-from inversight.core.run import read_object
+from inversight.core.run import read_object, write_json
 from inversight.pipeline import exposure_stages, shadows
 from inversight.pipeline.audit import resume
-from inversight.pipeline.expose import expose, expose_models
+from inversight.pipeline.defend import defend
+from inversight.pipeline.expose import expose, expose_models, plan_exposure
 from inversight.pipeline.shadow_run import LocalRun
+from tests.command import CommandLine
 from tests.pipeline.tiny import SHADOWED, Stop, image_folders
 
 
@@ -154,6 +157,59 @@ def test_threads_of_other_stages_do_not_depend_on_how_far_a_run_came(
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+def with_threshold(run: Path, folder: Path, threshold: str) -> Path:
+    """Return a copy of ``run`` whose audit had a threshold."""
+    copied(run, folder)
+    manifest = read_object(folder / "run.json")
+    manifest["given"]["fail_on"] = threshold
+    write_json(folder / "run.json", manifest)
+    return folder
+
+
+def test_plan_of_a_run_with_a_threshold_on_exposure(audited: Path, tmp_path: Path) -> None:
+    run = with_threshold(audited / "run", tmp_path / "run", "exposed>0.5")
+    assert [one.models for one in plan_exposure(run)] == [8, 16, 24, 32, 64]
+
+
+def test_threshold_is_checked_on_models_of_ones_own(audited: Path, tmp_path: Path) -> None:
+    run = with_threshold(audited / "none", tmp_path / "run", "exposure_mean>0.5")
+    table = own_models(tmp_path, audited / "none/stages/target", members=3)
+    assert expose_models(run, table).exceeded
+
+
+def test_threshold_that_so_few_models_cannot_cross_is_refused(
+    audited: Path, tmp_path: Path, cli: CommandLine
+) -> None:
+    run = with_threshold(audited / "none", tmp_path / "run", "exposed>0.02")
+    message = cli.fails(f"expose {run} --shadows 4", code=2)
+    assert "exposed needs at least 8 shadow models, found 4" in message
+
+
+class StopAtAnnouncement(Quiet):
+    """Stops a command when it says what it will do, and keeps what it said."""
+
+    said = ""
+
+    def say(self, text: str) -> None:
+        self.said = text
+        raise Stop
+
+
+def test_comparison_of_defences_takes_no_time_for_shadow_models(
+    audited: Path, tmp_path: Path
+) -> None:
+    run = copied(audited / "run", tmp_path / "run")
+    manifest = read_object(run / "run.json")
+    for stage in manifest["stages"]:
+        if stage["name"] == "shadows":
+            stage["seconds"] = 6e6
+    write_json(run / "run.json", manifest)
+    reporter = StopAtAnnouncement()
+    with pytest.raises(Stop):
+        defend(run, ["tests.defences.examples:Twin"], reporter=reporter)
+    assert "2 models, at most about 1 minutes" in reporter.said
 
 
 def own_models(folder: Path, target: Path, members: int) -> Path:

@@ -44,6 +44,7 @@ from inversight.defences.outcomes import (
 from inversight.models.networks import FILE_NAME, load_classifier, save_classifier
 from inversight.models.target import Access, Target, accuracy_on, target_of
 from inversight.pipeline.attack import build_attack
+from inversight.pipeline.audit_shadows import GIVEN_STAGE, SHADOWS_STAGE
 from inversight.pipeline.defend_inputs import (
     GIVEN,
     Spec,
@@ -125,7 +126,7 @@ def defend(
         raise ConfigError(f"--accuracy-loss: expected 0 or more and below 1, found {tolerance}")
     built, settings = build_defences(defences)
     manifest = read_finished_audit(run)
-    given = {**manifest["given"], "fail_on": None, "budget": ()}
+    given = {**manifest["given"], "fail_on": None, "budget": (), "shadows": 0, "recipe": None}
     specs = [*given["attack"], *attacks]
     if all(build_attack(spec)[1].access is Access.WHITE_BOX for spec in specs):
         specs.append(BLACK_BOX)
@@ -236,7 +237,8 @@ class _Comparison:
 
     def _announcement(self, models: int) -> str:
         before = {s["name"]: s["seconds"] for s in read_manifest(self.run)["stages"]}
-        each = sum(seconds for stage, seconds in before.items() if stage not in _SHARED)
+        others = (*_SHARED, SHADOWS_STAGE, GIVEN_STAGE)
+        each = sum(seconds for stage, seconds in before.items() if stage not in others)
         beside = ", ".join(name for name in self.names if name not in self.defences)
         images = len(self.plan.inputs.private)
         return (

@@ -121,7 +121,10 @@ def expose_models(
         raise ConfigError(f"--models: {path} has exposure already; measure it in another run")
     remedy = f"run inversight expose {path} --models {models} again"
     with disk_remedy(str(path), remedy), Run.open(path) as opened:
-        plan = Plan.prepare(resolve({**manifest["given"], "shadows": 0}), reporter)
+        settings = resolve({**manifest["given"], "shadows": 0})
+        # A threshold on exposure can be checked, though no shadow model is trained.
+        plan = Plan.prepare(replace(settings, fail_on=None), reporter)
+        plan = replace(plan, settings=settings)
         check_unchanged(plan.manifest(), manifest, path)
         images = join_images(plan.inputs.private, plan.inputs.holdout)
         trained = read_models(Path(models), images.ids)
@@ -138,7 +141,8 @@ def plan_exposure(run: Path | str, *, reporter: Reporter | None = None) -> list[
     """
     path, reporter = Path(run), reporter or Quiet()
     manifest = _manifest(path)
-    plan = Plan.prepare(resolve({**manifest["given"], "shadows": 0}), reporter)
+    given = {**manifest["given"], "shadows": 0, "fail_on": None}
+    plan = Plan.prepare(resolve(given), reporter)
     check_unchanged(plan.manifest(), manifest, path)
     return planned(plan, _spread(path))
 

@@ -45,6 +45,7 @@ from inversight.priors.prior_file import (
 )
 from inversight.settings import (
     ARMS,
+    SHADOWS,
     AuditSettings,
     PriorTraining,
     prior_path,
@@ -318,10 +319,9 @@ def check_thresholds(settings: AuditSettings) -> None:
         ConfigError: the metric of one needs what the audit will not have.
     """
     with_holdout = settings.private is None or settings.holdout is not None
+    models = SHADOWS[settings.preset] if settings.shadows == "auto" else int(settings.shadows)
     for limit in thresholds(settings.fail_on):
-        limit.check(
-            holdout=with_holdout, embedding=settings.embedding, shadows=settings.shadows != 0
-        )
+        limit.check(holdout=with_holdout, embedding=settings.embedding, shadows=models)
 
 
 def workers_of(plan: Plan) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from inversight.core.config import nearest
 from inversight.core.errors import ConfigError
 from inversight.pipeline.metrics import CONTROL_GAP, EXPOSURES, METRICS, RISKS
 from inversight.risk import check_embedding
+from inversight.risk.experiment import LEAST_TO_FLAG
 
 Metrics = Mapping[str, Mapping[str, Any]]
 
@@ -82,11 +83,12 @@ class Threshold:
         return f"{self.metric}{self.operator}{self.number:.12g}"
 
     def check(
-        self, *, holdout: bool, embedding: str, control: bool = True, shadows: bool = False
+        self, *, holdout: bool, embedding: str, control: bool = True, shadows: int = 0
     ) -> None:
         """Refuse before a run a threshold that cannot be checked after it.
 
-        ``control``: the run draws a control if it has no holdout. ``shadows``: it has shadow models.
+        ``control``: the run draws a control if it has no holdout. ``shadows``: number of its shadow
+        models.
 
         Raises:
             ConfigError: the metric needs a holdout, no holdout, another embedding or shadow models; or
@@ -106,6 +108,11 @@ class Threshold:
             )
         if self.metric in EXPOSURES and not shadows:
             raise ConfigError(f"--fail-on: {self.metric} needs shadow models: give --shadows K")
+        if self.metric == "exposed" and shadows < LEAST_TO_FLAG:
+            raise ConfigError(
+                f"--fail-on: {self.metric} needs at least {LEAST_TO_FLAG} shadow models, found {shadows}; "
+                "with fewer no image is flagged"
+            )
         if self.metric in RISKS:
             if not holdout:
                 raise ConfigError(f"--fail-on: {self.metric} needs a holdout: give --holdout")
