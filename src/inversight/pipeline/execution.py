@@ -109,17 +109,22 @@ class _Audit:
     def rest(self, target: Target, shadows: ShadowRun | None) -> AuditResult:
         """Run the stages after the target, while other processes may train ``shadows``."""
         run, plan, settings = self.run, self.plan, self.settings
-        evaluator = self.evaluator()
         network = None
         if plan.needs_public_network:
             network = self.trained(PUBLIC_NETWORK, plan.public_at_work, settings.public_training)
         prior = self.prior(network)
+        # Before the evaluator, where it is not needed: other processes go on with the attack meanwhile.
+        judge = self.evaluator() if settings.exposure_distance == "evaluator" else None
+        attack_on_each = None
+        if shadows is not None or self.models:
+            attack_on_each = self.exposing.attack(prior, network, judge)
+        if shadows is not None and attack_on_each is not None:
+            shadows.attack(attack_on_each)
+        evaluator = judge or self.evaluator()
         distance, features = scoring_embeddings(
             settings.embedding, settings.features, size=self.inputs.private.size, network=network,
             evaluator=evaluator,
         )  # fmt: skip
-        if shadows is not None:
-            shadows.attack(self.exposing.attack(prior, network, evaluator))
         adapted = self.adapted(prior, target, network)
         sets, queries = {}, {}
         for name, attack in plan.attacks.items():
@@ -151,10 +156,8 @@ class _Audit:
             budget = self.stage("budget", lambda f, _: budget_stage(f, reruns, scores))
             run.publish(*(budget / name for name in (BUDGET, METRICS_FILE) if name not in without))
         found = None if shadows is None else self.exposing.measure(shadows, target)
-        if self.models:
-            self.exposing.measure_models(
-                self.models, self.exposing.attack(prior, network, evaluator)
-            )
+        if self.models and attack_on_each is not None:
+            self.exposing.measure_models(self.models, attack_on_each)
         metrics = read_object(run.path / METRICS_FILE)
         run.record(warnings=self.log.warnings, notes=self.log.notes)
         samples = pd.read_parquet(run.path / LEDGER)

@@ -74,7 +74,7 @@ class ExposureStages:
             yield one
 
     def attack(
-        self, prior: Prior, network: SavedClassifier | None, evaluator: Target
+        self, prior: Prior, network: SavedClassifier | None, evaluator: Target | None
     ) -> ShadowAttack:
         """Return the first attack as it is run on each shadow model, by default without adaptation."""
         settings, images = self.plan.settings, self.plan.public_for_prior.images
@@ -100,12 +100,13 @@ class ExposureStages:
         """Finish the shadow models and publish what they show."""
         run, settings, job = self.run, self.plan.settings, shadows.job
         models = self.plan.shadows
-        with self.plan.remedy(SHADOWS_STAGE, f"what is finished is kept in {run.path}"):
-            run.growing(SHADOWS_STAGE, lambda _: shadows.finish(self.log.stage(SHADOWS_STAGE)))
-        found = Measured.read(run.folder(SHADOWS_STAGE), models // 2, settings.shadow_pairs)
+        # Before the end of the others, who go on meanwhile.
         given = self.stage(
             GIVEN_STAGE, lambda f, _: shadows.measure_target(target).write(f / MEASURED)
         )
+        with self.plan.remedy(SHADOWS_STAGE, f"what is finished is kept in {run.path}"):
+            run.growing(SHADOWS_STAGE, lambda _: shadows.finish(self.log.stage(SHADOWS_STAGE)))
+        found = Measured.read(run.folder(SHADOWS_STAGE), models // 2, settings.shadow_pairs)
         known = [k for k in mapping(run.manifest.get("shadows")).get("looks", []) if k < models]
         looks = [*known, models]
         result = shadow_exposure(

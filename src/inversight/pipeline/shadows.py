@@ -7,6 +7,7 @@ next block, and more pairs are added to those that are there.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,12 @@ from inversight.core.run import atomic_file, atomic_folder
 from inversight.core.seeding import derive_seed, generator
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding, Workspace
-from inversight.models.networks import SavedClassifier, load_classifier, save_classifier
+from inversight.models.networks import (
+    Classifier,
+    SavedClassifier,
+    load_classifier,
+    save_classifier,
+)
 from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.models.target import Target, target_of
 from inversight.priors import Prior, StylePrior
@@ -321,6 +327,9 @@ def _models(job: ShadowJob, block: Block, folder: Path, progress: Progress) -> l
             )
             for number, half in enumerate(halves)
         ]  # fmt: skip
+    for one in saved:
+        # Steps of small convolutions take a fifth less.
+        one.module.to(memory_format=torch.channels_last)
     return [target_of(one, "shadow model").to(job.device) for one in saved]
 
 
@@ -341,6 +350,9 @@ def measure_model(
     progress: Progress = silent,
 ) -> Measured:  # fmt: skip
     """Attack and measure a model that is there like a shadow model; ``members`` (N,) bool."""
+    if isinstance(model.module, Classifier):  # as shadow models are, to the last bit
+        module = copy.deepcopy(model.module).to(memory_format=torch.channels_last)
+        model = replace(model, module=module)
     sets = _attacked(job, attack, [model], part_of(progress, before=0, share=1, whole=2))
     part = part_of(progress, before=1, share=1, whole=2)
     return _distances(replace(job, pictures=False), attack, [model], sets, members[None], part)

@@ -156,7 +156,7 @@ class AuditSettings:
         str | None, Choice(dict.fromkeys((*EMBEDDINGS, IMPORT_PATH), ""))
     ] = None
     """Distance by which exposure is measured. None: embedding."""
-    exposure_nearest: PositiveInt = 1
+    exposure_nearest: PositiveInt = 3
     """Nearest reconstructions whose distances to an image are averaged for its exposure. More of them lower the
     noise, fewer see what only one reconstruction shows."""
     keep_shadows: bool = False

@@ -85,6 +85,7 @@ _DIGITS: dict[str, Any] = {
 are published, so the report may show them."""
 _DIGITS_QUICK: dict[str, Any] = {
     "prior": {"steps": 1500}, "adaptation": {"steps": 300}, "shadows": 24,
+    "exposure_embedding": "pixel",
 }  # fmt: skip
 _DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
     "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30, "batch_size": 400,
