@@ -13,7 +13,7 @@ from inversight.core.seeding import generator
 from inversight.data import ImageSet, image_set, load_digits, write_images
 from study import SMALL
 from study_data import DATASETS as STUDIED
-from study_data import PUBLIC_FEATURES
+from study_data import PLAIN_DESCENT, PUBLIC_FEATURES
 
 MODELS = {"digits": 48, "faces-32": 16, "mnist-28": 16, "vehicles-same": 16}
 """Shadow models of each data set, by name."""
@@ -39,8 +39,9 @@ _MNIST_EACH, _MNIST_PUBLIC = 20, 2000
 def given(name: str, seed: int, data: Path, work: Path, *, small: bool) -> dict[str, Any]:
     """Return the settings of the audit of data set ``name``; write missing folders of images."""
     if name == "digits":
-        # The audit without arguments.
-        found: dict[str, Any] = {}
+        # The audit without arguments, with the descent as published.
+        attack = {"class": "plug-and-play", "batch_size": 400, **PLAIN_DESCENT}
+        found: dict[str, Any] = {"attack": [attack], "adaptation": {"steps": 300}}
     elif name == "mnist-28":
         folder = _mnist(seed, work)
         folders = {part: folder / part for part in ("private", "holdout", "public")}

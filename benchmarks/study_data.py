@@ -34,7 +34,8 @@ class DataSet:
     def given(self, seed: int, data: Path, work: Path) -> dict[str, Any]:
         """Return the settings of an audit; draw missing folders of images under ``work``."""
         if self.name == "digits":
-            return {"attack": [{"class": "plug-and-play"}], **self.settings}
+            attack = {"class": "plug-and-play", **PLAIN_DESCENT}
+            return {"attack": [attack], "adaptation": {"steps": 300}, **self.settings}
         if self.name.startswith("faces"):
             folder = data / "olivetti"
         else:

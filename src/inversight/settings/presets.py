@@ -84,11 +84,11 @@ _DIGITS: dict[str, Any] = {
 """A mirrored digit is another sign; a hundred private images make few steps an epoch; and the images
 are published, so the report may show them."""
 _DIGITS_QUICK: dict[str, Any] = {
-    "prior": {"steps": 1500}, "adaptation": {"steps": 300}, "shadows": 24,
+    "prior": {"steps": 1500}, "adaptation": {"steps": 150}, "shadows": 24,
     "exposure_embedding": "pixel",
 }  # fmt: skip
 _DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
-    "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30, "batch_size": 400,
+    "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30,
 }  # fmt: skip
 """At 8x8 pixels every step is cheap; with these budgets the demonstration takes two minutes."""
 
@@ -127,10 +127,10 @@ def attack_budgets(preset: str, *, digits: bool = False) -> dict[str, dict[str, 
     if digits:
         plain = {**plain, "crop_flip": False}
         sizes = merge(sizes, {"lokt": {"training": {"flip": False}}})
-    # At 8x8 pixels halving and half precision save nothing. Truncated by half, as published, a small
+    # At 8x8 pixels half precision saves nothing. Truncated by half, as published, a small
     # prior's pool is too alike to cover many private images (docs/attacks.md); the thorough preset, whose
     # budget is the paper's, has the paper's truncation.
-    faster = {} if quick_digits else _FASTER
+    faster = {"halvings": _FASTER["halvings"]} if quick_digits else _FASTER
     plug_and_play = {**plain, **faster, **({} if preset == "thorough" else {"truncation": 1.0})}
     budgets = {
         **_white_box(plain), **_black_box(plain, sizes), "plug-and-play": plug_and_play,
