@@ -181,9 +181,7 @@ _COLUMNS: dict[str, dict[str, Callable[[list[Result]], str]]] = {
         "detectable, image": _mean("detectable_image", ".2f"),
         "spread of effects": _mean("between_images"),
         "halves of pairs": _mean("halves", ".2f"),
-        "accuracy in": _mean("accuracy_in"),
         "accuracy out": _mean("accuracy_out"),
-        "given model, AUC": _mean("given_auc"),
         "given model, p": _each("given_p_value"),
     },
     "repeated": {
