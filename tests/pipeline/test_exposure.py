@@ -289,7 +289,7 @@ def test_threshold_on_exposure_without_shadow_models_is_refused_before_the_run(
 ) -> None:
     given = json.loads((audited / "run/run.json").read_text())["given"]
     plan = Plan.prepare(resolve({**given, "shadows": "auto", "fail_on": "exposed>0.02"}), Quiet())
-    with pytest.raises(ConfigError, match="exposed needs shadow models"):
+    with pytest.raises(ConfigError, match="exposed needs the shadow models"):
         decide_shadows(plan, Estimate({"rest": 1.0}, 0, 0, shadow=9.0), Path("run"))
 
 

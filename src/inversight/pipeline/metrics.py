@@ -59,7 +59,7 @@ _MISSING: dict[str, str] = {
         OF_FEATURES, "the features of sets that were scored before are too wide to be kept"
     ),
     **dict.fromkeys(RISKS, "needs a holdout: give --holdout"),
-    **dict.fromkeys(EXPOSURES, "needs shadow models: give --shadows K"),
+    **dict.fromkeys(EXPOSURES, "needs the shadow models of an audit (--shadows K)"),
 }
 """Why a metric is missing where nothing more special is known."""
 
@@ -198,7 +198,10 @@ class Scoring:
         """Return the metrics and tables of ``sets``; ``distance_only`` enter ``nearness`` alone."""
         reference, whole = self.reference, join(sets)
         metrics, columns = self._measured(whole)
-        by_set = {one.name: self._measured(one)[0] if len(sets) > 1 else metrics for one in sets}
+        by_set = {
+            one.name: _without_exposure(self._measured(one)[0] if len(sets) > 1 else metrics)
+            for one in sets
+        }
         owner = [one.name for one in sets for _ in one.ids]
         rows = whole.assignment.nearest_row.tolist()
         nearest = [owner[row] if row >= 0 else None for row in rows]
@@ -338,3 +341,8 @@ class Scoring:
 
     def _rng(self, name: str) -> torch.Generator:
         return generator(self.seed, name)
+
+
+def _without_exposure(metrics: Metrics) -> Metrics:
+    """Return the metrics of a set alone: exposure is of an audit's first attack, not of a set."""
+    return {key: one for key, one in metrics.items() if key not in EXPOSURES}

@@ -107,7 +107,9 @@ class Threshold:
                 f"--fail-on: {self.metric} is of audits without a holdout; with one, use leakage_gap"
             )
         if self.metric in EXPOSURES and not shadows:
-            raise ConfigError(f"--fail-on: {self.metric} needs shadow models: give --shadows K")
+            raise ConfigError(
+                f"--fail-on: {self.metric} needs the shadow models of an audit (--shadows K)"
+            )
         if self.metric == "exposed" and shadows < LEAST_TO_FLAG:
             raise ConfigError(
                 f"--fail-on: {self.metric} needs at least {LEAST_TO_FLAG} shadow models, found {shadows}; "
