@@ -54,16 +54,22 @@ def test_stopped_after_models_were_kept(
     audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copied(audited / "none", tmp_path / "run")
+    real = shadows._distances
+
+    def stop_in_a_block(job: Any, attack: Any, models: Any, *others: Any) -> Any:
+        if len(models) > 1:
+            raise Stop
+        return real(job, attack, models, *others)
+
     with monkeypatch.context() as patch:
-        patch.setattr(shadows, "_distances", stop)
+        patch.setattr(shadows, "_distances", stop_in_a_block)
         with pytest.raises(Stop):
             expose(run, shadows=4, keep_shadows=True)
     folder = run / "stages/shadows"
-    assert (folder / "kept-pairs-0000-0002").is_dir()
-    assert not (folder / "pairs-0000-0002.safetensors").exists()
+    assert list(folder.glob("kept-*")) and not list(folder.glob("pairs-*"))
     resume(run)
     assert read_object(run / "run.json")["shadows"]["models"] == 4
-    assert len(list((folder / "kept-pairs-0000-0002").glob("model-*.safetensors"))) == 4
+    assert len(list(folder.glob("kept-*/model-*.safetensors"))) == 4
 
 
 def test_models_with_common_weights_are_kept(audited: Path, tmp_path: Path) -> None:
@@ -72,8 +78,8 @@ def test_models_with_common_weights_are_kept(audited: Path, tmp_path: Path) -> N
         target=str(audited / "none/stages/target"), recipe=f"{__name__}:train_tied",
         out=tmp_path / "run",
     )  # fmt: skip
-    kept = tmp_path / "run/stages/shadows/kept-pairs-0000-0002"
-    assert len(list(kept.glob("model-*.safetensors"))) == 4
+    folder = tmp_path / "run/stages/shadows"
+    assert len(list(folder.glob("kept-*/model-*.safetensors"))) == 4
 
 
 def test_refused_change_leaves_the_run_as_it_was(audited: Path, tmp_path: Path) -> None:
@@ -171,6 +177,17 @@ def with_threshold(run: Path, folder: Path, threshold: str) -> Path:
 def test_plan_of_a_run_with_a_threshold_on_exposure(audited: Path, tmp_path: Path) -> None:
     run = with_threshold(audited / "run", tmp_path / "run", "exposed>0.5")
     assert [one.models for one in plan_exposure(run)] == [8, 16, 24, 32, 64]
+
+
+def test_plan_takes_no_spread_from_models_that_are_not_paired(
+    audited: Path, tmp_path: Path
+) -> None:
+    run = copied(audited / "run", tmp_path / "run")
+    assert plan_exposure(run)[0].measured
+    manifest = read_object(run / "run.json")
+    manifest["shadows"]["pairs"] = 0
+    write_json(run / "run.json", manifest)
+    assert not plan_exposure(run)[0].measured
 
 
 def test_threshold_is_checked_on_models_of_ones_own(audited: Path, tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def plan_exposure(run: Path | str, *, reporter: Reporter | None = None) -> list[
     given = {**manifest["given"], "shadows": 0, "fail_on": None}
     plan = Plan.prepare(resolve(given), reporter)
     check_unchanged(plan.manifest(), manifest, path)
-    return planned(plan, _spread(path))
+    # The spread of models that were given is not that of differences within pairs.
+    in_pairs = bool(mapping(manifest.get("shadows")).get("pairs"))
+    return planned(plan, _spread(path) if in_pairs else None)
 
 
 def planned(plan: Plan, known: dict[str, float] | None = None) -> list[PlannedExposure]:
