@@ -65,7 +65,7 @@ def test_a_whole_audit(finished_home: Path, tmp_path: Path, colour: bool) -> Non
     assert manifest["inputs"]["private"]["images"] == 12
     assert 0.0 <= manifest["evaluator"]["holdout_accuracy"] <= 1.0
     assert [s["name"] for s in manifest["stages"]] == [
-        "target", "evaluator", "public-network", "prior", "adaptation",
+        "target", "public-network", "prior", "evaluator", "adaptation",
         "attack-plug-and-play", "scores", "signals",
     ]  # fmt: skip
     assert not list(run.rglob("*.partial")) and not list(run.rglob("checkpoint*"))

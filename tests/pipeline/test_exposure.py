@@ -61,7 +61,7 @@ def prepared(audited: Path) -> tuple[ShadowJob, ShadowAttack]:
     )
     prior = StylePrior.load(audited / "run/stages/prior/prior.safetensors")
     [(name, attack)] = plan.attacks.items()
-    return shadow_job(plan, recipe), ShadowAttack(name, attack, prior, distance, 1 << 28)
+    return shadow_job(plan, recipe), ShadowAttack(name, attack, prior, distance, 1 << 28, several=3)
 
 
 def tensors(file: Path) -> dict[str, Tensor]:

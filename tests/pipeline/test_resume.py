@@ -27,7 +27,7 @@ from tests.pipeline.tiny import (
 pytestmark = pytest.mark.usefixtures("no_trials")
 
 STOPS = [
-    ("target", 2), ("evaluator", 1), ("public-network", 1), ("prior", 1), ("prior", 4),
+    ("target", 2), ("public-network", 1), ("prior", 1), ("prior", 4), ("evaluator", 1),
     ("adaptation", 3), ("plug-and-play", 1), ("scores", 1), ("signals", 1),
 ]  # fmt: skip
 """Stages, in order, and the steps after which an audit is stopped in each."""
