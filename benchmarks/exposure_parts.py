@@ -40,8 +40,8 @@ PLAIN = "plain"
 PLANTED = 0.25
 """Planted effect on the logarithm of the distance, of a tenth of the private images."""
 REPEATS = (1, 10, 50)
-IN_NULL = ("pixel distance, nearest", "pixel distance, mean of 3")
-"""Statistics whose false alarms are counted, beside the nearest."""
+IN_NULL = IN_POWER = ("pixel distance, nearest", "pixel distance, mean of 3")
+"""Statistics that these parts have beside the nearest."""
 ATTACKS = ("plug-and-play", "mirror", "gmi")
 ADAPTED = ("vanilla", "natural-gradient")
 
@@ -75,25 +75,28 @@ def power(base: Base, budget: Budget) -> Iterator[Arm]:
             "seconds_a_model": seconds / models,
         }
 
-    def pixels(models: int) -> dict[str, Any]:
+    def otherwise(models: int, change: Change) -> dict[str, Any]:
         found, _ = base.measured(PLAIN, models, keep=True)
-        logs = _changed(base, PLAIN, models, _nearest(1, "pixel"))
-        return figures_of(base, found, models, logs)
+        return figures_of(base, found, models, _changed(base, PLAIN, models, change))
 
     for models in sorted({min(n, budget.most) for n in (8, 16, 24, 48)}):
         yield str(models), partial(arm, models)
-        yield f"{models}, pixel", partial(pixels, models)
+        for name in IN_POWER:
+            yield f"{models}, {name}", partial(otherwise, models, STATISTICS[name])
 
 
 def predicts(base: Base, budget: Budget) -> Iterator[Arm]:
     """Rank correlation with exposure of what an audit knows of an image without shadow models."""
-    yield "signals", lambda: _correlations(base, budget.most)
+    yield "nearest", lambda: _correlations(base, budget.most, None)
+    name = IN_POWER[-1]
+    yield name, lambda: _correlations(base, budget.most, STATISTICS[name])
 
 
-def _correlations(base: Base, models: int) -> dict[str, Any]:
+def _correlations(base: Base, models: int, change: Change | None) -> dict[str, Any]:
     found, _ = base.measured(PLAIN, models, keep=True)
-    logs, private, samples = log_distances(found), base.private, base.samples
-    effect = base.exposure(found).differences[:, private].numpy()
+    logs = log_distances(found) if change is None else _changed(base, PLAIN, models, change)
+    private, samples = base.private, base.samples
+    effect = base.exposure(found, logs).differences[:, private].numpy()
     value = effect.mean(0)
     halves = effect[0::2].mean(0), effect[1::2].mean(0)
     columns = {

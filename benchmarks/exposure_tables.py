@@ -12,18 +12,29 @@ from scipy.stats import norm
 
 from common import interval, plus_minus, pyplot, save_figure
 from exposure_data import MODELS
-from exposure_parts import ADAPTED, ATTACKS, DEFENCES_TRIED, IN_NULL, PARTS, REPEATS, STATISTICS
+from exposure_parts import (
+    ADAPTED,
+    ATTACKS,
+    DEFENCES_TRIED,
+    IN_NULL,
+    IN_POWER,
+    PARTS,
+    REPEATS,
+    STATISTICS,
+)
 from inversight.risk.estimates import LEVEL
 from inversight.risk.moderation import POWER
 
 Result = dict[str, Any]
 NOT_RUN = "not run"
+_FIRST = "nearest"
+"""The statistic of the audit's own distance."""
 _POWER = float(norm.isf(LEVEL) + norm.ppf(POWER))
 """The detectable effect in standard errors."""
 _EXPECTED: dict[str, Sequence[str]] = {
-    "predicts": ("signals",),
+    "predicts": (_FIRST, IN_POWER[-1]),
     "repeated": tuple(map(str, REPEATS)),
-    "null": ("nearest", *IN_NULL),
+    "null": (_FIRST, *IN_NULL),
     "defences": tuple(DEFENCES_TRIED),
     "statistics": tuple(STATISTICS),
     "attacks": (
@@ -74,10 +85,10 @@ def _power(found: list[Result]) -> list[dict[str, Any]]:
     rows = []
     for data, most in MODELS.items():
         for models in sorted({min(n, most) for n in (8, 16, 24, 48)}):
-            for distance in ("public", "pixel"):
-                arm = str(models) if distance == "public" else f"{models}, {distance}"
+            for name in (_FIRST, *IN_POWER):
+                arm = str(models) if name == _FIRST else f"{models}, {name}"
                 own = [one for one in found if one["data"] == data and one["arm"] == arm]
-                row = {"data": data, "distance": distance, "models": models}
+                row = {"data": data, "models": models, "statistic": name}
                 rows.append({**row, **_cells("power", own, None)})
     return rows
 
@@ -96,17 +107,24 @@ def _by_arm(part: str, found: list[Result]) -> list[dict[str, Any]]:
 
 
 def _predicts(found: list[Result]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    names = {name for one in found for name in one["spearman"]}
-    order = [n for one in found[:1] for n in one["spearman"]]
-    for name in sorted(names, key=lambda n: order.index(n) if n in order else 99):
+    names = list(dict.fromkeys(name for one in found for name in one["spearman"]))
+    columns = [(data, arm) for data in MODELS for arm in _EXPECTED["predicts"]]
+    rows = []
+    for name in names or [NOT_RUN]:
         row: dict[str, Any] = {"known": name}
-        for data in MODELS:
-            values = [one["spearman"].get(name) for one in found if one["data"] == data]
+        for data, arm in columns:
+            own = [one for one in found if one["data"] == data and one["arm"] == arm]
+            values = [one["spearman"].get(name) for one in own]
             numbers = [value for value in values if value is not None]
-            row[data] = plus_minus(*_interval(numbers), "+.2f", ".2f") if numbers else NOT_RUN
-        rows.append(row)
-    return rows or [{"known": NOT_RUN}]
+            text = plus_minus(*_interval(numbers), "+.2f", ".2f") if numbers else ""
+            row[f"{data}, {arm}"] = text
+        rows.append({k: v for k, v in row.items() if v or not k.startswith(_without(found))})
+    return rows
+
+
+def _without(found: list[Result]) -> tuple[str, ...]:
+    """Return the data sets that have no result."""
+    return tuple(name for name in MODELS if all(one["data"] != name for one in found))
 
 
 def _cells(part: str, own: list[Result], base: list[Result] | None) -> dict[str, str]:
@@ -223,9 +241,10 @@ def figures(found: list[Result]) -> dict[str, Any]:
             if half is not None:
                 named[f"{name}_half"] = half
 
-    for arm in ("24", "48", "24, pixel", "48, pixel"):
-        name = f"digits_share_flagged_{arm.replace(', ', '_')}"
-        add(name, "power", "share", data="digits", arm=arm)
+    for models in (24, 48):
+        add(f"digits_share_flagged_{models}", "power", "share", data="digits", arm=str(models))
+        arm = f"{models}, {IN_POWER[-1]}"
+        add(f"digits_share_flagged_{models}_pixel", "power", "share", data="digits", arm=arm)
     add("repeated_50_recall", "repeated", "recall", arm="50")
     add("repeated_50_auc", "repeated", "auc_repeated", arm="50")
     add("null_any_flag", "null", "any_flag", arm="nearest")
