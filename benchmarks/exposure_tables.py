@@ -82,8 +82,11 @@ def write_tables(page: Path, made: dict[str, tuple[str, list[dict[str, Any]]]]) 
 
 
 def _power(found: list[Result]) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for data, most in MODELS.items():
+        if data in _without(found):
+            rows.append({"data": data, "models": "", "statistic": "", **_cells("power", [], None)})
+            continue
         for models in sorted({min(n, most) for n in (8, 16, 24, 48)}):
             for name in (_FIRST, *IN_POWER):
                 arm = str(models) if name == _FIRST else f"{models}, {name}"
