@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy.stats import norm
 
 from common import interval, plus_minus, pyplot, save_figure
@@ -256,38 +255,26 @@ def figures(found: list[Result]) -> dict[str, Any]:
 
 
 def figure(found: list[Result], path: Path) -> None:
-    """Plot exposure of the digits by number of models, and exposure against accuracy by defence."""
-    power = [
-        one
-        for one in found
-        if one["part"] == "power" and one["data"] == "digits" and one["arm"].isdecimal()
-    ]
+    """Plot flagged digits by number of models and statistic, and exposure against accuracy by defence."""
+    power = [one for one in found if one["part"] == "power" and one["data"] == "digits"]
     defences = [one for one in found if one["part"] == "defences"]
     if not power:
         return
     plots, axes = pyplot().subplots(
-        1, 2 if defences else 1, figsize=(9.2 if defences else 4.8, 3.6), squeeze=False,
+        1, 2 if defences else 1, figsize=(9.2 if defences else 5.2, 3.6), squeeze=False,
         layout="constrained",
     )  # fmt: skip
     first = axes[0][0]
-    counts = sorted({one["models"] for one in power})
-    for seed in sorted({one["seed"] for one in power}):
-        own = sorted((o for o in power if o["seed"] == seed), key=lambda o: o["models"])
-        first.plot(
-            [o["models"] for o in own], [100 * (o["share"] or 0.0) for o in own], "o-",
-            color="#2563a8", alpha=0.35, markersize=4,
-        )  # fmt: skip
-    shares = {n: [o["share"] or 0.0 for o in power if o["models"] == n] for n in counts}
-    most = max(map(len, shares.values()))
-    whole = [n for n in counts if len(shares[n]) == most]
-    first.plot(
-        whole, [100 * np.mean(shares[n]) for n in whole], "s-", color="#c2570c",
-        label=f"mean of {most} seeds",
-    )  # fmt: skip
+    for name, colour, mark in ((_FIRST, "#6b7280", "o"), (IN_POWER[-1], "#2563a8", "s")):
+        own = [o for o in power if o["arm"] == str(o["models"]) + f", {name}" * (name != _FIRST)]
+        for seed in sorted({one["seed"] for one in own}):
+            line = sorted((o["models"], 100 * (o["share"] or 0)) for o in own if o["seed"] == seed)
+            label = name if seed == min(one["seed"] for one in own) else None
+            first.plot(*zip(*line, strict=True), f"{mark}-", color=colour, alpha=0.7, label=label)
     first.set_xlabel("shadow models")
     first.set_ylabel("private digits flagged, %")
-    first.set_xticks(counts)
-    first.legend(frameon=False, fontsize=8)
+    first.set_xticks(sorted({one["models"] for one in power}))
+    first.legend(frameon=False, fontsize=8, title="a line for each seed", title_fontsize=8)
     if defences:
         second = axes[0][1]
         for i, arm in enumerate(dict.fromkeys(one["arm"] for one in defences)):
