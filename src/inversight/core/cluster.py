@@ -7,7 +7,6 @@ folder of its own come back as bytes, so that the machines need no common disk.
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import logging
 import os
 import platform
@@ -63,20 +62,20 @@ class Cluster:
         return sum(self._slots(node["Resources"]) for node in self._nodes())
 
     def put(self, value: object) -> Task:
-        """Send ``value`` to the cluster once, to be an argument of tasks; what is on a GPU is on theirs.
+        """Send ``value`` to the cluster once, to be an argument of tasks.
+
+        What is on a GPU here is on the GPU of that index there. A task on a GPU sees one, with index 0.
 
         Raises:
             StageError: it holds something that cannot be sent.
         """
-        buffer = io.BytesIO()
         try:
-            torch.save(value, buffer, pickle_module=self._ray.cloudpickle)
+            return self._ray.put(value)
         except Exception as error:
             raise StageError(
                 f"--ray: a part of the audit cannot be sent to other machines ({one_line(error)}); run "
                 "without --ray"
             ) from error
-        return self._ray.put(_Sent(buffer.getvalue()))
 
     def put_files(self, files: Files) -> Task:
         """Send files to the cluster once, to be in the folder of tasks."""
@@ -207,6 +206,11 @@ def joined(
     if address is None:
         yield None
         return
+    if device.index:
+        raise ConfigError(
+            f"--ray {address}: --device {device} cannot be used with it, since a task sees one GPU, with "
+            f"index 0; give --device {device.type}"
+        )
     ray = _import_ray()
     mine = not ray.is_initialized()
     if mine:
@@ -244,13 +248,6 @@ def unpack(files: Files, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """A value as bytes."""
-
-    content: bytes
-
-
-@dataclass(frozen=True)
 class _Setup:
     """How a task computes."""
 
@@ -262,24 +259,11 @@ def _filled(setup: _Setup, fill: Callable[..., object], given: int, *rest: Any) 
     """Run a task on the machine that it was sent to; the first ``given`` of ``rest`` are files."""
     _check_versions(setup.versions)
     torch.set_num_threads(setup.threads)
-    arguments = [_read(one) for one in rest[given:]]
     with TemporaryDirectory(prefix="inversight-") as name:
         for files in rest[:given]:
             unpack(files, Path(name))
-        fill(*arguments, Path(name))
+        fill(*rest[given:], Path(name))
         return pack(Path(name))
-
-
-def _read(argument: object) -> object:
-    if not isinstance(argument, _Sent):
-        return argument
-    # It comes from the process that submitted the task, which can run any code here anyway.
-    return torch.load(io.BytesIO(argument.content), map_location=_placed, weights_only=False)
-
-
-def _placed(storage: Any, location: str) -> Any:
-    """Return what was on a GPU of the sender on the first GPU here, the only one that a task sees."""
-    return storage.cuda(0) if location.startswith("cuda") else storage
 
 
 def _versions() -> dict[str, str]:
