@@ -210,8 +210,14 @@ def mean_summary(
     """Return ``exposure_mean`` from the means of pairs (P,) and the means of redraws (R,)."""
     if not known:
         return nothing(extra)
-    value, half = _interval(means)
-    # Redraws of the observed halves give the mean itself, up to rounding.
+    return effect_summary(*_interval(means), null, factor, extra)
+
+
+def effect_summary(
+    value: float, half: float, null: Floats, factor: int, extra: Mapping[str, float | int | str]
+) -> Summary:
+    """Return ``exposure_mean`` from the mean effect, half its interval and the means of redraws (R,)."""
+    # Redraws of what was observed give the mean itself, up to rounding.
     reached = null >= value - 1e-9 * float(np.abs(null).max())
     p = (1 + int(reached.sum())) / (len(null) + 1)
     effect = float(null.std()) * of_the_mean(factor)

@@ -13,10 +13,9 @@ from inversight.core.seeding import draw_seed
 from inversight.risk.estimates import (
     Estimates,
     columns_of,
+    effect_summary,
     exposed_summary,
-    factor_of,
     nothing,
-    of_the_mean,
     one_sided,
 )
 from inversight.risk.experiment import (
@@ -168,16 +167,7 @@ def _mean(values: Floats, member: Bools, null: Floats, factor: int) -> Summary:
     each = np.array([
         _effects(np.delete(values, k, 0), np.delete(inside, k, 0)[None])[0] for k in range(models)
     ])  # fmt: skip
-    half = _jackknife(each)
-    reached = null >= value - 1e-9 * float(np.abs(null).max())
-    p = (1 + int(reached.sum())) / (len(null) + 1)
-    effect = float(null.std()) * of_the_mean(factor)
-    return Summary(
-        factor_of(value),
-        factor_of(value - half),
-        factor_of(value + half),
-        extra={"models": models, "p_value": min(1.0, p * factor), "detectable": math.exp(effect)},
-    )
+    return effect_summary(value, _jackknife(each), null, factor, {"models": models})
 
 
 def _auc(values: Floats, member: Bools) -> Summary:
