@@ -62,7 +62,7 @@ def exposure_metrics(
     mean = {"low": 1.04, "high": 1.09, "p_value": p, "models": 24, "pairs": 12, "detectable": 1.02}
     exposed = {
         "count": count, "images": images, "not_judged": 1, "fdr": 0.1, "models": 24,
-        "detectable": 1.35,
+        "detectable": 1.35, "reliability": 0.31,
     }  # fmt: skip
     share = None if count is None else count / images
     return {

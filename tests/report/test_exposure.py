@@ -117,6 +117,7 @@ def test_images_without_exposure_come_last_by_distance() -> None:
 def test_pictures_are_of_the_pair_with_the_median_difference() -> None:
     item = exposure_item("a/1.png")
     page = Page(render(exposed_data(exposure_gallery=[item])))
+    assert_texts(page.text(), ["The order is uncertain", "correlate with these by about 0.31."])
     sources = [image["src"] for image in page.named("img")]
     assert len(sources) == len(set(sources)) == 3
     assert_texts(

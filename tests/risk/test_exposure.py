@@ -189,6 +189,26 @@ def test_detectable_factors_are_found_with_80_percent_power() -> None:
     assert 0.68 < np.mean(small) < 0.92
 
 
+def test_reliability_is_the_correlation_with_other_shadow_models() -> None:
+    rng = np.random.default_rng(5)
+    labels = torch.arange(10).repeat_interleave(20)
+    effect = 0.06 + 0.08 * rng.normal(size=200)
+    expected, found = [], []
+    for seed in range(10):
+        results = []
+        for again in range(2):
+            member = draw_design(labels, pairs=8, seed=2 * seed + again)
+            noise = 0.15 * rng.normal(size=(16, 200))
+            results.append(exposure(noise - effect * member.numpy(), member, labels, redraws=9))
+        logs = [one.per_sample["exposure"].log().numpy() for one in results]
+        expected.append(np.corrcoef(*logs)[0, 1])
+        found += [float(one.summary["exposed"].extra["reliability"]) for one in results]
+    assert 0.3 < np.mean(expected) < 0.6
+    assert np.mean(found) == pytest.approx(np.mean(expected), abs=0.06)
+    null, member, labels = experiment(0, 16, [20] * 4)
+    assert float(exposure(null, member, labels).summary["exposed"].extra["reliability"]) < 0.3
+
+
 def test_planned_factors_are_those_that_are_found_later() -> None:
     values, member, labels = experiment(0, 16, [20] * 4)
     found = exposure(values, member, labels).summary

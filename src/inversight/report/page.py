@@ -65,6 +65,7 @@ def render(data: ReportData) -> str:
             for item in data.exposure_gallery
         ],
         pairs=mapping(data.metrics.get("exposure_mean")).get("pairs"),
+        reliability=get_number(mapping(data.metrics.get("exposed")), "reliability"),
         groups=groups_of(samples, data.exposure_groups),
         new_audit=NEW_AUDIT,
         budget=None if budget is None else budget.to_dict("records"),

@@ -120,10 +120,28 @@ def shrunken(effect: Floats, error: Floats) -> Floats:
         return np.full(effect.shape, np.nan)
     centre_of = float(effect[known].mean())
     noise = np.where(known, error**2, np.nan)
-    spread = float(effect[known].var(ddof=1)) if known.sum() > 1 else 0.0
-    signal = max(0.0, spread - float(noise[known].mean()))
+    signal = _signal(effect[known], noise[known])
     weight = signal / (signal + noise) if signal else np.where(known, 0.0, np.nan)
     return centre_of + weight * (effect - centre_of)
+
+
+def reliability(effect: Floats, error: Floats) -> float:
+    """Return in [0, 1] the fraction of the variance between images that is not noise; higher is surer.
+
+    About the correlation of these effects with those of as many other shadow models.
+
+    Args:
+        effect, error: (n,) with n >= 2, all known.
+    """
+    noise = error**2
+    signal = _signal(effect, noise)
+    return signal / (signal + float(noise.mean())) if signal else 0.0
+
+
+def _signal(effect: Floats, noise: Floats) -> float:
+    """Return the variance between images without the noise, by moments; 0 for a single image."""
+    spread = float(effect.var(ddof=1)) if len(effect) > 1 else 0.0
+    return max(0.0, spread - float(noise.mean()))
 
 
 def exposed_summary(
@@ -162,6 +180,8 @@ def exposed_summary(
     )
     if found_factor is not None:
         extra["detectable"] = found_factor
+    if images > 1:
+        extra["reliability"] = reliability(found.effect[judged], found.error[judged])
     return Summary(count / images, extra=extra)
 
 

@@ -102,7 +102,8 @@ def exposure(
 
     - ``exposed``: in [0, 1], higher is more leakage: the fraction of private images that are exposed, of
       ``images`` that can be judged. ``detectable``: the factor at which one image alone is flagged with
-      80 % power, that is at level ``fdr`` / ``images``.
+      80 % power, that is at level ``fdr`` / ``images``. ``reliability``: in [0, 1], how far the order of
+      images can be trusted, see :func:`inversight.risk.estimates.reliability`.
     - ``exposure_mean``: above 0, higher is more leakage, 1 with none: exp of the mean of e over private
       images. The interval is Student's t over the means of pairs. ``p_value``: the fraction of ``redraws``
       of the whole design that give at least this mean, distances unchanged. It is exact if no image's
