@@ -15,19 +15,15 @@ from torch import Tensor
 
 from exposure_data import third_set
 from exposure_recipes import Defended, Elsewhere, Repeated, Stopped
-from exposure_study import FDR, PAIRS, Base, auc, chosen, figures_of, rounded
+from exposure_study import ADAPTED, FDR, PAIRS, Base, auc, chosen, figures_of, rounded
 from inversight.core.config import build
 from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
 from inversight.embeddings import Embedding, Workspace, image_pairs, named_embedding
 from inversight.models.recipes import Recipe, TrainingRecipe
-from inversight.pipeline.adapt import guidance_metric
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.exposure import FLOOR, log_distances
-from inversight.pipeline.shadows import (
-    ShadowAdaptation,
-    blocks_of,
-)
+from inversight.pipeline.shadows import blocks_of
 from inversight.risk.design import draw_design
 from inversight.risk.exposure import exposure
 from inversight.risk.given import given_model
@@ -43,7 +39,6 @@ REPEATS = (1, 10, 50)
 IN_NULL = IN_POWER = ("pixel distance, nearest", "pixel distance, mean of 3")
 """Statistics that these parts have beside the nearest."""
 ATTACKS = ("plug-and-play", "mirror", "gmi")
-ADAPTED = ("vanilla", "natural-gradient")
 
 
 @dataclass(frozen=True)
@@ -304,14 +299,7 @@ def _attacked(
         else {"attack": [spec]}
     )
     name, built = build_attack(settings.attack[0])
-    adaptation = None
-    if arm is not None:
-        images = base.plan.public_for_prior.images
-        metric = guidance_metric(
-            arm, base.settings.guidance_embedding, size=images.shape[-1],
-            public_network=base.parts.network,
-        )  # fmt: skip
-        adaptation = ShadowAdaptation(images, arm, base.settings.adaptation, metric)
+    adaptation = None if arm is None else base.adaptations[arm]
     attack = replace(base.attack, name=name, attack=built, adaptation=adaptation)
     folder = "-".join(part for part in ("attack", name, arm or "unadapted", suffix) if part)
     found, seconds = base.measured(folder, budget.models, attack=attack)
