@@ -12,11 +12,8 @@ from torch import Tensor
 from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
-from inversight.models.target import Access, Target
+from inversight.models.target import ACCESS_ORDER, Access, Target
 from inversight.priors.base import Conditional, Critic, Intermediate, Prior, Truncatable
-
-ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
-"""From the least access to the most."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from inversight.attacks.base import ACCESS_ORDER, Attack, Reconstructions, require_access
+from inversight.attacks.base import Attack, Reconstructions, require_access
 from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
-from inversight.models.target import Access, Target
+from inversight.models.target import ACCESS_ORDER, Access, Target
 from inversight.priors.base import Prior
 
 

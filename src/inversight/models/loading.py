@@ -12,11 +12,13 @@ from inversight.core.errors import one_line
 from inversight.models.loaders.base import LoadedModel
 from inversight.models.loaders.classifier import load_saved
 from inversight.models.loaders.factory import load_factory
+from inversight.models.loaders.onnx import SUFFIX as ONNX
+from inversight.models.loaders.onnx import load_onnx
 from inversight.models.loaders.program import load_program
 from inversight.models.loaders.timm import PREFIX as TIMM
 from inversight.models.loaders.timm import load_timm
 from inversight.models.spec import ModelSpec, read_classes
-from inversight.models.target import Target
+from inversight.models.target import Access, Target
 
 
 def load_target(model: ModelSpec, *, classes: tuple[str, ...], size: int, channels: int) -> Target:
@@ -33,6 +35,7 @@ def load_target(model: ModelSpec, *, classes: tuple[str, ...], size: int, channe
     """
     order = read_classes(model.classes) if model.classes else ()
     loaded = _load(model, size=model.size or size)
+    access = model.access_of(loaded.access)
     target = Target(
         module=loaded.module.eval().requires_grad_(False),
         classes=order or loaded.classes or classes,
@@ -42,7 +45,20 @@ def load_target(model: ModelSpec, *, classes: tuple[str, ...], size: int, channe
         spec=model.spec,
     )
     named = bool(order or loaded.classes)
-    target = _probe(target, model, try_channels=loaded.channels is None, named=named)
+    target = _probe(
+        target, model, try_channels=loaded.channels is None, named=named,
+        gradients=access is Access.WHITE_BOX,
+    ).restricted(access)  # fmt: skip
+    check_private_classes(target, classes, model)
+    return target
+
+
+def check_private_classes(target: Target, classes: tuple[str, ...], model: ModelSpec) -> None:
+    """Check that the private images' ``classes`` are among the target's.
+
+    Raises:
+        TargetError: one is not.
+    """
     missing = next((c for c in classes if c not in target.classes), None)
     if missing is not None:
         raise model.error(
@@ -50,7 +66,6 @@ def load_target(model: ModelSpec, *, classes: tuple[str, ...], size: int, channe
             f"{model.classes or 'the model'}; name the model's classes in the order of its outputs "
             "with --classes FILE"
         )
-    return target
 
 
 def _load(model: ModelSpec, *, size: int) -> LoadedModel:
@@ -58,7 +73,7 @@ def _load(model: ModelSpec, *, size: int) -> LoadedModel:
     path = Path(model.name)
     if model.is_service:
         raise model.error(
-            "is a service, which `inversight attack` takes alone; anything else here needs the "
+            "is a service, which only audit, attack and triage take, as --target; this needs the "
             "model itself, its layers or gradients"
         )
     if model.name.startswith(TIMM):
@@ -68,6 +83,8 @@ def _load(model: ModelSpec, *, size: int) -> LoadedModel:
             raise model.error("a file takes no ?weights=")
         if path.is_dir() or path.suffix == ".safetensors":
             return load_saved(path, model)
+        if path.suffix.lower() == ONNX:
+            return load_onnx(path, model, size=size)
         return load_program(path, model, size=size)
     if ":" in model.name and not model.name.startswith((".", "/")):
         return load_factory(model, size=size)
@@ -77,8 +94,13 @@ def _load(model: ModelSpec, *, size: int) -> LoadedModel:
     )
 
 
-def _probe(target: Target, model: ModelSpec, *, try_channels: bool, named: bool) -> Target:
-    """Call the target on two images; return it with the number of channels that worked."""
+def _probe(
+    target: Target, model: ModelSpec, *, try_channels: bool, named: bool, gradients: bool
+) -> Target:
+    """Call the target on two images; return it with the number of channels that worked.
+
+    ``gradients``: whether it has to give any.
+    """
     c, s, _ = target.image_shape
     failures: list[Exception] = []
     if not try_channels:
@@ -95,14 +117,16 @@ def _probe(target: Target, model: ModelSpec, *, try_channels: bool, named: bool)
         except Exception as error:
             failures.append(error)
             continue
-        _check_logits(candidate, logits, x, model, named)
+        _check_logits(candidate, logits, model, named)
+        if gradients:
+            _check_gradient(logits, x, model)
         return candidate
     raise model.error(
         f"failed on images of {s}x{s} ({one_line(failures[0])}); does it need another --size?"
     ) from failures[0]
 
 
-def _check_logits(target: Target, logits: object, x: Tensor, model: ModelSpec, named: bool) -> None:
+def _check_logits(target: Target, logits: object, model: ModelSpec, named: bool) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise model.error(
@@ -121,11 +145,14 @@ def _check_logits(target: Target, logits: object, x: Tensor, model: ModelSpec, n
             f"has {logits.shape[1]} outputs, {source} has {target.num_classes} classes; name the "
             "model's classes in the order of its outputs with --classes FILE"
         )
+
+
+def _check_gradient(logits: Tensor, x: Tensor, model: ModelSpec) -> None:
     gradient = None
     if logits.requires_grad:
         (gradient,) = torch.autograd.grad(logits.square().sum(), x, allow_unused=True)
     if gradient is None:
         raise model.error(
             "gives no gradient with respect to its input, which white-box attacks need; was it "
-            "exported under no_grad?"
+            "exported under no_grad? Audit it with --access scores"
         )

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from inversight.core.config import nearest
 from inversight.core.errors import TargetError
+from inversight.models.target import ACCESS_ORDER, Access
 
 SERVICE = "endpoint:"
 """How the spec of a service begins: see inversight.attacks.endpoint."""
@@ -22,7 +23,8 @@ class ModelSpec:
     order of the model's outputs. mean, std: normalisation of each channel (1 or 3 numbers), instead
     of the file's. size: height and width of the input, instead of the images' own. trust: whether to
     load formats whose loading runs code. headers: for a service, ``NAME=VARIABLE`` sends the value of
-    an environment variable as the header NAME. role: the option that error messages name.
+    an environment variable as the header NAME. role: the option that error messages name. access: what
+    attackers get of it; None: all that the format gives.
     """
 
     spec: str
@@ -33,6 +35,7 @@ class ModelSpec:
     trust: bool = False
     headers: tuple[str, ...] = ()
     role: str = "--target"
+    access: Access | None = None
 
     @property
     def is_service(self) -> bool:
@@ -65,6 +68,17 @@ class ModelSpec:
             raise self.error(f"{weights}: no such weights file")
         return weights
 
+    def access_of(self, given: Access) -> Access:
+        """Return the access of attackers to a model that gives ``given``.
+
+        Raises:
+            TargetError: more was asked for.
+        """
+        wanted = self.access or given
+        if ACCESS_ORDER.index(wanted) > ACCESS_ORDER.index(given):
+            raise self.error(f"gives {given} access only; leave --access {wanted} out")
+        return wanted
+
     def error(self, reason: str) -> TargetError:
         """Return an error that begins with the option and the spec."""
         return TargetError(f"{self.role} {self.spec}: {reason}")
@@ -91,6 +105,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 def absolute_spec(spec: str) -> str:
     """Return the spec of the same model with absolute paths."""
+    if spec.startswith(SERVICE):
+        return spec
     name, separator, query = spec.partition("?")
     if Path(name).exists():
         name = str(Path(name).absolute())

@@ -27,6 +27,10 @@ class Access(StrEnum):
     LABEL = "label"
 
 
+ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
+"""From the least access to the most."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A classifier of images, called with images (N, 1|3, h, w) in [0, 1] of any size.
@@ -102,6 +106,7 @@ def describe_target(target: Target) -> dict[str, Any]:
     """Return facts about a target for the run's manifest."""
     return {
         "spec": target.spec,
+        "access": str(target.access),
         "classes": target.num_classes,
         "image_shape": list(target.image_shape),
         "mean": list(target.mean),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from inversight.core.checkpoints import read_tensors
 from inversight.core.errors import one_line
 from inversight.models.spec import ModelSpec
+from inversight.models.target import Access
 
 CONVERT = (
     "convert it once where you trust it: "
@@ -22,7 +25,10 @@ CONVERT = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as its file gave it; ``channels`` None: to be found by calling it."""
+    """A model as its file gave it; ``channels`` None: to be found by calling it.
+
+    access: the most that the format gives.
+    """
 
     module: nn.Module
     size: int
@@ -30,6 +36,19 @@ class LoadedModel:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
+    access: Access = Access.WHITE_BOX
+
+
+def in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch: int | None) -> Tensor:
+    """Return ``call`` of x (N, ...) in parts of ``batch`` rows, the last one filled up; None: at once."""
+    if batch is None:
+        return call(x)
+    parts = []
+    for part in x.split(batch):
+        missing = batch - len(part)
+        whole = torch.cat([part, part[-1:].expand(missing, *x.shape[1:])]) if missing else part
+        parts.append(call(whole)[: len(part)])
+    return torch.cat(parts)
 
 
 def read_safetensors(path: Path, model: ModelSpec) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.core.errors import one_line
-from inversight.models.loaders.base import CONVERT, LoadedModel
+from inversight.models.loaders.base import CONVERT, LoadedModel, in_batches
 from inversight.models.spec import ModelSpec
 
 
@@ -99,12 +99,4 @@ class _Exported(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.batch is None:
-            whole: Tensor = self.module(x)
-            return whole
-        parts = []
-        for part in x.split(self.batch):
-            missing = self.batch - len(part)
-            padded = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]) if missing else part
-            parts.append(self.module(padded)[: len(part)])
-        return torch.cat(parts)
+        return in_batches(self.module, x, self.batch)
