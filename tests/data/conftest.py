@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inversight.data import ImageSet, load_folder
+from inversight.data import ImageSet, load_images
 from tests.data.files import picture, save
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def private(folder: Path) -> ImageSet:
-    return load_folder(folder, role="--private")
+    return load_images(folder, role="--private")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def read(tmp_path: Path) -> Callable[..., np.ndarray]:
         channels: int | None = None, **options: object,
     ) -> np.ndarray:  # fmt: skip
         save(image, tmp_path / "read" / "a" / name, **options)
-        found = load_folder(tmp_path / "read", role="--private", size=size, channels=channels)
+        found = load_images(tmp_path / "read", role="--private", size=size, channels=channels)
         return found.images[0].numpy()
 
     return call

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from inversight.core.errors import DataError
-from inversight.data import load_folder
+from inversight.data import load_images
 from tests.refusals import refused
 
 
@@ -42,7 +42,7 @@ def save(image: Image.Image | bytes, file: Path, **options: object) -> Path:
 def refusal(path: Path, *parts: str, size: int | None = None, labelled: bool = True) -> None:
     """Loading is refused with one line that holds all of ``parts``."""
     with refused("--private", *parts, error=DataError):
-        load_folder(path, role="--private", size=size, labelled=labelled)
+        load_images(path, role="--private", size=size, labelled=labelled)
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inversight.data import ImageSet, checks, load_folder
+from inversight.data import ImageSet, checks, load_images
 from tests.data.files import picture, save
 from tests.refusals import refused
 
@@ -16,7 +16,7 @@ from tests.refusals import refused
 def test_overlap_is_refused_unless_allowed(private: ImageSet, tmp_path: Path) -> None:
     for seed, name in ((2, "copy"), (50, "new")):
         save(picture(seed), tmp_path / "other" / "x" / f"{name}.bmp")
-    other = load_folder(tmp_path / "other", role="--public")
+    other = load_images(tmp_path / "other", role="--public")
     roles = ("--private", "--public")
     with refused("--private and --public share 1 image(s)", "b/1.png = x/copy.bmp"):
         checks.check_overlap(private, other, roles, allow=False)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from inversight.core.errors import DataError
-from inversight.data import load_folder
+from inversight.data import load_images
 from tests.data.files import encode, grey_files, picture, png_header, refusal, save, tiff
 
 Read = Callable[..., np.ndarray]
@@ -89,7 +89,7 @@ def test_damage_raises_no_other_error(
         content[at] = flip
     file.write_bytes(bytes(content))
     try:
-        found = load_folder(root, role="--private")
+        found = load_images(root, role="--private")
     except DataError as error:
         assert str(root) in str(error) and "\n" not in str(error)
     else:

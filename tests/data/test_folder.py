@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from inversight.data import load_folder
+from inversight.data import load_images
 from tests.data.files import picture, refusal, save
 
 LAYOUT = "one subfolder for each class"
@@ -55,7 +55,7 @@ def test_rejects_images_that_do_not_fit(
 
 def test_reading_gives_sorted_ids_labels_and_pixels(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
-    found = load_folder(
+    found = load_images(
         folder, role="--private", progress=lambda done, total, _: seen.append((done, total))
     )
     assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/2.png")
@@ -69,7 +69,7 @@ def test_reading_gives_sorted_ids_labels_and_pixels(folder: Path) -> None:
 
 def test_nested_folders_and_upper_case_suffixes(folder: Path) -> None:
     save(picture(7), folder / "a" / "deep" / "er" / "0.PNG")
-    found = load_folder(folder, role="--private")
+    found = load_images(folder, role="--private")
     assert found.ids == ("a/1.png", "a/2.png", "a/deep/er/0.PNG", "b/1.png", "b/2.png")
     assert found.labels.tolist() == [0, 0, 0, 1, 1]
 
@@ -88,7 +88,7 @@ def test_files_of_operating_systems_are_skipped(
 ) -> None:
     save(b"not an image", folder / where / name)
     warnings: list[str] = []
-    found = load_folder(folder, role="--private", labelled=labelled, warn=warnings.append)
+    found = load_images(folder, role="--private", labelled=labelled, warn=warnings.append)
     assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/2.png") and not warnings
 
 
@@ -100,42 +100,42 @@ def test_left_out_files_are_counted_and_named(folder: Path, where: str) -> None:
     (folder / where / "link.png").symlink_to(folder / "nowhere.png")
     (folder / "a" / "loop").symlink_to(folder)
     warnings: list[str] = []
-    found = load_folder(folder, role="--private", warn=warnings.append)
+    found = load_images(folder, role="--private", warn=warnings.append)
     assert len(found) == 4
     (text,) = warnings
     for part in ("--private", str(folder), "7 file(s)", "2 .npy", "1 .heic", "1 .png", "4 more"):
         assert part in text
     with pytest.warns(UserWarning, match="left out"):
-        load_folder(folder, role="--private")
+        load_images(folder, role="--private")
 
 
 def test_images_beside_folders_of_other_files_have_no_classes(tmp_path: Path) -> None:
     save(picture(0), tmp_path / "1.png")
     save(b"something", tmp_path / "notes" / "1.txt")
     warnings: list[str] = []
-    found = load_folder(tmp_path, role="--public", labelled=False, warn=warnings.append)
+    found = load_images(tmp_path, role="--public", labelled=False, warn=warnings.append)
     assert (found.ids, found.classes) == (("1.png",), ()) and "notes/1.txt" in warnings[0]
 
 
 def test_limit_keeps_the_first_classes(folder: Path) -> None:
-    found = load_folder(folder, role="--private", limit=1)
+    found = load_images(folder, role="--private", limit=1)
     assert found.classes == ("a",) and len(found) == 2
 
 
 def test_unlabelled_images_beside_each_other(tmp_path: Path) -> None:
     save(picture(0), tmp_path / "2.png")
     save(picture(1), tmp_path / "1.png")
-    found = load_folder(tmp_path, role="--public", labelled=False)
+    found = load_images(tmp_path, role="--public", labelled=False)
     assert found.ids == ("1.png", "2.png")
     assert found.labels.tolist() == [-1, -1] and found.classes == ()
     assert found.relabel(["x"], role="--public") == found
 
 
 def test_grey_stays_one_channel_and_one_colour_image_makes_three(folder: Path) -> None:
-    assert load_folder(folder, role="--private").channels == 1
-    assert load_folder(folder, role="--private", channels=3).channels == 3
+    assert load_images(folder, role="--private").channels == 1
+    assert load_images(folder, role="--private", channels=3).channels == 3
     save(picture(8, mode="RGB"), folder / "a" / "3.png")
-    found = load_folder(folder, role="--private")
+    found = load_images(folder, role="--private")
     assert found.channels == 3
     assert (found.images[0].numpy() == np.asarray(picture(0))).all()
-    assert load_folder(folder, role="--private", channels=1).channels == 1
+    assert load_images(folder, role="--private", channels=1).channels == 1

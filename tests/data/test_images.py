@@ -10,7 +10,7 @@ import torch
 
 from inversight.core.imaging import fit
 from inversight.core.seeding import generator
-from inversight.data import ImageSet, check_overlap, image_set, load_folder, write_images
+from inversight.data import ImageSet, check_overlap, image_set, load_images, write_images
 from tests.data.files import grey_files, picture, save
 from tests.refusals import refused
 
@@ -33,11 +33,11 @@ def test_the_same_grey_pixels_in_another_mode_or_format_are_found(
     save(picture(1), tmp_path / "private" / "a" / "1.png")
     save(grey_files(LEVELS)[name], tmp_path / "public" / "a" / name)
     save(picture(1, mode="RGB"), tmp_path / "public" / "a" / "z.png")
-    private, public = (load_folder(tmp_path / r, role=r) for r in ("private", "public"))
+    private, public = (load_images(tmp_path / r, role=r) for r in ("private", "public"))
     shared = check_overlap(private, public, ("private", "public"), allow=True)
     assert (shared, public.hashes[0]) == (1, private.hashes[0])
     # At another working size the file's own pixels still count.
-    assert load_folder(tmp_path / "public", role="public", size=4).hashes == public.hashes
+    assert load_images(tmp_path / "public", role="public", size=4).hashes == public.hashes
     # In memory an image hashes as it does in a file, grey or repeated in three channels.
     again = image_set(private.resized(size=8, channels=3).images, ["a"], ["1"], ["a"])
     assert again.hashes == private.hashes
@@ -48,7 +48,7 @@ def test_the_same_colours_in_another_format_have_the_same_hash(tmp_path: Path) -
         save(picture(1, mode="RGB"), tmp_path / "a" / name, lossless=True)
     # Its luma is that of the others, and its pixels are not.
     save(picture(1, mode="RGB").convert("L"), tmp_path / "a" / "5.png")
-    hashes = load_folder(tmp_path, role="--private").hashes
+    hashes = load_images(tmp_path, role="--private").hashes
     assert len(set(hashes[:4])) == 1 and hashes[4] != hashes[0]
 
 
@@ -59,12 +59,12 @@ def test_fingerprint_ignores_row_order_but_not_changes(private: ImageSet, folder
     assert private.relabel(["b", "x", "a"], role="r").fingerprint() == private.fingerprint()
     assert private.select(torch.tensor([0, 1, 2])).fingerprint() != private.fingerprint()
     save(picture(99), folder / "a" / "1.png")
-    assert load_folder(folder, role="--private").fingerprint() != private.fingerprint()
+    assert load_images(folder, role="--private").fingerprint() != private.fingerprint()
 
 
 def test_written_images_read_back_the_same(private: ImageSet, tmp_path: Path) -> None:
     write_images(tmp_path / "copy", private.images, private.ids)
-    again = load_folder(tmp_path / "copy", role="--private")
+    again = load_images(tmp_path / "copy", role="--private")
     assert again.hashes == private.hashes and torch.equal(again.images, private.images)
     assert again.fingerprint() == private.fingerprint()
 

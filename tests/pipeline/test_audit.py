@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from inversight import AuditResult, audit, resume
 from inversight.attacks import load_latents
-from inversight.data import load_folder
+from inversight.data import load_images
 from inversight.models.networks import load_classifier
 from inversight.models.target import Target, target_of
 from inversight.pipeline.metrics import METRICS
@@ -117,7 +117,7 @@ def test_signals_join_the_ledger_and_change_nothing_in_it(twins: AuditResult) ->
         assert samples[name].equals(signals[name]), name
     assert signals["neighbour_distance"].gt(0).all()
     target = target_of(load_classifier(run / "stages" / "target"), "trained")
-    private = load_folder(run.parent / "private", role="--private")
+    private = load_images(run.parent / "private", role="--private")
     loss = cross_entropy(target(private.floats()), private.labels, reduction="none")
     assert samples["loss"].loc[list(private.ids)].tolist() == pytest.approx(loss.tolist(), rel=1e-4)
     assert "Kind" in twins.report.read_text()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inversight.data import load_folder
+from inversight.data import load_images
 from tests.examples import CountingPixels
 from tests.pipeline.conftest import run_audit
 from tests.pipeline.tiny import TWO
@@ -27,12 +27,12 @@ def test_each_image_is_embedded_and_stored_once(
     assert [f.parent.name for f in made[1:]] == [*names, *([] if holdout else ["control"])]
     samples = {*run.rglob("samples/*.png")}
     assert len({*run.rglob("*.png")} - samples) == sum(len(list(f.rglob("*.png"))) for f in made)
-    images = [load_folder(folder, role="reconstructions", channels=1) for folder in made]
+    images = [load_images(folder, role="reconstructions", channels=1) for folder in made]
     attacks = {name.partition("/")[2].rpartition("-")[0] for name in images[0].ids}
     assert attacks == {"plug-and-play", "mirror-black-box"}
     assert len(images[0]) == 2 * (4 + 3)
     real = ("private", "holdout") if holdout else ("private",)
-    images += [load_folder(tmp_path / role, role=role) for role in real]
+    images += [load_images(tmp_path / role, role=role) for role in real]
     expected = {image.numpy().tobytes() for one in images for image in one.images}
     # Beside them comes a blank image.
     assert {CountingPixels.times[image] for image in expected} == {1}

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from inversight import AuditResult, audit
 from inversight.core.errors import RunError
-from inversight.data import load_folder
+from inversight.data import load_images
 from inversight.models.networks import load_classifier
 from inversight.models.target import target_of
 from inversight.pipeline.triage import EXPECTED, LEARNED, triage_run
@@ -88,7 +88,7 @@ def test_ranks_private_images_by_signals_of_a_target(
         f"triage --private private --target {TARGET} --checkpoint {EARLIER} --out {out}"
     )[0]
     table = pd.read_parquet(out / "triage.parquet").set_index("id")
-    private = load_folder(Path("private"), role="--private")
+    private = load_images(Path("private"), role="--private")
     models = [target_of(load_classifier(Path(n)), n) for n in (TARGET, EARLIER)]
     found = signals(models[0], private, checkpoints=models[1:])
     ranked = table.loc[list(private.ids)]

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
-from inversight.data import ImageSet, load_digits, load_folder
+from inversight.data import ImageSet, load_digits, load_images
 from inversight.risk.twins import find_twins, sketches, unexplained
 
 OLIVETTI = Path(__file__).parents[3] / "shared" / "data" / "olivetti"
@@ -73,7 +73,7 @@ def groups(images: ImageSet) -> dict[str, str]:
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("part", ["private", "holdout"])
 def test_ordinary_faces_are_no_twins(part: str, size: int) -> None:
-    assert groups(load_folder(OLIVETTI / part, role="x", size=size)) == {}
+    assert groups(load_images(OLIVETTI / part, role="x", size=size)) == {}
 
 
 @pytest.mark.parametrize("part", ["private", "holdout"])
@@ -84,7 +84,7 @@ def test_ordinary_digits_are_no_twins(part: str) -> None:
 @needs_faces
 @pytest.mark.parametrize("how", COPIES)
 def test_finds_planted_copies_of_faces_and_nothing_else(how: str) -> None:
-    images = planted = load_folder(OLIVETTI / "private", role="x", size=64)
+    images = planted = load_images(OLIVETTI / "private", role="x", size=64)
     expected = {}
     for i in range(0, len(images), 9):
         name = f"{images.ids[i]}.copy"

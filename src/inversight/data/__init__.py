@@ -8,9 +8,9 @@ from inversight.data.checks import (
     working_size,
 )
 from inversight.data.digits import Digits, load_digits
-from inversight.data.folder import load_folder
 from inversight.data.groups import (
     absolute_group_by,
+    column_rule,
     groups_fingerprint,
     read_group_rule,
     with_groups,
@@ -23,10 +23,12 @@ from inversight.data.images import (
     to_pil,
     write_images,
 )
+from inversight.data.source import load_images, read_splits, split_path
 from inversight.data.splits import split
 
 __all__ = [
     "SIZES", "Digits", "ImageSet", "absolute_group_by", "check_holdout_classes", "check_overlap",
-    "check_size", "groups_fingerprint", "image_set", "join_images", "load_digits", "load_folder",
-    "pixel_hash", "read_group_rule", "split", "to_pil", "with_groups", "working_size", "write_images",
+    "check_size", "column_rule", "groups_fingerprint", "image_set", "join_images", "load_digits",
+    "load_images", "pixel_hash", "read_group_rule", "read_splits", "split", "split_path", "to_pil",
+    "with_groups", "working_size", "write_images",
 ]  # fmt: skip

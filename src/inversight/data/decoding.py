@@ -1,8 +1,11 @@
-"""Reads one image file, which may be damaged or hostile."""
+"""Decodes one image, a file or its bytes, which may be damaged or hostile."""
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,33 +37,50 @@ def formats() -> dict[str, str]:
     }
 
 
-def open_image(file: Path, role: str) -> Image.Image:
-    """Open an image and read its header.
+@cache
+def _known() -> list[str]:
+    """Return the formats that are tried."""
+    return list(dict.fromkeys(formats().values()))
+
+
+def open_image(content: Path | bytes, where: str) -> Image.Image:
+    """Open an image, a file or its bytes, and read its header.
+
+    ``where``: how messages name it, such as "--private a/1.png".
 
     Raises:
         DataError: it cannot be read, is not an image, or declares more than ``MAX_PIXELS``.
     """
     try:
-        if file.stat().st_size == 0:
-            raise DataError(f"{role} {file}: is empty (0 bytes); replace or remove it")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=list(dict.fromkeys(formats().values())))
+        length = len(content) if isinstance(content, bytes) else content.stat().st_size
+        if length == 0:
+            raise DataError(f"{where}: is empty (0 bytes); replace or remove it")
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        image = Image.open(file, formats=_known())
         if image.width * image.height > MAX_PIXELS:
             image.close()
             raise Image.DecompressionBombError
     except (UnidentifiedImageError, SyntaxError, ValueError):
-        raise DataError(f"{role} {file}: is not a readable image; replace or remove it") from None
+        raise DataError(f"{where}: is not a readable image; replace or remove it") from None
     except Image.DecompressionBombError:
         raise DataError(
-            f"{role} {file}: declares more than {MAX_PIXELS / 1e6:.0f} million pixels, which could "
+            f"{where}: declares more than {MAX_PIXELS / 1e6:.0f} million pixels, which could "
             "exhaust memory; shrink or remove it"
         ) from None
     except OSError as error:
         raise DataError(
-            f"{role} {file}: cannot be read ({error.strerror or error}); replace or remove it"
+            f"{where}: cannot be read ({error.strerror or error}); replace or remove it"
         ) from None
     return image
+
+
+@contextmanager
+def quiet_decoding() -> Iterator[None]:
+    """Silence what Pillow warns of without naming the file; not to be entered by several threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -73,8 +93,8 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def decode(file: Path, role: str) -> Image.Image:
-    """Return the whole image of a file, turned upright, as L or RGB.
+def decode(content: Path | bytes, where: str) -> Image.Image:
+    """Return the whole image of a file or its bytes, turned upright, as L or RGB.
 
     Values of more than eight bits are scaled by the range of the file's type: integers by their
     number of bits, floats from [0, 1].
@@ -82,7 +102,7 @@ def decode(file: Path, role: str) -> Image.Image:
     Raises:
         DataError: the file is damaged, or its values have no known range.
     """
-    with open_image(file, role) as image:
+    with open_image(content, where) as image:
         try:
             image.load()
             upright: Image.Image = ImageOps.exif_transpose(image)
@@ -92,10 +112,10 @@ def decode(file: Path, role: str) -> Image.Image:
         except MemoryError:
             raise
         except _UnknownRangeError as error:
-            raise DataError(f"{role} {file}: {error}") from None
+            raise DataError(f"{where}: {error}") from None
         except Exception as error:  # decoders of damaged files raise whatever they trip over
             raise DataError(
-                f"{role} {file}: is damaged or cut short ({one_line(error)}); replace or remove it"
+                f"{where}: is damaged or cut short ({one_line(error)}); replace or remove it"
             ) from None
 
 

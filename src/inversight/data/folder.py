@@ -1,19 +1,15 @@
-"""Reads a folder of images with one subfolder for each class."""
+"""Lists a folder of images with one subfolder for each class."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from inversight.core.errors import DataError
-from inversight.core.progress import Progress, silent
-from inversight.data.decoding import decode, formats, is_grey, open_image, to_tensor
-from inversight.data.images import ImageSet, pixel_hash
+from inversight.data.decoding import formats
+from inversight.data.listing import Listing
 
 _NAMED = 3
 """Files that a warning names; it counts the others."""
@@ -26,50 +22,27 @@ _SYSTEM_NAMES = frozenset(
 """Files and folders of macOS, Windows, Synology and Linux, in lower case."""
 
 
-def load_folder(
-    path: Path, *, role: str, size: int | None = None, channels: int | None = None,
-    labelled: bool = True, limit: int | None = None, progress: Progress = silent,
-    warn: Callable[[str], None] = warnings.warn,
-) -> ImageSet:  # fmt: skip
-    """Read a folder with one subfolder for each class, rows sorted by id.
+def list_folder(path: Path, role: str, *, labelled: bool, limit: int | None) -> Listing:
+    """List the images of a folder with one subfolder for each class.
 
-    Every format that Pillow decodes itself is read. Sizes are checked from the files' headers before
-    anything is decoded. Transparency is laid on white, values are scaled to 8 bits by the range of the
-    file's type, EXIF turns are applied, and of an animation the first frame counts. Hidden files and
-    those of operating systems (``__MACOSX``, ``Thumbs.db``) are skipped.
+    Hidden files and those of operating systems (``__MACOSX``, ``Thumbs.db``) are skipped.
 
     Args:
         path: the folder.
         role: how messages name it, such as "--private".
-        size: bring the shorter side to this many pixels and cut out the centre.
-        channels: 1 or 3; None: 1 if every image is grey.
         labelled: False: class subfolders are optional; images lie in them or beside each other.
-        limit: number of classes to read, in order; None: all.
-        progress: called after each image.
-        warn: called with one line that counts and names files that are left out.
+        limit: number of classes to list, in order; None: all.
 
     Raises:
         DataError: one line that names the folder or file.
     """
     classes, files, left_out = _list_files(path, role, labelled, limit)
-    grey = _check_headers(files, role, size)
-    wanted = channels or (1 if grey else 3)
-    images, hashes = [], []
-    for done, (file, _) in enumerate(files, start=1):
-        pixels = decode(file, role)
-        hashes.append(pixel_hash(pixels))
-        images.append(to_tensor(pixels, size, wanted))
-        progress(done, len(files), role)
-    if left_out:
-        warn(_left_out(left_out, path, role))
-    position = {None: -1} | {name: i for i, name in enumerate(classes)}
-    return ImageSet(
-        images=torch.stack(images),
-        labels=torch.tensor([position[name] for _, name in files]),
-        ids=tuple(file.relative_to(path).as_posix() for file, _ in files),
-        classes=tuple(classes),
-        hashes=tuple(hashes),
-    )
+    paths = [file for file, _ in files]
+    return Listing(
+        path, [file.relative_to(path).as_posix() for file in paths], [label for _, label in files],
+        classes, lambda rows: (paths[row] for row in rows),
+        remarks=(_left_out(left_out, path, role),) if left_out else (),
+    )  # fmt: skip
 
 
 def _list_files(
@@ -81,7 +54,7 @@ def _list_files(
         if not path.is_dir():
             what = "is a file" if path.exists() else "no such folder"
             raise DataError(f"{role} {path}: {what}; {layout}")
-        entries = sorted(p for p in path.iterdir() if not _is_system(p.name))
+        entries = sorted(p for p in path.iterdir() if not is_system(p.name))
         folders = [p for p in entries if p.is_dir()]
         loose, left_out = _images_of(p for p in entries if not p.is_dir())
         inside = {folder: _images_of(_files_below(folder)) for folder in folders[:limit]}
@@ -117,7 +90,7 @@ def _list_files(
     return classes, files, left_out
 
 
-def _is_system(name: str) -> bool:
+def is_system(name: str) -> bool:
     """Return whether a file or folder is hidden or an operating system's own."""
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
@@ -129,9 +102,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
         raise error
 
     for here, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not _is_system(name)]
+        folders[:] = [name for name in folders if not is_system(name)]
         links = [name for name in folders if Path(here, name).is_symlink()]
-        yield from (Path(here, name) for name in files + links if not _is_system(name))
+        yield from (Path(here, name) for name in files + links if not is_system(name))
 
 
 def _images_of(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -160,26 +133,3 @@ def _left_out(files: Sequence[Path], path: Path, role: str) -> str:
         f"read{_kinds(files)}: {', '.join(names[:_NAMED])}{more}"
     )
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _check_headers(files: Sequence[tuple[Path, str | None]], role: str, size: int | None) -> bool:
-    """Check declared sizes; True if every image is grey."""
-    grey, sizes = True, {}
-    for file, _ in files:
-        with open_image(file, role) as image:
-            grey = grey and is_grey(image)
-            sizes[file] = image.size
-    first, expected = next(iter(sizes.items()))
-    for file, found in sizes.items() if size is None else ():
-        shape = f"{found[0]}x{found[1]}"
-        if found[0] != found[1]:
-            raise DataError(
-                f"{role} {file}: is {shape}, expected square images; give --size N to bring every "
-                "image to NxN (shorter side to N, centre cut out)"
-            )
-        if found != expected:
-            raise DataError(
-                f"{role}: mixed sizes, {first} is {expected[0]}x{expected[1]} and {file} is {shape}; "
-                "give --size N to bring every image to NxN"
-            )
-    return grey

@@ -1,4 +1,4 @@
-"""Groups: images of one person, film or burst, named by their path or by a table."""
+"""Groups: images of one person, film or burst, named by their path, a table, or a table's column."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from inversight.core.errors import ConfigError, DataError, one_line
 from inversight.data.images import ImageSet
+from inversight.data.source import read_column
 
 _TABLE = re.compile(r"(?P<file>.+\.csv)(?::(?P<column>[^:/\\]+))?", re.IGNORECASE)
 _COLUMN = "group"
@@ -72,6 +73,28 @@ def read_group_rule(spec: str) -> GroupPattern | GroupTable:
             f"--group-by {spec!r}: expected a table FILE.csv[:COLUMN] or a regular expression such as "
             f"'^[^/]+/person[0-9]+' ({error})"
         ) from None
+
+
+def column_rule(paths: Mapping[str, Path | None], column: str) -> GroupTable | None:
+    """Return the rule of a column of the tables that list the images, None if no table has it.
+
+    ``paths``: by role, "private" and "holdout".
+    """
+    values = {
+        role: read_column(path, f"--{role}", column)
+        for role, path in paths.items()
+        if path is not None
+    }
+    if all(one is None for one in values.values()):
+        return None
+    return GroupTable(
+        column,
+        {
+            (role, name): group
+            for role, one in values.items()
+            for name, group in (one or {}).items()
+        },
+    )
 
 
 def absolute_group_by(spec: str) -> str:

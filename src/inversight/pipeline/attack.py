@@ -108,7 +108,9 @@ def read_pictures(pictures: Path, name: str, *, classes: Sequence[str], channels
     files = pictures_of(pictures, name)
     if not files:
         raise StageError(f"{pictures}: the reconstructions of {name} are gone; start a new run")
-    images = torch.stack([to_tensor(decode(file, name), None, channels) for file in files])
+    images = torch.stack(
+        [to_tensor(decode(file, f"{name} {file}"), None, channels) for file in files]
+    )
     ids = [file.relative_to(pictures).as_posix() for file in files]
     return image_set(images, [file.parent.name for file in files], ids, classes)
 

@@ -17,7 +17,7 @@ from inversight.data import (
     check_overlap,
     check_size,
     load_digits,
-    load_folder,
+    load_images,
     read_group_rule,
     with_groups,
 )
@@ -158,8 +158,8 @@ def read_folder(
     path: Path, role: str, reporter: Reporter, *, size: int | None, channels: int | None = None,
     labelled: bool = True, limit: int | None = None,
 ) -> ImageSet:  # fmt: skip
-    """Read an image folder (:func:`inversight.data.load_folder`), with progress and warnings."""
-    return load_folder(
+    """Read an image folder (:func:`inversight.data.load_images`), with progress and warnings."""
+    return load_images(
         path, role=role, size=size, channels=channels, labelled=labelled, limit=limit,
         progress=reporter.stage(f"reading {role.removeprefix('--')}"), warn=reporter.warn,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from inversight.core.console import Reporter
 from inversight.core.errors import DataError, RunError
 from inversight.core.imaging import to_uint8
 from inversight.core.run import read_manifest
-from inversight.data import ImageSet, absolute_group_by, image_set, load_folder
+from inversight.data import ImageSet, absolute_group_by, image_set, load_images
 from inversight.models.spec import absolute_spec
 from inversight.pipeline.train import PUBLIC_NETWORK
 from inversight.settings import DEFAULT_FDR, AuditSettings, PairMeasure
@@ -122,7 +122,7 @@ def read_images(
         DataError: a folder that cannot be read, or arrays of another shape or type.
     """
     if isinstance(images, (Path, str)):
-        return load_folder(
+        return load_images(
             Path(images), role=role, size=size, channels=channels, limit=limit,
             progress=reporter.stage(role.strip("-")), warn=reporter.warn,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from inversight.core.config import from_mapping
 from inversight.core.device import memory_remedy
 from inversight.core.errors import InputError
 from inversight.core.run import atomic_folder, check_new_folder, write_json
-from inversight.data import ImageSet, load_folder, working_size
+from inversight.data import ImageSet, load_images, working_size
 from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
 from inversight.models.training import TrainedClassifier, rotation_task, train_classifier
 from inversight.pipeline.context import Context
@@ -86,7 +86,7 @@ def train(
     training = from_mapping(Training, given)
     check_new_folder(out, needed_bytes=50_000_000)
     reporter = context.reporter
-    images = load_folder(
+    images = load_images(
         private, role="--private", size=size, progress=reporter.stage("reading"), warn=reporter.warn
     )
     if len(images.classes) < 2:

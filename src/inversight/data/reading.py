@@ -1,0 +1,120 @@
+"""Decodes the images of a listing, in parallel and in bounded memory, into an image set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+
+from inversight.core.errors import DataError
+from inversight.core.progress import Progress
+from inversight.data.decoding import decode, is_grey, open_image, quiet_decoding, to_tensor
+from inversight.data.images import ImageSet, pixel_hash
+from inversight.data.listing import Item, Listing
+
+_AT_ONCE = 32
+"""Images that a thread decodes before it takes others."""
+
+
+def read_listing(
+    listing: Listing, rows: Sequence[int], *, role: str, size: int | None, channels: int | None,
+    progress: Progress,
+) -> ImageSet:  # fmt: skip
+    """Return the images of ``rows``, which ascend, sorted by id.
+
+    Sizes are checked from the headers before anything is decoded.
+
+    Args:
+        role: how messages name the set, such as "--private".
+        size: bring the shorter side to this many pixels and cut out the centre.
+        channels: 1 or 3; None: 1 if every image is grey.
+        progress: called after each image.
+
+    Raises:
+        DataError: naming the first image that does not fit or cannot be decoded.
+    """
+    with quiet_decoding():
+        (width, height), grey = _check_headers(listing, rows, role, size)
+        wanted = channels or (1 if grey else 3)
+        shape = (len(rows), wanted, *((height, width) if size is None else (size, size)))
+        images = torch.empty(shape, dtype=torch.uint8)
+        # Row of the set for each row that is read.
+        by_id = sorted(range(len(rows)), key=lambda k: listing.ids[rows[k]])
+        place = {rows[k]: i for i, k in enumerate(by_id)}
+        hashes = [""] * len(rows)
+
+        def fill(part: list[tuple[int, Item]]) -> int:
+            for row, item in part:
+                pixels = _decode(item, f"{role} {listing.name(row, item)}")
+                hashes[place[row]] = pixel_hash(pixels)
+                images[place[row]] = to_tensor(pixels, size, wanted)
+            return len(part)
+
+        items, done = zip(rows, listing.items(rows), strict=True), 0
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            while some := list(islice(_parts(items), 4 * torch.get_num_threads())):
+                for count in pool.map(fill, some):
+                    done += count
+                    progress(done, len(rows), role)
+    position = {None: -1} | {name: i for i, name in enumerate(listing.classes)}
+    ordered = [rows[k] for k in by_id]
+    return ImageSet(
+        images=images,
+        labels=torch.tensor([position[listing.labels[row]] for row in ordered], dtype=torch.int64),
+        ids=tuple(listing.ids[row] for row in ordered),
+        classes=tuple(listing.classes),
+        hashes=tuple(hashes),
+    )
+
+
+def _parts(items: Iterator[tuple[int, Item]]) -> Iterator[list[tuple[int, Item]]]:
+    while part := list(islice(items, _AT_ONCE)):
+        yield part
+
+
+def _decode(item: Item, where: str) -> Image.Image:
+    return Image.fromarray(item) if isinstance(item, np.ndarray) else decode(item, where)
+
+
+def _check_headers(
+    listing: Listing, rows: Sequence[int], role: str, size: int | None
+) -> tuple[tuple[int, int], bool]:
+    """Check declared sizes; return the first image's width and height, and whether every image is grey."""
+    found: Iterator[tuple[str, tuple[int, int], bool]]
+    if listing.pixels is not None:
+        width, height, is_all_grey = listing.pixels
+        found = iter([(str(listing.source), (width, height), is_all_grey)])
+    else:
+        found = _headers(listing, rows, role)
+    headers = list(found)
+    first, expected, _ = headers[0]
+    for name, (width, height), _ in headers if size is None else ():
+        shape = f"{width}x{height}"
+        if width != height:
+            raise DataError(
+                f"{role} {name}: is {shape}, expected square images; give --size N to bring every "
+                "image to NxN (shorter side to N, centre cut out)"
+            )
+        if (width, height) != expected:
+            raise DataError(
+                f"{role}: mixed sizes, {first} is {expected[0]}x{expected[1]} and {name} is {shape}; "
+                "give --size N to bring every image to NxN"
+            )
+    return expected, all(grey for *_, grey in headers)
+
+
+def _headers(
+    listing: Listing, rows: Sequence[int], role: str
+) -> Iterator[tuple[str, tuple[int, int], bool]]:
+    """Yield the name, the size and whether it is grey of each image."""
+    for row, item in zip(rows, listing.items(rows), strict=True):
+        name = listing.name(row, item)
+        if isinstance(item, np.ndarray):
+            yield name, (item.shape[1], item.shape[0]), item.ndim == 2
+        else:
+            with open_image(item, f"{role} {name}") as image:
+                yield name, image.size, is_grey(image)
