@@ -18,7 +18,7 @@ from typing import Any
 
 from common import finish, parser
 
-TABLES = ("metrics.json", "samples.parquet", "holdout.parquet")
+TABLES = ("metrics.json", "samples.parquet", "holdout.parquet", "exposure.parquet")
 SMALL = {
     "prior.steps": 24,
     "prior.checkpoint_seconds": 0.2,
@@ -26,6 +26,7 @@ SMALL = {
     "target_training.epochs": 5,
     "evaluator_training.epochs": 5,
     "public_training.epochs": 3,
+    "shadows": 4,
 }
 
 
