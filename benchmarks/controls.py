@@ -160,7 +160,7 @@ def _options() -> argparse.Namespace:
         raise SystemExit(f"--parts: expected some of {', '.join(PARTS)}, found {unknown}")
     options.seeds = options.seeds or (2 if options.small else 20)
     options.leak_seeds = options.leak_seeds or (1 if options.small else 5)
-    options.simulations = 20 if options.small else 1000
+    options.simulations = 10 if options.small else 1000
     return options
 
 
