@@ -112,7 +112,8 @@ def test_hostile_files_are_refused_and_never_run(
         assert_refused(f"{name}{file}", "--target", str(file), trust=trust)
     assert not marker.exists()
     if kind in ("torch", "zip"):
-        assert_refused(file, "pickle", "safetensors.torch.save_file", trust=trust)
+        spec = f"timm:resnet18?weights={file}"
+        assert_refused(spec, "pickle", "safetensors.torch.save_file", trust=trust)
 
 
 def test_hostile_file_in_a_folder_is_refused_and_never_run(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_refuses_unknown_timm_names_and_weights_that_do_not_fit(tmp_path: Path) 
     save_file(state, file)
     for wrong, *parts in (
         (f"timm:resnet81?weights={file}", "resnet81", "did you mean resnet"),
-        ("timm:resnet10t", "?weights=FILE.safetensors"),
+        ("timm:resnet10t", "?weights=FILE"),
         (f"timm:resnet10t?weight={file}", "did you mean weights?"),
         (f"timm:resnet10t?weights={tmp_path / 'no.safetensors'}", "no such weights file"),
         (f"timm:resnet14t?weights={file}", str(file), "another network"),
@@ -235,7 +236,7 @@ def test_reads_a_header_whose_length_begins_like_a_pickle(tmp_path: Path) -> Non
     for n in range(0, 256, 8):
         save_file(tensor, file, metadata={"note": "x" * n})
         lengths.add(file.read_bytes()[0])
-        assert_refused(f"torch.nn:Identity?weights={file}", "(2, K)")
+        assert_refused(f"torch.nn:Identity?weights={file}", "(4, K)")
     assert 0x80 in lengths
 
 
@@ -292,9 +293,15 @@ def test_factory_of_colour_images_gets_colour(spec_of: Any) -> None:
 @pytest.mark.parametrize(
     ("made", "parts"),
     [
-        (Answering(lambda logits, x: x), ("(2, K)", "(2, 1, 8, 8)")),
-        (Answering(lambda logits, x: logits.argmax(1)), ("(2, K)", "(2,)")),
-        (Answering(lambda logits, x: [logits]), ("(2, K)", "list")),
+        (Answering(lambda logits, x: x), ("(4, K)", "(4, 1, 8, 8)")),
+        (Answering(lambda logits, x: logits.argmax(1)), ("(4, K)", "(4,)")),
+        (Answering(lambda logits, x: [logits[:, 0]]), ("(4, K)", "list", "(4,)")),
+        (Answering(lambda logits, x: {"features": x}), ("(4, K)", "dict", "(4, 1, 8, 8)")),
+        (Answering(lambda logits, x: None), ("(4, K)", "NoneType")),
+        (Answering(lambda logits, x: 0.0 * logits), ("ignores its input",)),
+        (Answering(lambda logits, x: logits + x.mean()), ("depends on the rest of the batch",)),
+        (Answering(lambda logits, x: logits.squeeze()[:, None].squeeze()), ("one image alone",)),
+        (Small(outputs=4), ("4 outputs", "3 classes", "often a background class")),
         (Answering(lambda logits, x: logits * float("nan")), ("NaN", "--mean")),
         (Answering(lambda logits, x: logits / 0), ("infinity",)),
         (Answering(lambda logits, x: logits.detach()), ("no gradient",)),

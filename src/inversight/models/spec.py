@@ -13,18 +13,21 @@ from inversight.models.target import ACCESS_ORDER, Access
 SERVICE = "endpoint:"
 """How the spec of a service begins: see inversight.attacks.endpoint."""
 
+_SETTINGS = ("weights", "key")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A model as the user names it, and what its file does not say.
 
-    spec: ``timm:NAME?weights=FILE.safetensors``, ``package.module:factory[?weights=FILE]``, a file or
-    folder of a known format, or ``endpoint:URL``. classes: a file with one class name a line, in the
-    order of the model's outputs. mean, std: normalisation of each channel (1 or 3 numbers), instead
-    of the file's. size: height and width of the input, instead of the images' own. trust: whether to
-    load formats whose loading runs code. headers: for a service, ``NAME=VARIABLE`` sends the value of
-    an environment variable as the header NAME. role: the option that error messages name. access: what
-    attackers get of it; None: all that the format gives.
+    spec: ``timm:NAME?weights=FILE``, ``torchvision:NAME?weights=FILE``,
+    ``package.module:factory[?weights=FILE]``, a file or folder of a known format, or ``endpoint:URL``.
+    ``&key=PART`` names the part of a weights file that holds several. classes: a file with one class
+    name a line, in the order of the model's outputs. mean, std: normalisation of each channel (1 or 3
+    numbers), instead of the file's. size: height and width of the input, instead of the images' own.
+    trust: whether to load formats whose loading runs code. headers: for a service, ``NAME=VARIABLE``
+    sends the value of an environment variable as the header NAME. role: the option that error messages
+    name. access: what attackers get of it; None: all that the format gives.
     """
 
     spec: str
@@ -54,16 +57,10 @@ class ModelSpec:
         Raises:
             TargetError: the part behind ``?`` is something else, or the file does not exist.
         """
-        query = self.spec.partition("?")[2]
-        if not query:
+        found = self._settings()
+        if not found:
             return None
-        settings = dict(parse_qsl(query, keep_blank_values=True))
-        for key in settings:
-            if key != "weights":
-                raise self.error(f"unknown setting {key}{nearest(key, ['weights'])}")
-        if not settings:
-            raise self.error("expected ?weights=FILE.safetensors after the name")
-        weights = Path(settings["weights"])
+        weights = Path(found["weights"])
         if not weights.is_file():
             raise self.error(f"{weights}: no such weights file")
         return weights
@@ -78,6 +75,27 @@ class ModelSpec:
         if ACCESS_ORDER.index(wanted) > ACCESS_ORDER.index(given):
             raise self.error(f"gives {given} access only; leave --access {wanted} out")
         return wanted
+
+    @property
+    def key(self) -> str | None:
+        """The part of the weights file that ``&key=PART`` names, None without one.
+
+        Raises:
+            TargetError: as :attr:`weights`.
+        """
+        return self._settings().get("key")
+
+    def _settings(self) -> dict[str, str]:
+        query = self.spec.partition("?")[2]
+        if not query:
+            return {}
+        settings = dict(parse_qsl(query, keep_blank_values=True))
+        for key in settings:
+            if key not in _SETTINGS:
+                raise self.error(f"unknown setting {key}{nearest(key, _SETTINGS)}")
+        if "weights" not in settings:
+            raise self.error("expected ?weights=FILE after the name")
+        return settings
 
     def error(self, reason: str) -> TargetError:
         """Return an error that begins with the option and the spec."""
@@ -110,5 +128,7 @@ def absolute_spec(spec: str) -> str:
     name, separator, query = spec.partition("?")
     if Path(name).exists():
         name = str(Path(name).absolute())
-    files = [(key, str(Path(value).absolute())) for key, value in parse_qsl(query)]
-    return name + separator + "&".join(f"{key}={value}" for key, value in files)
+    parts = []
+    for key, value in parse_qsl(query):
+        parts.append(f"{key}={Path(value).absolute() if key == 'weights' else value}")
+    return name + separator + "&".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversight.core.imaging import fit, normalise
+from inversight.core.imaging import Resizing, fit, normalise, with_channels
 from inversight.data import ImageSet
 from inversight.models.networks import SavedClassifier
 
@@ -35,8 +35,9 @@ ACCESS_ORDER = (Access.LABEL, Access.SCORES, Access.WHITE_BOX)
 class Target:
     """A classifier of images, called with images (N, 1|3, h, w) in [0, 1] of any size.
 
-    Images are resized to ``image_shape`` (C, S, S), the model's input; ``classes`` are its outputs in
-    order. White-box access gives logits (N, K) with gradients; scores access log
+    Images are resized to ``image_shape`` (C, H, W), the model's input, as ``resizing`` says or, without
+    it, bilinearly as a whole. ``classes`` are its outputs in order; ``label_names`` are the names that
+    its file gives them, () if none. White-box access gives logits (N, K) with gradients; scores access log
     probabilities without; label access a one-hot of the predicted class. ``outputs`` changes
     probabilities (N, K) before they are given out, in scores access alone. ``before`` is called with
     the number of images of each query and may refuse by raising.
@@ -51,6 +52,8 @@ class Target:
     access: Access = Access.WHITE_BOX
     outputs: Callable[[Tensor], Tensor] | None = None
     before: Callable[[int], None] | None = None
+    resizing: Resizing | None = None
+    label_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +68,10 @@ class Target:
         if self.before is not None:
             self.before(len(images))
         channels, height, width = self.image_shape
-        x = fit(images, size=(height, width), channels=channels)
+        if self.resizing is None:
+            x = fit(images, size=(height, width), channels=channels)
+        else:
+            x = self.resizing(with_channels(images, channels), (height, width))
         white_box = self.access is Access.WHITE_BOX
         with torch.set_grad_enabled(white_box and torch.is_grad_enabled()):
             logits: Tensor = self.module(normalise(x, self.mean, self.std))
@@ -111,4 +117,5 @@ def describe_target(target: Target) -> dict[str, Any]:
         "image_shape": list(target.image_shape),
         "mean": list(target.mean),
         "std": list(target.std),
+        "resizing": None if target.resizing is None else asdict(target.resizing),
     }

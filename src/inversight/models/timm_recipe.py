@@ -13,14 +13,15 @@ from inversight.core.progress import Progress, silent
 from inversight.core.seeding import derive_seed, generator
 from inversight.data import ImageSet
 from inversight.models.function_recipe import fault_of
-from inversight.models.loaders.base import load_weights, read_safetensors
 from inversight.models.loaders.timm import (
     build_network,
     layers_of,
     network_config,
     normalisation,
+    timm_weights,
     weight_shape,
 )
+from inversight.models.loaders.weights import load_weights
 from inversight.models.own_training import own_random_state
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
@@ -104,11 +105,11 @@ class TimmRecipe:
         model, (channels, size, _) = self.model, self.image_shape
         config, weights = network_config(model), None
         if model.weights is not None:
-            weights = read_safetensors(model.weights, model)
+            weights, _ = timm_weights(model.weights, config, model)
             channels = weight_shape(model, weights, config, "first_conv")[1]
         with own_random_state(derive_seed(seed, "start") % 2**32, torch.device("cpu")):
             module = build_network(
-                model, num_classes=len(images.classes), channels=channels, size=size
+                model, num_classes=len(images.classes), channels=channels, size=(size, size)
             )
         skipped: tuple[str, ...] = ()
         if weights is not None:

@@ -116,7 +116,7 @@ def adapt(
     start = given_prior.prior
     check_adaptable(start, prior)
     channels, size, _ = start.image_shape
-    target = load_target_for(given_prior, model)
+    target = load_target_for(given_prior, model, reporter)
     check_arm(arm, target)
     images = read_folder(public, "--public", reporter, size=size, channels=channels, labelled=False)
     facts = {

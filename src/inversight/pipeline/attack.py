@@ -27,6 +27,7 @@ from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.control import control_truncation
 from inversight.attacks.files import PICTURES
 from inversight.core.config import build, merge
+from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy
 from inversight.core.errors import ConfigError, StageError
 from inversight.core.run import atomic_folder, check_new_folder, write_json
@@ -142,7 +143,7 @@ def build_attack(spec: str | dict[str, Any]) -> tuple[str, Attack]:
     return name, attack
 
 
-def load_target_for(prior: PriorFile, model: ModelSpec) -> Target:
+def load_target_for(prior: PriorFile, model: ModelSpec, reporter: Reporter) -> Target:
     """Load the target; a model that takes any size is given the size of the prior's images.
 
     Raises:
@@ -154,7 +155,7 @@ def load_target_for(prior: PriorFile, model: ModelSpec) -> Target:
             f"--endpoint-header: is for a service, and --target {model.spec} is none; leave it out"
         )
     channels, size, _ = prior.prior.image_shape
-    target = load_target(model, classes=(), size=size, channels=channels)
+    target = load_target(model, classes=(), size=size, channels=channels, warn=reporter.warn)
     check_channels(
         prior.prior,
         prior.file,
@@ -196,7 +197,7 @@ def attack(
             service.check()
             target, endpoint = connect(given_prior, model, reporter)
         else:
-            target = load_target_for(given_prior, model).to(context.device)
+            target = load_target_for(given_prior, model, reporter).to(context.device)
         attacked = given_prior.prior.to(context.device)
         check_fits(built, target, attacked)
         labels = torch.arange(min(limit or target.num_classes, target.num_classes))

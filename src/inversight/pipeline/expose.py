@@ -129,7 +129,7 @@ def expose_models(
         images = join_images(plan.inputs.private, plan.inputs.holdout)
         trained = read_models(Path(models), images.ids)
         for one in trained:
-            one.load(plan)
+            one.load(plan, reporter.warn)
         return execute(plan, opened, reporter, trained)
 
 

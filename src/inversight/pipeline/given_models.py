@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor
@@ -32,14 +33,14 @@ class TrainedModel:
         """Return a name for what is measured of the model, another one if anything about it has changed."""
         facts = hashlib.sha256(self.spec.encode())
         path, _, query = self.spec.partition("?")
-        for file in (path, query.removeprefix("weights=")):
+        for file in (path, dict(parse_qsl(query)).get("weights", "")):
             if file and Path(file).exists():
                 facts.update(repr(_versions(Path(file))).encode())
         facts.update(self.members.numpy().tobytes())
         return f"{facts.hexdigest()[:16]}.safetensors"
 
-    def load(self, plan: Plan) -> Target:
-        """Return the model, read as the audit's target is.
+    def load(self, plan: Plan, warn: Callable[[str], None] = lambda text: None) -> Target:
+        """Return the model, read as the audit's target is; ``warn`` gets what is seldom meant.
 
         Raises:
             TargetError: wrong in any way.
@@ -50,7 +51,7 @@ class TrainedModel:
             role="--models",
         )  # fmt: skip
         found = load_target(
-            model, classes=private.classes, size=private.size, channels=private.channels
+            model, classes=private.classes, size=private.size, channels=private.channels, warn=warn
         )
         if found.classes != private.classes:
             raise model.error(

@@ -70,7 +70,8 @@ def read_inputs(
             "--private: has one class; a classifier needs at least two (is the folder one level "
             "too deep?)"
         )
-    evaluator = load_evaluator(settings, inputs.private)
+    log = Log(reporter)
+    evaluator = load_evaluator(settings, inputs.private, log)
     if evaluator and inputs.target and evaluator.classes != inputs.target.classes:
         raise InputError(
             "--evaluator and --target have different classes or class orders; give the order "
@@ -79,13 +80,16 @@ def read_inputs(
     classes, given = (inputs.target or inputs.private).classes, inputs.holdout
     return replace(
         inputs,
+        warnings=(*inputs.warnings, *log.warnings),
         private=inputs.private.relabel(classes, role="--private"),
         holdout=None if given is None else given.relabel(classes, role="--holdout"),
         evaluator=evaluator,
     )
 
 
-def load_evaluator(given: AuditSettings | ScoreSettings, private: ImageSet) -> Target | None:
+def load_evaluator(
+    given: AuditSettings | ScoreSettings, private: ImageSet, reporter: Reporter
+) -> Target | None:
     """Return the evaluator that ``given`` names, for images like the private ones; None without one.
 
     Raises:
@@ -96,7 +100,10 @@ def load_evaluator(given: AuditSettings | ScoreSettings, private: ImageSet) -> T
     model = ModelSpec(
         given.evaluator, classes=given.classes, trust=given.trust_target, role="--evaluator"
     )
-    return load_target(model, classes=private.classes, size=private.size, channels=private.channels)
+    return load_target(
+        model, classes=private.classes, size=private.size, channels=private.channels,
+        warn=reporter.warn,
+    )  # fmt: skip
 
 
 def _read_folders(
@@ -134,7 +141,9 @@ def _read_folders(
             settings.target, classes=settings.classes, mean=settings.mean, std=settings.std,
             size=settings.size, trust=settings.trust_target,
         )  # fmt: skip
-        target = load_target(model, classes=private.classes, size=private.size, channels=channels)
+        target = load_target(
+            model, classes=private.classes, size=private.size, channels=channels, warn=log.warn
+        )
     grouped = ""
     if rule is not None:
         real = {r.removeprefix("--"): s for r, s in sets.items() if r != "--public"}

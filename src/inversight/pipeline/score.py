@@ -262,7 +262,7 @@ class _Scoring:
             check_holdout_classes(holdout, private.classes, "--holdout", needed=attacked)
             allow = settings.allow_overlap
             check_overlap(private, holdout, ("--private", "--holdout"), allow=allow)
-        evaluator = load_evaluator(settings, private)
+        evaluator = load_evaluator(settings, private, self.log)
         order = private.classes if evaluator is None else evaluator.classes
         images = _Compared(
             private.relabel(order, role="--private"),

@@ -122,7 +122,13 @@ def triage_private(
     samples = _ledger(learn_from) if learn_from is not None else None
     images = read_folder(private, "--private", reporter, size=model.size)
     target, *earlier = (
-        load_target(m, classes=images.classes, size=images.size, channels=images.channels)
+        load_target(
+            m,
+            classes=images.classes,
+            size=images.size,
+            channels=images.channels,
+            warn=reporter.warn,
+        )
         for m in (model, *(replace(model, spec=c, role="--checkpoint") for c in checkpoints))
     )
     images = images.relabel(target.classes, role="--private")

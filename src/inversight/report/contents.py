@@ -223,7 +223,7 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(one, str):
             # Of 'package.module:factory?weights=FILE' the code may be named, the file may not.
             _, mark, query = one.partition("?")
-            path = query.partition("=")[2] if mark else one
+            path = query.partition("=")[2].partition("&")[0] if mark else one
             names_code = ":" in path and not Path(path).is_absolute() and not Path(path).exists()
             if path and not names_code and path not in _NOT_PATHS:
                 paths.add(path)

@@ -1,19 +1,14 @@
-"""What every loader returns, and weights that are read without unpickling."""
+"""What every loader returns."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from inversight.core.checkpoints import read_tensors
-from inversight.core.errors import one_line
-from inversight.models.spec import ModelSpec
+from inversight.core.imaging import Resizing
 from inversight.models.target import Access
 
 CONVERT = (
@@ -25,18 +20,23 @@ CONVERT = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model as its file gave it; ``channels`` None: to be found by calling it.
+    """A model as its file gave it.
 
-    access: the most that the format gives.
+    size: height and width of its input. channels: 1 or 3, None: to be found by calling it. mean, std:
+    normalisation of images in [0, 1]. classes: names of its outputs, () if the file names none. resizing:
+    how images come to its input, None: bilinearly as a whole. access: the most that it can give. notes:
+    what the user should know, a sentence each.
     """
 
     module: nn.Module
-    size: int
+    size: tuple[int, int]
     channels: int | None
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
+    resizing: Resizing | None = None
     access: Access = Access.WHITE_BOX
+    notes: tuple[str, ...] = ()
 
 
 def in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch: int | None) -> Tensor:
@@ -49,43 +49,3 @@ def in_batches(call: Callable[[Tensor], Tensor], x: Tensor, batch: int | None) -
         whole = torch.cat([part, part[-1:].expand(missing, *x.shape[1:])]) if missing else part
         parts.append(call(whole)[: len(part)])
     return torch.cat(parts)
-
-
-def read_safetensors(path: Path, model: ModelSpec) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name; nothing is unpickled.
-
-    Raises:
-        TargetError: it is not a whole safetensors file.
-    """
-    try:
-        return read_tensors(path)[1]
-    except (SafetensorError, OSError) as error:
-        with path.open("rb") as file:
-            head = file.read(16)
-        # Tested only now: a good file begins with its header's length, which can look like a pickle.
-        if zipfile.is_zipfile(path) or _is_pickle(head):
-            raise model.error(
-                f"{path} is a pickle or an archive that may hold one, which can run code when "
-                f"loaded; {CONVERT}"
-            ) from None
-        raise model.error(f"{path} is not a whole safetensors file ({one_line(error)})") from None
-
-
-def _is_pickle(head: bytes) -> bool:
-    return head[:1] == b"\x80" or head.startswith((b"(dp", b"c", b"]q", b"}q"))
-
-
-def load_weights(module: nn.Module, found: dict[str, Tensor], model: ModelSpec) -> None:
-    """Load tensors into a network.
-
-    Raises:
-        TargetError: a tensor is missing, superfluous or of another shape.
-    """
-    try:
-        module.load_state_dict(found)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:240]
-        raise model.error(
-            f"{model.weights} does not fit the network ({reason}); does it belong to another network, "
-            "or to other classes?"
-        ) from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inversight.models.loaders.base import LoadedModel, read_safetensors
+from inversight.models.loaders.base import LoadedModel
+from inversight.models.loaders.weights import read_parts
 from inversight.models.networks import load_classifier
 from inversight.models.spec import ModelSpec
 
@@ -16,7 +17,9 @@ def load_saved(path: Path, model: ModelSpec) -> LoadedModel:
         TargetError: the file is missing, damaged, or was not written by ``inversight train``.
     """
     if path.is_file():
-        read_safetensors(path, model)
+        read_parts(path, model)  # says what a pickle with this suffix is
     saved = load_classifier(path)
-    channels, size, _ = saved.image_shape
-    return LoadedModel(saved.module, size, channels, saved.mean, saved.std, saved.classes)
+    channels, height, width = saved.image_shape
+    return LoadedModel(
+        saved.module, (height, width), channels, saved.mean, saved.std, saved.classes
+    )

@@ -26,7 +26,7 @@ _TYPES = {
 """Types of the input, as onnxruntime names them."""
 
 
-def load_onnx(path: Path, model: ModelSpec, *, size: int) -> LoadedModel:
+def load_onnx(path: Path, model: ModelSpec, *, size: tuple[int, int]) -> LoadedModel:
     """Read the graph, its layout, input size and batch size, on one thread of the CPU.
 
     Pixels are given to the graph in [0, 1], less mean and divided by std; to a graph of bytes as 0 to
@@ -65,17 +65,15 @@ def load_onnx(path: Path, model: ModelSpec, *, size: int) -> LoadedModel:
     layout = layout_of(graph.graph, images.name, images.shape)
     batch, *dims = (one if isinstance(one, int) and one > 0 else None for one in images.shape)
     channels, height, width = dims if layout == "NCHW" else (dims[2], dims[0], dims[1])
-    side = height or width or size
-    if width not in (None, side) or channels not in (None, 1, 3):
-        raise model.error(
-            f"expected square images of 1 or 3 channels, found input {images.shape} ({layout})"
-        )
-    if model.size not in (None, side):
-        raise model.error(f"takes {side}x{side} images; give --size {side}")
+    shape = (height or size[0], width or size[1])
+    if channels not in (None, 1, 3):
+        raise model.error(f"expected images of 1 or 3 channels, found {images.shape} ({layout})")
+    if model.size is not None and size != shape:
+        raise model.error(f"takes {shape[0]}x{shape[1]} images; give --size {shape[0]}")
     if _TYPES[images.type] is torch.uint8 and (model.mean or model.std):
         raise model.error("takes bytes and normalises them itself; leave --mean and --std out")
     module = OnnxNetwork(session, layout, batch, _TYPES[images.type])
-    return LoadedModel(module, side, channels, access=Access.SCORES)
+    return LoadedModel(module, shape, channels, access=Access.SCORES)
 
 
 class OnnxNetwork(nn.Module):

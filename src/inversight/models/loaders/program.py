@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from inversight.core.errors import one_line
-from inversight.models.loaders.base import CONVERT, LoadedModel, in_batches
+from inversight.models.loaders.base import LoadedModel, in_batches
+from inversight.models.loaders.weights import is_pickle, read_parts
 from inversight.models.spec import ModelSpec
 
 
-def load_program(path: Path, model: ModelSpec, *, size: int) -> LoadedModel:
+def load_program(path: Path, model: ModelSpec, *, size: tuple[int, int]) -> LoadedModel:
     """Load the program if ``model.trust`` allows it; an exported one has a size of its own.
 
     Raises:
@@ -21,9 +22,16 @@ def load_program(path: Path, model: ModelSpec, *, size: int) -> LoadedModel:
     """
     kind = _kind(path)
     if kind is None:
+        if is_pickle(path):
+            read_parts(path, model)
+            raise model.error(
+                "holds weights without their network; name it, as in "
+                f"timm:resnet18?weights={path}, torchvision:resnet18?weights={path} or "
+                f"package.module:factory?weights={path}"
+            )
         raise model.error(
-            "is a pickle or of an unknown kind and is not loaded, since a pickle can run code; "
-            + CONVERT
+            "is of an unknown kind; expected safetensors, a PyTorch checkpoint behind ?weights=, "
+            "TorchScript or torch.export"
         )
     if not model.trust:
         raise model.error(
@@ -37,11 +45,12 @@ def load_program(path: Path, model: ModelSpec, *, size: int) -> LoadedModel:
         program = torch.export.load(path)
     except Exception as error:
         raise model.error(f"could not be loaded as {kind} ({one_line(error)})") from error
-    batch, channels, side, _ = _input_shape(program, model)
-    if model.size is not None and model.size != side:
-        raise model.error(f"was exported for {side}x{side} images; give --size {side}")
+    batch, channels, height, width = _input_shape(program, model)
+    if model.size is not None and size != (height, width):
+        raise model.error(f"was exported for {height}x{width} images; give --size {height}")
     fixed = batch if isinstance(batch, int) else None
-    return LoadedModel(_Exported(program.module(), fixed), int(side), int(channels))
+    shape = (int(height), int(width))
+    return LoadedModel(_Exported(program.module(), fixed), shape, int(channels))
 
 
 def _kind(path: Path) -> str | None:

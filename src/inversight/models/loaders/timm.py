@@ -1,20 +1,22 @@
-"""``timm:NAME?weights=FILE.safetensors``: a network of timm with weights of one's own."""
+"""``timm:NAME?weights=FILE``: a network of timm with weights of one's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from inversight.core.config import nearest
-from inversight.models.loaders.base import LoadedModel, load_weights, read_safetensors
+from inversight.models.loaders.base import LoadedModel
+from inversight.models.loaders.weights import load_weights, read_weights
 from inversight.models.spec import ModelSpec
 
 PREFIX = "timm:"
 
 
-def load_timm(model: ModelSpec, *, size: int) -> LoadedModel:
+def load_timm(model: ModelSpec, *, size: tuple[int, int]) -> LoadedModel:
     """Build the network for as many classes and channels as its weights have.
 
     Raises:
@@ -22,15 +24,23 @@ def load_timm(model: ModelSpec, *, size: int) -> LoadedModel:
     """
     name = model.name.removeprefix(PREFIX)
     if model.weights is None:
-        raise model.error(f"needs its trained weights, as {PREFIX}{name}?weights=FILE.safetensors")
-    weights = read_safetensors(model.weights, model)
+        raise model.error(f"needs its trained weights, as {PREFIX}{name}?weights=FILE")
     config = network_config(model)
+    weights, note = timm_weights(model.weights, config, model)
     num_classes = weight_shape(model, weights, config, "classifier")[0]
     channels = weight_shape(model, weights, config, "first_conv")[1]
     module = build_network(model, num_classes=num_classes, channels=channels, size=size)
     load_weights(module, weights, model)
     mean, std = normalisation(config, channels)
-    return LoadedModel(module, size, channels, mean, std)
+    return LoadedModel(module, size, channels, mean, std, notes=(note,) if note else ())
+
+
+def timm_weights(
+    file: Path, config: Mapping[str, Any], model: ModelSpec
+) -> tuple[dict[str, Tensor], str | None]:
+    """Return the network's tensors in the file, and a note of what was left out."""
+    first = [layers_of(config, field)[0] for field in ("classifier", "first_conv")]
+    return read_weights(file, [frozenset({f"{layer}.weight"}) for layer in first], model)
 
 
 def network_config(model: ModelSpec) -> dict[str, Any]:
@@ -81,7 +91,9 @@ def normalisation(
     return mean, std
 
 
-def build_network(model: ModelSpec, *, num_classes: int, channels: int, size: int) -> nn.Module:
+def build_network(
+    model: ModelSpec, *, num_classes: int, channels: int, size: tuple[int, int]
+) -> nn.Module:
     """Return the network with random weights, drawn from PyTorch's random state.
 
     Raises:
