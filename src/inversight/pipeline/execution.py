@@ -26,6 +26,7 @@ from inversight.core.run import (
 )
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding
+from inversight.models.class_order import LOW_ACCURACY, accuracy_line, low_accuracy
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Access, Target, accuracy_on, describe_target, target_of
 from inversight.pipeline.adapt import adaptation_stage, describe_adaptation, guidance_metric
@@ -58,7 +59,6 @@ from inversight.report.contents import ExposureItem
 from inversight.settings import Training
 
 METRICS_FILE = "metrics.json"
-LOW_TARGET_ACCURACY = 0.7
 LOW_EVALUATOR_ACCURACY = 0.6
 
 
@@ -233,12 +233,10 @@ class _Audit:
             "target", self.inputs.target, self.settings.target_training,
             on="private", images=self.inputs.private,
         )  # fmt: skip
-        if accuracy is not None and accuracy < LOW_TARGET_ACCURACY:
-            self.log.warn(
-                f"the target puts only {accuracy:.0%} of the private images in their class; usual "
-                "causes: class order (--classes), normalisation (--mean / --std), input size "
-                "(--size). An audit of a model that is called wrongly means nothing"
-            )
+        if accuracy is not None:
+            self.log.reporter.say(accuracy_line(accuracy))
+        if accuracy is not None and accuracy < LOW_ACCURACY:
+            self.log.warn(low_accuracy(target, self.inputs.private, accuracy))
         return target
 
     def evaluator(self) -> Target:

@@ -20,6 +20,7 @@ from inversight.core.device import pick_device
 from inversight.core.errors import InputError, RunError
 from inversight.core.run import atomic_folder, check_new_folder, names_behind, write_json
 from inversight.core.seeding import generator
+from inversight.models.class_order import LOW_ACCURACY, accuracy_line, low_accuracy
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.pipeline.inputs import read_folder
@@ -142,6 +143,11 @@ def triage_private(
         target.to(where), images, checkpoints=tuple(one.to(where) for one in earlier),
         progress=reporter.stage("signals"),
     )  # fmt: skip
+    if "margin" in found.values:
+        accuracy = float((found.values["margin"] > 0.0).double().mean())
+        reporter.say(accuracy_line(accuracy))
+        if accuracy < LOW_ACCURACY:
+            reporter.warn(low_accuracy(target.to(where), images, accuracy))
     table = signals_table(found, images, find_twins(images, progress=reporter.stage("twins")))
     notes = [f"No {name}: {reason}." for name, reason in found.missing.items()]
     values = signals_of(table)
