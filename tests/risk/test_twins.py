@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from inversight.data import ImageSet, load_digits, load_images
-from inversight.risk.twins import find_twins, sketches, unexplained
+from inversight.risk.twins import find_near_copies, find_twins, sketches, unexplained
 
 OLIVETTI = Path(__file__).parents[3] / "shared" / "data" / "olivetti"
 needs_faces = pytest.mark.skipif(not OLIVETTI.is_dir(), reason=f"no Olivetti faces at {OLIVETTI}")
@@ -206,3 +206,44 @@ def test_classes_of_one_image_have_no_twins() -> None:
     found = find_twins(noise(3, classes=3))
     assert found.group.tolist() == [-1, -1, -1]
     assert found.ordinary is None and found.threshold == 0.0
+
+
+def halves(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    rows = torch.arange(len(images))
+    return images.select(rows[::2]), images.select(rows[1::2])
+
+
+@pytest.mark.parametrize("copy", ["brighter", "darker", "right", "up", "diagonal", "jpeg"])
+def test_near_copies_in_another_set_are_found_whatever_their_class(copy: str) -> None:
+    first, second = halves(noise(24))
+    changed = COPIES[copy](first.images[3])
+    other = with_copy(
+        with_copy(second, 0, changed), 1, COPIES["brighter"](first.images[8]), "zzz.png"
+    )
+    found = find_near_copies(first, other)
+    assert set(found.pairs) == {(3, 12), (8, 13)} and found.compared == (12, 14)
+    assert find_near_copies(first, second).pairs == ()
+
+
+def test_near_copies_are_those_that_twins_are() -> None:
+    """The two searches agree on a pair of one class, and an exact copy is no near-copy."""
+    images = load_digits(seed=0).private
+    changed = COPIES["brighter"](images.images[5])
+    together = find_twins(with_copy(images, 5, changed))
+    other = replace(
+        images.select(torch.tensor([5, 7])), images=torch.stack([changed, images.images[7]]),
+        hashes=("changed", images.hashes[7]),
+    )  # fmt: skip
+    assert together.group[5] == together.group[-1] >= 0
+    assert find_near_copies(images, other).pairs == ((5, 0),)
+
+
+def test_many_pairs_are_thinned_evenly() -> None:
+    first, second = halves(noise(600))
+    found = find_near_copies(first, second.select(torch.arange(20)), most_pairs=1000)
+    assert found.compared == (50, 20)
+    assert find_near_copies(first, second, most_pairs=1600).compared == (40, 40)
+    assert find_near_copies(first.select(torch.arange(3)), second, most_pairs=300).compared == (
+        3,
+        100,
+    )

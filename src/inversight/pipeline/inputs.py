@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from inversight.core.console import Log, Reporter
-from inversight.core.errors import InputError
+from inversight.core.errors import ConfigError, InputError
 from inversight.data import (
     ImageSet,
     check_holdout_classes,
     check_overlap,
     check_size,
+    column_rule,
     load_digits,
     load_images,
     read_group_rule,
+    read_splits,
+    split_path,
     with_groups,
 )
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
 from inversight.pipeline.score_inputs import ScoreSettings
+from inversight.risk.twins import find_near_copies
 from inversight.settings import AuditSettings
+
+_NAMED = 3
+"""Near-copies that a warning names; it counts the others."""
+
+_BECAUSE = {
+    ("--private", "--holdout"): "a holdout like that hides a leak",
+    ("--private", "--public"): "an attacker who has them needs no model",
+    ("--holdout", "--public"): "reconstructions come near the holdout without a leak",
+}
+"""What near-copies between two sets do."""
+
+_SPLIT_ROLES = {
+    "private": ("train", "training", "private"),
+    "holdout": ("test", "testing", "t10k", "holdout"),
+    "public": ("val", "valid", "validation", "dev", "public"),
+}
+"""Names of splits, in lower case, that tell whose images they are."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,61 @@ def read_inputs(
     )
 
 
+def with_splits(settings: AuditSettings) -> tuple[AuditSettings, tuple[str, ...]]:
+    """Return settings whose images are splits of ``data`` where they were not given, and warnings.
+
+    Raises:
+        ConfigError: a split that is not there, or no private or public images.
+    """
+    path = settings.data
+    if path is None:
+        return settings, ()
+    where = f"--data {path}"
+    found = read_splits(path, "--data")
+    roles = _split_roles(settings.splits, found, where)
+    paths = {role: split_path(path, names, "--data") for role, names in roles.items() if names}
+    given = {name: getattr(settings, name) for name in _SPLIT_ROLES}
+    chosen: dict[str, Any] = {name: given[name] or paths.get(name) for name in _SPLIT_ROLES}
+    for name in ("private", "public"):
+        if chosen[name] is None:
+            raise ConfigError(
+                f"{where}: has no split for --{name} images ({', '.join(_SPLIT_ROLES[name])}); it has "
+                f"{', '.join(found) or 'no splits'}: say which with --splits {name}=SPLIT, or give "
+                f"--{name}"
+            )
+    used = {s for role, names in roles.items() if given[role] is None for s in names}
+    unused = [name for name in found if name not in used]
+    warnings = [f"{where}: split(s) {', '.join(unused)} are not used"] if unused else []
+    return replace(settings, data=None, splits=None, **chosen), tuple(warnings)
+
+
+def _split_roles(rule: str | None, found: Sequence[str], where: str) -> dict[str, list[str]]:
+    """Return the splits of each role, by the ``rule`` that --splits gives or by their usual names."""
+    if rule is None:
+        return {
+            role: [name for name in found if name.lower() in names]
+            for role, names in _SPLIT_ROLES.items()
+        }
+    roles: dict[str, list[str]] = {}
+    for part in rule.split(","):
+        role, _, names = part.partition("=")
+        if role not in _SPLIT_ROLES or not names or role in roles:
+            raise ConfigError(
+                f"--splits {rule}: expected private=SPLIT, holdout=SPLIT and public=SPLIT with commas "
+                "between them, SPLIT+SPLIT for more than one"
+            )
+        roles[role] = names.split("+")
+    named = [name for names in roles.values() for name in names]
+    for name in named:
+        if name not in found:
+            raise ConfigError(
+                f"--splits {rule}: {where} has no split {name}; it has {', '.join(found) or 'none'}"
+            )
+        if named.count(name) > 1:
+            raise ConfigError(f"--splits {rule}: {name} is named twice; each split has one role")
+    return roles
+
+
 def load_evaluator(
     given: AuditSettings | ScoreSettings, private: ImageSet, reporter: Reporter
 ) -> Target | None:
@@ -111,7 +188,10 @@ def _read_folders(
     public_size: int | None,
 ) -> Inputs:  # fmt: skip
     log = Log(reporter)
-    rule = None if settings.group_by is None else read_group_rule(settings.group_by)
+    rule = None
+    if settings.group_by is not None:
+        tables = {"private": private_path, "holdout": settings.holdout}
+        rule = column_rule(tables, settings.group_by) or read_group_rule(settings.group_by)
     private = read_folder(private_path, "--private", log, size=settings.size, limit=settings.limit)
     if settings.target is None:
         check_size(private.size, given=settings.size is not None)
@@ -135,6 +215,7 @@ def _read_folders(
             f"{shared} image(s) are in more than one of private, holdout and public "
             "(--allow-overlap was given): the figures do not measure leakage"
         )
+    warn_of_near_copies(sets, log)
     target = None
     if settings.target is not None:
         model = ModelSpec(
@@ -172,6 +253,31 @@ def read_folder(
         path, role=role, size=size, channels=channels, labelled=labelled, limit=limit,
         progress=reporter.stage(f"reading {role.removeprefix('--')}"), warn=reporter.warn,
     )  # fmt: skip
+
+
+def warn_of_near_copies(sets: Mapping[str, ImageSet], log: Reporter) -> None:
+    """Warn of images that two sets have almost in common; ``sets`` by role, such as "--private".
+
+    Exact copies are refused elsewhere (:func:`inversight.data.check_overlap`).
+    """
+    known = [role for role in ("--private", "--holdout", "--public") if role in sets]
+    for role, other in combinations(known, 2):
+        first, second = sets[role], sets[other]
+        found = find_near_copies(first, second, progress=log.stage("near-copies"))
+        if found.pairs:
+            shown = ", ".join(
+                f"{first.ids[i]} and {second.ids[j]}" for i, j in found.pairs[:_NAMED]
+            )
+            more = f" and {len(found.pairs) - _NAMED} more" if len(found.pairs) > _NAMED else ""
+            log.warn(
+                f"{role} and {other} have {len(found.pairs)} near-copies, such as frames of a film or one "
+                f"picture saved twice: {shown}{more}; {_BECAUSE[role, other]}; keep each on one side"
+            )
+        if found.compared != (len(first), len(second)):
+            log.warn(
+                f"near-copies were sought among {found.compared[0]:,} of {len(first):,} {role} and "
+                f"{found.compared[1]:,} of {len(second):,} {other} images"
+            )
 
 
 def keep_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:

@@ -30,7 +30,7 @@ from inversight.models.recipes import Recipe, load_recipe
 from inversight.models.target import Target
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.evaluation import check_pairs
-from inversight.pipeline.inputs import Inputs, read_inputs
+from inversight.pipeline.inputs import Inputs, read_inputs, with_splits
 from inversight.pipeline.result import thresholds
 from inversight.pipeline.score_inputs import anchored
 from inversight.pipeline.timing import untrained_target
@@ -89,6 +89,7 @@ class Plan:
         Raises:
             InputError: the first thing wrong; nothing has been written.
         """
+        settings, warnings = with_splits(settings)
         device = pick_device(settings.device)
         attacks: dict[str, Attack] = {}
         for spec in settings.attack:
@@ -109,7 +110,10 @@ class Plan:
                 # Find missing weights and broken classes before anything that takes long.
                 named_embedding(name, use="distance", role=role, size=8)
         size = prior.prior.image_shape[1] if isinstance(prior, PriorFile) else None
+        for text in warnings:
+            reporter.warn(text)
         inputs = read_inputs(settings, reporter, size)
+        inputs = replace(inputs, warnings=(*warnings, *inputs.warnings))
         if isinstance(prior, PriorFile):
             word = COLOURS[prior.prior.image_shape[0]]
             check_channels(

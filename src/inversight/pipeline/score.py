@@ -22,7 +22,12 @@ from inversight.models.networks import FILE_NAME, SavedClassifier, save_classifi
 from inversight.models.target import Target
 from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import check_classes, check_pairs, evaluate
-from inversight.pipeline.inputs import keep_classes, load_evaluator, read_folder
+from inversight.pipeline.inputs import (
+    keep_classes,
+    load_evaluator,
+    read_folder,
+    warn_of_near_copies,
+)
 from inversight.pipeline.metrics import Scored
 from inversight.pipeline.plan import check_unchanged
 from inversight.pipeline.report import report_stage
@@ -262,6 +267,7 @@ class _Scoring:
             check_holdout_classes(holdout, private.classes, "--holdout", needed=attacked)
             allow = settings.allow_overlap
             check_overlap(private, holdout, ("--private", "--holdout"), allow=allow)
+            warn_of_near_copies({"--private": private, "--holdout": holdout}, self.log)
         evaluator = load_evaluator(settings, private, self.log)
         order = private.classes if evaluator is None else evaluator.classes
         images = _Compared(

@@ -24,7 +24,7 @@ from inversight.settings import DEFAULT_FDR, AuditSettings, PairMeasure
 Arrays = tuple[Any, Any]
 """Images (N, C, H, W), uint8 or floats in [0, 1], and their N labels, numbers or names."""
 Images = Path | str | ImageSet | Arrays
-"""A folder with one subfolder for each class, or images in memory."""
+"""A folder or file that :func:`inversight.data.load_images` reads, or images in memory."""
 
 
 @settings
@@ -32,15 +32,15 @@ class ScoreSettings:
     """What reconstructions are scored against, and how."""
 
     private: Path | None
-    """Folder of the private images, one subfolder for each class; None: given in memory."""
+    """Folder or file of the private images; None: given in memory."""
     embedding: str
     """The distance."""
     features: str
     """Features of coverage, density, precision, recall and the Frechet distance."""
     holdout: Path | None = None
-    """Folder of images of the same classes that the target never saw."""
+    """Folder or file of images of the same classes that the target never saw."""
     public: Path | None = None
-    """Folder of public images, on which the embedding ``public`` is trained."""
+    """Folder or file of public images, on which the embedding ``public`` is trained."""
     network: Path | None = None
     """Folder of a public network that was trained before."""
     evaluator: str | None = None
@@ -98,7 +98,7 @@ class ScoreSettings:
 def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
     """Return settings as plain values with absolute paths, so that a run can be resumed anywhere."""
     found: dict[str, Any] = to_mapping(settings)
-    for name in ("private", "holdout", "public", "network", "classes"):
+    for name in ("private", "holdout", "public", "data", "network", "classes"):
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).absolute())
     for name, absolute in (

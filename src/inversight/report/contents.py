@@ -30,9 +30,9 @@ EXPOSURE_COLUMNS = ("id", "role", "exposure")
 
 HIDDEN = "(hidden)"
 """Replaces a path in a run with --hash-ids."""
-_PATHS = (
-    "private", "holdout", "public", "group_by", "classes", "target", "evaluator", "prior", "recipe",
-)  # fmt: skip
+_IMAGES = ("private", "holdout", "public", "data")
+"""Settings that are paths of images, FILE:SPLIT for a split of a file."""
+_PATHS = (*_IMAGES, "group_by", "classes", "target", "evaluator", "prior", "recipe")
 """Settings that can be paths; an expression that names groups may hold names."""
 _NOT_PATHS = ("embedded digits", "style", "trained by this audit")
 """Values of path settings that need no redaction."""
@@ -219,6 +219,10 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
     given += [mapping(one).get("path") for one in _facts_of(manifest.get("inputs")).values()]
     given += [mapping(manifest.get(name)).get("spec") for name in ("target", "evaluator")]
     paths = {str(settings["group_by"])} if settings.get("group_by") else set()
+    for name in _IMAGES:
+        if isinstance(one := settings.get(name), str):
+            file, _, _ = one.rpartition(":")  # FILE:SPLIT
+            paths |= {one, file} if len(file) > 1 else {one}
     for one in given:
         if isinstance(one, str):
             # Of 'package.module:factory?weights=FILE' the code may be named, the file may not.

@@ -40,6 +40,15 @@ _GRID = 8
 _FEW = 0.02
 """Share of the pairs of a block up to which only those that the grid leaves are computed."""
 
+_MOST_PAIRS = 200_000_000
+"""Pairs of two sets that are compared."""
+
+_MOST_WORK = 1e12
+"""Products of two numbers that comparing two sets may take: a minute or so on a core."""
+
+_FEW_CLASSES, _FEW_IMAGES = 64, 64
+"""Classes, and images of each, from whose pairs the ordinary value is computed for two sets."""
+
 _FLAT = 1e-3
 """Standard deviation of pixels in [0, 1] below which an image counts as one colour."""
 
@@ -145,26 +154,118 @@ def find_twins(images: ImageSet, *, progress: Progress = silent) -> Twins:
     return Twins(group[order.argsort()], ordinary, threshold)
 
 
+@dataclass(frozen=True)
+class NearCopies:
+    """Near-copies between two sets of images.
+
+    pairs: rows (i, j) of the first and the second set, the most alike first, exact copies left out.
+    compared: numbers of images of either set that were compared.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    compared: tuple[int, int]
+
+
+def find_near_copies(
+    first: ImageSet, second: ImageSet, *, most_pairs: int = _MOST_PAIRS, progress: Progress = silent
+) -> NearCopies:
+    """Return near-copies between two sets, such as an image and the same saved as a JPEG file.
+
+    As in :func:`find_twins`, these are pairs whose :func:`unexplained` fraction is below ``NEAR`` times the
+    ordinary value, here the median over pairs of the first set's images of a class (of 64 images in each of
+    64 classes at most). Images of other classes are compared too, since public images have other classes.
+
+    Args:
+        first: images whose classes say what is ordinary.
+        second: of the same number of channels, maybe of another size.
+        most_pairs: if there are more pairs, evenly spaced images of the larger set are compared.
+    """
+    side = min(SIDE, first.size, second.size)
+    threshold = NEAR * (_ordinary(first, side) or 0.0)
+    few = _spaced(len(first), len(second), _BLOCK**2)
+    with exact_products():
+        # Of images with little but noise the grid rules out few pairs, and the others cost far more.
+        share = _possible(*_grids(first, second, few, side), 0, 0).float().mean()
+        work = len(_shifts(1)) * (_GRID**2 + float(share) * first.channels * side**2)
+        left, right = _spaced(len(first), len(second), min(most_pairs, int(_MOST_WORK / work)))
+        grids = _grids(first, second, (left, right), side)
+        found: list[tuple[float, int, int]] = []
+        for a in range(0, len(left), _BLOCK):
+            pixels = first.select(left[a : a + _BLOCK]).floats(size=side)
+            for b in range(0, len(right), _BLOCK):
+                some = _possible(*grids, a, b)
+                if bool(some.any()):
+                    others = second.select(right[b : b + _BLOCK]).floats(size=side)
+                    i, j, value = _near(pixels, others, some)
+                    rows = (value.tolist(), left[a + i].tolist(), right[b + j].tolist())
+                    found += [row for row in zip(*rows, strict=True) if row[0] < threshold]
+            progress(min(a + _BLOCK, len(left)), len(left), "near-copies")
+    pairs = [(i, j) for _, i, j in sorted(found) if first.hashes[i] != second.hashes[j]]
+    return NearCopies(tuple(pairs), (len(left), len(right)))
+
+
+def _grids(
+    first: ImageSet, second: ImageSet, rows: tuple[Tensor, Tensor], side: int
+) -> tuple[Tensor, Tensor]:
+    """Return the :func:`sketches` of rows of two sets."""
+    left, right = (
+        torch.cat([sketches(one.select(b).floats(size=side)) for b in at.split(_BLOCK)], dim=1)
+        for one, at in zip((first, second), rows, strict=True)
+    )
+    return left, right
+
+
+def _spaced(n: int, m: int, most: int) -> tuple[Tensor, Tensor]:
+    """Return rows of two sets of n and m images, all or evenly spaced, that make at most ``most`` pairs."""
+    fewer = min(n, m, int(most**0.5))
+    n, m, whole = min(n, max(fewer, most // m)), min(m, max(fewer, most // n)), (n, m)
+    kept = [
+        torch.linspace(0, of - 1, k).round().long() for k, of in zip((n, m), whole, strict=True)
+    ]
+    return kept[0], kept[1]
+
+
+def _ordinary(images: ImageSet, side: int) -> float | None:
+    """Return the median over classes of the median of :func:`unexplained` over pairs of a class."""
+    medians: list[float] = []
+    for label in images.labels.unique().tolist()[:_FEW_CLASSES]:
+        at = (images.labels == label).nonzero().squeeze(1)[:_FEW_IMAGES]
+        if len(at) > 1:
+            few = images.select(at).floats(size=side)
+            above = torch.triu_indices(len(few), len(few), 1)
+            medians.append(float(unexplained(few, few)[above[0], above[1]].median()))
+    return float(torch.tensor(medians).median()) if medians else None
+
+
+def _possible(left: Tensor, right: Tensor, a: int, b: int) -> Tensor:
+    """Return which pairs of the blocks from a and from b on can be below ``NEAR``, by their sketches."""
+    # Rounding must not rule a pair out.
+    least = (1.0 - NEAR) ** 0.5 - 1e-3
+    pairs = zip(left, right.flip(0), strict=True)
+    return torch.stack([x[a : a + _BLOCK] @ y[b : b + _BLOCK].T > least for x, y in pairs]).any(0)
+
+
 def _close(pixels: Tensor, grid: Tensor, a: int, b: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return pairs i < j of the blocks of images from a and from b on below ``NEAR``, and their values.
 
     ``grid``: :func:`sketches` of all images.
     """
-    left, right = slice(a, a + _BLOCK), slice(b, b + _BLOCK)
-    # Rounding must not rule a pair out.
-    least = (1.0 - NEAR) ** 0.5 - 1e-3
-    possible = torch.stack(
-        [x[left] @ y[right].T > least for x, y in zip(grid, grid.flip(0), strict=True)]
-    )
-    some = possible.any(0)
-    i, j = (some.triu(1) if a == b else some).nonzero().unbind(1)
+    some = _possible(grid, grid, a, b)
+    left, right = pixels[a : a + _BLOCK], pixels[b : b + _BLOCK]
+    i, j, value = _near(left, right, some.triu(1) if a == b else some)
+    return a + i, b + j, value
+
+
+def _near(left: Tensor, right: Tensor, some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which of ``some`` pairs (N, M) of two blocks are below ``NEAR``, and their values."""
+    i, j = some.nonzero().unbind(1)
     if len(i) > _FEW * some.numel():
-        value = unexplained(pixels[left], pixels[right])[i, j]
+        value = unexplained(left, right)[i, j]
     else:
         parts = zip(i.split(_BLOCK), j.split(_BLOCK), strict=True)
-        value = torch.cat([_of_pairs(pixels[a + m], pixels[b + n]) for m, n in parts])
+        value = torch.cat([_of_pairs(left[m], right[n]) for m, n in parts])
     near = value < NEAR
-    return a + i[near], b + j[near], value[near]
+    return i[near], j[near], value[near]
 
 
 def _of_pairs(left: Tensor, right: Tensor, reach: int = 1) -> Tensor:

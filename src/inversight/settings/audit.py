@@ -65,20 +65,25 @@ class AuditSettings:
     """
 
     private: Path | None = None
-    """Folder of the target's training images, one subfolder for each class. None: scikit-learn's digits
-    are audited."""
+    """Training images of the target: a folder with one subfolder for each class, or a CSV, Parquet, npz or IDX
+    file, FILE:SPLIT for one of its splits. None: scikit-learn's digits are audited."""
     holdout: Path | None = None
-    """Folder of images of the same classes that the target was not trained on."""
+    """Images of the same classes that the target was not trained on, given like private."""
     public: Path | None = None
-    """Folder of images that an attacker has; subfolders for classes are optional."""
+    """Images that an attacker has, given like private; classes are optional."""
+    data: Path | None = None
+    """File or folder with splits inside, for what private, holdout and public do not give: train or private is
+    private, test, t10k or holdout is the holdout, and val, valid, validation, dev or public is public."""
+    splits: str | None = None
+    """Other roles for the splits of data, as in private=train+extra,holdout=test,public=val."""
     target: str | None = None
     """The model under audit: timm:NAME?weights=FILE, package.module:factory?weights=FILE, a folder or
     file that `inversight train` wrote, or a TorchScript or torch.export file. None: one is trained."""
     group_by: str | None = None
-    """How images are grouped, such as by person or burst: a regular expression searched in the path below
-    the folder, or FILE.csv[:COLUMN] with columns id and group. Images of a group count as one where
-    independence matters. The name is what the group called group matches, else the first group, else the
-    whole expression. None: near-duplicates count as one."""
+    """How images are grouped, such as by person or burst: a column of the table that lists them, a regular
+    expression searched in the path below the folder, or FILE.csv[:COLUMN] with columns id and group. Images
+    of a group count as one where independence matters. The name is what the group called group matches, else
+    the first group, else the whole expression. None: near-duplicates count as one."""
     evaluator: str | None = None
     """The independent classifier that judges reconstructions, named like a target. None: one is
     trained."""
@@ -192,7 +197,8 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     Raises:
         ConfigError: an unknown name, a value out of range, or settings that contradict each other.
     """
-    preset, digits = str(given.get("preset", "quick")), given.get("private") is None
+    preset = str(given.get("preset", "quick"))
+    digits = given.get("private") is None and given.get("data") is None
     budget = merge({"prior": {"class": "style"}}, stage_budgets(preset, digits=digits))
     values = lay(budget, given)
     budgets = attack_budgets(preset, digits=digits)
@@ -315,12 +321,17 @@ def check_guidance_embedding(name: str) -> None:
 
 def _check(settings_: AuditSettings) -> None:
     check_guidance_embedding(settings_.guidance_embedding)
-    if settings_.private is not None and settings_.public is None:
+    own = settings_.private is not None or settings_.data is not None
+    if own and settings_.public is None and settings_.data is None:
         raise ConfigError(
-            "--public is missing: give a folder of images of the same kind that an attacker could have"
+            "--public is missing: give images of the same kind that an attacker could have"
+        )
+    if settings_.splits is not None and settings_.data is None:
+        raise ConfigError(
+            "--splits says which splits of --data are which; give --data FILE as well"
         )
     for name in ("holdout", "public", "group_by", "target", "size"):
-        if settings_.private is None and getattr(settings_, name) is not None:
+        if not own and getattr(settings_, name) is not None:
             raise ConfigError(
                 f"--{name.replace('_', '-')} needs --private as well: without --private the audit "
                 "is of the embedded digits"
