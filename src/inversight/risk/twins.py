@@ -302,7 +302,7 @@ def _standard(pixels: Tensor) -> Tensor:
     flat = flat - flat.mean(1, keepdim=True)
     length = flat.square().sum(1, keepdim=True).sqrt()
     plain = length < _FLAT * flat.shape[1] ** 0.5
-    return (flat / length).masked_fill(plain, 0.0)
+    return flat / length.masked_fill(plain, torch.inf)
 
 
 def _connected(edges: Tensor, n: int) -> Tensor:
