@@ -33,8 +33,8 @@ SMALL = {
 }
 
 
-def load(spec: object, *, size: int = 32, classes: tuple[str, ...] = NAMES, **more: Any) -> Target:
-    return load_target(ModelSpec(str(spec), **more), classes=classes, size=size, channels=3)
+def load(spec: object, *, classes: tuple[str, ...] = NAMES, order: Path | None = None) -> Target:
+    return load_target(ModelSpec(str(spec), classes=order), classes=classes, size=32, channels=3)
 
 
 def pictures(folder: Path, side: int, n: int = 3) -> tuple[list[Image.Image], Tensor]:
@@ -269,6 +269,44 @@ def test_placeholders_are_no_class_names(folders: dict[str, Path], tmp_path: Pat
     private = ("w", "x", "y", "z")
     target = load(tmp_path, classes=private)
     assert target.classes == private and target.label_names == ()
+
+
+def test_a_class_more_than_private_images_is_named(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """As of networks from TensorFlow: 1,001 outputs for 1,000 classes, the first of them background."""
+    more = transformers.ViTConfig(
+        **SMALL, image_size=32, patch_size=8, id2label=dict(enumerate(("background", *NAMES)))
+    )
+    copy_of(folders["vit"], tmp_path)
+    transformers.ViTForImageClassification(more).save_pretrained(tmp_path)
+    said: list[str] = []
+    target = load_target(
+        ModelSpec(str(tmp_path)), classes=NAMES, size=32, channels=3, warn=said.append
+    )
+    assert target.classes == ("background", *NAMES)
+    assert len(said) == 1 and "one class more than --private: background" in said[0]
+    order = tmp_path / "order.txt"
+    order.write_text("\n".join(NAMES))
+    assert_refused(
+        tmp_path, "5 outputs", "4 classes (without background)", classes=NAMES, order=order
+    )
+    order.write_text("\n".join((*NAMES, "gnu")))
+    with refused("class eel of --private", "such as", error=TargetError):
+        load_target(
+            ModelSpec(str(tmp_path), classes=other_names(order)), classes=NAMES, size=32, channels=3
+        )
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {str(i): f"LABEL_{i}" for i in range(5)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    order.write_text("\n".join((*NAMES, "gnu", "hen")))
+    assert_refused(tmp_path, "5 outputs", "6 classes (with gnu, hen, of which", order=order)
+
+
+def other_names(file: Path) -> Path:
+    """Rename a class in a file of class names."""
+    file.write_text(file.read_text().replace("eel", "emu"))
+    return file
 
 
 # timm

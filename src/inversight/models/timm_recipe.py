@@ -68,14 +68,14 @@ class TimmRecipe:
         Raises:
             TargetError: unknown network, weights of another one, or it takes no images of this shape.
         """
-        target, skipped = self._start(images, seed=0)
+        target, skipped, note = self._start(images, seed=0)
         fault = fault_of(target, images)
         if fault:
             raise self.model.error(fault)
-        if not skipped:
-            return ()
-        names = ", ".join(skipped)
-        return (f"--recipe {self.spec}: starts {names} at random, not from the weights' classes",)
+        found = [note] if note else []
+        if skipped:
+            found.append(f"starts {', '.join(skipped)} at random, not from the weights' classes")
+        return tuple(f"--recipe {self.spec}: {text}" for text in found)
 
     def fit(
         self, images: ImageSet, *, seed: int, device: torch.device, progress: Progress = silent
@@ -86,7 +86,7 @@ class TimmRecipe:
             TargetError: as :meth:`check`.
             StageError: training diverged.
         """
-        target, _ = self._start(images, seed=seed)
+        target, *_ = self._start(images, seed=seed)
         # Of PyTorch's own random numbers dropout is made.
         with own_random_state(derive_seed(seed, "dropout") % 2**32, device):
             train_module(
@@ -100,12 +100,12 @@ class TimmRecipe:
             raise StageError(f"--recipe {self.spec}: after training it {fault}")
         return target
 
-    def _start(self, images: ImageSet, *, seed: int) -> tuple[Target, tuple[str, ...]]:
-        """Return the untrained network, and the names of its tensors that no weights were loaded to."""
+    def _start(self, images: ImageSet, *, seed: int) -> tuple[Target, tuple[str, ...], str | None]:
+        """Return the untrained network, its tensors without weights, and a note on weights left out."""
         model, (channels, size, _) = self.model, self.image_shape
-        config, weights = network_config(model), None
+        config, weights, note = network_config(model), None, None
         if model.weights is not None:
-            weights, _ = timm_weights(model.weights, config, model)
+            weights, note = timm_weights(model.weights, config, model)
             channels = weight_shape(model, weights, config, "first_conv")[1]
         with own_random_state(derive_seed(seed, "start") % 2**32, torch.device("cpu")):
             module = build_network(
@@ -119,7 +119,7 @@ class TimmRecipe:
             module.eval().requires_grad_(False), images.classes, (channels, size, size),
             self.mean or mean, self.std or std, self.spec,
         )  # fmt: skip
-        return target, skipped
+        return target, skipped, note
 
 
 def load_all_but_head(

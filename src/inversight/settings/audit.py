@@ -77,8 +77,9 @@ class AuditSettings:
     splits: str | None = None
     """Other roles for the splits of data, as in private=train+extra,holdout=test,public=val."""
     target: str | None = None
-    """The model under audit: timm:NAME?weights=FILE, package.module:factory?weights=FILE, a folder or
-    file that `inversight train` wrote, or a TorchScript or torch.export file. None: one is trained."""
+    """The model under audit: a folder of transformers, timm or `inversight train`, timm:NAME?weights=FILE,
+    torchvision:NAME?weights=FILE, package.module:factory?weights=FILE, or a file of ONNX, TorchScript or
+    torch.export. None: one is trained."""
     group_by: str | None = None
     """How images are grouped, such as by person or burst: a column of the table that lists them, a regular
     expression searched in the path below the folder, or FILE.csv[:COLUMN] with columns id and group. Images

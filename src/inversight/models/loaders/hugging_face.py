@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,14 +56,13 @@ def load_hugging_face(
         ) from None
     _check_config(folder, config, model)
     check_safetensors(folder, model)
-    quiet = transformers.utils.logging
-    quiet.disable_progress_bar()
     try:
         # Eager attention has derivatives of any order, and a configuration may name kernels to download.
-        module, loading = transformers.AutoModelForImageClassification.from_pretrained(
-            str(folder.absolute()), local_files_only=True, trust_remote_code=False,
-            use_safetensors=True, attn_implementation="eager", output_loading_info=True,
-        )  # fmt: skip
+        with _quiet():
+            module, loading = transformers.AutoModelForImageClassification.from_pretrained(
+                str(folder.absolute()), local_files_only=True, trust_remote_code=False,
+                use_safetensors=True, attn_implementation="eager", output_loading_info=True,
+            )  # fmt: skip
     except Exception as error:
         raise model.error(f"transformers cannot load it ({one_line(error)})") from error
     missing = sorted(loading["missing_keys"])
@@ -80,6 +80,21 @@ def load_hugging_face(
         found.size or size, channels, found.mean, found.std,
         class_names(module.config.id2label, model), found.resizing, notes=(note,) if note else (),
     )  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing reports and progress; what is wrong is said here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 class _Flip(nn.Module):
