@@ -96,6 +96,14 @@ def own_convolution() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten())
 
 
+def spectral_network() -> nn.Module:
+    """Make a classifier of two classes with spectral normalisation."""
+    network = OwnNetwork()
+    network.linear.weight.data = torch.linspace(-1.0, 1.0, 128).view(2, 64)
+    nn.utils.parametrizations.spectral_norm(network.linear)
+    return network
+
+
 def own_network(weights: str) -> OwnNetwork:
     """A factory for ``--target tests.examples:own_network?weights=FILE``."""
     state = load_file(weights)

@@ -25,6 +25,7 @@ from tests.defences.problem import (
     same,
     training_data,
 )  # fmt: skip
+from tests.refusals import refused
 
 pytest.importorskip("opacus", reason="opacus is not installed")
 
@@ -127,6 +128,38 @@ def test_learns_with_little_noise_and_leaves_no_hooks() -> None:
     assert accuracy(made) > 0.8
     assert not any(m._forward_hooks or m._backward_hooks for m in made.target.module.modules())
     assert not any(hasattr(p, "grad_sample") for p in made.target.module.parameters())
+
+
+def spectral(old: bool) -> nn.Module:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+    norm = torch.nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
+    norm(module[2])
+    return module
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_spectral_normalisation_is_refused_before_a_step(old: bool) -> None:
+    """opacus itself gives no gradients of single images for it."""
+    module = spectral(old)
+    with refused("2 (", "Linear) has spectral normalisation", "leave dp-sgd out"):
+        DPSGD().check_network(module)
+    steps = PrivateSteps(noise=0.0, clip=1.0, images=3, on_step=lambda: None)
+    with refused("spectral normalisation"):
+        steps.prepare(module, torch.optim.SGD(module.parameters(), lr=1.0), 0)
+    assert not any(hasattr(p, "grad_sample") for p in module.parameters())
+
+
+def test_batch_normalisation_is_replaced_and_named() -> None:
+    plain = network()
+    count = sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+    assert DPSGD().check_network(plain) == (
+        f"group normalisation in place of batch normalisation in {count} layers"
+    )
+    assert DPSGD().check_network(network(norm="group")) is None
+    with refused("batch normalisation, which mixes", 'norm="group"'):
+        PrivateSteps.check(plain)
+    facts = defend(DPSGD(epsilon=1.0), GIVEN).facts
+    assert facts["normalisation"] == "group normalisation in place of batch normalisation"
 
 
 def test_rejects_large_delta_and_missing_public_images() -> None:

@@ -10,13 +10,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from inversight import AuditResult
+from inversight import AuditResult, audit
+from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.pipeline.audit import resume
 from inversight.pipeline.defend import DefendResult, defend
 from tests.defences import examples
 from tests.pipeline.conftest import Once, run_audit
-from tests.pipeline.tiny import TINY
+from tests.pipeline.tiny import TINY, without_trials
+from tests.refusals import refused
 
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
 BOTH: dict[str, Any] = {**TINY, "arm": "vanilla", "attack": [TINY["attack"][0], SAMPLES]}
@@ -196,3 +198,28 @@ def test_bad_input_is_one_line_and_writes_nothing(
         defend(home / "run", out=tmp_path / "out", **{"defences": [TWIN], **change})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_dp_sgd_refuses_spectral_normalisation_early_and_says_what_it_replaces(
+    grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opacus", reason="opacus is not installed")
+    run = tmp_path / "run"
+    with without_trials():
+        audit(**grey, **BOTH, target="tests.examples:spectral_network", out=run)
+    trained = "inversight.pipeline.defend._Comparison.execute"
+    monkeypatch.setattr(trained, lambda _: pytest.fail("went on to the training"))
+    with refused("dp-sgd: linear (", "spectral normalisation"):
+        defend(run, ["dp-sgd"])
+    assert not (run / "defences").exists()
+
+
+def test_dp_sgd_says_what_it_replaces(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opacus", reason="opacus is not installed")
+    said: list[str] = []
+    monkeypatch.setattr("inversight.pipeline.defend._Comparison.execute", lambda _: None)
+    monkeypatch.setattr(Quiet, "say", lambda _, text: said.append(text))
+    defend(run, ["dp-sgd"], out=run.parent / "new")
+    assert [
+        s for s in said if "dp-sgd: group normalisation in place of batch normalisation in" in s
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -403,3 +403,27 @@ def test_too_little_memory_gives_the_same_scores_with_more_passes() -> None:
     assert_same(found.metrics, score(PRIVATE, SETS, holdout=HOLDOUT).metrics)
     assert value(found, "leakage_gap") is not None
     assert_same_tables(score(PRIVATE, MADE, **WIDE), score(PRIVATE, MADE))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Stands for Inception: as many features as pixels."""
+
+    name: str = "inception"
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (images.flatten(1),)
+
+
+@pytest.mark.parametrize(("size", "small"), [(28, True), (32, False)])
+def test_small_images_on_inception_and_few_images_have_caveats(size: int, small: bool) -> None:
+    """MNIST's 28x28 pixels, on more features than images."""
+    sets = (images([5, 4], seed).resized(size=size, channels=1) for seed in (0, 1))
+    found = score(*sets, features=Pixels()).metrics
+    for key in ("fid", "frechet", "kid", "coverage", "recall"):
+        text = str(found[key].get("caveat"))
+        assert (f"images of {size}x{size} are enlarged" in text) is small
+    assert str(found["fid"]["caveat"]).startswith("9 images do not determine a covariance")
+    assert str(found["coverage"]["caveat"]).startswith("2 of 2 classes have fewer than 6 private")
+    assert "caveat" not in found["ddcs_best"]
+    assert "caveat" not in score(*(images([5], s) for s in (0, 1))).metrics["kid"]

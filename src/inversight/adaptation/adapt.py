@@ -30,7 +30,7 @@ from inversight.core.progress import Progress, part_of, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.embeddings.base import Embedding
 from inversight.models.activations import batch_norms, convolutions
-from inversight.models.target import Target
+from inversight.models.target import Access, Target
 from inversight.models.transformations import Transformations
 from inversight.priors import SampleMonitor, StylePrior, continue_training
 from inversight.priors.classes import add_class_logits, condition_on_classes
@@ -42,7 +42,7 @@ from inversight.priors.pseudo_labels import (
     pseudo_labels,
     soft_labels,
 )  # fmt: skip
-from inversight.settings import ARMS, Adaptation, PriorTraining
+from inversight.settings import ARMS, Adaptation, PriorTraining, arms_with
 
 _SPREAD = 0.5
 """Weight, relative to the arm's, of the terms besides the projected discriminator; chosen on three seeds
@@ -65,15 +65,26 @@ def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Precondition
     return Damped(metric, damping=adaptation.damping, iterations=adaptation.iterations)
 
 
-def check_arm(arm: str, target: Target) -> None:
-    """Validate the name of an arm, and that the target has the layers that it needs.
+def check_arm(arm: str, adaptation: Adaptation, target: Target) -> None:
+    """Validate the name of an arm, and that the target gives what it and pivots need.
 
     Raises:
-        ConfigError: unknown arm; statistics without batch normalisation; projected, diverse or
-            conditional without convolutions.
+        ConfigError: unknown arm; less access than it needs; statistics without batch normalisation;
+            projected, diverse or conditional without convolutions.
     """
     if arm not in ARMS:
         raise ConfigError(f"arm: expected one of {', '.join(ARMS)}, found {arm!r}")
+    able = arms_with(target.access)
+    if arm not in able:
+        raise ConfigError(
+            f"arm {arm} needs {ARMS[arm].least_access} access, but the target {target.spec} gives "
+            f"{target.access} only: give --arm {' or '.join(able)}, or --set adaptation.steps=0"
+        )
+    if adaptation.pivots > 0 and target.access is not Access.WHITE_BOX:
+        raise ConfigError(
+            f"adaptation.pivots needs gradients, but the target {target.spec} gives {target.access} "
+            "only: leave it out"
+        )
     if ARMS[arm].batch_norm and not batch_norms(target.module):
         raise ConfigError(
             f"arm {arm} needs a target with batch normalisation, whose running statistics it uses; "
@@ -171,7 +182,7 @@ def adapt(
         StageError: the training or the tuning diverged.
         DataError: a checkpoint is damaged, or of another adaptation.
     """
-    check_arm(arm, target)
+    check_arm(arm, adaptation, target)
     check_public(arm, adaptation, len(public))
     facts, projected = ARMS[arm], None
     if facts.projected and weight_of(arm, adaptation) > 0.0:

@@ -7,16 +7,16 @@ weight means the same for every image size, generator and scale of the target's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from inversight.adaptation.preconditioners import Preconditioner
-from inversight.adaptation.terms import Term, entropy_of, observe
+from inversight.adaptation.terms import Need, Observation, Term, entropy_of, observe
 from inversight.embeddings.pullback import dot
-from inversight.models.target import Target
+from inversight.models.target import Access, Target
 from inversight.priors.guidance import GeneratedBatch, SecondDiscriminator
 
 
@@ -71,13 +71,16 @@ class Guidance:
         with torch.enable_grad():
             shown = self.transform(x, batch.rng) if self.transform and batch else x
             needs = {need for one in self.terms for need in one.term.needs}
-            seen = observe(self.target, shown, needs)
+            seen = self._observe(shown, needs)
             if batch is not None:
                 judge = batch.class_logits if "critic" in needs else None
                 seen = replace(seen, classes=batch.classes, critic=judge and judge(x))
             values = [one.term(seen.first(one.part or len(x))) for one in self.terms]
         # High when the images spread over the classes, low when they collapse onto few.
-        self.logged = {"class_entropy": float(entropy_of(seen.logits.detach().softmax(1).mean(0)))}
+        self.logged = {}
+        if seen.logits.shape[1]:
+            probabilities = seen.logits.detach().softmax(1).mean(0)
+            self.logged["class_entropy"] = float(entropy_of(probabilities))
         gradients = {}
         for one, value in zip(self.terms, values, strict=True):
             (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
@@ -89,6 +92,16 @@ class Guidance:
                 )
             self.logged[one.term.name] = float(value.detach())
         return gradients
+
+    def _observe(self, images: Tensor, needs: Collection[Need]) -> Observation:
+        """Return what the target makes of ``images``; logits (N, 0) where no term needs it.
+
+        A target of limited access is not asked for the log alone: each image would be a query.
+        """
+        white_box = self.target.access is Access.WHITE_BOX
+        if white_box or any(one.term.of_target for one in self.terms):
+            return observe(self.target, images, needs)
+        return Observation(images.new_zeros(len(images), 0))
 
     def due(self, step: int) -> bool:
         """Return whether :meth:`measure` has to be called in this step."""

@@ -69,6 +69,8 @@ class Term(ABC):
 
     name: str
     needs: ClassVar[tuple[Need, ...]] = ()
+    of_target: ClassVar[bool] = True
+    """Whether the term is one of the target's outputs."""
 
     @abstractmethod
     def __call__(self, seen: Observation) -> Tensor:
@@ -161,6 +163,7 @@ class CriticEntropy(Term):
 
     name = "critic_entropy"
     needs = ("critic",)
+    of_target = False
 
     def __call__(self, seen: Observation) -> Tensor:
         if seen.critic is None:

@@ -14,6 +14,7 @@ from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.models.target import ACCESS_ORDER, Access, Target
 from inversight.priors.base import Conditional, Critic, Intermediate, Prior, Truncatable
+from inversight.settings import attacks_with
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def require_access(attack: Attack, target: Target) -> None:
     if ACCESS_ORDER.index(target.access) < ACCESS_ORDER.index(attack.access):
         raise InputError(
             f"{type(attack).__name__} needs {attack.access} access, but the target "
-            f"{target.spec} gives {target.access} only; choose another --attack"
+            f"{target.spec} gives {target.access} only; give another --attack: "
+            f"{', '.join(attacks_with(target.access))}"
         )
 
 
@@ -99,11 +101,12 @@ def check_fits(attack: Attack, target: Target, prior: Prior) -> None:
         attack.check(target, prior)
 
 
-def missing_classes(
-    found: Reconstructions | None, labels: Tensor, classes: Sequence[str]
-) -> str | None:
-    """Return a warning that names the classes in ``labels`` without a reconstruction, or None."""
-    present = set() if found is None else set(found.labels.tolist())
+def missing_classes(found: Tensor, labels: Tensor, classes: Sequence[str]) -> str | None:
+    """Return a warning that names the classes in ``labels`` that are not in ``found``, or None.
+
+    found: labels of the reconstructions.
+    """
+    present = set(found.tolist())
     missing = [classes[label] for label in labels.tolist() if label not in present]
     if not missing:
         return None

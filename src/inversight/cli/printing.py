@@ -70,6 +70,12 @@ def print_result(result: Any) -> None:
         if one["value"] is not None
     ]
     _print_table(("metric", "features", "value", "95 % interval"), rows)
+    caveats: dict[str, list[str]] = {}
+    for key, one in metrics.items():
+        if one.get("caveat"):
+            caveats.setdefault(one["caveat"], []).append(key)
+    for text, keys in caveats.items():
+        _say(f"\nCaveat of {', '.join(keys)}: {text}.")
     _say(f"\n{summary(metrics)}")
     by_set = read_mapping(result.run, "metrics_by_set.json")
     if len(by_set) > 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
@@ -89,6 +89,20 @@ class Defence(Protocol):
         progress: Progress = silent, device: torch.device | str = "cpu",
     ) -> Defended:  # fmt: skip
         """Return the defended target, with the access that ``undefended`` gives."""
+
+
+@runtime_checkable
+class NetworkChecked(Protocol):
+    """A defence that can train certain networks only, or changes them."""
+
+    def check_network(self, module: nn.Module) -> str | None:
+        """Return in words what it replaces in a network like ``module``, None for nothing.
+
+        Called before anything is trained.
+
+        Raises:
+            InputError: it cannot train such a network.
+        """
 
 
 @dataclass(frozen=True)

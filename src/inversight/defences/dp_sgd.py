@@ -29,8 +29,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from inversight.core.config import settings
 from inversight.core.errors import InputError
@@ -40,6 +42,10 @@ from inversight.models.networks import Classifier, NetworkOptions
 from inversight.models.training import Batch, Stepping, Variation, channel_statistics
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+REPLACED = "group normalisation in place of batch normalisation"
+"""How the privately trained network differs, since a batch's statistics would mix its images."""
 
 
 @settings
@@ -58,6 +64,22 @@ class DPSGD(TrainingDefence):
     """Mean number of images in a step; by default the recipe's. More give less noise but fewer steps."""
     accountant: Literal["rdp", "prv"] = "rdp"
     """Privacy accountant: rdp (Mironov 2017) or prv (Gopi et al. 2021), which is tighter and slower."""
+
+    def check_network(self, module: nn.Module) -> str | None:
+        """Return what is replaced in a network like ``module``, None if nothing is.
+
+        Raises:
+            InputError: opacus is missing, or the network has weights without gradients per image.
+        """
+        import_opacus()
+        if names := computed_weights(module):
+            raise InputError(
+                f"dp-sgd: {names[0]} has spectral normalisation or another parametrisation, for whose "
+                "weights there are no gradients of single images; remove it from the network, or leave "
+                "dp-sgd out"
+            )
+        count = sum(isinstance(one, _BatchNorm) for one in module.modules())
+        return f"{REPLACED} in {count} layers" if count else None
 
     def plan(self, data: DefenceData, context: FitContext) -> TrainingPlan:
         """Train privately on all private images for the recipe's epochs, by its optimiser.
@@ -97,7 +119,7 @@ class DPSGD(TrainingDefence):
         return TrainingPlan(
             variation, training=training, facts={
                 "delta": delta, "noise_multiplier": noise, "clip": self.clip, "sample_rate": rate,
-                "steps": steps,
+                "steps": steps, "normalisation": REPLACED,
             },
             final_facts=lambda: {"epsilon": round(float(accountant.get_epsilon(delta=delta)), 4)},
         )  # fmt: skip
@@ -134,10 +156,25 @@ class PrivateSteps(Stepping):
         drawn = torch.rand(steps, images, generator=rng) < batch_size / images
         return [row.nonzero().squeeze(1) for row in drawn]
 
+    @staticmethod
+    def check(module: nn.Module) -> None:
+        """Check that every weight has a gradient for each image alone.
+
+        Raises:
+            InputError: batch normalisation, or weights that are computed from others.
+        """
+        replaced = DPSGD().check_network(module)
+        if replaced is not None:
+            raise InputError(
+                "dp-sgd: the network has batch normalisation, which mixes the images of a batch; build it "
+                'with NetworkOptions(norm="group")'
+            )
+
     def prepare(
         self, module: Classifier, optimiser: torch.optim.Optimizer, seed: int
     ) -> tuple[torch.optim.Optimizer, Callable[[], None]]:
         opacus = import_opacus()
+        self.check(module)
         device = next(module.parameters()).device
         hooked = opacus.GradSampleModule(module)
         private = opacus.optimizers.DPOptimizer(
@@ -146,6 +183,17 @@ class PrivateSteps(Stepping):
         )  # fmt: skip
         private.attach_step_hook(lambda _: self.on_step())
         return private, hooked.to_standard_module
+
+
+def computed_weights(module: nn.Module) -> list[str]:
+    """Return the names of layers whose weights are computed from others, as in spectral normalisation."""
+    old = ("SpectralNorm", "WeightNorm")
+    return [
+        f"{name or 'the network'} ({type(layer).__name__})"
+        for name, layer in module.named_modules()
+        if is_parametrized(layer)
+        or any(type(hook).__name__ in old for hook in layer._forward_pre_hooks.values())
+    ]
 
 
 def mean_cross_entropy(module: Classifier, batch: Batch) -> Tensor:

@@ -86,8 +86,8 @@ class Target:
         return self.outputs(logits.softmax(1)).clamp_min(_LEAST_SCORE).log()
 
     def restricted(self, access: Access) -> Target:
-        """Return the same target with another access."""
-        return replace(self, access=access)
+        """Return the same target with at most ``access``."""
+        return replace(self, access=min(access, self.access, key=ACCESS_ORDER.index))
 
     def to(self, device: torch.device | str) -> Target:
         """Return the same target with its network on ``device``."""

@@ -10,11 +10,13 @@ from torch import Tensor
 from inversight import adaptation as adapting
 from inversight.adaptation import check_arm
 from inversight.adaptation.collapse import LOW, class_entropy
+from inversight.attacks.queries import QueryMeter, metered
 from inversight.core.config import check_name, from_mapping
+from inversight.core.run import write_json
 from inversight.embeddings import Embedding, named_embedding
 from inversight.models.networks import SavedClassifier
 from inversight.models.spec import ModelSpec
-from inversight.models.target import Target
+from inversight.models.target import Access, Target
 from inversight.pipeline.attack import load_target_for
 from inversight.pipeline.context import Context
 from inversight.pipeline.inputs import read_folder
@@ -43,11 +45,16 @@ def adaptation_stage(
 ) -> StylePrior:  # fmt: skip
     """Fine-tune ``prior`` against ``target`` and write it, going on from a checkpoint in ``folder``.
 
+    The images that it sent to a target of limited access are in ``facts.json``, as ``queries``.
+
     Args:
         images: uint8 (N, C, S, S), the public images at the prior's size.
         metric: the embedding of the arm natural-gradient, None for others.
         monitor: what is measured during the training, in the main process.
     """
+    meter = QueryMeter()
+    if target.access is not Access.WHITE_BOX:
+        target = metered(target, target.access, meter)
     adapted = adapting.adapt(
         prior, target, images, arm=arm, adaptation=adaptation, training=prior.training,
         metric=metric, rng=context.rng("adaptation"), checkpoint=folder / CHECKPOINT,
@@ -55,6 +62,8 @@ def adaptation_stage(
     )  # fmt: skip
     if context.processes.main:
         write_prior(folder, adapted)
+        if target.access is not Access.WHITE_BOX:
+            write_json(folder / "facts.json", {"queries": meter.used})
     return adapted
 
 
@@ -78,11 +87,11 @@ def describe_adaptation(
 
     Returns:
         Entropies, in nats, of the target's mean prediction for samples of the ``prior`` and of the
-        ``adapted`` one; empty without guidance.
+        ``adapted`` one; empty without guidance or with less than white-box access.
     """
     if adaptation.pivots > 0:
         context.reporter.say(describe_pivots(adapted, tuning=adaptation.pivots_tuning))
-    if arm == "vanilla":
+    if arm == "vanilla" or target.access is not Access.WHITE_BOX:  # each image would be a query
         return {}
     entropies = {
         name: class_entropy(target, one, rng=context.rng("class-entropy"))
@@ -117,7 +126,7 @@ def adapt(
     check_adaptable(start, prior)
     channels, size, _ = start.image_shape
     target = load_target_for(given_prior, model, reporter)
-    check_arm(arm, target)
+    check_arm(arm, adaptation, target)
     images = read_folder(public, "--public", reporter, size=size, channels=channels, labelled=False)
     facts = {
         "--seed": context.seed,

@@ -37,7 +37,7 @@ from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
 from inversight.pipeline.context import Context
-from inversight.pipeline.service import ServiceAttack, connect
+from inversight.pipeline.service import ServiceAttack, check_headers, connect
 from inversight.priors import Prior
 from inversight.priors.prior_file import PriorFile, check_channels, read_prior
 from inversight.settings import ATTACKS, attack_budgets
@@ -87,7 +87,7 @@ def write_attack(
 ) -> AttackFacts:  # fmt: skip
     """Write the images, latents and facts of an attack on ``labels`` to ``folder``."""
     write_reconstructions(folder, found, classes=classes, name=name)
-    left_out = missing_classes(found, labels, [hide(c) for c in classes])
+    left_out = missing_classes(found.labels, labels, [hide(c) for c in classes])
     facts = AttackFacts(found.queries or 0, left_out)
     write_json(folder / "facts.json", vars(facts))
     return facts
@@ -150,10 +150,6 @@ def load_target_for(prior: PriorFile, model: ModelSpec, reporter: Reporter) -> T
         TargetError: wrong in any way, or its class names are not known.
         DataError: only one of prior and model is of colour images.
     """
-    if model.headers:
-        raise ConfigError(
-            f"--endpoint-header: is for a service, and --target {model.spec} is none; leave it out"
-        )
     channels, size, _ = prior.prior.image_shape
     target = load_target(model, classes=(), size=size, channels=channels, warn=reporter.warn)
     check_channels(
@@ -195,8 +191,12 @@ def attack(
         if model.is_service:
             service = ServiceAttack(out, built, name, model.spec, given_prior.fingerprint, context)
             service.check()
-            target, endpoint = connect(given_prior, model, reporter)
+            channels, size, _ = given_prior.prior.image_shape
+            target, endpoint = connect(
+                model, classes=(), size=size, channels=channels, reporter=reporter
+            )
         else:
+            check_headers(model)
             target = load_target_for(given_prior, model, reporter).to(context.device)
         attacked = given_prior.prior.to(context.device)
         check_fits(built, target, attacked)
@@ -205,8 +205,8 @@ def attack(
         less = "" if batch is None else f", as in --set batch_size={max(1, batch // 2)}"
         with memory_remedy("attack", f"lower batch_size{less}, and run the command again"):
             if service is not None:
-                queries = service.run(target, endpoint, attacked, labels)
-                reporter.say(_sent(name, built, queries))
+                service.run(target, endpoint, attacked, labels)
+                _tell(reporter, name, built, AttackFacts.read(out))
                 return out / PICTURES
             check_new_folder(out, needed_bytes=50_000_000)
             part = run_assigned(
@@ -217,11 +217,11 @@ def attack(
     if found is not None:
         with atomic_folder(out) as folder:
             facts = write_attack(folder, found, labels, target.classes, name, context.hide)
-        if facts.left_out is not None:
-            reporter.warn(f"{name}: {facts.left_out}")
-        reporter.say(_sent(name, built, facts.queries))
+        _tell(reporter, name, built, facts)
     return out / PICTURES
 
 
-def _sent(name: str, attack: Attack, queries: int) -> str:
-    return f"{name}: {queries:,} images sent to the target, {attack.access} access"
+def _tell(reporter: Reporter, name: str, attack: Attack, facts: AttackFacts) -> None:
+    if facts.left_out is not None:
+        reporter.warn(f"{name}: {facts.left_out}")
+    reporter.say(f"{name}: {facts.queries:,} images sent to the target, {attack.access} access")

@@ -27,6 +27,7 @@ def audit(
     *, private: Path | str | None = None, holdout: Path | str | None = None,
     public: Path | str | None = None, data: Path | str | None = None, splits: str | None = None,
     group_by: str | None = None, target: str | None = None,
+    access: str | None = None, endpoint_header: Sequence[str] | None = None,
     evaluator: str | None = None, classes: Path | str | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
     size: int | None = None, trust_target: bool | None = None,

@@ -76,7 +76,7 @@ def shadow_job(plan: Plan, recipe: Recipe | None) -> ShadowJob:
     images = join_images(inputs.private, inputs.holdout)
     return ShadowJob(
         images, len(inputs.private), find_twins(images).group, recipe, settings.seed, plan.device,
-        pictures=settings.images != "none", keep=settings.keep_shadows,
+        pictures=settings.images != "none", keep=settings.keep_shadows, access=plan.access,
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ from inversight.pipeline.defend_inputs import (
     GIVEN,
     Spec,
     build_defences,
+    check_networks,
     choose_protected,
     read_finished_audit,
 )
@@ -135,6 +136,14 @@ def defend(
         given["device"] = device
     plan = Plan.prepare(resolve(given), reporter)
     check_unchanged(plan.manifest(), manifest, run)
+    owned = plan.settings.access is not None or plan.access is Access.WHITE_BOX
+    if ray is not None and not owned:
+        raise ConfigError(
+            "--ray: an ONNX file or a service cannot be sent to a cluster; leave it out"
+        )
+    # Of the models that are trained here, attackers get no more than of the audited one.
+    plan = replace(plan, settings=replace(plan.settings, access=plan.access.value))
+    check_networks(built, plan, reporter)
     samples = read_table(run, "samples.parquet", ("id", "nearest_distance"))
     protected, rule = choose_protected(samples, protect, plan.settings.fdr)
     folder = Path(out) if out is not None else run / "defences"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from inversight.core.config import build, part, to_mapping
+from inversight.core.console import Reporter
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.run import read_manifest
 from inversight.defences import Defence
+from inversight.defences.base import NetworkChecked
 from inversight.defences.outcomes import NONE
+from inversight.pipeline.plan import Plan
+from inversight.pipeline.timing import untrained_target
 from inversight.settings import DEFENCES
 
 Spec = str | dict[str, Any]
@@ -48,6 +52,28 @@ def build_defences(specs: Sequence[Spec]) -> tuple[dict[str, Defence], dict[str,
         defences[name] = built
         settings[name] = json.loads(json.dumps(to_mapping(given.settings), default=str))
     return defences, settings
+
+
+def check_networks(defences: Mapping[str, Defence], plan: Plan, reporter: Reporter) -> None:
+    """Check that each defence can train networks like the audited one, and say what it replaces in them.
+
+    Defended models are networks of this package; a given target is checked as well, since one of its kind is
+    what the owner would train.
+
+    Raises:
+        InputError: a defence cannot.
+    """
+    given = plan.inputs.target
+    trained = untrained_target(
+        plan.inputs.private, plan.shape, plan.settings.target_training.architecture
+    )
+    for name, defence in defences.items():
+        if isinstance(defence, NetworkChecked):
+            if given is not None:
+                defence.check_network(given.module)
+            replaced = defence.check_network(trained.module)
+            if replaced is not None:
+                reporter.say(f"{name}: {replaced} of the network that is trained")
 
 
 def read_finished_audit(run: Path) -> dict[str, Any]:

@@ -89,7 +89,10 @@ def estimate(plan: Plan) -> Estimate:
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
             with remedy(name):
                 seconds[name] = factor * training_seconds(images, training, shape, device)
-    target = (inputs.target or untrained_target(private, shape)).to(device)
+    # A service is not asked: each image is a query, and how fast it answers is not known.
+    service = inputs.endpoint is not None
+    given = None if service else inputs.target
+    target = (given or untrained_target(private, shape)).to(device).restricted(plan.access)
     with remedy("prior"):
         prior, seconds["prior"] = _prior_and_seconds(plan)
     if isinstance(prior, StylePrior) and plan.adapts:
@@ -103,11 +106,11 @@ def estimate(plan: Plan) -> Estimate:
             works[name] = attack.workload(prior)
             with remedy(name):
                 timers[name] = attack_timer(works[name], target, prior, classes)
-                seconds[name] = timers[name](works[name])
+                seconds[name] = None if service else timers[name](works[name])
     kept = classes * sum(work.kept for work in works.values())
     if settings.budget:
         seconds["budget"] = None
-        if len(works) == len(attacks):
+        if len(works) == len(attacks) and not service:
             cuts = _cut_workloads(plan, prior, works, classes)
             attacked = sum(timers[name](work) for name, work in cuts)
             # The unchanged attacks are scored again too.

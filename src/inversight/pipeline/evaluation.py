@@ -238,6 +238,7 @@ def _reference(
         holdout_labels=None if holdout is None else holdout.labels,
         features=None if needed > memory else vectors.of_features(private),
         evaluator=vectors.of_evaluator(private)[0], missing=missing, groups=private.groups,
+        size=private.size,
     )  # fmt: skip
 
 

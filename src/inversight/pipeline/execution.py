@@ -12,6 +12,7 @@ import torch
 
 from inversight.attacks import Attack
 from inversight.attacks.control import NAME as CONTROL
+from inversight.attacks.endpoint import EndpointError
 from inversight.attacks.files import PICTURES, move_pictures
 from inversight.attacks.workload import cut_to
 from inversight.core.console import Log, Reporter
@@ -49,6 +50,7 @@ from inversight.pipeline.report import make_gallery, report_stage
 from inversight.pipeline.result import AuditResult, crossed, thresholds
 from inversight.pipeline.score import publish_scores, scoring_embeddings
 from inversight.pipeline.scored import write_evaluation
+from inversight.pipeline.service import ServiceAttack
 from inversight.pipeline.shadow_run import ShadowRun
 from inversight.pipeline.signals import LEDGER, SIGNALS_FILE, signals_stage
 from inversight.pipeline.train import PUBLIC_NETWORK, load_network, network_stage
@@ -126,7 +128,7 @@ class _Audit:
             evaluator=evaluator,
         )  # fmt: skip
         adapted = self.adapted(prior, target, network)
-        sets, queries = {}, {}
+        sets, queries = {}, self.queries_of_adaptation()
         for name, attack in plan.attacks.items():
             folder = self.attack(name, attack, target, adapted)
             move_pictures(folder, run.path)
@@ -218,6 +220,8 @@ class _Audit:
             saved = self.trained(name, self.inputs.private, training)
             given = target_of(saved, "trained by this audit")
         found = given.to(self.plan.device)
+        if name == "target":
+            found = found.restricted(self.plan.access)
         accuracy = None if images is None else accuracy_on(found, images)
         self.run.record(**{name: {**describe_target(found), f"{on}_accuracy": accuracy}})
         return found, accuracy
@@ -326,6 +330,12 @@ class _Audit:
             )
         return adapted
 
+    def queries_of_adaptation(self) -> dict[str, int]:
+        """Return the images that the adaptation sent to a target of limited access, if it did."""
+        facts = self.run.folder("adaptation") / "facts.json"
+        sent = int(read_object(facts)["queries"]) if facts.is_file() else 0
+        return {"adaptation": sent} if sent else {}
+
     def attack(
         self, name: str, attack: Attack, target: Target, prior: Prior, limit: int | None = None
     ) -> Path:
@@ -335,13 +345,20 @@ class _Audit:
             stage, title = f"{stage}-within-{limit}", f"{name}, {limit:,} queries"
 
         def fill(folder: Path, context: Context) -> None:
+            endpoint = self.inputs.endpoint
+            if endpoint is not None and limit is None:  # keeps finished classes
+                again = "--resume goes on"
+                ServiceAttack(folder, attack, name, target.spec, "", context, again).run(
+                    target, endpoint, prior, self.labels
+                )
+                return
             try:
                 attack_stage(
                     folder, attack, target, prior, self.labels, name=name, context=context,
                     limit=limit, title=title,
                 )  # fmt: skip
             except StageError as error:
-                if limit is None:
+                if limit is None or isinstance(error, EndpointError):
                     raise
                 # Too little to start with.
                 write_json(folder / "facts.json", {"queries": None, "reason": str(error)})

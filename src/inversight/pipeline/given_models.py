@@ -48,7 +48,7 @@ class TrainedModel:
         s, private = plan.settings, plan.inputs.private
         model = ModelSpec(
             self.spec, classes=s.classes, mean=s.mean, std=s.std, size=s.size, trust=s.trust_target,
-            role="--models",
+            role="--models", access=plan.access,
         )  # fmt: skip
         found = load_target(
             model, classes=private.classes, size=private.size, channels=private.channels, warn=warn

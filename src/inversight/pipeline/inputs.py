@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from inversight.attacks.endpoint import Endpoint
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import ConfigError, InputError
 from inversight.data import (
@@ -27,8 +28,9 @@ from inversight.data import (
 )
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
-from inversight.models.target import Target
+from inversight.models.target import Access, Target
 from inversight.pipeline.score_inputs import ScoreSettings
+from inversight.pipeline.service import open_target
 from inversight.risk.twins import find_near_copies
 from inversight.settings import AuditSettings
 
@@ -55,7 +57,8 @@ class Inputs:
     """The inputs that were read and checked before a run begins.
 
     split: the three sets in words. Private images and holdout have the classes of the given target, in
-    its order. Public images may be of another size than the private ones.
+    its order. Public images may be of another size than the private ones. endpoint: of a target that is
+    a service.
     """
 
     private: ImageSet
@@ -65,6 +68,7 @@ class Inputs:
     evaluator: Target | None
     split: str
     warnings: tuple[str, ...]
+    endpoint: Endpoint | None = None
 
 
 def read_inputs(
@@ -177,10 +181,16 @@ def load_evaluator(
     model = ModelSpec(
         given.evaluator, classes=given.classes, trust=given.trust_target, role="--evaluator"
     )
-    return load_target(
+    found = load_target(
         model, classes=private.classes, size=private.size, channels=private.channels,
         warn=reporter.warn,
     )  # fmt: skip
+    if found.access is not Access.WHITE_BOX:
+        raise model.error(
+            f"gives {found.access} access only; an evaluator's penultimate features are needed: give "
+            "its weights, or leave it out"
+        )
+    return found
 
 
 def _read_folders(
@@ -216,14 +226,15 @@ def _read_folders(
             "(--allow-overlap was given): the figures do not measure leakage"
         )
     warn_of_near_copies(sets, log)
-    target = None
+    target = endpoint = None
     if settings.target is not None:
         model = ModelSpec(
             settings.target, classes=settings.classes, mean=settings.mean, std=settings.std,
-            size=settings.size, trust=settings.trust_target,
+            size=settings.size, trust=settings.trust_target, headers=settings.endpoint_header,
+            access=None if settings.access is None else Access(settings.access),
         )  # fmt: skip
-        target = load_target(
-            model, classes=private.classes, size=private.size, channels=channels, warn=log.warn
+        target, endpoint = open_target(
+            model, classes=private.classes, size=private.size, channels=channels, reporter=log
         )
     grouped = ""
     if rule is not None:
@@ -241,7 +252,7 @@ def _read_folders(
         + grouped
     )
     private, public = sets["--private"], sets["--public"]
-    return Inputs(private, held, public, target, None, split, tuple(log.warnings))
+    return Inputs(private, held, public, target, None, split, tuple(log.warnings), endpoint)
 
 
 def read_folder(

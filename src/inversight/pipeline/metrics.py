@@ -50,6 +50,9 @@ METRICS = (
 )  # fmt: skip
 """Keys of metrics.json, in its order."""
 
+_SMALLEST_INCEPTION = 32
+"""Pixels a side below which Inception features get a caveat."""
+
 _NO_EVALUATOR = "needs an evaluator: give --evaluator"
 _MISSING: dict[str, str] = {
     "fid": "defined on Inception features only: give --features inception",
@@ -75,7 +78,8 @@ class ReferenceSet:
     ``ids``, or None. missing: why metrics cannot be computed, by key. neighbour_distance: (N,) float64,
     mean distance to the nearest private images of the class, or None. groups: of the private images,
     None where none were given. units: (N + M,) int64, of private images and the M holdout images: those
-    with equal numbers depend on each other; None: each image alone.
+    with equal numbers depend on each other; None: each image alone. size: of the private images, in
+    pixels; None if it was not kept.
     """
 
     ids: tuple[str, ...]
@@ -89,6 +93,7 @@ class ReferenceSet:
     neighbour_distance: Tensor | None = None
     groups: tuple[str | None, ...] | None = None
     units: Tensor | None = None
+    size: int | None = None
 
     def table(self, ids: Sequence[str], labels: Tensor, **columns: object) -> pd.DataFrame:
         """Return a table of images: ``id``, the name of the class as ``label``, and ``columns``."""
@@ -267,7 +272,18 @@ class Scoring:
             kernel_distance(real, made, rng=self._rng("scores/kid")),
         ):
             found |= result.on_features(self.features).summary
+        found = {key: one.with_caveat(self._small_images()) for key, one in found.items()}
         return {**found, "fid": found["frechet"]} if self.features == "inception" else found
+
+    def _small_images(self) -> str | None:
+        """Return a caveat of Inception features where images are small."""
+        size = self.reference.size
+        if self.features != "inception" or size is None or size >= _SMALLEST_INCEPTION:
+            return None
+        return (
+            f"Inception was trained on photographs of 299x299, and images of {size}x{size} are enlarged to "
+            "that: its features tell little about them; --features public or pixel are of their size"
+        )
 
     def _of_evaluator(self, one: ScoredSet) -> dict[str, Summary]:
         if self.reference.evaluator is None or one.evaluator is None or one.logits is None:

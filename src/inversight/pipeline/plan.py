@@ -17,6 +17,7 @@ import torch
 
 from inversight.adaptation import check_arm, check_public
 from inversight.attacks import Attack, check_fits
+from inversight.attacks.workload import Measurable
 from inversight.core.cluster import Cluster, joined
 from inversight.core.config import build, to_mapping
 from inversight.core.console import Reporter
@@ -27,7 +28,7 @@ from inversight.core.seeding import generator
 from inversight.data import ImageSet, groups_fingerprint, working_size
 from inversight.embeddings import named_embedding
 from inversight.models.recipes import Recipe, load_recipe
-from inversight.models.target import Target
+from inversight.models.target import Access, Target
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.evaluation import check_pairs
 from inversight.pipeline.inputs import Inputs, read_inputs, with_splits
@@ -136,7 +137,7 @@ class Plan:
         """
         target, prior = self.likely_target, self.likely_prior
         if self.adapts:
-            check_arm(self.settings.arm, target)
+            check_arm(self.settings.arm, self.settings.adaptation, target)
             check_public(self.settings.arm, self.settings.adaptation, len(self.inputs.public))
         for name, attack in self.attacks.items():
             try:
@@ -144,6 +145,20 @@ class Plan:
             except InputError as error:
                 reason = re.sub(rf"^{re.escape(type(attack).__name__)}:? ", "", str(error))
                 raise ConfigError(f"--attack {name}: {reason}") from error
+
+    @property
+    def access(self) -> Access:
+        """What attackers get of the target."""
+        if self.settings.access is not None:
+            return Access(self.settings.access)
+        return Access.WHITE_BOX if self.inputs.target is None else self.inputs.target.access
+
+    @property
+    def most_queries(self) -> int | None:
+        """The most images that all attacks send to the target; None: one does not say."""
+        prior, classes = self.likely_prior, len(self.inputs.private.labels.unique())
+        works = [a.workload(prior) for a in self.attacks.values() if isinstance(a, Measurable)]
+        return sum(w.queries(classes) for w in works) if len(works) == len(self.attacks) else None
 
     @property
     def knows_recipe(self) -> bool:
@@ -184,7 +199,8 @@ class Plan:
         if self.inputs.target is not None:
             return self.inputs.target
         architecture = self.settings.target_training.architecture
-        return untrained_target(self.inputs.private, self.shape, architecture)
+        untrained = untrained_target(self.inputs.private, self.shape, architecture)
+        return untrained.restricted(self.access)
 
     @property
     def likely_prior(self) -> Prior:
@@ -261,6 +277,7 @@ class Plan:
             f"inversight audit, preset {s.preset}, seed {s.seed}, device {self.device}\n"
             f"  data       {self.inputs.split}\n"
             f"  target     {s.target or 'a small classifier, trained on the private images'}\n"
+            f"  access     {self.access}{self._limited()}\n"
             f"  prior      {prior}, {side}x{side}, arm {s.arm}\n"
             f"  attack     {', '.join(self.attacks)}\n"
             f"  shadows    {shadows}\n"
@@ -268,6 +285,14 @@ class Plan:
             f"  results    {folder}\n"
             f"  estimate   {estimate}"
         )
+
+    def _limited(self) -> str:
+        """Return what limited access means for the attacks, in words; "" with white-box access."""
+        if self.access is Access.WHITE_BOX:
+            return ""
+        most = self.most_queries
+        images = "an unknown number of images" if most is None else f"at most {most:,} images"
+        return f": no gradients; the attacks send it {images} (fewer: --set attack.most_queries=N)"
 
     def manifest(self) -> dict[str, Any]:
         """Return what run.json says of the audit."""
@@ -308,6 +333,7 @@ class Plan:
             "warnings": list(i.warnings),
             "arm": "none (own prior)" if isinstance(self.prior, Prior) else s.arm,
             "attacks": list(self.attacks),
+            "target_access": str(self.access),
             "access": {name: str(one.access) for name, one in self.attacks.items()},
             "versions": {
                 "python": platform.python_version(),

@@ -19,13 +19,13 @@ from inversight.attacks.files import LATENTS, PICTURES, move_pictures
 from inversight.attacks.workload import share_queries
 from inversight.core.config import to_mapping
 from inversight.core.console import Reporter
-from inversight.core.errors import InversightError, TargetError
+from inversight.core.errors import ConfigError, InversightError
 from inversight.core.run import atomic_file, atomic_folder, check_resumable, write_json
+from inversight.models.loading import check_private_classes, load_target
 from inversight.models.spec import ModelSpec, read_classes
 from inversight.models.target import Target
 from inversight.pipeline.context import Context
 from inversight.priors.base import Prior
-from inversight.priors.prior_file import PriorFile
 
 BEGUN = "attack.json"
 """Says which attack began in this folder, so that the same may go on there."""
@@ -33,27 +33,61 @@ _FINISHED = "finished"
 """Latents of each finished class, until all classes are done."""
 
 
-def connect(prior: PriorFile, model: ModelSpec, reporter: Reporter) -> tuple[Target, Endpoint]:
-    """Return the service that the spec names, for images of --size, or else of the prior's size.
+def open_target(
+    model: ModelSpec, *, classes: tuple[str, ...], size: int, channels: int, reporter: Reporter
+) -> tuple[Target, Endpoint | None]:
+    """Return the model or service that ``model`` names, and the service's endpoint.
+
+    Arguments as of :func:`inversight.models.loading.load_target`.
+
+    Raises:
+        TargetError: wrong in any way.
+    """
+    if not model.is_service:
+        check_headers(model)
+        target = load_target(
+            model, classes=classes, size=size, channels=channels, warn=reporter.warn
+        )
+        return target, None
+    return connect(model, classes=classes, size=size, channels=channels, reporter=reporter)
+
+
+def check_headers(model: ModelSpec) -> None:
+    """Refuse headers for a model that is no service.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if model.headers:
+        raise ConfigError(
+            f"--endpoint-header: is for a service, and --target {model.spec} is none; leave it out"
+        )
+
+
+def connect(
+    model: ModelSpec, *, classes: tuple[str, ...], size: int, channels: int, reporter: Reporter
+) -> tuple[Target, Endpoint]:
+    """Return the service that ``model`` names, for images of --size, or else of ``size``.
+
+    ``classes``: names in the order of its probabilities, unless --classes gives them.
 
     Raises:
         TargetError: its class names are missing, or it gives no usable answer.
     """
-    if model.classes is None:
-        raise TargetError(
-            f"--target {model.spec}: give the names of its classes in the order of its "
-            "probabilities with --classes FILE"
+    names = read_classes(model.classes) if model.classes else classes
+    if not names:
+        raise model.error(
+            "give the names of its classes in the order of its probabilities with --classes FILE"
         )
     if model.mean is not None or model.std is not None:
-        raise TargetError(
-            f"--target {model.spec}: a service normalises images itself; leave --mean and --std out"
-        )
-    channels, size, _ = prior.prior.image_shape
+        raise model.error("a service normalises images itself; leave --mean and --std out")
     side = model.size or size
-    return endpoint_target(
-        model.spec, classes=read_classes(model.classes), image_shape=(channels, side, side),
+    target, endpoint = endpoint_target(
+        model.spec, classes=names, image_shape=(channels, side, side),
         headers=read_headers(model.headers), warn=reporter.warn,
     )  # fmt: skip
+    check_private_classes(target, classes, model)
+    return target.restricted(model.access_of(target.access)), endpoint
 
 
 @dataclass(frozen=True)
@@ -63,7 +97,8 @@ class ServiceAttack:
     A class is attacked as it would be together with all others: from the same seed, and the endpoint
     remembers its answers for the pool.
 
-    name: the attack's. target: the service's spec. prior: the prior's fingerprint.
+    name: the attack's. target: the service's spec. prior: the prior's fingerprint. again: how it goes
+    on after an error, in words.
     """
 
     out: Path
@@ -72,6 +107,7 @@ class ServiceAttack:
     target: str
     prior: str
     context: Context
+    again: str = "the same command goes on"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -93,10 +129,10 @@ class ServiceAttack:
         """
         check_resumable(self.out, self.facts, marker=BEGUN, product=LATENTS, what="an attack")
 
-    def run(self, target: Target, endpoint: Endpoint, prior: Prior, labels: Tensor) -> int:
-        """Attack the unfinished classes of ``labels``; return the images sent for all of them.
+    def run(self, target: Target, endpoint: Endpoint, prior: Prior, labels: Tensor) -> None:
+        """Attack the unfinished classes of ``labels``, and write what all of them took to facts.json.
 
-        A class that no sample of the prior falls into is left out with a warning.
+        A class that no sample of the prior falls into is left out, and named there.
 
         Raises:
             NoSampleError: no sample falls into any class.
@@ -117,16 +153,16 @@ class ServiceAttack:
                 kept = len(self._finished_labels())
                 raise type(error)(
                     f"{error}; {kept} of {len(labels)} classes are finished and kept in "
-                    f"{self.out / PICTURES}, and the same command goes on"
+                    f"{self.out / PICTURES}, and {self.again}"
                 ) from error
-        return self._collect()
+        self._collect(target, labels)
 
     def _attack_group(
         self, target: Target, endpoint: Endpoint, prior: Prior, group: list[int], classes: int
     ) -> None:
         """Attack the classes of ``group``, which are finished together."""
         before, labels, reporter = endpoint.sent, torch.tensor(group), self.context.reporter
-        shown = " ".join(target.classes[label] for label in group[:3])
+        shown = " ".join(self.context.hide(target.classes[label]) for label in group[:3])
         found, reason = None, ""
         try:
             found = run_attack(
@@ -136,9 +172,6 @@ class ServiceAttack:
             )  # fmt: skip
         except NoSampleError as error:  # it would come again whenever the command is run
             reason = str(error)
-        missing = missing_classes(found, labels, target.classes)
-        if missing is not None:
-            reporter.warn(f"{self.name}: {missing}")
         with atomic_folder(self.out / _FINISHED / f"{group[0]:06d}") as folder:
             if found is not None:
                 write_reconstructions(folder, found, classes=target.classes, name=self.name)
@@ -156,8 +189,8 @@ class ServiceAttack:
     def _finished_labels(self) -> set[int]:
         return {label for facts in self._finished().values() for label in facts["labels"]}
 
-    def _collect(self) -> int:
-        """Write the latents of all classes to one file; return how many images were sent.
+    def _collect(self, target: Target, labels: Tensor) -> None:
+        """Write the latents and facts of all ``labels``.
 
         Raises:
             NoSampleError: no class has a reconstruction.
@@ -167,8 +200,10 @@ class ServiceAttack:
         if not parts:
             raise NoSampleError(next(iter(finished.values()))["reason"])
         sent: int = sum(facts["sent"] for facts in finished.values())
-        write_json(self.out / "facts.json", {"queries": sent})
+        there = torch.cat([part["labels"] for part in parts])
+        names = [self.context.hide(name) for name in target.classes]
+        left_out = missing_classes(there, labels, names)
+        write_json(self.out / "facts.json", {"queries": sent, "left_out": left_out})
         with atomic_file(self.out / LATENTS) as file:
             save_file({k: torch.cat([part[k] for part in parts]) for k in parts[0]}, file)
         shutil.rmtree(self.out / _FINISHED)
-        return sent

@@ -38,7 +38,7 @@ from inversight.models.networks import (
     save_classifier,
 )
 from inversight.models.recipes import Recipe, TrainingRecipe
-from inversight.models.target import Target, target_of
+from inversight.models.target import Access, Target, target_of
 from inversight.priors import Prior, StylePrior
 from inversight.risk.design import draw_design, make_units
 from inversight.scores.comparison import Labelled, compare
@@ -61,7 +61,7 @@ class ShadowJob:
     images: the private images by id, then the holdout's by id, with distinct ids. private: how many are
     private. twins: (N,) int64, equal numbers are near-duplicates, -1 for an image without any. recipe: None
     where no model is trained. seed: of the run. pictures: keep the nearest reconstructions, for the report.
-    keep: also keep every model and all its reconstructions.
+    keep: also keep every model and all its reconstructions. access: what attackers get of the models.
     """
 
     images: ImageSet
@@ -72,6 +72,7 @@ class ShadowJob:
     device: torch.device
     pictures: bool = False
     keep: bool = False
+    access: Access = Access.WHITE_BOX
 
     @property
     def labels(self) -> Tensor:
@@ -338,6 +339,7 @@ def _measure(
 ) -> Measured:
     """Train, attack and measure the models of a block."""
     models = _models(job, block, folder, part_of(progress, before=0, share=1, whole=3))
+    models = [model.restricted(job.access) for model in models]
     sets = _attacked(job, attack, models, part_of(progress, before=1, share=1, whole=3))
     if job.keep:
         _keep(models, sets, block, folder)

@@ -24,6 +24,7 @@ from inversight.models.class_order import LOW_ACCURACY, accuracy_line, low_accur
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.pipeline.inputs import read_folder
+from inversight.pipeline.service import open_target
 from inversight.pipeline.signals import signals_of, signals_table
 from inversight.report.reading import read_mapping, read_table
 from inversight.risk.signals import SIGNALS, signals
@@ -122,16 +123,16 @@ def triage_private(
     where = pick_device(device)
     samples = _ledger(learn_from) if learn_from is not None else None
     images = read_folder(private, "--private", reporter, size=model.size)
-    target, *earlier = (
-        load_target(
-            m,
-            classes=images.classes,
-            size=images.size,
-            channels=images.channels,
-            warn=reporter.warn,
-        )
-        for m in (model, *(replace(model, spec=c, role="--checkpoint") for c in checkpoints))
+    target, _ = open_target(
+        model, classes=images.classes, size=images.size, channels=images.channels, reporter=reporter
     )
+    earlier = [
+        load_target(
+            replace(model, spec=c, role="--checkpoint"), classes=images.classes, size=images.size,
+            channels=images.channels, warn=reporter.warn,
+        )
+        for c in checkpoints
+    ]  # fmt: skip
     images = images.relabel(target.classes, role="--private")
     for checkpoint in earlier:
         if checkpoint.classes != target.classes:
@@ -143,6 +144,11 @@ def triage_private(
         target.to(where), images, checkpoints=tuple(one.to(where) for one in earlier),
         progress=reporter.stage("signals"),
     )  # fmt: skip
+    if not found.values:
+        raise InputError(
+            f"--target {model.spec}: gives labels alone, which have no signals without --checkpoint; "
+            "give a model with scores or weights"
+        )
     if "margin" in found.values:
         accuracy = float((found.values["margin"] > 0.0).double().mean())
         reporter.say(accuracy_line(accuracy))
@@ -198,8 +204,8 @@ def _ledger(run: Path) -> pd.DataFrame:
     samples = read_table(run, "samples.parquet", ("id", "label", *MEASURED))
     if not any(name in samples for name in SIGNALS):
         raise RunError(
-            f"{run}: its ledger has no signals, as after `inversight score`, which has no target; name "
-            "an audit"
+            f"{run}: its ledger has no signals, as after `inversight score`, which has no target, or "
+            "where the target gives labels alone; name another audit"
         )
     return samples
 

@@ -31,7 +31,7 @@ _OPTIONAL = ("control_gap",)
 _ARGS = (
     "low", "high", "p_value", "count", "fdr", "smallest_possible", "not_judged", "private_images",
     "holdout_images", "reconstructions", "features", "k", "images", "models", "pairs", "detectable",
-    "given_auc", "given_p_value",
+    "given_auc", "given_p_value", "caveat",
 )  # fmt: skip
 """Facts of metrics.json to give with a value."""
 
@@ -56,11 +56,12 @@ def model_card(
 
     ``model-index`` is in the form of Hugging Face's model-card metadata: one model with one result,
     its ``task``, ``dataset`` and ``metrics``; each metric has ``type`` (the key of metrics.json),
-    ``name``, ``value`` and ``args``: low and high (a 95 % interval), counts, fdr, p_value, features.
+    ``name``, ``value`` and ``args``: low and high (a 95 % interval), counts, fdr, p_value, features, caveat.
 
-    ``inversight`` holds the rest: ``version``, ``created``, ``seed``; ``model``; ``attacks`` (each
-    name, access, budget); ``not_tried`` (kinds of access that no attack had); ``shadows`` (the shadow
-    models: how many, sizes of training sets, prior, recipe; None without); ``differential_privacy``;
+    ``inversight`` holds the rest: ``version``, ``created``, ``seed``; ``model``; ``access`` (what
+    attackers get of it, "" if not known); ``attacks`` (each name, access, budget); ``not_tried``
+    (kinds of access that no attack had); ``shadows`` (the shadow models: how many, sizes of training
+    sets, prior, recipe; None without); ``differential_privacy``;
     ``prior`` (kind, arm, budget); ``data`` (images and classes of private, holdout, public;
     ``source``; ``split``: what each is, in words); ``verdict`` (a sentence);
     ``embedding``, ``features``; ``not_computed`` (metric -> reason); ``warnings`` (how many);
@@ -98,6 +99,7 @@ def model_card(
             "created": text_of(manifest.get("created")),
             "seed": manifest.get("seed"),
             "model": model,
+            "access": text_of(manifest.get("target_access")),
             "attacks": attacks,
             "not_tried": not_tried(attacks),
             "shadows": _shadows(manifest),
@@ -161,6 +163,8 @@ def _model(manifest: Mapping[str, Any]) -> str:
     target = mapping(manifest.get("settings")).get("target")
     if target is None:
         return "small classifier that the audit trained itself"
+    if str(target).startswith("endpoint:"):
+        return "a service"
     return _code_name(str(target)) or "classifier from a file"
 
 

@@ -227,8 +227,14 @@ def without_paths(manifest: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(one, str):
             # Of 'package.module:factory?weights=FILE' the code may be named, the file may not.
             _, mark, query = one.partition("?")
-            path = query.partition("=")[2].partition("&")[0] if mark else one
-            names_code = ":" in path and not Path(path).is_absolute() and not Path(path).exists()
+            service = one.startswith("endpoint:")
+            path = query.partition("=")[2].partition("&")[0] if mark and not service else one
+            names_code = (
+                not service
+                and ":" in path
+                and not Path(path).is_absolute()
+                and not Path(path).exists()
+            )
             if path and not names_code and path not in _NOT_PATHS:
                 paths.add(path)
     # The longest first: one path may be a prefix of another.
@@ -280,6 +286,7 @@ def _short_facts(
         "created": manifest.get("created"),
         "inversight": manifest.get("version"),
         "preset": manifest.get("preset"),
+        "access to the target": manifest.get("target_access"),
         "arm": mapping(manifest.get("settings")).get("arm"),
         "seed": manifest.get("seed"),
         "device": manifest.get("device"),

@@ -99,7 +99,7 @@ def signals(
             one (forgetting: Toneva et al. 2019, An Empirical Study of Example Forgetting, algorithm 1).
 
     Raises:
-        ConfigError: classes differ, or this access gives no signal.
+        ConfigError: classes differ.
         StageError: the target returned a NaN or an infinity.
     """
     for model in (target, *checkpoints):
@@ -107,10 +107,6 @@ def signals(
             raise ConfigError(
                 f"signals: {model.spec} has other classes than the private images, or another order"
             )
-    if target.access is Access.LABEL and not checkpoints:
-        raise ConfigError(
-            "signals: a target that gives labels alone gives none without earlier checkpoints"
-        )
     order = torch.tensor(sorted(range(len(private)), key=private.ids.__getitem__))
     rows = private.select(order)
     done, total = 0, len(private) * (1 + len(checkpoints))

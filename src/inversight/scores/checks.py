@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from inversight.core.errors import InputError, one_line
@@ -18,14 +19,27 @@ FeaturesLike = Features | tuple[Tensor | ArrayLike, Tensor | ArrayLike]
 """Features, or (values (N, ...), labels (N,)) as tensors, NumPy arrays or lists."""
 
 
-def as_features(given: FeaturesLike, role: str) -> Features:
+VectorsLike = FeaturesLike | Tensor | NDArray[Any] | list[Any]
+"""Features with labels or, where labels do not matter, values (N, ...) alone."""
+
+
+def is_unlabelled(given: object) -> TypeGuard[Tensor | NDArray[Any] | list[Any]]:
+    """Return whether ``given`` is values (N, ...) alone."""
+    return isinstance(given, (Tensor, np.ndarray, list))
+
+
+def as_features(given: VectorsLike, role: str, *, unlabelled: bool = False) -> Features:
     """Return ``given`` as features; rows of plain arrays are named ROLE-0, ROLE-1, ... in their order.
+
+    ``unlabelled``: values without labels are allowed, and are of class 0.
 
     Raises:
         InputError: not a pair of arrays, no numbers, or labels that are not integers.
     """
     if isinstance(given, Features):
         return given
+    if unlabelled and is_unlabelled(given):
+        given = (given, torch.zeros(len(given), dtype=torch.int64))
     if not isinstance(given, tuple) or len(given) != 2:
         raise InputError(
             f"{role}: expected Features or a pair (values, labels), found {type(given).__name__}"
@@ -37,14 +51,23 @@ def as_features(given: FeaturesLike, role: str) -> Features:
 
 
 def as_pair(
-    private: FeaturesLike, reconstructions: FeaturesLike, *, by_class: bool = True
-) -> tuple[Features, Features]:
+    private: VectorsLike, reconstructions: VectorsLike, *, by_class: bool = True,
+    unlabelled: bool = False,
+) -> tuple[Features, Features]:  # fmt: skip
     """Return both sides as features that can be compared.
+
+    ``unlabelled``: values without labels are allowed if neither side has any. They always are if not
+    ``by_class``.
 
     Raises:
         InputError: see :func:`as_features` and :func:`check_pair`.
     """
-    real, made = as_features(private, "private"), as_features(reconstructions, "reconstructions")
+    if by_class and unlabelled and is_unlabelled(private) is not is_unlabelled(reconstructions):
+        raise InputError("expected labels on both sides or on neither, found them on one")
+    real, made = (
+        as_features(one, role, unlabelled=unlabelled or not by_class)
+        for one, role in ((private, "private"), (reconstructions, "reconstructions"))
+    )
     check_pair(real, made, by_class=by_class)
     return real, made
 

@@ -16,7 +16,7 @@ from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Features
 from inversight.embeddings.distances import squared_distances
 from inversight.scores.bootstrap import default_rng, equal_classes, interval_of_means
-from inversight.scores.checks import FeaturesLike, as_pair
+from inversight.scores.checks import VectorsLike, as_pair
 from inversight.scores.classwise import TIE, bounded, rows_by_class, take
 from inversight.scores.result import ScoreResult, Summary
 
@@ -25,7 +25,7 @@ MEASURES = ("precision", "recall", "density", "coverage")
 
 
 def prdc(
-    private: FeaturesLike, reconstructions: FeaturesLike, *, k: int = 3, memory: int = 2 << 30,
+    private: VectorsLike, reconstructions: VectorsLike, *, k: int = 3, memory: int = 2 << 30,
     bootstrap: int = 1000, rng: torch.Generator | None = None,
 ) -> ScoreResult:  # fmt: skip
     """In [0, 1] (density: [0, n / k], n images in the class), higher is more leakage.
@@ -40,7 +40,9 @@ def prdc(
     - coverage: fraction of private images whose ball holds a reconstruction.
 
     Classes with k or fewer images on either side are left out and counted in ``classes_left_out``; if
-    none is left, the values are None with a reason.
+    none is left, the values are None with a reason. A class with fewer than 2k images has balls that
+    reach over half of it; the measures of those balls have a caveat then. Arrays (N, D) without labels
+    on both sides are one class.
 
     per_sample ``coverage``: (N,) float64, 1 where the image's ball holds a reconstruction, 0 where
     not, NaN where its class is left out.
@@ -60,20 +62,23 @@ def prdc(
         rng: CPU generator for the resampling; None for one with seed 0.
 
     Raises:
-        InputError: see :func:`inversight.scores.checks.check_pair`.
+        InputError: see :func:`inversight.scores.checks.check_pair`; or labels on one side alone.
         ConfigError: k, memory or bootstrap out of range.
     """
     if k < 1:
         raise ConfigError(f"k: expected 1 or more neighbours, found {k}")
-    real, made = as_pair(private, reconstructions)
+    real, made = as_pair(private, reconstructions, unlabelled=True)
     hit = torch.full((len(real),), float("nan"), dtype=torch.float64)
     classes, reconstructed = rows_by_class(real), rows_by_class(made)
     of_private: list[Tensor] = []
     of_reconstructions: list[Tensor] = []
+    small, small_made = 0, 0
     for label, rows in classes.items():
         candidates = reconstructed.get(label, torch.empty(0, dtype=torch.int64))
         if min(len(rows), len(candidates)) <= k:
             continue
+        small += len(rows) < 2 * k
+        small_made += len(candidates) < 2 * k
         radius, made_radius = _radii(real, rows, k, memory), _radii(made, candidates, k, memory)
         own = take(real, rows)
         covered, recalled = torch.zeros(2, len(rows), dtype=torch.bool)
@@ -102,6 +107,15 @@ def prdc(
         if used:
             found = zip(keys, *_class_means(values, bootstrap, drawn), strict=True)
             summary |= {key: Summary(mean, *bounds, extra=extra) for key, mean, bounds in found}
+    for key in MEASURES:
+        few, whose = (
+            (small_made, "reconstructions") if key == "recall" else (small, "private images")
+        )
+        if few:
+            summary[key] = summary[key].with_caveat(
+                f"{few} of {used} classes have fewer than {2 * k} {whose}: balls to the {k} nearest reach "
+                "over half of such a class, so that nearly anything is inside"
+            )
     return ScoreResult("higher", "private", summary, {"coverage": hit})
 
 

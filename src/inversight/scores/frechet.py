@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inversight.scores.checks import FeaturesLike, as_pair
+from inversight.scores.checks import VectorsLike, as_pair
 from inversight.scores.result import ScoreResult, distance_of_sets
 
 
-def frechet_distance(private: FeaturesLike, reconstructions: FeaturesLike) -> ScoreResult:
+def frechet_distance(private: VectorsLike, reconstructions: VectorsLike) -> ScoreResult:
     """In [0, inf), lower is more leakage: reconstructions are distributed like private images.
 
     ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))`` with means m and covariances S (divided by N - 1)
@@ -21,13 +21,22 @@ def frechet_distance(private: FeaturesLike, reconstructions: FeaturesLike) -> Sc
 
     It cannot see single images: a set that copies one private image badly and a set that copies
     none can score alike. It knows two moments only, and it is biased upwards for small sets, so
-    only values for equal numbers of images compare.
+    only values for equal numbers of images compare. Fewer images than dimensions on a side do not
+    determine a covariance; the summary has a caveat then.
 
     Raises:
-        InputError: see :func:`inversight.scores.checks.check_pair`; classes need not match.
+        InputError: see :func:`inversight.scores.checks.check_pair`; classes need not match, and
+            features may come without labels, as an array (N, D).
     """
     left, right = (side.flat() for side in as_pair(private, reconstructions, by_class=False))
-    return distance_of_sets("frechet", left, right, _frechet, dimensions=left.shape[1])
+    images, dimensions = min(len(left), len(right)), left.shape[1]
+    caveat = None
+    if images < dimensions:
+        caveat = (
+            f"{images:,} images do not determine a covariance of {dimensions:,} dimensions: the distance "
+            "is far too large, and comparable only between sets of equally many images"
+        )
+    return distance_of_sets("frechet", left, right, _frechet, caveat=caveat, dimensions=dimensions)
 
 
 def _frechet(left: Tensor, right: Tensor) -> float:

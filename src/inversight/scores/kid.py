@@ -13,7 +13,7 @@ from torch import Tensor
 from inversight.embeddings.base import Features
 from inversight.scores.assignment import rank
 from inversight.scores.bootstrap import default_rng
-from inversight.scores.checks import FeaturesLike, as_pair
+from inversight.scores.checks import VectorsLike, as_pair
 from inversight.scores.result import ScoreResult, distance_of_sets
 
 MOST = 10_000
@@ -23,7 +23,7 @@ _BLOCK = 1024
 
 
 def kernel_distance(
-    private: FeaturesLike, reconstructions: FeaturesLike, *, rng: torch.Generator | None = None
+    private: VectorsLike, reconstructions: VectorsLike, *, rng: torch.Generator | None = None
 ) -> ScoreResult:
     """About 0 or above, lower is more leakage: reconstructions are distributed like private images.
 
@@ -37,7 +37,8 @@ def kernel_distance(
         rng: CPU generator that draws 10,000 images where a side has more; None for seed 0.
 
     Raises:
-        InputError: see :func:`inversight.scores.checks.check_pair`; classes need not match.
+        InputError: see :func:`inversight.scores.checks.check_pair`; classes need not match, and
+            features may come without labels, as an array (N, D).
     """
     drawn = rng or default_rng()
     left, right = (

@@ -20,6 +20,7 @@ class Summary:
     low, high: bounds of a 95 % interval, None where there is none.
     features: name of the features it was measured on, where that is part of its meaning.
     extra: counts and settings that belong to the number, by name.
+    caveat: why the value says less than it seems to, None if nothing is known against it.
     """
 
     value: float | None
@@ -28,6 +29,7 @@ class Summary:
     reason: str | None = None
     features: str | None = None
     extra: Extra = field(default_factory=dict)
+    caveat: str | None = None
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.reason is not None):
@@ -36,10 +38,16 @@ class Summary:
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"a summary holds finite numbers or None, found {number}")
 
+    def with_caveat(self, text: str | None) -> Summary:
+        """Return the summary with one more caveat, unless ``text`` is None or there is no value."""
+        if text is None or self.value is None:
+            return self
+        return replace(self, caveat="; ".join(filter(None, (self.caveat, text))))
+
     def as_json(self) -> dict[str, float | int | str | None]:
-        """Return ``value``, ``low`` and ``high``; ``reason`` and ``features`` if set; ``extra``."""
+        """Return ``value``, ``low``, ``high``; ``reason``, ``features``, ``caveat`` if set; ``extra``."""
         out = {name: value for name, value in vars(self).items() if name != "extra"}
-        for name in ("reason", "features"):
+        for name in ("reason", "features", "caveat"):
             if out[name] is None:
                 del out[name]
         return {**out, **self.extra, **out}
@@ -66,8 +74,9 @@ class ScoreResult:
 
 
 def distance_of_sets(
-    key: str, left: Tensor, right: Tensor, distance: Callable[[Tensor, Tensor], float], **extra: int
-) -> ScoreResult:
+    key: str, left: Tensor, right: Tensor, distance: Callable[[Tensor, Tensor], float], *,
+    caveat: str | None = None, **extra: int,
+) -> ScoreResult:  # fmt: skip
     """Return the distance of private (N, D) and reconstructed (M, D) features under ``key``.
 
     Fewer than 2 images on a side give a None value with its reason.
@@ -76,5 +85,5 @@ def distance_of_sets(
     if min(len(left), len(right)) < 2:
         summary = Summary(None, reason="needs at least 2 images on both sides", extra=counts)
     else:
-        summary = Summary(distance(left, right), extra=counts)
+        summary = Summary(distance(left, right), extra=counts, caveat=caveat)
     return ScoreResult("lower", "private", {key: summary})

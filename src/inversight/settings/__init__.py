@@ -12,7 +12,16 @@ from inversight.settings.audit import (
     prior_training,
     resolve,
 )
-from inversight.settings.names import ARMS, ATTACKS, DEFENCES, EMBEDDINGS, Arm
+from inversight.settings.names import (
+    ARMS,
+    ATTACKS,
+    BLACK_BOX,
+    DEFENCES,
+    EMBEDDINGS,
+    Arm,
+    arms_with,
+    attacks_with,
+)
 from inversight.settings.presets import SHADOWS, attack_budgets, stage_budgets
 from inversight.settings.published import PublishedName, published_training
 from inversight.settings.stages import (
@@ -24,8 +33,9 @@ from inversight.settings.stages import (
 )
 
 __all__ = [
-    "ARMS", "ATTACKS", "DEFAULT_FDR", "DEFENCES", "EMBEDDINGS", "PAIR_MEASURES", "SHADOWS", "Adaptation", "Arm",
-    "AuditSettings", "ClassifierArchitecture", "PairMeasure", "PriorTraining", "PublishedName",
-    "Training", "attack_budgets", "check_guidance_embedding", "documented", "lay", "prior_path",
-    "prior_training", "published_training", "resolve", "resolve_prior_training", "stage_budgets",
+    "ARMS", "ATTACKS", "BLACK_BOX", "DEFAULT_FDR", "DEFENCES", "EMBEDDINGS", "PAIR_MEASURES",
+    "SHADOWS", "Adaptation", "Arm", "AuditSettings", "ClassifierArchitecture", "PairMeasure",
+    "PriorTraining", "PublishedName", "Training", "arms_with", "attack_budgets", "attacks_with",
+    "check_guidance_embedding", "documented", "lay", "prior_path", "prior_training",
+    "published_training", "resolve", "resolve_prior_training", "stage_budgets",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import parse_qs
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
 
@@ -19,7 +20,7 @@ from inversight.core.config import (
     settings,
 )
 from inversight.core.errors import ConfigError
-from inversight.settings.names import ARMS, ATTACKS, EMBEDDINGS
+from inversight.settings.names import ARMS, ATTACKS, BLACK_BOX, EMBEDDINGS
 from inversight.settings.presets import Preset, attack_budgets, stage_budgets
 from inversight.settings.stages import Adaptation, PriorTraining, Training, resolve_prior_training
 
@@ -78,8 +79,15 @@ class AuditSettings:
     """Other roles for the splits of data, as in private=train+extra,holdout=test,public=val."""
     target: str | None = None
     """The model under audit: a folder of transformers, timm or `inversight train`, timm:NAME?weights=FILE,
-    torchvision:NAME?weights=FILE, package.module:factory?weights=FILE, or a file of ONNX, TorchScript or
-    torch.export. None: one is trained."""
+    torchvision:NAME?weights=FILE, package.module:factory?weights=FILE, a file of ONNX, TorchScript or
+    torch.export, or a service, endpoint:URL[?access=label]. None: one is trained."""
+    access: Literal["white-box", "scores", "label"] | None = None
+    """What an attacker gets of the target: white-box, scores or label. None: all that it gives, which is
+    scores of an ONNX file, and of a service what its address says. With less than white-box, the attack
+    is by default cma-es (scores) or brep-mi (label), and the arm vanilla."""
+    endpoint_header: tuple[str, ...] = ()
+    """For a service: NAME=VARIABLE sends the value of an environment variable as header NAME, as in
+    Authorization=TOKEN."""
     group_by: str | None = None
     """How images are grouped, such as by person or burst: a column of the table that lists them, a regular
     expression searched in the path below the folder, or FILE.csv[:COLUMN] with columns id and group. Images
@@ -203,11 +211,28 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     budget = merge({"prior": {"class": "style"}}, stage_budgets(preset, digits=digits))
     values = lay(budget, given)
     budgets = attack_budgets(preset, digits=digits)
-    specs = [{"class": "plug-and-play", **spec} for spec in values.get("attack") or [{}]]
+    access = expected_access(values.get("target"), values.get("access"))
+    usual = BLACK_BOX.get(access, ("plug-and-play",))[0]
+    if access in BLACK_BOX and values.get("arm") is None:
+        values["arm"] = "vanilla"
+    specs = [{"class": usual, **spec} for spec in values.get("attack") or [{}]]
     values["attack"] = [merge(budgets.get(str(spec["class"]), {}), spec) for spec in specs]
     settings_ = from_mapping(AuditSettings, values)
     _check(settings_)
     return settings_
+
+
+def expected_access(target: Any, given: Any = None) -> str:
+    """Return the access that attackers get, as far as the target's name and ``given`` (--access) tell.
+
+    A file is looked into only when it is loaded.
+    """
+    name, _, query = str(target or "").partition("?")
+    if given is not None:
+        return str(given)
+    if name.startswith("endpoint:"):
+        return parse_qs(query).get("access", ["scores"])[-1]
+    return "scores" if name.lower().endswith(".onnx") else "white-box"
 
 
 def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,6 +367,8 @@ def _check(settings_: AuditSettings) -> None:
             "--recipe needs --target as well: without --target the audit trains the target itself, and "
             "shadow models like it"
         )
+    if settings_.endpoint_header and not (settings_.target or "").startswith("endpoint:"):
+        raise ConfigError("--endpoint-header: is for a --target endpoint:URL; leave it out")
     for name in ("mean", "std"):
         value = getattr(settings_, name)
         if value is not None and len(value) not in (1, 3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Arm:
     """The discriminator learns to predict the target's classes."""
     transformed: bool = False
     """The target sees randomly transformed images."""
+    least_access: Literal["white-box", "scores", "label"] = "white-box"
+    """What the arm has to get of the target: gradients, scores, or nothing beyond labels."""
     published_weight: str | None = None
     """The setting of ``adaptation`` with the weight of a published attack; used with scale absolute."""
 
@@ -43,7 +46,7 @@ class Arm:
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("vanilla", "nothing; the prior is only trained further"),
+        Arm("vanilla", "nothing; the prior is only trained further", least_access="label"),
         Arm("entropy", "the entropy of the target's prediction", 0.3, ("entropy",)),
         Arm(
             "natural-gradient", "the natural gradient of that entropy under the guidance embedding "
@@ -76,7 +79,7 @@ ARMS = {
         Arm(
             "target-aware", "the entropy of a discriminator that predicts the target's classes (KED-MI)",
             0.3, ("critic_entropy",), classifying_discriminator=True,
-            published_weight="target_aware_entropy",
+            least_access="scores", published_weight="target_aware_entropy",
         ),
     )
 }  # fmt: skip
@@ -92,6 +95,28 @@ ATTACKS = {
     }.items()
 }  # fmt: skip
 """Import paths of the attacks."""
+
+BLACK_BOX: dict[str, tuple[str, ...]] = {
+    "scores": ("cma-es", "mirror-black-box", "c2f-mi", "rlb-mi"),
+    "label": ("brep-mi", "lokt"),
+}
+"""Attacks that need no more than an access, the one to begin with first (docs/attacks.md)."""
+
+
+def attacks_with(access: str) -> tuple[str, ...]:
+    """Return the names of the attacks that ``access`` (white-box, scores or label) is enough for."""
+    if access == "white-box":
+        return tuple(ATTACKS)
+    return (*(BLACK_BOX["scores"] if access == "scores" else ()), *BLACK_BOX["label"])
+
+
+def arms_with(access: str) -> tuple[str, ...]:
+    """Return the names of the arms that ``access`` (white-box, scores or label) is enough for."""
+    order = ("label", "scores", "white-box")
+    return tuple(
+        a.name for a in ARMS.values() if a.least_access in order[: order.index(access) + 1]
+    )
+
 
 DEFENCES = {
     name: f"inversight.defences:{cls}"
