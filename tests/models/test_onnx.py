@@ -126,6 +126,18 @@ def test_output_called_logits_is_taken(tmp_path: Path) -> None:
     close(load(file)(IMAGES), Network()(IMAGES).log_softmax(1).detach())
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+def test_probabilities_are_found_by_trying(tmp_path: Path, batch: int | None) -> None:
+    file = export(Network(softmax=True), tmp_path / "model.onnx", batch=batch)
+    said: list[str] = []
+    target = load_target(
+        ModelSpec(str(file)), classes=("a", "b", "c"), size=8, channels=1, warn=said.append
+    )
+    close(target(IMAGES), answers(file, IMAGES).log())
+    close(target(IMAGES), Network()(IMAGES).log_softmax(1).detach())
+    assert "probabilities" in said[0]
+
+
 def test_weights_beside_the_file_are_read(file: Path) -> None:
     before = answers(file, IMAGES)
     close(load(external(file))(IMAGES), before.log_softmax(1))
