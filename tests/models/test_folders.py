@@ -256,6 +256,26 @@ def test_weights_without_a_head_are_refused(folders: dict[str, Path], tmp_path: 
     assert_refused(tmp_path, "lack 2 tensor(s)", "classifier.")
 
 
+def test_weights_in_several_files_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = transformers.AutoModelForImageClassification.from_pretrained(folders["vit"])
+    copy_of(folders["vit"], tmp_path, without="model.safetensors")
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    _, images = pictures(tmp_path, 32)
+    torch.testing.assert_close(load(tmp_path)(images), load(folders["vit"])(images))
+
+
+@pytest.mark.parametrize(
+    "name", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"]
+)
+def test_kernels_that_a_configuration_names_are_not_fetched(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    copy_of(folders["vit"], tmp_path, **{name: "someone/kernel"})
+    _, images = pictures(tmp_path, 32)
+    torch.testing.assert_close(load(tmp_path)(images), load(folders["vit"])(images))
+
+
 def test_weights_without_metadata_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
     copy_of(folders["vit"], tmp_path)
     save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")

@@ -47,6 +47,17 @@ def test_hides_all_paths_of_a_run_with_hashed_names(tmp_path: Path) -> None:
     assert "/secret/judge" in render(load_report_data(write_run(tmp_path / "shown", **changes)))
 
 
+def test_hides_weights_before_a_key(tmp_path: Path) -> None:
+    spec = "mine.models:net?weights=/secret/w.pth&key=ema"
+    changes = {
+        "settings": {"hash_ids": True, "target": spec},
+        "warnings": [f"--target {spec}: /secret/w.pth: 1 tensor(s) left out"],
+    }
+    data = load_report_data(write_run(tmp_path / "run", **changes))
+    assert data.settings["target"] == "mine.models:net?weights=(hidden)&key=ema"
+    assert "secret" not in render(data)
+
+
 @pytest.mark.parametrize("spec", ["secret.csv:who", "/home/secret.csv", "^[^/]+/secret([0-9]+)"])
 def test_hides_how_images_are_grouped_with_the_names(tmp_path: Path, spec: str) -> None:
     changes = {

@@ -127,7 +127,7 @@ def load_recipe(
     if not colon or module.startswith((".", "/")) or module.endswith(".py"):
         hint = f"; give {module.removesuffix('.py').replace('/', '.')}:{function or 'train'}"
         raise ConfigError(
-            f"--recipe {spec}: expected package.module:train, or timm:NAME?weights=FILE.safetensors"
+            f"--recipe {spec}: expected package.module:train, or timm:NAME?weights=FILE"
             + (hint if module.endswith(".py") and not module.startswith((".", "/")) else "")
         )
     if query:

@@ -48,12 +48,10 @@ class TimmRecipe:
     @property
     def description(self) -> str:
         size, t, start = self.image_shape[1], self.training, ""
-        if (
-            self.model.weights is not None
-        ):  # by content: a path may be private, and given in two ways
-            start = (
-                f" from weights {hashlib.sha256(self.model.weights.read_bytes()).hexdigest()[:8]}"
-            )
+        weights, key = self.model.weights, self.model.key
+        if weights is not None:  # by content: a path may be private, and given in two ways
+            start = f" from weights {hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"
+            start += f" ({key})" if key else ""
         how = f"trained by {t.optimiser} for {t.epochs} epochs"
         return f"{self.model.name}{start} at {size}x{size}, {how}"
 

@@ -57,10 +57,12 @@ def load_hugging_face(
     _check_config(folder, config, model)
     check_safetensors(folder, model)
     try:
-        # Eager attention has derivatives of any order, and a configuration may name kernels to download.
         with _quiet():
+            kind = transformers.CONFIG_MAPPING[config["model_type"]]
+            settings = kind.from_dict(_without_kernels(config))
+            # Eager attention has derivatives of any order.
             module, loading = transformers.AutoModelForImageClassification.from_pretrained(
-                str(folder.absolute()), local_files_only=True, trust_remote_code=False,
+                str(folder.absolute()), config=settings, local_files_only=True, trust_remote_code=False,
                 use_safetensors=True, attn_implementation="eager", output_loading_info=True,
             )  # fmt: skip
     except Exception as error:
@@ -80,6 +82,17 @@ def load_hugging_face(
         found.size or size, channels, found.mean, found.std,
         class_names(module.config.id2label, model), found.resizing, notes=(note,) if note else (),
     )  # fmt: skip
+
+
+def _without_kernels(value: Any) -> Any:
+    """Return a configuration without names of implementations, which may be code to download and run."""
+    if isinstance(value, Mapping):
+        return {
+            name: _without_kernels(one)
+            for name, one in value.items()
+            if not name.endswith(("_implementation", "_implementation_internal"))
+        }
+    return value
 
 
 @contextmanager
