@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, PngImagePlugin
 
 from inversight.core.errors import DataError
 from inversight.data import load_images
@@ -156,3 +159,92 @@ def test_exif_turns_are_applied(read: Read, orientation: int, turn: int) -> None
     exif[0x0112] = orientation
     stored = picture(4)
     assert np.array_equal(read(stored, exif=exif)[0], np.rot90(np.asarray(stored), turn))
+
+
+def turned_copy(image: Image.Image) -> tuple[Image.Image, dict[str, object]]:
+    """Return an image that is stored lying on its side, and the EXIF that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    return image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_a_copy_that_exif_turns_has_the_same_hash(folder: Path, mode: str, suffix: str) -> None:
+    image = picture(3, mode=mode)
+    stored, options = turned_copy(image)
+    if suffix == "webp":
+        options["lossless"] = True
+    save(image, folder / "a" / "upright.png")
+    save(stored, folder / "b" / f"turned.{suffix}", **options)
+    found = load_images(folder, role="--private")
+    digest = dict(zip(found.ids, found.hashes, strict=True))
+    assert digest["a/upright.png"] == digest[f"b/turned.{suffix}"]
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orient'
+"""Metadata that end in the middle of a tag."""
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0II*\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"nonsense" * 5]
+)
+def test_broken_metadata_leave_the_pixels_as_they_are(
+    tmp_path: Path, suffix: str, exif: bytes
+) -> None:
+    """The image is read, and no warning without the file's name reaches the user."""
+    image = picture(3, (16, 16), "RGB").filter(ImageFilter.GaussianBlur(2))
+    options: dict[str, object] = {"lossless": True} if suffix == "webp" else {}
+    plain = save(image, tmp_path / "plain" / "a" / f"1.{suffix}", **options)
+    expected = load_images(plain.parents[1], role="--private")
+    if suffix == "tif":
+        options["tiffinfo"] = {700: XMP}
+    elif suffix == "png":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        options |= {"pnginfo": text, "exif": exif}
+    else:
+        options |= {"xmp": XMP, "exif": exif}
+    save(image, tmp_path / "broken" / "a" / f"1.{suffix}", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load_images(tmp_path / "broken", role="--private")
+    assert found.hashes == expected.hashes
+
+
+def test_grey_with_alpha_among_colour(folder: Path) -> None:
+    grey = picture(3)
+    layered = grey.convert("LA")
+    layered.putalpha(Image.new("L", (8, 8), 255))
+    save(layered, folder / "a" / "3.png")
+    save(picture(4, mode="RGB"), folder / "b" / "3.png")
+    found = load_images(folder, role="--private")
+    row = found.images[found.ids.index("a/3.png")].numpy()
+    assert found.channels == 3 and np.array_equal(row, np.asarray(grey)[None].repeat(3, 0))
+
+
+def test_sixteen_bits_of_colour_are_scaled_to_eight(read: Read) -> None:
+    """Written by hand, as Pillow writes no such file: a PNG of 16 bits and three channels."""
+    levels = np.asarray(picture(3, mode="RGB"))
+    rows = np.concatenate(
+        [np.zeros((8, 1), np.uint8), (levels.astype(">u2") * 257).view(np.uint8).reshape(8, -1)],
+        axis=1,
+    )
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    assert np.array_equal(read(file), np.moveaxis(levels, 2, 0))
+
+
+def test_a_cmyk_jpeg_is_read_as_pillow_converts_it(read: Read) -> None:
+    smooth = picture(3, (16, 16), "RGB").filter(ImageFilter.GaussianBlur(3))
+    file = encode(smooth.convert("CMYK"), "JPEG")
+    found = read(file, "1.jpg").astype(int)
+    expected = np.moveaxis(np.asarray(smooth).astype(int), 2, 0)
+    assert np.abs(found - expected).mean() < 8.0

@@ -129,3 +129,13 @@ def test_warns_of_private_images_that_are_in_other_sets_as_jpegs(tmp_path: Path)
         assert f"a/{k}.png and a/copy-{k}.jpg" in holdout
     assert "--private and --public have 1 near-copies" in public and "copy-2.jpg" in public
     assert list(found.warnings) == reporter.warnings
+
+
+def test_public_images_of_other_classes_are_used_without_classes(tmp_path: Path) -> None:
+    """Their classes are nobody's business: they neither clash with the private ones nor join them."""
+    for i, name in enumerate(("private/a", "private/b", "public/x", "public/y", "public/z")):
+        save(picture(i), tmp_path / name / "1.png")
+    roles = {role: tmp_path / role for role in ("private", "public")}
+    found = read_inputs(resolve(roles), Log(Quiet()))
+    assert found.private.classes == ("a", "b") and len(found.public) == 3
+    assert found.warnings == ()

@@ -48,6 +48,20 @@ def test_stopped_in_every_stage_it_ends_with_the_same_tables(
     assert hashes(run) == hashes(finished.run)
 
 
+def test_many_images_are_decoded_once_and_removed_at_the_end(
+    finished: AuditResult, grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inversight.data.store.MOST_IN_MEMORY", 100)
+    run = tmp_path / "run"
+    with pytest.raises(Stop):
+        audit(out=run, reporter=StopAt("prior", 1), **grey, **TINY)
+    assert len(list((run / "decoded").glob("*.uint8"))) == 3
+    monkeypatch.setattr("inversight.data.reading.decode", None)
+    resume(run)
+    assert not (run / "decoded").exists() and not list(tmp_path.glob(".run*"))
+    assert hashes(run) == hashes(finished.run)
+
+
 def test_resuming_a_finished_run_changes_nothing(finished_home: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_home / "run", tmp_path / "run")
     before = hashes(run)

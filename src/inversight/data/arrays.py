@@ -106,7 +106,7 @@ def open_npz(file: Path, role: str) -> Source:
             f"{where}: expected arrays train_images and train_labels, or images and labels, found "
             f"{', '.join(inside) or 'none'}"
         )
-    return _source(file, where, arrays)
+    return _source(file, [file], arrays)
 
 
 def _npy(file: Path, member: zipfile.ZipInfo, where: str) -> Array:
@@ -160,7 +160,7 @@ def open_idx(path: Path, files: Sequence[Path], role: str) -> Source:
                   file.with_name(label + ".gz")]  # fmt: skip
         labels = next((p for p in beside if mark and p.is_file()), None)
         arrays[name] = (_idx(file, role), None if labels is None else _idx(labels, role))
-    return _source(path, f"{role} {path}", arrays)
+    return _source(path, files, arrays)
 
 
 def _idx(file: Path, role: str) -> Array:
@@ -186,7 +186,9 @@ def _idx(file: Path, role: str) -> Array:
     return Array(where, shape, np.dtype(np.uint8), lambda: begin()[0])
 
 
-def _source(path: Path, where: str, arrays: Mapping[str, tuple[Array, Array | None]]) -> Source:
+def _source(
+    path: Path, files: Sequence[Path], arrays: Mapping[str, tuple[Array, Array | None]]
+) -> Source:
     for images, labels in arrays.values():
         _layout(images)
         if labels is not None:
@@ -205,7 +207,7 @@ def _source(path: Path, where: str, arrays: Mapping[str, tuple[Array, Array | No
         first = next(iter(shapes))
         return Listing(
             path, ids, labels, class_order(y for y in labels if y is not None),
-            lambda rows: _items([images for images, _ in chosen.values()], rows),
+            lambda rows: _items([images for images, _ in chosen.values()], rows), files,
             pixels=(first[1], first[0], first[2] == 1) if len(shapes) == 1 else None,
         )  # fmt: skip
 

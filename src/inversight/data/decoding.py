@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from inversight.core.errors import DataError, one_line
@@ -22,6 +22,13 @@ MAX_PIXELS = 64_000_000
 """Images that declare more pixels than this are refused before they are decoded."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 """Tags of a TIFF file: bits of each value, and 0 where the lowest value is white."""
+_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""Tag of EXIF that says how an image is to be turned, and what each value says."""
 
 
 @cache
@@ -39,8 +46,10 @@ def formats() -> dict[str, str]:
 
 @cache
 def _known() -> list[str]:
-    """Return the formats that are tried."""
-    return list(dict.fromkeys(formats().values()))
+    """Return the formats that are tried, the usual ones first, since some take long to say no."""
+    known = dict.fromkeys(formats().values())
+    usual = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP") if name in known]
+    return list(dict.fromkeys([*usual, *known]))
 
 
 def open_image(content: Path | bytes, where: str) -> Image.Image:
@@ -105,7 +114,7 @@ def decode(content: Path | bytes, where: str) -> Image.Image:
     with open_image(content, where) as image:
         try:
             image.load()
-            upright: Image.Image = ImageOps.exif_transpose(image)
+            upright = _upright(image)
             if _is_deep(image):
                 return _eight_bits(upright, image)
             return _on_white(upright)
@@ -117,6 +126,17 @@ def decode(content: Path | bytes, where: str) -> Image.Image:
             raise DataError(
                 f"{where}: is damaged or cut short ({one_line(error)}); replace or remove it"
             ) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF or XMP says; damaged metadata say nothing, and the pixels are whole."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 class _UnknownRangeError(ValueError):

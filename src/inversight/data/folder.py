@@ -40,7 +40,7 @@ def list_folder(path: Path, role: str, *, labelled: bool, limit: int | None) -> 
     paths = [file for file, _ in files]
     return Listing(
         path, [file.relative_to(path).as_posix() for file in paths], [label for _, label in files],
-        classes, lambda rows: (paths[row] for row in rows),
+        classes, lambda rows: (paths[row] for row in rows), paths,
         remarks=(_left_out(left_out, path, role),) if left_out else (),
     )  # fmt: skip
 

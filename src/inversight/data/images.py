@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inversight.core.errors import DataError
 from inversight.core.imaging import fit, to_float, to_uint8
+from inversight.data.store import PixelStore
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class ImageSet:
     def select(self, index: Tensor) -> ImageSet:
         """Return the rows at positions ``index`` (int64), in that order."""
         rows = index.tolist()
+        if rows == list(range(len(self))):  # many images are not copied needlessly
+            return self
         return replace(
             self,
             images=self.images[index],
@@ -90,7 +93,11 @@ class ImageSet:
         """Return the set at another size and number of channels, uint8."""
         if (size, channels) == (self.size, self.channels):
             return self
-        return replace(self, images=to_uint8(self.floats(size=size, channels=channels)))
+        with PixelStore((len(self), channels, size, size)) as store:
+            for start in range(0, len(self), 256):
+                part = self.images[start : start + 256]
+                store.put(start, to_uint8(fit(to_float(part), size=size, channels=channels)))
+            return replace(self, images=store.tensor())
 
     def fingerprint(self) -> str:
         """Return a hash of ids, contents and class names that does not depend on the row order."""

@@ -34,6 +34,7 @@ class Listing:
     labels: Sequence[str | None]
     classes: Sequence[str]
     items: Callable[[Sequence[int]], Iterator[Item]]
+    files: Sequence[Path]
     pixels: tuple[int, int, bool] | None = None
     remarks: tuple[str, ...] = ()
 

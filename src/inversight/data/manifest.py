@@ -52,7 +52,7 @@ class _Manifest:
             return (files[row] for row in rows)
 
         return Listing(
-            self.file, paths, labels, class_order(y for y in labels if y is not None), items
+            self.file, paths, labels, class_order(y for y in labels if y is not None), items, files
         )
 
     def groups(self, column: str, splits: Sequence[str]) -> dict[str, str] | None:

@@ -197,7 +197,8 @@ class _Tables:
                 )
         return Listing(
             self.path, [self.ids[row] for row in every], [labels[row] for row in every], classes,
-            lambda rows: self._items([every[row] for row in rows]), remarks=remarks,
+            lambda rows: self._items([every[row] for row in rows]), [file for _, file in self.files],
+            remarks=remarks,
         )  # fmt: skip
 
     def _name(self, value: Any, names: list[str] | None, row: int) -> str | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from inversight.core.errors import DataError
 from inversight.core.progress import Progress
 from inversight.data.decoding import decode, is_grey, open_image, quiet_decoding, to_tensor
 from inversight.data.images import ImageSet, pixel_hash
 from inversight.data.listing import Item, Listing
+from inversight.data.store import DecodedImages, PixelStore
 
 _AT_ONCE = 32
 """Images that a thread decodes before it takes others."""
@@ -22,7 +25,7 @@ _AT_ONCE = 32
 
 def read_listing(
     listing: Listing, rows: Sequence[int], *, role: str, size: int | None, channels: int | None,
-    progress: Progress,
+    progress: Progress, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
     """Return the images of ``rows``, which ascend, sorted by id.
 
@@ -32,43 +35,63 @@ def read_listing(
         role: how messages name the set, such as "--private".
         size: bring the shorter side to this many pixels and cut out the centre.
         channels: 1 or 3; None: 1 if every image is grey.
-        progress: called after each image.
+        progress: called as images are read.
+        cache: folder where many images are kept decoded for the next call.
 
     Raises:
         DataError: naming the first image that does not fit or cannot be decoded.
+        DiskFullError: many images find no room in ``cache``, or in the folder of temporary files.
     """
+    by_id = sorted(rows, key=listing.ids.__getitem__)
+    kept = None
+    if cache is not None:
+        facts = ([listing.ids[row] for row in by_id], size, channels)
+        kept = DecodedImages(cache, listing.files, facts)
+    found = None if kept is None else kept.find()
+    images, hashes = found or _decoded(listing, rows, by_id, role, size, channels, progress, kept)
+    position = {None: -1} | {name: i for i, name in enumerate(listing.classes)}
+    return ImageSet(
+        images=images,
+        labels=torch.tensor([position[listing.labels[row]] for row in by_id], dtype=torch.int64),
+        ids=tuple(listing.ids[row] for row in by_id),
+        classes=tuple(listing.classes),
+        hashes=tuple(hashes),
+    )
+
+
+def _decoded(
+    listing: Listing, rows: Sequence[int], by_id: Sequence[int], role: str, size: int | None,
+    channels: int | None, progress: Progress, kept: DecodedImages | None,
+) -> tuple[Tensor, list[str]]:  # fmt: skip
+    """Return the images in order of their ids, and their hashes."""
     with quiet_decoding():
         (width, height), grey = _check_headers(listing, rows, role, size)
         wanted = channels or (1 if grey else 3)
         shape = (len(rows), wanted, *((height, width) if size is None else (size, size)))
-        images = torch.empty(shape, dtype=torch.uint8)
-        # Row of the set for each row that is read.
-        by_id = sorted(range(len(rows)), key=lambda k: listing.ids[rows[k]])
-        place = {rows[k]: i for i, k in enumerate(by_id)}
+        place = {row: i for i, row in enumerate(by_id)}
         hashes = [""] * len(rows)
+        threads, done = torch.get_num_threads(), 0
+        with (
+            PixelStore(shape, None if kept is None else kept.pixels) as store,
+            ThreadPoolExecutor(threads) as pool,
+        ):
 
-        def fill(part: list[tuple[int, Item]]) -> int:
-            for row, item in part:
-                pixels = _decode(item, f"{role} {listing.name(row, item)}")
-                hashes[place[row]] = pixel_hash(pixels)
-                images[place[row]] = to_tensor(pixels, size, wanted)
-            return len(part)
+            def fill(part: list[tuple[int, Item]]) -> int:
+                for row, item in part:
+                    pixels = _decode(item, f"{role} {listing.name(row, item)}")
+                    hashes[place[row]] = pixel_hash(pixels)
+                    store.put(place[row], to_tensor(pixels, size, wanted)[None])
+                return len(part)
 
-        items, done = zip(rows, listing.items(rows), strict=True), 0
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            while some := list(islice(_parts(items), 4 * torch.get_num_threads())):
+            items = zip(rows, listing.items(rows), strict=True)
+            while some := list(islice(_parts(items), 4 * threads)):
                 for count in pool.map(fill, some):
                     done += count
                     progress(done, len(rows), role)
-    position = {None: -1} | {name: i for i, name in enumerate(listing.classes)}
-    ordered = [rows[k] for k in by_id]
-    return ImageSet(
-        images=images,
-        labels=torch.tensor([position[listing.labels[row]] for row in ordered], dtype=torch.int64),
-        ids=tuple(listing.ids[row] for row in ordered),
-        classes=tuple(listing.classes),
-        hashes=tuple(hashes),
-    )
+            images = store.tensor()
+    if kept is not None:
+        kept.keep(images, hashes)
+    return images, hashes
 
 
 def _parts(items: Iterator[tuple[int, Item]]) -> Iterator[list[tuple[int, Item]]]:

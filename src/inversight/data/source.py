@@ -27,7 +27,7 @@ _LAYOUT = (
 def load_images(
     path: Path, *, role: str, size: int | None = None, channels: int | None = None,
     labelled: bool = True, limit: int | None = None, progress: Progress = silent,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Callable[[str], None] = warnings.warn, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
     """Read images, rows sorted by id.
 
@@ -49,9 +49,12 @@ def load_images(
         limit: number of classes to read, in order; None: all.
         progress: called as images are read.
         warn: called with one line that counts and names what is left out.
+        cache: folder where many images (more than 256 MiB) are kept decoded, for a run that goes on; None: in
+            a temporary file while they are in use. The tensor is mapped to the file.
 
     Raises:
         DataError: one line that names the folder, file or image.
+        DiskFullError: there is no room for decoded images.
     """
     source, splits = open_source(path, role)
     if source is None:
@@ -65,7 +68,7 @@ def load_images(
     classes = listing.classes[:limit]
     found = read_listing(
         replace(listing, classes=classes), rows, role=role, size=size, channels=channels,
-        progress=progress,
+        progress=progress, cache=cache,
     )  # fmt: skip
     for remark in listing.remarks:
         warn(remark)

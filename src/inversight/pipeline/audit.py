@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from inversight.pipeline.result import AuditResult
 from inversight.settings import Adaptation, AuditSettings, PairMeasure, Training, resolve
 from inversight.settings.audit import Pictures
 from inversight.settings.presets import Preset
+
+DECODED = "decoded"
+"""Folder of decoded images in a run folder, where there are many, until the run is finished."""
 
 Part = str | Mapping[str, Any]
 """A name, an import path, or a mapping {class: name, setting: value}."""
@@ -65,11 +69,16 @@ def audit(
     _check_ray(ray, settings)
     folder = Path(out) if out is not None else default_folder()
     check_new_folder(folder, needed_bytes=0)
-    with with_cluster(Plan.prepare(settings, reporter)) as plan:
-        return _begin(plan, folder, reporter)
+    # Beside the run folder, of which nothing is written before all inputs are known to be right.
+    cache = folder.with_name(f".{folder.name}.{DECODED}")
+    try:
+        with with_cluster(Plan.prepare(settings, reporter, cache)) as plan:
+            return _begin(plan, folder, cache, reporter)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
 
 
-def _begin(plan: Plan, folder: Path, reporter: Reporter) -> AuditResult:
+def _begin(plan: Plan, folder: Path, cache: Path, reporter: Reporter) -> AuditResult:
     reporter.say("Timing a few steps of every stage, to say how long the audit takes ...")
     forecast = estimate(plan)
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
@@ -79,7 +88,16 @@ def _begin(plan: Plan, folder: Path, reporter: Reporter) -> AuditResult:
         reporter.say(left_out)
     remedy = f"continue with --resume {folder}"
     with disk_remedy(str(folder), remedy), Run.create(folder, plan.manifest()) as run:
-        return execute(plan, run, reporter)
+        if cache.is_dir():
+            cache.replace(folder / DECODED)
+        return _execute(plan, run, reporter)
+
+
+def _execute(plan: Plan, run: Run, reporter: Reporter) -> AuditResult:
+    """Run what is left of an audit; then nothing needs the decoded images any more."""
+    result = execute(plan, run, reporter)
+    shutil.rmtree(run.path / DECODED, ignore_errors=True)
+    return result
 
 
 def resume(
@@ -104,11 +122,11 @@ def resume(
     with disk_remedy(str(path), f"continue with --resume {path}"), Run.open(path) as run:
         given = manifest["given"] | ({} if ray is None else {"ray": ray})
         _check_ray(ray, settings := resolve(given))
-        plan = Plan.prepare(settings, reporter)
+        plan = Plan.prepare(settings, reporter, path / DECODED)
         check_unchanged(plan.manifest(), manifest, path)
         with with_cluster(plan) as joined:
             reporter.say(f"Resuming {path}")
-            return execute(joined, run, reporter)
+            return _execute(joined, run, reporter)
 
 
 def _check_ray(given: str | None, settings: AuditSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,13 @@ class Inputs:
 
 
 def read_inputs(
-    settings: AuditSettings, reporter: Reporter, public_size: int | None = None
-) -> Inputs:
+    settings: AuditSettings, reporter: Reporter, public_size: int | None = None,
+    cache: Path | None = None,
+) -> Inputs:  # fmt: skip
     """Read and check all images and models that were given.
 
-    Public images are brought to ``public_size``; none: to the private images' size.
+    Public images are brought to ``public_size``; none: to the private images' size. ``cache``: folder of
+    decoded images (:func:`inversight.data.load_images`).
 
     Raises:
         InputError: the first thing wrong.
@@ -88,7 +91,9 @@ def read_inputs(
         )
         inputs = Inputs(private, holdout, found.public, None, None, found.description, ())
     else:
-        inputs = _read_folders(settings, settings.private, settings.public, reporter, public_size)
+        inputs = _read_folders(
+            settings, settings.private, settings.public, reporter, public_size, cache
+        )
     if inputs.private.size < 8:
         raise InputError("--private: images are smaller than 8x8; give --size 8 or more")
     if len(inputs.private.labels.unique()) < 2:
@@ -195,21 +200,22 @@ def load_evaluator(
 
 def _read_folders(
     settings: AuditSettings, private_path: Path, public_path: Path, reporter: Reporter,
-    public_size: int | None,
+    public_size: int | None, cache: Path | None,
 ) -> Inputs:  # fmt: skip
     log = Log(reporter)
     rule = None
     if settings.group_by is not None:
         tables = {"private": private_path, "holdout": settings.holdout}
         rule = column_rule(tables, settings.group_by) or read_group_rule(settings.group_by)
-    private = read_folder(private_path, "--private", log, size=settings.size, limit=settings.limit)
+    read = partial(read_folder, reporter=log, cache=cache)
+    private = read(private_path, "--private", size=settings.size, limit=settings.limit)
     if settings.target is None:
         check_size(private.size, given=settings.size is not None)
     size = settings.size or private.size
-    public = read_folder(public_path, "--public", log, size=public_size or size, labelled=False)
+    public = read(public_path, "--public", size=public_size or size, labelled=False)
     sets = {"--private": private, "--public": public}
     if settings.holdout is not None:
-        holdout = read_folder(settings.holdout, "--holdout", log, size=size)
+        holdout = read(settings.holdout, "--holdout", size=size)
         if settings.limit:
             holdout = keep_classes(holdout, private.classes)
         check_holdout_classes(holdout, private.classes, f"--holdout {settings.holdout}")
@@ -257,12 +263,12 @@ def _read_folders(
 
 def read_folder(
     path: Path, role: str, reporter: Reporter, *, size: int | None, channels: int | None = None,
-    labelled: bool = True, limit: int | None = None,
+    labelled: bool = True, limit: int | None = None, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
-    """Read an image folder (:func:`inversight.data.load_images`), with progress and warnings."""
+    """Read a folder or file of images (:func:`inversight.data.load_images`), with progress and warnings."""
     return load_images(
         path, role=role, size=size, channels=channels, labelled=labelled, limit=limit,
-        progress=reporter.stage(f"reading {role.removeprefix('--')}"), warn=reporter.warn,
+        progress=reporter.stage(f"reading {role.removeprefix('--')}"), warn=reporter.warn, cache=cache,
     )  # fmt: skip
 
 

@@ -84,8 +84,12 @@ class Plan:
     cluster: Cluster | None = None
 
     @classmethod
-    def prepare(cls, settings: AuditSettings, reporter: Reporter) -> Plan:
+    def prepare(
+        cls, settings: AuditSettings, reporter: Reporter, cache: Path | None = None
+    ) -> Plan:
         """Read all inputs and check everything that can be wrong.
+
+        ``cache``: folder where many images are kept decoded, so that a run that goes on decodes none again.
 
         Raises:
             InputError: the first thing wrong; nothing has been written.
@@ -113,7 +117,7 @@ class Plan:
         size = prior.prior.image_shape[1] if isinstance(prior, PriorFile) else None
         for text in warnings:
             reporter.warn(text)
-        inputs = read_inputs(settings, reporter, size)
+        inputs = read_inputs(settings, reporter, size, cache)
         inputs = replace(inputs, warnings=(*warnings, *inputs.warnings))
         if isinstance(prior, PriorFile):
             word = COLOURS[prior.prior.image_shape[0]]
