@@ -210,6 +210,8 @@ def test_other_models_and_code_are_refused(folders: dict[str, Path], tmp_path: P
         ({"auto_map": {"AutoConfig": "code.Config"}}, "code of its own", "package.module:factory"),
         ({"architectures": ["ViTModel"]}, "ViTModel", "expected ViTForImageClassification"),
         ({"model_type": "brand-new"}, "no image classifier"),
+        ({"model_type": ["vit"]}, "no image classifier"),
+        ({"architectures": 7}, "no image classifier"),
         ({"quantization_config": {"load_in_8bit": True}}, "quantised"),
         ({"hidden_size": 20}, "cannot load"),
         (
@@ -384,6 +386,10 @@ def test_timm_folders_that_cannot_be_followed_are_refused(tmp_path: Path) -> Non
         ({"model_args": {"num_classes": 5}}, "does not fit the network"),
         ({"label_names": ["a", "a", "b", "c"]}, "outputs 0 and 1 both a"),
         ({"model_args": {"no_such": 1}}, "config.json does not fit timm"),
+        ({"model_args": [1]}, "config.json does not fit timm"),
+        ({"pretrained_cfg": 7}, "config.json does not fit timm"),
+        ({"pretrained_cfg": {**facts, "input_size": [3]}}, "config.json does not fit timm"),
+        ({"label_names": {"0": "a", "2": "b"}}, "not numbered from 0"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**whole, **changes}))
         assert_refused(tmp_path, *parts)

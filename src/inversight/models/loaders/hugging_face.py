@@ -22,7 +22,7 @@ from inversight.models.spec import ModelSpec
 _PROCESSOR = "preprocessor_config.json"
 _OWN_CODE = "auto_map"
 """What a configuration calls code of its own, which is never run."""
-_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+_FILTERS: dict[int | None, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
 _TOLERANCE = 2.0 / 255.0
 """Most that images may differ after resizing: the library rounds to 8 bits, which is 1 of 255."""
@@ -128,14 +128,14 @@ def _check_config(folder: Path, config: Mapping[str, Any], model: ModelSpec) -> 
     if (folder / "adapter_config.json").exists() or "quantization_config" in config:
         what = "quantised" if "quantization_config" in config else "an adapter of another model"
         raise model.error(f"is {what}; save the whole model in full precision first")
-    kind, classes = config.get("model_type"), config.get("architectures") or ()
+    kind, classes = str(config.get("model_type")), config.get("architectures") or ()
+    classes = [str(name) for name in classes] if isinstance(classes, list) else [str(classes)]
     known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(kind)
     known = (known,) if isinstance(known, str) else known or ()
     if not known or (classes and not set(classes) & set(known)):
         expected = f"; expected {' or '.join(known)}" if known else ""
         raise model.error(
-            f"is no image classifier of transformers ({', '.join(map(str, classes)) or kind})"
-            + expected
+            f"is no image classifier of transformers ({', '.join(classes) or kind})" + expected
         )
 
 
@@ -205,7 +205,7 @@ def _preprocessing(
 def _candidates(processor: Any) -> Iterator[Resizing]:
     """Yield ways to resize that the processor's settings may mean; their meaning is not the same in all."""
     size = getattr(processor, "size", None) or {}
-    mode = _FILTERS.get(int(getattr(processor, "resample", None) or 0))
+    mode = _FILTERS.get(getattr(processor, "resample", None))
     if mode is None:
         return
     sizes: list[int | tuple[int, int]] = []

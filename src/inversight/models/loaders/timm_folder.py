@@ -24,6 +24,10 @@ _NOT_FROM_FILES = (
     "cache_dir",
 )
 """Arguments of ``timm.create_model`` that would load something else."""
+_MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What timm raises of a configuration whose values are of other types than expected."""
 
 
 def load_timm_folder(folder: Path, config: Mapping[str, Any], model: ModelSpec) -> LoadedModel:
@@ -39,12 +43,14 @@ def load_timm_folder(folder: Path, config: Mapping[str, Any], model: ModelSpec) 
     if not timm.is_model(name):
         raise model.error(f"timm has no model {name}{nearest(name, timm.list_models())}")
     check_safetensors(folder, model)
-    given = config.get("pretrained_cfg")
-    facts = {**timm.get_pretrained_cfg(name).to_dict(), **(given if given else config)}
-    options = {
-        k: v for k, v in (config.get("model_args") or {}).items() if k not in _NOT_FROM_FILES
-    }
+    if not (folder / WEIGHTS).is_file():
+        raise model.error(f"its weights are in several files; save them as one {WEIGHTS}")
     try:
+        given = config.get("pretrained_cfg")
+        facts = {**timm.get_pretrained_cfg(name).to_dict(), **(given if given else config)}
+        options = {
+            k: v for k, v in (config.get("model_args") or {}).items() if k not in _NOT_FROM_FILES
+        }
         data = resolve_data_config(pretrained_cfg=facts)
         channels, *size = (int(n) for n in data["input_size"])
         resizing = _resizing(data, (size[0], size[1]), model)
@@ -53,7 +59,7 @@ def load_timm_folder(folder: Path, config: Mapping[str, Any], model: ModelSpec) 
         if facts.get("fixed_input_size"):
             options.setdefault("img_size", size)
         module = timm.create_model(name, pretrained=False, **options)
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except _MALFORMED as error:
         raise model.error(f"config.json does not fit timm ({one_line(error)})") from error
     tensors, note = timm_weights(folder / WEIGHTS, facts, model)
     load_weights(module, tensors, model)
