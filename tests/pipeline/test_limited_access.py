@@ -299,3 +299,17 @@ def test_missing_class_names_of_a_service(
             out=tmp_path / "run",
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_single_commands_take_an_onnx_file(trained: dict[str, Path], cli: CommandLine) -> None:
+    export(Network(2), Path("model.onnx"))
+    Path("classes.txt").write_text("ann\nbob\n")
+    given = "--prior prior --target model.onnx --classes classes.txt"
+    cli.refuses(f"attack {given} --out a", "needs white-box access", "another --attack: cma-es")
+    small = " ".join(f"--set {name}={value}" for name, value in CMA.items())
+    _, err = cli.succeeds(f"attack {given} --out a --attack cma-es {small}")
+    assert "images sent to the target, scores access" in err
+    cli.refuses(f"adapt {given} --public public --out b", "give --arm vanilla or target-aware")
+    cli.succeeds(
+        f"adapt {given} --public public --out b --arm vanilla --set steps=2 --features none"
+    )

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from inversight import AuditResult
+from inversight.cli.printing import print_result
 from inversight.data import image_set
 from inversight.pipeline.report import GALLERY, make_gallery
 from tests.report.exposure_examples import exposed_samples
+
+
+def test_caveats_are_printed_and_in_the_report(
+    finished: AuditResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 6 private images and 4 reconstructions a class, on more features than images."""
+    print_result(finished)
+    out = " ".join(capsys.readouterr().out.split())
+    text = finished.metrics["recall"]["caveat"]
+    assert text.startswith("2 of 2 classes have fewer than 6 reconstructions")
+    assert f"Caveat of recall: {text}." in out
+    page = " ".join((finished.run / "report.html").read_text().split())
+    assert f"{text}." in page and "caveat" not in finished.metrics["ddcs_best"]
 
 
 def test_gallery_shows_the_nearest_images_of_a_ledger_that_is_sorted_by_exposure(

@@ -96,12 +96,19 @@ BASE = [
             ["handwritten digits of scikit-learn; private: 40 images of 4 classes"],
             ["all ten"],
         ),
+        (
+            {"coverage": {"value": 0.7, "caveat": "9 [images](x) alone"}},
+            {"target_access": "scores"},
+            ["| Access | scores |", "9 &#91;images&#93;(x) alone."],
+            [],
+        ),
+        ({}, {"settings": {"target": "endpoint:http://h/p"}}, ["| Model | a service |"], ["//h"]),
         ({}, {"settings": FACTORY}, ["| Model | my.models:net |"], ["ann"]),
         ({}, {"settings": {"target": None}}, ["trained by the audit itself"], []),
         ({}, FOLDERS, ["unknown: 2 folder"], ["/home", "&#47;home", "trained by the audit itself"]),
     ],
     ids=[
-        "base", "files", "no holdout", "control", "no control", "digits", "factory",
+        "base", "files", "no holdout", "control", "no control", "digits", "caveat", "service", "factory",
         "trained target", "given folders",
     ],
 )  # fmt: skip

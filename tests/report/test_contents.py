@@ -58,6 +58,19 @@ def test_hides_weights_before_a_key(tmp_path: Path) -> None:
     assert "secret" not in render(data)
 
 
+def test_hides_the_address_of_a_service_with_the_names(tmp_path: Path) -> None:
+    spec = "endpoint:https://secret.org/predict?access=label&key=secret"
+    changes = {
+        "settings": {"hash_ids": True, "target": spec, "access": "label"},
+        "target": {"spec": spec, "access": "label"},
+        "target_access": "label",
+    }
+    data = load_report_data(write_run(tmp_path / "run", **changes))
+    assert data.target == {"spec": "(hidden)", "access": "label"}
+    assert data.facts["access to the target"] == data.settings["access"] == "label"
+    assert "secret" not in render(data)
+
+
 @pytest.mark.parametrize("spec", ["secret.csv:who", "/home/secret.csv", "^[^/]+/secret([0-9]+)"])
 def test_hides_how_images_are_grouped_with_the_names(tmp_path: Path, spec: str) -> None:
     changes = {

@@ -26,6 +26,10 @@ RUN = {
     [
         ({}, [*metrics(), "3.21 2.5 to 4.1 higher", "1,342 none lower", "on features: public"]),
         ({}, ["not computed: the features are <public>", "--images none", "2502.19070"]),
+        (
+            {"metrics": {**metrics(), "frechet": {"value": 7.0, "caveat": "9 <images>"}}},
+            ["9 <images>."],
+        ),
         (RUN, ["prior.steps 12", "attack.0.keep 5", "prior 90.0 s 75 %", "torch 2.6.0", "A note."]),
         ({"gallery": [PICTURE], "images": "blurred"}, ["Both sides are blurred"]),
         ({"evaluator": {"holdout_accuracy": 0.93}}, ["can judge"]),

@@ -41,6 +41,7 @@ from inversight.defences.outcomes import (
     per_image,
     summarise,
 )
+from inversight.models.loaders.onnx import OnnxNetwork
 from inversight.models.networks import FILE_NAME, load_classifier, save_classifier
 from inversight.models.target import Access, Target, accuracy_on, target_of
 from inversight.pipeline.attack import build_attack
@@ -136,8 +137,7 @@ def defend(
         given["device"] = device
     plan = Plan.prepare(resolve(given), reporter)
     check_unchanged(plan.manifest(), manifest, run)
-    owned = plan.settings.access is not None or plan.access is Access.WHITE_BOX
-    if ray is not None and not owned:
+    if ray is not None and _is_bound(plan):
         raise ConfigError(
             "--ray: an ONNX file or a service cannot be sent to a cluster; leave it out"
         )
@@ -159,6 +159,13 @@ def defend(
             protected=tuple(protected), rule=rule, seeds=tuple(range(first, first + seeds)),
             tolerance=tolerance, reporter=reporter, cluster=cluster,
         ).execute()  # fmt: skip
+
+
+def _is_bound(plan: Plan) -> bool:
+    """Return whether the given target is one that this process alone can ask."""
+    target = plan.inputs.target
+    layers = () if target is None else target.module.modules()
+    return plan.inputs.endpoint is not None or any(isinstance(m, OnnxNetwork) for m in layers)
 
 
 @dataclass(frozen=True)
