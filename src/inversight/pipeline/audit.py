@@ -18,6 +18,7 @@ from inversight.pipeline.plan import Plan, check_unchanged, with_cluster
 from inversight.pipeline.result import AuditResult
 from inversight.settings import Adaptation, AuditSettings, PairMeasure, Training, resolve
 from inversight.settings.audit import Pictures
+from inversight.settings.names import AccessName
 from inversight.settings.presets import Preset
 
 DECODED = "decoded"
@@ -31,7 +32,7 @@ def audit(
     *, private: Path | str | None = None, holdout: Path | str | None = None,
     public: Path | str | None = None, data: Path | str | None = None, splits: str | None = None,
     group_by: str | None = None, target: str | None = None,
-    access: str | None = None, endpoint_header: Sequence[str] | None = None,
+    access: AccessName | None = None, endpoint_header: Sequence[str] | None = None,
     evaluator: str | None = None, classes: Path | str | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
     size: int | None = None, trust_target: bool | None = None,

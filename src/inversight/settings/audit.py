@@ -20,7 +20,7 @@ from inversight.core.config import (
     settings,
 )
 from inversight.core.errors import ConfigError
-from inversight.settings.names import ARMS, ATTACKS, BLACK_BOX, EMBEDDINGS
+from inversight.settings.names import ARMS, ATTACKS, BLACK_BOX, EMBEDDINGS, AccessName
 from inversight.settings.presets import Preset, attack_budgets, stage_budgets
 from inversight.settings.stages import Adaptation, PriorTraining, Training, resolve_prior_training
 
@@ -81,7 +81,7 @@ class AuditSettings:
     """The model under audit: a folder of transformers, timm or `inversight train`, timm:NAME?weights=FILE,
     torchvision:NAME?weights=FILE, package.module:factory?weights=FILE, a file of ONNX, TorchScript or
     torch.export, or a service, endpoint:URL[?access=label]. None: one is trained."""
-    access: Literal["white-box", "scores", "label"] | None = None
+    access: AccessName | None = None
     """What an attacker gets of the target: white-box, scores or label. None: all that it gives, which is
     scores of an ONNX file, and of a service what its address says. With less than white-box, the attack
     is by default cma-es (scores) or brep-mi (label), and the arm vanilla."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+AccessName = Literal["white-box", "scores", "label"]
+"""What attackers get of a target; see :class:`inversight.models.target.Access`."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -32,7 +35,7 @@ class Arm:
     """The discriminator learns to predict the target's classes."""
     transformed: bool = False
     """The target sees randomly transformed images."""
-    least_access: Literal["white-box", "scores", "label"] = "white-box"
+    least_access: AccessName = "white-box"
     """What the arm has to get of the target: gradients, scores, or nothing beyond labels."""
     published_weight: str | None = None
     """The setting of ``adaptation`` with the weight of a published attack; used with scale absolute."""
