@@ -7,6 +7,7 @@ import pytest
 
 from inversight.core.errors import RunError
 from inversight.report import load_report_data, render
+from inversight.report.contents import without_paths
 from tests.report.examples import budget, read_example, samples, write_run
 
 
@@ -117,3 +118,15 @@ def test_reports_a_damaged_run_in_one_line(
     with pytest.raises(RunError, match=message) as caught:
         load_report_data(run)
     assert str(run) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_file_behind_a_split_is_hidden_too() -> None:
+    found = without_paths(
+        {
+            "settings": {"private": "people/m.npz:train", "public": "people/m.npz:val"},
+            "inputs": {"private": {"path": "people/m.npz:train"}},
+            "split": "private: 2 images (people/m.npz:train)",
+            "warnings": ["--private people/m.npz: 1 of 3 classes have no image"],
+        }
+    )
+    assert "people" not in repr(found) and "1 of 3 classes" in repr(found)
