@@ -109,6 +109,23 @@ def test_size_brings_the_shorter_side_to_it_and_cuts_the_centre(read: Read, turn
     assert (read(image, size=4)[:, 1:3, 1:3] == 120).all()
 
 
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (30, 30)])
+def test_a_height_and_a_width_cut_that_shape_and_stretch_it(
+    read: Read, size: tuple[int, int]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (60, 100), np.uint8)
+    image = Image.fromarray(values)
+    box = {(40, 20): (35, 0, 65, 60), (20, 40): (0, 5, 100, 55), (30, 30): (20, 0, 80, 60)}[size]
+    side = max(size)
+    expected = image.crop(box).resize((side, side), Image.Resampling.BILINEAR)
+    found = read(image, size=size)[0]
+    assert found.shape == (side, side)
+    # At the border Pillow also sees pixels beside the box.
+    inside = np.s_[2:-2, 2:-2]
+    difference = found[inside].astype(int) - np.asarray(expected)[inside]
+    assert np.abs(difference).max() <= 1
+
+
 def test_transparency_becomes_white(read: Read) -> None:
     values = np.zeros((8, 8, 4), np.uint8)
     values[..., 0] = 200

@@ -6,13 +6,19 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inversight import audit
 from inversight.core.console import Quiet
+from inversight.core.imaging import fit
+from inversight.data import load_images
+from tests.command import CommandLine
 from tests.pipeline.tiny import TINY, image_folders
 
 pytestmark = pytest.mark.usefixtures("no_trials")
@@ -27,6 +33,17 @@ class Probable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.flatten(1)).sigmoid()
+
+
+class Rectangular(nn.Module):
+    """Takes 16x12 images alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16 * 12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
 
 
 @dataclass
@@ -83,3 +100,31 @@ def test_an_audit_runs_whole(tmp_path: Path, kind: str) -> None:
         assert facts["image_shape"] == [3, 16, 16]
     else:
         assert any("taken for the probability of the second" in text for text in result.warnings)
+
+
+def test_a_target_of_rectangles_is_audited_by_height_and_width(
+    tmp_path: Path, cli: CommandLine
+) -> None:
+    folders = image_folders(tmp_path, False)
+    smooth = np.add.outer(np.arange(24), 4 * np.arange(20)).astype(np.uint8)
+    files = [f for name in sorted(folders) for f in sorted(folders[name].rglob("*.png"))]
+    for number, file in enumerate(files):
+        Image.fromarray(smooth + np.uint8(number)).save(file)
+    weights = tmp_path / "w.safetensors"
+    save_file(Rectangular().state_dict(), weights)
+    given = {"target": f"{__name__}:Rectangular?weights={weights}", **folders, **TINY}
+    result = audit(**given, size=(16, 12), out=tmp_path / "run", reporter=Quiet())
+    facts = json.loads((result.run / "run.json").read_text())
+    assert facts["target"]["image_shape"] == [1, 16, 12]
+    assert facts["inputs"]["private"]["size"] == 16
+    code, _, err = cli("audit", "--resume", result.run)
+    assert code == 0, err
+    # What the target sees is the image cut to 4:3 and scaled, up to what the square in between blurs.
+    images = load_images(folders["private"], role="--private", size=(16, 12))
+    seen = fit(images.floats(), size=(16, 12), channels=1)
+    first = Image.open(sorted(folders["private"].rglob("*.png"))[0])
+    direct = first.crop((1, 0, 19, 24)).resize((12, 16), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(np.asarray(direct).astype(np.float32)) / 255
+    assert (seen[0, 0] - expected)[1:-1, 1:-1].abs().max() < 0.01
+    code, _, err = cli("audit", "--private", folders["private"], "--size", "16x", "--public", "x")
+    assert code == 2 and "--size 16x: expected N, such as 64, or HEIGHTxWIDTH" in err

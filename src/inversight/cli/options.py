@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,8 @@ def _option(name: str, *, required: bool, unset: bool) -> inspect.Parameter:
     parser: Callable[[str], Any] | None = partial(check_name, flag, known=known) if known else None
     if tuple in kinds and kind is str:
         kind, text, shown = list[str], f"{text}; repeatable", "<str>"
+    elif name == "size":
+        kind, parser, shown = str, partial(_size, flag), "<N or HEIGHTxWIDTH>"
     elif tuple in kinds:
         kind, parser, shown = str, partial(_numbers, flag, kind), "<numbers>"
     option = typer.Option(flag, help=f"{text}.", parser=parser, metavar=shown)
@@ -98,6 +101,19 @@ def _numbers(flag: str, kind: type, text: str) -> tuple[Any, ...]:
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise ConfigError(f"{flag} {text}: expected {what} with commas between them") from None
+
+
+def _size(flag: str, text: str) -> int | tuple[int, int]:
+    """Return the number N, or the height and width of HEIGHTxWIDTH.
+
+    Raises:
+        ConfigError: something else stands there.
+    """
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text, flags=re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise ConfigError(f"{flag} {text}: expected N, such as 64, or HEIGHTxWIDTH, such as 112x96")
+    height, width = found.groups()
+    return int(height) if width is None else (int(height), int(width))
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Size: TypeAlias = int | tuple[int, int]
+"""How images are brought to one size. An integer: the shorter side is brought to it and the centre cut. A
+height and a width: the largest centre of that shape is stretched to a square of the longer side, since the
+images of an audit are square; a target of that input size stretches it back."""
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
+
+
+def side_of(size: Size) -> int:
+    """Return the height and width of images that were brought to ``size``."""
+    return size if isinstance(size, int) else max(size)
+
+
+def size_text(size: Size) -> str:
+    """Return a size as --size takes it, such as "64" or "112x96"."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def to_float(images: Tensor) -> Tensor:

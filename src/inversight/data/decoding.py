@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from inversight.core.errors import DataError, one_line
+from inversight.core.imaging import Size, side_of
 
 _NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats that run another program when decoded, or hold no picture that Pillow decodes itself."""
@@ -182,10 +183,19 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image.convert(mode)
 
 
-def to_tensor(image: Image.Image, size: int | None, channels: int) -> Tensor:
-    """Return uint8 (channels, H, W); with ``size`` the shorter side is brought to it and the centre cut."""
+def to_tensor(image: Image.Image, size: Size | None, channels: int) -> Tensor:
+    """Return uint8 (channels, H, W), see :data:`inversight.core.imaging.Size`; None: as it is."""
     image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None and image.size != (size, size):
+    if isinstance(size, tuple):
+        height, width = size
+        scale = min(image.height / height, image.width / width)
+        high, wide = scale * height, scale * width
+        left, top = (image.width - wide) / 2, (image.height - high) / 2
+        image = image.resize(
+            (side_of(size), side_of(size)), Image.Resampling.BILINEAR,
+            box=(left, top, left + wide, top + high),
+        )  # fmt: skip
+    elif size is not None and image.size != (size, size):
         shorter = min(image.size)
         wide = max(size, round(image.width * size / shorter))
         high = max(size, round(image.height * size / shorter))

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from inversight.core.errors import DataError
+from inversight.core.imaging import Size, side_of
 from inversight.core.progress import Progress
 from inversight.data.decoding import decode, is_grey, open_image, quiet_decoding, to_tensor
 from inversight.data.images import ImageSet, pixel_hash
@@ -24,7 +25,7 @@ _AT_ONCE = 32
 
 
 def read_listing(
-    listing: Listing, rows: Sequence[int], *, role: str, size: int | None, channels: int | None,
+    listing: Listing, rows: Sequence[int], *, role: str, size: Size | None, channels: int | None,
     progress: Progress, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
     """Return the images of ``rows``, which ascend, sorted by id.
@@ -33,7 +34,7 @@ def read_listing(
 
     Args:
         role: how messages name the set, such as "--private".
-        size: bring the shorter side to this many pixels and cut out the centre.
+        size: see :data:`inversight.core.imaging.Size`; None: the images' own, which must be square and equal.
         channels: 1 or 3; None: 1 if every image is grey.
         progress: called as images are read.
         cache: folder where many images are kept decoded for the next call.
@@ -60,14 +61,18 @@ def read_listing(
 
 
 def _decoded(
-    listing: Listing, rows: Sequence[int], by_id: Sequence[int], role: str, size: int | None,
+    listing: Listing, rows: Sequence[int], by_id: Sequence[int], role: str, size: Size | None,
     channels: int | None, progress: Progress, kept: DecodedImages | None,
 ) -> tuple[Tensor, list[str]]:  # fmt: skip
     """Return the images in order of their ids, and their hashes."""
     with quiet_decoding():
         (width, height), grey = _check_headers(listing, rows, role, size)
         wanted = channels or (1 if grey else 3)
-        shape = (len(rows), wanted, *((height, width) if size is None else (size, size)))
+        shape = (
+            len(rows),
+            wanted,
+            *((height, width) if size is None else (side_of(size), side_of(size))),
+        )
         place = {row: i for i, row in enumerate(by_id)}
         hashes = [""] * len(rows)
         threads, done = torch.get_num_threads(), 0
@@ -104,7 +109,7 @@ def _decode(item: Item, where: str) -> Image.Image:
 
 
 def _check_headers(
-    listing: Listing, rows: Sequence[int], role: str, size: int | None
+    listing: Listing, rows: Sequence[int], role: str, size: Size | None
 ) -> tuple[tuple[int, int], bool]:
     """Check declared sizes; return the first image's width and height, and whether every image is grey."""
     found: Iterator[tuple[str, tuple[int, int], bool]]
@@ -120,7 +125,7 @@ def _check_headers(
         if width != height:
             raise DataError(
                 f"{role} {name}: is {shape}, expected square images; give --size N to bring every "
-                "image to NxN (shorter side to N, centre cut out)"
+                "image to NxN (shorter side to N, centre cut out), or --size HEIGHTxWIDTH of the target's input"
             )
         if (width, height) != expected:
             raise DataError(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from inversight.core.errors import DataError
+from inversight.core.imaging import Size
 from inversight.core.progress import Progress, silent
 from inversight.data.arrays import idx_files, open_idx, open_npz
 from inversight.data.folder import is_system, list_folder
@@ -25,7 +26,7 @@ _LAYOUT = (
 
 
 def load_images(
-    path: Path, *, role: str, size: int | None = None, channels: int | None = None,
+    path: Path, *, role: str, size: Size | None = None, channels: int | None = None,
     labelled: bool = True, limit: int | None = None, progress: Progress = silent,
     warn: Callable[[str], None] = warnings.warn, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
@@ -43,7 +44,7 @@ def load_images(
     Args:
         path: the folder or file.
         role: how messages name it, such as "--private".
-        size: bring the shorter side to this many pixels and cut out the centre.
+        size: see :data:`inversight.core.imaging.Size`; None: the images' own, which must be square and equal.
         channels: 1 or 3; None: 1 if every image is grey.
         labelled: False: images need no class.
         limit: number of classes to read, in order; None: all.

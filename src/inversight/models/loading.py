@@ -43,8 +43,7 @@ def load_target(
         TargetError: one line on what is wrong and what to do.
     """
     order = read_classes(model.classes) if model.classes else ()
-    side = model.size or size
-    loaded = _load(model, size=(side, side))
+    loaded = _load(model, size=model.shape(size))
     access = model.access_of(loaded.access)
     notes = list(loaded.notes)
     module = loaded.module.eval().requires_grad_(False)

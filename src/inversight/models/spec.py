@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from inversight.core.config import nearest
 from inversight.core.errors import TargetError
+from inversight.core.imaging import Size
 from inversight.models.target import ACCESS_ORDER, Access
 
 SERVICE = "endpoint:"
@@ -24,7 +25,8 @@ class ModelSpec:
     ``package.module:factory[?weights=FILE]``, a file or folder of a known format, or ``endpoint:URL``.
     ``&key=PART`` names the part of a weights file that holds several. classes: a file with one class
     name a line, in the order of the model's outputs. mean, std: normalisation of each channel (1 or 3
-    numbers), instead of the file's. size: height and width of the input, instead of the images' own.
+    numbers), instead of the file's. size: height and width of the input, or both in one number, instead of
+    the images' own.
     trust: whether to load formats whose loading runs code. headers: for a service, ``NAME=VARIABLE``
     sends the value of an environment variable as the header NAME. role: the option that error messages
     name. access: what attackers get of it; None: all that the format gives.
@@ -34,11 +36,16 @@ class ModelSpec:
     classes: Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    size: int | None = None
+    size: Size | None = None
     trust: bool = False
     headers: tuple[str, ...] = ()
     role: str = "--target"
     access: Access | None = None
+
+    def shape(self, size: int) -> tuple[int, int]:
+        """Return height and width of the input for images of ``size``."""
+        found = self.size or size
+        return (found, found) if isinstance(found, int) else found
 
     @property
     def is_service(self) -> bool:

@@ -19,7 +19,7 @@ from inversight.models.spec import ModelSpec
 from inversight.models.target import Access, Target
 from inversight.pipeline.attack import load_target_for
 from inversight.pipeline.context import Context
-from inversight.pipeline.inputs import read_folder
+from inversight.pipeline.inputs import read_folder, scaled
 from inversight.pipeline.prior import (
     CHECKPOINT,
     begin_training,
@@ -127,7 +127,10 @@ def adapt(
     channels, size, _ = start.image_shape
     target = load_target_for(given_prior, model, reporter)
     check_arm(arm, adaptation, target)
-    images = read_folder(public, "--public", reporter, size=size, channels=channels, labelled=False)
+    shape = scaled(model.size or size, size)
+    images = read_folder(
+        public, "--public", reporter, size=shape, channels=channels, labelled=False
+    )
     facts = {
         "--seed": context.seed,
         "the public images": images.fingerprint(),

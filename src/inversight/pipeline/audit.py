@@ -35,7 +35,7 @@ def audit(
     access: AccessName | None = None, endpoint_header: Sequence[str] | None = None,
     evaluator: str | None = None, classes: Path | str | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-    size: int | None = None, trust_target: bool | None = None,
+    size: int | tuple[int, int] | None = None, trust_target: bool | None = None,
     allow_overlap: bool | None = None, preset: Preset | None = None, seed: int | None = None,
     device: str | None = None, limit: int | None = None, embedding: str | None = None,
     features: str | None = None, guidance_embedding: str | None = None, arm: str | None = None,

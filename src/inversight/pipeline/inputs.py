@@ -14,6 +14,7 @@ import torch
 from inversight.attacks.endpoint import Endpoint
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import ConfigError, InputError
+from inversight.core.imaging import Size
 from inversight.data import (
     ImageSet,
     check_holdout_classes,
@@ -173,6 +174,15 @@ def _split_roles(rule: str | None, found: Sequence[str], where: str) -> dict[str
     return roles
 
 
+def scaled(size: Size, side: int | None) -> Size:
+    """Return a size of the same shape for images of ``side`` pixels; None: ``size`` itself."""
+    if side is None or isinstance(size, int):
+        return side or size
+    height, width = size
+    longer = max(size)
+    return (max(1, round(side * height / longer)), max(1, round(side * width / longer)))
+
+
 def load_evaluator(
     given: AuditSettings | ScoreSettings, private: ImageSet, reporter: Reporter
 ) -> Target | None:
@@ -212,7 +222,7 @@ def _read_folders(
     if settings.target is None:
         check_size(private.size, given=settings.size is not None)
     size = settings.size or private.size
-    public = read(public_path, "--public", size=public_size or size, labelled=False)
+    public = read(public_path, "--public", size=scaled(size, public_size), labelled=False)
     sets = {"--private": private, "--public": public}
     if settings.holdout is not None:
         holdout = read(settings.holdout, "--holdout", size=size)
@@ -262,7 +272,7 @@ def _read_folders(
 
 
 def read_folder(
-    path: Path, role: str, reporter: Reporter, *, size: int | None, channels: int | None = None,
+    path: Path, role: str, reporter: Reporter, *, size: Size | None, channels: int | None = None,
     labelled: bool = True, limit: int | None = None, cache: Path | None = None,
 ) -> ImageSet:  # fmt: skip
     """Read a folder or file of images (:func:`inversight.data.load_images`), with progress and warnings."""

@@ -17,7 +17,7 @@ from inversight import priors
 from inversight.core.config import IMPORT_PATH, check_name, from_mapping
 from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy
-from inversight.core.imaging import to_float
+from inversight.core.imaging import Size, to_float
 from inversight.core.processes import Processes
 from inversight.core.run import atomic_folder, check_new_folder, check_resumable, write_json
 from inversight.data import ImageSet, check_size
@@ -66,7 +66,7 @@ def write_prior(folder: Path, prior: StylePrior) -> None:
 
 
 def train_prior(
-    public: Path, out: Path, *, size: int | None, features: str, network: Path | None,
+    public: Path, out: Path, *, size: Size | None, features: str, network: Path | None,
     given: dict[str, Any], context: Context,
 ) -> Path:  # fmt: skip
     """Train a prior on a folder of public images, going on from a checkpoint in ``out``.

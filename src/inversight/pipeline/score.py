@@ -15,6 +15,7 @@ from inversight.core.config import from_mapping
 from inversight.core.console import Log, Quiet, Reporter
 from inversight.core.device import pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
+from inversight.core.imaging import Size
 from inversight.core.run import Run, check_new_folder, disk_remedy, provenance, read_manifest
 from inversight.data import ImageSet, check_holdout_classes, check_overlap
 from inversight.embeddings import Embedding, named_embedding
@@ -72,7 +73,7 @@ def score(
     network: Path | str | None = None,
     evaluator: str | None = None,
     classes: Path | str | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     trust_target: bool | None = None,
     allow_overlap: bool | None = None,
     pairs: Sequence[PairMeasure] | None = None,
@@ -99,7 +100,7 @@ def score(
         network: a public network that was trained before, instead of ``public``.
         evaluator: independent classifier, named as a target.
         classes: file with the evaluator's class names in the order of its outputs.
-        size: size to which all images are brought.
+        size: to which all images are brought, see :data:`inversight.core.imaging.Size`.
         trust_target: load an evaluator's file although loading it runs code.
         allow_overlap: go on although private images and holdout share images.
         pairs: psnr, ssim, dists: measures of each private image and its nearest reconstruction.
@@ -250,17 +251,21 @@ class _Scoring:
         private = read_images(
             self.private, "--private", self.log, size=settings.size, limit=settings.limit
         )
-        read = partial(read_images, reporter=self.log, size=private.size, channels=private.channels)
+        read = partial(read_images, reporter=self.log, channels=private.channels)
         sets = name_sets(
             [name for name, _ in self.reconstructions],
-            [read(images, "--reconstructions") for _, images in self.reconstructions],
+            [
+                # Those of audits are squares.
+                read(images, "--reconstructions", size=private.size)
+                for _, images in self.reconstructions
+            ],
             [] if earlier is None else [s.name for s in earlier[1]],
         )
         for one in sets.values():
             check_classes(private, one)
         holdout: ImageSet | None = None
         if self.holdout is not None:
-            holdout = read(self.holdout, "--holdout")
+            holdout = read(self.holdout, "--holdout", size=settings.size or private.size)
             if settings.limit is not None:
                 holdout = keep_classes(holdout, private.classes)
             attacked = {s.classes[y] for s in sets.values() for y in s.labels.unique().tolist()}
@@ -308,7 +313,7 @@ class _Scoring:
                     "FILE from a run (RUN/stages/public-network)"
                 )
             images = read_folder(
-                settings.public, "--public", self.log, size=private.size,
+                settings.public, "--public", self.log, size=settings.size or private.size,
                 channels=private.channels, labelled=False,
             )  # fmt: skip
         context = Context(settings.seed, self.device, self.log)

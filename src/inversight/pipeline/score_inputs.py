@@ -14,7 +14,7 @@ from pydantic import Field
 from inversight.core.config import from_mapping, settings, to_mapping
 from inversight.core.console import Reporter
 from inversight.core.errors import DataError, RunError
-from inversight.core.imaging import to_uint8
+from inversight.core.imaging import Size, side_of, to_uint8
 from inversight.core.run import read_manifest
 from inversight.data import ImageSet, absolute_group_by, image_set, load_images
 from inversight.models.spec import absolute_spec
@@ -47,7 +47,7 @@ class ScoreSettings:
     """Independent classifier, named as a target."""
     classes: Path | None = None
     """File with the evaluator's class names in the order of its outputs."""
-    size: int | None = None
+    size: Size | None = None
     """Size to which all images are brought."""
     limit: int | None = None
     """Number of classes of the private images, in order. None: all."""
@@ -113,7 +113,7 @@ def anchored(settings: AuditSettings | ScoreSettings) -> dict[str, Any]:
 
 
 def read_images(
-    images: Images, role: str, reporter: Reporter, *, size: int | None = None,
+    images: Images, role: str, reporter: Reporter, *, size: Size | None = None,
     channels: int | None = None, limit: int | None = None,
 ) -> ImageSet:  # fmt: skip
     """Return ``images``, read from a folder or given in memory, at a size and a number of channels.
@@ -127,7 +127,8 @@ def read_images(
             progress=reporter.stage(role.strip("-")), warn=reporter.warn,
         )  # fmt: skip
     found = images if isinstance(images, ImageSet) else _from_arrays(*images, role=role)
-    return found.resized(size=size or found.size, channels=channels or found.channels)
+    side = found.size if size is None else side_of(size)
+    return found.resized(size=side, channels=channels or found.channels)
 
 
 def _from_arrays(images: Any, labels: Any, *, role: str) -> ImageSet:

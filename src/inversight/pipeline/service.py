@@ -81,9 +81,8 @@ def connect(
         )
     if model.mean is not None or model.std is not None:
         raise model.error("a service normalises images itself; leave --mean and --std out")
-    side = model.size or size
     target, endpoint = endpoint_target(
-        model.spec, classes=names, image_shape=(channels, side, side),
+        model.spec, classes=names, image_shape=(channels, *model.shape(size)),
         headers=read_headers(model.headers), warn=reporter.warn,
     )  # fmt: skip
     check_private_classes(target, classes, model)

@@ -10,6 +10,7 @@ import torch
 from inversight.core.config import from_mapping
 from inversight.core.device import memory_remedy
 from inversight.core.errors import InputError
+from inversight.core.imaging import Size
 from inversight.core.run import atomic_folder, check_new_folder, write_json
 from inversight.data import ImageSet, load_images, working_size
 from inversight.models.networks import FILE_NAME, SavedClassifier, load_classifier, save_classifier
@@ -74,7 +75,7 @@ def public_network(images: ImageSet, folder: Path | None, context: Context) -> S
 
 
 def train(
-    private: Path, out: Path, *, size: int | None, given: dict[str, Any], context: Context
+    private: Path, out: Path, *, size: Size | None, given: dict[str, Any], context: Context
 ) -> tuple[Path, str]:
     """Train a classifier on a folder; return its file and a line on its accuracy.
 

@@ -102,8 +102,10 @@ class AuditSettings:
     """Mean by which the target's input is normalised: 1 or 3 numbers, for images in [0, 1]."""
     std: tuple[float, ...] | None = None
     """Standard deviation by which the target's input is normalised: 1 or 3 numbers."""
-    size: ImageSize | None = None
-    """Height and width of the target's input, to which images are resized. None: the images' own."""
+    size: ImageSize | tuple[ImageSize, ImageSize] | None = None
+    """Height and width of the target's input, to which images are resized: N for squares (shorter side to N,
+    centre cut out), or HEIGHTxWIDTH, whose images are worked on as squares of the longer side. None: the
+    images' own."""
     trust_target: bool = False
     """Load a TorchScript or torch.export file, which can run any code."""
     allow_overlap: bool = False

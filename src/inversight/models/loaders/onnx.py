@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.core.errors import one_line
+from inversight.core.imaging import size_text
 from inversight.models.loaders.base import LoadedModel, in_batches
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Access
@@ -69,7 +70,7 @@ def load_onnx(path: Path, model: ModelSpec, *, size: tuple[int, int]) -> LoadedM
     if channels not in (None, 1, 3):
         raise model.error(f"expected images of 1 or 3 channels, found {images.shape} ({layout})")
     if model.size is not None and size != shape:
-        raise model.error(f"takes {shape[0]}x{shape[1]} images; give --size {shape[0]}")
+        raise model.error(f"takes {shape[0]}x{shape[1]} images; give --size {size_text(shape)}")
     if _TYPES[images.type] is torch.uint8 and (model.mean or model.std):
         raise model.error("takes bytes and normalises them itself; leave --mean and --std out")
     module = OnnxNetwork(session, layout, batch, _TYPES[images.type])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.core.errors import one_line
+from inversight.core.imaging import size_text
 from inversight.models.loaders.base import LoadedModel, in_batches
 from inversight.models.loaders.weights import is_pickle, read_parts
 from inversight.models.spec import ModelSpec
@@ -46,10 +47,12 @@ def load_program(path: Path, model: ModelSpec, *, size: tuple[int, int]) -> Load
     except Exception as error:
         raise model.error(f"could not be loaded as {kind} ({one_line(error)})") from error
     batch, channels, height, width = _input_shape(program, model)
-    if model.size is not None and size != (height, width):
-        raise model.error(f"was exported for {height}x{width} images; give --size {height}")
-    fixed = batch if isinstance(batch, int) else None
     shape = (int(height), int(width))
+    if model.size is not None and size != shape:
+        raise model.error(
+            f"was exported for {height}x{width} images; give --size {size_text(shape)}"
+        )
+    fixed = batch if isinstance(batch, int) else None
     return LoadedModel(_Exported(program.module(), fixed), shape, int(channels))
 
 
