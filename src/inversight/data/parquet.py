@@ -48,7 +48,8 @@ def parquet_batches(
                 g.column(k).total_uncompressed_size for g in groups for k in range(g.num_columns)
             )
             check_declared(where, max(declared, facts.num_rows), file.stat().st_size)
-            yield from opened.iter_batches(batch_size=rows, columns=columns)
+            for group in range(facts.num_row_groups):  # all at once would keep what was read
+                yield from opened.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{where}: is no readable Parquet file ({one_line(error)})") from None
 
