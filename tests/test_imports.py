@@ -70,7 +70,8 @@ def test_an_audit_takes_every_setting_by_name_and_type() -> None:
     looser = {str, type(None), Mapping[str, Any]}
     for name, kind in settings.items():
         taken, needed = members(arguments[name]), members(kind)
-        sequences = {Sequence[get_args(one)[0]] for one in needed if get_origin(one) is tuple}
+        tuples = {one for one in needed if get_origin(one) is tuple}
+        sequences = {Sequence[get_args(one)[0]] for one in tuples} | tuples
         single = {one for one in needed if get_origin(one) not in (tuple, dict)}
         if name in ("attack", "budget"):  # parts may be mappings; numbers are checked by pydantic
             continue
