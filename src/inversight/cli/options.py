@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from inversight.core.config import (
 )
 from inversight.core.errors import ConfigError
 from inversight.settings import AuditSettings, lay
+from inversight.settings.audit import input_size
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -104,16 +104,15 @@ def _numbers(flag: str, kind: type, text: str) -> tuple[Any, ...]:
 
 
 def _size(flag: str, text: str) -> int | tuple[int, int]:
-    """Return the number N, or the height and width of HEIGHTxWIDTH.
+    """Return an input size, see :func:`inversight.settings.audit.input_size`.
 
     Raises:
-        ConfigError: something else stands there.
+        ConfigError: it is none.
     """
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text, flags=re.ASCII | re.IGNORECASE)
-    if found is None:
-        raise ConfigError(f"{flag} {text}: expected N, such as 64, or HEIGHTxWIDTH, such as 112x96")
-    height, width = found.groups()
-    return int(height) if width is None else (int(height), int(width))
+    try:
+        return input_size(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text}: {error}") from None
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

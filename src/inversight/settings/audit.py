@@ -54,6 +54,21 @@ def shadow_models(value: Any) -> Any:
     return int(text)
 
 
+def input_size(value: Any) -> int | tuple[int, int]:
+    """Return N, or the height and width of HEIGHTxWIDTH or a pair.
+
+    Raises:
+        ValueError: neither, or out of range.
+    """
+    sides = value if isinstance(value, (list, tuple)) else str(value).lower().split("x")
+    numbers = [int(side) for side in map(str, sides) if side.isascii() and side.isdigit()]
+    if len(numbers) != len(sides) or len(numbers) > 2 or not all(8 <= n <= 1024 for n in numbers):
+        raise ValueError(
+            "expected N, such as 64, or HEIGHTxWIDTH, such as 112x96, of 8 to 1024 pixels"
+        )
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 EmbeddingName = Annotated[str, Choice(dict.fromkeys((*EMBEDDINGS, IMPORT_PATH), ""))]
 ImageSize = Annotated[int, Field(ge=8, le=1024)]
 
@@ -102,7 +117,7 @@ class AuditSettings:
     """Mean by which the target's input is normalised: 1 or 3 numbers, for images in [0, 1]."""
     std: tuple[float, ...] | None = None
     """Standard deviation by which the target's input is normalised: 1 or 3 numbers."""
-    size: ImageSize | tuple[ImageSize, ImageSize] | None = None
+    size: Annotated[int | tuple[int, int], BeforeValidator(input_size)] | None = None
     """Height and width of the target's input, to which images are resized: N for squares (shorter side to N,
     centre cut out), or HEIGHTxWIDTH, whose images are worked on as squares of the longer side. None: the
     images' own."""
