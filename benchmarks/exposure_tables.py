@@ -216,8 +216,6 @@ _COLUMNS: dict[str, dict[str, Callable[[list[Result]], str]]] = {
         "any flag": _mean("any_flag"),
         "planted: false": _mean("planted_false"),
         "planted: found": _mean("planted_recall"),
-        "p of the set": _each("p_value"),
-        "AUC": _mean("auc"),
     },
     "defences": {
         **_FLAGGED, **_EXPOSURE, "accuracy in": _mean("accuracy_in"),
@@ -249,8 +247,9 @@ def figures(found: list[Result]) -> dict[str, Any]:
         add(f"digits_share_flagged_{models}_pixel", "power", "share", data="digits", arm=arm)
     add("repeated_50_recall", "repeated", "recall", arm="50")
     add("repeated_50_auc", "repeated", "auc_repeated", arm="50")
-    add("null_any_flag", "null", "any_flag", arm="nearest")
-    add("null_planted_false", "null", "planted_false", arm="nearest")
+    for arm, end in (("nearest", ""), (IN_NULL[-1], "_pixel")):
+        add(f"null_any_flag{end}", "null", "any_flag", arm=arm)
+        add(f"null_planted_false{end}", "null", "planted_false", arm=arm)
     return named
 
 
