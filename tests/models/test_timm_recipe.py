@@ -49,6 +49,12 @@ def test_a_network_of_timm_learns() -> None:
     assert accuracy_on(target, images) == 1.0 and target.image_shape == (1, 32, 32)
 
 
+def test_a_network_of_timm_is_trained_on_rectangles() -> None:
+    recipe = replace(fine_tuning(epochs=1), image_shape=(1, 40, 32))
+    assert recipe.check(IMAGES, device=CPU) == () and "at 40x32" in recipe.description
+    assert recipe.fit(IMAGES, seed=0, device=CPU).image_shape == (1, 40, 32)
+
+
 def test_a_network_of_timm_is_decided_by_its_seed() -> None:
     assert_seed_decides(fine_tuning(epochs=1))
 

@@ -80,10 +80,13 @@ class ImageSet:
         table = torch.tensor([position[name] for name in self.classes])
         return replace(self, labels=table[self.labels], classes=tuple(classes))
 
-    def floats(self, *, size: int | None = None, channels: int | None = None) -> Tensor:
-        """Return float32 images in [0, 1], (N, channels, size, size)."""
-        side, depth = size or self.size, channels or self.channels
-        out = torch.empty(len(self), depth, side, side)
+    def floats(
+        self, *, size: int | tuple[int, int] | None = None, channels: int | None = None
+    ) -> Tensor:
+        """Return float32 images in [0, 1], (N, channels, H, W); ``size``: H and W, or both in one."""
+        found, depth = size or self.size, channels or self.channels
+        side = (found, found) if isinstance(found, int) else found
+        out = torch.empty(len(self), depth, *side)
         # In parts, so that large images are never all in memory as floats at their own size.
         for part, source in zip(out.split(256), self.images.split(256), strict=True):
             part.copy_(fit(to_float(source), size=side, channels=depth))

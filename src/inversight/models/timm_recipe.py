@@ -36,7 +36,7 @@ class TimmRecipe:
     It starts from the weights, if there are any, except a head for other classes, which starts at random.
     Every image is trained on, and every epoch of ``training``, whose architecture and width do not matter.
 
-    image_shape: (C, S, S) of the network's input. mean, std: its normalisation; None: timm's.
+    image_shape: (C, H, W) of the network's input. mean, std: its normalisation; None: timm's.
     """
 
     spec: str
@@ -47,13 +47,13 @@ class TimmRecipe:
 
     @property
     def description(self) -> str:
-        size, t, start = self.image_shape[1], self.training, ""
+        (_, height, width), t, start = self.image_shape, self.training, ""
         weights, key = self.model.weights, self.model.key
         if weights is not None:  # by content: a path may be private, and given in two ways
             start = f" from weights {hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"
             start += f" ({key})" if key else ""
         how = f"trained by {t.optimiser} for {t.epochs} epochs"
-        return f"{self.model.name}{start} at {size}x{size}, {how}"
+        return f"{self.model.name}{start} at {height}x{width}, {how}"
 
     @property
     def model(self) -> ModelSpec:
@@ -100,21 +100,21 @@ class TimmRecipe:
 
     def _start(self, images: ImageSet, *, seed: int) -> tuple[Target, tuple[str, ...], str | None]:
         """Return the untrained network, its tensors without weights, and a note on weights left out."""
-        model, (channels, size, _) = self.model, self.image_shape
+        model, (channels, *size) = self.model, self.image_shape
         config, weights, note = network_config(model), None, None
         if model.weights is not None:
             weights, note = timm_weights(model.weights, config, model)
             channels = weight_shape(model, weights, config, "first_conv")[1]
         with own_random_state(derive_seed(seed, "start") % 2**32, torch.device("cpu")):
             module = build_network(
-                model, num_classes=len(images.classes), channels=channels, size=(size, size)
+                model, num_classes=len(images.classes), channels=channels, size=(size[0], size[1])
             )
         skipped: tuple[str, ...] = ()
         if weights is not None:
             skipped = load_all_but_head(module, weights, layers_of(config, "classifier"), model)
         mean, std = normalisation(config, channels)
         target = Target(
-            module.eval().requires_grad_(False), images.classes, (channels, size, size),
+            module.eval().requires_grad_(False), images.classes, (channels, size[0], size[1]),
             self.mean or mean, self.std or std, self.spec,
         )  # fmt: skip
         return target, skipped, note

@@ -198,7 +198,7 @@ def train_module(
     normalisation: tuple[Sequence[float], Sequence[float]], rng: torch.Generator,
     progress: Progress = silent, device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
-    """Train any network in place, on all of ``images`` at ``image_shape`` (C, S, S), to the last epoch.
+    """Train any network in place, on all of ``images`` at ``image_shape`` (C, H, W), to the last epoch.
 
     The network maps images (N, C, S, S), normalised by mean and standard deviation, to logits (N, K).
     ``training`` says all but the network, which is left on ``device`` in training mode.
@@ -206,8 +206,8 @@ def train_module(
     Raises:
         StageError: the loss stopped being a number.
     """
-    channels, size, _ = image_shape
-    pixels = images.floats(size=size, channels=channels).to(device)
+    channels, height, width = image_shape
+    pixels = images.floats(size=(height, width), channels=channels).to(device)
     network = cast(Classifier, module.to(device))  # only some variations need more than a call
     _run_epochs(
         network, pixels, images.labels.to(device), torch.arange(len(images)), torch.arange(0),
