@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from inversight.pipeline.expose import expose
     from inversight.pipeline.result import AuditResult
     from inversight.pipeline.score import score
+    from inversight.report.words import SAMPLE_COLUMNS
     from inversight.scores import DDCS
 
 __all__ = [
-    "DDCS", "AuditResult", "ConfigError", "DataError", "DiskFullError", "InputError",
+    "DDCS", "SAMPLE_COLUMNS", "AuditResult", "ConfigError", "DataError", "DiskFullError", "InputError",
     "InversightError", "ModelSpec", "RunError", "StageError", "TargetError", "WeightsError", "audit",
     "expose", "load_target", "resume", "score",
 ]  # fmt: skip
@@ -34,6 +35,7 @@ __all__ = [
 _MODULES = {
     "AuditResult": "pipeline.result",
     "DDCS": "scores",
+    "SAMPLE_COLUMNS": "report.words",
     "ModelSpec": "models.spec",
     "audit": "pipeline.audit",
     "expose": "pipeline.expose",

@@ -1,21 +1,33 @@
-"""``--fail-on`` expressions."""
+"""The samples' columns, and ``--fail-on`` expressions."""
 
 from __future__ import annotations
 
 import operator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inversight import SAMPLE_COLUMNS, AuditResult
 from inversight.core.errors import ConfigError
 from inversight.pipeline.metrics import METRICS
 from inversight.pipeline.result import Threshold, crossed, thresholds
+from tests.pipeline.tables import assert_described
+from tests.pipeline.tiny import read_result
+
+AUDIT = ("in audits", "in white-box audits", "with a holdout")
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 FINITE = st.floats(-1e6, 1e6)
+
+
+def test_columns_are_as_they_are_described(finished: AuditResult, audited: Path) -> None:
+    assert_described(finished.samples, *AUDIT)
+    assert_described(read_result(audited / "run").samples, *AUDIT, "with shadow models")
+    assert all(c.name and c.meaning.endswith(".") for c in SAMPLE_COLUMNS.values())
 
 
 @given(

@@ -12,6 +12,7 @@ from inversight.core.console import Quiet
 from inversight.core.run import read_object
 from inversight.pipeline.defend import defend
 from inversight.pipeline.expose import expose
+from tests.pipeline.tables import assert_described
 from tests.pipeline.tiny import SHADOWED, image_folders
 
 pytestmark = pytest.mark.usefixtures("no_trials")
@@ -39,6 +40,9 @@ def test_an_audit_of_a_table_is_exposed_and_defended(tmp_path: Path) -> None:
     settings = {**SHADOWED, "shadows": 4, "group_by": "group"}
     first = audit(data=table, **settings, out=run, reporter=Quiet())
     assert len(first.samples) == 12 and first.samples["group"].nunique() == 6
+    assert_described(
+        first.samples, "in audits", "in white-box", "with a holdout", "with shadow", "with groups"
+    )
     grown = expose(run, shadows=8)
     assert read_object(run / "run.json")["shadows"]["models"] == 8
     assert grown.samples["group"].nunique() == 6

@@ -33,8 +33,9 @@ _SHARES = (
 class AuditResult:
     """The result of an audit or of a scoring.
 
-    run: the run folder. metrics: metrics.json. samples: samples.parquet. crossed: the thresholds of
-    ``fail_on`` that hold, each with the value found.
+    run: the run folder. metrics: metrics.json. samples: samples.parquet, one row for each private image,
+    with the columns of :data:`inversight.SAMPLE_COLUMNS`. crossed: the thresholds of ``fail_on`` that
+    hold, each with the value found.
     """
 
     run: Path

@@ -71,9 +71,8 @@ class Ledger:
         for key in keys:
             numeric = bool(pd.api.types.is_numeric_dtype(table[key]))
             first = "descending" if words[key].worse == "higher" else "ascending"
-            columns.append(
-                Column(key, words[key].name, numeric, first, key == "label" or not numeric)
-            )
+            heading = f"{words[key].name} [95 %]" if key in bounds else words[key].name
+            columns.append(Column(key, heading, numeric, first, key == "label" or not numeric))
         shown = table.head(MOST_ROWS)
         cells = [[_cell(value) for value in shown[key].tolist()] for key in keys]
         for key, both in bounds.items():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Literal
 
 Worse = Literal["higher", "lower", ""]
@@ -26,6 +27,14 @@ class Word:
         return {"higher": "lower is better", "lower": "higher is better"}.get(self.worse, "")
 
 
+@dataclass(frozen=True)
+class SampleColumn(Word):
+    """A column of samples.parquet. dtype: of pandas. when: what a table with this column comes from."""
+
+    dtype: str = ""
+    when: str = ""
+
+
 class Words(dict[str, Word]):
     """Words by key, in the order of the page; an unknown key is its own name."""
 
@@ -39,8 +48,18 @@ _TABLES = tomllib.loads(_FILE.read_text(encoding="utf-8"))
 METRICS = Words({key: Word(**values) for key, values in _TABLES["metrics"].items()})
 """Keys of metrics.json."""
 
-COLUMNS = Words({key: Word(**values) for key, values in _TABLES["columns"].items()})
-"""Columns of samples.parquet."""
+SAMPLE_COLUMNS: Mapping[str, SampleColumn] = MappingProxyType(
+    {
+        key: SampleColumn(**{**values, "when": _TABLES["when"][values["when"]]})
+        for key, values in _TABLES["columns"].items()
+    }
+)
+"""Columns of ``samples.parquet`` and of ``AuditResult.samples`` by name: heading in the report (``name``),
+pandas type (``dtype``), ``meaning``, ``when`` a table has the column, and the direction that means more
+leakage (``worse``: "higher", "lower" or "")."""
+
+COLUMNS = Words(SAMPLE_COLUMNS)
+"""The same for the ledger, where a column of another name has that name as its heading."""
 
 MEASURES = Words(
     {key: Word(**found) if found else METRICS[key] for key, found in _TABLES["measures"].items()}
