@@ -103,7 +103,8 @@ def load_recipe(
             the same loop. ``package.module:train``: a function of the owner's.
         training: settings of the loop.
         image_shape: (C, S, S) of the target's input.
-        mean, std: normalisation of the target's input, where it is known.
+        mean: of the normalisation of the target's input, where it is known.
+        std: likewise.
 
     Raises:
         ConfigError: no such module, function or form of a spec, or a function with other arguments.

@@ -61,8 +61,13 @@ def expose(
     Args:
         run: the run folder of an audit.
         shadows: number of shadow models in all; None: that of --shadows auto, or as many as there are.
-        recipe, adapt_shadows, keep_shadows, workers, ray: settings of the audit, see
-            :class:`inversight.settings.AuditSettings`; None: as they were.
+        recipe: as the setting of the audit, see :class:`inversight.settings.AuditSettings`. For this and
+            the following arguments None means: as it was.
+        adapt_shadows: as the setting of the audit.
+        keep_shadows: as the setting of the audit.
+        workers: as the setting of the audit.
+        ray: as the setting of the audit.
+        reporter: receives progress and messages.
 
     Raises:
         InputError: not an audit, its inputs have changed, it has more shadow models, or the recipe is not

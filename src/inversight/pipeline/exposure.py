@@ -77,7 +77,8 @@ def exposure_stage(
 
     Args:
         folder: receives the files.
-        metrics_file, ledger: the run's metrics.json and samples.parquet without exposure.
+        metrics_file: the run's metrics.json without exposure.
+        ledger: its samples.parquet without exposure.
     """
     images = job.images
     metrics = read_object(metrics_file)

@@ -83,8 +83,9 @@ def calibrate(
     units is flagged unless N / (fdr (n + 1)) stand out together, ``smallest_possible``.
 
     Args:
-        private, holdout: nearest distances, >= 0, in one embedding that was trained on neither set,
-            with labels. NaN: the class has no reconstruction, and the image is left out.
+        private: nearest distances, >= 0, in one embedding that was trained on neither set, with
+            labels. NaN: the class has no reconstruction, and the image is left out.
+        holdout: likewise.
         units: (N,) int64 of the private and (M,) int64 of the holdout images: those with equal numbers
             count as one (:func:`inversight.risk.units.units_of`). Units, not images, are then what has
             to be exchangeable within classes. None: each image counts.

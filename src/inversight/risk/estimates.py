@@ -131,7 +131,8 @@ def reliability(effect: Floats, error: Floats) -> float:
     About the correlation of these effects with those of as many other shadow models.
 
     Args:
-        effect, error: (n,) with n >= 2, all known.
+        effect: (n,) with n >= 2, all known.
+        error: (n,), all known.
     """
     noise = error**2
     signal = _signal(effect, noise)

@@ -126,11 +126,12 @@ def exposure(
             floored; NaN where the model has no reconstruction of the class: the pair is left out.
         membership: (K, N) bool. Rows 2j and 2j + 1 are complementary.
         labels: (N,) integers.
-        groups, twins: what is drawn whole, see :func:`inversight.risk.design.make_units`.
+        groups: images that are drawn whole, see :func:`inversight.risk.design.make_units`.
+        twins: likewise.
         private: (N,) bool; None: all images.
         fdr: accepted fraction of false alarms among exposed images, in (0, 1).
-        looks: number of this look at the models, 1 for the first. further_looks: whether more models may
-            be added after it.
+        looks: number of this look at the models, 1 for the first.
+        further_looks: whether more models may be added after it.
         rng: for redraws; default: seed 0.
 
     Raises:

@@ -68,10 +68,11 @@ def given_model(
     Args:
         given: (N,) log distances of the given model, NaN where it has no reconstruction of the class.
         private: (N,) bool: the images that the given model was trained on. The others are holdout.
-        log_distances, membership, labels, groups, twins: see :func:`inversight.risk.exposure.exposure`.
+        log_distances: (K, N). For this and the following arguments see
+            :func:`inversight.risk.exposure.exposure`.
 
     Raises:
-        DesignError, InputError, ConfigError: see :func:`inversight.risk.exposure.exposure`.
+        InputError: see :func:`inversight.risk.exposure.exposure`.
     """
     experiment = as_experiment(log_distances, membership, labels, groups, twins, private)
     check_halves(experiment)

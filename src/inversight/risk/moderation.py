@@ -102,7 +102,8 @@ def detectable_effect(error: float, freedom: float, level: float) -> float:
     """Return the effect > 0 that a one-sided t-test at ``level`` finds with 80 % power.
 
     Args:
-        error: standard error of the effect, >= 0. freedom: its degrees of freedom, > 0, may be infinite.
+        error: standard error of the effect, >= 0.
+        freedom: its degrees of freedom, > 0, may be infinite.
     """
     if freedom > 1e6:
         return error * float(norm.isf(level) + norm.ppf(POWER))

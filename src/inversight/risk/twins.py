@@ -79,7 +79,8 @@ def unexplained(left: Tensor, right: Tensor, reach: int = 1) -> Tensor:
     an image of one colour.
 
     Args:
-        left, right: (N, C, H, W) and (M, C, H, W), floats in [0, 1].
+        left: (N, C, H, W), floats in [0, 1].
+        right: (M, C, H, W), floats in [0, 1].
     """
     best = left.new_zeros(len(left), len(right))
     for shift in _shifts(reach):

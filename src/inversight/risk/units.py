@@ -22,7 +22,8 @@ def units_of(
     each class is one group, as a person in face recognition, units are near-duplicates alone.
 
     Args:
-        private, holdout: of one size and number of channels, with the same classes.
+        private: images.
+        holdout: images of the same size, number of channels and classes.
 
     Raises:
         ConfigError: a group has images of two classes.

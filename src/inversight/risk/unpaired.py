@@ -66,8 +66,8 @@ def unpaired_exposure(
     - ``exposure_auc``: over all pairs of a model trained with and one trained without the image.
 
     Args:
-        log_distances, membership: (K, N).
-        labels, private, fdr, looks, further_looks, rng: see :func:`inversight.risk.exposure.exposure`.
+        log_distances: (K, N). For this and the following arguments see
+            :func:`inversight.risk.exposure.exposure`.
 
     Raises:
         DesignError: (a ``ValueError``) fewer than four models, no class of two images.

@@ -26,7 +26,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> ScoreResult:
     so it is too narrow if a class has collapsed to one image.
 
     Args:
-        logits: (M, K), the evaluator's on the reconstructions. labels: (M,) int64 in [0, K).
+        logits: (M, K), the evaluator's on the reconstructions.
+        labels: (M,) int64 in [0, K).
 
     Raises:
         InputError: shapes that do not match, no row, a label outside [0, K), a NaN or infinity.

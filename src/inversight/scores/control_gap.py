@@ -25,9 +25,11 @@ def gap_to_control(
     randomness of attack and control themselves.
 
     Args:
-        guided, control: the assignment of either to the same private images, with as many images of
-            each class (not checked). Only owner and distance are used.
-        labels, ids: (N,) of the private images.
+        guided: the assignment of the guided reconstructions to the private images. Only owner and
+            distance are used.
+        control: that of the unguided ones, with as many images of each class (not checked).
+        labels: (N,) of the private images.
+        ids: their N names.
         bootstrap: number of resamples; 0 for no interval.
     """
     with_target, without = (best_scores(a, floor=1e-6) for a in (guided, control))

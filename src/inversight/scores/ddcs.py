@@ -55,7 +55,8 @@ def ddcs(
 
     Args:
         private: N images' features, or a pair (array (N, ...), labels (N,)) of tensors or NumPy
-            arrays. reconstructions: M images, labelled with the class they are of, likewise.
+            arrays.
+        reconstructions: M images, labelled with the class they are of, likewise.
         floor: distance below which a reconstruction counts as exact, > 0.
         memory: bytes that one block of distances may take.
         bootstrap: number of resamples; 0 for no intervals.

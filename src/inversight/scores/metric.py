@@ -33,10 +33,13 @@ class DDCS:
     >>> metric.compute().summary["ddcs_best"].value
 
     Args:
-        private: (N, ...) tensor or array. labels: (N,) integers. ids: N distinct names; row numbers
-            if none are given. They only decide ties.
-        floor, bootstrap: as for :func:`inversight.scores.ddcs`.
+        private: (N, ...) images or features.
+        labels: (N,) integers, the class of each.
+        embedding: what makes features of images. None: ``private`` are features.
+        ids: N distinct names, which only decide ties. None: row numbers.
+        floor: as for :func:`inversight.scores.ddcs`.
         memory: bytes of features, and of reconstructions that wait to be compared.
+        bootstrap: as for :func:`inversight.scores.ddcs`.
         device: where the embedding works.
 
     Raises:
