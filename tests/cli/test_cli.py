@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -131,6 +133,26 @@ def test_version_and_help(cli: CommandLine) -> None:
     out, _ = cli.succeeds("audit --help")
     for name, field in settings_fields(AuditSettings).items():
         assert (f"--{name.replace('_', '-')} " in out) != is_settings(field.annotation)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("inversight de", {"defend"}), ("inversight weights ", {"list", "check", "import"})],
+)
+def test_completion_of_commands(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, typed: str, expected: set[str]
+) -> None:
+    """What a shell's completion script asks for, and reads."""
+    monkeypatch.setenv("_INVERSIGHT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    assert set(cli.succeeds()[0].split()) == expected
+
+
+def test_runs_as_a_module() -> None:
+    call = [sys.executable, "-m", "inversight", "--version"]
+    found = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert found.stdout == f"inversight {importlib.metadata.version('inversight')}\n"
 
 
 def test_printed_configuration_reads_back_the_same(cli: CommandLine) -> None:

@@ -26,10 +26,10 @@ _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 """The base of what a wrong command line raises; typer may carry its own copy of click."""
 
 
-def _group(meaning: str, **commands: Any) -> typer.Typer:
-    """Return a group of commands by their names."""
+def _group(meaning: str, *, completion: bool = False, **commands: Any) -> typer.Typer:
+    """Return a group of commands by their names; the outermost can install its shell completion."""
     group = typer.Typer(
-        add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=meaning
+        add_completion=completion, no_args_is_help=True, rich_markup_mode=None, help=meaning
     )
     for name, command in commands.items():
         group.command(name)(command)
@@ -37,7 +37,7 @@ def _group(meaning: str, **commands: Any) -> typer.Typer:
 
 
 app = _group(
-    _MEANING, audit=audit, train=train, adapt=adapt, attack=attack, score=score, expose=expose,
+    _MEANING, completion=True, audit=audit, train=train, adapt=adapt, attack=attack, score=score, expose=expose,
     defend=defend, triage=triage, report=report, compare=compare,
 )  # fmt: skip
 app.add_typer(
