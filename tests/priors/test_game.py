@@ -111,7 +111,7 @@ def test_r1_uses_images_before_the_published_augmentation() -> None:
     game = fresh_game(augment_filter=True)
     game.control.p = 0.8
     v = torch.randn(1, *SHAPE, generator=generator(5))
-    game.discriminator.outputs = lambda images: (v * images).sum((1, 2, 3))[:, None]  # type: ignore[method-assign]
+    game.discriminator.outputs = lambda images, sets: (v * images).sum((1, 2, 3))[:, None]  # type: ignore[method-assign]
     logits, _, images = game._judge_real(batch(6)[0], follow=True)
     assert torch.equal(images, REAL[:4])
     found = float(r1_penalty(logits, images).detach())

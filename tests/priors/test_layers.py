@@ -25,11 +25,13 @@ from tests.reference import resampling_loop as slow
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_modulated_convolution(demodulate: bool, kernel: int) -> None:
     x, styles, weight = normal(2, 3, 5, 5), normal(2, 3, seed=2), normal(4, 3, kernel, kernel)
-    found = modulated(x, weight, styles, demodulate=demodulate)
+    bias = normal(4, seed=3)
+    found = modulated(x, weight, styles, bias, demodulate=demodulate, gain=1.5)
     for image, style, y in zip(x, styles, found, strict=True):
         own = slow.modulate_loop(weight.numpy(), style.numpy(), demodulate)
         padded = np.pad(image.numpy(), ((0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2))
-        np.testing.assert_allclose(y.numpy(), slow.correlate_loop(padded, own), atol=1e-10)
+        expected = 1.5 * (slow.correlate_loop(padded, own) + bias.numpy()[:, None, None])
+        np.testing.assert_allclose(y.numpy(), expected, atol=1e-10)
 
 
 def test_styled_layer_that_doubles() -> None:
@@ -57,7 +59,7 @@ def test_half_precision_neither_overflows_nor_vanishes(scale: float) -> None:
     """Features at the clamp and long styles: their product alone is beyond float16's 65,504."""
     x = 256.0 * normal(2, 64, 8, 8).clamp(-1.0, 1.0).float()
     weight, styles = normal(8, 64, 3, 3, seed=1).float(), scale * normal(2, 64, seed=2).float()
-    expected, found = (modulated(images, weight, styles) for images in (x, x.half()))
+    expected, found = (modulated(y, weight, styles, torch.zeros(8)) for y in (x, x.half()))
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=1.0)
 

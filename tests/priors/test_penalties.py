@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from inversight.core.checkpoints import load_state, save_state
 from inversight.priors.penalties import PathLength, lazy_adam, r1_penalty
 from tests.draws import normal, rng
 
@@ -80,3 +82,30 @@ def test_adam_is_corrected_for_lazy_penalties(interval: int | None, share: float
     # Over an interval, k + 1 corrected updates forget as much as k of the usual ones.
     if interval is not None:
         assert group["betas"][1] ** (interval + 1) == pytest.approx(0.99**interval)
+
+
+def test_adam_equals_the_plain_one_in_any_layout_and_after_loading(tmp_path: Path) -> None:
+    """The fused update walks over memory: parameter, gradient and state must lie alike."""
+
+    def network() -> nn.Conv2d:
+        layer = nn.Conv2d(4, 3, 3)
+        layer.weight.data, layer.bias.data = normal(3, 4, 3, 3, seed=9).float(), torch.zeros(3)
+        return layer.to(memory_format=torch.channels_last)
+
+    def train(layer: nn.Conv2d, optimiser: torch.optim.Optimizer, steps: range) -> None:
+        for i in steps:
+            optimiser.zero_grad()
+            layer(normal(3, 4, 5, 5, seed=i).float()).square().mean().backward()
+            optimiser.step()
+
+    plain, fused, resumed = network(), network(), network()
+    train(plain, torch.optim.Adam(plain.parameters(), 0.05, (0.0, 0.99), fused=False), range(6))
+    first, second = (lazy_adam(layer.parameters(), 0.05, None) for layer in (fused, resumed))
+    train(fused, first, range(3))
+    file = tmp_path / "state.safetensors"
+    save_state(file, "test", {}, modules={"layer": fused}, optimisers={"adam": first})
+    load_state(file, "test", modules={"layer": resumed}, optimisers={"adam": second})
+    train(fused, first, range(3, 6))
+    train(resumed, second, range(3, 6))
+    torch.testing.assert_close(dict(fused.named_parameters()), dict(plain.named_parameters()))
+    torch.testing.assert_close(dict(resumed.named_parameters()), dict(plain.named_parameters()))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -71,7 +72,16 @@ def load_state(path: Path, kind: str, *, modules: Modules, optimisers: Optimiser
             index, field = key.split("/")
             state.setdefault(int(index), {})[field] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        _lay_out(optimiser)
     return facts
+
+
+def _lay_out(optimiser: Optimizer) -> None:
+    """Give the state of each parameter the parameter's memory layout, which fused optimisers require."""
+    for parameter, state in optimiser.state.items():
+        for field, value in state.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[field] = torch.empty_like(parameter).copy_(value)
 
 
 @contextmanager

@@ -74,42 +74,35 @@ def _angle(n: int, p: float, rng: torch.Generator) -> Tensor:
     return (torch.rand(n, generator=rng) * 2 - 1) * math.pi * _chosen(n, p, rng)
 
 
-def _matrix(n: int, entries: dict[tuple[int, int], Tensor]) -> Tensor:
-    """Return n identity matrices (n, 3, 3) with some ``entries`` replaced."""
-    m = torch.eye(3).repeat(n, 1, 1)
-    for (row, column), value in entries.items():
-        m[:, row, column] = value
-    return m
-
-
 def _rotation(angle: Tensor) -> Tensor:
+    """Return the matrices (n, 2, 2) of rotations by ``angle`` (n,)."""
     c, s = angle.cos(), angle.sin()
-    return _matrix(len(angle), {(0, 0): c, (0, 1): -s, (1, 0): s, (1, 1): c})
-
-
-def _shift(by: Tensor) -> Tensor:
-    return _matrix(len(by), {(0, 2): by[:, 0], (1, 2): by[:, 1]})
+    return torch.stack([c, -s, s, c], dim=1).view(-1, 2, 2)
 
 
 def _geometry(n: int, size: int, p: float, rng: torch.Generator, mirror: bool) -> Tensor:
-    """Draw output-to-input affine maps (N, 2, 3) in affine_grid's units (half an image)."""
-    m = torch.eye(3).repeat(n, 1, 1)
+    """Draw output-to-input affine maps (N, 2, 3) in affine_grid's units (half an image).
+
+    Each is the product of mirroring, a quarter turn, a shift by whole pixels, scaling, rotation, stretching,
+    rotation and a shift, in this order from the left.
+    """
     if mirror:
-        m = m @ _matrix(n, {(0, 0): 1.0 - 2.0 * _chosen(n, 0.5, rng) * _chosen(n, p, rng)})
-        turns = torch.randint(4, (n,), generator=rng).float() * _chosen(n, p, rng)
-        m = m @ _rotation(turns * (math.pi / 2))
+        mirrored = torch.ones(n, 2, 1)
+        mirrored[:, 0, 0] = 1.0 - 2.0 * _chosen(n, 0.5, rng) * _chosen(n, p, rng)
+        quarters = torch.randint(4, (n,), generator=rng).float() * _chosen(n, p, rng)
     whole = (torch.rand(n, 2, generator=rng) * 2 - 1) * 0.125 * _chosen(n, p, rng)[:, None]
-    m = m @ _shift((whole * size).round() * (2.0 / size))
     scale = _factor(n, 0.2, p, rng)
-    m = m @ _matrix(n, {(0, 0): scale, (1, 1): scale})
     # Rotations before and after stretching; at least one is applied with probability p.
     p_turn = 1.0 - math.sqrt(1.0 - p)
-    m = m @ _rotation(_angle(n, p_turn, rng))
+    before = _rotation(_angle(n, p_turn, rng))
     stretch = _factor(n, 0.2, p, rng)
-    m = m @ _matrix(n, {(0, 0): stretch, (1, 1): 1.0 / stretch})
-    m = m @ _rotation(_angle(n, p_turn, rng))
-    m = m @ _shift(torch.randn(n, 2, generator=rng) * 0.125 * 2.0 * _chosen(n, p, rng)[:, None])
-    return m[:, :2]
+    after = _rotation(_angle(n, p_turn, rng))
+    shift = torch.randn(n, 2, generator=rng) * (0.125 * 2.0) * _chosen(n, p, rng)[:, None]
+    factors = torch.stack([scale * stretch, scale / stretch], dim=1)
+    linear = before @ (factors[:, :, None] * after)
+    moved = linear @ shift[:, :, None] + ((whole * size).round() * (2.0 / size))[:, :, None]
+    m = torch.cat([linear, moved], dim=2)
+    return mirrored * (_rotation(quarters * (math.pi / 2)) @ m) if mirror else m
 
 
 def _colour(images: Tensor, p: float, rng: torch.Generator, *, invert_grey: bool) -> Tensor:

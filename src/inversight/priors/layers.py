@@ -47,18 +47,24 @@ def activate(x: Tensor, clamp: float | None = None) -> Tensor:
 
     ``clamp``: largest absolute value of the result; None for no limit.
     """
-    y = F.leaky_relu(x, 0.2) * _GAIN
+    return _rectify(x * _GAIN, clamp)
+
+
+def _rectify(x: Tensor, clamp: float | None) -> Tensor:
+    """Activate x, which is multiplied by the gain already: leaky_relu(g x) = g leaky_relu(x)."""
+    y = F.leaky_relu(x, 0.2)
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
 def modulated(
-    x: Tensor, weight: Tensor, styles: Tensor, *, demodulate: bool = True,
-    convolution: Callable[[Tensor, Tensor], Tensor] = convolve,
+    x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, *, demodulate: bool = True,
+    gain: float = 1.0, convolution: Callable[[Tensor, Tensor], Tensor] = convolve,
 ) -> Tensor:  # fmt: skip
     """Convolve x (N, C, H, W) with ``weight`` (O, C, K, K) modulated by styles (N, C) (eq. 1-3).
 
     Scales the input and the output instead of the weights of each image (their section 2.2). The
-    result is the same, without grouped convolutions, which are slow on a CPU.
+    result is the same, without grouped convolutions, which are slow on a CPU. ``bias`` (O,) or
+    (N, O, H, W) is added, and the sum multiplied by ``gain``, in the same pass as the demodulation.
     """
     scale = 1.0 / math.sqrt(weight[0].numel())
     weight = weight * scale
@@ -67,10 +73,12 @@ def modulated(
         weight = weight * (scale / weight.detach().abs().amax((1, 2, 3), keepdim=True))
         styles = styles / styles.detach().abs().amax(1, keepdim=True)
     y = convolution(x * styles[:, :, None, None].to(x.dtype), weight.to(x.dtype))
-    if demodulate:
-        power = weight.square().sum(dim=(2, 3))
-        y = y * (styles.square() @ power.T + 1e-8).rsqrt()[:, :, None, None].to(x.dtype)
-    return y
+    added = ((bias[:, None, None] if bias.dim() == 1 else bias) * gain).to(x.dtype)
+    if not demodulate:
+        return y * gain + added
+    power = weight.square().sum(dim=(2, 3))
+    factor = (styles.square() @ power.T + 1e-8).rsqrt() * gain
+    return torch.addcmul(added, y, factor[:, :, None, None].to(x.dtype))
 
 
 class FullyConnected(nn.Module):
@@ -84,7 +92,8 @@ class FullyConnected(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.scale, self.bias * self.rate)
+        # Scales the result instead of the parameters, in the same pass.
+        return torch.addmm(self.bias, x, self.weight.T, beta=self.rate, alpha=self.scale)
 
 
 class Convolution(nn.Module):
@@ -103,18 +112,19 @@ class Convolution(nn.Module):
         self.resample = resample
         self.linear = linear
         self.clamp = architecture.conv_clamp if clamped and not linear else None
-        self.scale = 1.0 / math.sqrt(fan_in * kernel * kernel)
+        self.gain = 1.0 if linear else _GAIN
+        self.scale = self.gain / math.sqrt(fan_in * kernel * kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = (self.weight * self.scale).to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        bias = None if self.bias is None else (self.bias * self.gain).to(x.dtype)
         if self.resample == "up":
             y = convolve_doubled(x, weight, self.resample_filter)
         elif self.resample == "down":
             y = convolve_halved(x, weight, self.resample_filter, bias)
         else:
             y = convolve(x, weight, bias)
-        return y if self.linear else activate(y, self.clamp)
+        return y if self.linear else _rectify(y, self.clamp)
 
 
 class Mapping(nn.Module):
@@ -190,14 +200,15 @@ class StyledConvolution(nn.Module):
         taps = self.resample_filter
         filtered = self.up and taps is not None
         convolution = partial(convolve_doubled, taps=taps) if filtered else convolve
-        y = modulated(x, self.weight, self.affine(w), convolution=convolution)
+        added = self.bias
         if self.noisy and noise != "none":
             values = self.noise_const
             if noise == "random":
                 shape = (len(w), 1, self.size, self.size)
-                values = torch.randn(shape, generator=rng, device=y.device)
-            y = y + (values * self.noise_strength).to(y.dtype)
-        y = activate(y + self.bias[:, None, None].to(y.dtype), self.clamp)
+                values = torch.randn(shape, generator=rng, device=x.device)
+            added = values * self.noise_strength + self.bias[:, None, None]
+        y = modulated(x, self.weight, self.affine(w), added, gain=_GAIN, convolution=convolution)
+        y = _rectify(y, self.clamp)
         return double(y, None) if self.up and not filtered else y
 
 
@@ -213,8 +224,7 @@ class ToImage(nn.Module):
         self.clamp = architecture.conv_clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        y = modulated(x, self.weight, self.affine(w), demodulate=False)
-        y = y + self.bias[:, None, None].to(y.dtype)
+        y = modulated(x, self.weight, self.affine(w), self.bias, demodulate=False)
         return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
 

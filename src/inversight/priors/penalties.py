@@ -54,4 +54,5 @@ def lazy_adam(
     are raised to this power (StyleGAN2, appendix B).
     """
     share = 1.0 if interval is None else interval / (interval + 1)
-    return torch.optim.Adam(parameters, lr=rate * share, betas=(0.0, 0.99**share))
+    # Fused: one call for all parameters instead of a dozen for each.
+    return torch.optim.Adam(parameters, lr=rate * share, betas=(0.0, 0.99**share), fused=True)

@@ -234,13 +234,16 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = FullyConnected(width * 16, width)
         self.out = FullyConnected(width, out)
 
-    def forward(self, x: Tensor, image: Tensor | None, alone: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, image: Tensor | None, alone: bool = False, sets: int = 1
+    ) -> Tensor:
         x = x.to(self.conv.weight.dtype)
         if self.looks and image is not None:
             x = x + self.fromrgb(image.to(x.dtype))
         if self.spread_channels > 0:
-            spread = minibatch_spread(x, 1 if alone else self.group, self.spread_channels)
-            x = torch.cat([x, spread], dim=1)
+            group = 1 if alone else self.group
+            spread = [minibatch_spread(y, group, self.spread_channels) for y in x.chunk(sets)]
+            x = torch.cat([x, torch.cat(spread)], dim=1)
         x = activate(self.fc(self.conv(x).flatten(1)))
         logits: Tensor = self.out(x)
         return logits
@@ -275,14 +278,19 @@ class Discriminator(nn.Module):
         """
         return self.judgement(self.outputs(images, half=half, alone=alone), c)
 
-    def outputs(self, images: Tensor, *, half: bool | None = None, alone: bool = False) -> Tensor:
-        """Return the last layer's outputs (N, ...): class logits if there are critic_classes."""
+    def outputs(
+        self, images: Tensor, *, half: bool | None = None, alone: bool = False, sets: int = 1
+    ) -> Tensor:
+        """Return the last layer's outputs (N, ...): class logits if there are critic_classes.
+
+        ``images`` are ``sets`` sets of equal size, one after another; groups for spread lie within them.
+        """
         half = images.is_cuda if half is None else half
         x: Tensor | None = None
         image: Tensor | None = images
         for resolution in self.resolutions:
             x, image = self.get_submodule(f"b{resolution}")(x, image, half)
-        outputs: Tensor = self.b4(x, image, alone)
+        outputs: Tensor = self.b4(x, image, alone, sets)
         return outputs
 
     def judgement(self, outputs: Tensor, c: Tensor | None = None) -> Tensor:
