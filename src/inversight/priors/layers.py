@@ -200,7 +200,7 @@ class StyledConvolution(nn.Module):
         taps = self.resample_filter
         filtered = self.up and taps is not None
         convolution = partial(convolve_doubled, taps=taps) if filtered else convolve
-        added = self.bias
+        added: Tensor = self.bias
         if self.noisy and noise != "none":
             values = self.noise_const
             if noise == "random":
