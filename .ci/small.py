@@ -1,12 +1,15 @@
 """Runs the small versions of benchmarks one after another in this process, which imports PyTorch once.
 
-python .ci/small.py [--work FOLDER] NAME...    exit code 1 at the first that fails, with its whole output
+python .ci/small.py [--work FOLDER] 'NAME [OPTION...]'...
+
+Exit code 1 at the first that fails, with its whole output.
 """
 
 from __future__ import annotations
 
 import io
 import runpy
+import shlex
 import sys
 import time
 import traceback
@@ -36,13 +39,14 @@ def run(name: str, options: list[str]) -> tuple[bool, str]:
 
 
 def main() -> None:
-    names, options = sys.argv[1:], []
-    if names[0] == "--work":
-        options, names = names[:2], names[2:]
+    lines, common = sys.argv[1:], []
+    if lines[0] == "--work":
+        common, lines = lines[:2], lines[2:]
     sys.path.insert(0, str(BENCHMARKS))
-    for name in names:
+    for line in lines:
+        name, *options = shlex.split(line)
         started = time.monotonic()
-        good, output = run(name, options)
+        good, output = run(name, [*options, *common])
         if not good:
             print(f"- benchmarks/{name}.py --small failed\n{output}", flush=True)
             sys.exit(1)
