@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +27,9 @@ _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 """The base of what a wrong command line raises; typer may carry its own copy of click."""
 
 
-def _group(meaning: str, *, completion: bool = False, **commands: Any) -> typer.Typer:
+def _group(
+    meaning: str, commands: dict[str, Callable[..., Any]], *, completion: bool = False
+) -> typer.Typer:
     """Return a group of commands by their names; the outermost can install its shell completion."""
     group = typer.Typer(
         add_completion=completion, no_args_is_help=True, rich_markup_mode=None, help=meaning
@@ -37,18 +40,22 @@ def _group(meaning: str, *, completion: bool = False, **commands: Any) -> typer.
 
 
 app = _group(
-    _MEANING, completion=True, audit=audit, train=train, adapt=adapt, attack=attack, score=score, expose=expose,
-    defend=defend, triage=triage, report=report, compare=compare,
+    _MEANING,
+    {
+        "audit": audit, "train": train, "adapt": adapt, "attack": attack, "score": score,
+        "expose": expose, "defend": defend, "triage": triage, "report": report, "compare": compare,
+    },
+    completion=True,
 )  # fmt: skip
 app.add_typer(
     _group(
         "Published weights of perceptual and Inception networks.",
-        **{"list": weights_list, "check": weights_check, "import": weights_import},
+        {"list": weights_list, "check": weights_check, "import": weights_import},
     ),
     name="weights",
 )
 app.add_typer(
-    _group("Priors: generators of images.", **{"train": prior_train, "import": prior_import}),
+    _group("Priors: generators of images.", {"train": prior_train, "import": prior_import}),
     name="prior",
 )
 
