@@ -130,18 +130,19 @@ def repeated(base: Base, budget: Budget) -> Iterator[Arm]:
     names = frozenset(base.job.images.ids[row] for row in rows)
     others = [row for row in range(base.job.private) if row not in rows]
 
-    def arm(times: int) -> dict[str, Any]:
+    def arm(times: int, change: Change | None) -> dict[str, Any]:
         recipe, name = None, PLAIN
         if times > 1:
             own = base.recipe
             recipe = Repeated(own.training, own.image_shape, repeated=names, times=times)
             name = f"repeated-{times}"
-        found, seconds = base.measured(name, budget.models, recipe=recipe, keep=times == 1)
-        result = base.exposure(found, models=budget.models)
+        found, seconds = base.measured(name, budget.models, recipe=recipe, keep=True)
+        logs = None if change is None else _changed(base, name, budget.models, change)
+        result = base.exposure(found, logs, models=budget.models)
         columns, effect = result.per_sample, result.differences.mean(0)
         p = columns["exposure_p"]
         return {
-            **figures_of(base, found, budget.models),
+            **figures_of(base, found, budget.models, logs),
             "repeated": len(rows),
             "recall": float(columns["exposed"][rows].double().mean()),
             "others_flagged": int(columns["exposed"][others].sum()),
@@ -152,7 +153,9 @@ def repeated(base: Base, budget: Budget) -> Iterator[Arm]:
         }
 
     for times in REPEATS[1:2] if budget.small else REPEATS:
-        yield str(times), partial(arm, times)
+        yield str(times), partial(arm, times, None)
+        name = IN_POWER[-1]
+        yield f"{times}, {name}", partial(arm, times, STATISTICS[name])
 
 
 def null(base: Base, budget: Budget) -> Iterator[Arm]:

@@ -32,7 +32,7 @@ _POWER = float(norm.isf(LEVEL) + norm.ppf(POWER))
 """The detectable effect in standard errors."""
 _EXPECTED: dict[str, Sequence[str]] = {
     "predicts": (_FIRST, IN_POWER[-1]),
-    "repeated": tuple(map(str, REPEATS)),
+    "repeated": tuple(f"{n}{end}" for n in REPEATS for end in ("", f", {IN_POWER[-1]}")),
     "null": (_FIRST, *IN_NULL),
     "defences": tuple(DEFENCES_TRIED),
     "statistics": tuple(STATISTICS),
@@ -245,8 +245,9 @@ def figures(found: list[Result]) -> dict[str, Any]:
         add(f"digits_share_flagged_{models}", "power", "share", data="digits", arm=str(models))
         arm = f"{models}, {IN_POWER[-1]}"
         add(f"digits_share_flagged_{models}_pixel", "power", "share", data="digits", arm=arm)
-    add("repeated_50_recall", "repeated", "recall", arm="50")
-    add("repeated_50_auc", "repeated", "auc_repeated", arm="50")
+    for arm, end in (("50", ""), (f"50, {IN_POWER[-1]}", "_pixel")):
+        add(f"repeated_50_recall{end}", "repeated", "recall", arm=arm)
+        add(f"repeated_50_auc{end}", "repeated", "auc_repeated", arm=arm)
     for arm, end in (("nearest", ""), (IN_NULL[-1], "_pixel")):
         add(f"null_any_flag{end}", "null", "any_flag", arm=arm)
         add(f"null_planted_false{end}", "null", "planted_false", arm=arm)
