@@ -63,7 +63,8 @@ class BrepMi(QuerySearch):
     growth: PositiveFloat = 1.3
     """Factor by which it grows (paper: 1.3)."""
     inside: Fraction = 1.0
-    """Fraction of the points that must be in the class for the sphere to grow (paper: 1)."""
+    """Fraction of the points that must be in the class for the sphere to grow (paper: 1; published code:
+    more than 7/8)."""
     step_share: PositiveFloat = 1.0 / 3.0
     """Step size as a fraction of the radius (paper: 1/3)."""
     longest_step: PositiveFloat = 3.0

@@ -39,14 +39,16 @@ class Lomma(Gmi):
     objective: ObjectiveName = "logit"
     """The identity loss (paper: logit, eq. 3)."""
     feature_weight: NonNegativeFloat = 1.0
-    """Weight of the features' mean squared distance to their mean (published code: 1)."""
+    """Weight of the features' mean squared distance to their mean (published configuration: 1; MIBench:
+    0.1)."""
     surrogates: NonNegativeInt = 3
     """Networks besides the target in the identity loss, all with equal weight (paper: 3)."""
     images: PositiveInt = 30_000
     """Samples of the prior on which surrogates learn the target's answers, each a query (published: the
     public images of the GAN)."""
     temperature: PositiveFloat = 1.0
-    """Temperature at which surrogates learn the target's answers (published code: 1)."""
+    """Temperature at which surrogates learn the target's answers (published configuration: 1; MIBench:
+    0.1)."""
     training: Training = Field(
         default_factory=lambda: Training(
             architecture="vgg", epochs=20, batch_size=64, most_steps=20_000, warmup_epochs=1,
