@@ -346,3 +346,15 @@ def test_full_disk_exits_with_1(
     assert "no room on the disk" in complaint and "--resume" in complaint
     Path("run", file).unlink()
     cli.succeeds("score --resume run")
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_report_opens_in_a_browser_or_says_where_it_is(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or found)
+    run = write_run(tmp_path / "a run")
+    out, err = cli.succeeds(f"report '{run}' --open")
+    assert opened == [(run / "report.html").as_uri()] and Path(out.strip()).is_file()
+    assert ("no browser" in err) != found

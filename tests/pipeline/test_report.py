@@ -10,7 +10,7 @@ import torch
 from inversight import AuditResult
 from inversight.cli.printing import print_result
 from inversight.data import image_set
-from inversight.pipeline.report import GALLERY, make_gallery
+from inversight.pipeline.report import MOST_SHOWN, make_gallery
 from tests.report.exposure_examples import exposed_samples
 
 
@@ -30,7 +30,7 @@ def test_caveats_are_printed_and_in_the_report(
 def test_gallery_shows_the_nearest_images_of_a_ledger_that_is_sorted_by_exposure(
     tmp_path: Path,
 ) -> None:
-    count = GALLERY + 6
+    count = MOST_SHOWN + 6
     table = exposed_samples(count)
     table["nearest_reconstruction"] = "0/r.png"
     table.loc[2, "nearest_reconstruction"] = None
@@ -42,6 +42,6 @@ def test_gallery_shows_the_nearest_images_of_a_ledger_that_is_sorted_by_exposure
     private = image_set(images, labels, table["id"].tolist(), classes)
     made = image_set(images[:1], labels[:1], ["0/r.png"], classes)
     found = make_gallery(tmp_path, private, [made], blurred=False)
-    nearest = table.sort_values("nearest_distance").head(GALLERY).drop(index=2)
+    nearest = table.sort_values("nearest_distance").head(MOST_SHOWN).drop(index=2)
     assert [item.id for item in found] == nearest["id"].tolist()
-    assert len(found) == GALLERY - 1
+    assert len(found) == MOST_SHOWN - 1

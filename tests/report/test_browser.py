@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from inversight.report import render, render_defences
 from inversight.report.formatting import NONE
@@ -28,6 +29,10 @@ def heading(page, key: str, table: str = "ledger"):
 
 def click(page, key: str, table: str = "ledger") -> None:
     heading(page, key, table).locator("button").click()
+
+
+def show_all_columns(page) -> None:
+    page.get_by_label("columns").first.check()
 
 
 def column(page, key: str, table: str = "ledger") -> list[str]:
@@ -93,6 +98,8 @@ def page(request, browser, addresses) -> Iterator:
 
 def test_clicks_sort_number_columns_in_both_directions_starting_with_the_worst(page):
     assert heading(page, "nearest_distance").get_attribute("aria-sort") == "ascending"
+    assert not heading(page, "ddcs_best").is_visible()
+    show_all_columns(page)
     for key in ("ddcs_best", "ddcs_average", "reconstructions", "nearest_distance", "exact_hit"):
         directions = ["descending", "ascending"]
         for direction in reversed(directions) if key == "nearest_distance" else directions:
@@ -101,6 +108,7 @@ def test_clicks_sort_number_columns_in_both_directions_starting_with_the_worst(p
 
 
 def test_text_columns_sort_numbers_in_names_by_value(page):
+    show_all_columns(page)
     click(page, "id")
     names = [name for name in column(page, "id") if name not in HOSTILE]
     parts = [tuple(map(int, name[1:].removesuffix(".png").split("/"))) for name in names]
@@ -110,6 +118,7 @@ def test_text_columns_sort_numbers_in_names_by_value(page):
 
 
 def test_keyboard_sorts_columns(page):
+    show_all_columns(page)
     heading(page, "ddcs_best").locator("button").focus()
     page.keyboard.press("Enter")
     assert_sorted(page, "ddcs_best", "descending")
@@ -119,6 +128,7 @@ def test_keyboard_sorts_columns(page):
 
 
 def test_filter_keeps_matching_rows_and_counts_them(page):
+    show_all_columns(page)
     box = page.get_by_label("Filter")
     box.fill("P2/")
     kept = column(page, "id")
@@ -146,6 +156,47 @@ def test_content_security_policy_blocks_other_addresses(browser, addresses):
         page.evaluate("() => { new Image().src = 'https://example.invalid/x.png'; }")
     assert "Content Security Policy" in message.value.text and "img-src" in message.value.text
     page.close()
+
+
+@pytest.mark.parametrize("name", ["exposure", "defences"])
+def test_page_has_no_serious_fault_of_access(browser, addresses, name):
+    page = browser.new_page(bypass_csp=True, viewport={"width": 1280, "height": 900})
+    page.goto(addresses[name])
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    # A few rows of each table are enough.
+    page.evaluate("document.querySelectorAll('tr:nth-child(n+5)').forEach((row) => row.remove())")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page).response
+        assert found["passes"]
+        faults = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+        assert not faults, [(f["id"], [n["html"] for n in f["nodes"][:3]]) for f in faults]
+    page.close()
+
+
+def test_keyboard_skips_to_the_content_and_focus_is_visible(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    page.keyboard.press("Tab")
+    style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert page.evaluate("document.activeElement.tagName") == "A" and style == "solid"
+
+
+@pytest.mark.parametrize("page", ["exposure"], indirect=True)
+def test_printing_opens_what_is_folded_and_cuts_nothing(page):
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 690, "height": 1000})  # A4 without its margins, in CSS pixels
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 690
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator("nav").is_visible() and not page.locator(".filter").first.is_visible()
+    for region in page.locator(".scroll").all():
+        assert region.evaluate("r => r.scrollWidth <= r.clientWidth + 1"), region.inner_text()[:80]
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
 
 
 @pytest.mark.parametrize("name", ["report", "exposure", "many", "defences"])

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from inversight.core.errors import RunError
-from inversight.report import load_report_data, render
-from inversight.report.contents import without_paths
-from tests.report.examples import budget, read_example, samples, write_run
+from inversight.report import GalleryItem, load_report_data, render
+from inversight.report.contents import EXPOSURE_GALLERY, GALLERY, without_paths, write_gallery
+from tests.report.examples import budget, png, read_example, samples, write_run
+from tests.report.exposure_examples import exposure_item
 
 
 @pytest.fixture
@@ -130,3 +131,20 @@ def test_the_file_behind_a_split_is_hidden_too() -> None:
         }
     )
     assert "people" not in repr(found) and "1 of 3 classes" in repr(found)
+
+
+def test_pictures_are_kept_with_a_run_that_may_show_them(tmp_path: Path) -> None:
+    near = GalleryItem("p1/1.png", "p1", 4.0, 0.25, png(10), png(99))
+    exposed = exposure_item("p1/1.png", low=None, high=None)
+    for images in ("full", "none"):
+        run = write_run(tmp_path / images, images=images)
+        write_gallery(run / GALLERY, [near])
+        write_gallery(run / EXPOSURE_GALLERY, [exposed])
+        data = load_report_data(run)
+        if images == "full":
+            assert data.gallery == (near,) and data.exposure_gallery[0].with_png == exposed.with_png
+            write_gallery(run / GALLERY, [])
+            assert load_report_data(run).gallery == ()
+        else:
+            assert not data.gallery and not data.exposure_gallery
+            assert "data:image/png" not in render(data)

@@ -97,9 +97,9 @@ def test_ledger_is_led_by_exposure() -> None:
     assert [row[1] for row in rows] == expected["id"].tolist()
     first = expected.iloc[0]
     bounds = f"{number(first['exposure_low'])}, {number(first['exposure_high'])}"
-    assert rows[0][2:4] == ["yes", f"{number(first['exposure'])} [{bounds}]"]
+    assert rows[0][3:5] == ["yes", f"{number(first['exposure'])} [{bounds}]"]
     keys = [a["data-key"] for a in Page(html).named("th") if "data-key" in a]
-    assert keys[:6] == ["id", "exposed", *COLUMNS[:1], *COLUMNS[3:6]]
+    assert keys[:7] == ["id", "label", "exposed", *COLUMNS[:1], *COLUMNS[3:6]]
     assert "exposure_low" not in keys and set(data.samples) - set(keys) == set(COLUMNS[1:3])
     [heading] = [a for a in Page(html).named("th") if "aria-sort" in a]
     assert (heading["data-key"], heading["aria-sort"]) == ("exposure_shrunken", "descending")
@@ -123,9 +123,10 @@ def test_pictures_are_of_the_pair_with_the_median_difference() -> None:
     assert_texts(
         page.text(),
         [
-            "of the 12 pairs, the one whose difference of log distances is the median", "a/1.png",
+            "Of the 12 pairs of models, the pair whose difference of log distances is the median",
+            "a/1.png",
             "trained with distance 0.118", "trained without distance 0.171",
-            "from the pair with the median difference", "exposure 1.62 [1.31, 2] · p 0.0004",
+            "exposure 1.62 [1.31, 2] · p 0.0004",
         ],
     )  # fmt: skip
     assert "are blurred" in render(exposed_data(images="blurred"))

@@ -8,11 +8,19 @@ from typing import Annotated
 import typer
 
 
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Write RUN/report.html again from the run's tables, without pictures."""
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write RUN/report.html and the model card again from the run's tables."""
+    import webbrowser
+
     from inversight.pipeline.report import report as run_report
 
-    typer.echo(str(run_report(run)))
+    file = run_report(run)
+    typer.echo(str(file))
+    if open_ and not webbrowser.open(file.resolve().as_uri()):
+        typer.echo("no browser was found here; open the file above in one", err=True)
 
 
 def compare(

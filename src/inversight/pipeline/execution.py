@@ -57,7 +57,12 @@ from inversight.pipeline.train import PUBLIC_NETWORK, load_network, network_stag
 from inversight.priors import Prior, SampleMonitor, StylePrior
 from inversight.priors.prior_file import PRIOR_FILE, PriorFile
 from inversight.report import GalleryItem
-from inversight.report.contents import ExposureItem
+from inversight.report.contents import (
+    EXPOSURE_GALLERY,
+    GALLERY,
+    ExposureItem,
+    write_gallery,
+)
 from inversight.settings import Training
 
 METRICS_FILE = "metrics.json"
@@ -171,8 +176,10 @@ class _Audit:
             if shadows is not None and found is not None:
                 names = names_behind(run.path)
                 exposed = exposure_gallery(samples, shadows.job, found, names, blurred=blurred)
+        write_gallery(run.path / GALLERY, gallery)
+        write_gallery(run.path / EXPOSURE_GALLERY, exposed)
         # Anew, with every stage's time.
-        report_stage(run.path, gallery=gallery, exposure_gallery=exposed)
+        report_stage(run.path)
         run.record(finished=True)
         over = crossed(thresholds(settings.fail_on), metrics)
         return AuditResult(run.path, metrics, samples, tuple(self.log.warnings), over)

@@ -14,7 +14,6 @@ from inversight.core.errors import RunError
 from inversight.core.run import is_disk_full, names_behind, write_json, write_text
 from inversight.data import ImageSet, to_pil
 from inversight.report import (
-    ExposureItem,
     GalleryItem,
     ReportData,
     load_report_data,
@@ -25,22 +24,17 @@ from inversight.report import (
 from inversight.report.contents import nearest_first
 from inversight.report.reading import read_mapping
 
-GALLERY = 24
+MOST_SHOWN = 24
 """Images that the report shows."""
 
 
-def report_stage(
-    run: Path,
-    *,
-    gallery: tuple[GalleryItem, ...] = (),
-    exposure_gallery: tuple[ExposureItem, ...] = (),
-) -> ReportData:
+def report_stage(run: Path) -> ReportData:
     """Write report.html, model-card.md and model-card.json of ``run``; return what they show.
 
     Raises:
         RunError: not a run, or it has no tables yet.
     """
-    data = load_report_data(run, gallery=gallery, exposure_gallery=exposure_gallery)
+    data = load_report_data(run)
     card = model_card(read_mapping(run, "run.json"), data.metrics)
     write_text(run / "report.html", render(data))
     write_json(run / "model-card.json", card)
@@ -49,7 +43,7 @@ def report_stage(
 
 
 def report(run: Path) -> Path:
-    """Write the report and the model card of ``run`` again, without pictures; return the report's path.
+    """Write the report and the model card of ``run`` again; return the report's path.
 
     Raises:
         RunError: not a run, it has no tables yet, or it cannot be written to.
@@ -66,8 +60,8 @@ def report(run: Path) -> Path:
 def make_gallery(
     run: Path, private: ImageSet, reconstructions: Iterable[ImageSet], *, blurred: bool
 ) -> tuple[GalleryItem, ...]:
-    """Return the ``GALLERY`` images of ``run`` that are nearest to a reconstruction, nearest first, with it."""
-    samples = nearest_first(pd.read_parquet(run / "samples.parquet")).head(GALLERY)
+    """Return the ``MOST_SHOWN`` images of ``run`` nearest to a reconstruction, nearest first, with it."""
+    samples = nearest_first(pd.read_parquet(run / "samples.parquet")).head(MOST_SHOWN)
     real = names_behind(run)
     own = dict(zip(private.ids, private.images, strict=True))
     found = {

@@ -26,7 +26,7 @@ from inversight.report.formatting import (
 )
 from inversight.report.reading import flatten, read_mapping, read_table
 
-_PRESENTATION = ("out", "resume", "fail_on", "hash_ids", "images", "memory")
+_PRESENTATION = ("out", "resume", "fail_on", "hash_ids", "images", "log", "memory")
 """Settings that change how results are presented, not the results."""
 
 _TRAINED = {"public": ("public", "public_training"), "evaluator": ("private", "evaluator_training")}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
+from inversight.core.run import atomic_file
 from inversight.report.attempts import attempts, training_of
 from inversight.report.formatting import duration, mapping
 from inversight.report.reading import counts_of, counts_text, read_mapping, read_table
+
+T = TypeVar("T")
 
 REQUIRED = ("id", "label", "ddcs_best", "nearest_distance")
 """Columns that ``samples`` must have."""
@@ -27,6 +30,9 @@ ORDER = "exposure_shrunken"
 
 EXPOSURE_COLUMNS = ("id", "role", "exposure")
 """Columns that ``exposures`` must have."""
+
+GALLERY, EXPOSURE_GALLERY = "gallery.parquet", "exposure_gallery.parquet"
+"""Files of a run with the pictures of its report; only with --images blurred or full."""
 
 HIDDEN = "(hidden)"
 """Replaces a path in a run with --hash-ids."""
@@ -144,28 +150,38 @@ class ReportData:
             raise ValueError(f"samples lack the column {missing[0]}")
 
 
-def load_report_data(
-    run: Path,
-    *,
-    gallery: Sequence[GalleryItem] = (),
-    exposure_gallery: Sequence[ExposureItem] = (),
-    title: str | None = None,
-) -> ReportData:
+def write_gallery(file: Path, items: Sequence[GalleryItem] | Sequence[ExposureItem]) -> None:
+    """Write the pictures of a report to ``file``, so that it can be written again; remove it without any."""
+    if items:
+        with atomic_file(file) as partial:
+            pd.DataFrame([vars(item) for item in items]).to_parquet(partial, index=False)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _read_gallery(run: Path, name: str, kind: type[T]) -> tuple[T, ...]:
+    if not (run / name).is_file():
+        return ()
+    columns = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    rows = read_table(run, name, columns)[columns].itertuples(index=False)
+    return tuple(kind(*row) for row in rows)
+
+
+def load_report_data(run: Path, *, title: str | None = None) -> ReportData:
     """Read ``run.json``, ``metrics.json`` and ``samples.parquet`` of a run, and where they exist
-    ``metrics_by_set.json``, ``holdout.parquet``, ``budget.parquet``, ``exposure.parquet`` and
-    ``exposure_groups.parquet``.
+    ``metrics_by_set.json``, ``holdout.parquet``, ``budget.parquet``, ``exposure.parquet``,
+    ``exposure_groups.parquet`` and, unless the run says images: none, ``GALLERY`` and
+    ``EXPOSURE_GALLERY``.
 
     Of a run with --hash-ids, the paths of inputs, models and priors are left out.
 
     The run need not be finished, since the report is its last stage. Keys of ``run.json`` that are
     used, all optional: version, created, preset, seed, device, threads, embedding, features,
     guidance_embedding, images, split, title, settings, inputs, target, evaluator, versions, stages,
-    shadows, warnings, notes. Images are not read from the folder: pass ``gallery`` and
-    ``exposure_gallery``.
+    shadows, warnings, notes.
 
     Raises:
         RunError: not a run folder, a table is not written yet, or a file is damaged.
-        ValueError: a gallery although the run says images: none.
     """
     manifest = read_mapping(run, "run.json")
     if mapping(manifest.get("settings")).get("hash_ids"):
@@ -180,6 +196,12 @@ def load_report_data(
         exposures = read_table(run, "exposure.parquet", EXPOSURE_COLUMNS)
     if (run / "exposure_groups.parquet").is_file():
         groups = read_table(run, "exposure_groups.parquet", ("group", ORDER))
+    images = str(manifest.get("images") or "none")
+    gallery: tuple[GalleryItem, ...] = ()
+    exposure_gallery: tuple[ExposureItem, ...] = ()
+    if images != "none":
+        gallery = _read_gallery(run, GALLERY, GalleryItem)
+        exposure_gallery = _read_gallery(run, EXPOSURE_GALLERY, ExposureItem)
     by_set = {}
     if (run / "metrics_by_set.json").is_file():
         by_set = read_mapping(run, "metrics_by_set.json")
@@ -200,9 +222,9 @@ def load_report_data(
         budget=budget,
         exposures=exposures,
         exposure_groups=groups,
-        gallery=tuple(gallery),
-        exposure_gallery=tuple(exposure_gallery),
-        images=str(manifest.get("images") or "none"),
+        gallery=gallery,
+        exposure_gallery=exposure_gallery,
+        images=images,
         attempts=tuple(attempts(manifest)),
         training=training_of(manifest),
         stages=stages,

@@ -137,10 +137,15 @@ def figure_of(data: ReportData) -> Markup | None:
 
 @dataclass(frozen=True)
 class Groups:
-    """The table of groups. of: how many groups there are. single: private images without a group."""
+    """The table of groups.
+
+    of: how many groups there are. exposed: how many of them are, None without a test. single: private
+    images without a group.
+    """
 
     ledger: Ledger
     of: int
+    exposed: int | None
     single: int
     sorted: str
     direction: str
@@ -176,7 +181,10 @@ def groups_of(samples: pd.DataFrame, tested: pd.DataFrame | None = None) -> Grou
     found = found.rename_axis("group").reset_index()
     ledger = Ledger.of("groups", found, GROUP_COLUMNS, GROUP_COLUMNS, INTERVALS)
     single = int(samples["group"].isna().sum())
-    return Groups(ledger, len(found), single, worst, "ascending" if rising else "descending")
+    exposed = int(found["exposed"].fillna(False).astype(bool).sum()) if "exposed" in found else None
+    return Groups(
+        ledger, len(found), exposed, single, worst, "ascending" if rising else "descending"
+    )
 
 
 def _intervals(

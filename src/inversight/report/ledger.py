@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,22 @@ MOST_ROWS = 2000
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a ledger. first: direction that it is sorted in first. filtered: the filter reads it."""
+    """A column of a ledger.
+
+    first: direction that it is sorted in first. filtered: the filter reads it. main: it is shown at once.
+    """
 
     key: str
     name: str
     numeric: bool
     first: str
     filtered: bool
+    main: bool = True
+
+    @property
+    def style(self) -> str:
+        """Return the classes of its cells."""
+        return " ".join([*(["n"] if self.numeric else []), *([] if self.main else ["more"])])
 
 
 @dataclass(frozen=True)
@@ -58,11 +67,13 @@ class Ledger:
         order: Iterable[str],
         words: Words,
         intervals: Mapping[str, tuple[str, str]] | None = None,
+        main: Collection[str] | None = None,
     ) -> Ledger:
         """Return the columns of ``table`` named by ``order``, its rows in the order that they have.
 
         The filter reads columns of text and the label. intervals: the columns with the bounds of a
-        column's interval, which are shown beside its value instead of in columns of their own.
+        column's interval, which are shown beside its value instead of in columns of their own. main: the
+        columns that are shown at once; None: all.
         """
         bounds = {k: v for k, v in (intervals or {}).items() if {k, *v} <= {*table.columns}}
         hidden = {one for both in bounds.values() for one in both}
@@ -72,7 +83,8 @@ class Ledger:
             numeric = bool(pd.api.types.is_numeric_dtype(table[key]))
             first = "descending" if words[key].worse == "higher" else "ascending"
             heading = f"{words[key].name} [95 %]" if key in bounds else words[key].name
-            columns.append(Column(key, heading, numeric, first, key == "label" or not numeric))
+            filtered, shown_at_once = key == "label" or not numeric, main is None or key in main
+            columns.append(Column(key, heading, numeric, first, filtered, shown_at_once))
         shown = table.head(MOST_ROWS)
         cells = [[_cell(value) for value in shown[key].tolist()] for key in keys]
         for key, both in bounds.items():

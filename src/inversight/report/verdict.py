@@ -32,16 +32,26 @@ _TAIL = 0.05
 """Fraction of the holdout images, the nearest ones, whose distance private images are compared with."""
 
 
+_ANSWERS = {"leak": "leakage shown", "none-seen": "no leakage shown", "unclear": "unclear"}
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A headline, and the facts behind it: one sentence or two each.
 
-    level: "leak" (leakage was shown), "none-seen" (this attack showed none) or "unclear".
+    level: "leak" (leakage was shown), "none-seen" (this attack showed none) or "unclear". tested: whether
+    the run has a test.
     """
 
     level: Level
     sentence: str
     facts: tuple[str, ...] = ()
+    tested: bool = True
+
+    @property
+    def answer(self) -> str:
+        """Return the verdict in a few words."""
+        return _ANSWERS[self.level] if self.tested or self.level == "leak" else "not tested"
 
 
 def median_interval(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float | None]:
@@ -93,7 +103,7 @@ def headline(metrics: Metrics) -> Verdict:
     else:
         test, level = "none", "unclear"
     [sentence] = render_lines("headline.txt", test=test, level=level, **vars(tests))
-    return Verdict(level, sentence)
+    return Verdict(level, sentence, tested=test != "none")
 
 
 def _is_tested(found: Mapping[str, Any]) -> bool:
@@ -146,7 +156,7 @@ def verdict(data: ReportData) -> Verdict:
         bar=bar,
         below=None if bar is None else int((reached < bar).sum()),
     )
-    return Verdict("leak" if exact else first.level, sentence, tuple(facts))
+    return Verdict("leak" if exact else first.level, sentence, tuple(facts), first.tested)
 
 
 def _shown_without_interval(metrics: Metrics) -> bool:

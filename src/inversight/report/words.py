@@ -48,6 +48,9 @@ _TABLES = tomllib.loads(_FILE.read_text(encoding="utf-8"))
 METRICS = Words({key: Word(**values) for key, values in _TABLES["metrics"].items()})
 """Keys of metrics.json."""
 
+DETAILS: Mapping[str, str] = _TABLES["details"]
+"""Names of the values beside a measure in metrics.json."""
+
 SAMPLE_COLUMNS: Mapping[str, SampleColumn] = MappingProxyType(
     {
         key: SampleColumn(**{**values, "when": _TABLES["when"][values["when"]]})

@@ -37,7 +37,7 @@ for (const table of document.querySelectorAll("table.ledger")) {
 
   const box = document.querySelector(`.filter[data-of="${table.id}"]`);
   const count = box.querySelector("output");
-  const input = box.querySelector("input");
+  const input = box.querySelector("input[type=search]");
   const texts = new Map(rows.map((row) => {
     const words = Array.from(row.cells).filter((_, i) => headings[i].dataset.filter !== undefined);
     return [row, words.map((cell) => cell.textContent).join("\n").toLowerCase()];
@@ -55,3 +55,11 @@ for (const table of document.querySelectorAll("table.ledger")) {
   box.hidden = false;
   filter();
 }
+
+// Print what is folded, and fold it again.
+let opened = [];
+window.addEventListener("beforeprint", () => {
+  opened = Array.from(document.querySelectorAll("details:not([open])"));
+  opened.forEach((one) => { one.open = true; });
+});
+window.addEventListener("afterprint", () => opened.forEach((one) => { one.open = false; }));
