@@ -18,6 +18,7 @@ from inversight.attacks.queries import QueriesSpentError
 from inversight.attacks.selection import CropSelection, Pool, best_of, classified_pool
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
+from inversight.core.progress import Figures
 from inversight.core.seeding import generator
 from inversight.models.target import Access
 
@@ -95,7 +96,8 @@ class QuerySearch(BaseAttack, ABC):
 
         def progress(done: int, note: str) -> None:
             queries = f", {problem.meter.used:,} queries{search.note}"
-            problem.progress(done, search.steps + 2, note + queries)
+            text = Figures(note + queries, queries=problem.meter.used)
+            problem.progress(done, search.steps + 2, text)
 
         progress(1, "search started")
         try:

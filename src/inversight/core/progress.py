@@ -5,8 +5,22 @@ from __future__ import annotations
 from typing import Protocol
 
 
+class Figures(str):
+    """A note made of figures, as in "loss 0.312", that keeps their values for whoever follows the run."""
+
+    values: dict[str, float]
+
+    def __new__(cls, text: str, **values: float) -> Figures:
+        note = super().__new__(cls, text)
+        note.values = values
+        return note
+
+
 class Progress(Protocol):
-    """A function that is called after each step with the steps done, the total and a short note."""
+    """A function that is called after each step with the steps done, the total and a short note.
+
+    A note of the class :class:`Figures` has the values of what it says.
+    """
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inversight.core.errors import StageError
-from inversight.core.progress import Progress, silent
+from inversight.core.progress import Figures, Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.data import ImageSet
 from inversight.models.networks import Classifier, SavedClassifier, build_classifier
@@ -166,7 +166,7 @@ def train_together(
                 f"training diverged in epoch {epoch}: the loss is {last}; "
                 "lower training.learning_rate"
             )
-        progress(epoch, epochs, f"loss {last / count:.3f}")
+        progress(epoch, epochs, Figures(f"loss {last / count:.3f}", loss=last / count))
     split_models(joined.cpu().to(memory_format=torch.contiguous_format), modules)
     for module in modules:
         module.eval().requires_grad_(False)

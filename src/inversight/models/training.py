@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from inversight.core.errors import StageError
 from inversight.core.imaging import normalise
-from inversight.core.progress import Progress, silent
+from inversight.core.progress import Figures, Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.data import ImageSet, split
 from inversight.models.networks import (
@@ -272,7 +272,7 @@ def _run_epochs(
                     f"training diverged in epoch {epoch}: the loss is {last}; "
                     "lower training.learning_rate"
                 )
-        note = f"loss {last:.3f}"
+        note = Figures(f"loss {last:.3f}", loss=last)
         if len(held):
             module.eval()
             with torch.inference_mode():
@@ -282,7 +282,7 @@ def _run_epochs(
                     if variation.held_loss is None
                     else variation.held_loss(logits, targets[held])
                 )
-            note += f", validation {held_loss:.3f}"
+            note = Figures(f"{note}, validation {held_loss:.3f}", loss=last, validation=held_loss)
             settled = epoch == epochs or epoch - 1 >= variation.settles * epochs
             if settled and held_loss < best_loss:
                 best_loss, best_epoch = held_loss, epoch

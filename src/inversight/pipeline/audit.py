@@ -10,6 +10,7 @@ from typing import Any
 
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, RunError
+from inversight.core.loggers import check_loggers
 from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
 from inversight.pipeline.audit_shadows import decide_shadows
 from inversight.pipeline.estimate import estimate
@@ -17,7 +18,7 @@ from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan, check_unchanged, with_cluster
 from inversight.pipeline.result import AuditResult
 from inversight.settings import Adaptation, AuditSettings, PairMeasure, Training, resolve
-from inversight.settings.audit import Pictures
+from inversight.settings.audit import LoggerName, Pictures
 from inversight.settings.names import AccessName
 from inversight.settings.presets import Preset
 
@@ -51,8 +52,8 @@ def audit(
     images: Pictures | None = None,
     hash_ids: bool | None = None, memory: int | None = None,
     pairs: Sequence[PairMeasure] | None = None, fdr: float | None = None,
-    fail_on: str | Sequence[str] | None = None, out: Path | str | None = None,
-    reporter: Reporter | None = None,
+    log: Sequence[LoggerName] | None = None, fail_on: str | Sequence[str] | None = None,
+    out: Path | str | None = None, reporter: Reporter | None = None,
 ) -> AuditResult:  # fmt: skip
     """Audit a classifier; without ``private`` the embedded digits are audited.
 
@@ -68,6 +69,7 @@ def audit(
     reporter = reporter or Quiet()
     settings = resolve(given)
     _check_ray(ray, settings)
+    check_loggers(settings.log)
     folder = Path(out) if out is not None else default_folder()
     check_new_folder(folder, needed_bytes=0)
     # Beside the run folder, of which nothing is written before all inputs are known to be right.
@@ -123,6 +125,7 @@ def resume(
     with disk_remedy(str(path), f"continue with --resume {path}"), Run.open(path) as run:
         given = manifest["given"] | ({} if ray is None else {"ray": ray})
         _check_ray(ray, settings := resolve(given))
+        check_loggers(settings.log)
         plan = Plan.prepare(settings, reporter, path / DECODED)
         check_unchanged(plan.manifest(), manifest, path)
         with with_cluster(plan) as joined:

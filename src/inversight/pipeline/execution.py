@@ -17,6 +17,7 @@ from inversight.attacks.files import PICTURES, move_pictures
 from inversight.attacks.workload import cut_to
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import StageError
+from inversight.core.loggers import Followed
 from inversight.core.run import (
     Run,
     atomic_folder,
@@ -44,6 +45,7 @@ from inversight.pipeline.evaluation import evaluate
 from inversight.pipeline.exposure import exposure_gallery
 from inversight.pipeline.exposure_stages import ExposureStages
 from inversight.pipeline.given_models import TrainedModel
+from inversight.pipeline.logs import followed, log_attack, log_results
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.prior import monitor_of, prior_stage, warn_of_few
 from inversight.pipeline.report import make_gallery, report_stage
@@ -79,7 +81,10 @@ def execute(
     Raises:
         StageError: a stage failed; what is finished can be resumed.
     """
-    return _Audit(plan, run, Log(reporter, list(plan.inputs.warnings)), models).all()
+    # The audits within a comparison of defences have no logs of their own.
+    names = () if "part_of" in run.manifest else plan.settings.log
+    with followed(run, names, reporter) as follow:
+        return _Audit(plan, run, follow, models).all()
 
 
 def copy_stage(source: Path, run: Run, stage: str) -> None:
@@ -99,8 +104,11 @@ def copy_stage(source: Path, run: Run, stage: str) -> None:
 class _Audit:
     """The stages of one run. A method runs its stage unless it is done, and returns its product."""
 
-    def __init__(self, plan: Plan, run: Run, log: Log, models: Sequence[TrainedModel] = ()) -> None:
-        self.models = models
+    def __init__(
+        self, plan: Plan, run: Run, follow: Followed, models: Sequence[TrainedModel] = ()
+    ) -> None:
+        self.models, self.follow = models, follow
+        log = Log(follow, list(plan.inputs.warnings))
         self.exposing = ExposureStages(plan, run, log, self.stage, wanted=not models)
         self.plan, self.settings, self.inputs = plan, plan.settings, plan.inputs
         self.run, self.log = run, log
@@ -138,6 +146,7 @@ class _Audit:
             folder = self.attack(name, attack, target, adapted)
             move_pictures(folder, run.path)
             sets[name] = self.pictures(run.path / PICTURES, name)
+            log_attack(self.follow, name, folder, sets[name], settings.images)
             facts = AttackFacts.read(folder)
             if facts.left_out is not None:
                 self.log.warn(f"{name}: {facts.left_out}")
@@ -179,7 +188,7 @@ class _Audit:
         write_gallery(run.path / GALLERY, gallery)
         write_gallery(run.path / EXPOSURE_GALLERY, exposed)
         # Anew, with every stage's time.
-        report_stage(run.path)
+        log_results(self.follow, report_stage(run.path))
         run.record(finished=True)
         over = crossed(thresholds(settings.fail_on), metrics)
         return AuditResult(run.path, metrics, samples, tuple(self.log.warnings), over)

@@ -10,6 +10,7 @@ from typing import Any
 from inversight.core.config import to_mapping
 from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, RunError
+from inversight.core.loggers import check_loggers
 from inversight.core.run import Run, disk_remedy, read_manifest, read_object
 from inversight.data import join_images
 from inversight.pipeline.audit_shadows import JOB, SHADOWS_STAGE, check_shadows
@@ -91,6 +92,7 @@ def expose(
     settings = resolve({**manifest["given"], **given, "shadows": wanted})
     if settings.shadows == "auto":
         settings = replace(settings, shadows=max(before, SHADOWS[settings.preset]))
+    check_loggers(settings.log)
     models = int(settings.shadows)
     if models < before or not models:
         has = f"{path} has {before} shadow models; give that number or more"
@@ -127,6 +129,7 @@ def expose_models(
     remedy = f"run inversight expose {path} --models {models} again"
     with disk_remedy(str(path), remedy), Run.open(path) as opened:
         settings = resolve({**manifest["given"], "shadows": 0})
+        check_loggers(settings.log)
         # A threshold on exposure can be checked, though no shadow model is trained.
         plan = Plan.prepare(replace(settings, fail_on=None), reporter)
         plan = replace(plan, settings=settings)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inversight.core.errors import StageError
 from inversight.core.processes import ALONE, Processes
-from inversight.core.progress import Progress, silent
+from inversight.core.progress import Figures, Progress, silent
 from inversight.core.seeding import draw_seed, generator
 from inversight.priors.architecture import architecture_of
 from inversight.priors.game import Game, Microbatch
@@ -164,7 +164,8 @@ def run_game(
         note = f"{_short(images)} images, G {row['generator']:.2f} D {row['discriminator']:.2f}"
         if distance is not None:
             note += f", Frechet {distance:.3g}"
-        progress(game.done, steps, note)
+        figures = row if distance is None else {**row, "frechet": distance}
+        progress(game.done, steps, Figures(note, **figures))
         due = main and not last and time.monotonic() - saved > training.checkpoint_seconds
         if checkpoint is not None and due:
             # Gradients can overflow in a step whose loss is finite: only good states are saved.

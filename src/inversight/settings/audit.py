@@ -27,6 +27,7 @@ from inversight.settings.stages import Adaptation, PriorTraining, Training, reso
 Pictures = Literal["none", "blurred", "full"]
 
 PairMeasure = Literal["psnr", "ssim", "dists"]
+LoggerName = Literal["tensorboard", "mlflow", "wandb"]
 PAIR_MEASURES: tuple[PairMeasure, ...] = get_args(PairMeasure)
 
 DEFAULT_FDR = 0.1
@@ -208,6 +209,10 @@ class AuditSettings:
     """Measures between each private image and its nearest reconstruction. Of these dists is slow."""
     fdr: Annotated[float, Field(gt=0.0, lt=1.0)] = DEFAULT_FDR
     """Accepted false discovery rate among flagged images; needs a holdout."""
+    log: tuple[LoggerName, ...] = ()
+    """Follow the run in tensorboard, mlflow or wandb, each of which needs the extra of its name. Everything
+    is written below the run folder, unless MLFLOW_TRACKING_URI or WANDB_MODE says otherwise; pictures
+    only as images allows."""
     fail_on: str | tuple[str, ...] | None = None
     """Exit with 3 if a condition on metrics.json holds, as in "coverage>0.2"."""
 
