@@ -6,12 +6,14 @@
 #     build      build wheel and sdist in dist/, and check what an index will show of them
 #     newest     install the wheel alone with the newest dependencies, and audit the digits at a tiny budget
 #     lowest     the same with the lowest versions that pyproject.toml allows
+#     notebooks  run the notebooks in examples/ in full; their kept outputs stay as they are
 #
 # newest and lowest take the wheel in dist/, or build it. Each makes an environment of up to 6 GB and deletes it. Python is
 # UV_PYTHON or else python3; UV_TORCH_BACKEND=cpu installs PyTorch without CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=(python3 -m uv)
+unset PYTHONPATH # the wheel alone is tried
 
 build() {
   rm -rf dist
@@ -68,12 +70,13 @@ PYTHON
 
 newest() { smoke highest; }
 lowest() { smoke lowest-direct; }
+notebooks() { "${uv[@]}" run --locked python examples/run_notebooks.py; }
 
 parts=("$@")
-[ $# -gt 0 ] || parts=(build newest lowest)
+[ $# -gt 0 ] || parts=(build newest lowest notebooks)
 for part in "${parts[@]}"; do
   case $part in
-    build | newest | lowest) "$part" ;;
-    *) echo "release.sh: no part is called $part; there are build, newest and lowest" >&2 && exit 2 ;;
+    build | newest | lowest | notebooks) "$part" ;;
+    *) echo "release.sh: no part is called $part; there are build, newest, lowest and notebooks" >&2 && exit 2 ;;
   esac
 done
