@@ -21,13 +21,16 @@ from mkdocs.structure.pages import Page
 
 from inversight.cli.app import app
 from inversight.core.config import annotation_parts, choices, is_settings, settings_fields
+from inversight.report.words import METRICS, SAMPLE_COLUMNS
 from inversight.settings import ARMS, AuditSettings, PriorTraining, attack_budgets, stage_budgets
 from inversight.settings.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 LOG = logging.getLogger("mkdocs.hooks.inversight")
 _MARKER = re.compile(r"<!-- generated: (\w+) -->")
-_LINK = re.compile(r"(\]\()([^)#\s]+)")
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)\)")
+_PAGES = {"CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+"""Pages of files beside docs/."""
 
 
 # Pages of examples, and links that leave docs/
@@ -76,15 +79,17 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     folder = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
-        address = posixpath.normpath(posixpath.join("docs", folder, found[2]))
-        if "://" in found[2] or address.startswith("docs/"):
+        text, path = found.groups()
+        address = posixpath.normpath(posixpath.join("docs", folder, path))
+        if "://" in path or address.startswith("docs/"):
             return found[0]
+        if not (ROOT / address).exists():
+            LOG.warning("%s: there is no %s", page.file.src_uri, address)
+        other = _PAGES.get(address)
         if address.startswith("examples/"):
-            return found[1] + posixpath.relpath(
-                re.sub(r"\.(py|ipynb)$", ".md", address), folder or "."
-            )
-        other = {"CHANGELOG.md": "changelog.md", "README.md": "index.md"}.get(address)
-        return found[0] if other is None else found[1] + posixpath.relpath(other, folder or ".")
+            other = re.sub(r"\.(py|ipynb)$", ".md", address)
+        # Other files of the repository have no page: their name is left.
+        return text if other is None else f"[{text}]({posixpath.relpath(other, folder or '.')})"
 
     return _LINK.sub(link, markdown)
 
@@ -227,8 +232,31 @@ def arms() -> str:
     return "\n".join(lines)
 
 
+def columns() -> str:
+    """Return the columns of samples.parquet."""
+    lines = ["| column | type | there | meaning |", "|---|---|---|---|"]
+    for name, column in SAMPLE_COLUMNS.items():
+        meaning = f"{column.meaning}{_direction(column.worse)}"
+        lines.append(_row(f"`{name}`", column.dtype, column.when, meaning))
+    return "\n".join(lines)
+
+
+def metrics() -> str:
+    """Return the keys of metrics.json."""
+    lines = ["| key | name in the report | meaning |", "|---|---|---|"]
+    lines += [
+        _row(f"`{key}`", word.name, f"{word.meaning}{_direction(word.worse)}")
+        for key, word in METRICS.items()
+    ]
+    return "\n".join(lines)
+
+
+def _direction(worse: str) -> str:
+    return f" *Worse if {worse}.*" if worse else ""
+
+
 _GENERATED: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (arms, changelog, commands, presets, settings)
+    f.__name__: f for f in (arms, changelog, columns, commands, metrics, presets, settings)
 }
 
 

@@ -13,12 +13,20 @@ from inversight.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
+"""Pages whose blocks belong together."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """Return the code blocks of a page in this language ("": none is named), in order."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
-    return [code for name, code in found if name == language]
+    return [code for _, code in titled_blocks(page, language)]
+
+
+def titled_blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """Return the same blocks with their titles: of a block with a title, the name of a file, else ""."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```', text, re.M | re.S)
+    return [(title, code) for name, title, code in found if name == language]
 
 
 def parse_command(line: str) -> Any:

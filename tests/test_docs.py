@@ -10,12 +10,14 @@ import typer
 
 from inversight.cli.app import app
 from inversight.core.config import parse_assignment
+from inversight.pipeline.estimate import Estimate
 from inversight.settings import AuditSettings
-from tests.documentation import PAGES, ROOT, blocks, parse_command
+from tests.documentation import PAGES, ROOT, TUTORIALS, blocks, parse_command, titled_blocks
 
 CODE = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
+    if page not in TUTORIALS
     for number, code in enumerate(blocks(page, "python"))
 ]
 COMMANDS = [
@@ -35,6 +37,29 @@ def test_examples_are_found() -> None:
 def test_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(code, "docs", "exec"), {})
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in TUTORIALS if blocks(p, "python")], ids=lambda page: page.stem
+)
+def test_tutorial_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a reader works through it: in one folder, block after block; a block with a title is a file.
+
+    Models are trained for fewer epochs, and no time is estimated.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("inversight.pipeline.audit.estimate", lambda _: Estimate({}, 0, 0))
+    names: dict[str, object] = {}
+    for title, text in titled_blocks(page, "python"):
+        code = text.replace("range(40)", "range(2)")
+        if title:
+            Path(title).write_text(code, encoding="utf-8")
+        else:
+            exec(compile(code, page.name, "exec"), names)
+            assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", COMMANDS)
