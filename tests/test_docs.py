@@ -24,7 +24,7 @@ COMMANDS = [
     pytest.param(line, id=f"{page.stem}-{line[:40]}")
     for page in PAGES
     for block in blocks(page, "sh")
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("inversight ")
 ]
 
