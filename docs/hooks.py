@@ -39,6 +39,8 @@ _PAGES = {"CHANGELOG.md": "changelog.md", "README.md": "index.md"}
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each file in examples/."""
     for path in sorted((ROOT / "examples").iterdir()):
+        if path.stem == "run_notebooks":
+            continue
         text = path.read_text(encoding="utf-8") if path.suffix in (".py", ".ipynb") else ""
         if path.suffix == ".py":
             code = f"# {path.name}\n\nFrom the folder `examples`.\n\n```python\n{text}```\n"
@@ -81,8 +83,12 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     def link(found: re.Match[str]) -> str:
         text, path = found.groups()
         address = posixpath.normpath(posixpath.join("docs", folder, path))
-        if "://" in path or address.startswith("docs/"):
+        if "://" in path:
             return found[0]
+        if address.startswith("docs/"):
+            # [risk.md](risk.md), which says where to look in the repository, has the page's title here.
+            named = text == posixpath.basename(path) and (ROOT / address).is_file()
+            return f"[{_title(ROOT / address)}]({path})" if named else found[0]
         if not (ROOT / address).exists():
             LOG.warning("%s: there is no %s", page.file.src_uri, address)
         other = _PAGES.get(address)
@@ -92,6 +98,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return text if other is None else f"[{text}]({posixpath.relpath(other, folder or '.')})"
 
     return _LINK.sub(link, markdown)
+
+
+def _title(file: Path) -> str:
+    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def changelog() -> str:
