@@ -14,6 +14,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=(python3 -m uv)
 unset PYTHONPATH # the wheel alone is tried
+home=$(mktemp -d)
+trap 'rm -rf "$home"' EXIT
 
 build() {
   rm -rf dist
@@ -23,10 +25,8 @@ build() {
 
 smoke() { # smoke RESOLUTION: a fresh environment with nothing but the wheel
   [ -e dist ] || build
-  local wheel home
+  local wheel
   wheel=$(realpath dist/*.whl)
-  home=$(mktemp -d)
-  trap 'rm -rf "$home"' RETURN
   "${uv[@]}" venv -q --python "${UV_PYTHON:-python3}" "$home/env"
   # uv takes for direct what it is given; of a wheel alone it would take the newest dependencies.
   local given=("$wheel")
@@ -44,7 +44,7 @@ shadows: 4
 YAML
   (
     cd "$home" # where no source of the package is found
-    env/bin/python -W error::SyntaxWarning -m inversight --version
+    env/bin/python -m inversight --version
     env/bin/inversight audit --config tiny.yaml --out run
     env/bin/inversight report run
     env/bin/python - "$1" <<'PYTHON'
@@ -66,6 +66,7 @@ versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in re
 print(f"{sys.argv[1]}: passed with Python {platform.python_version()}, {versions}")
 PYTHON
   )
+  rm -rf "${home:?}"/*
 }
 
 newest() { smoke highest; }
