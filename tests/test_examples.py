@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def test_run_notebooks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names /"):
         runner.run(file, save=True)
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted(EXAMPLES.glob("*.ipynb"))])
+def test_notebooks_are_kept_with_their_outputs(name: str) -> None:
+    """All cells were run in order, once each, with one cell of parameters and without noise."""
+    text = (EXAMPLES / f"{name}.ipynb").read_text()
+    assert len(text) < 300_000
+    notebook = nbformat.reads(text, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert [i for i, cell in enumerate(code) if "INVERSIGHT_TINY" in cell.source] == [0]
+    outputs = [one for cell in code for one in cell.outputs]
+    assert {one.output_type for one in outputs} <= {"stream", "display_data", "execute_result"}
+    assert any("image/png" in one.get("data", {}) for one in outputs)
+    assert all(one.get("name") != "stderr" for one in outputs)
+    assert not re.search(r"/(home|root|tmp|Users|work)/", text)
 
 
 def test_commands_in_the_headers_parse() -> None:
