@@ -43,8 +43,7 @@ STARTS = ("noise", "public images")
 LEARNING_RATES = (0.1, 1.0)
 """ART's default is 0.1."""
 ITERATIONS = 200
-"""ART's default is 10,000, a quarter of an hour for each combination; the column of confidence shows how far the
-descent came."""
+"""ART's default is 10,000, a quarter of an hour for each row; confidence shows how far the descent came."""
 SMALL_ITERATIONS = 20
 TIMED = ("prior", "adaptation", "attack")
 """Beginnings of the names of the stages that belong to the default attack."""
