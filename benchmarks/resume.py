@@ -27,6 +27,7 @@ SMALL = {
     "evaluator_training.epochs": 5,
     "public_training.epochs": 3,
     "shadows": 4,
+    "workers": 1,
 }
 
 

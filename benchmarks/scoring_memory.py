@@ -1,7 +1,7 @@
 """Memory and time of scoring against the number of images, with a projection for LPIPS.
 
 uv run python benchmarks/scoring_memory.py                 up to 100,000 + 100,000 in 1,000 classes
-uv run python benchmarks/scoring_memory.py --small         1,000 + 1,000
+uv run python benchmarks/scoring_memory.py --small         400 + 400
 uv run python benchmarks/scoring_memory.py --plot FILE     draw it
 
 Every row is a process of its own that scores 32 x 32 colour images, half of them private, a hundred of each
@@ -110,7 +110,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]))))
         return
-    sizes = (1000,) if options.small else (1000, 10_000, 100_000)
+    sizes = (400,) if options.small else (1000, 10_000, 100_000)
     rows = []
     runs = [(kind, n) for kind in ("pixel", "classifier") for n in sizes]
     for kind, n in [*runs, ("lpips-vgg", 4 if options.small else 100)]:
