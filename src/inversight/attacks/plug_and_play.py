@@ -8,6 +8,8 @@ published code:
 - Images are not cropped at random in each step (published: to 90 to 100 % of their area).
 - Starts are ranked by the image alone (published: with the mean over it and its mirror image).
 - The step size is constant (published: a tenth of it from step 30 of 50, a hundredth from step 40).
+- Truncation is that of the settings (published: 0.5 in the first 8 layers; its single w for all layers is that
+  of the first, so in effect in all).
 """
 
 from __future__ import annotations
