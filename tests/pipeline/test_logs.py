@@ -8,6 +8,7 @@ import shutil
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from inversight.core.errors import ConfigError
 from inversight.core.loggers import Followed
 from inversight.core.progress import Figures
 from inversight.data import load_images
-from inversight.pipeline.logs import log_attack
+from inversight.pipeline.logs import log_attack, log_results
 
 NAMES = ("tensorboard", "mlflow", "wandb")
 
@@ -151,6 +152,25 @@ def test_pictures_are_logged_only_as_images_allows(audited: Path, pictures: Any)
     assert bool(kept.images) == (pictures != "none")
     for image in kept.images.values():
         assert torch.equal(image, found.images[0]) == (pictures == "full")
+
+
+def test_pictures_of_other_sizes_and_colours_are_logged_beside_each_other() -> None:
+    def png(mode: str, size: int, value: Any) -> bytes:
+        file = io.BytesIO()
+        Image.new(mode, (size, size), value).save(file, format="PNG")
+        return file.getvalue()
+
+    private, made = png("L", 32, 200), png("RGB", 16, (10, 20, 30))
+    data: Any = SimpleNamespace(
+        metrics={}, exposure_gallery=(),
+        gallery=(SimpleNamespace(private_png=private, reconstruction_png=made),),
+    )  # fmt: skip
+    log_results(Followed(Quiet()), data)  # nobody follows
+    kept = Kept()
+    log_results(Followed(Quiet(), [kept]), data)
+    (shown,) = kept.images.values()
+    assert shown.shape == (3, 32, 64) and bool((shown[:, :, :32] == 200).all())
+    assert shown[:, 5, 40].tolist() == [10, 20, 30]
 
 
 def test_figures_of_progress_are_logged_at_most_two_hundred_times() -> None:

@@ -64,6 +64,8 @@ def log_attack(log: Followed, name: str, folder: Path, found: ImageSet, pictures
 
 def log_results(log: Followed, data: ReportData) -> None:
     """Log every measure with its interval, and the pictures of the report side by side."""
+    if not log.loggers:
+        return
     for key, metric in data.metrics.items():
         for part in ("value", "low", "high"):
             value = metric.get(part)
@@ -77,7 +79,14 @@ def log_results(log: Followed, data: ReportData) -> None:
 
 
 def _beside(*pictures: bytes) -> Tensor:
-    return torch.cat([_tensor(Image.open(io.BytesIO(png))) for png in pictures], dim=2)
+    """Return pictures beside each other at the size of the first, as (C, H, W) uint8.
+
+    A reconstruction has the prior's size, which need not be that of the private image.
+    """
+    shown = [Image.open(io.BytesIO(png)) for png in pictures]
+    mode = "L" if all(one.mode == "L" for one in shown) else "RGB"
+    same = [one.convert(mode).resize(shown[0].size, Image.Resampling.NEAREST) for one in shown]
+    return torch.cat([_tensor(one) for one in same], dim=2)
 
 
 def _tensor(picture: Image.Image) -> Tensor:
