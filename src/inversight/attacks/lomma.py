@@ -47,8 +47,7 @@ class Lomma(Gmi):
     """Samples of the prior on which surrogates learn the target's answers, each a query (published: the
     public images of the GAN)."""
     temperature: PositiveFloat = 1.0
-    """Temperature at which surrogates learn the target's answers (published configuration: 1; MIBench:
-    0.1)."""
+    """Temperature at which surrogates learn the target's answers (published code: 1)."""
     training: Training = Field(
         default_factory=lambda: Training(
             architecture="vgg", epochs=20, batch_size=64, most_steps=20_000, warmup_epochs=1,

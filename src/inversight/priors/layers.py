@@ -75,7 +75,7 @@ def modulated(
     y = convolution(x * styles[:, :, None, None].to(x.dtype), weight.to(x.dtype))
     added = ((bias[:, None, None] if bias.dim() == 1 else bias) * gain).to(x.dtype)
     if not demodulate:
-        return y * gain + added
+        return torch.add(added, y, alpha=gain)
     power = weight.square().sum(dim=(2, 3))
     factor = (styles.square() @ power.T + 1e-8).rsqrt() * gain
     return torch.addcmul(added, y, factor[:, :, None, None].to(x.dtype))
