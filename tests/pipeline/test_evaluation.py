@@ -21,7 +21,7 @@ from inversight.models.target import Target
 from inversight.pipeline.evaluation import evaluate
 from inversight.pipeline.metrics import EXPOSURES, METRICS, Evaluation
 from inversight.pipeline.scored import by_set, read_nearness, read_scored, write_evaluation
-from inversight.risk import calibrate, leakage_gap
+from inversight.risk import calibrate, distance_gap, leakage_gap, public_covariates
 from inversight.scores import comparison
 from tests.examples import HalfMeans, OwnNetwork
 from tests.pipeline.tables import COLUMNS, RISK_COLUMNS, assert_same
@@ -149,6 +149,28 @@ def test_flags_and_gap_are_those_of_the_tables() -> None:
     gap = leakage_gap(*map(pixels, (private, holdout, made)))
     assert value(found, "leakage_gap") == pytest.approx(gap.value, rel=1e-5)
     assert found.metrics["leakage_gap"]["private_images"] == 14
+
+
+def test_public_images_are_covariates_of_the_tests_against_the_holdout(tmp_path: Path) -> None:
+    private, holdout, made = images([8, 6], 0), images([20, 20], 5, "h"), images([8, 6], 1, "r")
+    public, distance = images([15, 10], 3, "p"), Pixel((8, 8))
+    found = score(private, made, holdout=holdout, public=public)
+    order = torch.tensor([found.samples["id"].tolist().index(name) for name in private.ids])
+    near = [(t["nearest_distance"].to_numpy(), t["label"].map({"a": 0, "b": 1}).to_numpy())
+            for t in (found.samples, found.holdout)]  # fmt: skip
+    given = [public_covariates(s, public, distance, memory=2**30) for s in (private, holdout)]
+    covariates = given[0][order.argsort()], given[1]
+    expected = calibrate(near[0], near[1], covariates=covariates)
+    assert found.metrics["flagged"] == pytest.approx(expected.summary["flagged"].as_json())
+    assert found.samples["p_value"].tolist() == expected.per_sample["p_value"].tolist()
+    gap = distance_gap(near[0], near[1], covariates=covariates, bootstrap=0)
+    assert value(found, "distance_gap") == pytest.approx(gap.value)
+    # A later scoring knows them.
+    write_evaluation(tmp_path, found)
+    again = score(private, {"more": images([2, 2], 9, "m")}, holdout=holdout,
+                  earlier=read_scored(tmp_path))  # fmt: skip
+    assert again.metrics["flagged"]["explained"] > 0
+    assert "explained" not in score(private, made, holdout=holdout).metrics["flagged"]
 
 
 def test_groups_and_near_copies_count_as_one_against_the_holdout(tmp_path: Path) -> None:

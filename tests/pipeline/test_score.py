@@ -30,11 +30,11 @@ def test_scores_of_an_audits_reconstructions_are_the_audits(
     finished_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("private", "holdout", "run"):
+    for name in ("private", "holdout", "public", "run"):
         Path(name).symlink_to(finished_home / name)
     against = (
-        "--private private --holdout holdout --reconstructions run/reconstructions --embedding public "
-        "--features public --network run/stages/public-network --evaluator run/stages/evaluator"
+        "--private private --holdout holdout --public public --embedding public "
+        "--reconstructions run/reconstructions --features public --network run/stages/public-network --evaluator run/stages/evaluator"
     )
     cli.succeeds(f"score {against} --out scored")
     assert read("run/metrics.json") == read("scored/metrics.json")

@@ -51,6 +51,12 @@ def both(p, value, count):
     return {**metrics_of(0.38, 0.005, 4), **exposure_metrics(value, p, count)}
 
 
+def nearer(gap, p):
+    """Metrics of a run whose distance gap comes before its clear leakage gap."""
+    found = {"value": gap, "low": -1.0, "high": 1.5, "p_value": p, "explained": 0.62}
+    return {**metrics_of(0.38, 0.005, 0), "distance_gap": found}
+
+
 @pytest.mark.parametrize(
     ("found", "level", "named"),
     [
@@ -59,6 +65,10 @@ def both(p, value, count):
         (metrics_of(0.02, 0.4, 0), "none-seen", "leakage gap 0.02, p = 0.4"),
         (metrics_of(0.02, 0.4, 4), "unclear", "leakage gap 0.02, p = 0.4"),
         (metrics_of(-0.3, 0.9, 0), "none-seen", "leakage gap -0.3, p = 0.9"),
+        (nearer(0.31, 0.004), "leak", "nearer to the reconstructions than holdout images of the"),
+        (nearer(0.31, 0.004), "leak", "distance gap 0.31, p = 0.004"),
+        (nearer(-0.1, 0.8), "none-seen", "distance gap -0.1, p = 0.8"),
+        (nearer(None, None), "leak", "leakage gap 0.38, p = 0.005"),
         (metrics_of(None, None, 4), "leak", "4 of 30 private images are flagged"),
         (metrics_of(0.4, None, 4), "leak", "false-discovery rate of 10 %"),
         (metrics_of(None, None, 0), "none-seen", "None of 30 private images is flagged"),

@@ -29,6 +29,7 @@ from inversight.priors.pivotal_tuning import tune
 from inversight.priors.pivots import project
 from inversight.priors.prior_file import PriorFile
 from inversight.report.formatting import duration
+from inversight.risk.covariates import MOST_PUBLIC
 
 _TOGETHER = 0.5
 """Time of a training among several that are done together, in times of one alone (benchmarks/shadows.py)."""
@@ -121,6 +122,8 @@ def estimate(plan: Plan) -> Estimate:
     embedded = len(private) * 2 + kept
     if settings.private is not None and settings.holdout is None:
         embedded += len(private) + kept  # the control
+    else:  # once more, for the covariates of the tests against the holdout
+        embedded += 2 * len(private) + min(len(public), MOST_PUBLIC)
     with remedy("scores"):
         seconds["scores"] = _embedding_seconds(plan, embedded)
     shadow = _shadow_seconds(plan, seconds, works)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inversight.core.errors import DataError
 from inversight.core.progress import Progress, silent
-from inversight.data import ImageSet
+from inversight.data import ImageSet, join_images
 from inversight.embeddings import (
     Embedding,
     Identity,
@@ -36,6 +36,7 @@ from inversight.pipeline.metrics import (
     ScoredSet,
     Scoring,
 )
+from inversight.risk.covariates import public_covariates
 from inversight.risk.signals import NEIGHBOURS
 from inversight.risk.units import units_of
 from inversight.scores import Assignment, dists, dists_network, psnr, ssim
@@ -52,6 +53,7 @@ def evaluate(
     features: Embedding,
     evaluator: Target | None,
     holdout: ImageSet | None,
+    public: ImageSet | None = None,
     memory: int,
     seed: int,
     pairs: Sequence[PairMeasure] = ("psnr",),
@@ -70,10 +72,13 @@ def evaluate(
     (:func:`inversight.embeddings.image_pairs`); once in all if ``features`` is the same embedding, has
     no stages and its features fit into ``memory``. The result does not depend on row order. Groups of
     images, and near-duplicates among private images and holdout, count as one in the tests against the
-    holdout (:func:`inversight.risk.units.units_of`).
+    holdout (:func:`inversight.risk.units.units_of`). With ``public`` images, private images and holdout go
+    through ``distance`` once more, for the covariates of these tests
+    (:func:`inversight.risk.covariates.public_covariates`).
 
     Args:
         private: holdout and ``sets``, the reconstructions by name, have its class order.
+        public: images that the attacker has. They improve the tests against the holdout.
         control: samples of the prior that no target guided, at least as many of each class as
             reconstructions. They enter ``control_gap`` alone.
         distance_only: more sets that enter ``Evaluation.nearness`` alone.
@@ -105,6 +110,12 @@ def evaluate(
         if holdout is not None:
             units = units_of(private, holdout, progress=progress)
             reference = replace(reference, units=units.unit)
+        if holdout is not None and public is not None and distance.name != "evaluator":
+            covariates = public_covariates(
+                join_images(private, holdout), public, distance, memory=memory, seed=seed,
+                workspace=Workspace(device), progress=progress,
+            )  # fmt: skip
+            reference = replace(reference, covariates=covariates)
 
     real = [private] if holdout is None else [private, holdout]
     fits = "coverage" not in reference.missing

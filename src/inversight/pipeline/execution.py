@@ -414,9 +414,10 @@ class _Audit:
             }
             found = evaluate(
                 inputs.private, sets, distance=distance, features=features, evaluator=evaluator,
-                holdout=inputs.holdout, control=control, distance_only=within, neighbours=True,
-                pairs=settings.pairs, fdr=settings.fdr, memory=settings.memory, seed=settings.seed,
-                checkpoint=folder, device=self.plan.device, progress=self.log.stage("scores"),
+                holdout=inputs.holdout, public=inputs.public, control=control, distance_only=within,
+                neighbours=True, pairs=settings.pairs, fdr=settings.fdr, memory=settings.memory,
+                seed=settings.seed, checkpoint=folder, device=self.plan.device,
+                progress=self.log.stage("scores"),
             )  # fmt: skip
             write_evaluation(folder, found, hide=context.hide)
 

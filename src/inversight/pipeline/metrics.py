@@ -13,7 +13,7 @@ from torch import Tensor
 from inversight.core.errors import ConfigError
 from inversight.core.seeding import generator
 from inversight.embeddings.base import Features
-from inversight.risk import calibrate, check_embedding, leakage_gap_of
+from inversight.risk import calibrate, check_embedding, distance_gap, leakage_gap_of
 from inversight.scores import (
     Assignment,
     DDCSResult,
@@ -34,7 +34,7 @@ from inversight.settings import PAIR_MEASURES
 OF_FEATURES = ("coverage", "density", "precision", "recall", "frechet", "kid")
 """Metrics of feature vectors."""
 
-RISKS = ("flagged", "leakage_gap")
+RISKS = ("flagged", "distance_gap", "leakage_gap")
 """Metrics that need a holdout."""
 
 CONTROL_GAP = "control_gap"
@@ -78,7 +78,8 @@ class ReferenceSet:
     ``ids``, or None. missing: why metrics cannot be computed, by key. neighbour_distance: (N,) float64,
     mean distance to the nearest private images of the class, or None. groups: of the private images,
     None where none were given. units: (N + M,) int64, of private images and the M holdout images: those
-    with equal numbers depend on each other; None: each image alone. size: of the private images, in
+    with equal numbers depend on each other; None: each image alone. covariates: (N + M, P) float64, of the
+    same images, what is known of them without the target; None: nothing. size: of the private images, in
     pixels; None if it was not kept.
     """
 
@@ -93,7 +94,15 @@ class ReferenceSet:
     neighbour_distance: Tensor | None = None
     groups: tuple[str | None, ...] | None = None
     units: Tensor | None = None
+    covariates: Tensor | None = None
     size: int | None = None
+
+    def of_sides(self, values: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Return the parts of ``values`` (N + M, ...) of private images and of holdout images."""
+        if values is None:
+            return None
+        private, unseen = values.split([len(self.ids), len(self.holdout_ids)])
+        return private, unseen
 
     def table(self, ids: Sequence[str], labels: Tensor, **columns: object) -> pd.DataFrame:
         """Return a table of images: ``id``, the name of the class as ``label``, and ``columns``."""
@@ -305,24 +314,23 @@ class Scoring:
             unknown = torch.full((len(reference.ids),), float("nan"), dtype=torch.float64)
             columns: Mapping[str, Tensor] = dict.fromkeys(_RISK_COLUMNS, unknown)
         else:
-            units = None
-            if reference.units is not None:
-                private, unseen = reference.units.split(
-                    [len(reference.ids), len(reference.holdout_ids)]
-                )
-                units = private, unseen
-            result = calibrate(
+            units = reference.of_sides(reference.units)
+            covariates = reference.of_sides(reference.covariates)
+            near = (
                 (nearest_distances(one.assignment), reference.labels),
                 (nearest_distances(holdout), reference.holdout_labels),
-                units=units, fdr=self.fdr,
-            )  # fmt: skip
+            )
+            result = calibrate(*near, units=units, covariates=covariates, fdr=self.fdr)
             columns = result.per_sample
+            nearer = distance_gap(
+                *near, units=units, covariates=covariates, rng=self._rng("risk/distance-gap")
+            )
             gap = leakage_gap_of(
                 one.assignment, holdout, labels=reference.labels, ids=reference.ids,
                 holdout_labels=reference.holdout_labels, holdout_ids=reference.holdout_ids,
                 units=units, rng=self._rng("risk/gap"),
             )  # fmt: skip
-            found = {**result.summary, "leakage_gap": gap}
+            found = {**result.summary, "distance_gap": nearer, "leakage_gap": gap}
         p, q, flagged = (columns[name].numpy() for name in _RISK_COLUMNS)
         flags = pd.arrays.BooleanArray(flagged.astype(bool), np.isnan(q))
         return found, dict(zip(_RISK_COLUMNS, (p, q, flags), strict=True))

@@ -96,7 +96,8 @@ def score(
         embedding: the distance; default ``lpips-vgg``.
         features: features of coverage, precision, recall and the Frechet distance; default
             ``inception`` for an LPIPS distance, else the embedding.
-        public: public images, on which the embedding ``public`` is trained.
+        public: public images, on which the embedding ``public`` is trained. With a holdout they improve
+            the tests against it (:func:`inversight.risk.covariates.public_covariates`).
         network: a public network that was trained before, instead of ``public``.
         evaluator: independent classifier, named as a target.
         classes: file with the evaluator's class names in the order of its outputs.
@@ -180,6 +181,7 @@ class _Compared:
 
     private: ImageSet
     holdout: ImageSet | None
+    public: ImageSet | None
     sets: dict[str, ImageSet]
     evaluator: Target | None
 
@@ -209,7 +211,7 @@ class _Scoring:
             check_new_folder(out, needed_bytes=20_000_000)
         earlier = None if self.reuse is None else read_scored(self.reuse / "stages" / "scores")
         images = self._read(earlier)
-        network = self._load_network(images.private)
+        network = self._load_network(images)
         distance, features = scoring_embeddings(
             settings.embedding, settings.features, size=images.private.size, network=network,
             evaluator=images.evaluator,
@@ -275,9 +277,18 @@ class _Scoring:
             warn_of_near_copies({"--private": private, "--holdout": holdout}, self.log)
         evaluator = load_evaluator(settings, private, self.log)
         order = private.classes if evaluator is None else evaluator.classes
+        public: ImageSet | None = None
+        if settings.public is not None and (
+            self._trains_network or (holdout is not None and earlier is None)
+        ):
+            public = read_folder(
+                settings.public, "--public", self.log, size=settings.size or private.size,
+                channels=private.channels, labelled=False,
+            )  # fmt: skip
         images = _Compared(
             private.relabel(order, role="--private"),
             None if holdout is None else holdout.relabel(order, role="--holdout"),
+            public,
             {name: one.relabel(order, role="--reconstructions") for name, one in sets.items()},
             None if evaluator is None else evaluator.to(self.device),
         )
@@ -301,23 +312,30 @@ class _Scoring:
                 f"--reconstructions: {twice} has the name of an image in {run}; rename its folder"
             )
 
-    def _load_network(self, private: ImageSet) -> SavedClassifier | None:
+    @property
+    def _needs_network(self) -> bool:
+        """Whether an embedding is the public network's."""
+        return "public" in (self.settings.embedding, self.settings.features)
+
+    @property
+    def _trains_network(self) -> bool:
+        """Whether a public network is to be trained."""
+        return self._needs_network and self.settings.network is None
+
+    def _load_network(self, images: _Compared) -> SavedClassifier | None:
         """Return the public network if an embedding needs it: one trained before, or trained now."""
-        settings, images = self.settings, private
-        if "public" not in (settings.embedding, settings.features):
+        if not self._needs_network:
             return None
-        if settings.network is None:
-            if settings.public is None:
+        trained_on = images.private
+        if self._trains_network:
+            if images.public is None:
                 raise InputError(
                     "--embedding public needs --public DIR, to train the network on, or --network "
                     "FILE from a run (RUN/stages/public-network)"
                 )
-            images = read_folder(
-                settings.public, "--public", self.log, size=settings.size or private.size,
-                channels=private.channels, labelled=False,
-            )  # fmt: skip
-        context = Context(settings.seed, self.device, self.log)
-        return public_network(images, settings.network, context)
+            trained_on = images.public
+        context = Context(self.settings.seed, self.device, self.log)
+        return public_network(trained_on, self.settings.network, context)
 
     def _manifest(self, images: _Compared, earlier: Scored | None) -> dict[str, Any]:
         """Return what run.json says of the scoring."""

@@ -40,7 +40,8 @@ class ScoreSettings:
     holdout: Path | None = None
     """Folder or file of images of the same classes that the target never saw."""
     public: Path | None = None
-    """Folder or file of public images, on which the embedding ``public`` is trained."""
+    """Folder or file of public images: the embedding ``public`` is trained on them, and with a holdout their
+    distances are covariates of the tests against it."""
     network: Path | None = None
     """Folder of a public network that was trained before."""
     evaluator: str | None = None

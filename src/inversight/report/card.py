@@ -20,18 +20,18 @@ from inversight.report.templating import markdown_template, render_lines
 from inversight.report.verdict import headline
 
 METRICS = (
-    "exposed", "exposure_mean", "flagged", "leakage_gap", "control_gap", "ddcs_best", "covered",
-    "coverage",
+    "exposed", "exposure_mean", "flagged", "distance_gap", "leakage_gap", "control_gap", "ddcs_best",
+    "covered", "coverage",
 )  # fmt: skip
 """Measures on a card, in this order."""
 
-_OPTIONAL = ("control_gap",)
+_OPTIONAL = ("distance_gap", "control_gap")
 """Measures that are not listed as missing where a run has none."""
 
 _ARGS = (
     "low", "high", "p_value", "count", "fdr", "smallest_possible", "not_judged", "private_images",
-    "holdout_images", "reconstructions", "features", "k", "images", "models", "pairs", "detectable",
-    "given_auc", "given_p_value", "caveat",
+    "holdout_images", "explained", "reconstructions", "features", "k", "images", "models", "pairs",
+    "detectable", "given_auc", "given_p_value", "caveat",
 )  # fmt: skip
 """Facts of metrics.json to give with a value."""
 

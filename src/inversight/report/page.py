@@ -138,10 +138,9 @@ def first_numbers(data: ReportData, groups: Groups | None) -> list[Number]:
     if tests.has_exposure:
         models = f"{tests.mean['models']} shadow models"
         found.append(_of_set("Exposure of the set", tests.mean, models))
-    elif (
-        get_number(tests.gap, "value") is not None and get_number(tests.gap, "p_value") is not None
-    ):
-        found.append(_of_set("Leakage gap", tests.gap, "private against holdout"))
+    elif tests.of_holdout is not None:
+        name, gap = tests.of_holdout
+        found.append(_of_set(name.capitalize(), gap, "private against holdout"))
     of_images = {
         "Exposed images": (tests.exposed, "images"),
         "Flagged images": (tests.flagged, "private_images"),

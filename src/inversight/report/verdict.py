@@ -1,8 +1,8 @@
 """The verdict on a run: a headline, and the facts behind it. It never calls a target safe.
 
 The first test that the run has decides the headline, in a fixed order that does not depend on the
-results: exposure of the set, the leakage gap, then the flags of single images. The other tests are
-listed below it.
+results: exposure of the set, the distance gap (the leakage gap in runs of earlier versions, which have no
+distance gap), then the flags of single images. The other tests are listed below it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Level = Literal["leak", "unclear", "none-seen"]
 Metrics = Mapping[str, Mapping[str, Any]]
 
 SIGNIFICANCE = 0.05
-"""An exposure above 1 or a leakage gap above 0 counts as shown up to this p-value."""
+"""An exposure above 1 or a gap above 0 counts as shown up to this p-value."""
 
 COMPARABLE_SIZES = (0.8, 1.25)
 """Ratios of the images a shadow model was trained on to those of the target, without a warning."""
@@ -74,19 +74,26 @@ class Tests:
 
     mean: Mapping[str, Any]
     exposed: Mapping[str, Any]
+    nearer: Mapping[str, Any]
     gap: Mapping[str, Any]
     flagged: Mapping[str, Any]
 
     @classmethod
     def of(cls, metrics: Metrics) -> Tests:
         """Return the tests in ``metrics``."""
-        names = ("exposure_mean", "exposed", "leakage_gap", "flagged")
+        names = ("exposure_mean", "exposed", "distance_gap", "leakage_gap", "flagged")
         return cls(*(mapping(metrics.get(name)) for name in names))
 
     @property
     def has_exposure(self) -> bool:
         """Whether exposure of the set was tested."""
         return _is_tested(self.mean)
+
+    @property
+    def of_holdout(self) -> tuple[str, Mapping[str, Any]] | None:
+        """Return the name and the numbers of the gap to the holdout that decides, if the run tested one."""
+        gaps = (("distance gap", self.nearer), ("leakage gap", self.gap))
+        return next((one for one in gaps if _is_tested(one[1])), None)
 
 
 def headline(metrics: Metrics) -> Verdict:
@@ -96,13 +103,15 @@ def headline(metrics: Metrics) -> Verdict:
     level: Level
     if tests.has_exposure:
         test, level = "exposure", _level(tests.mean, 1.0, tests.exposed)
-    elif _is_tested(tests.gap):
-        test, level = "gap", _level(tests.gap, 0.0, tests.flagged)
+    elif tests.of_holdout is not None:
+        test, level = "gap", _level(tests.of_holdout[1], 0.0, tests.flagged)
     elif tests.flagged.get("value") is not None:
         test, level = "flags", "leak" if tests.flagged["count"] else "none-seen"
     else:
         test, level = "none", "unclear"
-    [sentence] = render_lines("headline.txt", test=test, level=level, **vars(tests))
+    [sentence] = render_lines(
+        "headline.txt", test=test, level=level, decides=tests.of_holdout, **vars(tests)
+    )
     return Verdict(level, sentence, tested=test != "none")
 
 

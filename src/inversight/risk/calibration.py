@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from inversight.core.errors import ConfigError, InputError
+from inversight.risk.covariates import CovariatesLike, adjust
 from inversight.risk.units import unit_numbers
 from inversight.scores.checks import as_array
 from inversight.scores.result import ScoreResult, Summary
@@ -56,7 +58,7 @@ def check_embedding(name: str) -> None:
 
 def calibrate(
     private: DistancesLike, holdout: DistancesLike, *, units: tuple[Tensor, Tensor] | None = None,
-    fdr: float = DEFAULT_FDR, floor: float = 1e-6,
+    covariates: CovariatesLike | None = None, fdr: float = DEFAULT_FDR, floor: float = 1e-6,
 ) -> ScoreResult:  # fmt: skip
     """In [0, 1], higher is more leakage: the fraction of private images that are flagged.
 
@@ -71,7 +73,8 @@ def calibrate(
       those of its images (Simes 1986): it costs near-copies nothing.
     - ``flagged``: bool, ``q_value <= fdr``.
 
-    Logarithms of the nearest distances are standardised class by class
+    Logarithms of the nearest distances, less what ``covariates`` explain of them
+    (:func:`inversight.risk.covariates.adjust`), are standardised class by class
     (:func:`class_scales`). A private image is compared with the holdout images of all
     classes together, and its p-value is the mean over which holdout image of its class is left out. The
     rate holds on average over audits if, without leakage, private and holdout images of a class are
@@ -89,21 +92,20 @@ def calibrate(
         units: (N,) int64 of the private and (M,) int64 of the holdout images: those with equal numbers
             count as one (:func:`inversight.risk.units.units_of`). Units, not images, are then what has
             to be exchangeable within classes. None: each image counts.
+        covariates: (N, P) and (M, P), known of an image without the target, such as log distances to
+            public images (:func:`inversight.risk.covariates.public_covariates`). The more of the
+            distances they explain, the smaller the leaks that are found. None: there are none.
         fdr: accepted fraction of false alarms among the flagged units, in (0, 1).
         floor: distance below which all distances count as equal, > 0.
 
     Raises:
         ConfigError: fdr or floor out of range.
-        InputError: not distances and labels of one length, or a unit with images of two classes.
+        InputError: not distances and labels of one length, covariates of another length or not
+            finite, or a unit with images of two classes.
     """
     check_rate(fdr)
-    if not 0 < floor < float("inf"):
-        raise ConfigError(f"floor: expected a positive distance, found {floor}")
-    values, labels = _distances(private, "private", floor)
-    holdout_values, holdout_labels = _distances(holdout, "holdout", floor)
-    private_units, holdout_units = units or (torch.arange(len(s)) for s in (labels, holdout_labels))
-    unit = unit_numbers(private_units, labels, "private")
-    held = unit_numbers(holdout_units, holdout_labels, "holdout")
+    one = comparable(private, holdout, units=units, covariates=covariates, floor=floor)
+    (values, labels, unit), (holdout_values, holdout_labels, held) = one.private, one.holdout
     finite = holdout_values.isfinite()
     known = {
         int(label): UnitValues.of(holdout_values[rows], held[rows])
@@ -122,6 +124,8 @@ def calibrate(
     images = int(calibrated.sum())
     judged = unit[calibrated].unique()
     extra: dict[str, float | int | str] = {"fdr": fdr, "holdout_images": pool.images}
+    if one.explained is not None:
+        extra["explained"] = one.explained
     grouped = len(judged) < images or pool.units < pool.images
     if grouped:
         extra |= {"private_units": len(judged), "holdout_units": pool.units}
@@ -146,6 +150,45 @@ def calibrate(
     summary = {"flagged": Summary(value, reason=reason, extra=extra)}
     columns = {"p_value": p, "q_value": q, "flagged": flagged}
     return ScoreResult("higher", "private", summary, columns)
+
+
+class Side(NamedTuple):
+    """N images of one side: values (N,) float64, NaN: unknown; labels and units (N,) int64."""
+
+    values: Tensor
+    labels: Tensor
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Logarithms of nearest distances of both sides, less what covariates explain.
+
+    explained: the fraction of the variance within classes that they explain; None without covariates.
+    """
+
+    private: Side
+    holdout: Side
+    explained: float | None
+
+
+def comparable(
+    private: DistancesLike, holdout: DistancesLike, *, units: tuple[Tensor, Tensor] | None,
+    covariates: CovariatesLike | None, floor: float,
+) -> Comparable:  # fmt: skip
+    """Return what the tests against the holdout compare; for arguments and errors see :func:`calibrate`."""
+    if not 0 < floor < float("inf"):
+        raise ConfigError(f"floor: expected a positive distance, found {floor}")
+    values, labels = _distances(private, "private", floor)
+    unseen, their_labels = _distances(holdout, "holdout", floor)
+    own, theirs = units or (torch.arange(len(s)) for s in (labels, their_labels))
+    own = unit_numbers(own, labels, "private")
+    theirs = unit_numbers(theirs, their_labels, "holdout")
+    explained = None
+    if covariates is not None:
+        found = adjust((values, unseen), (labels, their_labels), (own, theirs), covariates)
+        values, unseen, explained = found.private, found.holdout, found.explained
+    return Comparable(Side(values, labels, own), Side(unseen, their_labels, theirs), explained)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The leakage gap: how much more is recovered of private images than of holdout images."""
+"""Gaps between private and holdout images: how much more is recovered, and how much nearer it comes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from inversight.risk.calibration import (
+    SHARED,
+    Comparable,
+    DistancesLike,
+    UnitValues,
+    comparable,
+)
+from inversight.risk.covariates import CovariatesLike
 from inversight.risk.units import unit_numbers
 from inversight.scores.assignment import Assignment, assign, rank
 from inversight.scores.bootstrap import default_rng, mean_summary
@@ -125,6 +133,110 @@ def leakage_gap_of(
     if bootstrap:
         extra["p_value"] = _p_value(pairs, gap, bootstrap, rng)
     return replace(found, extra=extra)
+
+
+def distance_gap(
+    private: DistancesLike,
+    holdout: DistancesLike,
+    *,
+    units: tuple[Tensor, Tensor] | None = None,
+    covariates: CovariatesLike | None = None,
+    floor: float = 1e-6,
+    bootstrap: int = 1000,
+    rng: torch.Generator | None = None,
+) -> Summary:
+    """In standard deviations, higher is more leakage, about 0 with none.
+
+    How much nearer reconstructions come to private than to holdout images of the same class: the
+    difference of the mean log distances, less what covariates explain, in standard deviations of the
+    class. Each unit has the weight of one image, and a class with n private and m holdout units the
+    weight n m / (n + m), which varies least.
+
+    ``p_value`` is exact: the fraction of ``bootstrap`` random exchanges of private and holdout units
+    within classes that give a gap at least as large. All images count alike, while the nearest pairs
+    dominate :func:`leakage_gap`, so it sees smaller leaks of many images. The interval (95 %) resamples
+    units within classes and sides, ``bootstrap`` times.
+
+    It does not show which image leaked, nor what the target learnt of a class as a whole.
+
+    Args:
+        private: nearest distances with labels. For this and the following arguments see
+            :func:`inversight.risk.calibrate`.
+
+    Raises:
+        ConfigError: floor or bootstrap out of range.
+        InputError: see :func:`inversight.risk.calibrate`.
+    """
+    one = comparable(private, holdout, units=units, covariates=covariates, floor=floor)
+    parts = _standardised(one)
+    if not parts:
+        return Summary(
+            None, reason="no class has private images, holdout images and reconstructions"
+        )
+    weights = [len(a) * len(b) / (len(a) + len(b)) for a, b in parts]
+    units_in_all = sum(len(a) + len(b) for a, b in parts)
+    scale = units_in_all / sum(weights)
+    # Each value times its weight, so that the mean over all of them is the gap.
+    values = [
+        part
+        for (a, b), weight in zip(parts, weights, strict=True)
+        for part in (-a * (weight / len(a) * scale), b * (weight / len(b) * scale))
+    ]
+    rng = rng or default_rng()
+    found = mean_summary(
+        torch.cat(values), torch.tensor([len(part) for part in values]), resamples=bootstrap,
+        rng=rng, extra={},
+    )  # fmt: skip
+    extra: dict[str, float | int | str] = {
+        "private_units": sum(len(a) for a, _ in parts),
+        "holdout_units": sum(len(b) for _, b in parts),
+    }
+    if one.explained is not None:
+        extra["explained"] = one.explained
+    if bootstrap:
+        extra["p_value"] = _exchanged(parts, bootstrap, rng)
+    return replace(found, extra=extra)
+
+
+def _standardised(one: Comparable) -> list[tuple[Tensor, Tensor]]:
+    """Return the units' mean values of either side, of each class in which both sides have one.
+
+    They are in standard deviations from the mean of all units of the class, private or not. The
+    class's own variance is joined with that of all classes, which has the weight of ``SHARED`` images.
+    """
+    classes = []
+    for label in one.private.labels.unique().tolist():
+        sides = [
+            UnitValues.of(side.values[rows], side.units[rows]).mean
+            for side in (one.private, one.holdout)
+            for rows in [(side.labels == label) & side.values.isfinite()]
+        ]
+        if min(map(len, sides)):
+            both = torch.cat(sides)
+            classes.append((sides, both.mean(), float((both - both.mean()).square().sum())))
+    freedom = sum(len(a) + len(b) - 1 for (a, b), _, _ in classes)
+    pooled = sum(square for _, _, square in classes) / max(1, freedom)
+    found = []
+    for (a, b), mean, square in classes:
+        variance = (SHARED * pooled + square) / (SHARED + len(a) + len(b) - 1)
+        deviation = variance**0.5 or 1.0
+        found.append(((a - mean) / deviation, (b - mean) / deviation))
+    return found
+
+
+def _exchanged(parts: Sequence[tuple[Tensor, Tensor]], times: int, rng: torch.Generator) -> float:
+    """Return how often a random exchange within classes puts units at least as near on the private side."""
+    sums = torch.zeros(times, dtype=torch.float64)
+    observed = size = 0.0
+    for a, b in parts:
+        both = torch.cat([a, b])
+        observed += float(a.sum())
+        size += float(both.abs().sum())
+        for part in torch.arange(times).split(max(1, _SCRATCH // len(both))):
+            keys = torch.rand(len(part), len(both), generator=rng, dtype=torch.float64)
+            sums[part] += both[keys.argsort(1)[:, : len(a)]].sum(1)
+    # Exchanges of equal values give the sum itself, up to rounding.
+    return float((1 + (sums <= observed + 1e-9 * size).sum()) / (times + 1))
 
 
 @dataclass(frozen=True)
