@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -24,6 +24,8 @@ from scipy.stats import t
 
 from inversight.core.cluster import joined, pack, unpack
 from inversight.core.run import write_json
+
+Key = TypeVar("Key")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -178,6 +180,27 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
         return (values[0] if values else math.nan), None
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.mean(values), half
+
+
+def p_of_no_gain(values: Sequence[float]) -> float | None:
+    """Return the two-sided p value of a mean of 0 by Student's t; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean, half = interval(values)
+    if not half:
+        return 1.0 if mean == 0 else 0.0
+    n = len(values)
+    return float(2 * t.sf(abs(mean) / half * t.ppf(0.975, n - 1), n - 1))
+
+
+def holm(p: dict[Key, float]) -> dict[Key, float]:
+    """Return p values corrected for their number (Holm 1979): all of them are right with 1 - the level."""
+    found: dict[Key, float] = {}
+    largest = 0.0
+    for rank, key in enumerate(sorted(p, key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[key]))
+        found[key] = largest
+    return found
 
 
 def plus_minus(value: float, half: float | None, form: str, half_form: str | None = None) -> str:

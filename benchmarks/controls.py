@@ -1,11 +1,12 @@
 """Do flags mean what they say? Audits without a leak, planted leaks and trained leaks.
 
 uv run python benchmarks/controls.py                              compute everything that is missing
-uv run python benchmarks/controls.py --parts null,bursts,planted  the parts that train nothing
+uv run python benchmarks/controls.py --parts null,covariates,bursts,planted  the parts that train nothing
 uv run python benchmarks/controls.py --table                      print table and figures of existing results
 
 null          simulated nearest distances without leakage: the share of audits with any flag at 10 %;
               also unequal proportions of classes, and the leakage gap without leakage
+covariates    the same with covariates of the distances, as of public images, and leaks of a known size
 bursts        the same with near-copies, such as frames of one film, each alone and as one
 planted       digits; reconstructions are moved towards a known tenth of the private images
 no-leak       whole attacks on digits; the target is trained on a third set, disjoint from private and
@@ -44,6 +45,7 @@ from controls_simulated import (
     RATE,
     burst_gap_rows,
     burst_rows,
+    covariate_rows,
     drawn,
     everything,
     gap_rows,
@@ -60,7 +62,7 @@ from inversight.pipeline.train import train
 from inversight.settings import resolve
 from study import audit_arm
 
-PARTS = ("null", "bursts", "planted", "no-leak", "trained-leak")
+PARTS = ("null", "covariates", "bursts", "planted", "no-leak", "trained-leak")
 PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50
 """Number of digits of each class in whole attacks (the rest is public), and how often a leaked image is
 repeated in training."""
@@ -116,6 +118,10 @@ def main() -> None:
             gaps = gap_rows(options.simulations)
             rows += unequal_rows(options.simulations) + gaps
             figures["gap_most_below_0.05"] = max(row["p <= 0.05"] for row in gaps)
+        if "covariates" in options.parts:
+            gains = covariate_rows(max(4, options.simulations // 5))
+            rows += gains
+            figures |= _of_covariates(gains)
         if "bursts" in options.parts:
             bursts = burst_rows(options.simulations // 4)
             gaps = burst_gap_rows(options.simulations // 4)
@@ -139,6 +145,19 @@ def main() -> None:
     columns = dict.fromkeys(name for row in rows for name in row)
     shown = [{name: row.get(name, "") for name in columns} for row in rows]
     finish(f"controls, seeds {options.seeds}", figures, shown, options)
+
+
+def _of_covariates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return rates without a leak, and what is found of leaks of three deviations."""
+    none = [row for row in rows if row["deviations"] == 0.0]
+    figures: dict[str, Any] = {
+        "covariates_most_flagged": max(row["flagged"] for row in none),
+        "covariates_most_distance_gap": max(row["distance gap, p <= 0.05"] for row in none),
+    }
+    for row in rows:
+        if row["deviations"] == 3.0 and row["private a class"] == 10:
+            figures[f"covariates_recall, {row['setting']}"] = row["recall"]
+    return figures
 
 
 def _options() -> argparse.Namespace:

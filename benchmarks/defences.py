@@ -24,11 +24,13 @@ from common import (
     digest,
     finish,
     folders,
+    holm,
     is_current,
     keep,
     kept,
     listed,
     machine,
+    p_of_no_gain,
     pyplot,
     ray_options,
     run_seeds,
@@ -76,7 +78,7 @@ def main() -> None:
             for measure in ("ddcs_best", "holdout_accuracy")
             if f"{measure}_change" in row
         }
-        figures |= levels(found)
+        figures |= levels(found) | corrected(found)
         finish(f"defences, seeds {options.seeds}", figures, [_cells(r) for r in rows], options)
 
 
@@ -193,6 +195,23 @@ def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     row[f"{key}_change"] = interval(list(_changes(found, data, name, key).values()))
             rows.append(row)
     return rows
+
+
+def corrected(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many changes of DDCS and gap exclude 0, and those that do after Holm's correction."""
+    p = {}
+    for data, name in dict.fromkeys((o["data"], o["defence"]) for o in found):
+        for key in ("ddcs_best", "leakage_gap"):
+            changes = list(_changes(found, data, name, key).values())
+            value = p_of_no_gain(changes)
+            if name != NONE and value is not None:
+                p[data, name, key] = value
+    kept = [" ".join(key) for key, value in holm(p).items() if value <= 0.05]
+    return {
+        "comparisons": len(p),
+        "intervals_without_0": sum(value <= 0.05 for value in p.values()),
+        "after_holm": "; ".join(kept) or "none",
+    }
 
 
 def levels(found: list[dict[str, Any]]) -> dict[str, Any]:

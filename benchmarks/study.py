@@ -27,12 +27,14 @@ from common import (
     digest,
     finish,
     folders,
+    holm,
     interval,
     is_current,
     keep,
     kept,
     listed,
     machine,
+    p_of_no_gain,
     plus_minus,
     pyplot,
     ray_options,
@@ -128,6 +130,7 @@ def main() -> None:
             for measure in ("ddcs_best", "coverage", "frechet")
             if row["arm"] != BASE
         }
+        figures |= corrected(rows)
         finish(f"arms of the adaptation, seeds {options.seeds}", figures, _shown(rows), options)
 
 
@@ -293,6 +296,7 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
                 sign = -1.0 if name in LOWER_IS_BETTER else 1.0
                 gains = [sign * (mine[name] - base[name]) for mine, base in pairs if base]
                 row[f"{name}_gain"], row[f"{name}_half"] = interval(gains)
+                row[f"{name}_p"] = p_of_no_gain(gains)
             rows.append(row)
     order = {
         arm: i
@@ -301,6 +305,28 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
         )
     }
     return sorted(rows, key=lambda r: (list(DATASETS).index(r["data"]), order.get(r["arm"], 99)))
+
+
+def corrected(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many gains of the table exclude 0, and those that do after Holm's correction.
+
+    Of all data sets, arms and measures together, and of DDCS alone; differences of at least three seeds.
+    """
+    found: dict[str, Any] = {}
+    for name, measures in (("all", MEASURES), ("ddcs", ("ddcs_best",))):
+        p = {
+            (row["data"], row["arm"], measure): row[f"{measure}_p"]
+            for row in rows
+            for measure in measures
+            if row["arm"] != BASE and row["seeds"] >= 3 and row[f"{measure}_p"] is not None
+        }
+        kept = [" ".join(key) for key, value in holm(p).items() if value <= 0.05]
+        found |= {
+            f"{name}_comparisons": len(p),
+            f"{name}_intervals_without_0": sum(value <= 0.05 for value in p.values()),
+            f"{name}_after_holm": "; ".join(kept) or "none",
+        }
+    return found
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
