@@ -34,7 +34,8 @@ def test_scores_of_an_audits_reconstructions_are_the_audits(
         Path(name).symlink_to(finished_home / name)
     against = (
         "--private private --holdout holdout --public public --embedding public "
-        "--reconstructions run/reconstructions --features public --network run/stages/public-network --evaluator run/stages/evaluator"
+        "--reconstructions run/reconstructions --features public "
+        "--network run/stages/public-network --evaluator run/stages/evaluator"
     )
     cli.succeeds(f"score {against} --out scored")
     assert read("run/metrics.json") == read("scored/metrics.json")
