@@ -128,9 +128,10 @@ def test_the_conditioned_logit_is_linear_in_the_class_vector(prior: StylePrior) 
     torch.testing.assert_close(critic.judgement(rows, LABELS), expected)
 
 
-def test_both_networks_get_the_class(prior: StylePrior) -> None:
+@pytest.mark.parametrize("new_latents", [False, True])
+def test_both_networks_get_the_class(prior: StylePrior, new_latents: bool) -> None:
     """The discriminator gets the labels of real images, and those that generated images are made for."""
-    game = game_of(conditioned(prior))
+    game = game_of(conditioned(prior), new_latents=new_latents)
     critic, mapping = game.discriminator, game.generator.mapping
     with (
         patch.object(critic, "judgement", wraps=critic.judgement) as judged,
@@ -138,10 +139,11 @@ def test_both_networks_get_the_class(prior: StylePrior) -> None:
     ):
         game.step(batch(0, labels=LABELS[:4]))
     real, *generated = (call.args[1] for call in judged.call_args_list)
-    first, second = (call.args[1] for call in mapped.call_args_list)
+    made = [call.args[1] for call in mapped.call_args_list]
+    first, second = made if new_latents else made * 2
     assert torch.equal(real, LABELS[:4])
     assert torch.equal(generated[0], first) and torch.equal(generated[1], second)
-    assert len(generated) == 2 and not torch.equal(first, second)
+    assert len(generated) == 2 and torch.equal(first, second) != new_latents
 
 
 def test_classes_are_drawn_uniformly(prior: StylePrior) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from inversight.core.errors import ConfigError, DataError
 from inversight.core.seeding import generator
@@ -104,6 +107,39 @@ def test_each_step_trains_one_network() -> None:
     for (before, after), name in zip(pairwise(states), "dg", strict=True):
         changed = {n for n in before if not torch.equal(before[n], after[n])}
         assert changed and all(n.startswith(name) for n in changed)
+
+
+@pytest.mark.parametrize("more", [{}, {"new_latents": True}, {"images_at_once": 4}])
+def test_the_generator_is_trained_on_the_images_that_were_judged(more: dict[str, Any]) -> None:
+    """By the gradient of its loss on them, after the discriminator's step; or on others, if asked for."""
+    game = fresh_game(**more)
+    game.control.p = 0.0
+    made: list[Tensor] = []
+    images_of, applied = game._images, game._apply
+
+    def images(ws: Tensor, rng: torch.Generator) -> Tensor:
+        made.append(images_of(ws, rng))
+        return made[-1]
+
+    found: list[Tensor] = []
+
+    def apply(optimiser: torch.optim.Optimizer) -> None:
+        if optimiser is game.optimise_g:
+            found.extend(gradients(game.generator))
+            last = F.softplus(-game._judge(made[-1])[0]).mean()
+            weights = [p for p in game.generator.parameters() if p.grad is not None]
+            expected.extend(torch.autograd.grad(last, weights))
+        applied(optimiser)
+
+    expected: list[Tensor] = []
+    with (
+        patch.object(game, "_images", images),
+        patch.object(game, "_apply", apply),
+        patch.object(torch.Tensor, "backward", partialmethod(Tensor.backward, retain_graph=True)),
+    ):
+        game.step(batch(3))
+    assert len(made) == (2 if more else 1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_r1_uses_images_before_the_published_augmentation() -> None:

@@ -62,6 +62,15 @@ class Microbatch:
     class_labels: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Generated:
+    """Generated images (n, C, S, S), and what they were generated from: w (n, w_dim), classes (n, K)."""
+
+    w: Tensor
+    classes: Tensor | None
+    images: Tensor
+
+
 class Game:
     """Generator, discriminator, moving average, their optimisers and the augmentation control.
 
@@ -135,8 +144,9 @@ class Game:
 
         ``microbatches`` are this process's part of the batch, all of one size; every process calls this.
         """
-        judged = self._step_discriminators(microbatches)
-        g_loss = self._step_generator(microbatches, guidance)
+        generated = [self._generate(part) for part in microbatches] if self._keeps_images else []
+        judged = self._step_discriminators(microbatches, generated)
+        g_loss = self._step_generator(microbatches, guidance, generated)
         g_loss, d_loss, second_loss, signs = self.processes.means([g_loss, *judged])
         signs *= self.processes.count
         self.processes.average([b for b in self.generator.buffers() if b.is_floating_point()])
@@ -161,7 +171,20 @@ class Game:
             w = self.average.mapping(z[rows], None if c is None else c[rows])
             yield to_unit_range(self.average(w, noise=noise))
 
-    def _step_discriminators(self, parts: Sequence[Microbatch]) -> tuple[float, float, float]:
+    @property
+    def _keeps_images(self) -> bool:
+        """Whether the generator's step uses the images of the discriminator's step, with their graph."""
+        return not self.training.new_latents and self.training.images_at_once is None
+
+    def _generate(self, part: Microbatch) -> _Generated:
+        """Generate as many images as the microbatch has real ones."""
+        c = self._classes(len(part.real), part.rng)
+        w, ws = self._latents(len(part.real), part.rng, c)
+        return _Generated(w.detach(), c, self._images(ws, part.rng))
+
+    def _step_discriminators(
+        self, parts: Sequence[Microbatch], generated: Sequence[_Generated] = ()
+    ) -> tuple[float, float, float]:
         """Train the discriminators on this process's microbatches.
 
         Returns:
@@ -174,10 +197,10 @@ class Game:
         weight = training.r1 / 2.0 * training.r1_interval
         self.discriminator.requires_grad_(True)
         loss_sum, second_sum, sign_sum = 0.0, 0.0, 0.0
-        for part in parts:
-            c = self._classes(len(part.real), part.rng)
+        for i, part in enumerate(parts):
             with torch.no_grad():
-                fake = self._images(self._latents(len(part.real), part.rng, c)[1], part.rng)
+                own = generated[i] if generated else self._generate(part)
+            c, fake = own.classes, own.images.detach()
             if self.second is not None:
                 second = self.second.loss(to_unit_range(part.real), to_unit_range(fake))
                 second_sum += float(second.detach())
@@ -206,18 +229,20 @@ class Game:
             self._apply(self.optimise_d)
         return loss_sum / count, second_sum / count, sign_sum
 
-    def _step_generator(self, parts: Sequence[Microbatch], guidance: ImageGuidance | None) -> float:
+    def _step_generator(
+        self, parts: Sequence[Microbatch], guidance: ImageGuidance | None,
+        generated: Sequence[_Generated] = (),
+    ) -> float:  # fmt: skip
         """Train the generator on this process's microbatches, and return its mean loss."""
         training, count = self.training, len(parts)
         penalised = training.path_length > 0 and self.done % training.path_length_interval == 0
         self.discriminator.requires_grad_(False)
         before = {} if guidance is None else dict(guidance.state)
         loss_sum, latents, states = 0.0, [], []
-        for part in parts:
-            c = self._classes(len(part.real), part.rng)
-            w, ws = self._latents(len(part.real), part.rng, c)
-            latents.append(w.detach())
-            fake = self._images(ws, part.rng)
+        for i, part in enumerate(parts):
+            own = generated[i] if generated else self._generate(part)
+            c, fake = own.classes, own.images
+            latents.append(own.w)
             images = fake if guidance is None else fake.detach().requires_grad_(True)
             loss = F.softplus(
                 -self._judge(self._augment(images, self.control.p, part.rng), c)[0]

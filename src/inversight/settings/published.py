@@ -50,8 +50,8 @@ def published_training(name: PublishedName, *, size: int, gpus: int = 1) -> dict
         **{field: getattr(found, field) for field in same},
         "config": name, "steps": found.images // found.batch_size,
         "mixing": 0.0 if found.simple else 0.9, "path_length": 0.0 if found.simple else 2.0,
-        "r1_interval": 16, "path_length_interval": 4, "penalty_steps": True, "ada_target": 0.6,
-        "ada_images": 500e3, "augment_filter": True, "noise": True,
+        "r1_interval": 16, "path_length_interval": 4, "penalty_steps": True, "new_latents": True,
+        "ada_target": 0.6, "ada_images": 500e3, "augment_filter": True, "noise": True,
     }  # fmt: skip
 
 
