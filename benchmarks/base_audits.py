@@ -8,7 +8,7 @@ from typing import Any
 
 from inversight.settings import AuditSettings, resolve
 from study import BASE, SMALL, audit_arm
-from study_data import DATASETS, PLAIN_DESCENT, TRUNCATED
+from study_data import DATASETS, PLAIN_DESCENT, PLAIN_PRIOR, TRUNCATED
 
 _TO_THE_END: dict[str, Any] = {
     "adaptation": {"steps": 0},
@@ -29,7 +29,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
             }
         ],
     },
-    "vehicles-same": {**_TO_THE_END, "prior": {"steps": 1500}},
+    "vehicles-same": {**_TO_THE_END, "prior": {**PLAIN_PRIOR, "steps": 1500}},
 }
 """Differences from the study. Priors are not adapted, and faces are attacked with a smaller budget, since
 many models are attacked. Targets are trained to the last epoch: with a hundred images early stopping ends the

@@ -13,7 +13,7 @@ from inversight.core.seeding import generator
 from inversight.data import ImageSet, image_set, load_digits, write_images
 from study import SMALL
 from study_data import DATASETS as STUDIED
-from study_data import PLAIN_DESCENT, PUBLIC_FEATURES
+from study_data import PLAIN_DESCENT, PLAIN_DIGITS, PLAIN_PRIOR, PUBLIC_FEATURES
 
 MODELS = {"digits": 48, "faces-32": 16, "mnist-28": 16, "vehicles-same": 16}
 """Shadow models of each data set, by name."""
@@ -42,14 +42,18 @@ def given(name: str, seed: int, data: Path, work: Path, *, small: bool) -> dict[
     if name == "digits":
         # The audit without arguments, with the descent as published.
         attack = {"class": "plug-and-play", "batch_size": 400, **PLAIN_DESCENT}
-        found: dict[str, Any] = {"attack": [attack], "adaptation": {"steps": 300}}
+        found: dict[str, Any] = {
+            "attack": [attack],
+            "adaptation": {"steps": 300},
+            "prior": PLAIN_PRIOR | PLAIN_DIGITS,
+        }
     elif name == "mnist-28":
         folder = _mnist(seed, work)
         folders = {part: folder / part for part in ("private", "holdout", "public")}
         plain = {"flip": False, "rotation": 10.0}
         found = {
             **folders, **PUBLIC_FEATURES, **_TO_THE_END,
-            "prior": {"steps": 1500},
+            "prior": {**PLAIN_PRIOR, "steps": 1500},
             "target_training": {**plain, "validation": 0.0, "epochs": 60, "batch_size": 32},
             "evaluator_training": {**plain, "validation": 0.0},
             "public_training": {**plain, "epochs": 15},

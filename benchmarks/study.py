@@ -48,7 +48,7 @@ from inversight.core.run import Run, read_manifest
 from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan
 from inversight.settings import ARMS, AuditSettings, resolve
-from study_data import DATASETS, DataSet
+from study_data import DATASETS, FACES, PLAIN_DIGITS, PLAIN_PRIOR, DataSet
 
 MEASURES = (
     "ddcs_best",
@@ -239,6 +239,11 @@ def digest_of(settings: AuditSettings) -> str:
     """Return a hash of the settings that results depend on, which folders are not."""
     values = {name: to_mapping(settings)[name] for name in DEPENDS}
     values["attack"] = [_as_first_kept(one) for one in values["attack"]]
+    newer = (PLAIN_PRIOR | {k: v for k, v in PLAIN_DIGITS.items() if k != "steps"}).items()
+    # The first results did not name what were the defaults.
+    values["prior"] = {k: v for k, v in values["prior"].items() if (k, v) not in newer}
+    if settings.private is not None and settings.private.parent.name.startswith(FACES):
+        values["split"] = "drawn"  # the first results have the folders' split, by shot
     # Settings of other arms do not affect the result.
     others = tuple(
         prefix

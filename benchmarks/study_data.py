@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,15 @@ PUBLIC_FEATURES = {"embedding": "public", "features": "public", "guidance_embedd
 
 PLAIN_DESCENT = {"halvings": 0, "half": False}
 """Plug & Play's descent as published; kept results were measured with it."""
+
+PLAIN_PRIOR = {"new_latents": True}
+"""The prior's training as published; kept results were measured with it."""
+
+PLAIN_DIGITS = {"steps": 1500, "batch_size": 32, "learning_rate": 2e-3}
+"""The prior's training of digits as kept results have it."""
+
+FACES = "faces-"
+"""What names of folders of drawn faces begin with."""
 
 TRUNCATED = {"truncation": 0.5}
 """Plug & Play's pool as published; presets other than thorough draw from the whole prior."""
@@ -33,17 +43,19 @@ class DataSet:
 
     def given(self, seed: int, data: Path, work: Path) -> dict[str, Any]:
         """Return the settings of an audit; draw missing folders of images under ``work``."""
+        prior = PLAIN_PRIOR | self.settings.get("prior", {})
         if self.name == "digits":
             attack = {"class": "plug-and-play", **PLAIN_DESCENT}
-            return {"attack": [attack], "adaptation": {"steps": 300}, **self.settings}
+            given = {"attack": [attack], "adaptation": {"steps": 300}, **self.settings}
+            return {**given, "prior": PLAIN_DIGITS | prior}
         if self.name.startswith("faces"):
-            folder = data / "olivetti"
+            folder = faces(seed, data / "olivetti", work)
         else:
             folder = _vehicles(
                 self.images or self.name, seed, data / "cifar10-vehicles.tar.gz", work
             )
         folders = {name: folder / name for name in ("private", "holdout", "public")}
-        given = {**folders, **PUBLIC_FEATURES, **self.settings}
+        given = {**folders, **PUBLIC_FEATURES, **self.settings, "prior": prior}
         attacks = given.get("attack", [{"class": "plug-and-play"}])
         return {**given, "attack": [{**one, **PLAIN_DESCENT} for one in attacks]}
 
@@ -104,6 +116,30 @@ DATASETS = {
         ),
     )
 }
+
+
+def faces(seed: int, images: Path, work: Path) -> Path:
+    """Draw which five of each person's ten shots are private, the others being holdout; return the folder.
+
+    The folders' own split is by shot: shots of one session are alike, so that private and holdout images
+    differ without a leak.
+    """
+    folder = work / "data" / f"{FACES}{seed}"
+    if (folder / "complete").is_file():
+        return folder
+    shutil.copytree(images / "public", folder / "public", dirs_exist_ok=True)
+    for person in sorted(p.name for p in (images / "private").iterdir()):
+        shots = sorted(
+            file for part in ("private", "holdout") for file in (images / part / person).iterdir()
+        )
+        order = torch.randperm(len(shots), generator=generator(seed, "faces", person)).tolist()
+        for rank, number in enumerate(order):
+            part = "private" if rank < len(shots) // 2 else "holdout"
+            path = folder / part / person / shots[number].name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(shots[number], path)
+    (folder / "complete").touch()
+    return folder
 
 
 def _vehicles(name: str, seed: int, archive: Path, work: Path) -> Path:
