@@ -11,12 +11,11 @@ and the images. LPIPS (VGG16 at 256 x 256) is timed on one class and projected.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +104,14 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--plot", type=Path, help="draw the growth to this file")
-    arguments.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = arguments.parse_args()
-    if options.one:
-        print(json.dumps(one(options.one[0], int(options.one[1]))))
-        return
     sizes = (400,) if options.small else (1000, 10_000, 100_000)
     rows = []
     runs = [(kind, n) for kind in ("pixel", "classifier") for n in sizes]
     for kind, n in [*runs, ("lpips-vgg", 4 if options.small else 100)]:
-        found = subprocess.run(
-            [sys.executable, __file__, "--one", kind, str(n)],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        rows.append(json.loads(found.stdout.splitlines()[-1]))
+        # A process of its own for each row, which starts with PyTorch loaded.
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as alone:
+            rows.append(alone.submit(one, kind, n).result())
         print(rows[-1], file=sys.stderr, flush=True)
     last = rows[-1]
     for n in sizes:
