@@ -17,7 +17,7 @@ from exposure_data import third_set
 from exposure_recipes import Defended, Elsewhere, Repeated, Stopped
 from exposure_study import ADAPTED, FDR, PAIRS, Base, auc, chosen, figures_of, rounded
 from inversight.core.config import build
-from inversight.core.imaging import to_float
+from inversight.core.imaging import fit, to_float
 from inversight.core.seeding import generator
 from inversight.embeddings import Embedding, Workspace, image_pairs, named_embedding
 from inversight.models.recipes import Recipe, TrainingRecipe
@@ -379,7 +379,8 @@ def _nearest(count: int, embedding: str | None = None) -> Change:
 
 def _mean_image(base: Base, real: Tensor, made: Tensor) -> Tensor:
     """Return the log of the squared distance to the mean of all reconstructions of the class."""
-    mean = to_float(made).double().mean(0)
+    size, channels = (real.shape[2], real.shape[3]), real.shape[1]
+    mean = fit(to_float(made), size=size, channels=channels).double().mean(0)
     squares: Tensor = ((to_float(real).double() - mean) ** 2).flatten(1).sum(1)
     return squares.clamp_min(FLOOR).log()
 
