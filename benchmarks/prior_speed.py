@@ -4,9 +4,10 @@ uv run python benchmarks/prior_speed.py                       digits and faces a
 uv run python benchmarks/prior_speed.py --before HEAD~1       against another commit
 uv run python benchmarks/prior_speed.py --set new_latents=true --before HEAD     what a setting does
 
-Both versions train on the same public images with the same settings and seeds, each in a process of its own
-with one thread; the order alternates. Time is processor time of the training alone. Quality is the Frechet
-distance of 2,000 images (features of a classifier trained on the public images) from the public images.
+Both versions train on the same public images with the same seeds, each with its preset `quick` in a process
+of its own with one thread; the order alternates. Time is processor time of the training alone. Quality is the
+Frechet distance of 2,000 images (features of a classifier trained on the public images) from the public
+images.
 
 before_over_after   how many times faster
 frechet_change      mean over seeds of the distance after less before, with half a 95 % interval
@@ -35,11 +36,15 @@ from inversight.embeddings import named_embedding
 from inversight.pipeline.context import Context
 from inversight.pipeline.prior import FrechetToPublic
 from inversight.pipeline.train import public_network
+from inversight.settings.presets import stage_budgets
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 2000
-STEPS = {"digits": 1500, "faces-32": 2000}
-"""Steps of each data set, those of the preset `quick`."""
+BEFORE: dict[str, dict[str, Any]] = {
+    "digits": {"steps": 1500, "batch_size": 32, "learning_rate": 2e-3},
+    "faces-32": {"steps": 2000, "batch_size": 32, "learning_rate": 2e-3},
+}
+"""The preset `quick` for each data set, as it was at first."""
 TRAIN = """
 import json, sys, time
 import numpy as np, torch
@@ -65,16 +70,16 @@ print(json.dumps(seconds))
 def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--before", default="c109938~1", help="commit to compare with")
-    arguments.add_argument("--datasets", default=",".join(STEPS), type=listed)
+    arguments.add_argument("--datasets", default=",".join(BEFORE), type=listed)
     arguments.add_argument("--seeds", default="0-4", type=numbers)
-    arguments.add_argument("--steps", type=int, help="instead of the preset's")
+    arguments.add_argument("--part", type=float, default=1.0, help="share of the steps")
     arguments.add_argument("--data", type=Path, default=Path("../shared/data"))
     arguments.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="setting of `before` alone"
     )
     options = arguments.parse_args()
     if options.small:
-        options.datasets, options.seeds, options.steps = ["digits"], [0, 1], options.steps or 120
+        options.datasets, options.seeds, options.part = ["digits"], [0, 1], min(options.part, 0.08)
     changed = {k: json.loads(v) for k, v in (one.split("=", 1) for one in options.set)}
     rows, figures = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,12 +112,14 @@ def _compare(
     )
     distance = FrechetToPublic(public.images, embedding, torch.device("cpu"))
     np.save(folder / "public.npy", public.images.numpy())
-    training = {"steps": options.steps or STEPS[name], "mirror": name != "digits"}
+    now = stage_budgets("quick", digits=name == "digits")["prior"]
+    trained = {"before": BEFORE[name] | changed, "after": now}
     rows = []
     for seed in options.seeds:
-        row: dict[str, Any] = {"data": name, "seed": seed, "steps": training["steps"]}
+        row: dict[str, Any] = {"data": name, "seed": seed}
         for version in sorted(versions, reverse=seed % 2 == 0):
-            given = {**training, **changed} if version == "before" else training
+            given = {**trained[version], "mirror": name != "digits"}
+            given["steps"] = row[f"steps_{version}"] = round(given["steps"] * options.part)
             out = folder / "samples.npy"
             command = [
                 sys.executable, "-c", TRAIN, json.dumps(given), str(seed), str(out),
