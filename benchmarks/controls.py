@@ -119,7 +119,7 @@ def main() -> None:
             rows += unequal_rows(options.simulations) + gaps
             figures["gap_most_below_0.05"] = max(row["p <= 0.05"] for row in gaps)
         if "covariates" in options.parts:
-            gains = covariate_rows(max(4, options.simulations // 5))
+            gains = covariate_rows(max(4, options.simulations // 10))
             rows += gains
             figures |= _of_covariates(gains)
         if "bursts" in options.parts:

@@ -52,7 +52,7 @@ def test_depends_on_the_seed_but_not_on_block_size(monkeypatch: pytest.MonkeyPat
 
 def test_no_interval_where_nothing_can_vary() -> None:
     values = uniform(3, 2)
-    assert intervals(values, [1, 1, 1]) == intervals(values, [3], 0) == []
+    assert intervals(values[:1], [1]) == intervals(values, [3], 0) == []
     with pytest.raises(ConfigError, match="resamples"):
         intervals(values, [3], -1)
 
@@ -78,6 +78,21 @@ def test_coverage_is_nominal(classes: int, each: int, skewed: bool) -> None:
     # 95 % of 400 have a standard error of 1.1 %; skew and few images cost up to 5 %;
     # not stretched, two images a class held it in 80 to 82 %.
     assert 0.88 <= hits / trials <= 0.985
+
+
+def test_classes_of_one_image_are_resampled_together() -> None:
+    values, order = normal(30, 1), torch.tensor([0, *range(4, 13), 1, *range(13, 30), 2, 3])
+    # Classes of one image among larger ones, and the same as one class.
+    apart = intervals(values[order], [1, 9, 1, 17, 1, 1], 2000, seed=1)
+    sizes = [9, 17, 4]
+    together = intervals(values[[*range(4, 30), 0, 1, 2, 3]], sizes, 2000, seed=1)
+    assert apart == together
+    drawn, hits = rng(2), 0
+    for trial in range(200):
+        sample = torch.randn(50, 1, generator=drawn, dtype=torch.float64)
+        [(low, high)] = intervals(sample, [1] * 40 + [5] * 2, 120, seed=trial)
+        hits += low <= 0.0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
 
 
 def test_stretching_keeps_means_and_corrects_the_spread() -> None:
