@@ -119,7 +119,9 @@ def leakage_gap_of(
     ]
     sizes = torch.tensor([len(part) for part in parts])
     rng = rng or default_rng()
-    found = mean_summary(torch.cat(parts), sizes, resamples=bootstrap, rng=rng, extra={})
+    found = mean_summary(
+        torch.cat(parts), sizes, resamples=bootstrap, rng=rng, extra={}, collapse=False
+    )
     gap = float(found.value or 0.0)
     mean = float(torch.cat([own.scores for own, _ in pairs]).mean())
     extra: dict[str, float | int | str] = {
@@ -185,7 +187,7 @@ def distance_gap(
     rng = rng or default_rng()
     found = mean_summary(
         torch.cat(values), torch.tensor([len(part) for part in values]), resamples=bootstrap,
-        rng=rng, extra={},
+        rng=rng, extra={}, collapse=False,
     )  # fmt: skip
     extra: dict[str, float | int | str] = {
         "private_units": sum(len(a) for a, _ in parts),

@@ -51,7 +51,9 @@ def ddcs(
     reconstruction, so judge an image by ``nearest_distance``. Nor does it show whether closeness comes
     from the target or from the prior alone (only a holdout does), nor what the embedding ignores. Means
     of private sets of different sizes are not comparable. The intervals (95 %, private images
-    resampled within their classes, ``bootstrap`` times) leave out the attack's own randomness.
+    resampled within their classes, ``bootstrap`` times) leave out the attack's own randomness, and
+    are somewhat too short for skewed scores (see
+    :func:`inversight.scores.bootstrap.interval_of_means`).
 
     Args:
         private: N images' features, or a pair (array (N, ...), labels (N,)) of tensors or NumPy
