@@ -113,9 +113,13 @@ class AttackProblem:
         """The prior before any adaptation."""
         return StylePrior.load(self.folder / "stages" / "prior" / "prior.safetensors")
 
-    def prior(self, arm: str, steps: int) -> StylePrior:
-        """Return the prior after ``steps`` of an arm; adapt it if it is missing."""
-        file = self.folder.parent / "priors" / f"{arm}-{steps}.safetensors"
+    def prior(self, arm: str, steps: int, **changed: Any) -> StylePrior:
+        """Return the prior after ``steps`` of an arm; adapt it if it is missing.
+
+        ``changed``: settings of the adaptation other than the defaults.
+        """
+        name = "-".join([arm, str(steps), *(f"{k}={v}" for k, v in changed.items())])
+        file = self.folder.parent / "priors" / f"{name}.safetensors"
         if not file.is_file():
             file.parent.mkdir(exist_ok=True)
             prior = self.trained
@@ -125,7 +129,9 @@ class AttackProblem:
                 self.target,
                 self.public.images,
                 arm=arm,
-                adaptation=Adaptation(steps=steps, pseudo_labels_mirror=self.name != "digits"),
+                adaptation=Adaptation(
+                    steps=steps, pseudo_labels_mirror=self.name != "digits", **changed
+                ),
                 training=prior.training,
                 metric=named_embedding(
                     "public", use="distance", role="--guidance-embedding", size=size,

@@ -163,7 +163,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
     missing = [
         arm
         for arm in options.arms
-        if not is_current(_file(options, data, arm, seed), digest_of(settings[arm]))
+        if not is_current(_file(options, data, arm, seed), digest_of(settings[arm], averaged=True))
     ]
     if not missing:
         return
@@ -182,7 +182,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
             "arm": arm,
             "seed": seed,
             "minutes": round((time.perf_counter() - started) / 60, 2),
-            "settings": digest_of(settings[arm]),
+            "settings": digest_of(settings[arm], averaged=True),
             "adaptation": to_mapping(settings[arm].adaptation),
             "machine": machine(seed),
             "measures": row,
@@ -235,8 +235,12 @@ def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> AuditResult:
         run.close()
 
 
-def digest_of(settings: AuditSettings) -> str:
-    """Return a hash of the settings that results depend on, which folders are not."""
+def digest_of(settings: AuditSettings, *, averaged: bool = False) -> str:
+    """Return a hash of the settings that results depend on, which folders are not.
+
+    ``averaged``: results depend on the moving average of the adaptation too. Its half-life was the prior's
+    own when the first results were kept, but for arms with classes.
+    """
     values = {name: to_mapping(settings)[name] for name in DEPENDS}
     values["attack"] = [_as_first_kept(one) for one in values["attack"]]
     newer = (PLAIN_PRIOR | {k: v for k, v in PLAIN_DIGITS.items() if k != "steps"}).items()
@@ -260,6 +264,9 @@ def digest_of(settings: AuditSettings) -> str:
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)
     }
+    fraction = values["adaptation"].pop("ema_fraction")
+    if averaged and fraction != (0.1 if ARMS[settings.arm].conditional else None):
+        values["adaptation"]["ema_fraction"] = fraction
     return digest(values)
 
 

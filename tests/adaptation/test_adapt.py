@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,35 @@ def test_natural_gradient_equals_the_gradient_if_the_metric_is_a_multiple_of_the
     """Mean squared error of grey images has M = c I."""
     one, other = pictures(run("entropy")), pictures(run("natural-gradient"))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["vanilla", "natural-gradient", "projected", "target-aware"])
+@pytest.mark.parametrize(
+    ("fraction", "own", "share"),
+    [
+        (0.1, 5000.0, 2.0**-10),
+        (0.5, 5000.0, 2.0**-2),
+        (0.5, 10.0, 2.0**-4),
+        (None, 80.0, 2.0**-0.5),
+    ],
+)
+def test_weight_that_the_moving_average_leaves_on_the_old_generator(
+    arm: str, fraction: float | None, own: float, share: float
+) -> None:
+    """After n images with half-life h it is 2^(-n/h); here n is 5 x 8, and h at most fraction x n."""
+    before = trained()
+    average = copy.deepcopy(before.average)
+    for parameter in average.parameters():
+        parameter.copy_(1.0)
+    training = replace(TRAINING, ema_images=own)
+    after = adapted(
+        replace(before, average=average), deep(), arm, training=training, ema_fraction=fraction,
+        learning_rate_factor=1e-12,
+    )  # fmt: skip
+    assert after.training == training
+    for name, old in average.named_parameters():
+        new, raw = after.average.get_parameter(name), before.raw.get_parameter(name)
+        torch.testing.assert_close(new, share * old + (1 - share) * raw, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

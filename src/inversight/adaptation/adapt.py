@@ -54,9 +54,6 @@ _LEAST_OF_A_CLASS = 30
 TUNING_FILE = "tuning.safetensors"
 """Name of the tuning's checkpoint, beside that of the adversarial training."""
 
-_EMA_FRACTION = 0.1
-"""Longest half-life of the moving average of a prior that learns classes, as a fraction of all images."""
-
 
 def preconditioner_of(adaptation: Adaptation, metric: Embedding) -> Preconditioner:
     """Return the preconditioner of the natural gradient under ``metric``."""
@@ -191,11 +188,7 @@ def adapt(
             rng=generator(draw_seed(rng), "projected"),
         )  # fmt: skip
     terms = guidance_terms(arm, adaptation, metric, projected)
-    training = adaptation.training_settings(training)
-    if facts.conditional:
-        # A moving average over older generators would not have learned the classes.
-        images = max(1.0, _EMA_FRACTION * adaptation.steps * training.batch_size)
-        training = replace(training, ema_images=min(training.ema_images, images))
+    own, training = training, adaptation.training_settings(training)
     scores = None
     if adaptation.pivots > 0 or facts.conditional or facts.classifying_discriminator:
         scores = soft_labels(target, public)
@@ -225,6 +218,8 @@ def adapt(
         progress=tell(before=0, share=adaptation.steps), checkpoint=checkpoint, monitor=monitor,
         processes=processes,
     )  # fmt: skip
+    # A further adaptation limits the half-life anew.
+    adapted = replace(adapted, training=replace(training, ema_images=own.ema_images))
     if len(chosen) == 0:
         return adapted
     seed = draw_seed(rng)

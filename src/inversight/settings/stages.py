@@ -147,6 +147,10 @@ class Adaptation:
     """Whether the weight is relative to the GAN's gradient, or absolute as published."""
     learning_rate_factor: PositiveFloat = 0.5
     """Learning rate relative to the prior's training."""
+    ema_fraction: PositiveFloat | None = 0.1
+    """Longest half-life of the generator's moving average, as a fraction of the adaptation's images, so that
+    the average forgets the generator before the adaptation: at 0.1 at most a thousandth of its weight is
+    left on it (published: 10,000 of 300,000 images, 0.03). None: no limit but the prior's half-life."""
     preconditioner: Literal["damped", "eigen"] = "damped"
     """Natural gradient: damped inverse of the whole metric, or inverse in its top eigenspace, as
     published."""
@@ -204,10 +208,15 @@ class Adaptation:
 
     def training_settings(self, training: PriorTraining) -> PriorTraining:
         """Return the settings of fine-tuning a prior that was trained with ``training``."""
+        batch_size = self.batch_size or training.batch_size
+        half_life = training.ema_images
+        if self.ema_fraction is not None and self.steps > 0:
+            half_life = min(half_life, self.ema_fraction * self.steps * batch_size)
         return replace(
             training,
-            batch_size=self.batch_size or training.batch_size,
+            batch_size=batch_size,
             images_at_once=self.images_at_once or training.images_at_once,
+            ema_images=half_life,
         )
 
 
