@@ -19,7 +19,7 @@ from torch import Tensor
 from inversight.attacks.base import Reconstructions, loss_with_critic, require_critic
 from inversight.attacks.base_attack import Problem
 from inversight.attacks.objectives import OBJECTIVES, ObjectiveName
-from inversight.attacks.selection import CropSelection, Pool, best_of, classified_pool
+from inversight.attacks.selection import CropSelection, Pool, classified_pool
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.device import reduced_precision
@@ -121,7 +121,7 @@ class GradientSearch(CropSelection, ABC):
         return reconstructions
 
     def select(self, problem: Problem, found: Candidates) -> Reconstructions:
-        """Return the candidates that survive random crops."""
+        """Return the candidates that survive random crops, or diverse ones among them."""
         shown, labels = found.latents, problem.labels_of(found.latents)
         if found.images is not None:
             channels, height, width = found.images.shape[1:]
@@ -129,7 +129,7 @@ class GradientSearch(CropSelection, ABC):
             problem, shown = replace(problem, prior=prior), found.images
         rng = generator(problem.seed, "crops")
         sure = self.robust_confidence(problem, shown, labels, rng=rng)
-        best, rows = best_of(problem, shown, labels, 1.0 - sure, ranking=sure, keep=self.keep)
+        best, rows = self.best_of(problem, shown, 1.0 - sure, ranking=sure)
         return replace(best, latents=found.latents[rows.to(found.latents.device)].cpu())
 
 

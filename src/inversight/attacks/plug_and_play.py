@@ -56,7 +56,8 @@ class PlugAndPlay(DescentInW):
 
     halvings: NonNegativeInt = 0
     """How often the less confident half of a class's candidates is dropped, down to ``keep`` at
-    least: at half of the steps, before that at a quarter, and so on (paper: 0)."""
+    least (with ``selection: diverse`` to twice as many, of which half are kept): at half of the steps,
+    before that at a quarter, and so on (paper: 0)."""
     halving_crops: PositiveInt = 8
     """Random crops that rank the candidates at a halving; at most ``crops``."""
     compiled: bool = False
@@ -82,9 +83,10 @@ class PlugAndPlay(DescentInW):
         """Steps until the next halving, and the candidates of a class that are left after it."""
         marks = [round(self.steps / 2**k) for k in range(self.halvings, 0, -1)]
         rungs, left = [], self.candidates
+        least = self.keep if self.selection == "confident" else min(left, 2 * self.keep)
         for begun, mark in pairwise([0, *marks, self.steps]):
             if mark != self.steps:
-                left = max(self.keep, math.ceil(left / 2))
+                left = max(least, math.ceil(left / 2))
             rungs.append((mark - begun, left))
         return [(steps, left) for steps, left in rungs if steps > 0]
 

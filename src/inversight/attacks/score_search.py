@@ -13,9 +13,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from inversight.attacks.base import Reconstructions
-from inversight.attacks.base_attack import BaseAttack, Problem
+from inversight.attacks.base_attack import Problem
 from inversight.attacks.queries import QueriesSpentError
-from inversight.attacks.selection import CropSelection, Pool, best_of, classified_pool
+from inversight.attacks.selection import CropSelection, Pool, Selection, classified_pool
 from inversight.attacks.workload import Workload
 from inversight.core.config import Fraction, settings
 from inversight.core.progress import Figures
@@ -53,11 +53,9 @@ class Search(ABC):
 
 
 @settings
-class QuerySearch(BaseAttack, ABC):
+class QuerySearch(Selection, ABC):
     """A search that asks the target for answers, up to a limit of queries."""
 
-    keep: PositiveInt = 50
-    """Reconstructions kept for each class."""
     pool: PositiveInt = 5000
     """Latents sampled and classified once, for all classes together."""
     truncation: Fraction = 0.5
@@ -111,7 +109,7 @@ class QuerySearch(BaseAttack, ABC):
         latents, scores = search.candidates()
         labels = search.problem.labels_of(latents)
         losses, ranking = self.losses(problem, latents, labels, scores)
-        best, _ = best_of(problem, latents, labels, losses, ranking=ranking, keep=self.keep)
+        best, _ = self.best_of(search.problem, latents, losses, ranking=ranking)
         progress(search.steps + 2, "reconstructions selected")
         return best
 

@@ -1,13 +1,16 @@
 """What attacks share: the pool of samples that they start from, and the selection at their end.
 
 Both are Plug & Play's (Struppek et al., ICML 2022): one pool, classified once for all classes, and
-the candidates whose confidence survives random crops. Neither needs more than scores.
+the candidates whose confidence survives random crops. Neither needs more than scores. The most confident
+candidates are often near-copies of each other, so candidates can also be selected for variety, by
+farthest-point choice among the more confident half (Gonzalez, 1985).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -70,18 +73,20 @@ def most_confident(confidence: Tensor, classes: int, keep: int) -> Tensor:
     return (order + torch.arange(classes)[:, None] * by_class.shape[1]).flatten()
 
 
-def best_of(
-    problem: Problem, latents: Tensor, labels: Tensor, losses: Tensor, *, ranking: Tensor, keep: int
-) -> tuple[Reconstructions, Tensor]:
-    """Return the ``keep`` best candidates of each class as reconstructions, and their rows.
+def farthest_points(points: Tensor, count: int) -> Tensor:
+    """Return the rows of ``count`` points far from each other (greedy k-centre), in order of choice.
 
-    latents: (M, ...), class by class and as many of each. labels, losses: (M,). ranking: (M,), the
-    higher the better.
+    The first point is chosen, then always the one whose nearest chosen point is farthest away (Euclidean
+    distance); of equally far ones the first. points: (n, D) with n >= count.
     """
-    rows = most_confident(ranking, len(labels.unique()), keep)
-    chosen = latents[rows.to(latents.device)]
-    images = render(problem.prior, chosen, batch_size=problem.batch_size)
-    return Reconstructions(images, labels[rows].clone(), chosen.cpu(), losses[rows]), rows
+    chosen = torch.zeros(count, dtype=torch.int64)
+    nearest = torch.full((len(points),), math.inf, device=points.device)
+    for number in range(1, count):
+        last = chosen[number - 1]
+        nearest = nearest.minimum((points - points[last]).square().sum(1))
+        nearest[last] = -1.0  # a chosen point is not chosen again, even among identical ones
+        chosen[number] = nearest.argmax()
+    return chosen
 
 
 @torch.no_grad()
@@ -92,11 +97,51 @@ def render(prior: Prior, latents: Tensor, *, batch_size: int) -> Tensor:
 
 
 @settings
-class CropSelection(BaseAttack):
-    """Selection of the candidates whose confidence survives random crops (Plug & Play, section 3.4)."""
+class Selection(BaseAttack):
+    """An attack that keeps some of its candidates."""
 
     keep: PositiveInt = 50
     """Reconstructions kept for each class (Plug & Play: 50)."""
+    selection: Literal["confident", "diverse"] = "confident"
+    """Which candidates are kept: confident, the most confident ones (papers); diverse, those that are
+    farthest from each other in pixels, among the more confident half of a class or, if that is more, among
+    the ``2 * keep`` most confident ones. Use many candidates with diverse, such as ten times ``keep``."""
+
+    def selected(self, problem: Problem, latents: Tensor, ranking: Tensor) -> Tensor:
+        """Return the rows of the candidates kept, class by class, the highest ranked first.
+
+        latents: (M, ...), class by class and as many of each. ranking: (M,), the higher the better.
+        """
+        classes, count = len(problem.labels), len(ranking) // len(problem.labels)
+        if self.selection == "confident" or count <= self.keep:
+            return most_confident(ranking, classes, self.keep)
+        among = min(count, max(2 * self.keep, math.ceil(count / 2)))
+        rows = []
+        for own in most_confident(ranking, classes, among).view(classes, -1):
+            chosen = latents[own.to(latents.device)]
+            images = render(problem.prior, chosen, batch_size=problem.batch_size)
+            rows.append(own[farthest_points(images.flatten(1), self.keep).sort().values])
+        return torch.cat(rows)
+
+    def best_of(
+        self, problem: Problem, latents: Tensor, losses: Tensor, *, ranking: Tensor
+    ) -> tuple[Reconstructions, Tensor]:
+        """Return the candidates kept of each class as reconstructions, and their rows.
+
+        latents: (M, ...), class by class and as many of each. losses: (M,). ranking: (M,), the higher the
+        better.
+        """
+        rows = self.selected(problem, latents, ranking)
+        chosen = latents[rows.to(latents.device)]
+        images = render(problem.prior, chosen, batch_size=problem.batch_size)
+        labels = problem.labels_of(latents)[rows].clone()
+        return Reconstructions(images, labels, chosen.cpu(), losses[rows]), rows
+
+
+@settings
+class CropSelection(Selection):
+    """Selection of the candidates whose confidence survives random crops (Plug & Play, section 3.4)."""
+
     crops: PositiveInt = 100
     """Random crops over which a candidate's confidence is averaged (Plug & Play: 100)."""
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.9)
