@@ -12,6 +12,11 @@ planted       digits; reconstructions are moved towards a known tenth of the pri
 no-leak       whole attacks on digits; the target is trained on a third set, disjoint from private and
               holdout, so that every flag is a false alarm
 trained-leak  whole attacks; the target is trained on the private images, a tenth of them repeated
+trained-class the same with each repeated image as a class of its own, with other holdout images of the digit
+
+Beside the AUC of the two trained leaks: the distance to the nearest reconstruction, to the image as the prior
+itself can draw it (the floor of any attack with it) and to the nearest public image; how well the target's loss
+tells the repeated images; and how many are flagged if what the prior can draw is added to the reconstructions.
 
 Each whole attack leaves a small JSON file under --evidence and a run folder under --work; a stopped
 benchmark continues from them.
@@ -22,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +47,7 @@ from common import (
     pyplot,
     save_figure,
 )
+from controls_beside import STEPS, auc, beside
 from controls_simulated import (
     RATE,
     burst_gap_rows,
@@ -62,10 +69,11 @@ from inversight.pipeline.train import train
 from inversight.settings import resolve
 from study import audit_arm
 
-PARTS = ("null", "covariates", "bursts", "planted", "no-leak", "trained-leak")
+TRAINED = ("trained-leak", "trained-class")
+PARTS = ("null", "covariates", "bursts", "planted", "no-leak", *TRAINED)
 PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50
 """Number of digits of each class in whole attacks (the rest is public), and how often a leaked image is
-repeated in training."""
+repeated in training. In trained-class as many holdout images again are those of the repeated images."""
 
 _NO_FLIP: dict[str, Any] = {"flip": False, "rotation": 10.0}
 _TARGET: dict[str, Any] = {**_NO_FLIP, "epochs": 200, "patience": 60, "batch_size": 32}
@@ -93,6 +101,9 @@ _ATTACK: dict[str, Any] = {
     "fdr": RATE,
 }
 """Settings of the quick preset for digits."""
+
+_CLASS_ATTACK: dict[str, Any] = {"truncation": 1.0, "steps": 300}
+"""Changes of the attack for trained-class: the whole prior, and six times the steps."""
 
 _SMALL_TARGET: dict[str, Any] = {"epochs": 10}
 _SMALL: dict[str, Any] = {
@@ -136,8 +147,9 @@ def main() -> None:
             rows += curves
             figures |= found
             _draw_planted(curves, options.figures / "planted-leak.png")
-        for part, seeds in (("no-leak", options.seeds), ("trained-leak", options.leak_seeds)):
+        for part in ("no-leak", *TRAINED):
             if part in options.parts:
+                seeds = options.leak_seeds if part in TRAINED else options.seeds
                 rows += _attacked(part, seeds, figures, options)
         _draw_attacked(options)
     if not rows:
@@ -162,18 +174,23 @@ def _of_covariates(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _options() -> argparse.Namespace:
     arguments = parser(__doc__ or "")
-    arguments.add_argument("--parts", default=",".join(PARTS), type=listed)
+    arguments.add_argument(
+        "--parts", type=listed, help="default all; with --small all but trained-leak"
+    )
     arguments.add_argument(
         "--seeds", type=int, default=None, help="for planted and no-leak; default 20"
     )
     arguments.add_argument(
-        "--leak-seeds", type=int, default=None, help="for trained-leak; default 5"
+        "--leak-seeds", type=int, default=None, help="for the trained leaks; default 5"
     )
     arguments.add_argument("--work", type=Path, help="run folders")
     arguments.add_argument("--evidence", type=Path, default=Path("docs/controls"))
     arguments.add_argument("--figures", type=Path, default=Path("docs/images"))
     arguments.add_argument("--table", action="store_true", help="run no attack")
     options = arguments.parse_args()
+    options.parts = options.parts or [
+        part for part in PARTS if not (options.small and part == "trained-leak")
+    ]
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         raise SystemExit(f"--parts: expected some of {', '.join(PARTS)}, found {unknown}")
@@ -216,7 +233,7 @@ def _attacked(
     found = []
     for seed in range(seeds):
         file = options.evidence / f"{part}-{seed}.json"
-        if not options.table and not is_current(file, _digest(options.small)):
+        if not options.table and not is_current(file, _digest(part, options.small)):
             _attack(part, seed, file, options)
         if file.is_file():
             found.append(json.loads(file.read_text()))
@@ -232,67 +249,95 @@ def _attacked(
             "gap p": one["leakage_gap"]["p_value"],
             "minutes": one["minutes"],
         }
-        if part == "trained-leak":
-            row["auc"] = _auc(one)
+        if part in TRAINED:
+            row["auc"] = auc(one["p_repeated"], one["p_others"])
             row["recall"] = float(np.mean([q <= RATE for q in one["q_repeated"]]))
+            row |= _beside_row(one)
         rows.append(row)
     if part == "no-leak":
         figures["no_leak_seeds_flagged"] = sum(one["flagged"]["count"] > 0 for one in found)
         figures["no_leak_seeds"] = len(found)
     else:
-        auc, half = interval([row["auc"] for row in rows])
-        figures |= {"trained_leak_auc": auc, "trained_leak_auc_half": half}
+        name = part.replace("-", "_")
+        figures[f"{name}_auc"], figures[f"{name}_auc_half"] = interval([row["auc"] for row in rows])
     return rows
 
 
-def _auc(one: dict[str, Any]) -> float:
-    """Return how often a repeated image has a smaller p value than another private one; ties count half."""
-    a, b = np.array(one["p_repeated"])[:, None], np.array(one["p_others"])[None, :]
-    return float(((a < b) + 0.5 * (a == b)).mean())
+def _beside_row(one: dict[str, Any]) -> dict[str, Any]:
+    """Return the cells beside the AUC; results from before they were measured say so."""
+    names = ("attack", "inverted", "public", "loss_auc")
+    known = one.get("beside")
+    if known is None:
+        return dict.fromkeys((*names, "oracle flagged", "oracle auc"), "not run")
+    oracle, count = known["oracle"], len(one["p_repeated"])
+    flags = f"{oracle['flagged']} of {count}, {oracle['flagged_others']} others"
+    return {**{n: known[n] for n in names}, "oracle flagged": flags, "oracle auc": oracle["auc"]}
 
 
-def _digest(small: bool) -> str:
+def _digest(part: str, small: bool) -> str:
     # The first results were kept without naming the truncation.
     attack = {k: v for k, v in _ATTACK["attack"][0].items() if k != "truncation"}
     values = [{**_ATTACK, "attack": [attack]}, _TARGET, PRIVATE, HOLDOUT, THIRD, REPEATS, small]
+    if part in TRAINED:
+        values += ["beside", part, _CLASS_ATTACK]
     return digest(values)
 
 
 def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> None:
     """Run one whole attack and write what is kept of it."""
-    home = options.work / f"{part}-{seed}-{_digest(options.small)}"
-    private, holdout, third, public = drawn(everything(), (PRIVATE, HOLDOUT, THIRD), seed)
+    stamp, own_class = _digest(part, options.small), part == "trained-class"
+    home = options.work / f"{part}-{seed}-{stamp}"
+    sizes = (PRIVATE, HOLDOUT, HOLDOUT if own_class else THIRD)
+    private, holdout, third, public = drawn(everything(), sizes, seed)
     leaked = _firsts(private)
+    if own_class:
+        ids = [_own_class(name) if i in leaked else name for i, name in enumerate(private.ids)]
+        private = replace(private, ids=tuple(ids))
+    repeated = [private.ids[i] for i in leaked]
     seen = third if part == "no-leak" else private
-    copies = REPEATS if part == "trained-leak" else 1
     for name, images in (("private", private), ("holdout", holdout), ("public", public)):
         write_images(home / name, images.images, images.ids)
+    if own_class:
+        write_images(home / "holdout", third.images, [_own_class(name) for name in third.ids])
     write_images(home / "seen", seen.images, seen.ids)
-    for copy in range(1, copies):
-        names = [f"{private.ids[i].removesuffix('.png')}-{copy}.png" for i in leaked]
+    for copy in range(1, REPEATS if part in TRAINED else 1):
+        names = [f"{name.removesuffix('.png')}-{copy}.png" for name in repeated]
         write_images(home / "seen", private.images[leaked], names)
     if not (home / "target").is_dir():
         training = {**_TARGET, **(_SMALL_TARGET if options.small else {})}
         context = Context(seed, pick_device("auto"), Terminal())
         train(home / "seen", home / "target", size=None, given=training, context=context)
-    given = {**_ATTACK, **(_SMALL if options.small else {}), "seed": seed}
+    given = {**_ATTACK, "seed": seed}
+    if own_class:
+        given["attack"] = [{**_ATTACK["attack"][0], **_CLASS_ATTACK}]
+    if options.small:
+        given |= _SMALL
     given |= {name: home / name for name in ("private", "holdout", "public")}
-    folder = home / "run"
-    result = audit_arm(resolve({**given, "target": str(home / "target")}), folder, folder)
+    folder, settings = home / "run", resolve({**given, "target": str(home / "target")})
+    result = audit_arm(settings, folder, folder)
     minutes = sum(s["seconds"] for s in read_manifest(folder)["stages"]) / 60
-    repeated = result.samples["id"].isin([private.ids[i] for i in leaked])
+    told = result.samples["id"].isin(repeated)
     facts = {
         "control": part,
         "seed": seed,
-        "settings": _digest(options.small),
+        "settings": stamp,
         "minutes": round(minutes, 2),
         "machine": machine(seed),
         "flagged": result.metrics["flagged"],
         "leakage_gap": result.metrics["leakage_gap"],
-        **_values(result.samples, "repeated", repeated),
-        **_values(result.samples, "others", ~repeated),
+        **_values(result.samples, "repeated", told),
+        **_values(result.samples, "others", ~told),
     }
+    if part in TRAINED:
+        steps = 5 if options.small else STEPS
+        facts["beside"] = beside(folder, home / "target", settings, repeated, steps=steps)
     keep(file, facts)
+
+
+def _own_class(name: str) -> str:
+    """Return '3-own/x.png' for '3/x.png'."""
+    label, _, file = name.partition("/")
+    return f"{label}-own/{file}"
 
 
 def _firsts(images: ImageSet) -> list[int]:
@@ -338,17 +383,18 @@ def _draw_attacked(options: argparse.Namespace) -> None:
     """Plot the share of images below each p value; without leakage it is the diagonal."""
     found = [json.loads(f.read_text()) for f in sorted(options.evidence.glob("*.json"))]
     none = [o["p_repeated"] + o["p_others"] for o in found if o["control"] == "no-leak"]
-    leak = [o for o in found if o["control"] == "trained-leak"]
+    leak, alone = ([o for o in found if o["control"] == part] for part in TRAINED)
     groups = {
         "never trained on": none,
         "trained on once": [o["p_others"] for o in leak],
         f"trained on {REPEATS} times": [o["p_repeated"] for o in leak],
+        f"trained on {REPEATS} times, as a class of its own": [o["p_repeated"] for o in alone],
     }
     if not any(groups.values()):
         return
     figure, axis = pyplot().subplots(figsize=(6.4, 3.8), layout="constrained")
     axis.plot([0, 1], [0, 1], color="#9ca3af", linewidth=0.8)
-    colours = ("#6b7280", "#2563a8", "#c2570c")
+    colours = ("#6b7280", "#2563a8", "#c2570c", "#15803d")
     for (name, parts), colour in zip(groups.items(), colours, strict=True):
         values = np.sort([p for part in parts for p in part])
         if len(values):
@@ -356,7 +402,7 @@ def _draw_attacked(options: argparse.Namespace) -> None:
             axis.step(values, shares, where="post", color=colour, label=f"{name} ({len(values)})")
     axis.set_xlabel("p value")
     axis.set_ylabel("share of private images at or below")
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
     save_figure(figure, options.figures / "controls.png")
 
 
