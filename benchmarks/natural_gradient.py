@@ -2,7 +2,7 @@
 
 uv run python benchmarks/natural_gradient.py                   64 x 64 on a CPU; 16 images at 256 x 256 on a GPU
 uv run python benchmarks/natural_gradient.py --small           smaller batches, AlexNet; eigenpairs at 32 x 32
-uv run python benchmarks/natural_gradient.py --parts steps     one of the three parts alone
+uv run python benchmarks/natural_gradient.py --parts steps     one of the four parts alone
 
 arpack_over_eigen   time of 20 eigenpairs by one ARPACK run for each image (k = 20, ncv = 40, tol = 0, as
                     published) over ours for the whole batch, at a largest Ritz residual no worse; both
@@ -13,10 +13,15 @@ step_over_vanilla   time of an adaptation step of the default arm over a vanilla
 direction_cosine    cosine of the default's and the converged direction, mean over images
 gradient_cosine     cosine of the plain gradient and the converged direction: the value without any work
 turn_cosine         direction_cosine after removing the part along the gradient; 1 is best
+damped_plain        on digits, with the networks of the demonstration: cosine of the default's direction and the
+                    plain gradient, mean over public images; near 1, guidance is entropy guidance
+published_plain     the same for the published inverse of the top 20 eigenvectors
+published_others    cosine of that inverse and the same with another image's eigenvectors, as the published code
+                    has them, which computes them once
 
-Images are crops of the two photographs in scikit-learn; gradients are those of the entropy of a random
-classifier. ARPACK's products use PyTorch's double backward, with the graph built once for each image: the
-cheapest way that does not know the network. ARPACK is timed on some images and scaled.
+Otherwise images are crops of the two photographs in scikit-learn; gradients are those of the entropy of a
+random classifier. ARPACK's products use PyTorch's double backward, with the graph built once for each image:
+the cheapest way that does not know the network. ARPACK is timed on some images and scaled.
 """
 
 from __future__ import annotations
@@ -41,18 +46,20 @@ from inversight.adaptation import Damped, Eigenspace, PaperEigen, adapt, top_eig
 from inversight.adaptation.adapt import preconditioner_of
 from inversight.attacks.objectives import entropy
 from inversight.core.device import fast_dtype
-from inversight.core.imaging import fit, to_uint8
+from inversight.core.imaging import fit, to_float, to_uint8
 from inversight.core.seeding import generator
+from inversight.data import load_digits
 from inversight.embeddings import Embedding, PullbackMetric, StageEmbedding
 from inversight.embeddings.distances import exact_products
 from inversight.embeddings.lpips import Lpips, random_backbone
 from inversight.embeddings.pullback import recorded_gram
 from inversight.models.networks import SavedClassifier, build_classifier
 from inversight.models.target import Target, target_of
+from inversight.models.training import train_classifier
 from inversight.priors import train_prior
 from inversight.settings import AuditSettings, PriorTraining, Training, prior_training, resolve
 
-PARTS = ("eigenpairs", "direction", "steps")
+PARTS = ("eigenpairs", "direction", "digits", "steps")
 RANK, NCV = 20, 40
 STANDARD = resolve({"preset": "standard", "private": Path("private"), "public": Path("public")})
 LPIPS_LEAST = 64  # audits give LPIPS no smaller images
@@ -377,6 +384,42 @@ def time_steps(
     }
 
 
+def directions_on_digits(seed: int, *, few: bool) -> dict[str, float]:
+    """Return mean cosines of guiding directions, for a trained target and public network."""
+    device, settings = torch.device("cpu"), resolve({"seed": seed})
+    digits = load_digits(seed=seed)
+    shape = (1, 8, 8)
+    trainings = {"target": settings.target_training, "public-network": settings.public_training}
+    trained = {
+        name: train_classifier(
+            images, training=replace(trainings[name], **({"epochs": 3} if few else {})),
+            image_shape=shape, rng=generator(seed, name), device=device,
+        ).classifier
+        for name, images in (("target", digits.private), ("public-network", digits.public))
+    }  # fmt: skip
+    images = to_float(digits.public.images[: 16 if few else 256])
+    gradient = entropy_gradient(target_of(trained["target"], "digits"), images)
+    metric = StageEmbedding("public", trained["public-network"])
+    damped = preconditioner_of(settings.adaptation, metric)(images, gradient)
+    product = PullbackMetric(metric, images).product
+    space = top_eigenspace(product, images, rank=RANK, tolerance=0.01, products=200)
+    published = space.inverse(space.coordinates(gradient))
+    others = Eigenspace(
+        space.values.roll(1, 0), space.vectors.roll(1, 0), space.residuals, space.products
+    )
+    shifted = others.inverse(others.coordinates(gradient))
+
+    def mean_cosine(one: Tensor, other: Tensor) -> float:
+        return float(cosine_similarity(one.flatten(1), other.flatten(1)).mean())
+
+    return {
+        "damped_plain": mean_cosine(damped, gradient),
+        "published_plain": mean_cosine(published, gradient),
+        "published_damped": mean_cosine(published, damped),
+        "published_others": mean_cosine(published, shifted),
+    }
+
+
 def say(figures: dict[str, Any]) -> None:
     """Print the rows so far, so that a run without enough time is not lost."""
     print(figures, flush=True)
@@ -429,6 +472,12 @@ def main() -> None:
         }
         say(figures)
         rows += table(case, exact, max(LPIPS_LEAST, size), small)
+
+    if "digits" in options.parts:
+        found = directions_on_digits(options.seed, few=small)
+        say(found)
+        figures |= found
+        rows += [{"part": "digits", **found}] if not rows else []
 
     if "steps" in options.parts:
         training = prior_training(STANDARD) or PriorTraining()
