@@ -125,27 +125,15 @@ def _compare(
                 sys.executable, "-c", TRAIN, json.dumps(given), str(seed), str(out),
                 str(folder / "public.npy"), str(SAMPLES),
             ]  # fmt: skip
-            environment = {
-                **os.environ,
-                "PYTHONPATH": str(versions[version]),
-                "OMP_NUM_THREADS": "1",
-            }
+            own = {"PYTHONPATH": str(versions[version]), "OMP_NUM_THREADS": "1"}
             ended = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+                command, env=os.environ | own, stdout=subprocess.PIPE, text=True, check=True
             )
             row[f"s_{version}"] = json.loads(ended.stdout.splitlines()[-1])
             images = torch.from_numpy(np.load(out))
             row[f"frechet_{version}"] = distance(iter(to_float(images).split(200)))
-        ordered = (
-            "data",
-            "seed",
-            "steps",
-            "s_before",
-            "s_after",
-            "frechet_before",
-            "frechet_after",
-        )
-        rows.append({column: row[column] for column in ordered})
+        pairs = [f"{what}_{v}" for what in ("steps", "s", "frechet") for v in ("before", "after")]
+        rows.append({column: row[column] for column in ("data", "seed", *pairs)})
         print(rows[-1], flush=True)
     return rows
 
