@@ -84,11 +84,11 @@ _DIGITS: dict[str, Any] = {
 """A mirrored digit is another sign; a hundred private images make few steps an epoch; and the images
 are published, so the report may show them."""
 _DIGITS_QUICK: dict[str, Any] = {
-    "prior": {"steps": 750, "batch_size": 64, "learning_rate": 3e-3}, "adaptation": {"steps": 75},
+    "prior": {"steps": 1000, "batch_size": 64, "learning_rate": 3e-3}, "adaptation": {"steps": 75},
     "shadows": 24, "exposure_embedding": "pixel",
 }  # fmt: skip
-"""At 8x8 pixels twice the images take little more time a step than the usual 32, and half the steps give a
-nearer prior (benchmarks/prior_speed.py)."""
+"""At 8x8 pixels a step of 64 images takes little more time than one of the usual 32
+(benchmarks/prior_speed.py)."""
 _DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
     "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30,
 }  # fmt: skip
