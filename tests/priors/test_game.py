@@ -109,7 +109,7 @@ def test_each_step_trains_one_network() -> None:
         assert changed and all(n.startswith(name) for n in changed)
 
 
-@pytest.mark.parametrize("more", [{}, {"new_latents": True}, {"images_at_once": 4}])
+@pytest.mark.parametrize("more", [{}, {"new_latents": True}, {"images_at_once": 2}])
 def test_the_generator_is_trained_on_the_images_that_were_judged(more: dict[str, Any]) -> None:
     """By the gradient of its loss on them, after the discriminator's step; or on others, if asked for."""
     game = fresh_game(**more)

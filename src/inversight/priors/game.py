@@ -173,8 +173,11 @@ class Game:
 
     @property
     def _keeps_images(self) -> bool:
-        """Whether the generator's step uses the images of the discriminator's step, with their graph."""
-        return not self.training.new_latents and self.training.images_at_once is None
+        """Whether the generator's step uses the images of the discriminator's step, with their graph.
+
+        Parts of a batch are generated one after another, for which memory is kept low.
+        """
+        return not self.training.new_latents and self.at_once == self.training.batch_size
 
     def _generate(self, part: Microbatch) -> _Generated:
         """Generate as many images as the microbatch has real ones."""

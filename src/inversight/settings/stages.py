@@ -100,7 +100,8 @@ class PriorTraining:
     is due, which is cheaper."""
     new_latents: bool = False
     """Draw new latents for the generator's step, as published, instead of using the images that the
-    discriminator's step judged, which is cheaper. Smaller parts (images_at_once) always draw new ones."""
+    discriminator's step judged, which is cheaper. Several processes and smaller parts (images_at_once)
+    always draw new ones."""
     mixing: Fraction = 0.0
     """Probability of style mixing: later layers get another latent than earlier ones (paper: 0.9)."""
     ema_images: PositiveFloat = 5000.0
