@@ -4,7 +4,7 @@ uv run python benchmarks/moving_average.py                                  comp
 uv run python benchmarks/moving_average.py --datasets digits --seeds 0-1    a part of it
 uv run python benchmarks/moving_average.py --table                          print the table of existing results
 
-On the targets and priors of base_audits.py, with as many steps as in the demonstration, and the attack of the
+On the targets and priors of base_audits.py, adapted for 150 steps of 32 images, and with the attack of the
 quick preset. Only the average differs, from which attacks draw; the trained networks are the same. Results are
 JSON files under --evidence, one for each seed and data set.
 """

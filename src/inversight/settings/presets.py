@@ -92,7 +92,7 @@ _DIGITS_QUICK: dict[str, Any] = {
 _DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
     "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30,
 }  # fmt: skip
-"""At 8x8 pixels every step is cheap; with these budgets the demonstration takes two minutes."""
+"""At 8x8 pixels every step is cheap; with these budgets the demonstration takes under three minutes."""
 
 
 SHADOWS: dict[str, int] = {"quick": 16, "standard": 32, "thorough": 64}
