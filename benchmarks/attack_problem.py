@@ -37,7 +37,9 @@ MEASURES = (
 )  # fmt: skip
 STEPS = {"digits": 300, "faces-32": 250, "vehicles-same": 500}
 """Steps of the adaptation; the arm vanilla takes as many without guidance."""
-AS_PUBLISHED = {"plug-and-play": TRUNCATED, "lokt": {"white_box": TRUNCATED}}
+AS_PUBLISHED = {
+    "plug-and-play": TRUNCATED, "lokt": {"white_box": TRUNCATED}, "ppdg": {"around": TRUNCATED},
+}  # fmt: skip
 """Settings of attacks as in their papers, where the presets differ; kept results use them."""
 
 

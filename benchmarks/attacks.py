@@ -81,6 +81,7 @@ ORDERINGS = (
     ("lomma", "vanilla", "gmi", "vanilla"),
     ("plg-mi", "pseudo-labels", "ked-mi", "target-aware"),
     ("if-gmi", "vanilla", "plug-and-play", "vanilla"),
+    ("ppdg", "vanilla", "plug-and-play", "vanilla"),
     ("rlb-mi", "vanilla", "mirror-black-box", "vanilla"),
     ("lokt", "vanilla", "brep-mi", "vanilla"),
 )

@@ -21,7 +21,7 @@ from inversight.models.target import Target, target_of
 from inversight.pipeline.attack import read_pictures
 from inversight.pipeline.evaluation import evaluate
 from inversight.priors import StylePrior
-from inversight.priors.pivots import project
+from inversight.priors.pivots import ReconstructionLoss, project
 from inversight.settings import AuditSettings
 
 STEPS = 300
@@ -93,10 +93,8 @@ def _inverted(problem: AttackProblem, target: Target, images: ImageSet, steps: i
     prior = StylePrior.load(problem.folder / "stages" / "adaptation" / "prior.safetensors")
     channels, size, _ = prior.image_shape
     wanted = images.resized(size=size, channels=channels).images
-    latents = project(
-        prior, target, wanted, problem.public.images, steps=steps,
-        rng=generator(problem.seed, "inversion"),
-    )  # fmt: skip
+    loss = ReconstructionLoss(target, problem.public.images)
+    latents = project(prior, loss, wanted, steps=steps, rng=generator(problem.seed, "inversion"))
     return to_uint8(render(prior, latents.detach(), batch_size=64))
 
 

@@ -38,7 +38,7 @@ PLANTED = 0.25
 REPEATS = (1, 10, 50)
 IN_NULL = IN_POWER = ("pixel distance, nearest", "pixel distance, mean of 3")
 """Statistics that these parts have beside the nearest."""
-ATTACKS = ("plug-and-play", "mirror", "gmi")
+ATTACKS = ("plug-and-play", "mirror", "gmi", "ppdg")
 
 
 @dataclass(frozen=True)

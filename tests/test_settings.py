@@ -11,7 +11,8 @@ import pytest
 import yaml
 from pydantic import Field
 
-from inversight.attacks import MiFace, PlugAndPlay
+from inversight.attacks import MiFace, PlugAndPlay, Ppdg
+from inversight.attacks.ppdg import INNER
 from inversight.core.config import build, settings, to_mapping
 from inversight.core.errors import ConfigError
 from inversight.models.target import Access
@@ -142,14 +143,31 @@ def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
     """Images forward and back before its halvings; pixels alone, without a prior, take twice as many."""
     names = [n for n in ATTACKS if build(n, ATTACKS, role="attack").access is Access.WHITE_BOX]
     plain, *others = built(given, *names, preset=preset)
-    assert isinstance(plain, PlugAndPlay) and len(others) == 8
+    assert isinstance(plain, PlugAndPlay) and len(others) == 9
     plain = replace(plain, halvings=0)
     for attack in others:
         share = 2 if isinstance(attack, MiFace) else 1
         assert 0.9 * share < attack.image_steps / plain.image_steps < 1.1 * share
+        if isinstance(attack, Ppdg):
+            attack = replace(attack.inner, pool=plain.pool)
         assert (attack.candidates, attack.keep) == (plain.candidates, plain.keep)
         assert attack.crop_flip == (given != {})
         assert getattr(attack, "pool", plain.pool) == plain.pool
+
+
+@every_preset
+def test_each_attack_has_a_budget_in_the_rounds_of_ppdg(preset: str, given: dict[str, Any]) -> None:
+    for name in INNER:
+        alone, around, also = built(
+            given, name, {"class": "ppdg", "around": name},
+            {"class": "ppdg", "around": {"class": name, "keep": 6}}, preset=preset,
+        )  # fmt: skip
+        assert type(around.inner) is type(alone) and also.inner == replace(around.inner, keep=6)
+        assert around.inner.steps == pytest.approx(0.3 * alone.steps, abs=0.5)
+        assert around.inner.candidates == alone.candidates
+        assert getattr(around.inner, "pool", 500) == 500
+    (changed,) = built(given, {"class": "ppdg", "around": {"steps": 3}}, preset=preset)
+    assert isinstance(changed.inner, PlugAndPlay) and changed.inner.steps == 3
 
 
 def test_a_stage_has_the_same_budget_as_an_audit() -> None:

@@ -13,7 +13,8 @@ from inversight import attacks
 from inversight.attacks import Reconstructions, run_attack
 from inversight.core.seeding import generator
 from inversight.models.transformations import Transformations
-from inversight.priors import Prior
+from inversight.priors import Prior, StylePrior
+from inversight.priors.architecture import Architecture
 from inversight.settings import Training
 from tests.attacks.toy import (
     LABELS,
@@ -26,6 +27,7 @@ from tests.attacks.toy import (
     WithoutGradients,
     toy_target,
 )
+from tests.priors.stylegan2_files import random_prior
 
 ENDS: dict[str, Any] = {"candidates": 6, "keep": 3, "crops": 4, "batch_size": 16}
 SEARCH = {**ENDS, "pool": 400, "steps": 60}
@@ -83,6 +85,22 @@ QUICK_TRANSFERRED = replace(
 )
 
 
+TUNED = attacks.Ppdg(
+    around={
+        "class": "plug-and-play", **ENDS, "pool": 40, "steps": 5, "learning_rate": 0.05,
+        "truncation": 1.0, "batch_size": 200,
+    },
+    images=2, samples=20, inversion_steps=4, tuning_steps=3, tuning_learning_rate=0.02, batch_size=16,
+)  # fmt: skip
+
+
+def tunable(classes: int = 0) -> StylePrior:
+    """Return a small random prior whose generator can be tuned."""
+    return random_prior(
+        Architecture(size=8, channels=1, z_dim=4, w_dim=4, c_dim=classes, channel_max=4)
+    )
+
+
 def shortened(attack: Any, **changes: Any) -> Any:
     """Return a white-box attack with few steps, from a small pool."""
     fewer = {"steps": 5, "pool": 40, "layer_steps": 3}
@@ -131,4 +149,5 @@ CASES |= {
     "rlb-mi": Case(replace(AGENT, episodes=30, training_batch=16), FlatPrior(), WithoutGradients),
     "brep-mi": Case(replace(REPELLED, iterations=5), LinearPrior(), Discs),
     "lokt": Case(QUICK_TRANSFERRED, LinearPrior(), Discs, ROUNDING),
+    "ppdg": Case(TUNED, tunable(), NearestByLayer, ROUNDING),
 }

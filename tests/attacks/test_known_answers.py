@@ -103,7 +103,8 @@ TABLE = {
 
 def test_every_attack_by_gradients_or_scores_is_in_the_table() -> None:
     names = {name for name, kind in CLASSES.items() if kind().access is not Access.LABEL}
-    assert TABLE.keys() - {"vmi-flow"} == names
+    # The rounds of ppdg are another attack's, and the toy's prior cannot be tuned.
+    assert TABLE.keys() - {"vmi-flow"} == names - {"ppdg"}
 
 
 @pytest.mark.parametrize("name", TABLE)

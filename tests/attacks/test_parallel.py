@@ -16,6 +16,7 @@ from inversight.attacks import (
     CmaEs,
     MiFace,
     MirrorGenetic,
+    Ppdg,
     QueriesSpentError,
     Reconstructions,
     run_assigned,
@@ -27,6 +28,7 @@ from inversight.core.errors import InputError
 from inversight.core.processes import ALONE
 from inversight.core.seeding import generator
 from inversight.models.target import Access
+from inversight.priors import Prior
 from tests.attacks.table import CASES
 from tests.attacks.toy import CLASSES, LABELS, LinearPrior, NearestByLayer, OpenPrior, toy_target
 from tests.attacks.two_processes import CASES as TOGETHER
@@ -37,7 +39,9 @@ EACH = {name: CASES[name].attack for name in CLASSES}
 
 
 def every(attack: Attack, processes: int, module: NearestByLayer) -> list[PartialResult]:
-    prior = LinearPrior() if attack.access is Access.LABEL else OpenPrior()
+    prior: Prior = LinearPrior() if attack.access is Access.LABEL else OpenPrior()
+    if isinstance(attack, Ppdg):
+        prior = CASES["ppdg"].prior
     return [
         run_assigned(
             attack, toy_target(module), prior, LABELS, rng=generator(0),

@@ -160,6 +160,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "lokt": {**SURROGATE, "white_box": SEARCH},
     "lomma": {**SEARCH, **SURROGATE},
     "mi-face": {"candidates": 2, "steps": 3, **KEPT},
+    "ppdg": {
+        "around": {"halvings": 1, **SEARCH},
+        "images": 2,
+        "samples": 10,
+        "inversion_steps": 3,
+        "tuning_steps": 2,
+    },
 }
 """Settings of each attack that make it small."""
 
@@ -175,6 +182,8 @@ SMALL: dict[str, dict[str, Any]] = {
             for name in ("lokt", "lomma")
         ),
         *((name, {"steps": 50000}) for name in ("ked-mi", "if-gmi", "mi-face", "plg-mi")),
+        *(("ppdg", {name: 50000}) for name in ("inversion_steps", "tuning_steps")),
+        ("ppdg", {"around": {"steps": 50000}}),
     ],
 )
 def test_estimates_grow_with_the_work(
@@ -189,9 +198,12 @@ def test_estimates_grow_with_the_work(
     assert few.disk_bytes == many.disk_bytes
 
 
-@pytest.mark.parametrize("name", ["plug-and-play", "mi-face", "ked-mi", "lomma", "cma-es", "lokt"])
+@pytest.mark.parametrize(
+    "name", ["plug-and-play", "mi-face", "ked-mi", "lomma", "cma-es", "lokt", "ppdg"]
+)
 def test_budgets_are_estimated(alone: dict[str, Any], name: str) -> None:
     longer = {"cma-es": {"generations": 500}, "lokt": {"images": 4000}, "lomma": {"images": 500}}
+    longer["ppdg"] = {"tuning_steps": 50}
     attack = [{"class": name, **SMALL[name], **longer.get(name, {"steps": 50})}]
     once, twice, often = (
         forecast(**alone, attack=attack, budget=tuple(range(10**7, 10**7 + n))) for n in (1, 2, 40)
@@ -211,6 +223,8 @@ def test_budgets_are_estimated(alone: dict[str, Any], name: str) -> None:
         ("plug-and-play", {"candidates": 9, "halvings": 2, "halving_crops": 3, "steps": 8}),
         ("plug-and-play", {"candidates": 9, "halvings": 2, "halving_crops": 3, "steps": 1}),
         ("lomma", {"surrogates": 0}),
+        ("ppdg", {"tuning_steps": 0}),
+        ("ppdg", {"around": {"class": "lomma", **SEARCH, **SURROGATE}}),
     ],
 )
 def test_the_workload_equals_the_queries_sent(name: str, others: dict[str, Any]) -> None:

@@ -43,7 +43,8 @@ IMAGES = STRIPES[:, None, :, None].expand(-1, 1, 8, 8)
 @pytest.fixture(scope="module")
 def pivoted() -> StylePrior:
     """A prior with a pivot for each of IMAGES."""
-    pivots = project(trained(), TARGET, IMAGES, PUBLIC, steps=30, samples=200, rng=generator(3))
+    loss = ReconstructionLoss(TARGET, PUBLIC)
+    pivots = project(trained(), loss, IMAGES, steps=30, samples=200, rng=generator(3))
     return replace(trained(), pivots=pivots)
 
 
@@ -56,7 +57,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tuned(prior: StylePrior, *, steps: int, target: Any = TARGET, **options: Any) -> StylePrior:
     given = {"images": IMAGES, "batch_size": 6} | options
-    return tune(prior, target, public=PUBLIC, steps=steps, rng=generator(4), **given)
+    loss = ReconstructionLoss(target, PUBLIC)
+    return tune(prior, loss, steps=steps, rng=generator(4), **given)
 
 
 def vanilla(prior: StylePrior, **options: Any) -> StylePrior:

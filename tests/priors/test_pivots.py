@@ -52,9 +52,8 @@ def own_images(prior: StylePrior, n: int) -> Tensor:
 
 def found(prior: StylePrior, images: Tensor, *, steps: int, **options: Any) -> Tensor:
     target = options.pop("target", None) or deep()
-    return project(
-        prior, target, images, PUBLIC, steps=steps, samples=200, rng=generator(3), **options
-    )
+    loss = ReconstructionLoss(target, PUBLIC)
+    return project(prior, loss, images, steps=steps, samples=200, rng=generator(3), **options)
 
 
 def misses(prior: StylePrior, latents: Tensor, images: Tensor) -> Tensor:

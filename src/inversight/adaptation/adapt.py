@@ -35,7 +35,13 @@ from inversight.models.transformations import Transformations
 from inversight.priors import SampleMonitor, StylePrior, continue_training
 from inversight.priors.classes import add_class_logits, condition_on_classes
 from inversight.priors.pivotal_tuning import saved_pivots, tune
-from inversight.priors.pivots import SAMPLES, confident_images, project, sample_log_probabilities
+from inversight.priors.pivots import (
+    SAMPLES,
+    ReconstructionLoss,
+    confident_images,
+    project,
+    sample_log_probabilities,
+)
 from inversight.priors.pseudo_labels import (
     check_top,
     predicted_labels,
@@ -225,15 +231,16 @@ def adapt(
     seed = draw_seed(rng)
     saved = checkpoint and checkpoint.with_name(TUNING_FILE)
     pivots = saved_pivots(saved) if saved and tuning else None
+    loss = ReconstructionLoss(target, everything)
     if pivots is None:
         pivots = project(
-            adapted, target, chosen, everything, steps=adaptation.pivots_steps, batch_size=at_once,
+            adapted, loss, chosen, steps=adaptation.pivots_steps, batch_size=at_once,
             rng=generator(seed, "pivots"), progress=tell(before=adaptation.steps, share=searching),
         )  # fmt: skip
     adapted = replace(adapted, pivots=pivots.to(adapted.average.mapping.w_avg))
     if tuning > 0:
         adapted = tune(
-            adapted, target, chosen, everything, steps=tuning, missed=adaptation.pivots_missed,
+            adapted, loss, chosen, steps=tuning, missed=adaptation.pivots_missed,
             left=adaptation.pivots_left, learning_rate=adaptation.pivots_learning_rate,
             batch_size=at_once, rng=generator(seed, "pivotal-tuning"),
             progress=tell(before=adaptation.steps + searching, share=tuning), checkpoint=saved,

@@ -17,13 +17,14 @@ from inversight.attacks.mirror_genetic import MirrorGenetic
 from inversight.attacks.parallel import gather, run_assigned
 from inversight.attacks.plg_mi import PlgMi
 from inversight.attacks.plug_and_play import PlugAndPlay
+from inversight.attacks.ppdg import Ppdg
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
 from inversight.attacks.vmi import Vmi
 
 __all__ = [
     "Attack", "BrepMi", "C2fMi", "CmaEs", "Gmi", "IfGmi", "KedMi", "Lokt", "Lomma", "MiFace",
-    "Mirror", "MirrorGenetic", "PlgMi", "PlugAndPlay", "QueriesSpentError", "Reconstructions",
-    "RlbMi", "Vmi", "black_box", "check_fits", "control", "gather", "load_latents", "run_assigned",
-    "run_attack", "write_reconstructions",
+    "Mirror", "MirrorGenetic", "PlgMi", "PlugAndPlay", "Ppdg", "QueriesSpentError",
+    "Reconstructions", "RlbMi", "Vmi", "black_box", "check_fits", "control", "gather",
+    "load_latents", "run_assigned", "run_attack", "write_reconstructions",
 ]  # fmt: skip

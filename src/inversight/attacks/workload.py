@@ -55,6 +55,8 @@ class Workload:
     loss: the loss of differentiated images, from target and images; None: it costs no more than the
     target. generates: images come from the prior. half: bfloat16 where the hardware is faster at it.
     surrogates and agents: what is trained.
+
+    repeated: work that is done anew for each class, one class at a time, shared images included.
     """
 
     kept: int
@@ -71,6 +73,7 @@ class Workload:
     half: bool = False
     surrogates: SurrogateWork | None = None
     agents: AgentWork | None = None
+    repeated: tuple[Workload, ...] = ()
 
     @property
     def shared_queries(self) -> int:
@@ -79,7 +82,8 @@ class Workload:
 
     def unlimited_queries(self, classes: int) -> int:
         """Return the number of images sent for ``classes`` classes if no limit stops the attack."""
-        return self.shared_queries + classes * (self.forward + self.backward)
+        repeated = sum(work.unlimited_queries(1) for work in self.repeated)
+        return self.shared_queries + classes * (self.forward + self.backward + repeated)
 
     def queries(self, classes: int) -> int:
         """Return the largest number of images that are sent to the target for ``classes`` classes."""
@@ -95,6 +99,14 @@ class Measurable(Protocol):
         """Return the work of the attack with this prior."""
 
 
+@runtime_checkable
+class Cuttable(Protocol):
+    """An attack that reduces its queries in its own way."""
+
+    def cut_to(self, queries: int, *, prior: Prior, classes: int) -> Attack | None:
+        """Return the attack with at most ``queries`` queries for all ``classes``; None if it cannot be."""
+
+
 def cut_to(attack: Attack, queries: int, *, prior: Prior, classes: int, used: int) -> Attack | None:
     """Return ``attack`` with settings that need at most ``queries`` queries for all ``classes``.
 
@@ -106,6 +118,8 @@ def cut_to(attack: Attack, queries: int, *, prior: Prior, classes: int, used: in
     """
     if queries >= used:
         return attack
+    if isinstance(attack, Cuttable):
+        return attack.cut_to(queries, prior=prior, classes=classes)
     if not isinstance(attack, Measurable):
         return None
     settings: Any = attack

@@ -26,7 +26,7 @@ from inversight.attacks.base import missing_classes
 from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.control import control_truncation
 from inversight.attacks.files import PICTURES
-from inversight.core.config import build, merge
+from inversight.core.config import build
 from inversight.core.console import Reporter
 from inversight.core.device import memory_remedy
 from inversight.core.errors import ConfigError, StageError
@@ -40,7 +40,7 @@ from inversight.pipeline.context import Context
 from inversight.pipeline.service import ServiceAttack, check_headers, connect
 from inversight.priors import Prior
 from inversight.priors.prior_file import PriorFile, check_channels, read_prior
-from inversight.settings import ATTACKS, attack_budgets
+from inversight.settings import ATTACKS, attack_budgets, with_budget
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,7 @@ def attack(
         )
     # An error of one process alone, such as a file that its machine lacks, ends all of them.
     with processes.together():
-        name, built = build_attack(
-            {"class": attack, **merge(attack_budgets(preset).get(attack, {}), given)}
-        )
+        name, built = build_attack(with_budget({"class": attack, **given}, attack_budgets(preset)))
         given_prior = read_prior(prior)
         service = None
         if model.is_service:

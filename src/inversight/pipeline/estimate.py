@@ -26,7 +26,7 @@ from inversight.pipeline.timing import (
 )
 from inversight.priors import Prior, StylePrior, train_prior
 from inversight.priors.pivotal_tuning import tune
-from inversight.priors.pivots import project
+from inversight.priors.pivots import ReconstructionLoss, project
 from inversight.priors.prior_file import PriorFile
 from inversight.report.formatting import duration
 from inversight.risk.covariates import MOST_PUBLIC
@@ -211,11 +211,12 @@ def _adaptation_seconds(plan: Plan, prior: StylePrior, target: Target) -> float:
     training = wanted.training_settings(prior.training)
     at_once = training.images_at_once or training.batch_size
     few = public.images[:at_once]
+    loss = ReconstructionLoss(target, few)
 
     def search(steps: int) -> None:
         # With few samples to start from: classifying all takes little compared with the search.
         project(
-            prior, target, few, few, steps=steps, samples=max(2, len(few)),
+            prior, loss, few, steps=steps, samples=max(2, len(few)),
             batch_size=at_once, rng=generator(0),
         )  # fmt: skip
 
@@ -226,9 +227,7 @@ def _adaptation_seconds(plan: Plan, prior: StylePrior, target: Target) -> float:
     pivoted = replace(prior, pivots=prior.sample(len(few), rng=generator(0)))
 
     def tuning(steps: int) -> None:
-        tune(
-            pivoted, target, few, few, steps=steps, missed=0.0, batch_size=at_once, rng=generator(0)
-        )
+        tune(pivoted, loss, few, steps=steps, missed=0.0, batch_size=at_once, rng=generator(0))
 
     return seconds + wanted.pivots_tuning * seconds_per_step(tuning)
 

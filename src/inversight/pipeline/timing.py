@@ -85,6 +85,7 @@ def attack_timer(work: Workload, target: Target, prior: Prior, classes: int) -> 
     if work.surrogates is not None:
         trained, ensemble = _surrogates(work.surrogates, prior)
         on_surrogates = attack_timer(work.surrogates.workload, ensemble, prior, classes)
+    anew = [attack_timer(one, target, prior, 1) for one in work.repeated]
 
     def seconds(work: Workload) -> float:
         total = forward * (work.shared_queries + classes * work.forward)
@@ -95,6 +96,8 @@ def attack_timer(work: Workload, target: Target, prior: Prior, classes: int) -> 
             epochs = work.surrogates.training.epochs_for(work.surrogates.images)
             total += trained * epochs * work.surrogates.images * work.surrogates.count
             total += on_surrogates(work.surrogates.workload)
+        for timer, one in zip(anew, work.repeated, strict=True):
+            total += classes * timer(one)
         return total * work.queries(classes) / work.unlimited_queries(classes)
 
     return seconds

@@ -1,4 +1,4 @@
-"""Tunes the generator to reproduce chosen public images at their pivots.
+"""Tunes the generator to reproduce chosen images at their pivots.
 
 Pivotal tuning (Roich et al. 2022, "Pivotal tuning for latent-based editing of real images"), here of one
 generator to many images at once, without the paper's regularisation, which keeps the images of other
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from inversight.core.checkpoints import load_state, reading, save_state
 from inversight.core.processes import ALONE, Processes
 from inversight.core.progress import Progress, silent
-from inversight.models.target import Target
 from inversight.priors.descent import ramp
 from inversight.priors.pivots import BETAS, SAMPLES, ReconstructionLoss, latent_rate
 from inversight.priors.style_prior import StylePrior
@@ -36,21 +35,20 @@ _KIND, _LATENTS = "tuning", "latents"
 
 
 def tune(
-    prior: StylePrior, target: Target, images: Tensor, public: Tensor, *, steps: int,
+    prior: StylePrior, loss: ReconstructionLoss, images: Tensor, *, steps: int,
     missed: float = 0.1, left: float = 0.03, learning_rate: float = 5e-3, batch_size: int = 32,
     rng: torch.Generator, progress: Progress = silent, checkpoint: Path | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = ALONE, setting: str = "adaptation.pivots_learning_rate",
 ) -> StylePrior:  # fmt: skip
-    """Minimise the :class:`ReconstructionLoss` of images in the synthesis network and the pivots together.
+    """Minimise the loss of images in the synthesis network and the pivots together.
 
     The mapping network, and the networks that a training would continue with, are unchanged. The
     learning rates follow the schedule of the projection.
 
     Args:
         prior: a prior with M pivots.
-        target: its feature maps are part of the loss.
+        loss: between an image and its reconstruction.
         images: uint8 (M, C, S, S), the images of the pivots.
-        public: uint8 (N, C, S, S), images that the loss is standardised by.
         steps: maximum number of steps.
         missed: do not tune if the mean loss of the images is at most this.
         left: stop as soon as the mean loss is at most this.
@@ -60,6 +58,7 @@ def tune(
         progress: called after each step.
         checkpoint: file to save the state to at intervals, and to resume from bit by bit if it exists.
         processes: all call this alike; the first writes the checkpoint.
+        setting: name of the learning rate in the message of an error.
 
     Returns:
         The tuned prior. The last row of its log says how many steps were done (``tuned``) and the mean
@@ -75,7 +74,7 @@ def tune(
         found = "none" if pivots is None else len(pivots)
         raise ValueError(f"expected a pivot for each of {len(images)} images, found {found}")
     tuned = replace(prior, average=copy.deepcopy(prior.average), cache=None)
-    loss_of, latents = ReconstructionLoss(target, public), nn.Parameter(pivots.clone())
+    latents = nn.Parameter(pivots.clone())
     modules = {
         "synthesis": tuned.average.synthesis.requires_grad_(True),
         "pivots": nn.ParameterDict({_LATENTS: latents}),
@@ -87,12 +86,12 @@ def tune(
     done = 0
     check = partial(
         require_finite, what="the generator's tuning", checkpoint=checkpoint,
-        remedy="lower adaptation.pivots_learning_rate",
+        remedy=f"lower {setting}",
     )  # fmt: skip
 
     def total_loss(rows: Tensor) -> Tensor:
-        wanted = loss_of.wanted(images[rows].to(latents.device))
-        return loss_of(tuned(latents[rows.to(latents.device)]), wanted)
+        wanted = loss.wanted(images[rows].to(latents.device))
+        return loss(tuned(latents[rows.to(latents.device)]), wanted)
 
     @torch.no_grad()
     def mean_loss() -> float:
@@ -110,15 +109,15 @@ def tune(
     while done < steps:
         if done % _CHECK_INTERVAL == 0 and mean_loss() <= (missed if done == 0 else left):
             break
-        loss = total_loss(torch.randint(len(images), (batch_size,), generator=rng)) / batch_size
+        value = total_loss(torch.randint(len(images), (batch_size,), generator=rng)) / batch_size
         done += 1
-        check(bool(loss.isfinite()), step=done)
+        check(bool(value.isfinite()), step=done)
         adam.zero_grad()
-        loss.backward()
+        value.backward()
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate * ramp(done / steps)
         adam.step()
-        progress(done, steps, f"the generator tuned to {len(images)} public images")
+        progress(done, steps, f"the generator tuned to {len(images)} images")
         due = processes.main and done < steps and time.monotonic() - saved > _CHECKPOINT_SECONDS
         if checkpoint is not None and due:
             parameters = (p for module in modules.values() for p in module.parameters())
@@ -129,9 +128,14 @@ def tune(
     final = mean_loss()
     check(math.isfinite(final), step=done)
     if done < steps:
-        progress(steps, steps, f"near enough to {len(images)} public images")
+        progress(steps, steps, f"near enough to {len(images)} images")
     row = {"tuned": float(done), "missed": final}
     return replace(tuned, pivots=latents.detach(), log=(*prior.log, row))
+
+
+def images_compared(images: int, *, steps: int, batch_size: int) -> int:
+    """Return how many images :func:`tune` compares in all ``steps`` steps, reconstructions not counted."""
+    return batch_size * steps + images * (math.ceil(steps / _CHECK_INTERVAL) + 1)
 
 
 def saved_pivots(checkpoint: Path) -> Tensor | None:

@@ -71,18 +71,17 @@ def sample_log_probabilities(
 
 
 def project(
-    prior: StylePrior, target: Target, images: Tensor, public: Tensor, *, steps: int,
+    prior: StylePrior, loss: ReconstructionLoss, images: Tensor, *, steps: int,
     samples: int = SAMPLES, batch_size: int = 32, rng: torch.Generator, progress: Progress = silent,
 ) -> Tensor:  # fmt: skip
-    """Invert images: find latents that minimise the :class:`ReconstructionLoss`.
+    """Invert images: find latents that minimise the loss.
 
     Each image is inverted independently.
 
     Args:
         prior: the generator.
-        target: its feature maps are part of the loss.
+        loss: between an image and its reconstruction.
         images: uint8 (M, C, S, S).
-        public: uint8 (N, C, S, S), images that the loss is standardised by.
         steps: number of descent steps.
         samples: number of samples, at least 2; the descent starts from the closest one.
         batch_size: images at once.
@@ -92,7 +91,6 @@ def project(
     Returns:
         Latents w (M, w_dim).
     """
-    loss = ReconstructionLoss(target, public)
     known = prior.truncated(1.0).sample(samples, rng=rng)
     start = _nearest(prior, known, images, batch_size=batch_size)
     adam = partial(torch.optim.Adam, lr=latent_rate(known), betas=BETAS)
@@ -105,7 +103,7 @@ def project(
             return [loss(prior(variables[0]), wanted)]
 
         found += descend([latents], losses, steps=steps, optimiser=adam, rate=ramp)
-        progress(number, len(parts), "public images projected")
+        progress(number, len(parts), "images projected")
     return torch.cat(found)
 
 
@@ -117,7 +115,8 @@ def latent_rate(samples: Tensor) -> float:
 class ReconstructionLoss:
     """Mean of the squared differences in pixels and in the target's feature maps.
 
-    Each is divided by its standard deviation over the public images (N, C, S, S), uint8.
+    Each is divided by its standard deviation over ``public`` images (N, C, S, S), uint8. Each image that it
+    compares, and each of up to about 2,000 public ones once, goes through the target.
     """
 
     def __init__(self, target: Target, public: Tensor) -> None:

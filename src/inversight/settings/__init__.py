@@ -22,7 +22,7 @@ from inversight.settings.names import (
     arms_with,
     attacks_with,
 )
-from inversight.settings.presets import SHADOWS, attack_budgets, stage_budgets
+from inversight.settings.presets import SHADOWS, attack_budgets, stage_budgets, with_budget
 from inversight.settings.published import PublishedName, published_training
 from inversight.settings.stages import (
     Adaptation,
@@ -37,5 +37,5 @@ __all__ = [
     "SHADOWS", "Adaptation", "Arm", "AuditSettings", "ClassifierArchitecture", "PairMeasure",
     "PriorTraining", "PublishedName", "Training", "arms_with", "attack_budgets", "attacks_with",
     "check_guidance_embedding", "documented", "lay", "prior_path", "prior_training",
-    "published_training", "resolve", "resolve_prior_training", "stage_budgets",
+    "published_training", "resolve", "resolve_prior_training", "stage_budgets", "with_budget",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from inversight.core.config import (
 )
 from inversight.core.errors import ConfigError
 from inversight.settings.names import ARMS, ATTACKS, BLACK_BOX, EMBEDDINGS, AccessName
-from inversight.settings.presets import Preset, attack_budgets, stage_budgets
+from inversight.settings.presets import Preset, attack_budgets, stage_budgets, with_budget
 from inversight.settings.stages import Adaptation, PriorTraining, Training, resolve_prior_training
 
 Pictures = Literal["none", "blurred", "full"]
@@ -238,7 +238,7 @@ def resolve(given: dict[str, Any]) -> AuditSettings:
     if access in BLACK_BOX and values.get("arm") is None:
         values["arm"] = "vanilla"
     specs = [{"class": usual, **spec} for spec in values.get("attack") or [{}]]
-    values["attack"] = [merge(budgets.get(str(spec["class"]), {}), spec) for spec in specs]
+    values["attack"] = [with_budget(spec, budgets) for spec in specs]
     settings_ = from_mapping(AuditSettings, values)
     _check(settings_)
     return settings_

@@ -93,7 +93,7 @@ ATTACKS = {
     for name, cls in {
         "plug-and-play": "PlugAndPlay", "gmi": "Gmi", "ked-mi": "KedMi", "vmi": "Vmi",
         "mirror": "Mirror", "lomma": "Lomma", "if-gmi": "IfGmi", "plg-mi": "PlgMi",
-        "mi-face": "MiFace", "mirror-black-box": "MirrorGenetic", "cma-es": "CmaEs",
+        "ppdg": "Ppdg", "mi-face": "MiFace", "mirror-black-box": "MirrorGenetic", "cma-es": "CmaEs",
         "c2f-mi": "C2fMi", "rlb-mi": "RlbMi", "brep-mi": "BrepMi", "lokt": "Lokt",
     }.items()
 }  # fmt: skip

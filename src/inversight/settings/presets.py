@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from inversight.core.config import check_name, merge
@@ -93,6 +94,8 @@ _DIGITS_PLUG_AND_PLAY: dict[str, Any] = {
     "pool": 5000, "candidates": 40, "steps": 50, "keep": 20, "crops": 30,
 }  # fmt: skip
 """At 8x8 pixels every step is cheap; with these budgets the demonstration takes under three minutes."""
+_ROUND_STEPS, _ROUND_POOL = 0.3, 500
+"""In a round of PPDG: the share of an attack's steps, and its pool (published: 500)."""
 
 
 SHADOWS: dict[str, int] = {"quick": 16, "standard": 32, "thorough": 64}
@@ -138,7 +141,43 @@ def attack_budgets(preset: str, *, digits: bool = False) -> dict[str, dict[str, 
         **_white_box(plain), **_black_box(plain, sizes), "plug-and-play": plug_and_play,
         "lokt": {"white_box": plug_and_play},
     }  # fmt: skip
-    return merge(budgets, sizes)
+    budgets = merge(budgets, sizes)
+    work = plain["candidates"] * plain["steps"]
+    return {
+        **budgets,
+        "ppdg": {
+            "around": _round("plug-and-play", budgets), "images": 5,
+            "inversion_steps": round(0.03 * work), "tuning_steps": round(0.05 * work),
+            "tuning_learning_rate": 3e-4 if preset == "thorough" else 5e-3,
+        },
+    }  # fmt: skip
+
+
+def with_budget(spec: Mapping[str, Any], budgets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the attack ``spec``, a mapping with its class, on top of its budget.
+
+    If it runs around another attack than its budget, that one has the budget of a round.
+    """
+    budget, around = budgets.get(str(spec["class"]), {}), spec.get("around")
+    if isinstance(around, str | Mapping) and "around" in budget:
+        around = {"class": around} if isinstance(around, str) else dict(around)
+        usual = budget["around"]["class"]
+        if around.get("class", usual) != usual:
+            budget = {**budget, "around": _round(str(around["class"]), budgets)}
+        spec = {**spec, "around": around}
+    return merge(budget, spec)
+
+
+def _round(name: str, budgets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the attack ``name`` with its budget in a round of PPDG."""
+    found = {"class": name, **budgets.get(name, {})}
+    for steps in found.keys() & {"steps", "layer_steps"}:
+        found[steps] = max(1, round(_ROUND_STEPS * found[steps]))
+    if "pool" in found:
+        found["pool"] = _ROUND_POOL
+    if name == "plug-and-play":
+        found |= {"halvings": 0, "learning_rate": 0.015}
+    return found
 
 
 def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
