@@ -13,6 +13,8 @@ no-leak       whole attacks on digits; the target is trained on a third set, dis
               holdout, so that every flag is a false alarm
 trained-leak  whole attacks; the target is trained on the private images, a tenth of them repeated
 trained-class the same with each repeated image as a class of its own, with other holdout images of the digit
+reference     the trained leaks with other covariates: none, distances to public images, and the same attack on
+              models that have seen public images alone (three seeds)
 
 Beside the AUC of the two trained leaks: the distance to the nearest reconstruction, to the image as the prior
 itself can draw it (the floor of any attack with it) and to the nearest public image; how well the target's loss
@@ -27,7 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ from common import (
     save_figure,
 )
 from controls_beside import STEPS, auc, beside
+from controls_reference import MODELLED, MODELS, reference
 from controls_simulated import (
     RATE,
     burst_gap_rows,
@@ -60,17 +63,19 @@ from controls_simulated import (
     planted,
     unequal_rows,
 )
+from inversight.core.config import from_mapping
 from inversight.core.console import Terminal
 from inversight.core.device import pick_device
 from inversight.core.run import read_manifest
 from inversight.data import ImageSet, write_images
 from inversight.pipeline.context import Context
 from inversight.pipeline.train import train
-from inversight.settings import resolve
+from inversight.settings import AuditSettings, Training, resolve
 from study import audit_arm
 
 TRAINED = ("trained-leak", "trained-class")
-PARTS = ("null", "covariates", "bursts", "planted", "no-leak", *TRAINED)
+PARTS = ("null", "covariates", "bursts", "planted", "no-leak", *TRAINED, "reference")
+GAPS = ("distance_gap", "leakage_gap")
 PRIVATE, HOLDOUT, THIRD, REPEATS = 10, 40, 20, 50
 """Number of digits of each class in whole attacks (the rest is public), and how often a leaked image is
 repeated in training. In trained-class as many holdout images again are those of the repeated images."""
@@ -151,6 +156,9 @@ def main() -> None:
             if part in options.parts:
                 seeds = options.leak_seeds if part in TRAINED else options.seeds
                 rows += _attacked(part, seeds, figures, options)
+        if "reference" in options.parts:
+            for part in TRAINED:
+                rows += _references(part, figures, options)
         _draw_attacked(options)
     if not rows:
         raise SystemExit("no results yet")
@@ -175,7 +183,7 @@ def _of_covariates(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _options() -> argparse.Namespace:
     arguments = parser(__doc__ or "")
     arguments.add_argument(
-        "--parts", type=listed, help="default all; with --small all but trained-leak"
+        "--parts", type=listed, help="default all; with --small all but trained-leak, reference"
     )
     arguments.add_argument(
         "--seeds", type=int, default=None, help="for planted and no-leak; default 20"
@@ -189,7 +197,7 @@ def _options() -> argparse.Namespace:
     arguments.add_argument("--table", action="store_true", help="run no attack")
     options = arguments.parse_args()
     options.parts = options.parts or [
-        part for part in PARTS if not (options.small and part == "trained-leak")
+        part for part in PARTS if not (options.small and part in ("trained-leak", "reference"))
     ]
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
@@ -246,7 +254,7 @@ def _attacked(
             "control": part,
             "seed": one["seed"],
             "flagged": flagged["count"],
-            "gap p": one["leakage_gap"]["p_value"],
+            **{f"{gap} p": one[gap]["p_value"] for gap in GAPS if gap in one},
             "minutes": one["minutes"],
         }
         if part in TRAINED:
@@ -283,8 +291,21 @@ def _digest(part: str, small: bool) -> str:
     return digest(values)
 
 
-def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> None:
-    """Run one whole attack and write what is kept of it."""
+@dataclass(frozen=True)
+class _Whole:
+    """A whole attack: its folder, the settings of its audit, and the ids of the repeated images."""
+
+    home: Path
+    settings: AuditSettings
+    repeated: list[str]
+
+    @property
+    def run(self) -> Path:
+        return self.home / "run"
+
+
+def _whole(part: str, seed: int, options: argparse.Namespace) -> _Whole:
+    """Write the images of one whole attack and train its target, unless they are there."""
     stamp, own_class = _digest(part, options.small), part == "trained-class"
     home = options.work / f"{part}-{seed}-{stamp}"
     sizes = (PRIVATE, HOLDOUT, HOLDOUT if own_class else THIRD)
@@ -304,8 +325,8 @@ def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> No
         names = [f"{name.removesuffix('.png')}-{copy}.png" for name in repeated]
         write_images(home / "seen", private.images[leaked], names)
     if not (home / "target").is_dir():
-        training = {**_TARGET, **(_SMALL_TARGET if options.small else {})}
         context = Context(seed, pick_device("auto"), Terminal())
+        training = _training(options.small)
         train(home / "seen", home / "target", size=None, given=training, context=context)
     given = {**_ATTACK, "seed": seed}
     if own_class:
@@ -313,25 +334,67 @@ def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> No
     if options.small:
         given |= _SMALL
     given |= {name: home / name for name in ("private", "holdout", "public")}
-    folder, settings = home / "run", resolve({**given, "target": str(home / "target")})
-    result = audit_arm(settings, folder, folder)
-    minutes = sum(s["seconds"] for s in read_manifest(folder)["stages"]) / 60
-    told = result.samples["id"].isin(repeated)
+    return _Whole(home, resolve({**given, "target": str(home / "target")}), repeated)
+
+
+def _training(small: bool) -> dict[str, Any]:
+    return {**_TARGET, **(_SMALL_TARGET if small else {})}
+
+
+def _attack(part: str, seed: int, file: Path, options: argparse.Namespace) -> None:
+    """Run one whole attack and write what is kept of it."""
+    whole = _whole(part, seed, options)
+    result = audit_arm(whole.settings, whole.run, whole.run)
+    minutes = sum(s["seconds"] for s in read_manifest(whole.run)["stages"]) / 60
+    told = result.samples["id"].isin(whole.repeated)
     facts = {
         "control": part,
         "seed": seed,
-        "settings": stamp,
+        "settings": _digest(part, options.small),
         "minutes": round(minutes, 2),
         "machine": machine(seed),
         "flagged": result.metrics["flagged"],
-        "leakage_gap": result.metrics["leakage_gap"],
+        **{gap: result.metrics[gap] for gap in GAPS},
         **_values(result.samples, "repeated", told),
         **_values(result.samples, "others", ~told),
     }
     if part in TRAINED:
         steps = 5 if options.small else STEPS
-        facts["beside"] = beside(folder, home / "target", settings, repeated, steps=steps)
+        facts["beside"] = beside(
+            whole.run, whole.home / "target", whole.settings, whole.repeated, steps=steps
+        )
     keep(file, facts)
+
+
+def _references(
+    part: str, figures: dict[str, Any], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Run missing seeds of a trained leak with other covariates; return rows by seed and covariates."""
+    rows = []
+    for seed in range(options.leak_seeds):
+        models = MODELS[part] if seed < MODELLED else {}
+        stamp = digest([_digest(part, options.small), models])
+        file = options.evidence / f"reference-{part}-{seed}.json"
+        if not options.table and not is_current(file, stamp):
+            audit = options.evidence / f"{part}-{seed}.json"
+            whole = _whole(part, seed, options)
+            if not (whole.run / "metrics.json").is_file():
+                _attack(part, seed, audit, options)
+            training = from_mapping(Training, _training(options.small))
+            found = reference(
+                whole.run, whole.home / "target", whole.settings, training, whole.repeated,
+                models=models,
+            )  # fmt: skip
+            facts = {"control": "reference", "of": part, "seed": seed, "settings": stamp}
+            keep(file, {**facts, "machine": machine(seed), **found})
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            for name, measured in kept["covariates"].items():
+                rows.append({"control": part, "seed": seed, "covariates": name, **measured})
+    for name in dict.fromkeys(row["covariates"] for row in rows):
+        own = [row["auc"] for row in rows if row["covariates"] == name]
+        figures[f"{part}, AUC of {len(own)} seeds, covariates {name}"] = float(np.mean(own))
+    return rows
 
 
 def _own_class(name: str) -> str:
