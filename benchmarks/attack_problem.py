@@ -115,17 +115,31 @@ class AttackProblem:
         """The prior before any adaptation."""
         return StylePrior.load(self.folder / "stages" / "prior" / "prior.safetensors")
 
-    def prior(self, arm: str, steps: int, **changed: Any) -> StylePrior:
+    @cached_property
+    def metric(self) -> Embedding:
+        """The embedding that preconditions the natural gradient."""
+        size = self.trained.image_shape[1]
+        return named_embedding(
+            "public", use="distance", role="--guidance-embedding", size=size,
+            public_network=load_classifier(self.folder / "stages" / "public-network"),
+            evaluator=None, working_size=max(64, size),
+        )  # fmt: skip
+
+    def prior(
+        self, arm: str, steps: int, *, variant: str = "", start: StylePrior | None = None,
+        metric: Embedding | None = None, **changed: Any,
+    ) -> StylePrior:  # fmt: skip
         """Return the prior after ``steps`` of an arm; adapt it if it is missing.
 
-        ``changed``: settings of the adaptation other than the defaults.
+        ``variant`` names what else differs: ``start``, another prior to adapt, and ``metric``, another
+        embedding than :attr:`metric`. ``changed``: settings of the adaptation other than the defaults.
         """
-        name = "-".join([arm, str(steps), *(f"{k}={v}" for k, v in changed.items())])
+        named = [variant] if variant else []
+        name = "-".join([arm, str(steps), *named, *(f"{k}={v}" for k, v in changed.items())])
         file = self.folder.parent / "priors" / f"{name}.safetensors"
         if not file.is_file():
             file.parent.mkdir(exist_ok=True)
-            prior = self.trained
-            size = prior.image_shape[1]
+            prior = start or self.trained
             adapt(
                 prior,
                 self.target,
@@ -135,13 +149,9 @@ class AttackProblem:
                     steps=steps, pseudo_labels_mirror=self.name != "digits", **changed
                 ),
                 training=prior.training,
-                metric=named_embedding(
-                    "public", use="distance", role="--guidance-embedding", size=size,
-                    public_network=load_classifier(self.folder / "stages" / "public-network"),
-                    evaluator=None, working_size=max(64, size),
-                ),
+                metric=metric or self.metric,
                 rng=generator(self.seed, "adaptation"),
-            ).save(file.with_suffix(".partial"))  # fmt: skip
+            ).save(file.with_suffix(".partial"))
             file.with_suffix(".partial").replace(file)
         return StylePrior.load(file)
 

@@ -25,26 +25,30 @@ def run(
     work: str,
     measure: Callable[[str, int, argparse.Namespace], dict[str, Any]],
     rows: Callable[[str, list[Measures]], list[dict[str, Any]]],
+    figures: Callable[[list[Measures]], dict[str, Any]] | None = None,
 ) -> None:
     """Run such a benchmark, from its options to its table.
 
     ``measure`` returns the facts kept for a data set and seed, with ``measures``. ``rows`` returns the table's
-    rows of a data set from the measures of its seeds. --small takes digits with seed 0 and keeps nothing.
+    rows of a data set from the measures of its seeds, ``figures`` what is printed below. --small takes digits
+    with seed 0 and keeps nothing.
     """
     arguments = data_parser(doc, datasets=datasets, evidence=evidence)
     options = data_options(arguments, known=datasets, seeds=seeds, small_seeds="0")
     with folders(options, usual=work):
-        shown = []
+        shown, below = [], {}
         for name in options.datasets:
             files = {seed: options.evidence / f"{name}-{seed}.json" for seed in options.seeds}
             for seed, file in files.items():
                 if not options.table and not file.is_file():
                     keep(file, measure(name, seed, options))
             found = [json.loads(f.read_text())["measures"] for f in files.values() if f.is_file()]
-            shown += rows(name, found) if found else []
+            if found:
+                shown += rows(name, found)
+                below |= figures(found) if figures else {}
     if not shown:
         raise SystemExit(f"{options.evidence}: no results of seeds {options.seeds} yet")
-    finish(f"{title}, seeds {options.seeds}", {}, shown, options)
+    finish(f"{title}, seeds {options.seeds}", below, shown, options)
 
 
 def gains(

@@ -84,6 +84,8 @@ ALL = "conditional-all"
 """``conditional`` with every public image in its predicted class."""
 _BEFORE = {"pivots_surer_than": 0.0, "pivots_left": 0.1}
 """Fixed values, before they became settings; the first results were kept with them."""
+_NEWER = {"uniform_latents": False, "augmented_guidance": False}
+"""Settings of the adaptation that are newer than the first results, which have these values."""
 _PIVOTS: dict[str, dict[str, Any]] = {
     PIVOTED: _BEFORE,
     TUNED: {**_BEFORE, "pivots_tuning": 1500},
@@ -259,7 +261,7 @@ def digest_of(settings: AuditSettings, *, averaged: bool = False) -> str:
     elif settings.adaptation.pivots_tuning == 0:  # newer than the first results
         others = (*others, "pivots_tuning", "pivots_missed", "pivots_left", "pivots_learning_rate")
     values["adaptation"] = {
-        k: v for k, v in values["adaptation"].items() if (k, v) not in _BEFORE.items()
+        k: v for k, v in values["adaptation"].items() if (k, v) not in (_BEFORE | _NEWER).items()
     }
     values["adaptation"] = {
         k: v for k, v in values["adaptation"].items() if not k.startswith(others)

@@ -66,6 +66,15 @@ def test_guidance_lowers_the_entropy() -> None:
     assert max(mean_entropy("entropy"), mean_entropy("natural-gradient")) < plain - 0.02
 
 
+@pytest.mark.parametrize("setting", ["uniform_latents", "augmented_guidance"])
+def test_published_variants_change_the_prior(setting: str) -> None:
+    before = replace(trained(), augmentation=0.9)
+    plain, varied = (
+        adapted(before, linear_target(1), "entropy", **{setting: on}) for on in (False, True)
+    )
+    assert not torch.allclose(pictures(plain), pictures(varied))
+
+
 def test_natural_gradient_equals_the_gradient_if_the_metric_is_a_multiple_of_the_identity() -> None:
     """Mean squared error of grey images has M = c I."""
     one, other = pictures(run("entropy")), pictures(run("natural-gradient"))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from inversight.adaptation.guidance import Guidance, WeightedTerm
 from inversight.adaptation.terms import Balance, Entropy, Term
 from inversight.models.target import Target
+from inversight.priors.guidance import GeneratedBatch
 from tests.draws import rng, uniform
 
 SHAPE = (1, 4, 4)
@@ -70,6 +71,16 @@ def test_published_scale_sums_and_keeps_the_length_of_the_preconditioner(target:
     # lambda_h times the sum over a batch of 8, of which these images are a part.
     assert guide.factor("entropy") == 16.0
     assert not guide.due(0)
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_target_sees_augmented_images_if_set(target: Target, augmented: bool) -> None:
+    shown = IMAGES.flip(3) if augmented else IMAGES
+    batch = GeneratedBatch(None, rng(0), None, augment=lambda x: x.flip(3))
+    found = guidance(target, Entropy(), augmented=augmented)(shown, batch)["entropy"]
+    expected = entropy_gradient(target)
+    expected = expected.flip(3) if augmented else expected
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_factors_set_lengths_on_the_parameters(target: Target) -> None:

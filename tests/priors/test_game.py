@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from inversight.core.errors import ConfigError, DataError
 from inversight.core.seeding import generator
-from inversight.priors.architecture import Architecture
+from inversight.priors.architecture import Architecture, architecture_of
+from inversight.priors.augment import augment
 from inversight.priors.game import Game, Microbatch
 from inversight.priors.penalties import r1_penalty
 from inversight.settings import PriorTraining, resolve_prior_training
@@ -203,6 +204,36 @@ def test_guidance_gets_images_in_0_1_and_moves_them_against_its_gradient() -> No
     w = torch.randn(16, 5, generator=generator(9))
     with torch.no_grad():
         assert float(guided.generator(w).mean()) < float(plain.generator(w).mean()) - 0.05
+
+
+def test_guidance_can_augment_as_the_discriminator_is_augmented() -> None:
+    game, guidance = fresh_game(), FixedGuidance(torch.zeros_like)
+    game.control.p = 0.8
+    (part,) = batch(3)
+    game.step([part], guidance)
+    found, x = guidance.batches[0].augment, guidance.seen[0]
+    assert found is not None
+    game.control.p, before = 0.6, part.rng.get_state()
+    made = found(x)
+    part.rng.set_state(before)
+    expected = augment(2 * x - 1, 0.6, part.rng, mirror=game.training.mirror)
+    torch.testing.assert_close(2 * made - 1, expected)
+    assert not torch.allclose(made, x)
+
+
+def test_uniform_latents_are_those_of_the_training_only() -> None:
+    game = Game(architecture_of(REAL.shape[1:], tiny()), tiny(), uniform_latents=True)
+    seen: list[Tensor] = []
+    for network in (game.generator, game.average):
+        network.mapping.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for i in range(20):
+        game.step(batch(3, i))
+    z = torch.cat(seen)
+    assert len(z) >= 20 * len(REAL[:4]) and float(z.min()) >= 0.0 and float(z.max()) < 1.0
+    assert float(z.mean()) == pytest.approx(0.5, abs=0.05)
+    seen.clear()
+    assert len(next(iter(game.samples(64, generator(0))))) == 64
+    assert float(seen[0].min()) < 0.0
 
 
 @pytest.mark.parametrize("gan", [True, False])

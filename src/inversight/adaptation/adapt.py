@@ -214,13 +214,15 @@ def adapt(
         guidance = Guidance(
             target, terms, summed=summed if adaptation.scale == "absolute" else None,
             transform=mirrored if facts.transformed else None, second=projected,
+            augmented=adaptation.augmented_guidance,
         )  # fmt: skip
     at_once = training.images_at_once or training.batch_size
     searching = math.ceil(len(chosen) / at_once) * adaptation.pivots_steps
     tell = partial(part_of, progress, whole=adaptation.steps + searching + tuning)
     adapted = continue_training(
         public, training=training, start=prior, class_labels=class_labels, steps=adaptation.steps,
-        learning_rate_factor=adaptation.learning_rate_factor, guidance=guidance, rng=rng,
+        learning_rate_factor=adaptation.learning_rate_factor, guidance=guidance,
+        uniform_latents=adaptation.uniform_latents, rng=rng,
         progress=tell(before=0, share=adaptation.steps), checkpoint=checkpoint, monitor=monitor,
         processes=processes,
     )  # fmt: skip

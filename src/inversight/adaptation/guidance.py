@@ -46,9 +46,10 @@ class Guidance:
     ``summed`` selects the published scale instead: ``weight`` times the gradient of the sum over a batch
     of ``summed`` images, with the length that the preconditioner gives it; 1: of the mean.
 
-    ``transform`` maps images and a generator to transformed images, the target's input. ``second`` is a
-    discriminator that one of the terms uses, for the game to train. ``memory`` is the factor of the
-    running means at each measurement.
+    ``transform`` maps images and a generator to transformed images, the target's input. ``augmented``: the
+    target gets the images after the game's augmentation, as published. ``second`` is a discriminator that
+    one of the terms uses, for the game to train. ``memory`` is the factor of the running means at each
+    measurement.
     """
 
     target: Target
@@ -58,6 +59,7 @@ class Guidance:
     interval: int = 8
     summed: int | None = None
     transform: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    augmented: bool = False
     second: SecondDiscriminator | None = None
     state: dict[str, float] = field(default_factory=dict, init=False)
     logged: dict[str, float] = field(default_factory=dict, init=False)
@@ -70,6 +72,8 @@ class Guidance:
         x = images.detach().requires_grad_(True)
         with torch.enable_grad():
             shown = self.transform(x, batch.rng) if self.transform and batch else x
+            if self.augmented and batch and batch.augment:
+                shown = batch.augment(shown)
             needs = {need for one in self.terms for need in one.term.needs}
             seen = self._observe(shown, needs)
             if batch is not None:

@@ -80,9 +80,10 @@ class Game:
 
     def __init__(
         self, architecture: Architecture, training: PriorTraining, *, learning_rate_factor: float = 1.0,
-        device: torch.device | str = "cpu", processes: Processes = ALONE,
+        uniform_latents: bool = False, device: torch.device | str = "cpu", processes: Processes = ALONE,
     ) -> None:  # fmt: skip
         self.training = training
+        self.draw_latents = torch.rand if uniform_latents else torch.randn
         self.processes = processes
         self.device = torch.device(device)
         self.has_class_logits = architecture.critic_classes > 0
@@ -256,7 +257,8 @@ class Game:
                 continue
             (gradient,) = torch.autograd.grad(loss, images)
             judge = self._class_logits if self.has_class_logits else None
-            batch = GeneratedBatch(None if c is None else c.argmax(1), part.rng, judge)
+            shown = partial(self._augmented, rng=part.rng)
+            batch = GeneratedBatch(None if c is None else c.argmax(1), part.rng, judge, shown)
             guidance.state.clear()
             guidance.state.update(before)
             added = self._guiding_gradient(guidance, fake, gradient, batch)
@@ -317,7 +319,7 @@ class Game:
         """Draw w (n, w_dim), and the generator's input: w, or mixed styles (n, num_ws, w_dim)."""
 
         def draw() -> Tensor:
-            z = torch.randn(n, self.generator.architecture.z_dim, generator=rng)
+            z = self.draw_latents(n, self.generator.architecture.z_dim, generator=rng)
             w: Tensor = self.generator.mapping(z.to(self.device), c)
             return w
 
@@ -340,6 +342,10 @@ class Game:
             outputs = self.discriminator.outputs(images, sets=sets)
             logits = self.discriminator.judgement(outputs, c)
         return logits.to(images.dtype), outputs.to(images.dtype)
+
+    def _augmented(self, images: Tensor, *, rng: torch.Generator) -> Tensor:
+        """Return images (N, C, S, S) in [0, 1] as the discriminator would see them, on the same scale."""
+        return (self._augment(images * 2.0 - 1.0, self.control.p, rng) + 1.0) / 2.0
 
     def _class_logits(self, images: Tensor) -> Tensor:
         """Return the discriminator's class logits (N, K) of images in [0, 1]."""

@@ -22,11 +22,14 @@ class GeneratedBatch:
         rng: generator for random transformations of the images.
         class_logits: images (N, C, S, S) in [0, 1] -> the discriminator's class logits (N, K); None for
             a discriminator without them.
+        augment: images (N, C, S, S) in [0, 1] -> the same as a discriminator's adaptive augmentation
+            changes them, differentiably and possibly beyond [0, 1]; None: no augmentation.
     """
 
     classes: Tensor | None
     rng: torch.Generator
     class_logits: Callable[[Tensor], Tensor] | None
+    augment: Callable[[Tensor], Tensor] | None = None
 
 
 class SecondDiscriminator(Protocol):

@@ -67,20 +67,21 @@ def train_prior(
 def continue_training(
     public: Tensor, *, training: PriorTraining, start: StylePrior, class_labels: Tensor | None = None,
     steps: int, learning_rate_factor: float, guidance: ImageGuidance | None, rng: torch.Generator,
-    progress: Progress = silent, checkpoint: Path | None = None, monitor: SampleMonitor | None = None,
-    processes: Processes = ALONE,
+    uniform_latents: bool = False, progress: Progress = silent, checkpoint: Path | None = None,
+    monitor: SampleMonitor | None = None, processes: Processes = ALONE,
 ) -> StylePrior:  # fmt: skip
     """Continue the training of ``start`` for ``steps`` steps, with or without guidance.
 
     ``class_labels`` (N, K): class weights of the public images for a conditional prior, soft labels for a
-    prior whose critic has class logits.
+    prior whose critic has class logits. ``uniform_latents``: draw z from [0, 1) instead of N(0, I).
 
     Raises:
         StageError: the training diverged.
     """
     game = Game(
         start.raw.architecture, training, learning_rate_factor=learning_rate_factor,
-        device=next(start.raw.parameters()).device, processes=processes,
+        uniform_latents=uniform_latents, device=next(start.raw.parameters()).device,
+        processes=processes,
     )  # fmt: skip
     game.start_from(start)
     log = run_game(

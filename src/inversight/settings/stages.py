@@ -146,6 +146,12 @@ class Adaptation:
     projected, diverse and conditional (the term that the last two add has half of it)."""
     scale: Literal["relative", "absolute"] = "relative"
     """Whether the weight is relative to the GAN's gradient, or absolute as published."""
+    uniform_latents: bool = False
+    """Draw the latents z of generated images uniformly from [0, 1), as the published code does in the
+    fine-tuning. Attacks draw them from a normal distribution in either case, as it does too."""
+    augmented_guidance: bool = False
+    """Show the target the generated images after the adaptive augmentation of the discriminator, as the
+    published code does, instead of the images themselves."""
     learning_rate_factor: PositiveFloat = 0.5
     """Learning rate relative to the prior's training."""
     ema_fraction: PositiveFloat | None = 0.1

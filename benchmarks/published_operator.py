@@ -1,0 +1,299 @@
+"""Does the published natural gradient help where the published code's other choices are granted to it?
+
+uv run python benchmarks/published_operator.py                  compute what is missing
+uv run python benchmarks/published_operator.py --seeds 0-1      a part of it
+uv run python benchmarks/published_operator.py --table          print the table of existing results
+
+Digits, with a prior trained for twice the steps of the preset quick. Each arm adapts it in 150 steps of 32
+images. Each adapted prior is attacked by Plug & Play with one w for all layers and with a w for each layer. Of
+the candidates the most confident are kept, or diverse ones (the second attack: diverse ones). Gains are over
+vanilla with the same latents, augmentation and attack.
+
+operator     the natural gradient as published: inverse in the top 20 eigenvectors, absolute weight
+uniform      latents drawn uniformly in the adaptation, and normally in the attack
+augmented    images are augmented with a fixed probability, and the target sees augmented images; without it
+             the adaptive augmentation of these priors is near 0
+one metric   eigenvectors at samples of the prior before the adaptation, whatever image is in that place of
+             the batch, as in the published code; otherwise they are those of the image itself
+spread       entropy of the target's mean prediction for samples, over that before the adaptation; below 0.7
+             the prior has lost classes
+
+With larger weights of the operator priors collapse; these are adapted on seed 0 and not attacked. Results are
+JSON files under --evidence, one for each seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attack_problem import AttackProblem
+from base_audits import base_settings
+from common import holm, interval, machine, p_of_no_gain, plus_minus
+from inversight.adaptation.collapse import LOW, class_entropy
+from inversight.attacks import Reconstructions
+from inversight.core.seeding import generator
+from inversight.embeddings import PullbackMetric
+from inversight.embeddings.base import Embedding
+from inversight.embeddings.linearised import Map
+from inversight.priors import StylePrior
+from inversight.settings import Adaptation, resolve
+from seed_by_seed import Measures, run
+from selection import chosen
+from study import LOWER_IS_BETTER, SMALL, audit_arm
+
+PRIOR_STEPS = 2000
+"""Twice those of the preset quick for digits."""
+STEPS = 150
+SETTINGS: dict[str, Any] = {"batch_size": 32, "guided_images": 8}
+"""Settings of every adaptation. Natural gradients are those of a quarter of each batch, for time; they count
+four times."""
+OPERATOR: dict[str, Any] = {"preconditioner": "eigen", "scale": "absolute"}
+WEIGHTS = (0.003, 0.01, 0.03)
+COLLAPSING = (0.1, 0.3, 1.0)
+"""Weights of the operator that are not attacked."""
+BEST = 0.01
+"""The weight of the operator's variants: the middle of those that keep the classes on seed 5."""
+AUGMENTED = 0.3
+"""Probability of augmentation of the arms with augmented images."""
+VANILLA = "vanilla"
+ONE_METRIC = "one metric"
+ATTACKS = ("confident", "diverse", "diverse, w per layer")
+SHOWN = ("ddcs_best", "covered", "coverage", "recall", "frechet", "accuracy_top1")
+CANDIDATES = 5
+"""Candidates for each one that is kept."""
+BUDGET = {"steps": 40, "crops": 15}
+SMALL_BUDGET = {"pool": 300, "steps": 4, "crops": 3, "keep": 5}
+"""Settings of the attack."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm of the adaptation with its settings; ``own``: those of the operator."""
+
+    kind: str
+    own: dict[str, Any]
+    uniform: bool = False
+    augmented: bool = False
+    one_metric: bool = False
+
+    @property
+    def base(self) -> str:
+        """The arm that gains are over."""
+        return VANILLA if self.kind == "vanilla" else f"{VANILLA}{self.granted}"
+
+    @property
+    def granted(self) -> str:
+        """The end of the arm's name."""
+        return ", uniform" * self.uniform + ", augmented" * self.augmented
+
+
+def _arms() -> dict[str, Arm]:
+    weights = {w: {**OPERATOR, "weight": w} for w in (*WEIGHTS, *COLLAPSING)}
+    arms = {VANILLA: Arm("vanilla", {}), "entropy": Arm("entropy", {})}
+    arms["damped"] = Arm("natural-gradient", {})
+    arms |= {f"operator {w:g}": Arm("natural-gradient", weights[w]) for w in WEIGHTS}
+    for augmented in (False, True):
+        vanilla = Arm("vanilla", {}, True, augmented)
+        arms[f"{VANILLA}{vanilla.granted}"] = vanilla
+        name = f"operator {BEST:g}{vanilla.granted}"
+        arms[name] = Arm("natural-gradient", weights[BEST], True, augmented)
+    arms[f"{name}, {ONE_METRIC}"] = replace(arms[name], one_metric=True)
+    return arms
+
+
+ARMS = _arms()
+SMALL_ARMS = (VANILLA, f"{VANILLA}, uniform, augmented", list(ARMS)[-1])
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """A prior whose latents are a w for each layer, the same at the start."""
+
+    prior: StylePrior
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.prior.image_shape
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        w = self.prior.sample(n, rng=rng)
+        return w[:, None].repeat(1, self.prior.average.num_ws, 1)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self.prior(latents)
+
+
+@dataclass(frozen=True)
+class DenseMetric:
+    """An embedding whose metric is computed as matrices, which is faster for images of 64 pixels.
+
+    With ``at`` (N, C, H, W), it is the metric there whatever the images, for at most N images.
+    """
+
+    embedding: Embedding
+    at: Tensor | None = None
+    name: str = "dense"
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.embedding(images)
+
+    def gram(self, images: Tensor, dtype: torch.dtype) -> Map:
+        place = images if self.at is None else self.at[: len(images)]
+        n, pixels = len(place), place[0].numel()
+        units = torch.eye(pixels).view(-1, *place.shape[1:]).repeat(n, 1, 1, 1)
+        metric = PullbackMetric(self.embedding, place.repeat_interleave(pixels, 0), dtype=dtype)
+        matrices = metric.product(units).view(n, pixels, pixels) / 2.0
+        return lambda v: (matrices @ v.flatten(1)[:, :, None]).view_as(v)
+
+
+def main() -> None:
+    run(
+        "the published natural gradient", __doc__ or "", datasets=("digits",), seeds="0-4",
+        evidence="docs/published-operator", work="benchmarks/out/published-operator",
+        measure=measured, rows=rows, figures=corrected,
+    )  # fmt: skip
+
+
+def problem_of(name: str, seed: int, options: argparse.Namespace) -> AttackProblem:
+    """Return the problem with the better prior; train what is missing."""
+    settings = base_settings(name, seed, data=options.data, work=options.work, small=options.small)
+    if not options.small:
+        prior = {**resolve({"seed": seed}).prior, "steps": PRIOR_STEPS}
+        settings = replace(settings, prior=prior)
+    attack = {**settings.attack[0], **SMALL["attack"][0]}  # its result is not used
+    settings = replace(settings, adaptation=Adaptation(steps=0), attack=(attack,))
+    folder = options.work / f"{name}-{seed}" / "base"
+    audit_arm(settings, folder, folder)
+    return AttackProblem.from_run(name, seed, settings, folder)
+
+
+def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the measures of each arm and attack for one data set and seed."""
+    started = time.perf_counter()
+    problem = problem_of(name, seed, options)
+    steps = 4 if options.small else STEPS
+    rng = generator(seed, ONE_METRIC)
+    samples = problem.trained(problem.trained.sample(SETTINGS["guided_images"], rng=rng))
+    metrics = (DenseMetric(problem.metric), DenseMetric(problem.metric, samples))
+    training = replace(problem.trained.training, ada_images=1e12)
+    augmented = replace(problem.trained, augmentation=AUGMENTED, training=training)
+
+    def spread(prior: StylePrior) -> float:
+        return class_entropy(problem.target, prior, rng=generator(seed, "spread"))
+
+    before, measures, times = spread(problem.trained), Measures(), []
+    for arm in SMALL_ARMS if options.small else ARMS:
+        one = ARMS[arm]
+        times.append(time.perf_counter() - started)
+        print(f"seed {seed}, {times[-1]:.0f} s, {arm}", flush=True)
+        prior = problem.prior(
+            one.kind, steps, variant=arm, start=augmented if one.augmented else None,
+            metric=metrics[one.one_metric], uniform_latents=one.uniform,
+            augmented_guidance=one.augmented, **SETTINGS, **one.own,
+        )  # fmt: skip
+        row = {"spread": spread(prior) / before, "augmentation": prior.augmentation}
+        for attack, kept in attacked(problem, prior, small=options.small):
+            values, evaluation = problem.scored(kept)
+            values["recall"] = evaluation.metrics["recall"]["value"]
+            measures[f"{arm}: {attack}"] = row | {m: values.get(m) for m in SHOWN}
+    facts = {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
+    if seed == 0:
+        facts["collapsing"] = {
+            f"{weight:g}": spread(
+                problem.prior("natural-gradient", steps, **SETTINGS, **OPERATOR, weight=weight)
+            )
+            / before
+            for weight in (COLLAPSING[:1] if options.small else COLLAPSING)
+        }
+    return {**facts, "seconds": round(time.perf_counter() - started)}
+
+
+def attacked(
+    problem: AttackProblem, prior: StylePrior, *, small: bool
+) -> list[tuple[str, Reconstructions]]:
+    """Return the reconstructions that each of ATTACKS keeps."""
+    budget = SMALL_BUDGET if small else BUDGET
+    keep = problem.attack("plug-and-play", **budget).keep
+    count = CANDIDATES * keep
+    wanted = {**budget, "candidates": count, "keep": count}
+    attack = problem.attack("plug-and-play", truncation=1.0, halvings=0, half=False, **wanted)
+    single, _ = problem.run(attack, prior)
+    layered, _ = problem.run(attack, PerLayer(prior))
+    kept = (
+        chosen(single, None, keep),
+        chosen(single, single.images.flatten(1), keep),
+        chosen(layered, layered.images.flatten(1), keep),
+    )
+    return list(zip(ATTACKS, kept, strict=True))
+
+
+def arms_of(found: list[Measures]) -> list[str]:
+    """Return the arms that there are results of."""
+    return [arm for arm in ARMS if f"{arm}: {ATTACKS[0]}" in found[0]]
+
+
+def gains_of(found: list[Measures], arm: str, attack: str, measure: str) -> list[float]:
+    """Return the paired gains of the seeds, positive where better."""
+    sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
+    return [
+        sign * (seed[f"{arm}: {attack}"][measure] - seed[f"{ARMS[arm].base}: {attack}"][measure])
+        for seed in found
+    ]
+
+
+def p_values(found: list[Measures], measures: tuple[str, ...]) -> dict[tuple[str, str, str], float]:
+    """Return the p value of each comparison of these measures."""
+    return {
+        (arm, attack, measure): p
+        for arm in arms_of(found)
+        for attack in ATTACKS
+        for measure in measures
+        if arm != VANILLA and (p := p_of_no_gain(gains_of(found, arm, attack, measure))) is not None
+    }
+
+
+def corrected(found: list[Measures]) -> dict[str, Any]:
+    """Return how many gains exclude 0, and those that do after Holm's correction, of all and of DDCS."""
+    figures: dict[str, Any] = {}
+    for name, measures in (("all", SHOWN), ("ddcs", SHOWN[:1])):
+        p = p_values(found, measures)
+        held = [", ".join(key) for key, value in holm(p).items() if value <= 0.05]
+        figures |= {
+            f"{name}_comparisons": len(p),
+            f"{name}_intervals_without_0": sum(value <= 0.05 for value in p.values()),
+            f"{name}_after_holm": "; ".join(held) or "none",
+        }
+    return figures
+
+
+def rows(name: str, found: list[Measures]) -> list[dict[str, Any]]:
+    """Return means over seeds, and in brackets gains ± half of their 95 % intervals."""
+    table = []
+    for attack in ATTACKS:
+        for arm in arms_of(found):
+            values = [seed[f"{arm}: {attack}"] for seed in found]
+
+            def mean(measure: str, values: list[Any] = values) -> str:
+                return f"{interval([one[measure] for one in values])[0]:.3g}"
+
+            row = {"attack": attack, "arm": arm, "seeds": len(found)}
+            row["spread"] = mean("spread")
+            lost = sum(one["spread"] < LOW for one in values)
+            row["spread"] += f" ({lost} collapsed)" if lost else ""
+            for measure in SHOWN:
+                row[measure] = mean(measure)
+                if arm != VANILLA:
+                    gain, half = interval(gains_of(found, arm, attack, measure))
+                    row[measure] += f" ({plus_minus(gain, half, '+.2g', '.2g')})"
+            table.append(row)
+    return table
+
+
+if __name__ == "__main__":
+    main()
