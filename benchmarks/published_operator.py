@@ -13,8 +13,8 @@ operator     the natural gradient as published: inverse in the top 20 eigenvecto
 uniform      latents drawn uniformly in the adaptation, and normally in the attack
 augmented    images are augmented with a fixed probability, and the target sees augmented images; without it
              the adaptive augmentation of these priors is near 0
-one metric   eigenvectors at samples of the prior before the adaptation, whatever image is in that place of
-             the batch, as in the published code; otherwise they are those of the image itself
+one metric   eigenvectors at samples (uniform latents) of the prior before the adaptation, whatever image is
+             in that place of the batch, as in the published code; otherwise those of the image itself
 spread       entropy of the target's mean prediction for samples, over that before the adaptation; below 0.7
              the prior has lost classes
 
@@ -162,12 +162,13 @@ def main() -> None:
 
 def problem_of(name: str, seed: int, options: argparse.Namespace) -> AttackProblem:
     """Return the problem with the better prior; train what is missing."""
-    settings = base_settings(name, seed, data=options.data, work=options.work, small=options.small)
-    if not options.small:
-        prior = {**resolve({"seed": seed}).prior, "steps": PRIOR_STEPS}
-        settings = replace(settings, prior=prior)
+    places = {"data": options.data, "work": options.work}
+    if options.small:
+        return AttackProblem.load(name, seed, **places, small=True)
+    settings = base_settings(name, seed, **places)
+    prior = {**resolve({"seed": seed}).prior, "steps": PRIOR_STEPS}
     attack = {**settings.attack[0], **SMALL["attack"][0]}  # its result is not used
-    settings = replace(settings, adaptation=Adaptation(steps=0), attack=(attack,))
+    settings = replace(settings, prior=prior, adaptation=Adaptation(steps=0), attack=(attack,))
     folder = options.work / f"{name}-{seed}" / "base"
     audit_arm(settings, folder, folder)
     return AttackProblem.from_run(name, seed, settings, folder)
@@ -178,8 +179,11 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     started = time.perf_counter()
     problem = problem_of(name, seed, options)
     steps = 4 if options.small else STEPS
-    rng = generator(seed, ONE_METRIC)
-    samples = problem.trained(problem.trained.sample(SETTINGS["guided_images"], rng=rng))
+    average = problem.trained.average
+    size = (SETTINGS["guided_images"], average.architecture.z_dim)
+    with torch.no_grad():
+        latents = average.mapping(torch.rand(size, generator=generator(seed, ONE_METRIC)))
+        samples = problem.trained(latents)
     metrics = (DenseMetric(problem.metric), DenseMetric(problem.metric, samples))
     training = replace(problem.trained.training, ada_images=1e12)
     augmented = replace(problem.trained, augmentation=AUGMENTED, training=training)
