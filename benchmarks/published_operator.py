@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,7 @@ from base_audits import base_settings
 from common import holm, interval, machine, p_of_no_gain, plus_minus
 from inversight.adaptation.collapse import LOW, class_entropy
 from inversight.attacks import Reconstructions
+from inversight.core.errors import StageError
 from inversight.core.seeding import generator
 from inversight.embeddings import PullbackMetric
 from inversight.embeddings.base import Embedding
@@ -94,7 +96,7 @@ class Arm:
 
 
 def _arms() -> dict[str, Arm]:
-    weights = {w: {**OPERATOR, "weight": w} for w in (*WEIGHTS, *COLLAPSING)}
+    weights = {w: {**OPERATOR, "weight": w} for w in WEIGHTS}
     arms = {VANILLA: Arm("vanilla", {}), "entropy": Arm("entropy", {})}
     arms["damped"] = Arm("natural-gradient", {})
     arms |= {f"operator {w:g}": Arm("natural-gradient", weights[w]) for w in WEIGHTS}
@@ -191,11 +193,10 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     def spread(prior: StylePrior) -> float:
         return class_entropy(problem.target, prior, rng=generator(seed, "spread"))
 
-    before, measures, times = spread(problem.trained), Measures(), []
+    before, measures = spread(problem.trained), Measures()
     for arm in SMALL_ARMS if options.small else ARMS:
         one = ARMS[arm]
-        times.append(time.perf_counter() - started)
-        print(f"seed {seed}, {times[-1]:.0f} s, {arm}", flush=True)
+        print(f"seed {seed}, {time.perf_counter() - started:.0f} s, {arm}", flush=True)
         prior = problem.prior(
             one.kind, steps, variant=arm, start=augmented if one.augmented else None,
             metric=metrics[one.one_metric], uniform_latents=one.uniform,
@@ -207,14 +208,13 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
             values["recall"] = evaluation.metrics["recall"]["value"]
             measures[f"{arm}: {attack}"] = row | {m: values.get(m) for m in SHOWN}
     facts = {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
-    if seed == 0:
-        facts["collapsing"] = {
-            f"{weight:g}": spread(
-                problem.prior("natural-gradient", steps, **SETTINGS, **OPERATOR, weight=weight)
-            )
-            / before
-            for weight in (COLLAPSING[:1] if options.small else COLLAPSING)
-        }
+    if seed == 0 and not options.small:
+        facts["collapsing"] = {}
+        for weight in COLLAPSING:
+            settings = {**SETTINGS, **OPERATOR, "weight": weight}
+            with suppress(StageError):  # the training diverged
+                prior = problem.prior("natural-gradient", steps, metric=metrics[0], **settings)
+                facts["collapsing"][f"{weight:g}"] = spread(prior) / before
     return {**facts, "seconds": round(time.perf_counter() - started)}
 
 
