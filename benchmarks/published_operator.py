@@ -18,16 +18,17 @@ one metric   eigenvectors at samples (uniform latents) of the prior before the a
 spread       entropy of the target's mean prediction for samples, over that before the adaptation; below 0.7
              the prior has lost classes
 
-With larger weights of the operator priors collapse; these are adapted on seed 0 and not attacked. Results are
-JSON files under --evidence, one for each seed.
+Larger weights of the operator are on seed 0 alone, and not in the table. Results are JSON files under
+--evidence, one for each seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,10 +56,9 @@ STEPS = 150
 SETTINGS: dict[str, Any] = {"batch_size": 32, "guided_images": 8}
 """Settings of every adaptation. Natural gradients are those of a quarter of each batch, for time; they count
 four times."""
-OPERATOR: dict[str, Any] = {"preconditioner": "eigen", "scale": "absolute"}
-WEIGHTS = (0.003, 0.01, 0.03)
-COLLAPSING = (0.1, 0.3, 1.0)
-"""Weights of the operator that are not attacked."""
+WEIGHTS = (0.003, 0.01, 0.03, 0.1)
+LARGER = (0.3, 1.0)
+"""Weights of the operator on seed 0 alone."""
 BEST = 0.01
 """The weight of the operator's variants: the middle of those that keep the classes on seed 5."""
 AUGMENTED = 0.3
@@ -79,7 +79,7 @@ class Arm:
     """An arm of the adaptation with its settings; ``own``: those of the operator."""
 
     kind: str
-    own: dict[str, Any]
+    own: dict[str, Any] = field(default_factory=dict)
     uniform: bool = False
     augmented: bool = False
     one_metric: bool = False
@@ -87,30 +87,29 @@ class Arm:
     @property
     def base(self) -> str:
         """The arm that gains are over."""
-        return VANILLA if self.kind == "vanilla" else f"{VANILLA}{self.granted}"
-
-    @property
-    def granted(self) -> str:
-        """The end of the arm's name."""
-        return ", uniform" * self.uniform + ", augmented" * self.augmented
+        if self.kind == VANILLA:
+            return VANILLA
+        return VANILLA + ", uniform" * self.uniform + ", augmented" * self.augmented
 
 
-def _arms() -> dict[str, Arm]:
-    weights = {w: {**OPERATOR, "weight": w} for w in WEIGHTS}
-    arms = {VANILLA: Arm("vanilla", {}), "entropy": Arm("entropy", {})}
-    arms["damped"] = Arm("natural-gradient", {})
-    arms |= {f"operator {w:g}": Arm("natural-gradient", weights[w]) for w in WEIGHTS}
-    for augmented in (False, True):
-        vanilla = Arm("vanilla", {}, True, augmented)
-        arms[f"{VANILLA}{vanilla.granted}"] = vanilla
-        name = f"operator {BEST:g}{vanilla.granted}"
-        arms[name] = Arm("natural-gradient", weights[BEST], True, augmented)
-    arms[f"{name}, {ONE_METRIC}"] = replace(arms[name], one_metric=True)
-    return arms
+def operator(weight: float, *granted: bool) -> Arm:
+    """Return the published natural gradient, with what is ``granted`` to it as in :class:`Arm`."""
+    own = {"preconditioner": "eigen", "scale": "absolute", "weight": weight}
+    return Arm("natural-gradient", own, *granted)
 
 
-ARMS = _arms()
-SMALL_ARMS = (VANILLA, f"{VANILLA}, uniform, augmented", list(ARMS)[-1])
+ARMS = {
+    VANILLA: Arm("vanilla"),
+    "entropy": Arm("entropy"),
+    "damped": Arm("natural-gradient"),
+    **{f"operator {weight:g}": operator(weight) for weight in WEIGHTS},
+    "vanilla, uniform": Arm("vanilla", {}, True),
+    f"operator {BEST:g}, uniform": operator(BEST, True),
+    "vanilla, uniform, augmented": Arm("vanilla", {}, True, True),
+    f"operator {BEST:g}, uniform, augmented": operator(BEST, True, True),
+    f"operator {BEST:g}, uniform, augmented, {ONE_METRIC}": operator(BEST, True, True, True),
+}
+SMALL_ARMS = {name: ARMS[name] for name in (VANILLA, "vanilla, uniform, augmented", list(ARMS)[-1])}
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,22 @@ def problem_of(name: str, seed: int, options: argparse.Namespace) -> AttackProbl
 
 def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the measures of each arm and attack for one data set and seed."""
-    started = time.perf_counter()
     problem = problem_of(name, seed, options)
-    steps = 4 if options.small else STEPS
-    average = problem.trained.average
+    found = measures_of(problem, SMALL_ARMS if options.small else ARMS, small=options.small)
+    facts = {"data": name, "seed": seed, "machine": machine(seed), "measures": found}
+    if seed == 0 and not options.small:
+        facts["larger"] = {}
+        for weight in LARGER:
+            with suppress(StageError):  # the training diverged
+                facts["larger"] |= measures_of(problem, {f"operator {weight:g}": operator(weight)})
+    return facts
+
+
+def measures_of(
+    problem: AttackProblem, arms: Mapping[str, Arm], *, small: bool = False
+) -> Measures:
+    """Return the measures of some arms with each attack."""
+    seed, average = problem.seed, problem.trained.average
     size = (SETTINGS["guided_images"], average.architecture.z_dim)
     with torch.no_grad():
         latents = average.mapping(torch.rand(size, generator=generator(seed, ONE_METRIC)))
@@ -194,28 +205,20 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         return class_entropy(problem.target, prior, rng=generator(seed, "spread"))
 
     before, measures = spread(problem.trained), Measures()
-    for arm in SMALL_ARMS if options.small else ARMS:
-        one = ARMS[arm]
-        print(f"seed {seed}, {time.perf_counter() - started:.0f} s, {arm}", flush=True)
+    for name, arm in arms.items():
+        started = time.perf_counter()
         prior = problem.prior(
-            one.kind, steps, variant=arm, start=augmented if one.augmented else None,
-            metric=metrics[one.one_metric], uniform_latents=one.uniform,
-            augmented_guidance=one.augmented, **SETTINGS, **one.own,
+            arm.kind, 4 if small else STEPS, variant=name,
+            start=augmented if arm.augmented else None, metric=metrics[arm.one_metric],
+            uniform_latents=arm.uniform, augmented_guidance=arm.augmented, **SETTINGS, **arm.own,
         )  # fmt: skip
         row = {"spread": spread(prior) / before, "augmentation": prior.augmentation}
-        for attack, kept in attacked(problem, prior, small=options.small):
+        for attack, kept in attacked(problem, prior, small=small):
             values, evaluation = problem.scored(kept)
             values["recall"] = evaluation.metrics["recall"]["value"]
-            measures[f"{arm}: {attack}"] = row | {m: values.get(m) for m in SHOWN}
-    facts = {"data": name, "seed": seed, "machine": machine(seed), "measures": measures}
-    if seed == 0 and not options.small:
-        facts["collapsing"] = {}
-        for weight in COLLAPSING:
-            settings = {**SETTINGS, **OPERATOR, "weight": weight}
-            with suppress(StageError):  # the training diverged
-                prior = problem.prior("natural-gradient", steps, metric=metrics[0], **settings)
-                facts["collapsing"][f"{weight:g}"] = spread(prior) / before
-    return {**facts, "seconds": round(time.perf_counter() - started)}
+            measures[f"{name}: {attack}"] = row | {m: values.get(m) for m in SHOWN}
+        print(f"seed {seed}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
+    return measures
 
 
 def attacked(
