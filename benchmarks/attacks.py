@@ -50,6 +50,12 @@ ARMS = ("vanilla", "natural-gradient")
 _ALL_ARMS = (*ARMS, "pseudo-labels", "target-aware")
 BASELINES = ("unguided", "selection")
 """Samples of the prior assigned at random, and the most confident samples of the pool, unoptimised."""
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppdg-untuned": ("ppdg", {"tuning_steps": 0}),
+    "plug-and-play-8x": ("plug-and-play", {"candidates": 320}),
+}
+"""What `ppdg` is compared with: its rounds without the tuning, and Plug & Play with eight times as many
+candidates, which takes about half of its time on digits. They run if --attacks names them."""
 OWN_ARM = {"plg-mi": ("pseudo-labels",), "mi-face": ("vanilla",)}
 """Attacks that run on other arms only: one needs classes, one needs no prior."""
 MORE_ARMS = {
@@ -127,7 +133,8 @@ def _options() -> argparse.Namespace:
     arguments.add_argument("--markdown", type=Path, help="also write the table to this file")
     arguments.add_argument("--sheet", type=Path)
     options = data_options(arguments, known=DATASETS, seeds="0-2", small_seeds="0")
-    unknown = [name for name in options.attacks if name not in (*BASELINES, *ATTACKS)]
+    known = (*BASELINES, *CONTROLS, *ATTACKS)
+    unknown = [name for name in options.attacks if name not in known]
     if unknown:
         raise SystemExit(f"--attacks: no such attack: {', '.join(unknown)}")
     return options
@@ -246,7 +253,8 @@ def _reconstruct(
     if name == "selection":
         still = {"steps": 1, "halvings": 0, "learning_rate": 1e-9}
         return problem.run(problem.attack("plug-and-play", **still), prior)
-    return problem.run(problem.attack(name), prior)
+    name, changed = CONTROLS.get(name, (name, {}))
+    return problem.run(problem.attack(name, **changed), prior)
 
 
 def rescore(name: str, seed: int, options: argparse.Namespace) -> None:
@@ -386,7 +394,7 @@ def adapted(options: argparse.Namespace) -> dict[str, str]:
             for attack in options.attacks:
                 a = _values(name, "natural-gradient", attack, measure, options)
                 b = _values(name, "vanilla", attack, measure, options)
-                if attack in BASELINES:
+                if attack in (*BASELINES, *CONTROLS):
                     continue
                 for seed in a.keys() & b.keys():
                     gains.setdefault(seed, []).append(a[seed] - b[seed])
