@@ -29,6 +29,7 @@ from inversight.pipeline.metrics import Evaluation
 from inversight.pipeline.plan import Plan
 from inversight.priors import StylePrior
 from inversight.settings import ATTACKS, Adaptation, AuditSettings, resolve
+from study import SMALL
 from study_data import TRUNCATED
 
 MEASURES = (
@@ -55,13 +56,15 @@ class AttackProblem:
     private: ImageSet
     holdout: ImageSet | None
     public: ImageSet
+    small: bool = False
+    """Whether Plug & Play has the budget of the study's small version."""
 
     @classmethod
     def load(cls, name: str, seed: int, *, data: Path, work: Path, small: bool) -> AttackProblem:
         """Return the problem of a data set and seed; train what is missing."""
         folder = base_audit(name, seed, data=data, work=work, small=small)
         settings = base_settings(name, seed, data=data, work=work, small=small)
-        return cls.from_run(name, seed, settings, folder)
+        return replace(cls.from_run(name, seed, settings, folder), small=small)
 
     @classmethod
     def from_run(cls, name: str, seed: int, settings: AuditSettings, folder: Path) -> AttackProblem:
@@ -157,7 +160,8 @@ class AttackProblem:
 
     def attack(self, name: str, **changed: Any) -> Attack:
         """Return the attack as `inversight audit --preset quick` runs it here, except for AS_PUBLISHED."""
-        spec = {"class": name, **AS_PUBLISHED.get(name, {}), **changed}
+        budget = SMALL["attack"][0] if self.small and name == "plug-and-play" else {}
+        spec = {"class": name, **budget, **AS_PUBLISHED.get(name, {}), **changed}
         found = resolve({**self.given, "attack": [spec]}).attack[0]
         attack: Attack = build(found, ATTACKS, role="--attack")
         return attack

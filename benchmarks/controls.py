@@ -110,11 +110,11 @@ _ATTACK: dict[str, Any] = {
 _CLASS_ATTACK: dict[str, Any] = {"truncation": 1.0, "steps": 300}
 """Changes of the attack for trained-class: the whole prior, and six times the steps."""
 
-_SMALL_TARGET: dict[str, Any] = {"epochs": 10}
+_SMALL_TARGET: dict[str, Any] = {"epochs": 4, "width": 4}
 _SMALL: dict[str, Any] = {
-    "public_training": {"epochs": 2},
-    "evaluator_training": {"epochs": 1},
-    "prior": {"steps": 20},
+    "public_training": {"epochs": 2, "width": 4},
+    "evaluator_training": {"epochs": 1, "width": 4},
+    "prior": {"steps": 12, "batch_size": 8, "width": 4},
     "adaptation": {"steps": 6},
     "attack": [
         {"class": "plug-and-play", "pool": 300, "candidates": 8, "keep": 5, "steps": 5, "crops": 3}

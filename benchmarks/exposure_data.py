@@ -28,9 +28,7 @@ _TO_THE_END: dict[str, Any] = {
 """Targets as their shadow models: trained on every image, for all epochs. Priors are not adapted."""
 _SMALL: dict[str, Any] = {
     **SMALL,
-    "target_training": {"epochs": 4},
-    "evaluator_training": {"epochs": 1},
-    "public_training": {"epochs": 2},
+    "evaluator_training": {"epochs": 1, "width": 4},
     "adaptation": {"steps": 0},
 }
 """The study's small audit, without what shadow models do not need."""

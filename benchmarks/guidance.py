@@ -76,6 +76,7 @@ def settings_of(variant: str, name: str, seed: int, options: argparse.Namespace)
     """Return the study's settings of an audit, with the variant's changes."""
     arm, changes = VARIANTS[variant]
     given = {**DATASETS[name].given(seed, options.data, options.work), "seed": seed, "arm": arm}
+    given["shadows"] = 0
     settings = resolve(given | SMALL if options.small else given)
     if variant in LASTING:
         changes = {**changes, "steps": LONGER * settings.adaptation.steps}

@@ -33,6 +33,7 @@ from study import BASE, MEASURES, SMALL, audit_arm
 from study_data import DATASETS
 
 _NETWORKS_ALONE: dict[str, Any] = {
+    "shadows": 0,
     "prior": {"steps": 1},
     "adaptation": {"steps": 0},
     "attack": [

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from common import finish, parser
 from inversight.embeddings import Workspace, image_pairs
 from inversight.embeddings.distances import exact_products
-from inversight.embeddings.lpips import Lpips, random_backbone
+from inversight.embeddings.lpips import Lpips, Undrawn, random_backbone
 from inversight.scores import DDCS, Assigner, ddcs_of
 from inversight.scores.bootstrap import interval_of_means
 
@@ -47,7 +47,7 @@ class Plain:
     """LPIPS as the authors' package computes it, layer by layer, in PyTorch's default layout."""
 
     def __init__(self, backbone: dict[str, Tensor], device: torch.device) -> None:
-        with torch.random.fork_rng(devices=[]):
+        with Undrawn():
             self.model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
         for name, value in self.model.net.named_parameters():
             value.data.copy_(backbone[f"features.{name.partition('.')[2]}"])

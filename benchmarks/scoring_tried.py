@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from common import finish, parser
 from inversight.data import to_pil
-from inversight.embeddings.lpips import Lpips, random_backbone
+from inversight.embeddings.lpips import Lpips, Undrawn, random_backbone
 
 SIZE, SMALL_SIZE = 256, 64
 
@@ -38,7 +38,8 @@ def layers(backbone: dict[str, Tensor]) -> nn.Sequential:
     """Return VGG16's convolutions as LPIPS uses them."""
     import torchvision
 
-    network = torchvision.models.vgg16().features[:30]
+    with Undrawn():
+        network = torchvision.models.vgg16().features[:30]
     network.load_state_dict({k.removeprefix("features."): v for k, v in backbone.items()})
     return network.eval().requires_grad_(False)
 

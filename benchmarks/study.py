@@ -102,11 +102,11 @@ _OWN_SETTINGS = {
 SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
 """Arms with --small: the paper's, and one with classes, pivots and tuning."""
 SMALL: dict[str, Any] = {
-    "prior": {"steps": 24},
+    "prior": {"steps": 12, "batch_size": 8, "width": 4},
     "adaptation": {"steps": 6},
-    "target_training": {"epochs": 8},
-    "evaluator_training": {"epochs": 8},
-    "public_training": {"epochs": 4},
+    "target_training": {"epochs": 4, "width": 4},
+    "evaluator_training": {"epochs": 4, "width": 4},
+    "public_training": {"epochs": 2, "width": 4},
     "attack": [
         {"class": "plug-and-play", "pool": 300, "candidates": 8, "keep": 5, "steps": 8, "crops": 4}
     ],
