@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from unittest import mock
 
 import lpips
 import torch
-from torch import nn
 
-from inversight.embeddings.lpips import Lpips, Net, random_backbone
+from inversight.embeddings.lpips import Lpips, Net, Undrawn, random_backbone
 from tests.draws import rng
 
 
@@ -21,19 +17,10 @@ def backbone(net: Net) -> dict[str, torch.Tensor]:
     return random_backbone(net, rng(7))
 
 
-@contextmanager
-def uninitialised() -> Iterator[None]:
-    """Leave out drawing the weights of layers: torchvision's whole VGG takes seconds."""
-    names = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "constant_")
-    with mock.patch.multiple(nn.init, **dict.fromkeys(names, mock.DEFAULT)):
-        yield
-
-
 @cache
 def network(net: Net, size: int = 64, dtype: torch.dtype = torch.float32) -> Lpips:
     """Return our network on :func:`backbone`, in float64 twice differentiable; no test may change it."""
-    with uninitialised():
-        made = Lpips(net, size=size, backbone=backbone(net), smooth=dtype == torch.float64)
+    made = Lpips(net, size=size, backbone=backbone(net), smooth=dtype == torch.float64)
     made._network.to(dtype)
     made._linear = [root.to(dtype) for root in made._linear]
     return made
@@ -41,7 +28,7 @@ def network(net: Net, size: int = 64, dtype: torch.dtype = torch.float32) -> Lpi
 
 def authors_with(net: Net, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """Return the ``lpips`` package's network with ``state`` as its backbone."""
-    with torch.random.fork_rng(devices=[]), uninitialised():
+    with Undrawn():
         model = lpips.LPIPS(net=net, pretrained=True, pnet_rand=True, verbose=False)
     with torch.no_grad():
         for name, value in model.net.named_parameters():

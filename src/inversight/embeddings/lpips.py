@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from inversight.core.imaging import fit
@@ -148,12 +149,23 @@ def _staged(network: Any) -> tuple[list[nn.Sequential], list[nn.Sequential]]:
     return entries, stages
 
 
-def empty_network(net: Net) -> Any:
-    """Return torchmetrics' LPIPS network with its linear weights and a random backbone.
+class Undrawn(TorchFunctionMode):
+    """In this context new layers have whatever weights; to draw those of a whole VGG takes seconds."""
 
-    The global random state is left alone.
-    """
-    with torch.random.fork_rng(devices=[]):
+    _DRAWING = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in self._DRAWING:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+def empty_network(net: Net) -> Any:
+    """Return torchmetrics' LPIPS network with its linear weights; the backbone's are to be loaded."""
+    with Undrawn():
         network = _NoTrainLpips(net=net, pnet_rand=True, pretrained=True)
     for module in network.modules():
         if isinstance(module, nn.ReLU):
