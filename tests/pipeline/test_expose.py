@@ -22,6 +22,8 @@ from inversight.pipeline.shadow_run import LocalRun
 from tests.command import CommandLine
 from tests.pipeline.tiny import SHADOWED, Stop, image_folders
 
+pytestmark = pytest.mark.usefixtures("no_trials")
+
 
 def copied(run: Path, folder: Path) -> Path:
     """Return a copy of ``run`` that may be changed."""

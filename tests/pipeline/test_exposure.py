@@ -41,6 +41,7 @@ from inversight.settings import resolve
 from tests.command import CommandLine
 from tests.pipeline.tiny import SHADOWED, image_folders
 
+pytestmark = pytest.mark.usefixtures("no_trials")
 CPU = torch.device("cpu")
 PIXEL = "--embedding pixel --features pixel --guidance-embedding pixel"
 

@@ -8,25 +8,21 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 from inversight import audit
 from inversight.core import cluster
 from inversight.core.cluster import Cluster, joined
 from inversight.core.errors import ConfigError, StageError
-from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
-from inversight.embeddings.pixel import Pixel
-from inversight.models.networks import SavedClassifier
 from inversight.models.recipes import TrainingRecipe
 from inversight.pipeline.defend import defend
 from inversight.pipeline.ray_run import RayRun
@@ -35,36 +31,12 @@ from inversight.pipeline.shadows import ShadowAttack, ShadowJob, blocks_of
 from inversight.priors import untrained_prior
 from inversight.settings import Training
 from tests.command import CommandLine
+from tests.pipeline.ray_parts import Failing, KilledOnce
 from tests.pipeline.tiny import TINY, image_folders, without_trials
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 CPU = torch.device("cpu")
 BLOCKS = blocks_of(2, 1)
-
-
-@dataclass(frozen=True)
-class KilledOnce(Pixel):
-    """A distance whose first use in another process than ``alive`` kills that process."""
-
-    marker: Path = Path()
-    alive: int = 0
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        if os.getpid() != self.alive and not self.marker.exists():
-            self.marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(images)
-
-
-@dataclass(frozen=True)
-class Failing(TrainingRecipe):
-    """A training that fails as its users are told."""
-
-    def fit_together(
-        self, sets: Sequence[ImageSet], *, seeds: Sequence[int], device: torch.device,
-        progress: Progress = silent,
-    ) -> list[SavedClassifier]:  # fmt: skip
-        raise StageError("there is no such layer")
 
 
 def small_job(recipe: type[TrainingRecipe] = TrainingRecipe) -> ShadowJob:
@@ -124,7 +96,7 @@ def fill(home: Path) -> None:
         patch.setenv("PYTHONPATH", here)
         patch.setenv("RAY_TMPDIR", tempfile.gettempdir())
         patch.setenv("TMPDIR", str(tasks))  # where processes that are killed leave their folders
-        patch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+        patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
         handler = signal.getsignal(signal.SIGTERM)
         with joined("local", workers=1, threads=1, device=CPU) as found:
             assert isinstance(found, Cluster)
@@ -202,10 +174,10 @@ def test_defended_models_on_a_cluster_have_the_results_of_one_process(ray_home: 
     assert json.loads((runs / "Twin-1" / "run.json").read_text())["finished"]
 
 
-def test_a_cluster_that_was_started_has_the_machine_and_leaves_the_signals(
+def test_a_cluster_that_was_started_has_this_processes_cores_and_leaves_the_signals(
     told: dict[str, Any],
 ) -> None:
-    assert told["slots"] == 2 and told["handler"]
+    assert told["slots"] == 1 and told["handler"]
 
 
 def test_the_error_of_a_task_is_raised_as_it_is(told: dict[str, Any]) -> None:

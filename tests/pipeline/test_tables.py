@@ -43,11 +43,11 @@ def test_an_audit_of_a_table_is_exposed_and_defended(tmp_path: Path) -> None:
     assert_described(
         first.samples, "in audits", "in white-box", "with a holdout", "with shadow", "with groups"
     )
-    grown = expose(run, shadows=8)
-    assert read_object(run / "run.json")["shadows"]["models"] == 8
+    grown = expose(run, shadows=6)
+    assert read_object(run / "run.json")["shadows"]["models"] == 6
     assert grown.samples["group"].nunique() == 6
     together = audit(
-        data=table, **{**settings, "shadows": 8}, out=tmp_path / "once", reporter=Quiet()
+        data=table, **{**settings, "shadows": 6}, out=tmp_path / "once", reporter=Quiet()
     )
     columns = ["id", "group", "exposure", "nearest_distance"]
     pd.testing.assert_frame_equal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -64,18 +65,20 @@ def browser() -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def addresses(tmp_path_factory) -> dict[str, str]:
+def addresses(once) -> dict[str, str]:
     """All pages as files, by name."""
-    folder = tmp_path_factory.mktemp("pages")
-    pages = {
-        "report": render(hostile_data()),
-        "exposure": render(hostile_exposed_data()),
-        "many": render(exposed_data(2000)),
-        "defences": render_defences(defence_examples.found(), defence_examples.table()),
-    }
-    for name, page in pages.items():
-        (folder / name).with_suffix(".html").write_text(page, encoding="utf-8")
-    return {name: (folder / f"{name}.html").as_uri() for name in pages}
+
+    def fill(folder: Path) -> None:
+        pages = {
+            "report": render(hostile_data()),
+            "exposure": render(hostile_exposed_data()),
+            "many": render(exposed_data(2000)),
+            "defences": render_defences(defence_examples.found(), defence_examples.table()),
+        }
+        for name, page in pages.items():
+            (folder / f"{name}.html").write_text(page, encoding="utf-8")
+
+    return {page.stem: page.as_uri() for page in once("pages", fill).glob("*.html")}
 
 
 @pytest.fixture
