@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What still lacks a figure on a GPU, within eight minutes on an H100 or H200. Nothing is downloaded.
+# What still lacks a figure on a GPU, in at most eight minutes: each part has a limit. Nothing is downloaded.
 #
 #   bash benchmarks/gpu.sh             results in benchmarks/out/gpu, one JSON file for each part; continues there
 #   bash benchmarks/gpu.sh OUT         results in OUT, such as "$OUT" on a borrowed machine
@@ -31,9 +31,9 @@ part() { # part NAME SECONDS SCRIPT OPTION...
 }
 
 part scoring 60 benchmarks/scoring.py "$@"
-part eigenpairs 120 benchmarks/natural_gradient.py --parts eigenpairs "$@"
-part published_size 120 benchmarks/published_size.py "$@"
-part stages 120 benchmarks/stages.py "$@"
-part shadows 120 benchmarks/shadows.py --models 8 "$@"
+part eigenpairs 100 benchmarks/natural_gradient.py --parts eigenpairs "$@"
+part published_size 100 benchmarks/published_size.py "$@"
+part stages 110 benchmarks/stages.py "$@"
+part shadows 110 benchmarks/shadows.py --models 8 "$@"
 echo "results: $out"
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -4,7 +4,8 @@ uv run python benchmarks/stages.py            64 x 64, 200 private images, four 
 uv run python benchmarks/stages.py --small    16 x 16, a fifth of the images
 
 STAGE_seconds   time of a stage
-STAGE_gib       peak of the GPU memory that PyTorch held in it; none on a CPU
+STAGE_gib       peak of the GPU memory that PyTorch held until the next stage began, by the names of the
+                progress bars; none on a CPU
 whole_seconds   the same for training that was cut short, at its full number of steps
 
 Prior and adaptation are trained for a part of their steps, since each step takes as long as another. Images are
@@ -48,7 +49,7 @@ class Watching(Terminal):
     def __init__(self) -> None:
         super().__init__()
         self.peaks: dict[str, float] = {}
-        self._now = ""
+        self._now = "start"
 
     def stage(self, name: str) -> Progress:
         self.note()
@@ -94,17 +95,16 @@ def main() -> None:
         "prior": (prior_training(whole) or PriorTraining()).steps,
         "adaptation": whole.adaptation.steps,
     }
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {f"{name}_gib": peak for name, peak in reporter.peaks.items()}
     rows = []
     for stage in stages:
         name, seconds = stage["name"], stage["seconds"]
-        row = {"stage": name, "seconds": seconds, "memory (GiB)": reporter.peaks.get(name, "")}
+        peak = reporter.peaks.get(name.removeprefix("attack-"), "")  # some stages show no progress
+        row = {"stage": name, "seconds": seconds, "memory (GiB)": peak}
         if name in SHORTER:
             row["whole (s)"] = seconds * whole_steps[name] / given[name]["steps"]
             figures[f"{name}_whole_seconds"] = row["whole (s)"]
         figures[f"{name}_seconds"] = seconds
-        if reporter.peaks:
-            figures[f"{name}_gib"] = reporter.peaks.get(name)
         rows.append(row)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     shown = [{key: row.get(key, "") for key in keys} for row in rows]
