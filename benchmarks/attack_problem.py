@@ -29,8 +29,8 @@ from inversight.pipeline.metrics import Evaluation
 from inversight.pipeline.plan import Plan
 from inversight.priors import StylePrior
 from inversight.settings import ATTACKS, Adaptation, AuditSettings, resolve
-from study import SMALL
-from study_data import TRUNCATED
+from study import BASE, SMALL, audit_arm
+from study_data import DATASETS, TRUNCATED
 
 MEASURES = (
     "accuracy_top1", "target_top1", "knn_distance", "ddcs_best", "covered", "coverage", "frechet",
@@ -38,6 +38,17 @@ MEASURES = (
 )  # fmt: skip
 STEPS = {"digits": 300, "faces-32": 250, "vehicles-same": 500}
 """Steps of the adaptation; the arm vanilla takes as many without guidance."""
+HARDLY: dict[str, Any] = {
+    "shadows": 0,
+    "arm": BASE,
+    "prior": {"steps": 40},
+    "adaptation": {"steps": 0},
+    "target_training": {"epochs": 8},
+    "evaluator_training": {"epochs": 8},
+    "public_training": {"epochs": 2},
+    "attack": [{"class": "plug-and-play", "pool": 40, "candidates": 2, "keep": 1, "steps": 1}],
+}
+"""Settings of an audit that is over soon and has networks of the usual size, which decide the speed."""
 AS_PUBLISHED = {
     "plug-and-play": TRUNCATED, "lokt": {"white_box": TRUNCATED}, "ppdg": {"around": TRUNCATED},
 }  # fmt: skip
@@ -65,6 +76,14 @@ class AttackProblem:
         folder = base_audit(name, seed, data=data, work=work, small=small)
         settings = base_settings(name, seed, data=data, work=work, small=small)
         return replace(cls.from_run(name, seed, settings, folder), small=small)
+
+    @classmethod
+    def hardly_trained(cls, name: str, seed: int, *, data: Path, work: Path) -> AttackProblem:
+        """Return the problem of a data set and seed for measurements of time alone."""
+        settings = resolve({**DATASETS[name].given(seed, data, work), **HARDLY, "seed": seed})
+        folder = work / f"{name}-{seed}"
+        audit_arm(settings, folder, folder)
+        return cls.from_run(name, seed, settings, folder)
 
     @classmethod
     def from_run(cls, name: str, seed: int, settings: AuditSettings, folder: Path) -> AttackProblem:

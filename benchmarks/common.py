@@ -13,7 +13,9 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,20 +30,42 @@ from inversight.core.run import write_json
 Key = TypeVar("Key")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark."""
+class _Tiny(argparse.Action):
+    """An option that sets ``small`` and ``tiny``: what has no tiny size of its own takes the small one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        namespace.small = namespace.tiny = True
+
+
+def parser(description: str, *, small: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark.
+
+    ``small``: whether --small has sizes at which figures mean what those of the whole benchmark mean.
+    Otherwise it is --tiny.
+    """
     arguments = argparse.ArgumentParser(description=description)
+    if small:
+        arguments.add_argument(
+            "--small", action="store_true", help="smaller sizes, at most three minutes on two cores"
+        )
     arguments.add_argument(
-        "--small", action="store_true", help="smaller sizes, at most two minutes"
-    )
+        "--tiny", *([] if small else ["--small"]), action=_Tiny, nargs=0,
+        help="tiny sizes: shows whether the benchmark runs, and its figures mean nothing",
+    )  # fmt: skip
+    arguments.set_defaults(small=False, tiny=False)
     arguments.add_argument("--json", type=Path, help="write figures, rows and machine to this file")
     arguments.add_argument("--seed", type=int, default=0)
     return arguments
 
 
-def data_parser(doc: str, *, datasets: Iterable[str], evidence: str) -> argparse.ArgumentParser:
+def data_parser(
+    doc: str, *, datasets: Iterable[str], evidence: str, small: bool = False
+) -> argparse.ArgumentParser:
     """Return a parser for a benchmark that keeps a result for each data set and seed."""
-    arguments = parser(doc)
+    arguments = parser(doc, small=small)
     arguments.add_argument("--datasets", default=",".join(datasets), type=listed)
     arguments.add_argument("--seeds", help="for example 0-2 or 0,3")
     arguments.add_argument(
@@ -58,7 +82,7 @@ def data_parser(doc: str, *, datasets: Iterable[str], evidence: str) -> argparse
 def data_options(
     arguments: argparse.ArgumentParser, *, known: Iterable[str], seeds: str, small_seeds: str
 ) -> argparse.Namespace:
-    """Return the options of :func:`data_parser`; --small takes the digits."""
+    """Return the options of :func:`data_parser`; small versions take the digits."""
     options = arguments.parse_args()
     options.seeds = numbers(options.seeds or (small_seeds if options.small else seeds))
     if options.small:
@@ -75,7 +99,7 @@ def folders(
 ) -> Iterator[None]:
     """Set where run folders go, by default ``usual``.
 
-    --small deletes them afterwards, and what goes to the options that ``temporary`` names.
+    Small versions delete them afterwards, and what goes to the options that ``temporary`` names.
     """
     with tempfile.TemporaryDirectory() as deleted:
         if options.work is None:
@@ -225,6 +249,12 @@ def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     pyplot().close(figure)
 
 
+def in_own_process(function: Callable[..., Key], *given: Any) -> Key:
+    """Return ``function(*given)``, called in a process that starts with what this one has imported."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as alone:
+        return alone.submit(function, *given).result()
+
+
 def machine(seed: int) -> dict[str, Any]:
     """Return where and when the figures were measured."""
     cpu = platform.processor() or platform.machine()
@@ -266,6 +296,8 @@ def finish(
     for name, value in figures.items():
         console.print(f"{name}: {value}", markup=False)
     console.print(", ".join(f"{k} {v}" for k, v in facts.items()), markup=False)
+    if vars(options).get("tiny"):
+        console.print("--tiny: these figures show that the benchmark runs, and nothing else")
     if options.json:
         options.json.write_text(
             json.dumps({"figures": figures, "rows": rows, "machine": facts}, indent=2) + "\n"

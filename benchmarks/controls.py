@@ -181,9 +181,9 @@ def _of_covariates(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _options() -> argparse.Namespace:
-    arguments = parser(__doc__ or "")
+    arguments = parser(__doc__ or "", small=False)
     arguments.add_argument(
-        "--parts", type=listed, help="default all; with --small all but trained-leak, reference"
+        "--parts", type=listed, help="default all; with --tiny all but trained-leak, reference"
     )
     arguments.add_argument(
         "--seeds", type=int, default=None, help="for planted and no-leak; default 20"

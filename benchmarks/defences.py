@@ -54,7 +54,7 @@ SHOWN = {
     "distance_protected": "protected",
 }
 """Measures in the table and their short names."""
-SMALL_DEFENCES = ("removal", "negative-label-smoothing", "purification")
+SMALL_DEFENCES = ("removal", "purification")
 BLACK_BOX_BUDGETS: dict[str, dict[str, Any]] = {
     "faces-32": {"searches": 12, "generations": 12, "keep": 10, "crops": 10}
 }

@@ -43,7 +43,7 @@ ATTACKS = ("plug-and-play", "mirror", "gmi", "ppdg")
 
 @dataclass(frozen=True)
 class Budget:
-    """Numbers that --small makes smaller.
+    """Numbers that --tiny makes smaller.
 
     models: of the parts other than `power`, which has ``most``. redraws: of the design in `null`.
     """

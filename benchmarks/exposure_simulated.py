@@ -1,6 +1,7 @@
 """Which test of an image's exposure holds its rate, and which sees most? Simulated distances, exact truth.
 
-uv run python benchmarks/exposure_simulated.py [--small]
+uv run python benchmarks/exposure_simulated.py            8 to 48 models, 200 simulations of each row
+uv run python benchmarks/exposure_simulated.py --small    8 models, 40
 
 Log distances of 200 images in K shadow models (pairs of complementary halves) are simulated with the spread
 of the digits: 0.18 between models, of which a part is common to images of a class. All tests see the same
@@ -39,7 +40,7 @@ REDRAWS = 60
 
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
-    times = 4 if options.small else 200
+    times = 4 if options.tiny else 40 if options.small else 200
     counts = (8,) if options.small else (8, 16, 24, 48)
     rows: list[dict[str, Any]] = []
     for models in counts:

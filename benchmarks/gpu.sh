@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh             results in benchmarks/out/gpu, one JSON file for each part; continues there
 #   bash benchmarks/gpu.sh OUT         results in OUT, such as "$OUT" on a borrowed machine
-#   bash benchmarks/gpu.sh OUT --small on any machine: whether it runs
+#   bash benchmarks/gpu.sh OUT --tiny  on any machine: whether it runs
 #
 # PYTHON is the Python with inversight and scikit-learn, by default uv's. A part that fails does not stop the others.
 set -uo pipefail

@@ -1,6 +1,7 @@
 """How often do the 95 % intervals of scores hold the mean? Simulated scores of images.
 
-uv run python benchmarks/intervals.py
+uv run python benchmarks/intervals.py            500 simulations of each row
+uv run python benchmarks/intervals.py --small    100
 
 Classes have means of their own, and images are drawn anew within them, as the intervals assume.
 
@@ -37,7 +38,7 @@ RESAMPLES = 400
 
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
-    trials = 10 if options.small else 500
+    trials = 5 if options.tiny else 100 if options.small else 500
     rows, figures = [], {}
     for name, sizes in SIZES.items():
         for shape in ("normal", "scores", "heavy"):

@@ -1,7 +1,7 @@
 """The natural gradient: its cost, and its distance from the exact one. VGG16 with random weights.
 
 uv run python benchmarks/natural_gradient.py                   64 x 64 on a CPU; 16 images at 256 x 256 on a GPU
-uv run python benchmarks/natural_gradient.py --small           smaller batches, AlexNet; eigenpairs at 32 x 32
+uv run python benchmarks/natural_gradient.py --tiny            AlexNet, eigenpairs at 32 x 32: whether it runs
 uv run python benchmarks/natural_gradient.py --parts steps     one of the four parts alone
 
 arpack_over_eigen   time of 20 eigenpairs by one ARPACK run for each image (k = 20, ncv = 40, tol = 0, as
@@ -374,7 +374,7 @@ def time_steps(
                 progress=note,
             )
             # The first step warms up and has the lazy penalty. The mean of those after it, eight where
-            # it is not a small version, of which guidance measures its length on the parameters in one.
+            # it is not a tiny version, of which guidance measures its length on the parameters in one.
             taken.append((moments[-1] - moments[0]) / (steps - 1))
     vanilla, guided = (statistics.median(taken) for taken in times.values())
     return {
@@ -426,7 +426,7 @@ def say(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__ or "")
+    arguments = parser(__doc__ or "", small=False)
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments.add_argument(
         "--parts", default=PARTS, type=lambda text: tuple(text.split(",")), help=", ".join(PARTS)

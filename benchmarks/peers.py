@@ -1,7 +1,7 @@
 """ART's MIFace beside the default attack, on the classifier of the digits audit.
 
 uv run --with adversarial-robustness-toolbox python benchmarks/peers.py             compute what is missing
-uv run --with adversarial-robustness-toolbox python benchmarks/peers.py --small     one seed, small budgets
+uv run --with adversarial-robustness-toolbox python benchmarks/peers.py --tiny      tiny: whether it runs
 uv run python benchmarks/peers.py --table                                           print existing results
 
 For each seed one audit trains the target, trains a prior on the public images, adapts it, attacks and scores:

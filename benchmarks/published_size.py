@@ -1,7 +1,7 @@
 """Adaptation of a prior of the published size, 256 x 256: seconds a step and memory. Random weights.
 
 uv run python benchmarks/published_size.py            StyleGAN2-ADA as paper256, on a GPU
-uv run python benchmarks/published_size.py --small    a small network at 16 x 16
+uv run python benchmarks/published_size.py --tiny     a small network at 16 x 16: whether it runs
 
 ARM_step_seconds   a step of the game, with its share of the lazy penalties
 ARM_over_vanilla   the same over vanilla's
@@ -39,7 +39,7 @@ def images_of(prior: StylePrior, w: torch.Tensor, half: bool) -> torch.Tensor:
 
 
 def main() -> None:
-    arguments = parser(__doc__ or "")
+    arguments = parser(__doc__ or "", small=False)
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = arguments.parse_args()
     device = torch.device(options.device)

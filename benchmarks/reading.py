@@ -11,11 +11,7 @@ system takes back when memory is short; *before* is that of the imports alone.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from common import finish, parser
+from common import finish, in_own_process, parser
+from inversight.data import load_images
 
 SIDE, CLASSES = 64, 100
 
@@ -87,8 +84,6 @@ def peak() -> float:
 
 def one(path: Path) -> dict[str, Any]:
     """Read one format; return this process's time and peak memory."""
-    from inversight.data import load_images
-
     before, started = peak(), time.perf_counter()
     found = load_images(path, role="--private")
     seconds, reading = time.perf_counter() - started, peak()
@@ -108,22 +103,14 @@ def one(path: Path) -> dict[str, Any]:
 def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--images", type=int, help="number of images")
-    arguments.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = arguments.parse_args()
-    if options.one:
-        print(json.dumps(one(options.one)))
-        return
-    count = options.images or (2000 if options.small else 100_000)
+    usual = 200 if options.tiny else 2000 if options.small else 100_000
+    count = options.images or usual
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, path in write(Path(folder), count, options.seed).items():
-            found = subprocess.run(
-                [sys.executable, __file__, "--one", str(path)],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            rows.append({"format": name} | json.loads(found.stdout.splitlines()[-1]))
+        # Written in another process too, so that the memory this takes is not in that of the rows.
+        for name, path in in_own_process(write, Path(folder), count, options.seed).items():
+            rows.append({"format": name} | in_own_process(one, path))
     if len({row.pop("sum") for row in rows}) > 1:
         raise SystemExit("the formats gave different pixels")
     figures = {f"{row['format']}: seconds": round(row["seconds"], 1) for row in rows}

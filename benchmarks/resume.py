@@ -1,7 +1,7 @@
 """Kill an audit at random moments, resume it, and compare its tables with those of an undisturbed run.
 
 uv run python benchmarks/resume.py            ten kills of the digits audit, quick preset
-uv run python benchmarks/resume.py --small    one kill of a very short audit
+uv run python benchmarks/resume.py --small    two kills of a short audit
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import inversight.pipeline.audit  # noqa: F401  # once for all processes
 from common import finish, parser
 from inversight.cli import main
+from inversight.pipeline.estimate import Estimate
 
 TABLES = ("metrics.json", "samples.parquet", "holdout.parquet", "exposure.parquet")
 SMALL = {
@@ -72,7 +75,7 @@ def run_whole(*arguments: str) -> None:
 
 def benchmark() -> None:
     options = parser(__doc__ or "").parse_args()
-    kills = 1 if options.small else 10
+    kills = 1 if options.tiny else 2 if options.small else 10
     sets = (
         [f"{k}={v}" for k, v in SMALL.items()] if options.small else ["prior.checkpoint_seconds=5"]
     )
@@ -84,7 +87,8 @@ def benchmark() -> None:
         settings += ["--set", f"attack={attack}"]
     rng = random.Random(options.seed)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as temporary:
+    no_trials = patch("inversight.pipeline.audit.estimate", lambda _: Estimate({}, 0, 0))
+    with tempfile.TemporaryDirectory() as temporary, no_trials if options.tiny else nullcontext():
         whole = Path(temporary) / "whole"
         begun = time.monotonic()
         run_whole(*settings, "--out", str(whole))

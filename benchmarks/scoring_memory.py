@@ -1,7 +1,7 @@
 """Memory and time of scoring against the number of images, with a projection for LPIPS.
 
 uv run python benchmarks/scoring_memory.py                 up to 100,000 + 100,000 in 1,000 classes
-uv run python benchmarks/scoring_memory.py --small         400 + 400
+uv run python benchmarks/scoring_memory.py --small         1,000 + 1,000
 uv run python benchmarks/scoring_memory.py --plot FILE     draw it
 
 Every row is a process of its own that scores 32 x 32 colour images, half of them private, a hundred of each
@@ -14,14 +14,12 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import finish, parser, pyplot, save_figure
+from common import finish, in_own_process, parser, pyplot, save_figure
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.embeddings import PooledEmbedding
@@ -105,13 +103,12 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--plot", type=Path, help="draw the growth to this file")
     options = arguments.parse_args()
-    sizes = (400,) if options.small else (1000, 10_000, 100_000)
+    sizes = (200,) if options.tiny else (1000,) if options.small else (1000, 10_000, 100_000)
+    lpips = 2 if options.tiny else 20 if options.small else 100
     rows = []
     runs = [(kind, n) for kind in ("pixel", "classifier") for n in sizes]
-    for kind, n in [*runs, ("lpips-vgg", 4 if options.small else 100)]:
-        # A process of its own for each row, which starts with PyTorch loaded.
-        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as alone:
-            rows.append(alone.submit(one, kind, n).result())
+    for kind, n in [*runs, ("lpips-vgg", lpips)]:
+        rows.append(in_own_process(one, kind, n))
         print(rows[-1], file=sys.stderr, flush=True)
     last = rows[-1]
     for n in sizes:

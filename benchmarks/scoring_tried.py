@@ -1,7 +1,7 @@
 """Settings tried to make LPIPS (VGG16, 256 x 256) faster, and their times.
 
 uv run python benchmarks/scoring_tried.py            24 images, three rounds
-uv run python benchmarks/scoring_tried.py --small    4 images of 64 x 64, one round
+uv run python benchmarks/scoring_tried.py --small    8 images of 128 x 128
 
 Each row times the network alone in one setting. *relative error* is the largest one of all pairwise
 distances, against the same network in float32; scores are promised to 1e-5.
@@ -25,7 +25,7 @@ from common import finish, parser
 from inversight.data import to_pil
 from inversight.embeddings.lpips import Lpips, Undrawn, random_backbone
 
-SIZE, SMALL_SIZE = 256, 64
+SIZE, SMALL_SIZE, TINY_SIZE = 256, 128, 64
 
 
 def pictures(n: int, seed: int, size: int) -> Tensor:
@@ -74,8 +74,8 @@ def distances(embedding: Lpips, images: Tensor, dtype: torch.dtype) -> Tensor:
 
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
-    n, rounds = (4, 1) if options.small else (24, 3)
-    size = SMALL_SIZE if options.small else SIZE
+    n, rounds = (4, 1) if options.tiny else (8 if options.small else 24, 3)
+    size = TINY_SIZE if options.tiny else SMALL_SIZE if options.small else SIZE
     backbone = random_backbone("vgg", torch.Generator().manual_seed(options.seed))
     plain, last = layers(backbone), layers(backbone).to(memory_format=torch.channels_last)
     embedding = Lpips("vgg", size=size, backbone=backbone)

@@ -30,7 +30,7 @@ def run(
     """Run such a benchmark, from its options to its table.
 
     ``measure`` returns the facts kept for a data set and seed, with ``measures``. ``rows`` returns the table's
-    rows of a data set from the measures of its seeds, ``figures`` what is printed below. --small takes digits
+    rows of a data set from the measures of its seeds, ``figures`` what is printed below. --tiny takes digits
     with seed 0 and keeps nothing.
     """
     arguments = data_parser(doc, datasets=datasets, evidence=evidence)

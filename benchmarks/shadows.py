@@ -1,6 +1,7 @@
 """How fast are shadow models, and does the speed change what they show?
 
 uv run python benchmarks/shadows.py            24 models on the digits, two processes, about six minutes
+uv run python benchmarks/shadows.py --small    8 models, trained and attacked as 24 are
 
 One audit of the digits without shadow models trains target, public network and prior. From there:
 
@@ -50,10 +51,11 @@ from inversight.priors.image_cache import ImageCache
 from inversight.risk.exposure import exposure, membership_auc
 from inversight.settings import resolve
 
-SMALL: dict[str, Any] = {
-    "prior": {"steps": 30},
+SMALL: dict[str, Any] = {"prior": {"steps": 30}, "evaluator_training": {"epochs": 2}}
+"""Settings that change no time that is compared."""
+TINY: dict[str, Any] = {
+    **SMALL,
     "target_training": {"epochs": 8},
-    "evaluator_training": {"epochs": 2},
     "public_training": {"epochs": 4},
     "attack": [
         {"class": "plug-and-play", "pool": 400, "candidates": 8, "keep": 4, "steps": 8, "crops": 4}
@@ -87,12 +89,13 @@ class Alone:
 
 def main() -> None:
     arguments = parser(__doc__ or "")
-    arguments.add_argument("--models", type=int, help="default 24; small: 8")
+    arguments.add_argument("--models", type=int, help="default 24; small: 8; tiny: 4")
     options = arguments.parse_args()
-    models = options.models or (8 if options.small else 24)
+    models = options.models or (4 if options.tiny else 8 if options.small else 24)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        job, attack = prepared(Path(folder), options.small, options.seed)
+        changed = TINY if options.tiny else SMALL if options.small else {}
+        job, attack = prepared(Path(folder), changed, options.seed)
         rows = compared(job, attack, models, Path(folder))
         grown = [] if options.small else growth(job, attack, Path(folder))
     slow, fast = rows
@@ -106,9 +109,9 @@ def main() -> None:
     finish("Shadow models of the digits, seconds and what they show", figures, table, options)
 
 
-def prepared(folder: Path, small: bool, seed: int) -> tuple[ShadowJob, ShadowAttack]:
+def prepared(folder: Path, changed: dict[str, Any], seed: int) -> tuple[ShadowJob, ShadowAttack]:
     """Return the job and the attack of an audit of the digits."""
-    given = {**(SMALL if small else {}), "shadows": 0, "seed": seed}
+    given = {**changed, "shadows": 0, "seed": seed}
     adaptation = {"adaptation": {"steps": 0}}
     audit(**{**given, **adaptation}, out=folder / "run", reporter=Terminal())
     settings = resolve(read_manifest(folder / "run")["given"])

@@ -1,7 +1,7 @@
 """Where does an audit of 64 x 64 images spend its time and memory? The standard preset, stage by stage.
 
 uv run python benchmarks/stages.py            64 x 64, 200 private images, four shadow models
-uv run python benchmarks/stages.py --small    16 x 16, a fifth of the images
+uv run python benchmarks/stages.py --tiny     16 x 16, a fifth of the images: whether it runs
 
 STAGE_seconds   time of a stage
 STAGE_gib       peak of the GPU memory that PyTorch held until the next stage began, by the names of the
@@ -65,7 +65,7 @@ class Watching(Terminal):
 
 
 def main() -> None:
-    arguments = parser(__doc__ or "")
+    arguments = parser(__doc__ or "", small=False)
     options = arguments.parse_args()
     each, size = (4, 16) if options.small else (20, 64)
     given: dict[str, Any] = {

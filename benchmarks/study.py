@@ -100,7 +100,7 @@ _OWN_SETTINGS = {
 }
 """Prefixes of settings that only some arms use, and these arms."""
 SMALL_ARMS = ("vanilla", "natural-gradient", "conditional-tuned")
-"""Arms with --small: the paper's, and one with classes, pivots and tuning."""
+"""Arms with --tiny: the paper's, and one with classes, pivots and tuning."""
 SMALL: dict[str, Any] = {
     "prior": {"steps": 12, "batch_size": 8, "width": 4},
     "adaptation": {"steps": 6},
@@ -161,7 +161,7 @@ def _seed(name: str, seed: int, options: argparse.Namespace) -> None:
         given = merge(given, parse_assignment(text))
     settings = {arm: _with_arm(given, arm) for arm in options.arms}
     if options.small:
-        settings = {arm: _with_short_tuning(one) for arm, one in settings.items()}
+        settings = {arm: _with_few_pivots(one) for arm, one in settings.items()}
     missing = [
         arm
         for arm in options.arms
@@ -215,9 +215,10 @@ def _with_arm(given: dict[str, Any], name: str) -> AuditSettings:
     return replace(settings, adaptation=adaptation)
 
 
-def _with_short_tuning(settings: AuditSettings) -> AuditSettings:
-    tuning = min(settings.adaptation.pivots_tuning, 30)
-    return replace(settings, adaptation=replace(settings.adaptation, pivots_tuning=tuning))
+def _with_few_pivots(settings: AuditSettings) -> AuditSettings:
+    given = settings.adaptation
+    few = replace(given, pivots=min(given.pivots, 1), pivots_tuning=min(given.pivots_tuning, 30))
+    return replace(settings, adaptation=few)
 
 
 def audit_arm(settings: AuditSettings, folder: Path, base: Path) -> AuditResult:

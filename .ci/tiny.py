@@ -1,6 +1,6 @@
-"""Runs the small versions of benchmarks one after another in this process, which imports PyTorch once.
+"""Runs the tiny versions of benchmarks one after another in this process, which imports PyTorch once.
 
-python .ci/small.py [--work FOLDER] 'NAME [OPTION...]'...
+python .ci/tiny.py 'NAME [OPTION...]'...
 
 Exit code 1 at the first that fails, with its whole output.
 """
@@ -24,7 +24,7 @@ SHOWN = 12
 def run(name: str, options: list[str]) -> tuple[bool, str]:
     """Return whether a benchmark ended well, and what it printed."""
     script, output = str(BENCHMARKS / f"{name}.py"), io.StringIO()
-    sys.argv = [script, "--small", *options]
+    sys.argv = [script, "--tiny", *options]
     good = True
     with redirect_stdout(output), redirect_stderr(output):
         try:
@@ -39,20 +39,17 @@ def run(name: str, options: list[str]) -> tuple[bool, str]:
 
 
 def main() -> None:
-    lines, common = sys.argv[1:], []
-    if lines[0] == "--work":
-        common, lines = lines[:2], lines[2:]
     sys.path.insert(0, str(BENCHMARKS))
-    for line in lines:
+    for line in sys.argv[1:]:
         name, *options = shlex.split(line)
         started = time.monotonic()
-        good, output = run(name, [*options, *common])
+        good, output = run(name, options)
         if not good:
-            print(f"- benchmarks/{name}.py --small failed\n{output}", flush=True)
+            print(f"- benchmarks/{name}.py --tiny failed\n{output}", flush=True)
             sys.exit(1)
         last = "\n".join(output.splitlines()[-SHOWN:])
         print(
-            f"+ benchmarks/{name}.py --small ({time.monotonic() - started:.0f} s)\n{last}",
+            f"+ benchmarks/{name}.py --tiny ({time.monotonic() - started:.0f} s)\n{last}",
             flush=True,
         )
 
