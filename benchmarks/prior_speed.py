@@ -3,14 +3,19 @@
 uv run python benchmarks/prior_speed.py                       digits and faces against c109938~1
 uv run python benchmarks/prior_speed.py --before HEAD~1       against another commit
 uv run python benchmarks/prior_speed.py --set new_latents=true --before HEAD     what a setting does
+uv run python benchmarks/prior_speed.py --kept FOLDER         keeps each training, and goes on where it stopped
 
 Both versions train on the same public images with the same seeds, each with its preset `quick` in a process
 of its own with one thread; the order alternates. Time is processor time of the training alone. Quality is the
 Frechet distance of 2,000 images (features of a classifier trained on the public images) from the public
-images.
+images, at each fifth of a training: nothing in a training depends on its number of steps, so the prior at a
+fifth is that of a training that ends there.
 
-before_over_after   how many times faster
-frechet_change      mean over seeds of the distance after less before, with half a 95 % interval
+before_over_after    how many times faster
+frechet_change       mean over seeds of the distance after less before, with half a 95 % interval
+before_over_equal    how many times faster, if the training now ends at the first fifth from which on the
+                     mean distance is higher than before by at most the standard error of the change
+equal_steps          number of steps at this fifth
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import finish, interval, listed, numbers, parser
+from common import digest, finish, interval, is_current, keep, listed, numbers, parser
 from inversight.core.console import Quiet
 from inversight.core.imaging import to_float
 from inversight.data import ImageSet, load_digits, load_images
@@ -45,6 +50,8 @@ BEFORE: dict[str, dict[str, Any]] = {
     "faces-32": {"steps": 2000, "batch_size": 32, "learning_rate": 2e-3},
 }
 """The preset `quick` for each data set, as it was at first."""
+POINTS = 5
+"""Times at which the quality is measured during a training."""
 TRAIN = """
 import json, sys, time
 import numpy as np, torch
@@ -55,14 +62,22 @@ torch.set_num_threads(1)
 given, seed, out = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 public = torch.from_numpy(np.load(sys.argv[4]))
 train_prior(public, training=PriorTraining(**{**given, "steps": 2}), rng=generator(seed))
-started = time.process_time()
-prior = train_prior(public, training=PriorTraining(**given), rng=generator(seed, "prior"))
-seconds = time.process_time() - started
-w = prior.sample(int(sys.argv[5]), rng=generator(seed, "samples"))
-with torch.no_grad():
-    images = torch.cat([prior(part) for part in w.split(100)])
-np.save(out, (images * 255).round().to(torch.uint8).numpy())
-print(json.dumps(seconds))
+class Monitor:
+    paused, seconds, samples = 0.0, [], []
+    def record(self, draw, *, images, every, facts):
+        started = time.process_time()
+        if images:
+            self.seconds.append(started - begun - self.paused)
+            drawn = torch.cat(list(draw(int(sys.argv[5]), generator(seed, "samples"))))
+            self.samples.append((drawn * 255).round().to(torch.uint8).numpy())
+        self.paused += time.process_time() - started
+monitor = Monitor()
+begun = time.process_time()
+train_prior(
+    public, training=PriorTraining(**given), rng=generator(seed, "prior"), monitor=monitor
+)
+np.save(out, np.stack(monitor.samples))
+print(json.dumps(monitor.seconds))
 """
 """Trains and draws in the process of a version; what it uses is the same in all of them."""
 
@@ -74,6 +89,7 @@ def main() -> None:
     arguments.add_argument("--seeds", default="0-4", type=numbers)
     arguments.add_argument("--part", type=float, default=1.0, help="share of the steps")
     arguments.add_argument("--data", type=Path, default=Path("../shared/data"))
+    arguments.add_argument("--kept", type=Path, help="folder of finished trainings")
     arguments.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="setting of `before` alone"
     )
@@ -83,6 +99,7 @@ def main() -> None:
     changed = {k: json.loads(v) for k, v in (one.split("=", 1) for one in options.set)}
     rows, figures = [], {}
     with tempfile.TemporaryDirectory() as folder:
+        options.kept = options.kept or Path(folder) / "kept"
         versions = {"before": _extracted(options.before, Path(folder)), "after": ROOT / "src"}
         for name in options.datasets:
             found = _compare(name, versions, changed, options, Path(folder))
@@ -119,23 +136,43 @@ def _compare(
         row: dict[str, Any] = {"data": name, "seed": seed}
         for version in sorted(versions, reverse=seed % 2 == 0):
             given = {**trained[version], "mirror": name != "digits"}
-            given["steps"] = row[f"steps_{version}"] = round(given["steps"] * options.part)
-            out = folder / "samples.npy"
-            command = [
-                sys.executable, "-c", TRAIN, json.dumps(given), str(seed), str(out),
-                str(folder / "public.npy"), str(SAMPLES),
-            ]  # fmt: skip
-            own = {"PYTHONPATH": str(versions[version]), "OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(
-                command, env=os.environ | own, stdout=subprocess.PIPE, text=True, check=True
-            )
-            row[f"s_{version}"] = json.loads(ended.stdout.splitlines()[-1])
-            images = torch.from_numpy(np.load(out))
-            row[f"frechet_{version}"] = distance(iter(to_float(images).split(200)))
+            given["steps"] = round(given["steps"] * options.part / POINTS) * POINTS
+            given["watch_images"] = given["steps"] // POINTS * given.get("batch_size", 32)
+            file = options.kept / f"{name}-{version}-{seed}.json"
+            settings = digest([given, _code(versions[version])])
+            if not is_current(file, settings):
+                seconds, images = _train(given, seed, versions[version], folder)
+                found = [distance(iter(to_float(one).split(200))) for one in images]
+                facts = {"steps": given["steps"], "s": seconds, "frechet": found}
+                keep(file, {"settings": settings, "given": given, **facts})
+            facts = json.loads(file.read_text())
+            row |= {f"{what}_{version}": facts[what] for what in ("steps", "s", "frechet")}
         pairs = [f"{what}_{v}" for what in ("steps", "s", "frechet") for v in ("before", "after")]
         rows.append({column: row[column] for column in ("data", "seed", *pairs)})
         print(rows[-1], flush=True)
     return rows
+
+
+def _code(package: Path) -> list[str]:
+    """Return the sources that a training depends on."""
+    files = [*package.glob("inversight/priors/*.py"), package / "inversight/settings/stages.py"]
+    return [file.read_text() for file in sorted(files)]
+
+
+def _train(
+    given: dict[str, Any], seed: int, package: Path, folder: Path
+) -> tuple[list[float], torch.Tensor]:
+    """Train with this version; return seconds and samples (points, N, C, S, S) at each point."""
+    out = folder / "samples.npy"
+    command = [
+        sys.executable, "-c", TRAIN, json.dumps(given), str(seed), str(out),
+        str(folder / "public.npy"), str(SAMPLES),
+    ]  # fmt: skip
+    own = {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, env=os.environ | own, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(ended.stdout.splitlines()[-1]), torch.from_numpy(np.load(out))
 
 
 def _public(name: str, data: Path) -> ImageSet:
@@ -145,13 +182,28 @@ def _public(name: str, data: Path) -> ImageSet:
 
 
 def _figures(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    before, after = (sum(row[f"s_{version}"] for row in rows) for version in ("before", "after"))
-    change, half = interval([row["frechet_after"] - row["frechet_before"] for row in rows])
-    return {
-        f"{name}: before_over_after": before / after,
-        f"{name}: frechet_change": change,
-        f"{name}: frechet_change_half": half,
+    before = sum(row["s_before"][-1] for row in rows)
+    after = [sum(row["s_after"][point] for row in rows) for point in range(POINTS)]
+    changes = [
+        interval([row["frechet_after"][point] - row["frechet_before"][-1] for row in rows])
+        for point in range(POINTS)
+    ]
+    figures = {
+        f"{name}: before_over_after": before / after[-1],
+        f"{name}: frechet_change": changes[-1][0],
+        f"{name}: frechet_change_half": changes[-1][1],
     }
+    equal: int | None = None
+    for point in reversed(range(POINTS)):
+        differences = [row["frechet_after"][point] - row["frechet_before"][-1] for row in rows]
+        error = np.std(differences, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else 0.0
+        if np.mean(differences) > error:
+            break
+        equal = point
+    found = equal is not None
+    figures[f"{name}: before_over_equal"] = before / after[equal] if found else None
+    figures[f"{name}: equal_steps"] = rows[0]["steps_after"] * (equal + 1) // POINTS if found else None
+    return figures
 
 
 if __name__ == "__main__":
