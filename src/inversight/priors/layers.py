@@ -51,8 +51,8 @@ def activate(x: Tensor, clamp: float | None = None) -> Tensor:
 
 
 def _rectify(x: Tensor, clamp: float | None) -> Tensor:
-    """Activate x, which is multiplied by the gain already: leaky_relu(g x) = g leaky_relu(x)."""
-    y = F.leaky_relu(x, 0.2)
+    """Activate x in place, which is multiplied by the gain already: leaky_relu(g x) = g leaky_relu(x)."""
+    y = F.leaky_relu(x, 0.2, inplace=True)
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
