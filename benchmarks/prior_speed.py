@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -146,7 +148,9 @@ def _compare(
                 facts = {"steps": given["steps"], "s": seconds, "frechet": found}
                 keep(file, {"settings": settings, "given": given, **facts})
             facts = json.loads(file.read_text())
-            row |= {f"{what}_{version}": facts[what] for what in ("steps", "s", "frechet")}
+            row[f"steps_{version}"] = facts["steps"]
+            for what in ("s", "frechet"):
+                row[f"{what}_{version}"] = [round(value, 2) for value in facts[what]]
         pairs = [f"{what}_{v}" for what in ("steps", "s", "frechet") for v in ("before", "after")]
         rows.append({column: row[column] for column in ("data", "seed", *pairs)})
         print(rows[-1], flush=True)
@@ -185,25 +189,26 @@ def _figures(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     before = sum(row["s_before"][-1] for row in rows)
     after = [sum(row["s_after"][point] for row in rows) for point in range(POINTS)]
     changes = [
-        interval([row["frechet_after"][point] - row["frechet_before"][-1] for row in rows])
+        [row["frechet_after"][point] - row["frechet_before"][-1] for row in rows]
         for point in range(POINTS)
     ]
-    figures = {
+    worse = [point for point in range(POINTS) if not _as_good(changes[point])]
+    equal = worse[-1] + 1 if worse else 0
+    found = equal < POINTS
+    change, half = interval(changes[-1])
+    return {
         f"{name}: before_over_after": before / after[-1],
-        f"{name}: frechet_change": changes[-1][0],
-        f"{name}: frechet_change_half": changes[-1][1],
+        f"{name}: frechet_change": change,
+        f"{name}: frechet_change_half": half,
+        f"{name}: before_over_equal": before / after[equal] if found else None,
+        f"{name}: equal_steps": rows[0]["steps_after"] // POINTS * (equal + 1) if found else None,
     }
-    equal: int | None = None
-    for point in reversed(range(POINTS)):
-        differences = [row["frechet_after"][point] - row["frechet_before"][-1] for row in rows]
-        error = np.std(differences, ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else 0.0
-        if np.mean(differences) > error:
-            break
-        equal = point
-    found = equal is not None
-    figures[f"{name}: before_over_equal"] = before / after[equal] if found else None
-    figures[f"{name}: equal_steps"] = rows[0]["steps_after"] * (equal + 1) // POINTS if found else None
-    return figures
+
+
+def _as_good(changes: list[float]) -> bool:
+    """Return whether distances are higher on average by at most the standard error."""
+    error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else 0.0
+    return statistics.mean(changes) <= error
 
 
 if __name__ == "__main__":
