@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 import inversight
+from inversight.cli.launch import wait_passively
 from inversight.settings import AuditSettings
 
 HEAVY = ("torch", "torchvision", "pandas", "scipy", "sklearn", "matplotlib", "timm")
@@ -37,6 +39,29 @@ for words in ["--help"], ["audit", "--help"], ["audit", "--privat", "x"]:
         main(words)
 """
     assert not loaded(code) & set(HEAVY)
+
+
+def test_threads_wait_passively_in_the_command_line_alone() -> None:
+    """GNU's OpenMP reads the environment when it is loaded, so it has to be set before PyTorch is."""
+    code = """
+import contextlib, os, sys
+import inversight, inversight.cli
+assert "OMP_WAIT_POLICY" not in os.environ
+with contextlib.suppress(SystemExit):
+    inversight.cli.main(["--help"])
+assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and "torch" not in sys.modules
+"""
+    own = ("OMP_", "KMP_", "GOMP_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_how_threads_wait_is_the_users_choice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {name: "7"})
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    wait_passively()
+    assert os.environ == {name: "7"}
 
 
 def test_importing_audit_loads_no_rarely_used_packages() -> None:

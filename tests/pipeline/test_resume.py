@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from inversight import AuditResult, audit, resume
+from inversight.core.console import Quiet
 from inversight.core.errors import RunError
+from inversight.core.progress import Progress
 from inversight.core.run import Run
+from inversight.core.threads import using_threads
+from inversight.pipeline.estimate import Estimate
 from tests.pipeline.tiny import (
     CHECKPOINTS,
     TINY,
@@ -46,6 +52,44 @@ def test_stopped_in_every_stage_it_ends_with_the_same_tables(
         assert not (run / "samples.parquet").exists()
     resume(run)
     assert hashes(run) == hashes(finished.run)
+
+
+@dataclass
+class CountThreads(Quiet):
+    """Notes the number of threads of each stage, and stops the audit in the stage ``until``."""
+
+    until: str = ""
+    found: dict[str, int] = field(default_factory=dict)
+
+    def stage(self, name: str) -> Progress:
+        def progress(done: int, total: int, note: str = "") -> None:
+            self.found[name] = torch.get_num_threads()
+            if name == self.until:
+                raise Stop
+
+        return progress
+
+
+@pytest.mark.parametrize(("fixed", "prior", "others"), [(None, 2, 4), (3, 3, 3)])
+def test_threads_of_each_stage_are_kept(
+    fixed: int | None, prior: int, others: int, grey: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    chosen = {"prior": 2} if fixed is None else {}
+    forecast = Estimate({}, 0, 0, threads=chosen)
+    monkeypatch.setattr("inversight.pipeline.audit.estimate", lambda _: forecast)
+    monkeypatch.setattr("inversight.core.threads.cpu_count", lambda: 4)
+    run, counted = tmp_path / "run", CountThreads("prior")
+    with using_threads(8), pytest.raises(Stop):
+        audit(out=run, reporter=counted, threads=fixed, **grey, **TINY)
+    assert counted.found["target"] == others and counted.found["prior"] == prior
+    again, before = CountThreads("adaptation"), torch.get_num_threads()
+    with pytest.raises(Stop):
+        resume(run, reporter=again)
+    assert again.found["prior"] == prior and again.found["evaluator"] == others
+    assert torch.get_num_threads() == before
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["threads"] == others and manifest["stage_threads"] == chosen
 
 
 def test_many_images_are_decoded_once_and_removed_at_the_end(

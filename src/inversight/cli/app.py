@@ -13,6 +13,7 @@ import typer
 from inversight.cli.audit import audit
 from inversight.cli.defend import defend
 from inversight.cli.expose import expose
+from inversight.cli.launch import wait_passively
 from inversight.cli.printing import complain
 from inversight.cli.report import compare, report
 from inversight.cli.score import score
@@ -77,6 +78,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong input, 3 done and --fail-on holds."""
+    wait_passively()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*(pkg_resources|lazily).*")
     try:

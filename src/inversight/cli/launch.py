@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,21 @@ import typer
 from inversight.cli.printing import complain
 from inversight.core.console import Quiet, Terminal
 from inversight.core.errors import ConfigError, InversightError
+
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""The environment in which the threads of GNU's, LLVM's and Intel's OpenMP sleep while they wait."""
+
+
+def wait_passively() -> None:
+    """Let threads of this process and its children sleep while they wait for others, and not spin.
+
+    A thread that spins keeps a core from the thread that it waits for, where other processes use the
+    cores too. Changes nothing if the environment says how to wait, or if PyTorch is loaded, when it is
+    too late.
+    """
+    known = {*_WAITING, "GOMP_SPINCOUNT"} & os.environ.keys()
+    if not known and "torch" not in sys.modules:
+        os.environ.update(_WAITING)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, RunError
 from inversight.core.loggers import check_loggers
 from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
+from inversight.core.threads import usable_threads, using_threads
 from inversight.pipeline.audit_shadows import decide_shadows
 from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
@@ -48,8 +49,8 @@ def audit(
     adaptation: Adaptation | Mapping[str, Any] | None = None, shadows: int | str | None = None,
     recipe: str | None = None, shadow_pairs: int | None = None, adapt_shadows: bool | None = None,
     exposure_embedding: str | None = None, exposure_nearest: int | None = None,
-    keep_shadows: bool | None = None, workers: int | None = None, ray: str | None = None,
-    images: Pictures | None = None,
+    keep_shadows: bool | None = None, workers: int | None = None, threads: int | None = None,
+    ray: str | None = None, images: Pictures | None = None,
     hash_ids: bool | None = None, memory: int | None = None,
     pairs: Sequence[PairMeasure] | None = None, fdr: float | None = None,
     log: Sequence[LoggerName] | None = None, fail_on: str | Sequence[str] | None = None,
@@ -75,7 +76,10 @@ def audit(
     # Beside the run folder, of which nothing is written before all inputs are known to be right.
     cache = folder.with_name(f".{folder.name}.{DECODED}")
     try:
-        with with_cluster(Plan.prepare(settings, reporter, cache)) as plan:
+        with (
+            using_threads(settings.threads or usable_threads()),
+            with_cluster(Plan.prepare(settings, reporter, cache)) as plan,
+        ):
             return _begin(plan, folder, cache, reporter)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
@@ -90,7 +94,8 @@ def _begin(plan: Plan, folder: Path, cache: Path, reporter: Reporter) -> AuditRe
     if left_out is not None:
         reporter.say(left_out)
     remedy = f"continue with --resume {folder}"
-    with disk_remedy(str(folder), remedy), Run.create(folder, plan.manifest()) as run:
+    manifest = plan.manifest() | {"stage_threads": forecast.threads}
+    with disk_remedy(str(folder), remedy), Run.create(folder, manifest) as run:
         if cache.is_dir():
             cache.replace(folder / DECODED)
         return _execute(plan, run, reporter)
@@ -122,7 +127,11 @@ def resume(
             "defend` again, which goes on where it stopped"
         )
     # Opened before anything that takes long: another process may be working on it.
-    with disk_remedy(str(path), f"continue with --resume {path}"), Run.open(path) as run:
+    with (
+        disk_remedy(str(path), f"continue with --resume {path}"),
+        Run.open(path) as run,
+        using_threads(manifest.get("threads") or usable_threads()),
+    ):
         given = manifest["given"] | ({} if ray is None else {"ray": ray})
         _check_ray(ray, settings := resolve(given))
         check_loggers(settings.log)

@@ -31,6 +31,7 @@ from inversight.core.run import (
     write_text,
 )
 from inversight.core.seeding import generator
+from inversight.core.threads import usable_threads, using_threads
 from inversight.defences import Defence, DefenceData, Defended
 from inversight.defences.outcomes import (
     NONE,
@@ -153,7 +154,10 @@ def defend(
     # less near in any repetition, with or without a defence.
     first = plan.settings.seed + 1
     workers, threads = workers_of(plan)
-    with joined(ray, workers=workers, threads=threads, device=plan.device) as cluster:
+    with (
+        using_threads(plan.settings.threads or usable_threads()),
+        joined(ray, workers=workers, threads=threads, device=plan.device) as cluster,
+    ):
         return _Comparison(
             run=run, folder=folder, plan=plan, defences=built, settings=settings,
             protected=tuple(protected), rule=rule, seeds=tuple(range(first, first + seeds)),

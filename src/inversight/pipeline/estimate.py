@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import psutil
@@ -12,6 +12,7 @@ import torch
 from inversight.adaptation import adapt
 from inversight.attacks.workload import Measurable, Workload, cut_to
 from inversight.core.seeding import generator
+from inversight.core.threads import ThreadTrials, usable_threads
 from inversight.embeddings import named_embedding
 from inversight.models.target import Target
 from inversight.pipeline.adapt import guidance_metric
@@ -34,12 +35,16 @@ from inversight.risk.covariates import MOST_PUBLIC
 _TOGETHER = 0.5
 """Time of a training among several that are done together, in times of one alone (benchmarks/shadows.py)."""
 
+_NOT_TIMED = ("public", "pixel", "evaluator")
+"""Embeddings whose time is estimated without a trial."""
+
 
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of each stage, None if it is the user's own part and cannot be estimated; bytes.
 
     shadow: seconds of one shadow model on one of ``workers`` processes, None if it cannot be estimated.
+    threads: the number of threads that is fastest for each stage that was tried with several.
     """
 
     seconds: dict[str, float | None]
@@ -47,6 +52,7 @@ class Estimate:
     disk_bytes: int
     shadow: float | None = None
     workers: int = 1
+    threads: dict[str, int] = field(default_factory=dict)
 
     def shadow_seconds(self, models: int) -> float | None:
         """Return the seconds that ``models`` shadow models take."""
@@ -80,6 +86,8 @@ def estimate(plan: Plan) -> Estimate:
     private, public, attacks = inputs.private, plan.public_at_work, plan.attacks
     remedy = partial(plan.remedy, kept="nothing has been written")
     seconds: dict[str, float | None] = {}
+    free = device.type == "cpu" and settings.threads is None
+    trials = ThreadTrials(usable_threads() if free else None)
     classes = len(private.labels.unique())
     for name, trained, images, training in (
         ("target", inputs.target is None, private, settings.target_training),
@@ -89,25 +97,32 @@ def estimate(plan: Plan) -> Estimate:
         if trained:
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
             with remedy(name):
-                seconds[name] = factor * training_seconds(images, training, shape, device)
+                train = partial(training_seconds, images, training, shape, device)
+                seconds[name] = factor * trials.seconds(name, train)
     # A service is not asked: each image is a query, and how fast it answers is not known.
     service = inputs.endpoint is not None
     given = None if service else inputs.target
     target = (given or untrained_target(private, shape)).to(device).restricted(plan.access)
     with remedy("prior"):
-        prior, seconds["prior"] = _prior_and_seconds(plan)
+        prior, seconds["prior"] = _prior_and_seconds(plan, trials)
     if isinstance(prior, StylePrior) and plan.adapts:
         with remedy("adaptation"):
-            seconds["adaptation"] = _adaptation_seconds(plan, prior, target)
+            estimated = partial(_adaptation_seconds, plan, prior, target)
+            seconds["adaptation"] = trials.seconds("adaptation", estimated)
     works: dict[str, Workload] = {}
     timers: dict[str, Timer] = {}
+
+    def timed(name: str) -> float:
+        timers[name] = attack_timer(works[name], target, prior, classes)
+        return timers[name](works[name])
+
     for name, attack in attacks.items():
         seconds[name] = None
         if isinstance(attack, Measurable):
             works[name] = attack.workload(prior)
             with remedy(name):
-                timers[name] = attack_timer(works[name], target, prior, classes)
-                seconds[name] = None if service else timers[name](works[name])
+                found = trials.seconds(f"attack-{name}", partial(timed, name))
+                seconds[name] = None if service else found
     kept = classes * sum(work.kept for work in works.values())
     if settings.budget:
         seconds["budget"] = None
@@ -124,8 +139,12 @@ def estimate(plan: Plan) -> Estimate:
         embedded += len(private) + kept  # the control
     else:  # once more, for the covariates of the tests against the holdout
         embedded += 2 * len(private) + min(len(public), MOST_PUBLIC)
+    measured = partial(_embedding_seconds, plan, embedded)
     with remedy("scores"):
-        seconds["scores"] = _embedding_seconds(plan, embedded)
+        if settings.embedding in _NOT_TIMED:
+            seconds["scores"] = measured()
+        else:
+            seconds["scores"] = trials.seconds("scores", measured)
     shadow = _shadow_seconds(plan, seconds, works)
     workers = workers_of(plan)[0]
     if plan.shadows:
@@ -147,7 +166,7 @@ def estimate(plan: Plan) -> Estimate:
         seconds=seconds,
         memory_bytes=int(processes * (resident + images_bytes + floats + blocks) + 8 * weights),
         disk_bytes=int(8 * weights + 2 * kept * math.prod(prior.image_shape) + 60_000_000),
-        shadow=shadow, workers=workers,
+        shadow=shadow, workers=workers, threads=trials.fastest,
     )  # fmt: skip
 
 
@@ -170,7 +189,7 @@ def _shadow_seconds(
     return _TOGETHER * work * trained + attacked + measured
 
 
-def _prior_and_seconds(plan: Plan) -> tuple[Prior, float]:
+def _prior_and_seconds(plan: Plan, trials: ThreadTrials) -> tuple[Prior, float]:
     """Return the prior, or one that is hardly trained, and the seconds of its training."""
     training, images = plan.prior, plan.public_for_prior.images
     if isinstance(training, PriorFile):
@@ -182,7 +201,7 @@ def _prior_and_seconds(plan: Plan) -> tuple[Prior, float]:
         few = replace(training, steps=steps)
         return train_prior(images, training=few, rng=generator(0), device=plan.device)
 
-    return train(2), training.steps * seconds_per_step(train)
+    return train(2), trials.seconds("prior", lambda: training.steps * seconds_per_step(train))
 
 
 def _adaptation_seconds(plan: Plan, prior: StylePrior, target: Target) -> float:
@@ -249,7 +268,7 @@ def _cut_workloads(
 def _embedding_seconds(plan: Plan, images: int, name: str | None = None) -> float:
     """Return the seconds of one forward pass of a distance's network, by default the scores', over images."""
     name = name or plan.settings.embedding
-    if name in ("public", "pixel", "evaluator"):
+    if name in _NOT_TIMED:
         return 0.001 * images * (plan.work / 32) ** 2 + 1.0
     embedding = named_embedding(name, use="distance", role="--embedding", size=plan.work)
     two = torch.rand(2, *plan.shape, device=plan.device)

@@ -26,6 +26,7 @@ from inversight.core.run import (
     read_object,
     write_json,
 )
+from inversight.core.threads import using_threads
 from inversight.data import ImageSet
 from inversight.embeddings import Embedding
 from inversight.models.class_order import LOW_ACCURACY, accuracy_line, low_accuracy
@@ -65,6 +66,7 @@ from inversight.report.contents import (
     ExposureItem,
     write_gallery,
 )
+from inversight.report.formatting import mapping
 from inversight.settings import Training
 
 METRICS_FILE = "metrics.json"
@@ -206,7 +208,10 @@ class _Audit:
             with hidden_names(self.run.path, self.settings.hash_ids) as hide:
                 fill(folder, replace(self.context, hide=hide))
 
-        with self.plan.remedy(part or name, kept):
+        # No more than now: other processes may be using the other cores.
+        number = mapping(self.run.manifest.get("stage_threads")).get(name)
+        most = torch.get_num_threads() if number is None else min(number, torch.get_num_threads())
+        with self.plan.remedy(part or name, kept), using_threads(most):
             return self.run.stage(name, fill_hiding)
 
     def trained(self, name: str, images: ImageSet, training: Training) -> SavedClassifier:

@@ -12,6 +12,7 @@ from inversight.core.console import Quiet, Reporter
 from inversight.core.errors import ConfigError, RunError
 from inversight.core.loggers import check_loggers
 from inversight.core.run import Run, disk_remedy, read_manifest, read_object
+from inversight.core.threads import usable_threads, using_threads
 from inversight.data import join_images
 from inversight.pipeline.audit_shadows import JOB, SHADOWS_STAGE, check_shadows
 from inversight.pipeline.estimate import estimate
@@ -102,6 +103,7 @@ def expose(
     with (
         disk_remedy(str(path), f"continue with --resume {path}"),
         Run.open(path) as opened,
+        using_threads(settings.threads or usable_threads()),
     ):
         plan = Plan.prepare(settings, reporter)
         check_unchanged(plan.manifest(), manifest, path)

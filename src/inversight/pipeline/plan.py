@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from inversight.core.device import memory_remedy, pick_device
 from inversight.core.errors import ConfigError, InputError, RunError
 from inversight.core.run import provenance
 from inversight.core.seeding import generator
+from inversight.core.threads import usable_threads
 from inversight.data import ImageSet, groups_fingerprint, working_size
 from inversight.embeddings import named_embedding
 from inversight.models.recipes import Recipe, load_recipe
@@ -362,8 +362,7 @@ def workers_of(plan: Plan) -> tuple[int, int]:
     """Return the number of processes that work on shadow models, and the threads of each."""
     if plan.cluster is not None:
         return plan.cluster.slots, plan.cluster.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = min(cores or 1, torch.get_num_threads()) if plan.device.type == "cpu" else 1
+    cores = (plan.settings.threads or usable_threads()) if plan.device.type == "cpu" else 1
     # Each has networks and features of its own in memory, and there are few blocks to share.
     workers = plan.settings.workers or min(cores, _MOST_WORKERS)
     return workers, max(1, cores // workers)

@@ -10,9 +10,8 @@ import shutil
 import signal
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from loky.process_executor import TerminatedWorkerError
 
 from inversight.core.errors import StageError
 from inversight.core.progress import Progress, part_of, silent
+from inversight.core.threads import using_threads
 from inversight.models.target import Target
 from inversight.pipeline.shadows import (
     Block,
@@ -64,7 +64,7 @@ class ShadowRun(AbstractContextManager["ShadowRun"]):
 
     def measure_target(self, target: Target) -> Measured:
         """Attack the model under audit as the shadow models, and measure it."""
-        with _threads(self.threads):
+        with using_threads(self.threads):  # as every process: results depend on it in the last bits
             return measure_model(self.job, self._attack, target, self.job.is_private)
 
     def missing(self) -> list[Block]:
@@ -126,7 +126,7 @@ class LocalRun(ShadowRun):
             # From the end, where the others come last.
             for block in reversed(missing):
                 part = part_of(progress, before=done * _STEPS, share=_STEPS, whole=whole)
-                with _threads(self.threads):
+                with using_threads(self.threads):
                     if run_block(self.job, self._attack, block, self.folder, part):
                         break
             else:
@@ -155,14 +155,3 @@ def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     # Ctrl-C reaches every process of the terminal; this one ends without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Compute with ``number`` threads, as every process does, since results depend on it in the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -220,8 +220,9 @@ def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[tuple[str, st
 
 def _setting_values(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings and the other values of the manifest that determine results."""
-    other = {k: manifest[k] for k in ("version", "seed", "device", "threads") if k in manifest}
-    return {**other, **(manifest.get("settings") or {})}
+    other = {k: manifest[k] for k in ("version", "seed", "device") if k in manifest}
+    threads = {k: manifest[k] for k in ("threads", "stage_threads") if manifest.get(k)}
+    return {**other, **(manifest.get("settings") or {}), **threads}
 
 
 def _samples(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:

@@ -196,6 +196,10 @@ class AuditSettings:
     workers: PositiveInt | None = None
     """Processes that train and attack shadow models. None: one for each core on a CPU, one on a GPU. With ray:
     on every machine with as many cores as this one, or on every GPU."""
+    threads: PositiveInt | None = None
+    """Threads of the CPU, divided among the processes that train and attack shadow models. The last bits of
+    results depend on it. None: for each stage the number that is fastest in a short trial, at most one for
+    each core, or OMP_NUM_THREADS; --resume keeps the numbers."""
     ray: str | None = None
     """Ray cluster on which shadow models are trained and attacked: local (started on this machine), auto
     (the one that runs here), HOST:PORT or ray://HOST:PORT. Private images are sent to it. None: no Ray."""

@@ -1,0 +1,76 @@
+"""How many threads to compute with on a CPU.
+
+The last bits of results depend on the number, so a number that is chosen here is recorded with them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from loky import cpu_count
+
+_GAIN = 1.05
+"""How many times faster a larger number of threads has to be."""
+_SHARE = 0.05
+"""Largest time of one trial, in times of the work that it is for."""
+
+
+def usable_threads() -> int:
+    """Return the most threads to compute with, at least 1.
+
+    That is PyTorch's number, which OMP_NUM_THREADS and ``torch.set_num_threads`` set, but no more than the
+    cores that the process may use by its affinity and by the limits of its container.
+    """
+    cores: int = cpu_count()
+    return max(1, min(torch.get_num_threads(), cores))
+
+
+@contextmanager
+def using_threads(number: int | None) -> Iterator[None]:
+    """Compute with ``number`` threads in the block, None: with as many as before it."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class ThreadTrials:
+    """Trials of each kind of work with 1, 2, 4, ... and ``most`` threads.
+
+    most: None, where the number does not matter, as on a GPU, or is fixed: nothing is tried.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self.fastest: dict[str, int] = {}
+        """The number of threads for each kind of work that was tried."""
+
+    def seconds(self, name: str, estimate: Callable[[], float]) -> float:
+        """Return the seconds of the work called ``name`` with the fastest number of threads.
+
+        A larger number is taken if it is faster by at least 5 %. The trials end with the first number that
+        is not, and with a trial that takes more than 5 % of the time of the work.
+
+        Args:
+            name: key of the number in ``fastest``.
+            estimate: does a small part of the work, and returns the estimated seconds of the whole.
+        """
+        if self._most is None:
+            return estimate()
+        best, number = 0.0, 1
+        while True:
+            started = time.perf_counter()
+            with using_threads(number):
+                found = estimate()
+            if best and found * _GAIN > best:
+                return best
+            best, self.fastest[name] = found, number
+            if number >= self._most or time.perf_counter() - started > _SHARE * found:
+                return best
+            number = min(2 * number, self._most)
