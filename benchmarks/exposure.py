@@ -49,7 +49,7 @@ PART_SEEDS = {"repeated": 3, "defences": 3, "attacks": 3}
 VERSION = 2
 """Of what is kept of a result."""
 FULL = Budget(most=48, models=24, redraws=1000, small=False)
-SMALL = Budget(most=8, models=8, redraws=5, small=True)
+SMALL = Budget(most=8, models=4, redraws=5, small=True)
 
 
 def main() -> None:
