@@ -1,7 +1,7 @@
 """Does an audit choose the fastest number of threads, and does it bear other processes beside it?
 
 uv run python benchmarks/threads.py            about ten minutes on two quiet cores
-uv run python benchmarks/threads.py --small    shorter trainings, about two minutes
+uv run python benchmarks/threads.py --small    shorter trainings, no prior of 64x64, about three minutes
 uv run python benchmarks/threads.py --parts choice
 
 Only on a machine with nothing else on it. Two parts:
@@ -139,9 +139,9 @@ def in_process(waiting: str, small: bool) -> dict[str, Any]:
     """Return what :func:`measured` finds in a process whose threads wait in this way."""
     own = environment() | ({"OMP_WAIT_POLICY": "PASSIVE"} if waiting == "passive" else {})
     command = [sys.executable, __file__, "--measure", *(["--small"] if small else [])]
+    print(f"threads that wait as {waiting}", flush=True)
     done = subprocess.run(command, env=own, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{waiting}: {found}", flush=True)
     return found
 
 
@@ -150,7 +150,7 @@ def measured(small: bool, *, chooses: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     most = usable_threads()
     numbers = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
-    for kind, (run, steps, whole) in kinds().items():
+    for kind, (run, steps, whole) in kinds(small).items():
         seconds = dict.fromkeys(numbers, float("inf"))
         for repeat in range(2 if small else 4):
             for number in numbers:
@@ -168,13 +168,14 @@ def measured(small: bool, *, chooses: bool) -> dict[str, Any]:
             chosen = trials.fastest[kind]
             found[kind] |= {"chosen": chosen, "trial": time.perf_counter() - begun}
             found[kind]["whole"] = whole * seconds[chosen]
+        print(kind, found[kind], file=sys.stderr, flush=True)
     return found
 
 
-def kinds() -> dict[str, tuple[Run, int, int]]:
+def kinds(small: bool) -> dict[str, tuple[Run, int, int]]:
     """Return what is measured: work of n steps, steps of a measurement, and steps in an audit."""
     found: dict[str, tuple[Run, int, int]] = {}
-    for size, preset in PRIORS.items():
+    for size, preset in list(PRIORS.items())[: 2 if small else None]:
         training = prior_training_of(size, preset)
         found[f"prior {size}"] = (prior_steps(size, training), max(2, 128 // size), training.steps)
     images = random_images(32, 256)
