@@ -129,7 +129,7 @@ class Base:
             settings = self.settings
             target, evaluator = audit.target(), audit.evaluator()
             network = None
-            if self.plan.needs_public_network:
+            if self.plan.needs_public_network(exposure=True):
                 public = self.plan.public_at_work
                 network = audit.trained(PUBLIC_NETWORK, public, settings.public_training)
             prior = audit.prior(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,7 @@ import torchvision
 from torch.nn import functional as F
 
 from inversight.core.errors import WeightsError
-from inversight.embeddings import Embedding, squared_distances
+from inversight.embeddings import Embedding, named_embedding, squared_distances
 from inversight.embeddings.lpips import _BACKBONE, Lpips, Net
 from tests.draws import uniform
 from tests.embeddings.networks import authors, backbone, network
@@ -62,3 +63,23 @@ def test_names_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(WeightsError, match=r"lpips-alex.*weights import"):
         Lpips("alex")
+
+
+def test_a_published_network_is_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        loaded.append(name)
+        return backbone("squeeze")
+
+    monkeypatch.setattr("inversight.embeddings.lpips.load_weights", load)
+    monkeypatch.setenv("INVERSIGHT_WEIGHTS", str(tmp_path))
+    named = partial(named_embedding, "lpips-squeeze", use="distance", role="--embedding", size=8)
+    assert named() is named() and named(working_size=64) is named(working_size=64)
+    assert named() is not named(working_size=64) and len(loaded) == 2
+    # Other weights are another network.
+    monkeypatch.setenv("INVERSIGHT_WEIGHTS", str(tmp_path / "others"))
+    named()
+    assert len(loaded) == 3

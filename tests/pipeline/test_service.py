@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inversight.attacks import load_latents
 from inversight.core.seeding import generator
-from inversight.priors import train_prior
+from inversight.priors import StylePrior, train_prior
 from inversight.settings import PriorTraining
 from tests.attacks.service import Answer, Service, good, labels, probabilities, serving
 from tests.attacks.test_endpoint import status
@@ -60,7 +60,16 @@ def names() -> list[str]:
     return sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*.png"))
 
 
-def test_a_service_is_attacked_like_a_model(service: Service, cli: CommandLine) -> None:
+def test_a_service_is_attacked_like_a_model(
+    service: Service, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, pools = StylePrior._made, []
+
+    def made(self: StylePrior, latents: Tensor) -> Tensor:
+        pools.extend([latents] if len(latents) == 40 else [])
+        return generate(self, latents)
+
+    monkeypatch.setattr(StylePrior, "_made", made)
     out = cli.succeeds(attack(service, CMA))[0]
     assert "inversight score --reconstructions out/reconstructions" in out
     assert names() == [
@@ -68,7 +77,8 @@ def test_a_service_is_attacked_like_a_model(service: Service, cli: CommandLine) 
     ]
     found = load_latents(Path("out"))
     assert found["labels"].tolist() == [0, 0, 1, 1, 2, 2]
-    # The probe before is not the attack's; the pool is sent once.
+    # The probe before is not the attack's; the pool is generated and sent once.
+    assert len(pools) == 1
     sent = json.loads(Path("out/facts.json").read_text())["queries"]
     assert sent == service.images - 1 <= 40 + 3 * 2 * (4 * 3 + 2)
     assert sorted(p.name for p in Path("out").iterdir()) == [

@@ -1,6 +1,13 @@
 """Embeddings: images -> features whose squared distance is the distance."""
 
-from inversight.embeddings.base import Embedding, Features, Identity, StagedEmbedding, embed
+from inversight.embeddings.base import (
+    Embedding,
+    Features,
+    Identity,
+    Remembering,
+    StagedEmbedding,
+    embed,
+)
 from inversight.embeddings.distances import squared_distances
 from inversight.embeddings.named import named_embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
@@ -8,7 +15,7 @@ from inversight.embeddings.pairs import Tile, Workspace, image_pairs
 from inversight.embeddings.pullback import PullbackMetric
 
 __all__ = [
-    "Embedding", "Features", "Identity", "PooledEmbedding", "PullbackMetric", "StageEmbedding",
-    "StagedEmbedding", "Tile", "Workspace", "embed", "image_pairs", "named_embedding",
-    "squared_distances",
+    "Embedding", "Features", "Identity", "PooledEmbedding", "PullbackMetric", "Remembering",
+    "StageEmbedding", "StagedEmbedding", "Tile", "Workspace", "embed", "image_pairs",
+    "named_embedding", "squared_distances",
 ]  # fmt: skip

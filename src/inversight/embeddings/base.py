@@ -7,6 +7,7 @@ and Inception features are all of this form.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -89,6 +90,34 @@ class Identity:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         return (images.flatten(1),)
+
+
+class Remembering:
+    """An embedding without stages that computes an image's features once. It takes no derivatives.
+
+    Features are kept by the image's content until ``full`` is set.
+    """
+
+    def __init__(self, embedding: Embedding) -> None:
+        self.embedding, self.full = embedding, False
+        self._known: dict[bytes, Tensor] = {}
+
+    @property
+    def name(self) -> str:
+        return self.embedding.name
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        keys = [hashlib.blake2b(x.cpu().contiguous().numpy().tobytes()).digest() for x in images]
+        first = {key: row for row, key in reversed([*enumerate(keys)]) if key not in self._known}
+        found: dict[bytes, Tensor] = {}
+        if first:
+            blocks = self.embedding(images[sorted(first.values())])
+            made = torch.cat([block.flatten(1).float() for block in blocks], dim=1)
+            found = dict(zip(sorted(first, key=first.__getitem__), made, strict=True))
+        if not self.full:
+            self._known |= found
+        return (torch.stack([found[k] if k in found else self._known[k] for k in keys]),)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from inversight.core.config import IMPORT_PATH, build, check_name
@@ -9,6 +11,7 @@ from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Embedding
 from inversight.embeddings.network import PooledEmbedding, StageEmbedding
 from inversight.embeddings.pixel import Pixel
+from inversight.embeddings.weights import folder
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target, target_of
 from inversight.settings import EMBEDDINGS
@@ -32,18 +35,12 @@ def named_embedding(
         WeightsError: published weights are missing.
     """
     check_name(role, name, (*EMBEDDINGS, IMPORT_PATH))
-    # LPIPS and Inception are imported on demand: their libraries take seconds to import.
     if name == "pixel":
         return Pixel((size, size))
     if name in ("lpips-vgg", "lpips-alex", "lpips-squeeze"):
-        from inversight.embeddings.lpips import Lpips
-
-        net: Literal["vgg", "alex", "squeeze"] = name.removeprefix("lpips-")  # type: ignore[assignment]
-        return Lpips(net) if working_size is None else Lpips(net, size=working_size, smooth=True)
+        return _published(name, working_size, folder())
     if name == "inception":
-        from inversight.embeddings.inception import Inception
-
-        return Inception()
+        return _published(name, None, folder())
     if name == "public":
         if public_network is None:
             raise ConfigError(f"{role} public: needs --public, to train the network on")
@@ -61,3 +58,17 @@ def named_embedding(
             f"[0, 1] to a tuple of feature blocks; found {type(embedding).__name__}"
         )
     return embedding
+
+
+@cache
+def _published(name: str, working_size: int | None, weights: Path) -> Embedding:
+    """Return a published network, which a process loads once. weights: the folder it is read from."""
+    # Imported on demand: their libraries take seconds to import.
+    if name == "inception":
+        from inversight.embeddings.inception import Inception
+
+        return Inception()
+    from inversight.embeddings.lpips import Lpips
+
+    net: Literal["vgg", "alex", "squeeze"] = name.removeprefix("lpips-")  # type: ignore[assignment]
+    return Lpips(net) if working_size is None else Lpips(net, size=working_size, smooth=True)

@@ -11,7 +11,7 @@ from typing import Any
 from inversight.core.config import to_mapping
 from inversight.core.errors import RunError
 from inversight.core.run import read_object, write_json
-from inversight.data import ImageSet, join_images
+from inversight.data import ImageSet
 from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.plan import Plan, check_thresholds, workers_of
@@ -19,7 +19,6 @@ from inversight.pipeline.ray_run import RayRun
 from inversight.pipeline.shadow_run import LocalRun, ShadowRun
 from inversight.pipeline.shadows import Measured, ShadowJob, blocks_of
 from inversight.report.formatting import duration
-from inversight.risk.twins import find_twins
 from inversight.settings import SHADOWS
 
 _MOST_OF_THE_REST = 2.0
@@ -73,9 +72,8 @@ def decide_shadows(plan: Plan, forecast: Estimate, run: Path) -> tuple[Plan, str
 def shadow_job(plan: Plan, recipe: Recipe | None) -> ShadowJob:
     """Return the job of the audit's shadow models."""
     settings, inputs = plan.settings, plan.inputs
-    images = join_images(inputs.private, inputs.holdout)
     return ShadowJob(
-        images, len(inputs.private), find_twins(images).group, recipe, settings.seed, plan.device,
+        inputs.joined, len(inputs.private), inputs.twins().group, recipe, settings.seed, plan.device,
         pictures=settings.images != "none", keep=settings.keep_shadows, access=plan.access,
     )  # fmt: skip
 
@@ -109,8 +107,7 @@ def check_shadows(plan: Plan, run: Path) -> None:
     """
     file = run / "stages" / SHADOWS_STAGE / JOB
     if file.is_file():
-        images = join_images(plan.inputs.private, plan.inputs.holdout)
-        facts = job_facts(plan, recipe_of(plan, target_epochs(run)), images)
+        facts = job_facts(plan, recipe_of(plan, target_epochs(run)), plan.inputs.joined)
         check_same_job(read_object(file), facts, run)
 
 

@@ -315,12 +315,11 @@ class _Comparison:
         result = execute(plan, inner, self.reporter)
         if "accuracies" not in inner.manifest:
             target = (plan.inputs.target or _trained_target(inner.path)).to(plan.device)
-            roles = ("holdout", "private")
-            inner.record(
-                accuracies={
-                    f"{r}_accuracy": accuracy_on(target, getattr(plan.inputs, r)) for r in roles
-                }
-            )
+            if plan.inputs.holdout is None:
+                raise ValueError("a comparison needs a holdout")
+            holdout = accuracy_on(target, plan.inputs.holdout)
+            private = inner.manifest["target"]["private_accuracy"]
+            inner.record(accuracies={"holdout_accuracy": holdout, "private_accuracy": private})
         own = [s["seconds"] for s in inner.manifest["stages"] if s["name"] not in _SHARED]
         return model_audit(
             result.metrics, result.samples, pd.read_parquet(inner.path / "samples_by_set.parquet"),

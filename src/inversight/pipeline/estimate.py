@@ -89,10 +89,12 @@ def estimate(plan: Plan) -> Estimate:
     free = device.type == "cpu" and settings.threads is None
     trials = ThreadTrials(usable_threads() if free else None)
     classes = len(private.labels.unique())
+    network = plan.needs_public_network(exposure=settings.shadows != 0)
+    embedding_seconds = _EmbeddingSeconds(plan)
     for name, trained, images, training in (
         ("target", inputs.target is None, private, settings.target_training),
         ("evaluator", inputs.evaluator is None, private, settings.evaluator_training),
-        ("public-network", plan.needs_public_network, public, settings.public_training),
+        ("public-network", network, public, settings.public_training),
     ):
         if trained:
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
@@ -133,24 +135,24 @@ def estimate(plan: Plan) -> Estimate:
             scored = len(private) * (len(cuts) + len(attacks)) + kept
             scored += classes * sum(work.kept for _, work in cuts)
             with remedy("scores"):
-                seconds["budget"] = attacked + _embedding_seconds(plan, scored)
+                seconds["budget"] = attacked + embedding_seconds(scored)
     embedded = len(private) * 2 + kept
     if settings.private is not None and settings.holdout is None:
         embedded += len(private) + kept  # the control
     else:  # once more, for the covariates of the tests against the holdout
         embedded += 2 * len(private) + min(len(public), MOST_PUBLIC)
-    measured = partial(_embedding_seconds, plan, embedded)
+    measured = partial(embedding_seconds, embedded)
     with remedy("scores"):
         if settings.embedding in _NOT_TIMED:
             seconds["scores"] = measured()
         else:
             seconds["scores"] = trials.seconds("scores", measured)
-    shadow = _shadow_seconds(plan, seconds, works)
+    shadow = _shadow_seconds(plan, seconds, works, embedding_seconds)
     workers = workers_of(plan)[0]
     if plan.shadows:
         seconds["shadows"] = None if shadow is None else plan.shadows * shadow / workers
     with remedy("signals"):
-        seconds["signals"] = _embedding_seconds(plan, 2 * len(private))
+        seconds["signals"] = embedding_seconds(2 * len(private))
     weights = 0
     if isinstance(prior, StylePrior):
         weights = 4 * sum(p.numel() for m in (prior.raw, prior.critic) for p in m.parameters())
@@ -171,8 +173,9 @@ def estimate(plan: Plan) -> Estimate:
 
 
 def _shadow_seconds(
-    plan: Plan, seconds: dict[str, float | None], works: dict[str, Workload]
-) -> float | None:
+    plan: Plan, seconds: dict[str, float | None], works: dict[str, Workload],
+    embedding_seconds: _EmbeddingSeconds,
+) -> float | None:  # fmt: skip
     """Return the seconds of training, attacking and measuring one shadow model on one process."""
     name, training = next(iter(plan.attacks)), plan.settings.target_training
     trained, attacked = seconds.get("target"), seconds[name]
@@ -185,7 +188,7 @@ def _shadow_seconds(
     scored = works[name].kept * len(private.labels.unique()) + images / (
         2 * plan.settings.shadow_pairs
     )
-    measured = _embedding_seconds(plan, math.ceil(scored), plan.settings.exposure_distance)
+    measured = embedding_seconds(math.ceil(scored), plan.settings.exposure_distance)
     return _TOGETHER * work * trained + attacked + measured
 
 
@@ -197,11 +200,14 @@ def _prior_and_seconds(plan: Plan, trials: ThreadTrials) -> tuple[Prior, float]:
     if isinstance(training, Prior):
         return training, 0.0
 
-    def train(steps: int) -> StylePrior:
-        few = replace(training, steps=steps)
-        return train_prior(images, training=few, rng=generator(0), device=plan.device)
+    trained: list[StylePrior] = []
 
-    return train(2), trials.seconds("prior", lambda: training.steps * seconds_per_step(train))
+    def train(steps: int) -> None:
+        few = replace(training, steps=steps)
+        trained.append(train_prior(images, training=few, rng=generator(0), device=plan.device))
+
+    seconds = trials.seconds("prior", lambda: training.steps * seconds_per_step(train))
+    return trained[-1], seconds
 
 
 def _adaptation_seconds(plan: Plan, prior: StylePrior, target: Target) -> float:
@@ -265,15 +271,25 @@ def _cut_workloads(
     return found
 
 
-def _embedding_seconds(plan: Plan, images: int, name: str | None = None) -> float:
-    """Return the seconds of one forward pass of a distance's network, by default the scores', over images."""
-    name = name or plan.settings.embedding
-    if name in _NOT_TIMED:
-        return 0.001 * images * (plan.work / 32) ** 2 + 1.0
-    embedding = named_embedding(name, use="distance", role="--embedding", size=plan.work)
-    two = torch.rand(2, *plan.shape, device=plan.device)
-    with torch.no_grad():
-        return images / 2 * seconds_per_step(lambda n: [embedding(two) for _ in range(n)])
+class _EmbeddingSeconds:
+    """Seconds of a distance's network, by default the scores', timed once for each number of threads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._of_two: dict[tuple[str, int], float] = {}
+
+    def __call__(self, images: int, name: str | None = None) -> float:
+        """Return the seconds of one forward pass over ``images``."""
+        plan, name = self.plan, name or self.plan.settings.embedding
+        if name in _NOT_TIMED:
+            return 0.001 * images * (plan.work / 32) ** 2 + 1.0
+        key = name, torch.get_num_threads()
+        if key not in self._of_two:
+            embedding = named_embedding(name, use="distance", role="--embedding", size=plan.work)
+            two = torch.rand(2, *plan.shape, device=plan.device)
+            with torch.no_grad():
+                self._of_two[key] = seconds_per_step(lambda n: [embedding(two) for _ in range(n)])
+        return images / 2 * self._of_two[key]
 
 
 def _feature_width(plan: Plan) -> int:

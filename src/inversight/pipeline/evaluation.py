@@ -21,6 +21,7 @@ from inversight.embeddings import (
     Embedding,
     Identity,
     PooledEmbedding,
+    Remembering,
     StagedEmbedding,
     Workspace,
     embed,
@@ -36,8 +37,9 @@ from inversight.pipeline.metrics import (
     ScoredSet,
     Scoring,
 )
-from inversight.risk.covariates import public_covariates
+from inversight.risk.covariates import MOST_PUBLIC, public_covariates
 from inversight.risk.signals import NEIGHBOURS
+from inversight.risk.twins import Twins
 from inversight.risk.units import units_of
 from inversight.scores import Assignment, dists, dists_network, psnr, ssim
 from inversight.scores.comparison import Labelled, compare
@@ -61,6 +63,7 @@ def evaluate(
     control: ImageSet | None = None,
     distance_only: Mapping[str, ImageSet] | None = None,
     neighbours: bool = False,
+    twins: Twins | None = None,
     earlier: Scored | None = None,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
@@ -72,9 +75,9 @@ def evaluate(
     (:func:`inversight.embeddings.image_pairs`); once in all if ``features`` is the same embedding, has
     no stages and its features fit into ``memory``. The result does not depend on row order. Groups of
     images, and near-duplicates among private images and holdout, count as one in the tests against the
-    holdout (:func:`inversight.risk.units.units_of`). With ``public`` images, private images and holdout go
-    through ``distance`` once more, for the covariates of these tests
-    (:func:`inversight.risk.covariates.public_covariates`).
+    holdout (:func:`inversight.risk.units.units_of`). Distances to ``public`` images are covariates of these
+    tests (:func:`inversight.risk.covariates.public_covariates`). For them private images and holdout go through
+    ``distance`` once more if it has stages, or if their features do not fit into half of ``memory``.
 
     Args:
         private: holdout and ``sets``, the reconstructions by name, have its class order.
@@ -83,6 +86,8 @@ def evaluate(
             reconstructions. They enter ``control_gap`` alone.
         distance_only: more sets that enter ``Evaluation.nearness`` alone.
         neighbours: also find each private image's distance to its class (``neighbour_distance``).
+        twins: near-duplicates of private images and holdout, if they are known
+            (:func:`inversight.risk.units.units_of`).
         earlier: another evaluation's reference and sets against the same private images with the same
             embeddings. Its sets count as well.
         checkpoint: folder in which distances are kept from time to time and found again.
@@ -101,21 +106,31 @@ def evaluate(
     sets = {name: _by_id(images) for name, images in sets.items()}
     more = {name: _by_id(images) for name, images in more.items()}
     judge = None if evaluator is None else PooledEmbedding("evaluator", evaluator)
-    vectors = _Vectors(features, judge, device, progress)
+    known: ImageSet | None = None
+    if earlier is None and holdout is not None and distance.name != "evaluator":
+        known = public
+    seen: Remembering | None = None  # the distance, with the features of private images and holdout
+    if known is not None and holdout is not None and not isinstance(distance, StagedEmbedding):
+        count = len(private) + len(holdout) + min(len(known), MOST_PUBLIC)
+        if 2 * 4 * _width(distance, private, device) * count <= memory:
+            seen = Remembering(distance)
+    vectors = _Vectors(seen if seen and features == distance else features, judge, device, progress)
     if earlier is not None:
         reference = earlier[0]
     else:
         total = len(private) + sum(map(len, sets.values()))
         reference = _reference(private, holdout, vectors, total, memory)
         if holdout is not None:
-            units = units_of(private, holdout, progress=progress)
+            units = units_of(private, holdout, twins=twins, progress=progress)
             reference = replace(reference, units=units.unit)
-        if holdout is not None and public is not None and distance.name != "evaluator":
+        if known is not None:
             covariates = public_covariates(
-                join_images(private, holdout), public, distance, memory=memory, seed=seed,
+                join_images(private, holdout), known, seen or distance, memory=memory, seed=seed,
                 workspace=Workspace(device), progress=progress,
             )  # fmt: skip
             reference = replace(reference, covariates=covariates)
+    if seen is not None:
+        seen.full = True  # reconstructions are compared once
 
     real = [private] if holdout is None else [private, holdout]
     fits = "coverage" not in reference.missing
@@ -127,7 +142,7 @@ def evaluate(
     ]
     file = None if checkpoint is None else checkpoint / "distances.safetensors"
     found = compare(
-        Identity(distance.name) if shared else distance, *compared, memory=memory,
+        Identity(distance.name) if shared else seen or distance, *compared, memory=memory,
         neighbours=NEIGHBOURS if neighbours else 0, workspace=Workspace(device), checkpoint=file,
         progress=progress,
     )  # fmt: skip
@@ -193,12 +208,6 @@ class _Vectors:
     _features: dict[int, Tensor] = field(default_factory=dict)
     _evaluator: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def width(self, images: ImageSet) -> int:
-        """Return the number of values in the features of one image, measured on a blank one."""
-        first = images.select(torch.tensor([0]))
-        blank = replace(first, images=torch.zeros_like(first.images))
-        return embed(self.features, blank, device=self.device).flat().shape[1]
-
     def of_features(self, images: ImageSet) -> Tensor:
         """Return the features (N, D) that coverage and Frechet distances are computed on."""
         if self.evaluator is not None and self.features == self.evaluator:
@@ -226,11 +235,18 @@ class _Vectors:
         return self._evaluator[id(images)]
 
 
+def _width(embedding: Embedding, images: ImageSet, device: torch.device | str) -> int:
+    """Return the number of values in the features of one of ``images``, measured on a blank one."""
+    first = images.select(torch.tensor([0]))
+    blank = replace(first, images=torch.zeros_like(first.images))
+    return embed(embedding, blank, device=device).flat().shape[1]
+
+
 def _reference(
     private: ImageSet, holdout: ImageSet | None, vectors: _Vectors, images: int, memory: int
 ) -> ReferenceSet:
     """Return the private images' vectors; no features if those of all ``images`` do not fit in memory."""
-    needed = 4 * vectors.width(private) * images
+    needed = 4 * _width(vectors.features, private, vectors.device) * images
     missing = {}
     if needed > memory:
         reason = (

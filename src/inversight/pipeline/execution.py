@@ -48,7 +48,12 @@ from inversight.pipeline.exposure_stages import ExposureStages
 from inversight.pipeline.given_models import TrainedModel
 from inversight.pipeline.logs import followed, log_attack, log_results
 from inversight.pipeline.plan import Plan
-from inversight.pipeline.prior import monitor_of, prior_stage, warn_of_few
+from inversight.pipeline.prior import (
+    FrechetToPublic,
+    distance_to_public,
+    prior_stage,
+    warn_of_few,
+)
 from inversight.pipeline.report import make_gallery, report_stage
 from inversight.pipeline.result import AuditResult, crossed, thresholds
 from inversight.pipeline.score import publish_scores, scoring_embeddings
@@ -116,6 +121,8 @@ class _Audit:
         self.run, self.log = run, log
         self.labels = plan.inputs.private.labels.unique(sorted=True)
         self.context = Context(plan.settings.seed, plan.device, log)
+        # One distance for both trainings, with the public images' features.
+        self.watched: list[FrechetToPublic | None] = []
 
     def all(self) -> AuditResult:
         """Run all stages in order."""
@@ -127,7 +134,7 @@ class _Audit:
         """Run the stages after the target, while other processes may train ``shadows``."""
         run, plan, settings = self.run, self.plan, self.settings
         network = None
-        if plan.needs_public_network:
+        if plan.needs_public_network(exposure=shadows is not None or bool(self.models)):
             network = self.trained(PUBLIC_NETWORK, plan.public_at_work, settings.public_training)
         prior = self.prior(network)
         # Before the evaluator, where it is not needed: other processes go on with the attack meanwhile.
@@ -308,12 +315,15 @@ class _Audit:
 
     def monitor(self, folder: Path, network: SavedClassifier | None) -> SampleMonitor:
         """Return the monitor of a prior's training, with features that cost little beside it."""
-        cheap = ("pixel",) if self.plan.device.type == "cpu" else ("pixel", "inception")
-        own = self.settings.features if self.settings.features in cheap else "none"
-        return monitor_of(
-            folder, self.plan.public_for_prior.images, features="public" if network else own,
-            network=network, device=self.plan.device,
-        )  # fmt: skip
+        if not self.watched:
+            cheap = ("pixel",) if self.plan.device.type == "cpu" else ("pixel", "inception")
+            own = self.settings.features if self.settings.features in cheap else "none"
+            distance = distance_to_public(
+                self.plan.public_for_prior.images, features="public" if network else own,
+                network=network, device=self.plan.device,
+            )  # fmt: skip
+            self.watched.append(distance)
+        return SampleMonitor(folder, self.watched[0])
 
     def adapted(self, prior: Prior, target: Target, network: SavedClassifier | None) -> Prior:
         """Return the prior fine-tuned against the target."""
@@ -417,12 +427,13 @@ class _Audit:
                 for one in reruns
                 if one.folder is not None and (one.folder / PICTURES).is_dir()
             }
+            progress = self.log.stage("scores")
             found = evaluate(
                 inputs.private, sets, distance=distance, features=features, evaluator=evaluator,
                 holdout=inputs.holdout, public=inputs.public, control=control, distance_only=within,
-                neighbours=True, pairs=settings.pairs, fdr=settings.fdr, memory=settings.memory,
-                seed=settings.seed, checkpoint=folder, device=self.plan.device,
-                progress=self.log.stage("scores"),
+                neighbours=True, twins=None if inputs.holdout is None else inputs.twins(progress),
+                pairs=settings.pairs, fdr=settings.fdr, memory=settings.memory, seed=settings.seed,
+                checkpoint=folder, device=self.plan.device, progress=progress,
             )  # fmt: skip
             write_evaluation(folder, found, hide=context.hide)
 

@@ -13,7 +13,6 @@ from inversight.core.errors import ConfigError, RunError
 from inversight.core.loggers import check_loggers
 from inversight.core.run import Run, disk_remedy, read_manifest, read_object
 from inversight.core.threads import usable_threads, using_threads
-from inversight.data import join_images
 from inversight.pipeline.audit_shadows import JOB, SHADOWS_STAGE, check_shadows
 from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
@@ -136,8 +135,7 @@ def expose_models(
         plan = Plan.prepare(replace(settings, fail_on=None), reporter)
         plan = replace(plan, settings=settings)
         check_unchanged(plan.manifest(), manifest, path)
-        images = join_images(plan.inputs.private, plan.inputs.holdout)
-        trained = read_models(Path(models), images.ids)
+        trained = read_models(Path(models), plan.inputs.joined.ids)
         for one in trained:
             one.load(plan, reporter.warn)
         return execute(plan, opened, reporter, trained)

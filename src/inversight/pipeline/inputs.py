@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,12 +15,14 @@ from inversight.attacks.endpoint import Endpoint
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import ConfigError, InputError
 from inversight.core.imaging import Size
+from inversight.core.progress import Progress, silent
 from inversight.data import (
     ImageSet,
     check_holdout_classes,
     check_overlap,
     check_size,
     column_rule,
+    join_images,
     load_digits,
     load_images,
     read_group_rule,
@@ -33,8 +35,10 @@ from inversight.models.spec import ModelSpec
 from inversight.models.target import Access, Target
 from inversight.pipeline.score_inputs import ScoreSettings
 from inversight.pipeline.service import open_target
-from inversight.risk.twins import find_near_copies
+from inversight.risk.twins import Twins, find_near_copies, find_twins
 from inversight.settings import AuditSettings
+
+T = TypeVar("T")
 
 _NAMED = 3
 """Near-copies that a warning names; it counts the others."""
@@ -60,7 +64,7 @@ class Inputs:
 
     split: the three sets in words. Private images and holdout have the classes of the given target, in
     its order. Public images may be of another size than the private ones. endpoint: of a target that is
-    a service.
+    a service. made: what was made of the images; copies with another target share it.
     """
 
     private: ImageSet
@@ -71,6 +75,28 @@ class Inputs:
     split: str
     warnings: tuple[str, ...]
     endpoint: Endpoint | None = None
+    made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def joined(self) -> ImageSet:
+        """Private images by id, then holdout images by id (:func:`inversight.data.join_images`)."""
+        return self._once("joined", lambda: join_images(self.private, self.holdout))
+
+    def twins(self, progress: Progress = silent) -> Twins:
+        """Return the near-duplicates among the ``joined`` images."""
+        return self._once("twins", lambda: find_twins(self.joined, progress=progress))
+
+    def public_as(self, *, size: int, channels: int) -> ImageSet:
+        """Return the public images at a size and number of channels."""
+        return self._once(
+            (size, channels), lambda: self.public.resized(size=size, channels=channels)
+        )
+
+    def _once(self, name: object, make: Callable[[], T]) -> T:
+        if name not in self.made:
+            self.made[name] = make()
+        found: T = self.made[name]
+        return found
 
 
 def read_inputs(

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +228,14 @@ class Plan:
         """Return the number of shadow models; 0 until ``auto`` is decided."""
         return 0 if self.settings.shadows == "auto" else int(self.settings.shadows)
 
-    @property
-    def needs_public_network(self) -> bool:
+    def needs_public_network(self, *, exposure: bool) -> bool:
+        """Return whether an embedding is the public network's. exposure: whether exposure is measured."""
         s = self.settings
-        names = [s.embedding, s.features, s.exposure_distance]
-        if ARMS[self.settings.arm].natural_gradient and not isinstance(self.prior, Prior):
-            names.append(self.settings.guidance_embedding)
+        names = [s.embedding, s.features]
+        if exposure:
+            names.append(s.exposure_distance)
+        if ARMS[s.arm].natural_gradient and self.adapts:
+            names.append(s.guidance_embedding)
         return "public" in names
 
     @property
@@ -247,18 +248,16 @@ class Plan:
         """Return the shape (C, S, S) of the style-based prior's images."""
         return self.prior.prior.image_shape if isinstance(self.prior, PriorFile) else self.shape
 
-    @cached_property
+    @property
     def public_at_work(self) -> ImageSet:
         """Return the public images at the size of networks that are trained here."""
-        return self.inputs.public.resized(size=self.work, channels=self.shape[0])
+        return self.inputs.public_as(size=self.work, channels=self.shape[0])
 
-    @cached_property
+    @property
     def public_for_prior(self) -> ImageSet:
         """Return the public images at the prior's size."""
         channels, size, _ = self.prior_shape
-        if self.prior_shape == self.shape:
-            return self.public_at_work
-        return self.inputs.public.resized(size=size, channels=channels)
+        return self.inputs.public_as(size=size, channels=channels)
 
     def remedy(self, stage: str, kept: str) -> AbstractContextManager[None]:
         """Return a context that says what to lower if ``stage`` runs out of memory, and what is kept."""

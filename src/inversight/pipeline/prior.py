@@ -209,18 +209,30 @@ def monitor_of(
 ) -> SampleMonitor:  # fmt: skip
     """Return a monitor that writes to ``folder``, for a training on ``images``, uint8 (N, C, S, S).
 
+    Raises:
+        InputError: features that cannot be had.
+    """
+    distance = distance_to_public(images, features=features, network=network, device=device)
+    return SampleMonitor(folder, distance)
+
+
+def distance_to_public(
+    images: Tensor, *, features: str, network: SavedClassifier | None, device: torch.device
+) -> FrechetToPublic | None:
+    """Return the distance from public ``images``, uint8 (N, C, S, S), by ``features``; None for "none".
+
     Pixels are compared at 64 or less, which keeps the covariance small.
 
     Raises:
         InputError: features that cannot be had.
     """
     if features == "none":
-        return SampleMonitor(folder)
+        return None
     embedding = named_embedding(
         features, use="features", role="--features", size=min(images.shape[-1], 64),
         public_network=network,
     )  # fmt: skip
-    return SampleMonitor(folder, FrechetToPublic(images, embedding, device))
+    return FrechetToPublic(images, embedding, device)
 
 
 def check_watched(name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from inversight.models.loading import check_private_classes, load_target
 from inversight.models.spec import ModelSpec, read_classes
 from inversight.models.target import Target
 from inversight.pipeline.context import Context
-from inversight.priors.base import Prior
+from inversight.priors import Prior, StylePrior
+from inversight.priors.image_cache import ImageCache
 
 BEGUN = "attack.json"
 """Says which attack began in this folder, so that the same may go on there."""
@@ -139,6 +140,8 @@ class ServiceAttack:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / BEGUN, self.facts)
+        if isinstance(prior, StylePrior):
+            prior = replace(prior, cache=ImageCache())  # one pool for all classes
         done = self._finished_labels()
         left = [label for label in labels.tolist() if label not in done]
         if done:

@@ -9,12 +9,13 @@ from inversight.core.errors import InputError
 from inversight.core.progress import Progress, silent
 from inversight.data import ImageSet, join_images
 from inversight.risk.design import Units, in_order, make_units
-from inversight.risk.twins import find_twins
+from inversight.risk.twins import Twins, find_twins
 
 
 def units_of(
-    private: ImageSet, holdout: ImageSet | None = None, *, progress: Progress = silent
-) -> Units:
+    private: ImageSet, holdout: ImageSet | None = None, *, twins: Twins | None = None,
+    progress: Progress = silent,
+) -> Units:  # fmt: skip
     """Return the units of the N private images by id, followed by the holdout images by id.
 
     A unit is a group (``ImageSet.groups``; a name in both sets is one group) or near-duplicates
@@ -24,12 +25,14 @@ def units_of(
     Args:
         private: images.
         holdout: images of the same size, number of channels and classes.
+        twins: near-duplicates of both sets together (:func:`inversight.data.join_images`) that are known
+            already; None: they are searched for.
 
     Raises:
         ConfigError: a group has images of two classes.
     """
     images = join_images(private, holdout)
-    twins = find_twins(images, progress=progress)
+    twins = twins or find_twins(images, progress=progress)
     return make_units(images.labels, images.groups, twins.group, classes=images.classes)
 
 
