@@ -21,6 +21,7 @@ from tests.pipeline.tiny import (
     TWO,
     image_folders,
     read_result,
+    without_figures,
     without_holdout,
     without_trials,
 )
@@ -92,6 +93,13 @@ def trained(once: Once, here: dict[str, Path]) -> dict[str, Path]:
 def no_trials() -> Iterator[None]:
     """Skip the trials from which an audit's time is estimated."""
     with without_trials():
+        yield
+
+
+@pytest.fixture
+def no_figures() -> Iterator[None]:
+    """Leave the figures of the test's own audits empty."""
+    with without_figures():
         yield
 
 

@@ -86,8 +86,14 @@ def alone(once: Once) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_every_stage_is_estimated() -> None:
-    found = forecast(shadows=8)
+@pytest.fixture(scope="module")
+def demonstration() -> Estimate:
+    """The estimate of an audit of the digits with eight shadow models in two processes."""
+    return forecast(shadows=8, workers=2)
+
+
+def test_every_stage_is_estimated(demonstration: Estimate) -> None:
+    found = demonstration
     stages = ["target", "evaluator", "public-network", "prior", "adaptation", "plug-and-play"]
     assert list(found.seconds) == [*stages, "scores", "shadows", "signals"]
     assert all(s is not None and math.isfinite(s) and s > 0 for s in found.seconds.values())
@@ -96,8 +102,8 @@ def test_every_stage_is_estimated() -> None:
     assert "prior" in str(found) and "GiB" in str(found)
 
 
-def test_shadow_models_take_time_by_their_number_and_processes() -> None:
-    found = forecast(shadows=8, workers=2)
+def test_shadow_models_take_time_by_their_number_and_processes(demonstration: Estimate) -> None:
+    found = demonstration
     assert found.shadow is not None and found.seconds["shadows"] == pytest.approx(4 * found.shadow)
     assert found.shadow_seconds(16) == pytest.approx(8 * found.shadow)
 
