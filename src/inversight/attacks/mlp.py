@@ -1,0 +1,107 @@
+"""A target's layers, if it is a multilayer perceptron: what can be read from the weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from inversight.core.errors import InputError
+from inversight.core.seeding import generator
+from inversight.models.target import Target
+
+_HIDDEN = (nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Linear layers with ReLU in between: logits = W_L relu(... relu(W_1 (scale x + shift) + b_1)) + b_L.
+
+    weights: of each layer, (out, in) float64. biases: (out,), None where a layer has none. scale and
+    shift: (D,), of the D pixels in [0, 1] before the first layer.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
+    scale: Tensor
+    shift: Tensor
+
+    @property
+    def first(self) -> Tensor:
+        """The first layer (out, D + 1): its weight, and its bias, or zeros, as the last column."""
+        weight, bias = self.weights[0], self.biases[0]
+        column = weight.new_zeros(len(weight)) if bias is None else bias
+        return torch.cat([weight, column[:, None]], dim=1)
+
+    def answers(self, pixels: Tensor) -> Tensor:
+        """Return the logits (N, K) of pixels (N, D) in [0, 1]."""
+        values = self.scale * pixels + self.shift
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            values = (values.relu() if number else values) @ weight.T
+            values = values if bias is None else values + bias
+        return values
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Return the pixels (..., D) in [0, 1] of inputs (..., D) of the first layer."""
+        return ((inputs - self.shift) / self.scale).clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def read_mlp(target: Target) -> Mlp:
+    """Return the layers of ``target``, a multilayer perceptron on pixels. Sends it no counted query.
+
+    What comes before its first linear layer may scale and shift each pixel.
+
+    Raises:
+        InputError: it is another network; says what is in the way.
+    """
+    layers = [m for m in target.module.modules() if not list(m.children())]
+    linear = [m for m in layers if isinstance(m, nn.Linear)]
+    if not linear:
+        raise _other(target, "it has no linear layer")
+    inner = layers[layers.index(linear[0]) :]
+    for one in inner:
+        if not isinstance(one, _HIDDEN):
+            raise _other(target, f"it has {type(one).__name__}")
+    if inner[-1] is not linear[-1] or sum(isinstance(m, nn.ReLU) for m in inner) != len(linear) - 1:
+        raise _other(target, "its layers do not alternate with ReLU")
+    if len(linear) < 2:
+        raise _other(target, "it has a single layer, which holds no more than sums over a class")
+    size = target.image_shape[0] * target.image_shape[1] * target.image_shape[2]
+    if linear[0].in_features != size:
+        raise _other(target, f"its first linear layer does not take the {size} pixels")
+    uncounted = replace(target, before=None)
+    rng = generator(0, "mlp")
+    trial = torch.rand(6, size, generator=rng, dtype=linear[0].weight.dtype)
+    trial[0], trial[1] = 0.0, 1.0
+    seen: list[Tensor] = []
+    hook = linear[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    try:
+        logits = uncounted(trial.unflatten(1, target.image_shape).to(target.device)).cpu().double()
+    finally:
+        hook.remove()
+    inputs = seen[0].cpu().double().flatten(1)
+    scale, shift = inputs[1] - inputs[0], inputs[0]
+    found = Mlp(
+        tuple(m.weight.detach().cpu().double() for m in linear),
+        tuple(None if m.bias is None else m.bias.detach().cpu().double() for m in linear),
+        scale, shift,
+    )  # fmt: skip
+    if not _near(scale * trial.double() + shift, inputs) or bool((scale == 0).any()):
+        raise _other(target, "what comes before its first linear layer mixes pixels")
+    if not _near(found.answers(trial.double()), logits):
+        raise _other(target, "its layers are not called one after the other")
+    return found
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= _ROUNDING * other.abs().max().clamp_min(1e-12))
+
+
+def _other(target: Target, why: str) -> InputError:
+    return InputError(
+        f"WeightReconstruction needs a multilayer perceptron on pixels (Linear and ReLU): of {target.spec}, "
+        f"{why}; choose another --attack"
+    )

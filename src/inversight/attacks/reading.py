@@ -1,0 +1,130 @@
+"""Images read out of a first layer: the search for signals and the solution of images, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inversight.attacks.kinks import ImageSolver, Likely, Solution
+from inversight.attacks.selectors import SignalSearch
+from inversight.attacks.signals import FirstLayer
+from inversight.core.progress import Progress
+
+_MIXED = 0.5
+"""Most of the second image in a start, which is a mixture of two."""
+
+
+@dataclass(frozen=True)
+class ReadImages:
+    """Images that were read out of a first layer, the surest first.
+
+    coordinates: (F, n), in the span. labels: (F,), classes. zeros: (F,), how many neurons certify the image
+    beyond those that any image could be given; 0: the signal is known, the image is an estimate.
+    """
+
+    coordinates: Tensor
+    labels: Tensor
+    zeros: Tensor
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+
+def read_images(
+    layer: FirstLayer, candidates: Tensor, *, rounds: int, searches: int, rng: torch.Generator,
+    progress: Progress,
+) -> ReadImages:  # fmt: skip
+    """Return the images that can be read out of ``layer``, which has :attr:`FirstLayer.many` neurons.
+
+    candidates: (M, n), images in the coordinates of the span, where the search starts. Each round has
+    ``searches`` starts, and solves images with the selectors that are known by then.
+    """
+    search = SignalSearch(layer)
+    likely = Likely(candidates)
+    solver = ImageSolver(layer, likely, rng)
+    known: list[Solution] = []
+    images = candidates[:0]
+    for done in range(rounds):
+        for part in range(3):
+            source = [candidates, images, torch.cat([candidates, images.repeat(3, 1)])][part]
+            starts = _mixtures(source if len(source) > 8 else candidates, searches // 3, rng)
+            half = starts[::2]
+            if len(search):
+                half = likely.projected(half, layer.selectors(search.vectors))
+            search.search(torch.cat([half, starts[1::2]]), rng)
+            counted = f"{len(search)} images found in the weights, {len(known)} of them exactly"
+            progress(3 * done + part + 1, 3 * rounds, counted)
+        images, zeros = _solve(search, solver, layer, known)
+        new = [one for one in _surest_first(zeros) if one >= len(known)]
+        known += [Solution(images[one], int(zeros[one])) for one in new]
+        search.settle(new)
+        if len(known) >= layer.images:
+            break
+    images, zeros = _solve(search, solver, layer, known)
+    best = _without_alternatives(search, zeros)
+    return ReadImages(images[best], search.labels[best], zeros[best])
+
+
+def _mixtures(images: Tensor, number: int, rng: torch.Generator) -> Tensor:
+    """Return ``number`` images (S, n), each with up to half of another."""
+    one, other = torch.randint(len(images), (2, max(2, number)), generator=rng)
+    share = _MIXED * torch.rand(len(one), 1, generator=rng, dtype=torch.float64)
+    return (1.0 - share) * images[one] + share * images[other]
+
+
+def _solve(
+    search: SignalSearch, solver: ImageSolver, layer: FirstLayer, known: Sequence[Solution]
+) -> tuple[Tensor, Tensor]:
+    """Return the images (F, n) of all signals, and how many zeros certify each (F,); 0: an estimate.
+
+    Of the settled signals, which come first, the images are ``known``.
+    """
+    selectors, signals, alike = layer.selectors(search.vectors), search.signals, search.alike
+    settled = torch.arange(len(search)) < len(known)
+    single = settled | (alike.sum(dim=1) == 1)
+    # The more zeros, the less likely is a sum of several signals.
+    chances = 0.7 + 0.3 * layer.zeros(search.vectors).sum(dim=1) / 200.0
+    chances = torch.where(settled, 1.0, chances.clamp_max(1.0))
+    images = torch.zeros_like(selectors)
+    zeros = torch.zeros(len(images), dtype=torch.int64)
+    for number in range(len(search)):
+        others = single & ~alike[number]
+        found = (
+            known[number] if number < len(known)
+            else solver.image(signals[number], selectors[others], chances[others])
+        )  # fmt: skip
+        if found is None:
+            images[number] = solver.estimate(signals[number], selectors[others])
+        else:
+            images[number], zeros[number] = found.image, found.zeros
+    _drop_repeated(images, zeros, alike, len(known))
+    return images, zeros
+
+
+def _drop_repeated(images: Tensor, zeros: Tensor, alike: Tensor, settled: int) -> None:
+    """Set to 0 the zeros of images that another signal has given more surely, or that is settled."""
+    order = [*range(settled), *(one for one in _surest_first(zeros) if one >= settled)]
+    for place, number in enumerate(order[settled:], settled):
+        surer = [one for one in order[:place] if zeros[one] > 0]
+        same = torch.cosine_similarity(images[surer], images[number][None], dim=1) > 0.999
+        if bool((same | alike[number, surer]).any()):
+            zeros[number] = 0
+
+
+def _surest_first(zeros: Tensor) -> list[int]:
+    """Return the numbers of the images that zeros certify."""
+    order = zeros.argsort(descending=True, stable=True)
+    return [int(one) for one in order if zeros[one] > 0]
+
+
+def _without_alternatives(search: SignalSearch, zeros: Tensor) -> Tensor:
+    """Return the numbers of signals without alternatives of a surer one, the surest first."""
+    kept: list[int] = []
+    alike = search.alike
+    for number in zeros.argsort(descending=True, stable=True).tolist():
+        if not bool(alike[number, kept].any()):
+            kept.append(number)
+    return torch.tensor(kept, dtype=torch.int64)

@@ -1,0 +1,165 @@
+"""Single images' signals in a first layer: how the weights show at which neurons an image is on.
+
+The first layer of a network trained with weight decay, its bias as the last column, is sum_i d_i [x_i, 1]^T
+over the training images x_i (:mod:`inversight.attacks.stationarity`). The signal d_i of an image has a value
+for each neuron:
+
+- 0, exactly, where the neuron is off for the image;
+- lambda_i times the gradient of the margin at the neuron, where it is on;
+- something between these where the image lies on the kink of the neuron's ReLU. Training puts about a tenth of
+  all pairs of images and neurons there, exactly.
+
+A selector of image i is a vector q in the span of the images with q . [x_j, 1] = 0 for all others, so the
+first layer times q is d_i alone: selectors are the vectors that the first layer maps to many zeros. Here they
+are written in coordinates in which the layer's columns are orthonormal, so that all directions of the span
+count alike, however small they are in the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from inversight.attacks.mlp import Mlp
+from inversight.attacks.stationarity import Span
+
+ZERO = 3e-5
+"""A value below this, relative to the root mean square of a signal, is a zero."""
+_TOLERANCES = (1e-3, 3e-4, 1e-4, ZERO, 1e-5)
+_ALIVE = 1e-3
+"""Neurons with shorter rows, relative to the longest, are dead."""
+_ON = 1e-3
+_SIGNS = 0.965
+"""Least share of a signal whose sign is that of its class's margin."""
+_AGREES = 1.55
+"""Least sum of two shares of the neurons that are on: those whose value the upper layers explain, and those
+whose value is between 0 and that."""
+_DIRECTIONS = 15
+"""Directions of the second layer that explain the values of a signal."""
+
+
+class FirstLayer:
+    """The first layer of a network, for signals.
+
+    rows: (H, n), of the H neurons that are not dead, in the coordinates of the span. outputs: the same, of unit
+    length. columns: (H, n), orthonormal, of the same span as those of ``rows``. scales: (H,), the lengths of
+    its rows.
+    """
+
+    columns: Tensor
+    _values: Tensor
+    _turn: Tensor
+
+    def __init__(self, mlp: Mlp, span: Span) -> None:
+        lengths = span.rows.norm(dim=1)
+        alive = lengths > _ALIVE * lengths.max()
+        self.mlp, self.span = mlp, span
+        self.rows = span.rows[alive]
+        self.outputs = self.rows / lengths[alive, None]
+        self.columns, self._values, self._turn = torch.linalg.svd(self.rows, full_matrices=False)
+        self.scales = self.columns.norm(dim=1).clamp_min(1e-300)
+        path = mlp.weights[-1]
+        for weight in reversed(mlp.weights[1:-1]):
+            path = path @ weight
+        classes = len(path)
+        margins = torch.eye(classes, dtype=torch.float64)
+        margins = margins - (1.0 - margins) / max(1, classes - 1)
+        self.margins = margins @ path[:, alive]
+        """(K, H): what a logit gains from a neuron, less the mean of the others."""
+        second = torch.linalg.svd(mlp.weights[1].T[alive], full_matrices=False).U
+        self._explaining = second[:, : min(_DIRECTIONS, len(self.rows) // 4)]
+
+    @property
+    def images(self) -> int:
+        """Number n of images in the span."""
+        return self.rows.shape[1]
+
+    @property
+    def many(self) -> bool:
+        """Whether the layer has the neurons that signals need: clearly more than images."""
+        return len(self.rows) >= 2 * self.images
+
+    def zeros(self, vectors: Tensor) -> Tensor:
+        """Return which neurons (F, H) the signals of ``vectors`` (F, n) are 0 at."""
+        values = (vectors @ self.columns.T / self.scales).abs()
+        small: Tensor = values < ZERO * _size(values)
+        return small
+
+    def polished(self, vectors: Tensor) -> Tensor:
+        """Return the vectors (F, n) that vanish where ``vectors`` (F, n) nearly do."""
+        for tolerance in _TOLERANCES:
+            vectors = self.vanishing(vectors @ self.columns.T, tolerance)
+        return vectors
+
+    def vanishing(self, signals: Tensor, tolerance: float) -> Tensor:
+        """Return the unit vectors (F, n) that vanish best where ``signals`` (F, H) nearly do."""
+        values: Tensor = (signals / self.scales).abs()
+        rank = min(self.images + 2, values.shape[1])
+        least = values.kthvalue(rank, dim=1, keepdim=True).values
+        near = (values <= (tolerance * _size(values)).maximum(least)).double()
+        scaled = (self.columns / self.scales[:, None]) * near[:, :, None]
+        vectors: Tensor = torch.linalg.eigh(scaled.mT @ scaled).eigenvectors
+        return vectors[:, :, 0]
+
+    def selectors(self, vectors: Tensor) -> Tensor:
+        """Return ``vectors`` (F, n) in the coordinates of the span, (F, n) of unit length."""
+        found: Tensor = (vectors / self._values) @ self._turn
+        return unit(found)
+
+    def shares(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return at which neurons (H,) a signal (H,) is not 0, and its share (H,) of what it would be if on.
+
+        The latter is a combination of the second layer's directions, fitted with the least absolute
+        differences. A share is about 1 where the neuron is on, and between 0 and 1 at a kink.
+        """
+        size = _size(signal)
+        on = signal.abs() > _ON * size
+        shares = torch.zeros_like(signal)
+        fitted = _robust_fit(self._explaining[on], signal[on], 1e-2 * size)
+        shares[on] = signal[on] / fitted
+        return on, shares
+
+    def class_of(self, vector: Tensor) -> int | None:
+        """Return the class of a signal; None if it is not the signal of a single image.
+
+        A sum or difference of several images' signals has many zeros too, but its other values are not
+        those that the upper layers give to an image.
+        """
+        signal = self.columns @ vector
+        size = _size(signal)
+        on, shares = self.shares(signal)
+        along = self.margins[:, on] * signal[on]
+        positive = along.clamp_min(0.0).sum(1) / along.abs().sum(1)
+        agree = torch.maximum(positive, 1.0 - positive)
+        small = signal[on].abs() < 0.05 * size
+        share = shares[on]
+        fits = ((signal[on] - signal[on] / share).abs() < 0.05 * size).double().mean()
+        between = ((share > -0.05) & (share < 1.05) | small).double().mean()
+        if float(agree.max()) < _SIGNS or float(fits + between) < _AGREES:
+            return None
+        # Of the classes whose signs agree, the one whose margin the values follow best.
+        follows = (along.sum(1) / self.margins[:, on].norm(dim=1)).abs()
+        return int(follows.masked_fill(agree < _SIGNS, -1.0).argmax())
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Return vectors (..., n) of unit length in the directions of ``vectors``."""
+    length: Tensor = vectors.norm(dim=-1, keepdim=True)
+    return vectors / length
+
+
+def _size(values: Tensor) -> Tensor:
+    """Return the root mean square of values (..., H), (..., 1)."""
+    return values.square().mean(dim=-1, keepdim=True).sqrt()
+
+
+def _robust_fit(columns: Tensor, values: Tensor, floor: Tensor) -> Tensor:
+    """Return the combination of ``columns`` (N, R) with the least absolute differences from values (N,)."""
+    weights = torch.ones_like(values)
+    fitted = torch.zeros_like(values)
+    for step in range(40):
+        root = weights.sqrt()
+        solution = torch.linalg.lstsq(columns * root[:, None], (values * root)[:, None]).solution
+        fitted = (columns @ solution).squeeze(1)
+        weights = 1.0 / ((values - fitted).abs() + floor * max(1.0, 20 * 0.8**step))
+    return fitted
