@@ -32,7 +32,7 @@ from inversight.priors import untrained_prior
 from inversight.settings import Training
 from tests.command import CommandLine
 from tests.pipeline.ray_parts import Failing, KilledOnce
-from tests.pipeline.tiny import TINY, image_folders, without_trials
+from tests.pipeline.tiny import TINY, image_folders, without_figures, without_trials
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def fill(home: Path) -> None:
     settings = {**image_folders(home), **TINY, "shadows": 4, "shadow_pairs": 1, "workers": 1}
     settings["attack"] = [*TINY["attack"], {"class": "tests.examples:SampleAttack", "keep": 4}]
     defences = ["tests.defences.examples:Twin", "tests.defences.examples:Broken"]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, without_figures():
         patch.setenv("PYTHONPATH", here)
         patch.setenv("RAY_TMPDIR", tempfile.gettempdir())
         patch.setenv("TMPDIR", str(tasks))  # where processes that are killed leave their folders
@@ -120,9 +120,9 @@ def fill(home: Path) -> None:
             gone = RayRun(small_job(), home / "gone", BLOCKS, cluster=found)
             told["gone"] = said(lambda: computed(gone, home / "another-marker"))
     computed(LocalRun(small_job(), home / "here", BLOCKS, workers=1, threads=1), home / "marker")
-    with without_trials():
+    with without_trials(), without_figures():
         audit(out=home / "run-here", **settings)
-    defend(home / "run-here", defences)
+        defend(home / "run-here", defences)
     (home / "told.json").write_text(json.dumps(told))
 
 
