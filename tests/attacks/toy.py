@@ -104,10 +104,13 @@ def toy_target(module: nn.Module) -> Target:
 
 @torch.no_grad()
 def least_on_a_grid(loss: Callable[[Tensor], Tensor], reach: float = 4.0) -> Tensor:
-    """Grey levels (2,) of the least loss of images, for 161 x 161 latents within ``reach``."""
+    """Grey levels (2,) of the least loss of images, for 161 x 161 latents within ``reach``.
+
+    (K, 2) where ``loss`` returns K losses of each image, (N, K).
+    """
     axis = torch.linspace(-reach, reach, 161)
     grid = torch.cartesian_prod(axis, axis)
-    return torch.sigmoid(grid[loss(FlatPrior()(grid)).argmin()])
+    return torch.sigmoid(grid[loss(FlatPrior()(grid)).argmin(0)])
 
 
 @torch.no_grad()
@@ -117,9 +120,9 @@ def shortfall(images: Tensor, labels: Tensor) -> Tensor:
     def sure(x: Tensor) -> Tensor:
         return Nearest()(x).softmax(1)[:, :3]
 
-    best = [least_on_a_grid(lambda x, y=y: -sure(x)[:, y]) for y in range(3)]  # type: ignore[misc]
+    best = least_on_a_grid(lambda x: -sure(x))
     own = sure(images)[range(len(labels)), labels]
-    return sure(halves(torch.stack(best))).diagonal()[labels] - own
+    return sure(halves(best)).diagonal()[labels] - own
 
 
 @dataclass(frozen=True)
