@@ -29,6 +29,13 @@ from tests.pipeline.tiny import (
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
+@pytest.fixture(autouse=True)
+def no_figures() -> Iterator[None]:
+    """Leave the figures of reports empty. Audits of fixtures of a session have them."""
+    with without_figures():
+        yield
+
+
 @pytest.fixture
 def grey(tmp_path: Path) -> dict[str, Path]:
     """Private, holdout and public images of the test's own."""
@@ -93,13 +100,6 @@ def trained(once: Once, here: dict[str, Path]) -> dict[str, Path]:
 def no_trials() -> Iterator[None]:
     """Skip the trials from which an audit's time is estimated."""
     with without_trials():
-        yield
-
-
-@pytest.fixture
-def no_figures() -> Iterator[None]:
-    """Leave the figures of the test's own audits empty."""
-    with without_figures():
         yield
 
 

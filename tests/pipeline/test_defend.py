@@ -20,8 +20,6 @@ from tests.pipeline.conftest import Once, run_audit
 from tests.pipeline.tiny import TINY, without_trials
 from tests.refusals import refused
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 SAMPLES = {"class": "tests.examples:SampleAttack", "keep": 4}
 BOTH: dict[str, Any] = {**TINY, "arm": "vanilla", "attack": [TINY["attack"][0], SAMPLES]}
 TWIN, OTHER, BROKEN, ANSWERS, MORE_SAMPLES = (
