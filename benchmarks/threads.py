@@ -1,13 +1,13 @@
 """Does an audit choose the fastest number of threads, and does it bear other processes beside it?
 
-uv run python benchmarks/threads.py            about ten minutes on two quiet cores
+uv run python benchmarks/threads.py            at most eight minutes on two quiet cores
 uv run python benchmarks/threads.py --small    shorter trainings, no prior of 64x64, about three minutes
-uv run python benchmarks/threads.py --parts choice
+uv run python benchmarks/threads.py --parts load,choice
 
 Only on a machine with nothing else on it. Two parts:
 
-load     the audit of the digits without shadow models, from the command line, alone and beside two processes
-         that compute without pause, all on the same two cores
+load     an audit of the digits with a shorter training of the prior and without shadow models, from the command
+         line, alone and beside two processes that compute without pause, all on the same two cores
 choice   training steps of priors and of a classifier, and LPIPS features, with 1, 2, 4, ... threads in turn,
          and the number that the trial of an audit chooses; with waiting threads that sleep, as the command line
          has them, and with PyTorch's default, where they spin
@@ -16,6 +16,7 @@ contended_over_quiet   time of the audit beside two busy processes, over that al
 ours_over_best         time with the chosen number of threads over that with the best, the largest of the kinds
 passive_over_default   time of sleeping threads over that of spinning ones with as many threads as cores, the
                        largest of the kinds
+trial_over_whole       time of the trial over that of the work that it is for, the largest of the kinds
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +43,26 @@ from inversight.core.threads import ThreadTrials, usable_threads, using_threads
 from inversight.data import ImageSet
 from inversight.embeddings.lpips import Lpips, random_backbone
 from inversight.models.training import train_classifier
-from inversight.pipeline.timing import seconds_per_step
+from inversight.pipeline.timing import seconds_per_step, training_seconds
 from inversight.priors import train_prior
 from inversight.settings import PriorTraining, Training, resolve_prior_training, stage_budgets
 
 PRIORS: dict[int, str] = {8: "quick", 32: "quick", 64: "standard"}
 """Image sizes of priors, and the preset that trains each."""
-SHORT = (
-    "prior.steps=150", "adaptation.steps=10", "target_training.epochs=8",
-    "evaluator_training.epochs=8", "public_training.epochs=8",
-)  # fmt: skip
-"""Settings of the small version's audit."""
+AUDITS: dict[str, tuple[int, int, int]] = {
+    "whole": (400, 10, 8), "small": (150, 10, 8), "tiny": (10, 2, 1)
+}  # fmt: skip
+"""Steps of the prior and of the adaptation, and epochs of the classifiers, in the audit of each version."""
+MOST_SECONDS = 15.0
+"""Time after which a kind of work is not measured once more."""
 SCORED = 1000
 """Images that an audit of faces sends through LPIPS."""
 CLASSIFIED = 500
 """Images that a classifier is trained on."""
 CPU = torch.device("cpu")
 Run = Callable[[int], object]
+Kind = tuple[Run, int, int, Callable[[], float]]
+"""Work of n steps, the steps of a measurement and in an audit, and the audit's estimate of their seconds."""
 
 
 def main() -> None:
@@ -65,16 +70,17 @@ def main() -> None:
     arguments.add_argument("--parts", default="load,choice", type=listed)
     arguments.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = arguments.parse_args()
+    version = "tiny" if options.tiny else "small" if options.small else "whole"
     if options.measure:
         chooses = os.environ.get("OMP_WAIT_POLICY") == "PASSIVE"
-        print(json.dumps(measured(options.small, chooses=chooses)))
+        print(json.dumps(measured(version, chooses=chooses)))
         return
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     if "load" in options.parts:
-        figures |= load(options)
+        figures |= load(version, options.seed)
     if "choice" in options.parts:
-        found = {name: in_process(name, options.small) for name in ("default", "passive")}
+        found = {name: in_process(name, version) for name in ("default", "passive")}
         rows, compared = choice(found)
         figures |= compared
     seconds = [{"audit": k, "seconds": v} for k, v in figures.items() if k.endswith("_seconds")]
@@ -88,20 +94,27 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(own)} | {"PYTHONPATH": source}
 
 
-def load(options: Any) -> dict[str, float]:
+def load(version: str, seed: int) -> dict[str, float]:
     """Return the seconds of an audit alone and beside busy processes, and their ratio."""
-    given = [f"--set={one}" for one in SHORT] if options.small else []
+    prior, adaptation, epochs = AUDITS[version]
+    given = {"prior.steps": prior, "adaptation.steps": adaptation}
+    given |= {f"{name}_training.epochs": epochs for name in ("target", "evaluator", "public")}
     seconds: dict[str, float] = {}
     for name, processes in (("quiet", 0), ("contended", 2)):
         with two_cores(), busy(processes), tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             command = [sys.executable, "-m", "inversight", "audit", "--shadows", "0"]
-            command += ["--seed", str(options.seed), "--out", str(out), *given]
+            command += ["--seed", str(seed), "--out", str(out)]
+            command += [f"--set={key}={value}" for key, value in given.items()]
             begun = time.perf_counter()
-            subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True)
             seconds[name] = time.perf_counter() - begun
+            if done.returncode != 0:
+                raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
             manifest = json.loads((out / "run.json").read_text())
-            print(f"{name}: {seconds[name]:.0f} s, threads {manifest['stage_threads']}", flush=True)
+            stages = {stage["name"]: round(stage["seconds"], 1) for stage in manifest["stages"]}
+            print(f"{name}: {seconds[name]:.0f} s, stages {stages}", flush=True)
+            print(f"  threads {manifest['stage_threads']}", flush=True)
     return {
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "contended_over_quiet": seconds["contended"] / seconds["quiet"],
@@ -135,24 +148,28 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def in_process(waiting: str, small: bool) -> dict[str, Any]:
+def in_process(waiting: str, version: str) -> dict[str, Any]:
     """Return what :func:`measured` finds in a process whose threads wait in this way."""
     own = environment() | ({"OMP_WAIT_POLICY": "PASSIVE"} if waiting == "passive" else {})
-    command = [sys.executable, __file__, "--measure", *(["--small"] if small else [])]
+    size = [] if version == "whole" else [f"--{version}"]
     print(f"threads that wait as {waiting}", flush=True)
+    command = [sys.executable, __file__, "--measure", *size]
     done = subprocess.run(command, env=own, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def measured(small: bool, *, chooses: bool) -> dict[str, Any]:
+def measured(version: str, *, chooses: bool) -> dict[str, Any]:
     """Return for each kind of work the seconds of a step by number of threads, and what a trial chooses."""
     found: dict[str, Any] = {}
     most = usable_threads()
     numbers = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
-    for kind, (run, steps, whole) in kinds(small).items():
+    for kind, (run, steps, whole, estimate) in kinds(version).items():
         seconds = dict.fromkeys(numbers, float("inf"))
-        for repeat in range(2 if small else 4):
+        started = time.perf_counter()
+        for repeat in range({"whole": 4, "small": 2, "tiny": 1}[version]):
+            if repeat >= 2 and time.perf_counter() - started > MOST_SECONDS:
+                break
             for number in numbers:
                 with using_threads(number):
                     if repeat == 0:
@@ -162,44 +179,54 @@ def measured(small: bool, *, chooses: bool) -> dict[str, Any]:
                     seconds[number] = min(seconds[number], (time.perf_counter() - begun) / steps)
         found[kind] = {"seconds": seconds}
         if chooses:
-            trials = ThreadTrials(most)
-            begun = time.perf_counter()
-            trials.seconds(kind, lambda: whole * seconds_per_step(run))  # noqa: B023
-            chosen = trials.fastest[kind]
-            found[kind] |= {"chosen": chosen, "trial": time.perf_counter() - begun}
-            found[kind]["whole"] = whole * seconds[chosen]
+            trials, begun = ThreadTrials(most), time.perf_counter()
+            trials.seconds(kind, estimate)
+            took, chosen = time.perf_counter() - begun, trials.fastest.get(kind, 1)
+            found[kind] |= {"chosen": chosen, "trial": took, "whole": whole * seconds[chosen]}
         print(kind, found[kind], file=sys.stderr, flush=True)
     return found
 
 
-def kinds(small: bool) -> dict[str, tuple[Run, int, int]]:
-    """Return what is measured: work of n steps, steps of a measurement, and steps in an audit."""
-    found: dict[str, tuple[Run, int, int]] = {}
-    for size, preset in list(PRIORS.items())[: 2 if small else None]:
+def kinds(version: str) -> dict[str, Kind]:
+    """Return what is measured."""
+    found: dict[str, Kind] = {}
+    for size, preset in list(PRIORS.items())[: {"whole": 3, "small": 2, "tiny": 1}[version]]:
         training = prior_training_of(size, preset)
-        found[f"prior {size}"] = (prior_steps(size, training), max(2, 128 // size), training.steps)
-    images = random_images(32, 256)
+        run = prior_steps(size, training)
+        found[f"prior {size}"] = (
+            run, max(1, 64 // size), training.steps, partial(steps_seconds, run, training.steps)
+        )  # fmt: skip
+    if version == "tiny":
+        return found
+    images = random_images(32, CLASSIFIED)
     labels = torch.arange(len(images)) % 10
     names = tuple(map(str, range(len(images))))
-    few = ImageSet(images, labels, names, tuple("0123456789"), names)
-    recipe = replace(Training(), validation=0.0)
+    private = ImageSet(images, labels, names, tuple("0123456789"), names)
+    few = private.select(torch.arange(256))
+    recipe, shape = replace(Training(), validation=0.0), (3, 32, 32)
 
     def classify(epochs: int) -> object:
-        return train_classifier(
-            few, training=replace(recipe, epochs=epochs), image_shape=(3, 32, 32), rng=generator(0)
-        )
+        own = replace(recipe, epochs=epochs)
+        return train_classifier(few, training=own, image_shape=shape, rng=generator(0))
 
     epochs = recipe.epochs_for(CLASSIFIED) * CLASSIFIED // len(few)
-    found["classifier"] = (classify, 2, epochs)
+    estimate = partial(training_seconds, private, recipe, shape, CPU)
+    found["classifier"] = (classify, 2, epochs, estimate)
     lpips = Lpips("vgg", size=32, backbone=random_backbone("vgg", generator(0)))
-    one = torch.rand(lpips.batch_size(CPU), 3, 32, 32)
+    batch = torch.rand(lpips.batch_size(CPU), *shape)
 
     @torch.no_grad()
-    def embed(steps: int) -> object:
-        return [lpips(one) for _ in range(steps)]
+    def embed(steps: int, images: torch.Tensor = batch) -> object:
+        return [lpips(images) for _ in range(steps)]
 
-    found["LPIPS"] = (embed, 10, SCORED // len(one))
+    two = partial(embed, images=torch.rand(2, *shape))
+    found["LPIPS"] = (embed, 20, SCORED // len(batch), partial(steps_seconds, two, SCORED // 2))
     return found
+
+
+def steps_seconds(run: Run, steps: int) -> float:
+    """Return the seconds of so many steps, as an audit estimates them."""
+    return steps * seconds_per_step(run)
 
 
 def prior_training_of(size: int, preset: str) -> PriorTraining:
@@ -239,14 +266,14 @@ def choice(found: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]
                 "chosen": chosen,
                 "ours over best": seconds[chosen] / min(seconds.values()),
                 "passive over default": seconds[most] / default[most],
-                "trial (s)": ours["trial"],
+                "trial over whole": ours["trial"] / ours["whole"],
                 "whole (s)": ours["whole"],
             }
         )
         name = kind.lower().replace(" ", "_")
         figures[f"ours_over_best_{name}"] = rows[-1]["ours over best"]
         figures[f"passive_over_default_{name}"] = rows[-1]["passive over default"]
-    for name in ("ours over best", "passive over default"):
+    for name in ("ours over best", "passive over default", "trial over whole"):
         figures[name.replace(" ", "_")] = max(row[name] for row in rows)
     return rows, figures
 

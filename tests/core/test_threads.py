@@ -25,7 +25,6 @@ def restored() -> Iterator[None]:
         ({1: 50.0, 2: 49.0}, 8, 1),  # no more than 2 are tried
         ({1: 50.0, 2: 90.0}, 2, 1),
         ({1: 90.0, 2: 50.0, 4: 30.0, 6: 20.0}, 6, 6),  # all that there are, if not a power of two
-        ({1: 90.0}, 1, 1),
     ],
 )
 def test_the_fastest_number_is_chosen(seconds: dict[int, float], most: int, expected: int) -> None:
@@ -34,23 +33,43 @@ def test_the_fastest_number_is_chosen(seconds: dict[int, float], most: int, expe
     assert trials.fastest == {"work": expected} and torch.get_num_threads() == before
 
 
-def test_short_work_is_not_tried_with_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_are_short_beside_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10))
     monkeypatch.setattr(threads.time, "perf_counter", lambda: next(clock))
     tried: list[int] = []
 
     def estimate() -> float:
         tried.append(torch.get_num_threads())
-        return 19.0 / len(tried)  # a trial takes one second by this clock, more than 5 % of it
+        return 30.0 / len(
+            tried
+        )  # a trial takes one second by this clock, more than 5 % of the second
 
-    assert ThreadTrials(8).seconds("work", estimate) == 19.0
-    assert tried == [1]
+    assert ThreadTrials(8).seconds("work", estimate) == 15.0
+    assert tried == [1, 2]
+
+
+def test_work_of_one_kind_is_tried_once() -> None:
+    trials, tried = ThreadTrials(2), []
+
+    def estimate() -> float:
+        tried.append(torch.get_num_threads())
+        return 60.0 / tried[-1]
+
+    assert trials.seconds("first", estimate, "kind") == trials.seconds("second", estimate, "kind")
+    assert tried == [1, 2, 2] and trials.fastest == {"first": 2, "second": 2}
 
 
 def test_a_fixed_number_is_not_tried() -> None:
     trials = ThreadTrials(None)
     torch.set_num_threads(3)
     assert trials.seconds("work", torch.get_num_threads) == 3
+    assert trials.fastest == {}
+
+
+def test_without_a_choice_the_work_is_timed_with_one_thread() -> None:
+    trials = ThreadTrials(1)
+    torch.set_num_threads(3)
+    assert trials.seconds("work", torch.get_num_threads) == 1
     assert trials.fastest == {}
 
 

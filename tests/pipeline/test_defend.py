@@ -87,9 +87,13 @@ def test_seeds_give_intervals_and_differ(run: Path) -> None:
 
 
 def test_failed_defence_is_reported_and_the_others_continue(run: Path) -> None:
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(manifest | {"stage_threads": {"target": 1}}))
     found = rows(defend(run, [BROKEN, TWIN]))
     assert found["Broken"]["failed"] == "ValueError: no such luck"
     assert found["Broken"]["measures"] == {}
+    begun = json.loads((run / "defences" / "runs" / "Broken-1" / "run.json").read_text())
+    assert begun["stage_threads"] == {"target": 1}  # those of the audit
     assert found["Twin"]["failed"] is None
 
 

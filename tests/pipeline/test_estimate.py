@@ -108,6 +108,14 @@ def test_shadow_models_take_time_by_their_number_and_processes(demonstration: Es
     assert found.shadow_seconds(16) == pytest.approx(8 * found.shadow)
 
 
+def test_stages_beside_shadow_models_have_no_choice_of_threads_on_two_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("estimate", "plan"):
+        monkeypatch.setattr(f"inversight.pipeline.{module}.usable_threads", lambda: 2)
+    assert set(forecast(shadows=8).threads) == {"target"}  # which is trained before them
+
+
 def test_more_steps_of_the_prior_take_longer(alone: dict[str, Any]) -> None:
     short, long = (
         forecast(**{**alone, "prior": {"steps": steps, "batch_size": 4, "width": 2}})

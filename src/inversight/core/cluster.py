@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from inversight.core.errors import ConfigError, StageError, one_line
+from inversight.core.threads import usable_cores
 
 K = TypeVar("K", bound=Hashable)
 Files = dict[str, bytes]
@@ -317,9 +318,8 @@ def _connect(ray: Any, address: str) -> None:
     # Else it prints about lost processes to standard output, where the result goes. There is no option.
     ray._private.worker._worker_logs_enabled = False
     if address == LOCAL:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         # In this thread: the cluster ends with the thread that started it.
-        ray.init(address=LOCAL, num_cpus=cores, include_dashboard=False, **quiet)
+        ray.init(address=LOCAL, num_cpus=usable_cores(), include_dashboard=False, **quiet)
         return
     if address != AUTO:
         _check_listens(address)

@@ -18,14 +18,19 @@ _SHARE = 0.05
 """Largest time of one trial, in times of the work that it is for."""
 
 
+def usable_cores() -> int:
+    """Return the cores that the process may use by its affinity and by the limits of its container."""
+    cores: int = cpu_count()
+    return cores
+
+
 def usable_threads() -> int:
     """Return the most threads to compute with, at least 1.
 
-    That is PyTorch's number, which OMP_NUM_THREADS and ``torch.set_num_threads`` set, but no more than the
-    cores that the process may use by its affinity and by the limits of its container.
+    That is PyTorch's number, which OMP_NUM_THREADS and ``torch.set_num_threads`` set, but no more than
+    :func:`usable_cores`.
     """
-    cores: int = cpu_count()
-    return max(1, min(torch.get_num_threads(), cores))
+    return max(1, min(torch.get_num_threads(), usable_cores()))
 
 
 @contextmanager
@@ -48,10 +53,11 @@ class ThreadTrials:
 
     def __init__(self, most: int | None) -> None:
         self._most = most
+        self._tried: dict[str, int] = {}
         self.fastest: dict[str, int] = {}
-        """The number of threads for each kind of work that was tried."""
+        """The number of threads for each work, empty where there is no choice."""
 
-    def seconds(self, name: str, estimate: Callable[[], float]) -> float:
+    def seconds(self, name: str, estimate: Callable[[], float], kind: str | None = None) -> float:
         """Return the seconds of the work called ``name`` with the fastest number of threads.
 
         A larger number is taken if it is faster by at least 5 %. The trials end with the first number that
@@ -60,17 +66,27 @@ class ThreadTrials:
         Args:
             name: key of the number in ``fastest``.
             estimate: does a small part of the work, and returns the estimated seconds of the whole.
+            kind: work of the same kind takes the number of the first that was tried. None: ``name``.
         """
         if self._most is None:
             return estimate()
-        best, number = 0.0, 1
-        while True:
+        kind = kind or name
+        known = self._tried.get(kind)
+        number = known or 1
+        started = time.perf_counter()
+        with using_threads(number):
+            best = estimate()
+        while (
+            known is None and number < self._most and time.perf_counter() - started <= _SHARE * best
+        ):
+            more = min(2 * number, self._most)
             started = time.perf_counter()
-            with using_threads(number):
+            with using_threads(more):
                 found = estimate()
-            if best and found * _GAIN > best:
-                return best
-            best, self.fastest[name] = found, number
-            if number >= self._most or time.perf_counter() - started > _SHARE * found:
-                return best
-            number = min(2 * number, self._most)
+            self._tried[kind] = number if found * _GAIN > best else more
+            if self._tried[kind] == number:
+                break
+            best, number = found, more
+        if self._most > 1:
+            self.fastest[name] = number
+        return best

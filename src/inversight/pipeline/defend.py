@@ -281,6 +281,7 @@ class _Comparison:
         manifest = self.plan.manifest()
         facts = {
             "part_of": "defend",
+            "stage_threads": read_manifest(self.run).get("stage_threads", {}),
             "defence": {"name": name, **self.settings.get(name, {})},
             "compared": {
                 "attacks": json.loads(json.dumps(manifest["given"]["attack"], default=str)),

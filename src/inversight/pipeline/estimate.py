@@ -44,7 +44,7 @@ class Estimate:
     """Seconds of each stage, None if it is the user's own part and cannot be estimated; bytes.
 
     shadow: seconds of one shadow model on one of ``workers`` processes, None if it cannot be estimated.
-    threads: the number of threads that is fastest for each stage that was tried with several.
+    threads: the number of threads for each stage that has a choice.
     """
 
     seconds: dict[str, float | None]
@@ -86,8 +86,12 @@ def estimate(plan: Plan) -> Estimate:
     private, public, attacks = inputs.private, plan.public_at_work, plan.attacks
     remedy = partial(plan.remedy, kept="nothing has been written")
     seconds: dict[str, float | None] = {}
+    workers, each = workers_of(plan)
     free = device.type == "cpu" and settings.threads is None
-    trials = ThreadTrials(usable_threads() if free else None)
+    before_shadows = trials = ThreadTrials(usable_threads() if free else None)
+    if free and plan.shadows and workers > 1 and plan.cluster is None:
+        # Other processes train shadow models beside every stage but the target's training.
+        trials = ThreadTrials(max(1, usable_threads() - each))
     classes = len(private.labels.unique())
     network = plan.needs_public_network(exposure=settings.shadows != 0)
     embedding_seconds = _EmbeddingSeconds(plan)
@@ -100,7 +104,8 @@ def estimate(plan: Plan) -> Estimate:
             factor = 4 if name == "public-network" and len(public.classes) < 2 else 1
             with remedy(name):
                 train = partial(training_seconds, images, training, shape, device)
-                seconds[name] = factor * trials.seconds(name, train)
+                tried = before_shadows if name == "target" else trials
+                seconds[name] = factor * tried.seconds(name, train, "classifier")
     # A service is not asked: each image is a query, and how fast it answers is not known.
     service = inputs.endpoint is not None
     given = None if service else inputs.target
@@ -148,7 +153,6 @@ def estimate(plan: Plan) -> Estimate:
         else:
             seconds["scores"] = trials.seconds("scores", measured)
     shadow = _shadow_seconds(plan, seconds, works, embedding_seconds)
-    workers = workers_of(plan)[0]
     if plan.shadows:
         seconds["shadows"] = None if shadow is None else plan.shadows * shadow / workers
     with remedy("signals"):
@@ -168,7 +172,7 @@ def estimate(plan: Plan) -> Estimate:
         seconds=seconds,
         memory_bytes=int(processes * (resident + images_bytes + floats + blocks) + 8 * weights),
         disk_bytes=int(8 * weights + 2 * kept * math.prod(prior.image_shape) + 60_000_000),
-        shadow=shadow, workers=workers, threads=trials.fastest,
+        shadow=shadow, workers=workers, threads=before_shadows.fastest | trials.fastest,
     )  # fmt: skip
 
 
