@@ -16,7 +16,7 @@ contended_over_quiet   time of the audit beside two busy processes, over that al
 ours_over_best         time with the chosen number of threads over that with the best, the largest of the kinds
 passive_over_default   time of sleeping threads over that of spinning ones with as many threads as cores, the
                        largest of the kinds
-trial_over_whole       time of the trial over that of the work that it is for, the largest of the kinds
+trial_over_whole       time of the estimate with its trials over that of the work, the largest of the kinds
 """
 
 from __future__ import annotations
