@@ -84,15 +84,16 @@ class ImageSolver:
 
         chances: (F,), of each selector to be right. Later tries leave out some of the others.
         """
-        found = self._solved(signal, selectors, tries=1)
+        on, shares = self._layer.shares(signal)
+        found = self._solved(on, shares, selectors, tries=1)
         for more in range(5):
             if found is not None:
                 break
-            found = self._solved(signal, selectors[self._drawn(chances)], tries=1 + (more > 1))
+            found = self._solved(on, shares, selectors[self._drawn(chances)], tries=1 + (more > 1))
         if found is None or found.zeros >= _SURE:
             return found
         others = selectors[self._drawn(torch.full_like(chances, 0.85))]
-        again = self._solved(signal, others, tries=3)
+        again = self._solved(on, shares, others, tries=3)
         if again is None or float(torch.cosine_similarity(again.image, found.image, dim=0)) < 0.999:
             return None
         return found
@@ -103,8 +104,7 @@ class ImageSolver:
     def _uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=self._rng))
 
-    def _solved(self, signal: Tensor, selectors: Tensor, tries: int) -> Solution | None:
-        on, shares = self._layer.shares(signal)
+    def _solved(self, on: Tensor, shares: Tensor, selectors: Tensor, tries: int) -> Solution | None:
         free = self._layer.images - len(selectors)
         for one in range(tries):
             kink, likely = _KINK, 0.01
@@ -112,17 +112,16 @@ class ImageSolver:
             if one > 0:
                 kink = (self._uniform(0.02, 0.17), self._uniform(0.6, 0.95))
                 likely = 10 ** self._uniform(-3.0, -1.0)
-                used = self._drawn(torch.full_like(signal, 0.85))
+                used = self._drawn(torch.full_like(shares, 0.85))
             fitted = self._fitted(on, shares, selectors, kink, likely, used)
-            at_kink = on & (shares > kink[0]) & (shares < kink[1])
-            closer = self._vanishing(fitted, torch.cat([self._layer.outputs[at_kink], selectors]))
-            best: Solution | None = None
-            for image in (fitted, closer):
-                found = self._certified(self._refined(image, selectors), on, shares, free)
-                if found is not None and (best is None or found.zeros > best.zeros):
-                    best = found
-            if best is not None:
-                return best
+            found = self._certified(self._refined(fitted, selectors), on, shares, free)
+            if found is None:
+                at_kink = on & (shares > kink[0]) & (shares < kink[1])
+                rows = torch.cat([self._layer.outputs[at_kink], selectors])
+                closer = self._refined(self._vanishing(fitted, rows), selectors)
+                found = self._certified(closer, on, shares, free)
+            if found is not None:
+                return found
         return None
 
     def _fitted(
@@ -156,8 +155,8 @@ class ImageSolver:
     def _vanishing(self, image: Tensor, rows: Tensor) -> Tensor:
         """Return the unit vector (n,) near ``image`` at which most ``rows`` (R, n) vanish."""
         image = image / image.norm()
-        for step in range(40):
-            floor = max(3e-3 * 0.75**step, _END)
+        for step in range(30):
+            floor = max(3e-3 * 0.7**step, _END)
             weights = 1.0 / ((rows @ image).square() + floor**2)
             image = _least(rows * weights.sqrt()[:, None], image)
         return image

@@ -25,7 +25,7 @@ from inversight.attacks.stationarity import Span
 
 ZERO = 3e-5
 """A value below this, relative to the root mean square of a signal, is a zero."""
-_TOLERANCES = (1e-3, 3e-4, 1e-4, ZERO, 1e-5)
+_TOLERANCES = (3e-3, 1e-3, 3e-4, 1e-4, ZERO, 1e-5)
 _ALIVE = 1e-3
 """Neurons with shorter rows, relative to the longest, are dead."""
 _ON = 1e-3
