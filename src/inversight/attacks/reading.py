@@ -48,13 +48,17 @@ def read_images(
     known: list[Solution] = []
     images = candidates[:0]
     for done in range(rounds):
+        # What is left of the layer without the images that are known has fewer dimensions to search.
+        selectors = layer.selectors(search.vectors)[: len(known)]
+        found = torch.stack([one.image for one in known]) if known else candidates[:0]
+        columns = layer.columns_without(selectors, found)
         for part in range(3):
             source = [candidates, images, torch.cat([candidates, images.repeat(3, 1)])][part]
             starts = _mixtures(source if len(source) > 8 else candidates, searches // 3, rng)
             half = starts[::2]
             if len(search):
                 half = likely.projected(half, layer.selectors(search.vectors))
-            search.search(torch.cat([half, starts[1::2]]), rng)
+            search.search(torch.cat([half, starts[1::2]]), columns if part else layer.columns, rng)
             counted = f"{len(search)} images found in the weights, {len(known)} of them exactly"
             progress(3 * done + part + 1, 3 * rounds, counted)
         images, zeros = _solve(search, solver, layer, known)

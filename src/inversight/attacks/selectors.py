@@ -58,11 +58,14 @@ class SignalSearch:
         signals = self.signals
         return (signals @ signals.T).abs() > _ALTERNATIVE
 
-    def search(self, starts: Tensor, rng: torch.Generator) -> None:
-        """Add the signals found from ``starts`` (S, n), images in the coordinates of the span."""
+    def search(self, starts: Tensor, columns: Tensor, rng: torch.Generator) -> None:
+        """Add the signals found from ``starts`` (S, n), images in the coordinates of the span.
+
+        columns: (H, r), orthonormal: the space in which they are sought.
+        """
         found = [self.vectors]
         for part in starts.split(_AT_ONCE):
-            vectors = self._layer.polished(self._sparse(part, rng))
+            vectors = self._layer.polished(self._sparse(part, columns, rng))
             vectors = vectors[self._counts(vectors) >= self._layer.images + _SPARE]
             if len(vectors):
                 vectors = self._pruned(vectors, 0)
@@ -111,18 +114,17 @@ class SignalSearch:
                 kept.append(one)
         return vectors[kept]
 
-    def _sparse(self, start: Tensor, rng: torch.Generator) -> Tensor:
-        """Return vectors (S, n) of unit length whose signals are small where neurons are off for ``start``."""
+    def _sparse(self, start: Tensor, columns: Tensor, rng: torch.Generator) -> Tensor:
+        """Return combinations (S, H) of ``columns`` that are small where neurons are off for ``start``."""
         layer = self._layer
         outputs = start @ layer.outputs.T
         margin = _MARGIN * torch.rand(len(start), 1, generator=rng, dtype=torch.float64)
         off = (outputs / outputs.std(dim=1, keepdim=True) < -margin).double() + 1e-6
         pixels = (layer.span.inputs(start) - layer.mlp.shift) / layer.mlp.scale
         predicted = layer.mlp.answers(pixels).argmax(1)
-        # The direction of what the neurons that are on would get: the vector must not vanish there.
-        towards = (layer.margins[predicted] * (outputs > 0)) @ layer.columns
-        towards = unit(towards)
-        rows = layer.columns / layer.scales[:, None]
+        # The direction of what the neurons that are on would get: the signal must not vanish there.
+        towards = unit((layer.margins[predicted] * (outputs > 0)) @ columns)
+        rows = columns / layer.scales[:, None]
         vectors: Tensor = towards
         for step in range(_ITERATIONS):
             values = vectors @ rows.T
@@ -138,4 +140,4 @@ class SignalSearch:
             found: Tensor = torch.linalg.solve(scaled.mT @ scaled, towards[:, :, None])
             vectors = found[:, :, 0]
             vectors = vectors / (vectors * towards).sum(dim=1, keepdim=True)
-        return unit(vectors)
+        return unit(vectors) @ columns.T

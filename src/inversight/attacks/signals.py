@@ -31,9 +31,9 @@ _ALIVE = 1e-3
 _ON = 1e-3
 _SIGNS = 0.965
 """Least share of a signal whose sign is that of its class's margin."""
-_AGREES = 1.55
+_AGREES, _AGREES_DEEP = 1.55, 1.4
 """Least sum of two shares of the neurons that are on: those whose value the upper layers explain, and those
-whose value is between 0 and that."""
+whose value is between 0 and that. The latter with more than two layers, where a few directions explain less."""
 _DIRECTIONS = 15
 """Directions of the second layer that explain the values of a signal."""
 
@@ -85,11 +85,21 @@ class FirstLayer:
         small: Tensor = values < ZERO * _size(values)
         return small
 
-    def polished(self, vectors: Tensor) -> Tensor:
-        """Return the vectors (F, n) that vanish where ``vectors`` (F, n) nearly do."""
+    def polished(self, signals: Tensor) -> Tensor:
+        """Return the unit vectors (F, n) whose signals vanish where ``signals`` (F, H) nearly do."""
         for tolerance in _TOLERANCES:
-            vectors = self.vanishing(vectors @ self.columns.T, tolerance)
+            vectors = self.vanishing(signals, tolerance)
+            signals = vectors @ self.columns.T
         return vectors
+
+    def columns_without(self, selectors: Tensor, images: Tensor) -> Tensor:
+        """Return the layer's columns (H, n - F), orthonormal, once F images' parts are taken away.
+
+        selectors: (F, n), of the images (F, n), in the coordinates of the span.
+        """
+        signals = self.rows @ selectors.T / (selectors * images).sum(dim=1)
+        rest: Tensor = torch.linalg.svd(self.rows - signals @ images, full_matrices=False).U
+        return rest[:, : self.images - len(images)]
 
     def vanishing(self, signals: Tensor, tolerance: float) -> Tensor:
         """Return the unit vectors (F, n) that vanish best where ``signals`` (F, H) nearly do."""
@@ -135,7 +145,8 @@ class FirstLayer:
         share = shares[on]
         fits = ((signal[on] - signal[on] / share).abs() < 0.05 * size).double().mean()
         between = ((share > -0.05) & (share < 1.05) | small).double().mean()
-        if float(agree.max()) < _SIGNS or float(fits + between) < _AGREES:
+        agrees = _AGREES if len(self.mlp.weights) == 2 else _AGREES_DEEP
+        if float(agree.max()) < _SIGNS or float(fits + between) < agrees:
             return None
         # Of the classes whose signs agree, the one whose margin the values follow best.
         follows = (along.sum(1) / self.margins[:, on].norm(dim=1)).abs()
