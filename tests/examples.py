@@ -91,6 +91,13 @@ class OwnNetwork(nn.Sequential):
         self.linear = nn.Linear(64, classes)
 
 
+def own_perceptron(weights: str) -> nn.Module:
+    """A factory for ``--target tests.examples:own_perceptron?weights=FILE``, of two classes."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 2))
+    network.load_state_dict(load_file(weights))
+    return network
+
+
 def own_convolution() -> nn.Module:
     """Make a classifier of two classes without a linear layer."""
     return nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten())

@@ -142,6 +142,7 @@ def test_white_box_attacks_cost_about_as_much_as_plug_and_play(
 ) -> None:
     """Images forward and back before its halvings; pixels alone, without a prior, take twice as many."""
     names = [n for n in ATTACKS if build(n, ATTACKS, role="attack").access is Access.WHITE_BOX]
+    names.remove("weight-reconstruction")  # it sends no image
     plain, *others = built(given, *names, preset=preset)
     assert isinstance(plain, PlugAndPlay) and len(others) == 9
     plain = replace(plain, halvings=0)
@@ -168,6 +169,14 @@ def test_each_attack_has_a_budget_in_the_rounds_of_ppdg(preset: str, given: dict
         assert getattr(around.inner, "pool", 500) == 500
     (changed,) = built(given, {"class": "ppdg", "around": {"steps": 3}}, preset=preset)
     assert isinstance(changed.inner, PlugAndPlay) and changed.inner.steps == 3
+
+
+@every_preset
+def test_a_reconstruction_from_the_weights_keeps_as_many(
+    preset: str, given: dict[str, Any]
+) -> None:
+    plain, weights = built(given, "plug-and-play", "weight-reconstruction", preset=preset)
+    assert weights.keep == plain.keep
 
 
 def test_a_stage_has_the_same_budget_as_an_audit() -> None:

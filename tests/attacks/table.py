@@ -24,6 +24,7 @@ from tests.attacks.toy import (
     Nearest,
     NearestByLayer,
     OpenPrior,
+    Perceptron,
     WithoutGradients,
     toy_target,
 )
@@ -94,6 +95,10 @@ TUNED = attacks.Ppdg(
 )  # fmt: skip
 
 
+FITTED = attacks.WeightReconstruction(guess=4, restarts=2, steps=5, rounds=0, keep=3)
+"""Reads nothing out of random weights, but fits candidates."""
+
+
 def tunable(classes: int = 0) -> StylePrior:
     """Return a small random prior whose generator can be tuned."""
     return random_prior(
@@ -118,7 +123,7 @@ class Case:
 
     attack: Any
     prior: Prior
-    module: Callable[[], Nearest | Discs]
+    module: Callable[[], Nearest | Discs | Perceptron]
     tolerance: dict[str, float] = field(default_factory=dict)
 
     def run(
@@ -150,4 +155,5 @@ CASES |= {
     "brep-mi": Case(replace(REPELLED, iterations=5), LinearPrior(), Discs),
     "lokt": Case(QUICK_TRANSFERRED, LinearPrior(), Discs, ROUNDING),
     "ppdg": Case(TUNED, tunable(), NearestByLayer, ROUNDING),
+    "weight-reconstruction": Case(FITTED, FlatPrior(), Perceptron),
 }

@@ -78,7 +78,7 @@ def test_of_near_copies_one_is_kept_and_unsure_candidates_are_not() -> None:
     assert kept(sure, 10, "diverse", latents) == list(range(10))
 
 
-@pytest.mark.parametrize("name", sorted(set(CLASSES) - {"lokt", "ppdg"}))
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - {"lokt", "ppdg", "weight-reconstruction"}))
 def test_every_attack_offers_both(name: str) -> None:
     fields = CLASSES[name].__pydantic_fields__  # type: ignore[attr-defined]
     assert fields["selection"].default == "confident"

@@ -12,6 +12,7 @@ from inversight.attacks.base_attack import Problem
 from inversight.attacks.queries import QueryMeter
 from inversight.core.config import build
 from inversight.core.progress import silent
+from inversight.core.seeding import generator
 from inversight.models.target import Target
 from inversight.priors import BlockFeatures, Prior
 from inversight.settings import ATTACKS
@@ -164,6 +165,22 @@ class NearestByLayer(Nearest):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.last(super().forward(x)[:, :3] / 8.0)
+        return logits
+
+
+class Perceptron(nn.Module):
+    """A multilayer perceptron with random weights, of four classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = 0
+        self.first, self.last = nn.Linear(SIZE**2, 8), nn.Linear(8, 4)
+        for one in self.parameters():
+            nn.init.normal_(one, generator=generator(len(one)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        logits: Tensor = self.last(self.first(x.flatten(1)).relu())
         return logits
 
 

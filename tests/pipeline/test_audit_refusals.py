@@ -73,6 +73,11 @@ NO_LINEAR_LAYER = {"attack": ["lomma"], "target": "tests.examples:own_convolutio
         (also(**NO_LINEAR_LAYER), "lomma: needs the target's penultimate features"),
         (conditional_prior, "gmi: needs a critic that judges an image alone"),
         (also(attack=[DEMANDING]), "DemandingAttack: needs a prior that sings"),
+        (
+            also(attack=["weight-reconstruction"]),
+            "weight-reconstruction: needs a multilayer perceptron on pixels (Linear and ReLU) with more "
+            "parameters than training images x pixels: of untrained, it has Conv2d layers (its ",
+        ),
         (also(attack=[TOO_MANY]), "plug-and-play: expected keep <= candidates <= pool"),
     ],
 )
@@ -94,8 +99,9 @@ def test_priors_and_targets_trained_here_have_what_every_attack_needs(
 ) -> None:
     given: dict[str, Any] = {**grey, **TINY, "target_training": {"architecture": architecture}}
     given["adaptation"] = {**TINY["adaptation"], "pseudo_labels_top": 5}
-    usual = [name for name in ATTACKS if name != "plg-mi"]
-    known = [name for name in ATTACKS if name not in ("gmi", "ked-mi", "lomma")]
+    others = [name for name in ATTACKS if name != "weight-reconstruction"]  # it needs a perceptron
+    usual = [name for name in others if name != "plg-mi"]
+    known = [name for name in others if name not in ("gmi", "ked-mi", "lomma")]
     for arm, names in (
         ("pseudo-labels", known),
         ("conditional", known),

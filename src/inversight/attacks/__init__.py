@@ -21,10 +21,11 @@ from inversight.attacks.ppdg import Ppdg
 from inversight.attacks.queries import QueriesSpentError, black_box, run_attack
 from inversight.attacks.rlb_mi import RlbMi
 from inversight.attacks.vmi import Vmi
+from inversight.attacks.weight_reconstruction import WeightReconstruction
 
 __all__ = [
     "Attack", "BrepMi", "C2fMi", "CmaEs", "Gmi", "IfGmi", "KedMi", "Lokt", "Lomma", "MiFace",
     "Mirror", "MirrorGenetic", "PlgMi", "PlugAndPlay", "Ppdg", "QueriesSpentError",
-    "Reconstructions", "RlbMi", "Vmi", "black_box", "check_fits", "control", "gather",
-    "load_latents", "run_assigned", "run_attack", "write_reconstructions",
+    "Reconstructions", "RlbMi", "Vmi", "WeightReconstruction", "black_box", "check_fits", "control",
+    "gather", "load_latents", "run_assigned", "run_attack", "write_reconstructions",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 from inversight.core.errors import InputError, StageError
 from inversight.core.progress import Progress, silent
 from inversight.core.seeding import generator
+from inversight.data import ImageSet
 from inversight.models.target import ACCESS_ORDER, Access, Target
 from inversight.priors.base import Conditional, Critic, Intermediate, Prior, Truncatable
 from inversight.settings import attacks_with
@@ -43,8 +44,8 @@ class Attack(Protocol):
     An audit passes the target with ``access`` and no more (:func:`inversight.attacks.run_attack`).
     The result of a class should not depend on which other classes are attacked. If it does, set the
     attribute ``joint`` to True: then several processes do not divide the classes among them. An
-    attack can have ``check(target, prior)`` (:class:`Checked`) and ``workload(prior)``
-    (:class:`~inversight.attacks.workload.Measurable`).
+    attack can have ``check(target, prior)`` (:class:`Checked`), ``advice(target, private)``
+    (:class:`Advising`) and ``workload(prior)`` (:class:`~inversight.attacks.workload.Measurable`).
     """
 
     @property
@@ -74,6 +75,14 @@ class Checked(Protocol):
         Raises:
             InputError: says what is missing.
         """
+
+
+@runtime_checkable
+class Advising(Protocol):
+    """An attack that can tell the owner, who has the training images, why it may find little."""
+
+    def advice(self, target: Target, private: ImageSet) -> tuple[str, ...]:
+        """Return warnings on a trained target, one line each. private: its training images."""
 
 
 def require_access(attack: Attack, target: Target) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from inversight.core.seeding import generator
 from inversight.models.target import Target
 
 _HIDDEN = (nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROUNDING = 1e-3
+_NOT_IN_TURN = "its linear layers are not called one after the other with ReLU in between"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Mlp:
     biases: tuple[Tensor | None, ...]
     scale: Tensor
     shift: Tensor
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The weights, then the biases that there are."""
+        return [*self.weights, *(one for one in self.biases if one is not None)]
 
     @property
     def first(self) -> Tensor:
@@ -57,21 +66,26 @@ def read_mlp(target: Target) -> Mlp:
     Raises:
         InputError: it is another network; says what is in the way.
     """
+    if any(isinstance(m, torch.jit.ScriptModule) for m in target.module.modules()):
+        raise _other(target, "it is a compiled program; give it as package.module:factory")
     layers = [m for m in target.module.modules() if not list(m.children())]
+    for one in layers:
+        if isinstance(one, _CONVOLUTIONS):
+            raise _other(target, f"it has {type(one).__name__} layers")
     linear = [m for m in layers if isinstance(m, nn.Linear)]
     if not linear:
         raise _other(target, "it has no linear layer")
-    inner = layers[layers.index(linear[0]) :]
-    for one in inner:
+    for one in layers[layers.index(linear[0]) :]:
         if not isinstance(one, _HIDDEN):
-            raise _other(target, f"it has {type(one).__name__}")
-    if inner[-1] is not linear[-1] or sum(isinstance(m, nn.ReLU) for m in inner) != len(linear) - 1:
-        raise _other(target, "its layers do not alternate with ReLU")
+            raise _other(target, f"it has {type(one).__name__} after its first linear layer")
     if len(linear) < 2:
         raise _other(target, "it has a single layer, which holds no more than sums over a class")
-    size = target.image_shape[0] * target.image_shape[1] * target.image_shape[2]
+    size = math.prod(target.image_shape)
     if linear[0].in_features != size:
         raise _other(target, f"its first linear layer does not take the {size} pixels")
+    parts = [(m.in_features, m.out_features) for m in linear]
+    if any(one[1] != other[0] for one, other in pairwise(parts)):
+        raise _other(target, _NOT_IN_TURN)
     uncounted = replace(target, before=None)
     rng = generator(0, "mlp")
     trial = torch.rand(6, size, generator=rng, dtype=linear[0].weight.dtype)
@@ -92,7 +106,7 @@ def read_mlp(target: Target) -> Mlp:
     if not _near(scale * trial.double() + shift, inputs) or bool((scale == 0).any()):
         raise _other(target, "what comes before its first linear layer mixes pixels")
     if not _near(found.answers(trial.double()), logits):
-        raise _other(target, "its layers are not called one after the other")
+        raise _other(target, _NOT_IN_TURN)
     return found
 
 
@@ -101,7 +115,10 @@ def _near(one: Tensor, other: Tensor) -> bool:
 
 
 def _other(target: Target, why: str) -> InputError:
+    numbers = sum(one.numel() for one in target.module.parameters())
+    images = numbers // math.prod(target.image_shape)
     return InputError(
-        f"WeightReconstruction needs a multilayer perceptron on pixels (Linear and ReLU): of {target.spec}, "
-        f"{why}; choose another --attack"
+        "WeightReconstruction needs a multilayer perceptron on pixels (Linear and ReLU) with more parameters "
+        f"than training images x pixels: of {target.spec}, {why} (its {numbers:,} parameters are the pixels "
+        f"of {images:,} images); choose another --attack"
     )

@@ -47,7 +47,9 @@ from inversight.priors.style_prior import StylePrior
 from inversight.settings import ATTACKS, BLACK_BOX
 
 INNER = tuple(
-    name for name in ATTACKS if name not in ("ppdg", "mi-face", *sum(BLACK_BOX.values(), ()))
+    name
+    for name in ATTACKS
+    if name not in ("ppdg", "mi-face", "weight-reconstruction", *sum(BLACK_BOX.values(), ()))
 )
 """Names of the attacks of which the rounds can be: those by gradients in the prior's latents."""
 

@@ -10,8 +10,9 @@ lie in that span, whose dimension is their number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -117,6 +118,32 @@ class Objective:
             along = along + (gradient * output).sum(-1)
         both = torch.einsum("rm,rmk,rk->r", multipliers, products, multipliers)
         return (norm - 2.0 * (multipliers * along).sum(-1) + both) / norm
+
+
+def stationarity_residual(mlp: Mlp, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return how far the weights are from a stationary point, in [0, inf), and the weight decay.
+
+    The residual is |g + decay theta| / |decay theta| with the gradient g of the mean cross-entropy and the
+    decay that makes it least, -<g, theta> / <theta, theta>. At the end of a training on these images alone with
+    weight decay on all parameters it is 0, but for images on the kinks of ReLU, where any derivative between 0
+    and 1 may hold. It is infinite if the decay is not positive.
+
+    images: (N, C, H, W) in [0, 1]. labels: (N,), the network's outputs.
+    """
+    theta = [one.detach().clone().requires_grad_(True) for one in mlp.parameters]
+    layers = len(mlp.weights)
+    biases = iter(theta[layers:])
+    copy = replace(
+        mlp, weights=tuple(theta[:layers]),
+        biases=tuple(None if one is None else next(biases) for one in mlp.biases),
+    )  # fmt: skip
+    loss = F.cross_entropy(copy.answers(images.double().flatten(1)), labels)
+    slopes = torch.cat([one.flatten() for one in torch.autograd.grad(loss, theta)])
+    values = torch.cat([one.detach().flatten() for one in theta])
+    decay = -float(slopes @ values) / float(values @ values)
+    if decay <= 0.0:
+        return math.inf, decay
+    return float((slopes + decay * values).norm() / (decay * values).norm()), decay
 
 
 def candidates(

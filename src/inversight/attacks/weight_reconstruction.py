@@ -26,13 +26,26 @@ from inversight.attacks.base_attack import BaseAttack, Problem
 from inversight.attacks.mlp import Mlp, read_mlp
 from inversight.attacks.reading import read_images
 from inversight.attacks.signals import FirstLayer
-from inversight.attacks.stationarity import Objective, Span, candidates, span_of, whole_space
+from inversight.attacks.stationarity import (
+    Objective,
+    Span,
+    candidates,
+    span_of,
+    stationarity_residual,
+    whole_space,
+)
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
+from inversight.core.errors import InputError
 from inversight.core.progress import part_of
 from inversight.core.seeding import generator
+from inversight.data import ImageSet
 from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
+
+_STATIONARY = 0.5
+"""Largest residual of weights that are called stationary. It stays at 0.1 to 0.2 for weights that have stopped
+changing, since images lie on kinks, where there is no gradient; before, it is near 1."""
 
 
 @settings
@@ -76,7 +89,44 @@ class WeightReconstruction(BaseAttack):
 
     def check(self, target: Target, prior: Prior) -> None:
         super().check(target, prior)
-        read_mlp(target)
+        mlp = read_mlp(target)
+        images = self.images or target.num_classes
+        pixels = len(mlp.scale)
+        if _numbers(mlp) <= images * pixels:
+            raise InputError(
+                "WeightReconstruction needs a network with more parameters than training images x pixels: "
+                f"{target.spec} has {_numbers(mlp):,}, and {images} images of {pixels} pixels are "
+                f"{images * pixels:,}; choose another --attack"
+            )
+
+    def advice(self, target: Target, private: ImageSet) -> tuple[str, ...]:
+        """Return at most one warning: why the target may hide the images that it was trained on."""
+        mlp = read_mlp(target)
+        channels, *size = target.image_shape
+        images = private.floats(size=(size[0], size[1]), channels=channels)
+        names = [private.classes[label] for label in private.labels.tolist()]
+        labels = torch.tensor([target.classes.index(name) for name in names])
+        residual, decay = stationarity_residual(mlp, images, labels)
+        pixels = len(mlp.scale)
+        found = []
+        if _numbers(mlp) <= len(private) * pixels:
+            found.append(
+                f"its {_numbers(mlp):,} parameters are fewer than the numbers in {len(private)} images of "
+                f"{pixels} pixels"
+            )
+        if span_of(mlp, self.images) is None:
+            found.append(
+                "the singular values of its first layer do not show the span of the training images, so "
+                "there are candidates alone"
+            )
+        if residual > _STATIONARY:
+            found.append(
+                "on the private images it is far from a stationary point of training with weight decay "
+                f"(residual {residual:.2g}, 0 at such a point; weight decay {decay:.1e})"
+            )
+        if not found:
+            return ()
+        return (f"weight-reconstruction may find little in this target: {'; '.join(found)}",)
 
     def reconstruct(self, problem: Problem) -> Reconstructions:
         mlp = read_mlp(problem.target)
@@ -141,3 +191,8 @@ class WeightReconstruction(BaseAttack):
         pixels = mlp.pixels(span.inputs(coordinates[chosen]))
         images = pixels.float().unflatten(1, problem.target.image_shape)
         return Reconstructions(images, owners[chosen], images, losses[chosen].float())
+
+
+def _numbers(mlp: Mlp) -> int:
+    """Return the number of parameters."""
+    return sum(one.numel() for one in mlp.parameters)

@@ -45,6 +45,8 @@ class Workload:
 
     kept: reconstructions of each class. batch_size: images that are processed at once.
 
+    An attack without such images has work of another kind, whose time is not estimated.
+
     shared: images sent to the target for all classes together, by the setting that gives their number.
     forward: images of each class that are only classified. backward: images of each class that are
     classified and differentiated, at_once of them together. These are upper bounds: an attack can end

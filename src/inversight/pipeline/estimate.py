@@ -41,7 +41,7 @@ _NOT_TIMED = ("public", "pixel", "evaluator")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each stage, None if it is the user's own part and cannot be estimated; bytes.
+    """Seconds of each stage, None if it cannot be estimated, such as a user's own part; bytes.
 
     shadow: seconds of one shadow model on one of ``workers`` processes, None if it cannot be estimated.
     threads: the number of threads for each stage that has a choice.
@@ -127,13 +127,15 @@ def estimate(plan: Plan) -> Estimate:
         seconds[name] = None
         if isinstance(attack, Measurable):
             works[name] = attack.workload(prior)
+            if works[name].unlimited_queries(classes) == 0:  # its own work, which is not known
+                continue
             with remedy(name):
                 found = trials.seconds(f"attack-{name}", partial(timed, name))
                 seconds[name] = None if service else found
     kept = classes * sum(work.kept for work in works.values())
     if settings.budget:
         seconds["budget"] = None
-        if len(works) == len(attacks) and not service:
+        if len(timers) == len(attacks) and not service:
             cuts = _cut_workloads(plan, prior, works, classes)
             attacked = sum(timers[name](work) for name, work in cuts)
             # The unchanged attacks are scored again too.

@@ -15,6 +15,7 @@ import torch
 
 from inversight.adaptation import check_arm, check_public
 from inversight.attacks import Attack, check_fits
+from inversight.attacks.base import Advising
 from inversight.attacks.workload import Measurable
 from inversight.core.cluster import Cluster, joined
 from inversight.core.config import build, to_mapping
@@ -129,7 +130,7 @@ class Plan:
         work = working_size(inputs.private.size, settings.working_size)
         plan = cls(settings, inputs, attacks, prior, work, device)
         plan.check_parts()
-        return plan.with_tried_recipe()
+        return plan.with_advice(reporter).with_tried_recipe()
 
     def check_parts(self) -> None:
         """Check now what would otherwise fail after hours of training target and prior.
@@ -195,6 +196,17 @@ class Plan:
         inputs = self.inputs
         warnings = self.load_recipe().check(inputs.private, device=self.device)
         return replace(self, inputs=replace(inputs, warnings=(*inputs.warnings, *warnings)))
+
+    def with_advice(self, reporter: Reporter) -> Plan:
+        """Return the plan with what its attacks warn of, if the target is given, and say it."""
+        target, inputs = self.inputs.target, self.inputs
+        if target is None:
+            return self
+        advising = [one for one in self.attacks.values() if isinstance(one, Advising)]
+        advice = [text for one in advising for text in one.advice(target, inputs.private)]
+        for text in advice:
+            reporter.warn(text)
+        return replace(self, inputs=replace(inputs, warnings=(*inputs.warnings, *advice)))
 
     @property
     def likely_target(self) -> Target:

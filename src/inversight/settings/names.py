@@ -93,8 +93,9 @@ ATTACKS = {
     for name, cls in {
         "plug-and-play": "PlugAndPlay", "gmi": "Gmi", "ked-mi": "KedMi", "vmi": "Vmi",
         "mirror": "Mirror", "lomma": "Lomma", "if-gmi": "IfGmi", "plg-mi": "PlgMi",
-        "ppdg": "Ppdg", "mi-face": "MiFace", "mirror-black-box": "MirrorGenetic", "cma-es": "CmaEs",
-        "c2f-mi": "C2fMi", "rlb-mi": "RlbMi", "brep-mi": "BrepMi", "lokt": "Lokt",
+        "ppdg": "Ppdg", "mi-face": "MiFace", "weight-reconstruction": "WeightReconstruction",
+        "mirror-black-box": "MirrorGenetic", "cma-es": "CmaEs", "c2f-mi": "C2fMi", "rlb-mi": "RlbMi",
+        "brep-mi": "BrepMi", "lokt": "Lokt",
     }.items()
 }  # fmt: skip
 """Import paths of the attacks."""

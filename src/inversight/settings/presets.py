@@ -183,7 +183,8 @@ def _round(name: str, budgets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return budgets of white-box attacks by Plug & Play's ``plain`` budget.
 
-    Pixels need no prior; its part of a step's work goes into more steps.
+    Pixels need no prior; its part of a step's work goes into more steps. A reconstruction from the weights
+    keeps as many, and its work is its own: it sends no image.
     """
     steps = plain["steps"]
     selection = {k: v for k, v in plain.items() if k not in ("pool", "steps")}
@@ -198,6 +199,7 @@ def _white_box(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "ked-mi": {**samples, "learning_rate": 0.1},
         "vmi": {**samples, "learning_rate": 0.05},
         "mi-face": {**selection, "steps": 2 * steps, "learning_rate": 0.1},
+        "weight-reconstruction": {"keep": plain["keep"]},
     }  # fmt: skip
 
 
