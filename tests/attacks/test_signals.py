@@ -27,7 +27,7 @@ def test_a_signal_is_polished_to_its_exact_zeros_and_selects_its_image() -> None
     assert layer.many and layer.images == 8
     known = unit(given.signals.T @ layer.columns)
     noise = torch.randn(known.shape, generator=generator(1), dtype=torch.float64)
-    found = layer.polished(unit(known + 1e-4 * noise))
+    found = layer.polished(unit(known + 1e-4 * noise) @ layer.columns.T)
     assert float(cosines(found, known).diagonal().min()) > 1 - 1e-12
     assert torch.equal(layer.zeros(found), given.signals.T == 0)
     assert [layer.class_of(one) for one in found] == given.labels.tolist()
@@ -54,7 +54,7 @@ def test_the_search_finds_selectors_of_training_images() -> None:
     layer = AnySignal(mlp, span)
     search = SignalSearch(layer)
     noise = torch.randn(60, 6, generator=generator(2), dtype=torch.float64)
-    search.search(images.repeat(10, 1) + 0.2 * noise, generator(3))
+    search.search(images.repeat(10, 1) + 0.2 * noise, layer.columns, generator(3))
     found = cosines(torch.linalg.inv(images).T, layer.selectors(search.vectors)).max(dim=1).values
     assert int((found > 0.9999).sum()) >= 3
 
