@@ -44,7 +44,7 @@ from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
 
 _STATIONARY = 0.5
-"""Largest residual of weights that are called stationary. It stays at 0.1 to 0.2 for weights that have stopped
+"""Largest residual of weights that are called stationary. It stays at 0.1 to 0.3 for weights that have stopped
 changing, since images lie on kinks, where there is no gradient; before, it is near 1."""
 
 
