@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -81,3 +83,16 @@ def test_an_image_is_solved_exactly_from_its_kinks() -> None:
     # A signal of other neurons certifies nothing.
     mixed = signal[torch.randperm(neurons, generator=rng)]
     assert ImageSolver(layer, likely, generator(0)).image(mixed, none, none[:, 0]) is None
+
+
+def test_neurons_that_are_copies_count_once() -> None:
+    given = sum_of()
+    mlp = given.mlp
+    doubled = replace(
+        mlp, weights=(torch.cat([mlp.weights[0], -2.0 * mlp.weights[0]]), mlp.weights[1].repeat(1, 2)),
+        biases=(torch.cat([mlp.first[:, -1], -2.0 * mlp.first[:, -1]]), None),
+    )  # fmt: skip
+    single, twice = (FirstLayer(one, whole_space(one)) for one in (mlp, doubled))
+    zeros = torch.rand(5, len(single.rows), generator=generator(0)) < 0.3
+    assert 100 < int(single.distinct.sum()) == int(twice.distinct.sum())
+    assert torch.equal(twice.counts(torch.cat([zeros, zeros], dim=1)), single.counts(zeros))

@@ -178,7 +178,7 @@ class ImageSolver:
         zeros = outputs.abs() < _ZERO
         over, under = on & (shares >= 0.9) & ~zeros, ~on & ~zeros
         right = (outputs[over] > 0).sum() + (outputs[under] < 0).sum()
-        counted = int((zeros & (~on | (shares < 0.97))).sum())
+        counted = int(self._layer.counts(zeros & (~on | (shares < 0.97))))
         last = float(self._last @ image)
         if right < _SIGNS * (over.sum() + under.sum()) or counted < free + _SPARE or last == 0.0:
             return None

@@ -90,7 +90,7 @@ def _solve(
     settled = torch.arange(len(search)) < len(known)
     single = settled | (alike.sum(dim=1) == 1)
     # The more zeros, the less likely is a sum of several signals.
-    chances = 0.7 + 0.3 * layer.zeros(search.vectors).sum(dim=1) / 200.0
+    chances = 0.7 + 0.3 * layer.counts(layer.zeros(search.vectors)) / 200.0
     chances = torch.where(settled, 1.0, chances.clamp_max(1.0))
     images = torch.zeros_like(selectors)
     zeros = torch.zeros(len(images), dtype=torch.int64)

@@ -91,7 +91,7 @@ class SignalSearch:
         return self._seen[key]
 
     def _counts(self, vectors: Tensor) -> Tensor:
-        return self._layer.zeros(vectors).sum(dim=1)
+        return self._layer.counts(self._layer.zeros(vectors))
 
     def _pruned(self, vectors: Tensor, settled: int) -> Tensor:
         """Return vectors without repetitions and without most sums of signals, most zeros first.
@@ -99,12 +99,12 @@ class SignalSearch:
         The first ``settled`` stay, and none that is like them is kept beside.
         """
         zeros = self._layer.zeros(vectors)
-        counts = zeros.sum(dim=1)
+        counts = self._layer.counts(zeros)
         signals = vectors @ self._layer.columns.T
         kept = list(range(settled))
         for one in counts.argsort(descending=True, stable=True).tolist():
             cosines = (signals[kept] @ signals[one]).abs()
-            shared = (zeros[kept] & zeros[one]).sum(dim=1) / counts[one]
+            shared = self._layer.counts(zeros[kept] & zeros[one]) / counts[one]
             repeated = bool((cosines > _SAME).any() | (cosines[:settled] > _ALTERNATIVE).any())
             crowded = int((cosines > _ALTERNATIVE).sum()) >= _ALTERNATIVES
             # The zeros of a sum are those that its signals share.

@@ -29,6 +29,8 @@ _TOLERANCES = (3e-3, 1e-3, 3e-4, 1e-4, ZERO, 1e-5)
 _ALIVE = 1e-3
 """Neurons with shorter rows, relative to the longest, are dead."""
 _ON = 1e-3
+_COPY = 1e-6
+"""Neurons whose rows have this much less than a cosine of 1 are copies, and no evidence beside each other."""
 _SIGNS = 0.965
 """Least share of a signal whose sign is that of its class's margin."""
 _AGREES, _AGREES_DEEP = 1.55, 1.4
@@ -43,7 +45,7 @@ class FirstLayer:
 
     rows: (H, n), of the H neurons that are not dead, in the coordinates of the span. outputs: the same, of unit
     length. columns: (H, n), orthonormal, of the same span as those of ``rows``. scales: (H,), the lengths of
-    its rows.
+    its rows. distinct: (H,), which neurons are no copies of earlier ones.
     """
 
     columns: Tensor
@@ -56,6 +58,7 @@ class FirstLayer:
         self.mlp, self.span = mlp, span
         self.rows = span.rows[alive]
         self.outputs = self.rows / lengths[alive, None]
+        self.distinct = _distinct(self.outputs)
         self.columns, self._values, self._turn = torch.linalg.svd(self.rows, full_matrices=False)
         self.scales = self.columns.norm(dim=1).clamp_min(1e-300)
         path = mlp.weights[-1]
@@ -77,13 +80,17 @@ class FirstLayer:
     @property
     def many(self) -> bool:
         """Whether the layer has the neurons that signals need: clearly more than images."""
-        return len(self.rows) >= 2 * self.images
+        return int(self.distinct.sum()) >= 2 * self.images
 
     def zeros(self, vectors: Tensor) -> Tensor:
         """Return which neurons (F, H) the signals of ``vectors`` (F, n) are 0 at."""
         values = (vectors @ self.columns.T / self.scales).abs()
         small: Tensor = values < ZERO * _size(values)
         return small
+
+    def counts(self, zeros: Tensor) -> Tensor:
+        """Return the number (...) of zeros (..., H), in which neurons that are copies count once."""
+        return (zeros & self.distinct).sum(dim=-1)
 
     def polished(self, signals: Tensor) -> Tensor:
         """Return the unit vectors (F, n) whose signals vanish where ``signals`` (F, H) nearly do."""
@@ -151,6 +158,16 @@ class FirstLayer:
         # Of the classes whose signs agree, the one whose margin the values follow best.
         follows = (along.sum(1) / self.margins[:, on].norm(dim=1)).abs()
         return int(follows.masked_fill(agree < _SIGNS, -1.0).argmax())
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """Return which unit rows (H, n) are no copy of an earlier one, nor its negative, (H,)."""
+    first = torch.ones(len(rows), dtype=torch.bool)
+    for start in range(0, len(rows), 1000):
+        part = rows[start : start + 1000]
+        copies = (part @ rows[: start + len(part)].T).abs() > 1.0 - _COPY
+        first[start : start + len(part)] = ~copies.tril(start - 1).any(dim=1)
+    return first
 
 
 def unit(vectors: Tensor) -> Tensor:
