@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ def defend(
             run=run, folder=folder, plan=plan, defences=built, settings=settings,
             protected=tuple(protected), rule=rule, seeds=tuple(range(first, first + seeds)),
             tolerance=tolerance, reporter=reporter, cluster=cluster,
+            stage_threads=read_manifest(run).get("stage_threads", {}),
         ).execute()  # fmt: skip
 
 
@@ -187,6 +188,8 @@ class _Comparison:
     tolerance: float
     reporter: Reporter
     cluster: Cluster | None = None
+    stage_threads: Mapping[str, int] = field(default_factory=dict)
+    """Of the audit, as its manifest has them."""
 
     @property
     def names(self) -> list[str]:
@@ -281,7 +284,7 @@ class _Comparison:
         manifest = self.plan.manifest()
         facts = {
             "part_of": "defend",
-            "stage_threads": read_manifest(self.run).get("stage_threads", {}),
+            "stage_threads": dict(self.stage_threads),
             "defence": {"name": name, **self.settings.get(name, {})},
             "compared": {
                 "attacks": json.loads(json.dumps(manifest["given"]["attack"], default=str)),
