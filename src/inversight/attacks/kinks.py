@@ -54,7 +54,7 @@ class Likely:
         self.length = float(candidates.norm(dim=1).mean())
 
     def projected(self, images: Tensor, selectors: Tensor) -> Tensor:
-        """Return the likeliest changes of ``images`` (S, n) on which ``selectors`` (F, n) vanish."""
+        """Return ``images`` (S, n), changed as is likeliest so that ``selectors`` (F, n) vanish on them."""
         spread = self.covariance @ selectors.T
         back: Tensor = torch.linalg.pinv(spread.T @ selectors.T)
         return images - (images @ selectors.T) @ back @ spread.T
