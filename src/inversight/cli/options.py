@@ -24,7 +24,7 @@ from inversight.settings.audit import input_size
 
 F = TypeVar("F", bound=Callable[..., None])
 
-MODEL = ("classes", "mean", "std", "size", "trust_target")
+MODEL = ("classes", "mean", "std", "size", "trust_target", "frozen_until")
 """Settings of a target, beside its name."""
 
 SetOption = Annotated[

@@ -9,7 +9,7 @@ from typing import Literal
 from inversight.core.config import IMPORT_PATH, build, check_name
 from inversight.core.errors import ConfigError
 from inversight.embeddings.base import Embedding
-from inversight.embeddings.network import PooledEmbedding, StageEmbedding
+from inversight.embeddings.network import BackboneEmbedding, PooledEmbedding, StageEmbedding
 from inversight.embeddings.pixel import Pixel
 from inversight.embeddings.weights import folder
 from inversight.models.networks import SavedClassifier
@@ -21,7 +21,7 @@ Use = Literal["distance", "features"]
 
 def named_embedding(
     name: str, *, use: Use, role: str, size: int, public_network: SavedClassifier | None = None,
-    evaluator: Target | None = None, working_size: int | None = None,
+    evaluator: Target | None = None, target: Target | None = None, working_size: int | None = None,
 ) -> Embedding:  # fmt: skip
     """Return the embedding called ``name``.
 
@@ -51,6 +51,13 @@ def named_embedding(
         if evaluator is None:
             raise ConfigError(f"{role} evaluator: needs --evaluator")
         return PooledEmbedding("evaluator", evaluator)
+    if name == "backbone":
+        if target is None or target.frozen_until is None:
+            raise ConfigError(
+                f"{role} backbone: needs an audit of a given --target whose backbone was frozen; name its last "
+                "layer with --frozen-until"
+            )
+        return BackboneEmbedding("backbone", target)
     embedding = build(name, {}, role=role)
     if not isinstance(embedding, Embedding):
         raise ConfigError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from inversight.core.errors import TargetError
 from inversight.core.imaging import fit, normalise
 from inversight.embeddings.linearised import Map, staged_gram
+from inversight.models.backbone import features_of
 from inversight.models.networks import SavedClassifier
 from inversight.models.target import Target
 
@@ -115,3 +116,14 @@ class PooledEmbedding:
         if not seen:
             raise TargetError(f"{self.network.spec}: its last linear layer is never called")
         return torch.cat([s.flatten(1) for s in seen]), logits
+
+
+@dataclass(frozen=True)
+class BackboneEmbedding:
+    """The features (N, D) that a target's frozen backbone gives its head."""
+
+    name: str
+    network: Target
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (features_of(self.network, images),)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from inversight.models.backbone import frozen_layer
 from inversight.models.loaders.base import LoadedModel
 from inversight.models.loaders.classifier import load_saved
 from inversight.models.loaders.factory import load_factory
@@ -46,6 +48,7 @@ def load_target(
     loaded = _load(model, size=model.shape(size))
     access = model.access_of(loaded.access)
     notes = list(loaded.notes)
+    frozen = frozen_layer(loaded.module, model)
     module = loaded.module.eval().requires_grad_(False)
     narrow = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if narrow:
@@ -68,6 +71,9 @@ def load_target(
         gradients=access is Access.WHITE_BOX,
     )  # fmt: skip
     check_private_classes(target, classes, model)
+    if frozen is not None:
+        inside = (name for name, one in target.module.named_modules() if one is frozen)
+        target = replace(target, frozen_until=next(inside))
     more = [c for c in target.classes if c not in classes] if classes else []
     if len(more) == 1:
         found.append(f"has one class more than --private: {more[0]}")

@@ -29,7 +29,8 @@ class ModelSpec:
     the images' own.
     trust: whether to load formats whose loading runs code. headers: for a service, ``NAME=VARIABLE``
     sends the value of an environment variable as the header NAME. role: the option that error messages
-    name. access: what attackers get of it; None: all that the format gives.
+    name. access: what attackers get of it; None: all that the format gives. frozen_until: name of its last
+    layer that training did not change; None: as gradients of its parameters tell.
     """
 
     spec: str
@@ -41,6 +42,7 @@ class ModelSpec:
     headers: tuple[str, ...] = ()
     role: str = "--target"
     access: Access | None = None
+    frozen_until: str | None = None
 
     def shape(self, size: int) -> tuple[int, int]:
         """Return height and width of the input for images of ``size``."""

@@ -40,7 +40,8 @@ class Target:
     its file gives them, () if none. White-box access gives logits (N, K) with gradients; scores access log
     probabilities without; label access a one-hot of the predicted class. ``outputs`` changes
     probabilities (N, K) before they are given out, in scores access alone. ``before`` is called with
-    the number of images of each query and may refuse by raising.
+    the number of images of each query and may refuse by raising. ``frozen_until`` names the last layer that
+    training did not change, None if training changed all.
     """
 
     module: nn.Module
@@ -54,6 +55,7 @@ class Target:
     before: Callable[[int], None] | None = None
     resizing: Resizing | None = None
     label_names: tuple[str, ...] = ()
+    frozen_until: str | None = None
 
     @property
     def num_classes(self) -> int:

@@ -274,6 +274,7 @@ def _read_folders(
             settings.target, classes=settings.classes, mean=settings.mean, std=settings.std,
             size=settings.size, trust=settings.trust_target, headers=settings.endpoint_header,
             access=None if settings.access is None else Access(settings.access),
+            frozen_until=settings.frozen_until,
         )  # fmt: skip
         target, endpoint = open_target(
             model, classes=private.classes, size=private.size, channels=channels, reporter=log

@@ -20,9 +20,10 @@ from inversight.core.config import (
     settings,
 )
 from inversight.core.errors import ConfigError
-from inversight.settings.names import ARMS, ATTACKS, BLACK_BOX, EMBEDDINGS, AccessName
+from inversight.settings.names import ARMS, BLACK_BOX, EMBEDDINGS, AccessName
 from inversight.settings.presets import Preset, attack_budgets, stage_budgets, with_budget
 from inversight.settings.stages import Adaptation, PriorTraining, Training, resolve_prior_training
+from inversight.settings.strongest import ATTACK_NAMES, attack_part
 
 Pictures = Literal["none", "blurred", "full"]
 
@@ -124,6 +125,10 @@ class AuditSettings:
     images' own."""
     trust_target: bool = False
     """Load a TorchScript or torch.export file, which can run any code."""
+    frozen_until: str | None = None
+    """Name of the target's last layer that training did not change, such as backbone or layer4. What comes
+    behind it is a head that was trained on its features: the attack weight-reconstruction looks for them, and
+    the embedding backbone compares them. None: found where parameters of the model need no gradient."""
     allow_overlap: bool = False
     """Continue although private, public or holdout images overlap, which invalidates the result."""
     preset: Preset = "quick"
@@ -144,10 +149,11 @@ class AuditSettings:
         "natural-gradient"
     )
     """What guides the fine-tuning of the prior against the target, beside the adversarial loss."""
-    attack: Annotated[
-        tuple[str | dict[str, Any], ...], Choice(dict.fromkeys((*ATTACKS, IMPORT_PATH), ""))
-    ] = ("plug-and-play",)
-    """Attacks to run. In a file an attack is a name or a mapping {class: NAME, setting: value}."""
+    attack: Annotated[tuple[str | dict[str, Any], ...], Choice(dict.fromkeys(ATTACK_NAMES, ""))] = (
+        "plug-and-play",
+    )
+    """Attacks to run. In a file an attack is a name or a mapping {class: NAME, setting: value}. strongest is
+    the attack that did best in our measurements, by the target's access and the image size."""
     budget: Annotated[
         tuple[PositiveInt, ...], AfterValidator(lambda numbers: tuple(sorted(set(numbers))))
     ] = ()
@@ -328,9 +334,7 @@ def documented(settings_: AuditSettings) -> str:
     Raises:
         ConfigError: settings of an attack or of the prior that it does not have.
     """
-    parts: dict[str, Any] = {
-        "attack": [part(spec, ATTACKS, role="--attack") for spec in settings_.attack]
-    }
+    parts: dict[str, Any] = {"attack": [attack_part(spec) for spec in settings_.attack]}
     training = prior_training(settings_)
     if training is not None:
         parts["prior"] = Part("style", PriorTraining, training)

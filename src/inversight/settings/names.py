@@ -135,5 +135,6 @@ DEFENCES = {
 
 EMBEDDINGS = (
     "lpips-vgg", "lpips-alex", "lpips-squeeze", "inception", "pixel", "public", "evaluator",
+    "backbone",
 )  # fmt: skip
 """Names of the embeddings; :func:`inversight.embeddings.named.named_embedding` makes them."""
