@@ -2,24 +2,34 @@
 
 The outputs of an image at its kinks are 0 (:mod:`inversight.attacks.signals`), those at neurons that are off
 are not above 0, those at neurons that are on are not below it, and the selectors of all other images vanish
-on it. Once enough selectors are known, this leaves a single image. It is found by iteratively reweighted
-least squares from the likeliest image, if images are distributed like the candidates.
+on it. Once enough selectors are known, this leaves a single image, which is found by iteratively reweighted
+least squares. Where it is not certain, it is estimated as the likeliest image that meets most conditions, if
+images are distributed like the candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from inversight.attacks.signals import FirstLayer
+from inversight.attacks.signals import FirstLayer, unit
 
 _STEPS = 60
 _START, _DECAY, _END = 0.1, 0.85, 1e-6
 """Outputs count as 0 up to this, relative to the lengths of row and image: first, from step to step, last."""
 _ZERO = 1e-5
-_REFINED = (1e-3, 3e-4, 1e-4, 3e-5, _ZERO, _ZERO)
+_REFINED = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 3e-5)
+_ABSOLUTE, _LOGARITHMIC = 40, 60
+"""Steps with the least absolute violations, and with the least sum of logarithms."""
+_SIDE = 0.3
+"""Weight of an output on the wrong side, beside 1 of an output that should be 0."""
+_FIRM = (6.0, 9.0, 13.0)
+"""Differences of a share from 1, in standard deviations, that show a kink, from try to try."""
+_FIRM_KINK = (0.003, 0.99)
+"""Shares of a signal between which a neuron is a kink, if noise is set to 1."""
 _KINK = (0.05, 0.85)
 """Shares of a signal between which a neuron is taken for a kink."""
 _LIKELY = 0.03
@@ -28,7 +38,7 @@ _SPARE = 12
 """Zeros that an image has at least beyond those that any image within the constraints can be given."""
 _SURE = 40
 """With so many it is certain; with fewer it has to come out again under other constraints."""
-_SIGNS = 0.984
+_SIGNS = 0.95
 """Least share of neurons at which an image is on the side of the kink that its signal says."""
 _RIDGE = 0.01
 
@@ -75,25 +85,18 @@ class ImageSolver:
 
     def estimate(self, signal: Tensor, selectors: Tensor) -> Tensor:
         """Return the likeliest image (n,) of ``signal`` (H,), on which the ``selectors`` (F, n) vanish."""
-        on, shares = self._layer.shares(signal)
+        on, shares = self._layer.firm_shares(signal)
         everything = torch.ones_like(on)
         return self._fitted(on, shares, selectors, _KINK, _LIKELY, everything)
 
-    def image(self, signal: Tensor, selectors: Tensor, chances: Tensor) -> Solution | None:
-        """Return the image of ``signal`` (H,), on which ``selectors`` (F, n) vanish; None if none is certain.
-
-        chances: (F,), of each selector to be right. Later tries leave out some of the others.
-        """
-        on, shares = self._layer.shares(signal)
-        found = self._solved(on, shares, selectors, tries=1)
-        for more in range(5):
-            if found is not None:
-                break
-            found = self._solved(on, shares, selectors[self._drawn(chances)], tries=1 + (more > 1))
+    def image(self, signal: Tensor, selectors: Tensor) -> Solution | None:
+        """Return the image of ``signal`` (H,), on which most ``selectors`` (F, n) vanish; None if uncertain."""
+        tries = [self._layer.firm_shares(signal, firm) for firm in _FIRM]
+        found = self._solved(tries, selectors)
         if found is None or found.zeros >= _SURE:
             return found
-        others = selectors[self._drawn(torch.full_like(chances, 0.85))]
-        again = self._solved(on, shares, others, tries=3)
+        others = selectors[self._drawn(torch.full((len(selectors),), 0.85, dtype=torch.float64))]
+        again = self._solved(tries, others)
         if again is None or float(torch.cosine_similarity(again.image, found.image, dim=0)) < 0.999:
             return None
         return found
@@ -101,28 +104,63 @@ class ImageSolver:
     def _drawn(self, chances: Tensor) -> Tensor:
         return torch.rand(len(chances), generator=self._rng, dtype=torch.float64) < chances
 
-    def _uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=self._rng))
-
-    def _solved(self, on: Tensor, shares: Tensor, selectors: Tensor, tries: int) -> Solution | None:
-        free = self._layer.images - len(selectors)
-        for one in range(tries):
-            kink, likely = _KINK, 0.01
-            used = torch.ones_like(on)
-            if one > 0:
-                kink = (self._uniform(0.02, 0.17), self._uniform(0.6, 0.95))
-                likely = 10 ** self._uniform(-3.0, -1.0)
-                used = self._drawn(torch.full_like(shares, 0.85))
-            fitted = self._fitted(on, shares, selectors, kink, likely, used)
-            found = self._certified(self._refined(fitted, selectors), on, shares, free)
+    def _solved(self, tries: Sequence[tuple[Tensor, Tensor]], selectors: Tensor) -> Solution | None:
+        """Return the first image that is certain. tries: where the signal is not 0, and its shares."""
+        for on, shares in tries:
+            kinks = on & (shares > _FIRM_KINK[0]) & (shares < _FIRM_KINK[1])
+            found = self._outputs(on & ~kinks, kinks, ~on, selectors)
             if found is None:
-                at_kink = on & (shares > kink[0]) & (shares < kink[1])
-                rows = torch.cat([self._layer.outputs[at_kink], selectors])
-                closer = self._refined(self._vanishing(fitted, rows), selectors)
-                found = self._certified(closer, on, shares, free)
-            if found is not None:
-                return found
+                continue
+            outputs, agreeing = found
+            free = self._layer.images - agreeing
+            certain = self._certified(self._layer.images_of(outputs), on, shares, free)
+            if certain is not None:
+                return certain
         return None
+
+    def _outputs(
+        self, over: Tensor, kinks: Tensor, under: Tensor, selectors: Tensor
+    ) -> tuple[Tensor, int] | None:
+        """Return the image's outputs (n,), in the layer's columns, that meet most conditions.
+
+        They are 0 at the neurons ``kinks`` (H,) and by ``selectors`` (F, n), not below 0 at ``over``, not above
+        it at ``under``. Least absolute violations come first, then the least sum of their logarithms, which
+        lets go of wrong conditions. Second is how many selectors agree. None if too few conditions do.
+        """
+        layer = self._layer
+        # A selector's product with an image, by the image's outputs.
+        back = layer.images_of(torch.eye(layer.images, dtype=torch.float64))
+        chosen = unit((back @ selectors.T).T)
+        rows = torch.cat([layer.columns / layer.scales[:, None], chosen])
+        none = torch.zeros(len(chosen), dtype=torch.bool)
+        zero = torch.cat([kinks, ~none])
+        over, under = torch.cat([over, none]), torch.cat([under, none])
+        towards = (over.double() - under.double()) @ rows
+        found = towards / (towards @ towards)
+        small = torch.eye(rows.shape[1], dtype=torch.float64)
+        for step in range(_ABSOLUTE + _LOGARITHMIC):
+            values = rows @ found
+            size = values[over | under].abs().mean()
+            wrong = (over & (values < 0)) | (under & (values > 0))
+            if step < _ABSOLUTE:
+                floor = size * 1e-3 ** (step / _ABSOLUTE)
+                weights = (values.square() + floor.square()).rsqrt()
+            else:
+                floor = size * 0.3 * (_END / 0.3) ** ((step - _ABSOLUTE) / _LOGARITHMIC)
+                weights = 1.0 / (values.square() + floor.square())
+            weights = weights * (zero.double() + _SIDE * wrong.double())
+            weighted = rows.T @ (rows * weights[:, None])
+            found = torch.linalg.solve(
+                weighted + 1e-9 * weighted.diagonal().mean() * small, towards
+            )
+            found = found / (found @ towards)
+        for tolerance in _REFINED:
+            values = (rows @ found).abs()
+            near = zero & (values < tolerance * values.square().mean().sqrt())
+            if int(near.sum()) < layer.images - 1:
+                return None
+            found = _least(rows[near], found)
+        return found, int(near[len(kinks) :].sum())
 
     def _fitted(
         self, on: Tensor, shares: Tensor, selectors: Tensor, kink: tuple[float, float], likely: float,
@@ -151,24 +189,6 @@ class ImageSolver:
                 weighted.T @ rows + likely * precision, -(weighted.T @ outputs) - likely * pull
             )
         return start + open_ @ free
-
-    def _vanishing(self, image: Tensor, rows: Tensor) -> Tensor:
-        """Return the unit vector (n,) near ``image`` at which most ``rows`` (R, n) vanish."""
-        image = image / image.norm()
-        for step in range(30):
-            floor = max(3e-3 * 0.7**step, _END)
-            weights = 1.0 / ((rows @ image).square() + floor**2)
-            image = _least(rows * weights.sqrt()[:, None], image)
-        return image
-
-    def _refined(self, image: Tensor, selectors: Tensor) -> Tensor:
-        """Return the unit vector (n,) that vanishes best where ``image`` (n,) nearly does."""
-        image = image / image.norm()
-        for tolerance in _REFINED:
-            near = (self._layer.outputs @ image).abs() < tolerance
-            agreeing = (selectors @ image).abs() < 3 * tolerance + _ZERO
-            image = _least(torch.cat([self._layer.outputs[near], selectors[agreeing]]), image)
-        return image
 
     def _certified(self, image: Tensor, on: Tensor, shares: Tensor, free: int) -> Solution | None:
         """Return the image if its zeros and signs are those that its signal says."""

@@ -87,18 +87,13 @@ def _solve(
     Of the settled signals, which come first, the images are ``known``.
     """
     selectors, signals, alike = layer.selectors(search.vectors), search.signals, search.alike
-    settled = torch.arange(len(search)) < len(known)
-    single = settled | (alike.sum(dim=1) == 1)
-    # The more zeros, the less likely is a sum of several signals.
-    chances = 0.7 + 0.3 * layer.counts(layer.zeros(search.vectors)) / 200.0
-    chances = torch.where(settled, 1.0, chances.clamp_max(1.0))
     images = torch.zeros_like(selectors)
     zeros = torch.zeros(len(images), dtype=torch.int64)
     for number in range(len(search)):
-        others = single & ~alike[number]
+        others = ~alike[number]
         found = (
             known[number] if number < len(known)
-            else solver.image(signals[number], selectors[others], chances[others])
+            else solver.image(signals[number], selectors[others])
         )  # fmt: skip
         if found is None:
             images[number] = solver.estimate(signals[number], selectors[others])

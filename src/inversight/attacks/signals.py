@@ -31,6 +31,9 @@ _ALIVE = 1e-3
 _ON = 1e-3
 _COPY = 1e-6
 """Neurons whose rows have this much less than a cosine of 1 are copies, and no evidence beside each other."""
+_NORMAL = 1.4826
+"""Standard deviations of a normal distribution in its median absolute deviation."""
+_REFITS = 15
 _SIGNS = 0.965
 """Least share of a signal whose sign is that of its class's margin."""
 _AGREES, _AGREES_DEEP = 1.55, 1.4
@@ -135,6 +138,36 @@ class FirstLayer:
         fitted = _robust_fit(self._explaining[on], signal[on], 1e-2 * size)
         shares[on] = signal[on] / fitted
         return on, shares
+
+    def firm_shares(self, signal: Tensor, firm: float = 6.0) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`shares` does, with 1 for shares that differ from it by no more than noise.
+
+        That is ``firm`` standard deviations of the signal around what the second layer's directions give.
+        Training that has not quite ended makes such noise, since weights are sums over the last steps.
+        """
+        size = _size(signal)
+        on = signal.abs() > _ON * size
+        columns, values = self._explaining[on], signal[on]
+        fitted = _robust_fit(columns, values, 1e-2 * size)
+        for _ in range(_REFITS):  # kinks are on one side: those found have no weight
+            differences = (values - fitted).abs()
+            spread = _NORMAL * differences.median()
+            spread = _NORMAL * differences[differences < 3.0 * spread].median()
+            weights = (1.0 + (differences / (3.0 * spread)).square()).reciprocal()
+            solution = torch.linalg.lstsq(columns * weights[:, None], (values * weights)[:, None])
+            fitted = (columns @ solution.solution).squeeze(1)
+        shares = torch.zeros_like(signal)
+        near = (values - fitted).abs() < firm * spread
+        shares[on] = torch.where(near, 1.0, values / fitted)
+        return on, shares
+
+    def output_vectors(self, images: Tensor) -> Tensor:
+        """Return the coordinates (N, n), in :attr:`columns`, of what the neurons give for images (N, n)."""
+        return (images @ self._turn.T) * self._values
+
+    def images_of(self, outputs: Tensor) -> Tensor:
+        """Return the images (N, n) of such coordinates (N, n): the inverse of :meth:`output_vectors`."""
+        return (outputs / self._values) @ self._turn
 
     def class_of(self, vector: Tensor) -> int | None:
         """Return the class of a signal; None if it is not the signal of a single image.
