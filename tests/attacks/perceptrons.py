@@ -49,15 +49,20 @@ class Trained:
 
 
 @cache
-def trained(small: float = 1e-4) -> Trained:
+def trained(small: float = 1e-4, *, backbone: bool = False) -> Trained:
     """Return a target that was trained with weight decay until it stopped changing. Read only.
 
     small: of the first layer's initial weights, which take the longer to be erased the larger they are.
+    backbone: the target is the head of a frozen backbone, one layer that mixes pixels.
     """
     levels = torch.randint(0, 256, (12, *SHAPE), generator=generator(1))
     images, others = (levels.double() / 255.0).split(6)
     labels = torch.arange(6) % CLASSES
     module = network((PIXELS, 200, CLASSES))
+    frozen = (
+        nn.Sequential(*network((PIXELS, PIXELS), seed=2), nn.Tanh()) if backbone else nn.Identity()
+    )
+    frozen.requires_grad_(False)
     with torch.no_grad():
         for one in module[1].parameters():
             one.mul_(small)
@@ -66,10 +71,12 @@ def trained(small: float = 1e-4) -> Trained:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, steps)
     for _ in range(steps):
         sgd.zero_grad()
-        F.cross_entropy(module((images - 0.5) / 0.25), labels).backward()
+        F.cross_entropy(module(frozen((images - 0.5) / 0.25)), labels).backward()
         sgd.step()
         schedule.step()
-    target = replace(target_of(module.requires_grad_(False), classes=CLASSES), std=(0.25,))
+    whole = nn.Sequential(frozen, *module.requires_grad_(False)) if backbone else module
+    target = replace(target_of(whole, classes=CLASSES), std=(0.25,))
+    target = replace(target, frozen_until="0" if backbone else None)
     return Trained(target, images, labels, others)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from inversight.attacks.mlp import read_mlp
 from inversight.core.errors import InputError
+from inversight.models.backbone import features_of
 from inversight.models.target import Target
 from tests.attacks.perceptrons import PIXELS, SHAPE, network, target_of
 
@@ -88,3 +89,53 @@ def test_other_networks_are_refused_with_the_reason_and_their_size(
         caught.value
     )
     assert "\n" not in str(caught.value)
+
+
+class Headed(nn.Module):
+    """Any function of the pixels, and a head of two linear layers."""
+
+    def __init__(self, features: Callable[[Tensor], Tensor], between: nn.Module) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(1, 3, 3, padding=1)
+        self.features = features
+        self.head = nn.Sequential(nn.Linear(3, 7), between, nn.Linear(7, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(self.backbone(x)))
+        return logits
+
+
+def headed(features: Callable[[Tensor], Tensor], between: nn.Module) -> Target:
+    return replace(target_of(Headed(features, between).double()), frozen_until="backbone")
+
+
+def test_the_head_of_a_frozen_backbone_is_read_whatever_comes_before_it() -> None:
+    given = headed(lambda maps: maps.relu().mean((2, 3)), nn.ReLU())
+    mlp = read_mlp(given)
+    assert mlp.of_features
+    images = torch.rand(4, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(mlp.answers(features_of(given, images)), given(images))
+
+
+@pytest.mark.parametrize(
+    ("features", "between", "frozen", "reason"),
+    [
+        (
+            lambda maps: maps.mean((2, 3)),
+            nn.Sigmoid(),
+            "backbone",
+            "it has Sigmoid after its first",
+        ),
+        (lambda maps: maps.mean((2, 3)), nn.ReLU(), "head.0", "it has a single layer"),
+        (lambda maps: maps.mean((2, 3)), nn.ReLU(), "head", "it has no linear layer"),
+        (lambda maps: maps.mean(3).mT, nn.ReLU(), "backbone", "logits|gets maps"),
+    ],
+)
+def test_other_heads_are_refused(
+    features: Callable[[Tensor], Tensor], between: nn.Module, frozen: str, reason: str
+) -> None:
+    given = replace(headed(features, between), frozen_until=frozen)
+    with pytest.raises(
+        InputError, match=f"head of Linear and ReLU layers behind.*{frozen}.*({reason})"
+    ):
+        read_mlp(given)

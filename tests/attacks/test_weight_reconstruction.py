@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +14,7 @@ from inversight.attacks import Reconstructions, WeightReconstruction, run_attack
 from inversight.core.errors import InputError
 from inversight.core.seeding import generator
 from inversight.data import ImageSet, image_set
+from inversight.models.backbone import features_of
 from tests.attacks.perceptrons import CLASSES, PIXELS, SHAPE, network, target_of, trained
 from tests.attacks.toy import FlatPrior
 
@@ -75,8 +77,58 @@ def test_the_owner_is_told_why_little_may_be_found() -> None:
     assert "do not show the span" in text and "\n" not in text
 
 
+class DoublePrior(FlatPrior):
+    """Draws float64, for networks of it."""
+
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        return super().sample(n, rng=rng).double()
+
+
+def test_features_of_training_images_are_found_in_the_head_of_a_frozen_backbone_and_drawn() -> None:
+    given = trained(backbone=True)
+    attack = replace(ATTACK, images=6, pool=50, inversion_steps=40, inversion_rate=0.1)
+    labels = torch.arange(CLASSES)
+    sent: list[int] = []
+    target = replace(given.target, before=sent.append)
+    result = run_attack(attack, target, DoublePrior(), labels, rng=generator(0))
+    assert result.features is not None and result.features.shape == (len(result), PIXELS)
+    assert not sent and result.queries == 0
+
+    def gaps(images: Tensor) -> Tensor:
+        """Return the mean squared error of the nearest features of the class of each image."""
+        own = features_of(given.target, images).double()
+        assert result.features is not None
+        found = torch.cdist(own, result.features.double()).square() / PIXELS
+        other = given.labels[:, None] != result.labels[None]
+        return found.masked_fill(other, torch.inf).min(1).values
+
+    private, others = gaps(given.images), gaps(given.others)
+    assert float(private.mean()) < 0.3 * float(others.mean())
+    sure = result.features.double()[result.losses < 0.5]
+    near = torch.cdist(sure, features_of(given.target, given.images).double()).min(1).values
+    assert bool((near.square() / PIXELS < 1e-6).all())
+    # The images are the prior's, and their features nearer to those found than those of a pool alone.
+    torch.testing.assert_close(DoublePrior()(result.latents), result.images)
+    start = run_attack(
+        replace(attack, inversion_steps=0), target, DoublePrior(), labels, rng=generator(0)
+    )
+    drawn, pool = (
+        (features_of(given.target, one.images) - result.features).square().sum()
+        for one in (result, start)
+    )
+    assert float(drawn) < float(pool)
+    with pytest.raises(InputError, match="features have no total variation"):
+        replace(ATTACK, variation=0.1).check(given.target, DoublePrior())
+    single = replace(given.target, module=deepcopy(given.target.module).float())
+    private_images = private_of(given.others, given.labels)
+    (warning,) = WeightReconstruction(images=6).advice(single, private_images)
+    assert "far from a stationary point" in warning and "span" not in warning
+
+
 def test_too_few_parameters_are_refused() -> None:
     target = target_of(network((PIXELS, 4, CLASSES)), classes=CLASSES)
     WeightReconstruction(images=5).check(target, FlatPrior())
-    with pytest.raises(InputError, match=r"tiny has 83, and 6 images of 16 pixels are 96"):
+    with pytest.raises(
+        InputError, match=r"those of tiny have 83, and 6 images of 16 pixels are 96"
+    ):
         WeightReconstruction(images=6).check(target, FlatPrior())

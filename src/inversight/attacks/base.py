@@ -24,7 +24,8 @@ class Reconstructions:
 
     images: (M, C, H, W) float in [0, 1]. labels: (M,) int64, the class of each image. latents:
     (M, ...). losses: (M,), the attack's own selection criterion, lower is better. queries: the
-    number of images sent to the target; None if they were not counted.
+    number of images sent to the target; None if they were not counted. features: (M, D), what the attack
+    found instead of images, which are only drawn after them; None: it found images.
     """
 
     images: Tensor
@@ -32,6 +33,7 @@ class Reconstructions:
     latents: Tensor
     losses: Tensor
     queries: int | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)

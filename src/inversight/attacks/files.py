@@ -22,14 +22,31 @@ def write_reconstructions(
     folder: Path, found: Reconstructions, *, classes: Sequence[str], name: str
 ) -> None:
     """Write images, best first, as ``folder/reconstructions/CLASS/NAME-0001.png``, and latents."""
+    write_images(
+        folder / PICTURES, to_uint8(found.images.cpu()), _names(found.labels, classes, name)
+    )
+    tensors = {"latents": found.latents, "labels": found.labels, "losses": found.losses}
+    if found.features is not None:
+        tensors["features"] = found.features
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / LATENTS)
+
+
+def _names(labels: Tensor, classes: Sequence[str], name: str) -> list[str]:
+    """Return CLASS/NAME-0001.png and so on, numbered within each class."""
     order: dict[int, int] = {}
     names = []
-    for label in found.labels.tolist():
+    for label in labels.tolist():
         order[label] = order.get(label, 0) + 1
         names.append(f"{classes[label]}/{name}-{order[label]:04d}.png")
-    write_images(folder / PICTURES, to_uint8(found.images.cpu()), names)
-    tensors = {"latents": found.latents, "labels": found.labels, "losses": found.losses}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / LATENTS)
+    return names
+
+
+def load_features(folder: Path, *, classes: Sequence[str], name: str) -> dict[str, Tensor]:
+    """Return the features (D,) that the attack called ``name`` found, by image; {} if it found images."""
+    tensors = load_latents(folder)
+    if "features" not in tensors:
+        return {}
+    return dict(zip(_names(tensors["labels"], classes, name), tensors["features"], strict=True))
 
 
 def move_pictures(source: Path, target: Path) -> None:
@@ -43,6 +60,9 @@ def move_pictures(source: Path, target: Path) -> None:
 
 
 def load_latents(folder: Path) -> dict[str, Tensor]:
-    """Return the latents (M, ...), labels (M,) and losses (M,) of an attack written to ``folder``."""
+    """Return the latents (M, ...), labels (M,) and losses (M,) of an attack written to ``folder``.
+
+    Beside them the features (M, D), if it found features instead of images.
+    """
     tensors: dict[str, Tensor] = load_file(folder / LATENTS)
     return tensors

@@ -128,7 +128,7 @@ def stationarity_residual(mlp: Mlp, images: Tensor, labels: Tensor) -> tuple[flo
     weight decay on all parameters it is 0, but for images on the kinks of ReLU, where any derivative between 0
     and 1 may hold. It is infinite if the decay is not positive.
 
-    images: (N, C, H, W) in [0, 1]. labels: (N,), the network's outputs.
+    images: (N, C, H, W) in [0, 1], or (N, D) features for a head. labels: (N,), the network's outputs.
     """
     theta = [one.detach().clone().requires_grad_(True) for one in mlp.parameters]
     layers = len(mlp.weights)
@@ -161,12 +161,12 @@ def candidates(
     def losses(variables: Sequence[Tensor]) -> list[Tensor]:
         nonlocal done
         coordinates, logs = variables
-        inputs = span.inputs(coordinates)
-        pixels = (inputs - mlp.shift) / mlp.scale
-        outside = F.relu(pixels - 1.0) + F.relu(-pixels)
-        last = (coordinates @ span.basis[:, -1] - 1.0).square().mean((-1,))
-        spread = (outside * mlp.scale.abs()).square().mean((-1, -2))
-        loss = objective(coordinates, labels, logs.exp()) + _PENALTY * (last + spread)
+        pixels = (span.inputs(coordinates) - mlp.shift) / mlp.scale
+        loss = (coordinates @ span.basis[:, -1] - 1.0).square().mean((-1,))
+        if not mlp.of_features:  # whose range is not known
+            outside = F.relu(pixels - 1.0) + F.relu(-pixels)
+            loss = loss + (outside * mlp.scale.abs()).square().mean((-1, -2))
+        loss = objective(coordinates, labels, logs.exp()) + _PENALTY * loss
         if variation > 0:
             images = pixels.unflatten(-1, shape)
             steps_ = (

@@ -1,11 +1,12 @@
 """Training images from the weights alone (Haim et al., NeurIPS 2022; Buzaglo et al., NeurIPS 2023).
 
 Threat model: white box. The attacker has the target's weights and nothing else: no prior, no public images, no
-query. For multilayer perceptrons on pixels that were trained with weight decay until it had erased the initial
-weights. Candidates minimise the papers' objective, here in the span of the first layer's rows, in which all
-training images lie (:mod:`inversight.attacks.stationarity`). From them single images are read out of the first
-layer (:mod:`inversight.attacks.selectors`), exactly once all images of the span are found. Differences from the
-papers:
+query. For multilayer perceptrons that were trained with weight decay until it had erased the initial weights:
+on pixels, or as the head of a frozen backbone (Oz et al. 2024), whose features of the training images are
+looked for then, and drawn by the prior. Candidates minimise the papers' objective, here in the span of the
+first layer's rows, in which all training images lie (:mod:`inversight.attacks.stationarity`). From them single
+images are read out of the first layer (:mod:`inversight.attacks.selectors`), exactly once enough images of the
+span are found. Differences from the papers:
 
 - Selectors, and the span, are this project's own.
 - Adam, and as many steps for images as for multipliers (published: SGD with momentum, with two step sizes, from
@@ -15,6 +16,9 @@ papers:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -40,8 +44,10 @@ from inversight.core.errors import InputError
 from inversight.core.progress import part_of
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
+from inversight.models.backbone import features_of
 from inversight.models.target import Access, Target
 from inversight.priors.base import Prior
+from inversight.priors.descent import descend, ramp
 
 _STATIONARY = 0.5
 """Largest residual of weights that are called stationary. It stays at 0.1 to 0.3 for weights that have stopped
@@ -50,11 +56,12 @@ changing, since images lie on kinks, where there is no gradient; before, it is n
 
 @settings
 class WeightReconstruction(BaseAttack):
-    """Reconstruction from the weights of a multilayer perceptron. The latents that it returns are the images.
+    """Reconstruction from the weights of a multilayer perceptron.
 
-    The prior is not used. The first reconstructions of a class are the images that were read out of the
-    weights (their loss is at most 0.5, and the lower, the more neurons certify them), the others candidates
-    (their loss is 1 + the objective).
+    The first reconstructions of a class are the images that were read out of the weights (their loss is at most
+    0.5, and the lower, the more neurons certify them), the others candidates (their loss is 1 + the objective).
+    The latents that it returns are the images. For the head of a frozen backbone features are found instead of
+    images. The prior, which is used for nothing else, draws images of about these features, of its latents.
     """
 
     access: ClassVar[Access] = Access.WHITE_BOX
@@ -70,11 +77,11 @@ class WeightReconstruction(BaseAttack):
     steps: PositiveInt = 500
     """Steps of the candidates (papers: 50,000)."""
     learning_rate: PositiveFloat = 0.05
-    """Adam's step size, in the first layer's inputs."""
+    """Adam's step size, in the first layer's inputs, which for a head are divided by their root mean square."""
     sharpness: PositiveFloat = 100.0
     """Sharpness of the sigmoid for the derivative of ReLU (papers: 10 to 500)."""
     start: PositiveFloat = 0.1
-    """Standard deviation of the starts, in the first layer's inputs (papers: 1e-5 to 0.1)."""
+    """Standard deviation of the starts, in the same unit (papers: 1e-5 to 0.1)."""
     variation: NonNegativeFloat = 0.0
     """Weight of the candidates' total variation."""
     rounds: NonNegativeInt = 6
@@ -83,6 +90,12 @@ class WeightReconstruction(BaseAttack):
     """Starts of the search for single images in each round."""
     keep: PositiveInt = 10
     """Most reconstructions of each class."""
+    pool: PositiveInt = 500
+    """For a head: samples of the prior, whose nearest are moved until their features are those found."""
+    inversion_steps: NonNegativeInt = 200
+    """For a head: steps of that."""
+    inversion_rate: PositiveFloat = 0.02
+    """For a head: Adam's step size of that, in latents."""
 
     def workload(self, prior: Prior) -> Workload:
         return Workload(self.keep, self.batch_size, generates=False)
@@ -92,11 +105,16 @@ class WeightReconstruction(BaseAttack):
         mlp = read_mlp(target)
         images = self.images or target.num_classes
         pixels = len(mlp.scale)
+        what = "features" if mlp.of_features else "pixels"
         if _numbers(mlp) <= images * pixels:
             raise InputError(
-                "WeightReconstruction needs a network with more parameters than training images x pixels: "
-                f"{target.spec} has {_numbers(mlp):,}, and {images} images of {pixels} pixels are "
+                f"WeightReconstruction needs layers with more parameters than training images x {what}: "
+                f"those of {target.spec} have {_numbers(mlp):,}, and {images} images of {pixels} {what} are "
                 f"{images * pixels:,}; choose another --attack"
+            )
+        if mlp.of_features and self.variation > 0:
+            raise InputError(
+                "WeightReconstruction: features have no total variation; leave variation out"
             )
 
     def advice(self, target: Target, private: ImageSet) -> tuple[str, ...]:
@@ -106,13 +124,18 @@ class WeightReconstruction(BaseAttack):
         images = private.floats(size=(size[0], size[1]), channels=channels)
         names = [private.classes[label] for label in private.labels.tolist()]
         labels = torch.tensor([target.classes.index(name) for name in names])
+        if mlp.of_features:
+            with torch.no_grad():
+                parts = (part.to(target.device) for part in images.split(self.batch_size))
+                images = torch.cat([features_of(target, part).cpu() for part in parts])
         residual, decay = stationarity_residual(mlp, images, labels)
         pixels = len(mlp.scale)
+        what = "features" if mlp.of_features else "pixels"
         found = []
         if _numbers(mlp) <= len(private) * pixels:
             found.append(
                 f"its {_numbers(mlp):,} parameters are fewer than the numbers in {len(private)} images of "
-                f"{pixels} pixels"
+                f"{pixels} {what}"
             )
         if span_of(mlp, self.images) is None:
             found.append(
@@ -136,7 +159,9 @@ class WeightReconstruction(BaseAttack):
         fitting = self.restarts * self.steps
         reading = self.rounds * self.searches
         whole = fitting + reading
-        fitted, labels, losses = self._candidates(problem, mlp, span, count, whole)
+        drawn = _Drawn.of(problem, self.pool) if mlp.of_features else None
+        unit = 1.0 if drawn is None else float(drawn.features.square().mean().sqrt())
+        fitted, labels, losses = self._candidates(problem, mlp, span, count, whole, unit)
         images, owners, order = [fitted.flatten(0, 1)], [labels.repeat(self.restarts)], [losses]
         layer = FirstLayer(mlp, span)
         if shown is not None and reading > 0 and layer.many:
@@ -149,12 +174,22 @@ class WeightReconstruction(BaseAttack):
             owners.insert(0, found.labels)
             order.insert(0, 1.0 / (2.0 + found.zeros.double()))
         problem.progress(whole, whole, "images read out of the weights")
-        return self._best(
-            problem, mlp, span, torch.cat(images), torch.cat(owners), torch.cat(order)
-        )
+        coordinates, owner, loss = torch.cat(images), torch.cat(owners), torch.cat(order)
+        chosen = self._best(problem.labels, owner, loss)
+        inputs, owner, loss = span.inputs(coordinates[chosen]), owner[chosen], loss[chosen].float()
+        if drawn is None:
+            pictures = mlp.pixels(inputs).float().unflatten(1, problem.target.image_shape)
+            return Reconstructions(pictures, owner, pictures, loss)
+        features = inputs.float()
+        latents = self._inverted(problem, drawn, features)
+        with torch.no_grad():
+            pictures = torch.cat(
+                [problem.prior(one).cpu() for one in latents.split(self.batch_size)]
+            )
+        return Reconstructions(pictures, owner, latents, loss, features=features)
 
     def _candidates(
-        self, problem: Problem, mlp: Mlp, span: Span, count: int, whole: int
+        self, problem: Problem, mlp: Mlp, span: Span, count: int, whole: int, unit: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return coordinates (R, M, n) of the candidates, labels (M,) and losses (R x M,)."""
         classes = len(mlp.weights[-1])
@@ -164,7 +199,11 @@ class WeightReconstruction(BaseAttack):
         start = []
         for restart in range(self.restarts):
             rng = generator(problem.seed, "start", restart)
-            noise = self.start * torch.randn(len(labels), size, generator=rng, dtype=torch.float64)
+            noise = (
+                unit
+                * self.start
+                * torch.randn(len(labels), size, generator=rng, dtype=torch.float64)
+            )
             inputs = torch.cat([noise, torch.ones(len(labels), 1, dtype=torch.float64)], dim=1)
             start.append(inputs @ span.basis.T)
         objective = Objective(mlp, span, self.sharpness)
@@ -172,7 +211,7 @@ class WeightReconstruction(BaseAttack):
         progress = part_of(problem.progress, before=0, share=share, whole=whole)
         found, multipliers = candidates(
             objective, labels, torch.stack(start), steps=self.steps,
-            learning_rate=self.learning_rate, variation=self.variation,
+            learning_rate=unit * self.learning_rate, variation=self.variation,
             shape=problem.target.image_shape, progress=progress,
         )  # fmt: skip
         fit = objective(found, labels, multipliers)
@@ -180,17 +219,45 @@ class WeightReconstruction(BaseAttack):
         rank = multipliers.argsort(dim=1, descending=True).argsort(dim=1) / len(labels)
         return found, labels, (1.0 + fit[:, None] + 1e-3 * rank).flatten()
 
-    def _best(
-        self, problem: Problem, mlp: Mlp, span: Span, coordinates: Tensor, owners: Tensor, losses: Tensor,
-    ) -> Reconstructions:  # fmt: skip
+    def _best(self, labels: Tensor, owners: Tensor, losses: Tensor) -> Tensor:
+        """Return the rows of the best of each class in ``labels``, best first within each."""
         rows = []
-        for label in problem.labels.tolist():
+        for label in labels.tolist():
             own = (owners == label).nonzero().squeeze(1)
             rows.append(own[losses[own].argsort(stable=True)[: self.keep]])
-        chosen = torch.cat(rows)
-        pixels = mlp.pixels(span.inputs(coordinates[chosen]))
-        images = pixels.float().unflatten(1, problem.target.image_shape)
-        return Reconstructions(images, owners[chosen], images, losses[chosen].float())
+        return torch.cat(rows)
+
+    def _inverted(self, problem: Problem, drawn: _Drawn, features: Tensor) -> Tensor:
+        """Return latents (M, ...) of the prior whose images have about these features (M, D)."""
+        start = drawn.latents[
+            torch.cdist(features, drawn.features).argmin(1).to(drawn.latents.device)
+        ]
+        wanted = features.to(start)
+        size = wanted.square().sum(1).mean()
+
+        def losses(variables: Sequence[Tensor]) -> Iterator[Tensor]:
+            for rows in torch.arange(len(wanted)).split(self.batch_size):
+                made = features_of(problem.target, problem.prior(variables[0][rows]))
+                yield (made - wanted[rows]).square().sum(1) / size
+
+        adam = partial(torch.optim.Adam, lr=self.inversion_rate)
+        return descend([start], losses, optimiser=adam, steps=self.inversion_steps, rate=ramp)[0]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Samples of the prior: latents (P, ...), and features (P, D) float32 on the CPU."""
+
+    latents: Tensor
+    features: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, problem: Problem, count: int) -> _Drawn:
+        latents = problem.sample(count, 1.0, "inversion")
+        images = map(problem.prior, latents.split(problem.batch_size))
+        parts = [features_of(problem.target, one).float().cpu() for one in images]
+        return cls(latents, torch.cat(parts))
 
 
 def _numbers(mlp: Mlp) -> int:

@@ -35,7 +35,7 @@ from inversight.risk.covariates import MOST_PUBLIC
 _TOGETHER = 0.5
 """Time of a training among several that are done together, in times of one alone (benchmarks/shadows.py)."""
 
-_NOT_TIMED = ("public", "pixel", "evaluator")
+_NOT_TIMED = ("public", "pixel", "evaluator", "backbone")
 """Embeddings whose time is estimated without a trial."""
 
 

@@ -65,6 +65,7 @@ def evaluate(
     neighbours: bool = False,
     twins: Twins | None = None,
     earlier: Scored | None = None,
+    known_features: Mapping[str, Tensor] | None = None,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
@@ -90,6 +91,8 @@ def evaluate(
             (:func:`inversight.risk.units.units_of`).
         earlier: another evaluation's reference and sets against the same private images with the same
             embeddings. Its sets count as well.
+        known_features: (D,) each, by image of ``sets``: features in ``distance`` that an attack found instead
+            of the image. An embedding without stages is needed for it.
         checkpoint: folder in which distances are kept from time to time and found again.
 
     Raises:
@@ -115,6 +118,13 @@ def evaluate(
         if 2 * 4 * _width(distance, private, device) * count <= memory:
             seen = Remembering(distance)
     vectors = _Vectors(seen if seen and features == distance else features, judge, device, progress)
+    found_instead = dict(known_features or {})
+    compared_as = (
+        vectors if features == distance else _Vectors(seen or distance, judge, device, progress)
+    )
+    for one in sets.values():
+        if found_instead and set(one.ids) <= found_instead.keys():
+            compared_as.set_features(one, torch.stack([found_instead[i] for i in one.ids]))
     if earlier is not None:
         reference = earlier[0]
     else:
@@ -136,8 +146,12 @@ def evaluate(
     fits = "coverage" not in reference.missing
     # If features are needed anyway, distances between them need no second pass.
     shared = features == distance and not isinstance(distance, StagedEmbedding) and fits
+    shared = shared or bool(found_instead)
     compared = [
-        [Labelled(vectors.of_features(s) if shared else s.images, s.labels, s.ids) for s in group]
+        [
+            Labelled(compared_as.of_features(s) if shared else s.images, s.labels, s.ids)
+            for s in group
+        ]
         for group in (real, [*sets.values(), *more.values()])
     ]
     file = None if checkpoint is None else checkpoint / "distances.safetensors"
@@ -216,6 +230,10 @@ class _Vectors:
             found = embed(self.features, images, device=self.device, progress=self.progress)
             self._features[id(images)] = found.flat()
         return self._features[id(images)]
+
+    def set_features(self, images: ImageSet, features: Tensor) -> None:
+        """Take ``features`` (N, D) for those of ``images``, in their order."""
+        self._features[id(images)] = features.float()
 
     def of_evaluator(self, images: ImageSet) -> tuple[Tensor | None, Tensor | None]:
         """Return the evaluator's penultimate features (N, D) and logits (N, K), if there is one."""

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from inversight.attacks import Attack
 from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.endpoint import EndpointError
-from inversight.attacks.files import PICTURES, move_pictures
+from inversight.attacks.files import PICTURES, load_features, move_pictures
 from inversight.attacks.workload import cut_to
 from inversight.core.console import Log, Reporter
 from inversight.core.errors import StageError
@@ -115,7 +116,8 @@ class _Audit:
         self, plan: Plan, run: Run, follow: Followed, models: Sequence[TrainedModel] = ()
     ) -> None:
         self.models, self.follow = models, follow
-        log = Log(follow, list(plan.inputs.warnings))
+        chosen = run.manifest.get("chosen")  # of a resumed run, whose plan names the attack alone
+        log = Log(follow, list(plan.inputs.warnings), [] if chosen is None else [chosen])
         self.exposing = ExposureStages(plan, run, log, self.stage, wanted=not models)
         self.plan, self.settings, self.inputs = plan, plan.settings, plan.inputs
         self.run, self.log = run, log
@@ -147,15 +149,18 @@ class _Audit:
         evaluator = judge or self.evaluator()
         distance, features = scoring_embeddings(
             settings.embedding, settings.features, size=self.inputs.private.size, network=network,
-            evaluator=evaluator,
+            evaluator=evaluator, target=target,
         )  # fmt: skip
         adapted = self.adapted(prior, target, network)
         sets, queries = {}, self.queries_of_adaptation()
+        found_features: dict[str, Tensor] = {}
         for name, attack in plan.attacks.items():
             folder = self.attack(name, attack, target, adapted)
             move_pictures(folder, run.path)
             sets[name] = self.pictures(run.path / PICTURES, name)
             log_attack(self.follow, name, folder, sets[name], settings.images)
+            if settings.embedding == "backbone":
+                found_features |= load_features(folder, classes=target.classes, name=name)
             facts = AttackFacts.read(folder)
             if facts.left_out is not None:
                 self.log.warn(f"{name}: {facts.left_out}")
@@ -163,7 +168,7 @@ class _Audit:
             run.record(queries=queries)
         control = self.control(prior, sets) if self.inputs.holdout is None else None
         reruns = self.reruns(queries, target, adapted)
-        scores = self.scores(sets, control, reruns, evaluator, distance, features)
+        scores = self.scores(sets, control, reruns, evaluator, distance, features, found_features)
         # Tables with exposure stay until there are newer ones: they took longest, and may be all there will be.
         without = {LEDGER, METRICS_FILE} if self.exposing.published else set()
         publish_scores(
@@ -416,7 +421,7 @@ class _Audit:
 
     def scores(
         self, sets: Mapping[str, ImageSet], control: ImageSet | None, reruns: Sequence[Rerun],
-        evaluator: Target, distance: Embedding, features: Embedding,
+        evaluator: Target, distance: Embedding, features: Embedding, found_features: Mapping[str, Tensor],
     ) -> Path:  # fmt: skip
         """Score each attack and all of them together."""
 
@@ -431,6 +436,7 @@ class _Audit:
             found = evaluate(
                 inputs.private, sets, distance=distance, features=features, evaluator=evaluator,
                 holdout=inputs.holdout, public=inputs.public, control=control, distance_only=within,
+                known_features=found_features,
                 neighbours=True, twins=None if inputs.holdout is None else inputs.twins(progress),
                 pairs=settings.pairs, fdr=settings.fdr, memory=settings.memory, seed=settings.seed,
                 checkpoint=folder, device=self.plan.device, progress=progress,

@@ -385,13 +385,16 @@ def scoring_embeddings(
     size: int,
     network: SavedClassifier | None,
     evaluator: Target | None,
+    target: Target | None = None,
 ) -> tuple[Embedding, Embedding]:
     """Return the distance and the features with which images of ``size`` are scored.
 
     Raises:
         InputError: no such embedding, or what it needs is not there.
     """
-    named = partial(named_embedding, size=size, public_network=network, evaluator=evaluator)
+    named = partial(
+        named_embedding, size=size, public_network=network, evaluator=evaluator, target=target
+    )
     return (
         named(embedding, use="distance", role="--embedding"),
         named(features, use="features", role="--features"),
