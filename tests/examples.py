@@ -93,8 +93,10 @@ class OwnNetwork(nn.Sequential):
 
 def own_perceptron(weights: str) -> nn.Module:
     """A factory for ``--target tests.examples:own_perceptron?weights=FILE``, of two classes."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 2))
-    network.load_state_dict(load_file(weights))
+    state = load_file(weights)
+    neurons = len(state["1.bias"])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, neurons), nn.ReLU(), nn.Linear(neurons, 2))
+    network.load_state_dict(state)
     return network
 
 

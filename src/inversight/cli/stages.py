@@ -9,7 +9,7 @@ import typer
 
 from inversight.cli.launch import running, running_stage
 from inversight.cli.options import MODEL, Network, SetOption, assigned, model_spec, setting_options
-from inversight.settings import ATTACKS
+from inversight.settings import ATTACK_NAMES
 
 Target = Annotated[str, typer.Option(help="The target, named as for audit.")]
 Prior = Annotated[
@@ -117,9 +117,7 @@ def attack(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the reconstructions.")],
-    attack: Annotated[
-        str, typer.Option(help=f"{', '.join(ATTACKS)} or package.module:Class.")
-    ] = "plug-and-play",
+    attack: Annotated[str, typer.Option(help=f"{', '.join(ATTACK_NAMES)}.")] = "plug-and-play",
     endpoint_header: Annotated[
         list[str] | None,
         typer.Option(

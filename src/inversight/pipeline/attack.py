@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from inversight.attacks import control as draw_control
 from inversight.attacks.base import missing_classes
 from inversight.attacks.control import NAME as CONTROL
 from inversight.attacks.control import control_truncation
+from inversight.attacks.endpoint import read_spec
 from inversight.attacks.files import PICTURES
 from inversight.core.config import build
 from inversight.core.console import Reporter
@@ -36,11 +38,19 @@ from inversight.data.decoding import decode, to_tensor
 from inversight.models.loading import load_target
 from inversight.models.spec import ModelSpec
 from inversight.models.target import Target
+from inversight.pipeline.choice import choose_attack
 from inversight.pipeline.context import Context
 from inversight.pipeline.service import ServiceAttack, check_headers, connect
 from inversight.priors import Prior
 from inversight.priors.prior_file import PriorFile, check_channels, read_prior
-from inversight.settings import ATTACKS, attack_budgets, with_budget
+from inversight.settings import (
+    ATTACKS,
+    STRONGEST,
+    attack_budgets,
+    check_attack,
+    is_strongest,
+    with_budget,
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,12 @@ def build_attack(spec: str | dict[str, Any]) -> tuple[str, Attack]:
     Raises:
         ConfigError: there is no such attack, or its settings are wrong.
     """
+    if is_strongest(spec):
+        raise ConfigError(
+            f"--attack {STRONGEST}: is chosen by `inversight audit` and `inversight attack` alone; give the "
+            "name of an attack"
+        )
+    check_attack(spec)
     attack = build(spec, ATTACKS, role="--attack")
     name = (spec if isinstance(spec, str) else str(spec["class"])).rpartition(":")[2]
     if not isinstance(attack, Attack):
@@ -181,10 +197,18 @@ def attack(
             f"--target {model.spec}: a service is attacked by one process, which keeps to its rate and "
             "goes on where it was stopped; run the command without accelerate launch"
         )
+    spec: dict[str, Any] = {"class": attack, **given}
     # An error of one process alone, such as a file that its machine lacks, ends all of them.
     with processes.together():
-        name, built = build_attack(with_budget({"class": attack, **given}, attack_budgets(preset)))
+        check_attack(spec)
         given_prior = read_prior(prior)
+        load = cache(partial(load_target_for, given_prior, model, reporter))
+        if is_strongest(spec):
+            given_target = None if model.is_service else load()
+            access = read_spec(model.spec).access if given_target is None else given_target.access
+            spec, reason = choose_attack(spec, access, given_prior.prior, given_target)
+            reporter.say(reason)
+        name, built = build_attack(with_budget(spec, attack_budgets(preset)))
         service = None
         if model.is_service:
             service = ServiceAttack(out, built, name, model.spec, given_prior.fingerprint, context)
@@ -195,7 +219,7 @@ def attack(
             )
         else:
             check_headers(model)
-            target = load_target_for(given_prior, model, reporter).to(context.device)
+            target = load().to(context.device)
         attacked = given_prior.prior.to(context.device)
         check_fits(built, target, attacked)
         labels = torch.arange(min(limit or target.num_classes, target.num_classes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from inversight.adaptation import check_arm, check_public
 from inversight.attacks import Attack, check_fits
 from inversight.attacks.base import Advising
+from inversight.attacks.weight_reconstruction import WeightReconstruction
 from inversight.attacks.workload import Measurable
 from inversight.core.cluster import Cluster, joined
 from inversight.core.config import build, to_mapping
@@ -30,6 +31,7 @@ from inversight.embeddings import named_embedding
 from inversight.models.recipes import Recipe, load_recipe
 from inversight.models.target import Access, Target
 from inversight.pipeline.attack import build_attack
+from inversight.pipeline.choice import choose_attack
 from inversight.pipeline.evaluation import check_pairs
 from inversight.pipeline.inputs import Inputs, read_inputs, with_splits
 from inversight.pipeline.result import thresholds
@@ -47,10 +49,15 @@ from inversight.priors.prior_file import (
 from inversight.settings import (
     ARMS,
     SHADOWS,
+    STRONGEST,
     AuditSettings,
     PriorTraining,
+    attack_budgets,
+    is_strongest,
     prior_path,
     prior_training,
+    replace_strongest,
+    with_budget,
 )
 
 _LOWER = {
@@ -72,7 +79,8 @@ class Plan:
     """A checked audit, ready to run.
 
     prior: a prior that was made before, one of the user's own, or how one is trained. work: size at which
-    networks are trained here, in pixels. cluster: where shadow models run, None: on this machine.
+    networks are trained here, in pixels. cluster: where shadow models run, None: on this machine. chosen: which
+    attack ``strongest`` stands for and why, None where it was not asked for.
     """
 
     settings: AuditSettings
@@ -82,6 +90,7 @@ class Plan:
     work: int
     device: torch.device
     cluster: Cluster | None = None
+    chosen: str | None = None
 
     @classmethod
     def prepare(
@@ -96,12 +105,9 @@ class Plan:
         """
         settings, warnings = with_splits(settings)
         device = pick_device(settings.device)
-        attacks: dict[str, Attack] = {}
-        for spec in settings.attack:
-            name, attack = build_attack(spec)
-            if name in attacks:
-                raise ConfigError(f"--attack {name}: is given twice")
-            attacks[name] = attack
+        attacks = _build_attacks(spec for spec in settings.attack if not is_strongest(spec))
+        if sum(map(is_strongest, settings.attack)) > 1:
+            raise ConfigError(f"--attack {STRONGEST}: is given twice")
         prior = _read_prior(settings)
         check_thresholds(settings)
         check_pairs(settings.pairs)
@@ -111,7 +117,8 @@ class Plan:
         if ARMS[settings.arm].natural_gradient:
             roles["--guidance-embedding"] = settings.guidance_embedding
         for role, name in roles.items():
-            if name not in ("public", "evaluator"):
+            from_audit = role in ("--embedding", "--features")
+            if name not in ("public", "evaluator") and not (name == "backbone" and from_audit):
                 # Find missing weights and broken classes before anything that takes long.
                 named_embedding(name, use="distance", role=role, size=8)
         size = prior.prior.image_shape[1] if isinstance(prior, PriorFile) else None
@@ -128,9 +135,29 @@ class Plan:
             if not settings.adaptation.keeps_prior:
                 check_adaptable(prior.prior, prior.file)
         work = working_size(inputs.private.size, settings.working_size)
-        plan = cls(settings, inputs, attacks, prior, work, device)
+        plan = cls(settings, inputs, attacks, prior, work, device).with_chosen_attack(reporter)
         plan.check_parts()
         return plan.with_advice(reporter).with_tried_recipe()
+
+    def with_chosen_attack(self, reporter: Reporter) -> Plan:
+        """Return the plan with the attack that ``strongest`` stands for, if it is asked for, and say which.
+
+        Raises:
+            ConfigError: the attack is given as well, or does not have the settings that were given.
+        """
+        settings = self.settings
+        spec = next(filter(is_strongest, settings.attack), None)
+        if spec is None:
+            return self
+        chosen, reason = choose_attack(
+            {"class": spec} if isinstance(spec, str) else spec, self.access, self.likely_prior,
+            self.likely_target, len(self.inputs.private),
+        )  # fmt: skip
+        reporter.say(reason)
+        budgets = attack_budgets(settings.preset, digits=settings.private is None)
+        attacks = replace_strongest(settings.attack, with_budget(chosen, budgets))
+        settings = replace(settings, attack=attacks)
+        return replace(self, settings=settings, attacks=_build_attacks(attacks), chosen=reason)
 
     def check_parts(self) -> None:
         """Check now what would otherwise fail after hours of training target and prior.
@@ -140,6 +167,12 @@ class Plan:
                 settings contradict each other.
         """
         target, prior = self.likely_target, self.likely_prior
+        for role, name in (
+            ("--embedding", self.settings.embedding),
+            ("--features", self.settings.features),
+        ):
+            if name == "backbone":
+                named_embedding(name, use="distance", role=role, size=8, target=self.inputs.target)
         if self.adapts:
             check_arm(self.settings.arm, self.settings.adaptation, target)
             check_public(self.settings.arm, self.settings.adaptation, len(self.inputs.public))
@@ -204,6 +237,14 @@ class Plan:
             return self
         advising = [one for one in self.attacks.values() if isinstance(one, Advising)]
         advice = [text for one in advising for text in one.advice(target, inputs.private)]
+        found = [
+            name for name, one in self.attacks.items() if isinstance(one, WeightReconstruction)
+        ]
+        if found and target.frozen_until is not None and self.settings.embedding != "backbone":
+            advice.append(
+                f"{found[0]} looks for features of the frozen backbone, and --embedding "
+                f"{self.settings.embedding} compares pictures drawn after them; give --embedding backbone"
+            )
         for text in advice:
             reporter.warn(text)
         return replace(self, inputs=replace(inputs, warnings=(*inputs.warnings, *advice)))
@@ -344,7 +385,8 @@ class Plan:
             "settings": to_mapping(s),
             "inputs": inputs,
             "split": i.split,
-            "notes": [],
+            "notes": [] if self.chosen is None else [self.chosen],
+            "chosen": self.chosen,
             "warnings": list(i.warnings),
             "arm": "none (own prior)" if isinstance(self.prior, Prior) else s.arm,
             "attacks": list(self.attacks),
@@ -390,6 +432,21 @@ def with_cluster(plan: Plan) -> Iterator[Plan]:
     address = None if plan.settings.shadows == 0 else plan.settings.ray
     with joined(address, workers=workers, threads=threads, device=plan.device) as cluster:
         yield replace(plan, cluster=cluster)
+
+
+def _build_attacks(specs: Iterable[str | dict[str, Any]]) -> dict[str, Attack]:
+    """Return the attacks by their names.
+
+    Raises:
+        ConfigError: one is wrong, or two have one name.
+    """
+    attacks: dict[str, Attack] = {}
+    for spec in specs:
+        name, attack = build_attack(spec)
+        if name in attacks:
+            raise ConfigError(f"--attack {name}: is given twice")
+        attacks[name] = attack
+    return attacks
 
 
 def _read_prior(settings: AuditSettings) -> PriorFile | PriorTraining | Prior:

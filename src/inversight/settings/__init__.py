@@ -31,11 +31,20 @@ from inversight.settings.stages import (
     Training,
     resolve_prior_training,
 )
+from inversight.settings.strongest import (
+    ATTACK_NAMES,
+    STRONGEST,
+    check_attack,
+    is_strongest,
+    replace_strongest,
+    strongest_attack,
+)
 
 __all__ = [
-    "ARMS", "ATTACKS", "BLACK_BOX", "DEFAULT_FDR", "DEFENCES", "EMBEDDINGS", "PAIR_MEASURES",
-    "SHADOWS", "Adaptation", "Arm", "AuditSettings", "ClassifierArchitecture", "PairMeasure",
-    "PriorTraining", "PublishedName", "Training", "arms_with", "attack_budgets", "attacks_with",
-    "check_guidance_embedding", "documented", "lay", "prior_path", "prior_training",
-    "published_training", "resolve", "resolve_prior_training", "stage_budgets", "with_budget",
+    "ARMS", "ATTACKS", "ATTACK_NAMES", "BLACK_BOX", "DEFAULT_FDR", "DEFENCES", "EMBEDDINGS",
+    "PAIR_MEASURES", "SHADOWS", "STRONGEST", "Adaptation", "Arm", "AuditSettings",
+    "ClassifierArchitecture", "PairMeasure", "PriorTraining", "PublishedName", "Training", "arms_with",
+    "attack_budgets", "attacks_with", "check_attack", "check_guidance_embedding", "documented",
+    "is_strongest", "lay", "prior_path", "prior_training", "published_training", "replace_strongest",
+    "resolve", "resolve_prior_training", "stage_budgets", "strongest_attack", "with_budget",
 ]  # fmt: skip
