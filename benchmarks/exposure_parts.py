@@ -23,7 +23,7 @@ from inversight.embeddings import Embedding, Workspace, image_pairs, named_embed
 from inversight.models.recipes import Recipe, TrainingRecipe
 from inversight.pipeline.attack import build_attack
 from inversight.pipeline.exposure import FLOOR, log_distances
-from inversight.pipeline.shadows import blocks_of
+from inversight.pipeline.shadows import ShadowAttack, blocks_of
 from inversight.risk.design import draw_design
 from inversight.risk.exposure import exposure
 from inversight.risk.given import given_model
@@ -38,7 +38,21 @@ PLANTED = 0.25
 REPEATS = (1, 10, 50)
 IN_NULL = IN_POWER = ("pixel distance, nearest", "pixel distance, mean of 3")
 """Statistics that these parts have beside the nearest."""
-ATTACKS = ("plug-and-play", "mirror", "gmi", "ppdg")
+ATTACKS = ("plug-and-play", "mirror", "gmi")
+COMPARED = {
+    "plug-and-play": "white-box", "gmi": "white-box", "ppdg": "white-box", "cma-es": "scores",
+    "brep-mi": "label",
+}  # fmt: skip
+"""Attacks of the part `strongest`, and the access that they need."""
+CHOOSING = (0, 1, 2)
+"""Seeds of the digits that choose the statistic of that part; the others are reported."""
+COMPARED_BY = (
+    "nearest",
+    "mean of 3 nearest",
+    "pixel distance, nearest",
+    "pixel distance, mean of 3",
+)
+"""Statistics of the part `strongest`."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +301,22 @@ def attacks(base: Base, budget: Budget) -> Iterator[Arm]:
     yield "two attack seeds, mean", partial(_two_seeds, base, budget)
 
 
+def strongest(base: Base, budget: Budget) -> Iterator[Arm]:
+    """Attacks by the access that they need, each with several statistics, on the same trained models."""
+
+    def arm(attack: str, statistic: str) -> dict[str, Any]:
+        built = _built(base, {"class": attack}, None)
+        folder = f"strongest-{attack}"
+        found, seconds = base.measured(folder, budget.models, attack=built, keep=True)
+        logs = _changed(base, folder, budget.models, STATISTICS[statistic])
+        figures = figures_of(base, found, budget.models, logs)
+        return {**figures, "seconds_a_model": seconds / budget.models}
+
+    for attack in list(COMPARED)[: 1 if budget.small else None]:
+        for statistic in COMPARED_BY:
+            yield f"{attack}, {statistic}", partial(arm, attack, statistic)
+
+
 def _attacked(
     base: Base, budget: Budget, spec: dict[str, Any], arm: str | None, suffix: str = ""
 ) -> dict[str, Any]:
@@ -296,6 +326,14 @@ def _attacked(
             **figures_of(base, found, budget.models),
             "seconds_a_model": seconds / budget.models,
         }
+    attack = _built(base, spec, arm)
+    folder = "-".join(part for part in ("attack", attack.name, arm or "unadapted", suffix) if part)
+    found, seconds = base.measured(folder, budget.models, attack=attack)
+    return {**figures_of(base, found, budget.models), "seconds_a_model": seconds / budget.models}
+
+
+def _built(base: Base, spec: dict[str, Any], arm: str | None) -> ShadowAttack:
+    """Return an attack with the budget of the preset."""
     settings = resolve(
         {"attack": [spec], "seed": base.job.seed}
         if base.settings.private is None
@@ -303,10 +341,7 @@ def _attacked(
     )
     name, built = build_attack(settings.attack[0])
     adaptation = None if arm is None else base.adaptations[arm]
-    attack = replace(base.attack, name=name, attack=built, adaptation=adaptation)
-    folder = "-".join(part for part in ("attack", name, arm or "unadapted", suffix) if part)
-    found, seconds = base.measured(folder, budget.models, attack=attack)
-    return {**figures_of(base, found, budget.models), "seconds_a_model": seconds / budget.models}
+    return replace(base.attack, name=name, attack=built, adaptation=adaptation)
 
 
 def _two_seeds(base: Base, budget: Budget) -> dict[str, Any]:
@@ -408,4 +443,5 @@ PARTS: dict[str, Callable[[Base, Budget], Iterator[Arm]]] = {
     "defences": defences,
     "statistics": statistics,
     "attacks": attacks,
+    "strongest": strongest,
 }

@@ -14,6 +14,9 @@ from exposure_data import MODELS
 from exposure_parts import (
     ADAPTED,
     ATTACKS,
+    CHOOSING,
+    COMPARED,
+    COMPARED_BY,
     DEFENCES_TRIED,
     IN_NULL,
     IN_POWER,
@@ -47,7 +50,7 @@ _EXPECTED: dict[str, Sequence[str]] = {
 
 def tables(found: list[Result], parts: Sequence[str]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return a title and the rows of each of ``parts``."""
-    make = {"power": _power, "predicts": _predicts}
+    make = {"power": _power, "predicts": _predicts, "strongest": _strongest}
     titles = []
     for part in parts:
         own = [one for one in found if one["part"] == part]
@@ -108,6 +111,46 @@ def _by_arm(part: str, found: list[Result]) -> list[dict[str, Any]]:
     return rows
 
 
+def _strongest(found: list[Result]) -> list[dict[str, Any]]:
+    """Return a row for each data set and attack, by the statistic that is best on the digits' first seeds."""
+
+    def of(data: str, attack: str, statistic: str) -> list[Result]:
+        arm = f"{attack}, {statistic}"
+        return [one for one in found if one["data"] == data and one["arm"] == arm]
+
+    def mean_of(results: list[Result]) -> float:
+        return sum(map(_effect_over_error, results)) / len(results) if results else -math.inf
+
+    def choosing(attack: str, statistic: str) -> list[Result]:
+        return [one for one in of("digits", attack, statistic) if one["seed"] in CHOOSING]
+
+    best = max(COMPARED_BY, key=lambda name: sum(mean_of(choosing(a, name)) for a in COMPARED))
+    rows = []
+    for data in [name for name in MODELS if name not in _without(found)] or ["digits"]:
+        base = None
+        for attack, access in COMPARED.items():
+            own = of(data, attack, best)
+            if data == "digits":
+                own = [one for one in own if one["seed"] not in CHOOSING]
+            elif not own:
+                continue
+            base = own if base is None else base
+            row = {
+                "data": data,
+                "attack": attack,
+                "access": access,
+                **_cells("strongest", own, base),
+            }
+            if data == "digits":
+                for name in COMPARED_BY:
+                    value = mean_of(choosing(attack, name))
+                    text = f"{value:.1f}" if value > 0 else ""
+                    row[f"{name}, seeds 0-2"] = text + " (chosen)" * (name == best)
+            rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name, "") for name in names} for row in rows]
+
+
 def _predicts(found: list[Result]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for one in found for name in one["spearman"]))
     columns = [(data, arm) for data in MODELS for arm in _EXPECTED["predicts"]]
@@ -136,7 +179,7 @@ def _cells(part: str, own: list[Result], base: list[Result] | None) -> dict[str,
         cells[name] = cell(own) if own else ""
     if part == "statistics":
         cells["less the first row's"] = _gain(own, base)
-    if part == "attacks":
+    if part in ("attacks", "strongest"):
         cells["at equal time"] = _equal_time(own, base)
     return cells
 
@@ -223,6 +266,7 @@ _COLUMNS: dict[str, dict[str, Callable[[list[Result]], str]]] = {
     },
     "statistics": {**_FLAGGED, **_SET},
     "attacks": {**_FLAGGED, **_SET, "s a model": _mean("seconds_a_model", ".1f")},
+    "strongest": {**_FLAGGED, **_SET, "s a model": _mean("seconds_a_model", ".1f")},
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 uv run python benchmarks/weights.py                             faces, three networks, a model on each half
 uv run python benchmarks/weights.py --parts width,decay,images,training     what limits it, on faces
 uv run python benchmarks/weights.py --parts mnist               10 x 10 digits of MNIST at 28 x 28
+uv run python benchmarks/weights.py --parts head                the head of a frozen backbone, on faces
 uv run python benchmarks/weights.py --small                     one network of faces, fewer rounds
 
 Ten people of the Olivetti faces at 24 x 24 pixels, whose ten shots are split at random: a model is trained on
@@ -14,7 +15,13 @@ nearer     private images nearer than every holdout image
 exact      private images with a reconstruction at less than 0.0001
 certified  reconstructions that the attack itself calls exact
 right      those of them at less than 0.0001 from a private image
+head: a small convolutional network is trained on the public people, and stays as it is. A perceptron is
+trained on its features, standardised by those of public images, of five images of ten other people. Distances
+are then between features, squared and divided by the features' mean square, and pictures show the public image
+whose features are nearest to those found.
+
 residual   stationarity_residual at the end of the training; it stays near 0.1, as images lie on kinks
+distinct   neurons of the first layer that are no copies of others
 span       dimension of the span of training images that the weights show; - where they show none
 """
 
@@ -37,15 +44,19 @@ from common import digest, finish, is_current, keep, listed, numbers, parser, py
 from exposure_data import mnist
 from inversight.attacks import Reconstructions, run_attack
 from inversight.attacks.mlp import read_mlp
+from inversight.attacks.signals import FirstLayer
 from inversight.attacks.stationarity import span_of, stationarity_residual
 from inversight.attacks.weight_reconstruction import WeightReconstruction
 from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
 from inversight.data import load_images
+from inversight.models.backbone import features_of
 from inversight.models.target import Target
 from study_data import faces
 
 CLASSES = 10
+_SPREAD = 0.15
+"""Standard deviation by which the networks' input is divided."""
 EXACT = 1e-4
 
 
@@ -73,20 +84,23 @@ PARTS: dict[str, list[Case]] = {
     "images": [replace(BASE, each=each) for each in (1, 2, 3, 5)],
     "training": [replace(BASE, steps=steps) for steps in (1000, 3000, 7000, 15000)],
     "mnist": [Case("mnist", (1000,), 10)],
+    "head": [Case("head", (1000,))],
 }
 
 
 class Centred(nn.Module):
-    """Subtracts the mean of the public images."""
+    """Subtracts the mean of the public images, or of their features, and divides by a number or numbers."""
 
     mean: Tensor
+    spread: Tensor
 
-    def __init__(self, mean: Tensor) -> None:
+    def __init__(self, mean: Tensor, spread: Tensor | float = 1.0) -> None:
         super().__init__()
         self.register_buffer("mean", mean)
+        self.register_buffer("spread", torch.as_tensor(spread))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x - self.mean
+        return (x - self.mean) / self.spread
 
 
 def main() -> None:
@@ -126,31 +140,33 @@ def _measured(case: Case, seed: int, half: int, options: Any) -> dict[str, Any]:
 
 
 def _measure(case: Case, seed: int, half: int, options: Any, picture: Path) -> dict[str, Any]:
-    sets, mean = _images(case, seed, options)
+    sets, public = _images(case, seed, options)
     private, holdout = sets[half], sets[1 - half]
     started = time.process_time()
-    target, facts = _trained(case, private, mean, seed)
+    backbone = _backbone(public, seed, options) if case.data == "head" else None
+    target, facts = _trained(case, private, public.pixels.mean(dim=0), seed, backbone)
     trained = time.process_time() - started
     mlp = read_mlp(target)
     span = span_of(mlp)
     attack = WeightReconstruction(
         images=len(private.labels), rounds=options.rounds, keep=max(10, 4 * case.each),
-        steps=10 if options.tiny else 500,
+        steps=10 if options.tiny else 500, pool=len(public.pixels), inversion_steps=0,
     )  # fmt: skip
     started = time.process_time()
     found = run_attack(
-        attack, target, _Nothing(target.image_shape), torch.arange(CLASSES),
+        attack, target, _Public(public.pixels), torch.arange(CLASSES),
         rng=generator(seed, "weights"), progress=lambda done, whole, what="": None,
     )  # fmt: skip
     seconds = time.process_time() - started
-    own, other = (_nearest(one, found) for one in (private, holdout))
+    distance, others = (_distances(one, found, target) for one in (private, holdout))
+    own, other = distance.min(dim=1).values, others.min(dim=1).values
     certified = found.losses < 0.45
-    distance = _distances(private, found)
     right = int((distance[:, certified].min(dim=0).values < EXACT).sum()) if certified.any() else 0
-    _draw(private, holdout, found, picture)
+    _draw(private, holdout, found, distance, others, picture)
     return {
         "case": case.name, "seed": seed, "half": half, **facts,
         "span": "-" if span is None else len(span.basis),
+        "distinct": 0 if span is None else int(FirstLayer(mlp, span).distinct.sum()),
         "auc": round(float((own[:, None] < other[None]).double().mean()), 3),
         "nearer": int((own < other.min()).sum()), "of": len(own), "exact": int((own < EXACT).sum()),
         "certified": int(certified.sum()), "right": right,
@@ -159,14 +175,15 @@ def _measure(case: Case, seed: int, half: int, options: Any, picture: Path) -> d
     }  # fmt: skip
 
 
-class _Nothing:
-    """Stands for the prior, which this attack does not use."""
+class _Public:
+    """Stands for the prior, which the attack uses for heads alone: its samples are public images."""
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.image_shape = shape
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.image_shape: tuple[int, int, int] = tuple(images.shape[1:])
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        return torch.zeros(n, *self.image_shape)
+        return self.images[torch.randperm(len(self.images), generator=rng)[:n]]
 
     def __call__(self, latents: Tensor) -> Tensor:
         return latents
@@ -180,30 +197,66 @@ class Images:
     labels: Tensor
 
 
-def _images(case: Case, seed: int, options: Any) -> tuple[tuple[Images, Images], Tensor]:
-    """Return the two halves, and the mean (1, S, S) of public images."""
+def _images(case: Case, seed: int, options: Any) -> tuple[tuple[Images, Images], Images]:
+    """Return the two halves, and the public images."""
     if case.data == "mnist":
         folder, size, edge = mnist(seed, options.work), 32, 2  # padded with two pixels of black
     else:
-        folder, size, edge = faces(seed, options.data / "olivetti", options.work), 24, 0
+        folder, edge = faces(seed, options.data / "olivetti", options.work), 0
+        size = 32 if case.data == "head" else 24
     parts = []
     for part in ("private", "holdout", "public"):
-        found = load_images(
-            folder / part, role=part, size=size, channels=1, labelled=part != "public"
-        )
+        labelled = part != "public" or case.data != "mnist"
+        found = load_images(folder / part, role=part, size=size, channels=1, labelled=labelled)
         pixels = to_float(found.images)[..., edge : size - edge, edge : size - edge]
         parts.append((pixels, found.labels))
     halves = []
     for pixels, labels in parts[:2]:
         rows = torch.cat([(labels == k).nonzero().flatten()[: case.each] for k in range(CLASSES)])
         halves.append(Images(pixels[rows], labels[rows]))
-    return (halves[0], halves[1]), parts[2][0].mean(dim=0)
+    return (halves[0], halves[1]), Images(*parts[2])
 
 
-def _trained(case: Case, images: Images, mean: Tensor, seed: int) -> tuple[Target, dict[str, Any]]:
+def _backbone(public: Images, seed: int, options: Any) -> nn.Module:
+    """Return 576 standardised features of a network that was trained to tell the public people apart."""
+    widths = (1, 32, 64)
+    blocks = [
+        nn.Sequential(
+            nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        for i, o in pairwise(widths)
+    ]  # fmt: skip
+    backbone = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(3), nn.Flatten())
+    last = nn.Linear(9 * widths[-1], int(public.labels.max()) + 1)
+    network = nn.Sequential(backbone, last)
+    rng = generator(seed, "backbone")
+    with torch.no_grad():
+        for one in network.parameters():
+            if one.dim() > 1:
+                one.normal_(std=math.sqrt(2.0 / one[0].numel()), generator=rng)
+    adam = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(1 if options.tiny else 20):
+        for rows in torch.randperm(len(public.labels), generator=rng).split(64):
+            adam.zero_grad()
+            logits = network((public.pixels[rows] - 0.5) / _SPREAD)
+            F.cross_entropy(logits, public.labels[rows]).backward()
+            adam.step()
+    backbone.eval().requires_grad_(False)
+    features = backbone((public.pixels - 0.5) / _SPREAD)
+    spread = features.std(dim=0).clamp_min(0.1 * float(features.std()))
+    return nn.Sequential(backbone, Centred(features.mean(dim=0), spread))
+
+
+def _trained(
+    case: Case, images: Images, mean: Tensor, seed: int, backbone: nn.Module | None
+) -> tuple[Target, dict[str, Any]]:
     """Train with all images in each step, with momentum and a step size that falls to 0."""
-    spread = 0.15
-    x = ((images.pixels - mean) / spread).flatten(1)
+    if backbone is None:
+        before = nn.Sequential(nn.Flatten(), Centred((mean.flatten() - 0.5) / _SPREAD))
+    else:
+        before = nn.Sequential(backbone)
+    with torch.no_grad():
+        x = before((images.pixels - 0.5) / _SPREAD)
     y = images.labels
     widths = (x.shape[1], *case.hidden, CLASSES)
     rng = generator(seed, "initial")
@@ -222,12 +275,13 @@ def _trained(case: Case, images: Images, mean: Tensor, seed: int) -> tuple[Targe
         F.cross_entropy(inner(x), y).backward()
         optimiser.step()
         rates.step()
-    module = nn.Sequential(
-        nn.Flatten(), Centred((mean.flatten() - 0.5) / spread), *steps
-    ).eval().requires_grad_(False)  # fmt: skip
+    module = nn.Sequential(before, *steps).eval().requires_grad_(False)
     names = tuple(str(label) for label in range(CLASSES))
-    target = Target(module, names, tuple(mean.shape), (0.5,), (spread,), "weights")
-    residual, _ = stationarity_residual(read_mlp(target), images.pixels, y)
+    target = Target(
+        module, names, tuple(mean.shape), (0.5,), (_SPREAD,), "weights",
+        frozen_until=None if backbone is None else "0",
+    )  # fmt: skip
+    residual, _ = stationarity_residual(read_mlp(target), _vectors(images.pixels, target), y)
     with torch.no_grad():
         logits = inner(x)
     return target, {
@@ -236,24 +290,33 @@ def _trained(case: Case, images: Images, mean: Tensor, seed: int) -> tuple[Targe
     }  # fmt: skip
 
 
-def _distances(images: Images, found: Reconstructions) -> Tensor:
+def _vectors(pixels: Tensor, target: Target) -> Tensor:
+    """Return pixels (N, D), or the features (N, D) of a frozen backbone."""
+    return pixels.flatten(1) if target.frozen_until is None else features_of(target, pixels)
+
+
+def _distances(images: Images, found: Reconstructions, target: Target) -> Tensor:
     """Return the mean squared distances (N, M) from reconstructions of the class, others infinite."""
-    real, drawn = images.pixels.flatten(1), found.images.flatten(1)
-    squared = torch.cdist(real, drawn).square() / real.shape[1]
+    real = _vectors(images.pixels, target)
+    drawn = found.images.flatten(1) if found.features is None else found.features
+    unit = 1.0 if found.features is None else float(real.square().mean())
+    squared = torch.cdist(real, drawn).square() / (unit * real.shape[1])
     return squared.masked_fill(images.labels[:, None] != found.labels[None], torch.inf)
 
 
-def _nearest(images: Images, found: Reconstructions) -> Tensor:
-    return _distances(images, found).min(dim=1).values
-
-
-def _draw(private: Images, holdout: Images, found: Reconstructions, file: Path) -> None:
+def _draw(
+    private: Images,
+    holdout: Images,
+    found: Reconstructions,
+    distances: Tensor,
+    others: Tensor,
+    file: Path,
+) -> None:
     """Draw every fifth private image by distance, its nearest reconstruction and that one's nearest holdout."""
-    distances = _distances(private, found)
     order = distances.min(dim=1).values.argsort()
     shown = order[:: max(1, len(order) // 20)][:20]
     nearest = distances[shown].argmin(dim=1)
-    beside = _distances(holdout, found)[:, nearest].argmin(dim=0)
+    beside = others[:, nearest].argmin(dim=0)
     rows = [private.pixels[shown], found.images[nearest], holdout.pixels[beside]]
     figure, axes = pyplot().subplots(3, len(shown), figsize=(len(shown), 3.2))
     for row, images in zip(axes, rows, strict=True):
