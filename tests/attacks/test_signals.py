@@ -77,12 +77,12 @@ def test_an_image_is_solved_exactly_from_its_kinks() -> None:
     others = torch.rand(40, pixels, generator=rng, dtype=torch.float64)
     likely = Likely(torch.cat([others, torch.ones(40, 1, dtype=torch.float64)], dim=1))
     none = torch.zeros(0, pixels + 1, dtype=torch.float64)
-    found = ImageSolver(layer, likely, generator(0)).image(signal, none)
-    assert found is not None and found.zeros >= 40
+    found = ImageSolver(layer, likely, generator(0)).image(signal, none, none[:, 0] > 0)
+    assert found.zeros >= 40
     torch.testing.assert_close(found.image, known, rtol=0, atol=1e-6)
     # A signal of other neurons certifies nothing.
     mixed = signal[torch.randperm(neurons, generator=rng)]
-    assert ImageSolver(layer, likely, generator(0)).image(mixed, none) is None
+    assert ImageSolver(layer, likely, generator(0)).image(mixed, none, none[:, 0] > 0).zeros == 0
 
 
 def test_neurons_that_are_copies_count_once() -> None:

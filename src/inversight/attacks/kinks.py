@@ -38,7 +38,7 @@ _SPARE = 12
 """Zeros that an image has at least beyond those that any image within the constraints can be given."""
 _SURE = 40
 """With so many it is certain; with fewer it has to come out again under other constraints."""
-_SIGNS = 0.95
+_SIGNS = 0.975
 """Least share of neurons at which an image is on the side of the kink that its signal says."""
 _RIDGE = 0.01
 
@@ -83,49 +83,60 @@ class ImageSolver:
         self._layer, self._likely, self._rng = layer, likely, rng
         self._last = layer.span.basis[:, -1]
 
-    def estimate(self, signal: Tensor, selectors: Tensor) -> Tensor:
-        """Return the likeliest image (n,) of ``signal`` (H,), on which the ``selectors`` (F, n) vanish."""
+    def image(self, signal: Tensor, selectors: Tensor, surer: Tensor) -> Solution:
+        """Return the image of ``signal`` (H,), on which most ``selectors`` (F, n) vanish.
+
+        Where none is certain it is an estimate, without zeros: the likeliest image that meets most conditions
+        and on which the selectors ``surer`` (F,) vanish.
+        """
         on, shares = self._layer.firm_shares(signal)
         everything = torch.ones_like(on)
-        return self._fitted(on, shares, selectors, _KINK, _LIKELY, everything)
-
-    def image(self, signal: Tensor, selectors: Tensor) -> Solution | None:
-        """Return the image of ``signal`` (H,), on which most ``selectors`` (F, n) vanish; None if uncertain."""
+        estimate = self._fitted(on, shares, selectors[surer], _KINK, _LIKELY, everything)
         tries = [self._layer.firm_shares(signal, firm) for firm in _FIRM]
-        found = self._solved(tries, selectors)
-        if found is None or found.zeros >= _SURE:
-            return found
-        others = selectors[self._drawn(torch.full((len(selectors),), 0.85, dtype=torch.float64))]
-        again = self._solved(tries, others)
-        if again is None or float(torch.cosine_similarity(again.image, found.image, dim=0)) < 0.999:
-            return None
-        return found
+        found = self._solved(tries, selectors, estimate)
+        if found is not None and found.zeros < _SURE:
+            others = self._drawn(torch.full((len(selectors),), 0.85, dtype=torch.float64))
+            again = self._solved(tries, selectors[others], estimate)
+            if (
+                again is None
+                or float(torch.cosine_similarity(again.image, found.image, dim=0)) < 0.999
+            ):
+                found = None
+        return Solution(estimate, 0) if found is None else found
 
     def _drawn(self, chances: Tensor) -> Tensor:
         return torch.rand(len(chances), generator=self._rng, dtype=torch.float64) < chances
 
-    def _solved(self, tries: Sequence[tuple[Tensor, Tensor]], selectors: Tensor) -> Solution | None:
-        """Return the first image that is certain. tries: where the signal is not 0, and its shares."""
-        for on, shares in tries:
-            kinks = on & (shares > _FIRM_KINK[0]) & (shares < _FIRM_KINK[1])
-            found = self._outputs(on & ~kinks, kinks, ~on, selectors)
-            if found is None:
-                continue
-            outputs, agreeing = found
-            free = self._layer.images - agreeing
-            certain = self._certified(self._layer.images_of(outputs), on, shares, free)
-            if certain is not None:
-                return certain
+    def _solved(
+        self, tries: Sequence[tuple[Tensor, Tensor]], selectors: Tensor, estimate: Tensor
+    ) -> Solution | None:
+        """Return the first image that is certain, sought from the signal alone and then from an estimate (n,).
+
+        tries: where the signal is not 0, and its shares.
+        """
+        near = self._layer.output_vectors(estimate[None])[0]
+        for start in (None, near):
+            for on, shares in tries:
+                kinks = on & (shares > _FIRM_KINK[0]) & (shares < _FIRM_KINK[1])
+                found = self._outputs(on & ~kinks, kinks, ~on, selectors, start)
+                if found is None:
+                    continue
+                outputs, agreeing = found
+                free = self._layer.images - agreeing
+                certain = self._certified(self._layer.images_of(outputs), on, shares, free)
+                if certain is not None:
+                    return certain
         return None
 
     def _outputs(
-        self, over: Tensor, kinks: Tensor, under: Tensor, selectors: Tensor
+        self, over: Tensor, kinks: Tensor, under: Tensor, selectors: Tensor, start: Tensor | None
     ) -> tuple[Tensor, int] | None:
         """Return the image's outputs (n,), in the layer's columns, that meet most conditions.
 
         They are 0 at the neurons ``kinks`` (H,) and by ``selectors`` (F, n), not below 0 at ``over``, not above
         it at ``under``. Least absolute violations come first, then the least sum of their logarithms, which
-        lets go of wrong conditions. Second is how many selectors agree. None if too few conditions do.
+        lets go of wrong conditions. With ``start`` (n,) the latter alone. Second is how many selectors agree.
+        None if too few conditions do.
         """
         layer = self._layer
         # A selector's product with an image, by the image's outputs.
@@ -136,9 +147,11 @@ class ImageSolver:
         zero = torch.cat([kinks, ~none])
         over, under = torch.cat([over, none]), torch.cat([under, none])
         towards = (over.double() - under.double()) @ rows
-        found = towards / (towards @ towards)
+        found = towards if start is None else start
+        found = found / (found @ towards)
         small = torch.eye(rows.shape[1], dtype=torch.float64)
-        for step in range(_ABSOLUTE + _LOGARITHMIC):
+        first, floor_first = (0, 0.3) if start is None else (_ABSOLUTE, 0.03)
+        for step in range(first, _ABSOLUTE + _LOGARITHMIC):
             values = rows @ found
             size = values[over | under].abs().mean()
             wrong = (over & (values < 0)) | (under & (values > 0))
@@ -146,7 +159,8 @@ class ImageSolver:
                 floor = size * 1e-3 ** (step / _ABSOLUTE)
                 weights = (values.square() + floor.square()).rsqrt()
             else:
-                floor = size * 0.3 * (_END / 0.3) ** ((step - _ABSOLUTE) / _LOGARITHMIC)
+                done = (step - _ABSOLUTE) / _LOGARITHMIC
+                floor = size * floor_first * (_END / floor_first) ** done
                 weights = 1.0 / (values.square() + floor.square())
             weights = weights * (zero.double() + _SIDE * wrong.double())
             weighted = rows.T @ (rows * weights[:, None])

@@ -89,16 +89,15 @@ def _solve(
     selectors, signals, alike = layer.selectors(search.vectors), search.signals, search.alike
     images = torch.zeros_like(selectors)
     zeros = torch.zeros(len(images), dtype=torch.int64)
+    alone = alike.sum(dim=1) == 1
+    alone[: len(known)] = True
     for number in range(len(search)):
         others = ~alike[number]
         found = (
             known[number] if number < len(known)
-            else solver.image(signals[number], selectors[others])
+            else solver.image(signals[number], selectors[others], alone[others])
         )  # fmt: skip
-        if found is None:
-            images[number] = solver.estimate(signals[number], selectors[others])
-        else:
-            images[number], zeros[number] = found.image, found.zeros
+        images[number], zeros[number] = found.image, found.zeros
     _drop_repeated(images, zeros, alike, len(known))
     return images, zeros
 
