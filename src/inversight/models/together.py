@@ -97,6 +97,11 @@ def split_models(joined: Classifier, models: Sequence[Classifier]) -> None:
         one.load_state_dict(state)
 
 
+_LEAST_CHANNELS = 8
+"""Channels below which images are not laid out channels last: PyTorch 2.15 then writes outside its memory on
+AMD processors, and the process ends."""
+
+
 def train_together(
     sets: Sequence[ImageSet], *, training: Training, image_shape: tuple[int, int, int],
     rngs: Sequence[torch.Generator], progress: Progress = silent, device: torch.device | str = "cpu",
@@ -136,7 +141,9 @@ def train_together(
     pixels = pixels.to(device)
     labels = torch.stack([one.labels for one in sets]).to(device)
     modules = [one.module for one in built]
-    joined = join_models(modules).to(device).to(memory_format=torch.channels_last)
+    wide = count * training.width >= _LEAST_CHANNELS
+    layout = torch.channels_last if wide else torch.contiguous_format
+    joined = join_models(modules).to(device).to(memory_format=layout)
     epochs = training.epochs_for(images)
     optimiser, schedule = build_optimiser(
         joined.parameters(), training, epochs, math.ceil(images / training.batch_size)
@@ -153,7 +160,7 @@ def train_together(
             draws = torch.cat([augmentation_draws(batch, rng) for rng in step_rngs])
             x = augment_by(x, draws, training).unflatten(0, (count, batch))
             x = ((x - means) / deviations).transpose(0, 1).flatten(1, 2)
-            logits = joined(x.contiguous(memory_format=torch.channels_last))
+            logits = joined(x.contiguous(memory_format=layout))
             logits = logits.view(batch, count, -1).transpose(0, 1).flatten(0, 1)
             # A mean over all models' images: times their number, each model has its own mean's gradient.
             loss = count * recipe_loss(logits, labels[models, rows].flatten(), training)
