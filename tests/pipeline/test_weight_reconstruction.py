@@ -83,6 +83,10 @@ def test_an_audit_compares_the_features_that_were_found_in_a_head(
     ("given", "reason"),
     [
         (
+            {"target": None, "evaluator": None, "frozen_until": "backbone"},
+            "--frozen-until: is for a --target whose layers can be read; give --target",
+        ),
+        (
             {"target": None, "evaluator": None},
             "--embedding backbone: needs an audit of a given --target",
         ),

@@ -89,10 +89,8 @@ class ImageSolver:
         Where none is certain it is an estimate, without zeros: the likeliest image that meets most conditions
         and on which the selectors ``surer`` (F,) vanish.
         """
-        on, shares = self._layer.firm_shares(signal)
-        everything = torch.ones_like(on)
-        estimate = self._fitted(on, shares, selectors[surer], _KINK, _LIKELY, everything)
         tries = [self._layer.firm_shares(signal, firm) for firm in _FIRM]
+        estimate = self._fitted(*tries[0], selectors[surer])
         found = self._solved(tries, selectors, estimate)
         if found is not None and found.zeros < _SURE:
             others = self._drawn(torch.full((len(selectors),), 0.85, dtype=torch.float64))
@@ -176,11 +174,8 @@ class ImageSolver:
             found = _least(rows[near], found)
         return found, int(near[len(kinks) :].sum())
 
-    def _fitted(
-        self, on: Tensor, shares: Tensor, selectors: Tensor, kink: tuple[float, float], likely: float,
-        used: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Return the image (n,) that meets the conditions of the neurons ``used`` (H,) best."""
+    def _fitted(self, on: Tensor, shares: Tensor, selectors: Tensor) -> Tensor:
+        """Return the likeliest image (n,) that meets most conditions, and on which ``selectors`` vanish."""
         fixed = torch.cat([self._last[None], selectors])
         aim = torch.zeros(len(fixed), dtype=torch.float64)
         aim[0] = 1.0
@@ -189,9 +184,8 @@ class ImageSolver:
         precision = open_.T @ self._likely.precision @ open_
         pull = open_.T @ self._likely.precision @ (start - self._likely.mean)
         free: Tensor = torch.linalg.solve(precision, -pull)
-        at_kink = on & (shares > kink[0]) & (shares < kink[1]) & used
-        over = on & (shares >= kink[1]) & used
-        under = ~on & used
+        at_kink = on & (shares > _KINK[0]) & (shares < _KINK[1])
+        over, under = on & (shares >= _KINK[1]), ~on
         rows, outputs = self._layer.outputs @ open_, self._layer.outputs @ start
         for step in range(_STEPS):
             floor = self._likely.length * max(_START * _DECAY**step, _END)
@@ -200,7 +194,7 @@ class ImageSolver:
             weights = wrong / (values.square() + floor**2)
             weighted = rows * weights[:, None]
             free = torch.linalg.solve(
-                weighted.T @ rows + likely * precision, -(weighted.T @ outputs) - likely * pull
+                weighted.T @ rows + _LIKELY * precision, -(weighted.T @ outputs) - _LIKELY * pull
             )
         return start + open_ @ free
 

@@ -397,6 +397,11 @@ def _check(settings_: AuditSettings) -> None:
             "--recipe needs --target as well: without --target the audit trains the target itself, and "
             "shadow models like it"
         )
+    readable = expected_access(settings_.target) == "white-box"
+    if settings_.frozen_until is not None and not (settings_.target and readable):
+        raise ConfigError(
+            "--frozen-until: is for a --target whose layers can be read; give --target, or leave it out"
+        )
     if settings_.endpoint_header and not (settings_.target or "").startswith("endpoint:"):
         raise ConfigError("--endpoint-header: is for a --target endpoint:URL; leave it out")
     for name in ("mean", "std"):
