@@ -56,7 +56,7 @@ def test_the_search_finds_selectors_of_training_images() -> None:
     layer = AnySignal(mlp, span)
     search = SignalSearch(layer)
     noise = torch.randn(60, 6, generator=generator(2), dtype=torch.float64)
-    search.search(images.repeat(10, 1) + 0.2 * noise, layer.columns, generator(3))
+    search.search(images.repeat(10, 1) + 0.2 * noise, generator(3))
     found = cosines(torch.linalg.inv(images).T, layer.selectors(search.vectors)).max(dim=1).values
     assert int((found > 0.9999).sum()) >= 3
 

@@ -101,6 +101,27 @@ def test_the_objective_is_zero_at_the_training_images_of_stationary_weights() ->
     assert value(given.images) < 0.05 < 0.3 < value(given.others)
 
 
+def test_without_its_images_little_is_left_of_stationary_weights() -> None:
+    given = trained()
+    mlp = read_mlp(given.target)
+    span = span_of(mlp)
+    assert span is not None
+    inputs = mlp.scale * given.images.flatten(1) + mlp.shift
+    images = torch.cat([inputs, torch.ones(6, 1, dtype=torch.float64)], dim=1) @ span.basis.T
+    selectors = torch.linalg.inv(images).T
+    objective = Objective(mlp, span, 1e3)
+    assert objective.without(selectors[:0], images[:0], given.labels[:0]) is objective
+    first, second = (objective.without(selectors, images, given.labels).parts or ())[:2]
+    assert float(first[0].norm()) < 1e-9 * float(span.rows.norm())
+    assert float(second[0].norm()) < 0.2 * float(mlp.weights[1].norm())
+    (left, _), (other, _) = (
+        objective.without(selectors[1:], images[1:], given.labels[1:]).parts or ()
+    )
+    torch.testing.assert_close(left, torch.outer(span.rows @ selectors[0], images[0]))
+    hidden = (span.rows @ images[0]).relu()
+    assert float((other @ hidden).abs().argmax()) == int(given.labels[0])
+
+
 def test_the_residual_equals_that_of_a_training_step() -> None:
     """By PyTorch's gradients of the network itself; without weight decay in the weights it is large."""
     module = network((PIXELS, 7, CLASSES))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from torch import Tensor
 from inversight.attacks.kinks import ImageSolver, Likely, Solution
 from inversight.attacks.selectors import SignalSearch
 from inversight.attacks.signals import FirstLayer
-from inversight.core.progress import Progress
+from inversight.core.progress import Progress, part_of
 
+_PARTS = 4
+"""Parts of a round: candidates, and three searches."""
 _MIXED = 0.5
 """Most of the second image in a start, which is a mixture of two."""
 
@@ -33,14 +37,25 @@ class ReadImages:
         return len(self.coordinates)
 
 
+class Refit(Protocol):
+    """A function that returns candidates (M, n) for what is left of the weights without images that are known.
+
+    round: number of the round. selectors: (F, n), of the images (F, n). labels: (F,).
+    """
+
+    def __call__(
+        self, round_: int, selectors: Tensor, images: Tensor, labels: Tensor, progress: Progress
+    ) -> Tensor: ...
+
+
 def read_images(
-    layer: FirstLayer, candidates: Tensor, *, rounds: int, searches: int, rng: torch.Generator,
-    progress: Progress,
+    layer: FirstLayer, candidates: Tensor, refit: Refit, *, rounds: int, searches: int,
+    rng: torch.Generator, progress: Progress,
 ) -> ReadImages:  # fmt: skip
     """Return the images that can be read out of ``layer``, which has :attr:`FirstLayer.many` neurons.
 
-    candidates: (M, n), images in the coordinates of the span, where the search starts. Each round has
-    ``searches`` starts, and solves images with the selectors that are known by then.
+    candidates: (M, n), images in the coordinates of the span, where the search starts; later rounds have those
+    of ``refit``. Each round has ``searches`` starts, and solves images with the selectors known by then.
     """
     search = SignalSearch(layer)
     likely = Likely(candidates)
@@ -48,23 +63,26 @@ def read_images(
     known: list[Solution] = []
     images = candidates[:0]
     for done in range(rounds):
-        # What is left of the layer without the images that are known has fewer dimensions to search.
-        selectors = layer.selectors(search.vectors)[: len(known)]
+        step = partial(part_of, progress, share=1, whole=_PARTS * rounds)
         found = torch.stack([one.image for one in known]) if known else candidates[:0]
-        columns = layer.columns_without(selectors, found)
-        for part in range(3):
-            source = [candidates, images, torch.cat([candidates, images.repeat(3, 1)])][part]
+        if done:
+            selectors = layer.selectors(search.vectors)[: len(known)]
+            labels = search.labels[: len(known)]
+            candidates = refit(done, selectors, found, labels, step(before=_PARTS * done))
+        for part in range(1, _PARTS):
+            source = [candidates, images, torch.cat([candidates, images.repeat(3, 1)])][part - 1]
             starts = _mixtures(source if len(source) > 8 else candidates, searches // 3, rng)
             half = starts[::2]
             if len(search):
                 half = likely.projected(half, layer.selectors(search.vectors))
-            search.search(torch.cat([half, starts[1::2]]), columns if part else layer.columns, rng)
+            search.search(torch.cat([half, starts[1::2]]), rng)
             counted = f"{len(search)} images found in the weights, {len(known)} of them exactly"
-            progress(3 * done + part + 1, 3 * rounds, counted)
+            progress(_PARTS * done + part + 1, _PARTS * rounds, counted)
         images, zeros = _solve(search, solver, layer, known)
         new = [one for one in _surest_first(zeros) if one >= len(known)]
         known += [Solution(images[one], int(zeros[one])) for one in new]
-        search.settle(new)
+        if new:
+            search.settle(new, torch.stack([one.image for one in known]), rng)
         if len(known) >= layer.images:
             break
     images, zeros = _solve(search, solver, layer, known)

@@ -23,11 +23,18 @@ _AT_ONCE = 50
 _ITERATIONS = 50
 _MARGIN = 0.7
 """Neurons count as off for a candidate below up to this many standard deviations of its outputs."""
+_ON_WEIGHTS = (0.0, 0.03, 0.1)
+"""Weights of a neuron that is on for a candidate, beside 1 of one that is off."""
+_NOISE = 0.02
+"""Differences of values from what the second layer explains, relative to their size, that are noise."""
+_RIDGE = 1e-9
 _SPARE = 12
 """Zeros that a signal has at least beyond those that any vector can be given."""
-_SAME, _ALTERNATIVE = 0.9999, 0.98
-"""Cosines from which two signals are the same, and alternatives of each other."""
+_SAME, _NEARLY, _ALTERNATIVE = 0.9999, 0.9995, 0.985
+"""Cosines from which two signals are the same, the same but for errors, and alternatives of each other."""
 _ALTERNATIVES = 3
+_AGAIN = 3
+"""Times that the signal of an exact image is sought again."""
 
 
 class SignalSearch:
@@ -42,6 +49,7 @@ class SignalSearch:
         self.vectors = torch.zeros(0, layer.images, dtype=torch.float64)
         self.labels = torch.zeros(0, dtype=torch.int64)
         self.settled = 0
+        self._columns = layer.columns
         self._seen: dict[tuple[float, ...], int | None] = {}
 
     def __len__(self) -> int:
@@ -58,27 +66,48 @@ class SignalSearch:
         signals = self.signals
         return (signals @ signals.T).abs() > _ALTERNATIVE
 
-    def search(self, starts: Tensor, columns: Tensor, rng: torch.Generator) -> None:
-        """Add the signals found from ``starts`` (S, n), images in the coordinates of the span.
-
-        columns: (H, r), orthonormal: the space in which they are sought.
-        """
+    def search(self, starts: Tensor, rng: torch.Generator) -> None:
+        """Add the signals found from ``starts`` (S, n), images in the coordinates of the span."""
         found = [self.vectors]
         for part in starts.split(_AT_ONCE):
-            vectors = self._layer.polished(self._sparse(part, columns, rng))
-            vectors = vectors[self._counts(vectors) >= self._layer.images + _SPARE]
-            if len(vectors):
-                vectors = self._pruned(vectors, 0)
-                found.append(vectors[[self._class_of(one) is not None for one in vectors]])
+            found.append(self._single(self._sparse(part, rng)))
         self._keep(self._pruned(torch.cat(found), self.settled))
 
-    def settle(self, numbers: Sequence[int]) -> None:
-        """Move these signals behind those that are settled already, and drop their alternatives."""
+    def settle(self, numbers: Sequence[int], images: Tensor, rng: torch.Generator) -> None:
+        """Move these signals behind those that are settled already, and drop their alternatives.
+
+        The search goes on in what is left of the layer without their images, where the signals that are not
+        settled are found anew.
+
+        images: (F, n), of all signals that are settled then, in the coordinates of the span.
+        """
+        layer = self._layer
         front = [*range(self.settled), *numbers]
         alike = self.alike[front].any(dim=0)
         alike[front] = True
+        settled, others = self.vectors[front], self.vectors[~alike]
+        for _ in range(_AGAIN):  # an exact image shows its signal more surely than a candidate
+            surer = layer.polished(self._sparse(images, rng))
+            better = self._counts(surer) > self._counts(settled)
+            better &= (surer * settled).sum(dim=1).abs() > _NEARLY
+            settled = torch.where(better[:, None], surer, settled)
         self.settled = len(front)
-        self._keep(torch.cat([self.vectors[front], self.vectors[~alike]]))
+        self._columns = layer.columns_without(layer.selectors(settled), images)
+        # Other signals are sums of one in these columns and of those that are settled.
+        left = self._columns.T @ layer.columns
+        shares = torch.linalg.solve(torch.cat([left, settled]).T, others.T)[: len(left)]
+        vectors = torch.cat([settled, self._single((self._columns @ shares).T)])
+        self._keep(self._pruned(vectors, self.settled))
+
+    def _single(self, signals: Tensor) -> Tensor:
+        """Return the vectors (F, n) of single images' signals among about ``signals`` (S, H)."""
+        if signals.numel() == 0:
+            return self.vectors[:0]
+        vectors = self._layer.polished(signals)
+        vectors = vectors[self._counts(vectors) >= self._layer.images + _SPARE]
+        if len(vectors):
+            vectors = self._pruned(vectors, 0)
+        return vectors[[self._class_of(one) is not None for one in vectors]]
 
     def _keep(self, vectors: Tensor) -> None:
         self.vectors = vectors
@@ -109,35 +138,63 @@ class SignalSearch:
             crowded = int((cosines > _ALTERNATIVE).sum()) >= _ALTERNATIVES
             # The zeros of a sum are those that its signals share.
             mixed = (cosines > 0.7) & (shared >= 0.93)
-            mixed |= (cosines > 0.9) & (counts[one] < 0.6 * counts[kept])
+            mixed |= (cosines > 0.9) & (shared >= 0.8) & (counts[one] < 0.6 * counts[kept])
+            mixed[:settled] = False  # their parts have been taken away
             if not (repeated or crowded or bool(mixed.any())):
                 kept.append(one)
         return vectors[kept]
 
-    def _sparse(self, start: Tensor, columns: Tensor, rng: torch.Generator) -> Tensor:
-        """Return combinations (S, H) of ``columns`` that are small where neurons are off for ``start``."""
-        layer = self._layer
+    def _sparse(self, start: Tensor, rng: torch.Generator) -> Tensor:
+        """Return combinations (S, H) of the columns that are about the signals of the images ``start``.
+
+        They are small where neurons are off for an image, and where neurons are on nearly what the second
+        layer explains. How much the latter counts is drawn, since each weight finds other signals.
+        """
+        layer, columns, distinct = self._layer, self._columns, self._layer.distinct
         outputs = start @ layer.outputs.T
-        margin = _MARGIN * torch.rand(len(start), 1, generator=rng, dtype=torch.float64)
-        off = (outputs / outputs.std(dim=1, keepdim=True) < -margin).double() + 1e-6
         pixels = (layer.span.inputs(start) - layer.mlp.shift) / layer.mlp.scale
         predicted = layer.mlp.answers(pixels).argmax(1)
         # The direction of what the neurons that are on would get: the signal must not vanish there.
         towards = unit((layer.margins[predicted] * (outputs > 0)) @ columns)
-        rows = columns / layer.scales[:, None]
-        vectors: Tensor = towards
+        margin = _MARGIN * torch.rand(len(start), 1, generator=rng, dtype=torch.float64)
+        weight = torch.tensor(_ON_WEIGHTS, dtype=torch.float64)
+        weight = weight[torch.randint(len(weight), (len(start), 1), generator=rng)]
+        outputs = (outputs / outputs.std(dim=1, keepdim=True))[:, distinct]
+        off, on = (outputs < -margin).double(), (outputs > 0) * weight
+        rows = columns[distinct] / layer.scales[distinct, None]
+        explaining = layer.explaining[distinct] / layer.scales[distinct, None]
+        vectors, explained = towards, torch.zeros_like(outputs)
         for step in range(_ITERATIONS):
             values = vectors @ rows.T
             size = values.square().mean(dim=1, keepdim=True).sqrt()
-            half = _ITERATIONS // 2
-            if step < half:  # least absolute values, which has one minimum
-                floor = size * max(0.01, 0.3 * 0.8**step)
-                weights = off * (values.square() + floor.square()).rsqrt() + 1e-9
-            else:  # then the logarithm, which lets go of the neurons that are on after all
-                floor = size * max(3e-4, 0.02 * 0.8 ** (step - half))
-                weights = off / (values.square() + floor.square()) + 1e-12
-            scaled = rows * weights.sqrt()[:, :, None]
-            found: Tensor = torch.linalg.solve(scaled.mT @ scaled, towards[:, :, None])
-            vectors = found[:, :, 0]
-            vectors = vectors / (vectors * towards).sum(dim=1, keepdim=True)
+            differences = (values - explained) / size
+            values = values / size
+            late = step - _ITERATIONS // 2
+            if late < 0:  # least absolute values, which has one minimum
+                floor = max(0.01, 0.3 * 0.8**step)
+                zero = off * (values.square() + floor**2).rsqrt()
+                same = on * (differences.square() + max(_NOISE, floor) ** 2).rsqrt()
+            else:  # then the logarithm, which lets go of neurons that are on the other side after all
+                zero = off / (values.square() + max(3e-4, 0.02 * 0.8**late) ** 2)
+                same = on / (differences.square() + max(_NOISE, 0.05 * 0.8**late) ** 2)
+            vectors, combined = _least(rows, explaining, zero + 1e-9, same + 1e-12, towards)
+            explained = combined @ explaining.T
         return unit(vectors) @ columns.T
+
+
+def _least(
+    rows: Tensor, explaining: Tensor, zero: Tensor, same: Tensor, towards: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the vectors (S, r) with product 1 with ``towards`` (S, r) and the least values on ``rows``.
+
+    That is the sum of squares of values with the weights ``zero`` (S, H), and of their differences from a
+    combination of ``explaining`` (H, R) with the weights ``same`` (S, H). Second are the combinations (S, R).
+    """
+    values = (rows.T * (zero + same)[:, None]) @ rows
+    shared = (rows.T * same[:, None]) @ explaining
+    own = (explaining.T * same[:, None]) @ explaining
+    own = own + _RIDGE * torch.eye(own.shape[-1], dtype=torch.float64)
+    combining = torch.linalg.solve(own, shared.mT)
+    found = torch.linalg.solve(values - shared @ combining, towards[:, :, None])
+    found = found / (towards[:, None] @ found)
+    return found[:, :, 0], (combining @ found)[:, :, 0]

@@ -34,13 +34,14 @@ _COPY = 1e-6
 _NORMAL = 1.4826
 """Standard deviations of a normal distribution in its median absolute deviation."""
 _REFITS = 15
-_SIGNS = 0.965
+_SIGNS = 0.94
 """Least share of a signal whose sign is that of its class's margin."""
-_AGREES, _AGREES_DEEP = 1.55, 1.4
+_AGREES = 1.4
 """Least sum of two shares of the neurons that are on: those whose value the upper layers explain, and those
-whose value is between 0 and that. The latter with more than two layers, where a few directions explain less."""
-_DIRECTIONS = 15
-"""Directions of the second layer that explain the values of a signal."""
+whose value is between 0 and that."""
+_DIRECTIONS, _STRONG = 15, 0.01
+"""Most directions of the second layer that explain the values of a signal, and their least singular value,
+relative to the largest."""
 
 
 class FirstLayer:
@@ -48,7 +49,8 @@ class FirstLayer:
 
     rows: (H, n), of the H neurons that are not dead, in the coordinates of the span. outputs: the same, of unit
     length. columns: (H, n), orthonormal, of the same span as those of ``rows``. scales: (H,), the lengths of
-    its rows. distinct: (H,), which neurons are no copies of earlier ones.
+    its rows. distinct: (H,), which neurons are no copies of earlier ones. explaining: (H, R), orthonormal: the
+    second layer's directions, of which a signal is made where neurons are on.
     """
 
     columns: Tensor
@@ -59,7 +61,7 @@ class FirstLayer:
         lengths = span.rows.norm(dim=1)
         alive = lengths > _ALIVE * lengths.max()
         self.mlp, self.span = mlp, span
-        self.rows = span.rows[alive]
+        self.rows, self._alive = span.rows[alive], alive
         self.outputs = self.rows / lengths[alive, None]
         self.distinct = _distinct(self.outputs)
         self.columns, self._values, self._turn = torch.linalg.svd(self.rows, full_matrices=False)
@@ -72,8 +74,9 @@ class FirstLayer:
         margins = margins - (1.0 - margins) / max(1, classes - 1)
         self.margins = margins @ path[:, alive]
         """(K, H): what a logit gains from a neuron, less the mean of the others."""
-        second = torch.linalg.svd(mlp.weights[1].T[alive], full_matrices=False).U
-        self._explaining = second[:, : min(_DIRECTIONS, len(self.rows) // 4)]
+        second, strength, _ = torch.linalg.svd(mlp.weights[1].T[alive], full_matrices=False)
+        strong = int((strength > _STRONG * strength[0]).sum())
+        self.explaining = second[:, : min(strong, _DIRECTIONS, len(self.rows) // 4)]
 
     @property
     def images(self) -> int:
@@ -98,7 +101,12 @@ class FirstLayer:
     def polished(self, signals: Tensor) -> Tensor:
         """Return the unit vectors (F, n) whose signals vanish where ``signals`` (F, H) nearly do."""
         for tolerance in _TOLERANCES:
-            vectors = self.vanishing(signals, tolerance)
+            values: Tensor = (signals / self.scales).abs()
+            rank = min(self.images + 2, values.shape[1])
+            least = values.kthvalue(rank, dim=1, keepdim=True).values
+            near = (values <= (tolerance * _size(values)).maximum(least)).double()
+            scaled = (self.columns / self.scales[:, None]) * near[:, :, None]
+            vectors: Tensor = torch.linalg.eigh(scaled.mT @ scaled).eigenvectors[:, :, 0]
             signals = vectors @ self.columns.T
         return vectors
 
@@ -107,19 +115,11 @@ class FirstLayer:
 
         selectors: (F, n), of the images (F, n), in the coordinates of the span.
         """
-        signals = self.rows @ selectors.T / (selectors * images).sum(dim=1)
+        if len(images) == 0:
+            return self.columns
+        signals = self.span.signals(selectors, images)[self._alive]
         rest: Tensor = torch.linalg.svd(self.rows - signals @ images, full_matrices=False).U
         return rest[:, : self.images - len(images)]
-
-    def vanishing(self, signals: Tensor, tolerance: float) -> Tensor:
-        """Return the unit vectors (F, n) that vanish best where ``signals`` (F, H) nearly do."""
-        values: Tensor = (signals / self.scales).abs()
-        rank = min(self.images + 2, values.shape[1])
-        least = values.kthvalue(rank, dim=1, keepdim=True).values
-        near = (values <= (tolerance * _size(values)).maximum(least)).double()
-        scaled = (self.columns / self.scales[:, None]) * near[:, :, None]
-        vectors: Tensor = torch.linalg.eigh(scaled.mT @ scaled).eigenvectors
-        return vectors[:, :, 0]
 
     def selectors(self, vectors: Tensor) -> Tensor:
         """Return ``vectors`` (F, n) in the coordinates of the span, (F, n) of unit length."""
@@ -135,7 +135,7 @@ class FirstLayer:
         size = _size(signal)
         on = signal.abs() > _ON * size
         shares = torch.zeros_like(signal)
-        fitted = _robust_fit(self._explaining[on], signal[on], 1e-2 * size)
+        fitted = _robust_fit(self.explaining[on], signal[on], 1e-2 * size)
         shares[on] = signal[on] / fitted
         return on, shares
 
@@ -147,7 +147,7 @@ class FirstLayer:
         """
         size = _size(signal)
         on = signal.abs() > _ON * size
-        columns, values = self._explaining[on], signal[on]
+        columns, values = self.explaining[on], signal[on]
         fitted = _robust_fit(columns, values, 1e-2 * size)
         for _ in range(_REFITS):  # kinks are on one side: those found have no weight
             differences = (values - fitted).abs()
@@ -185,8 +185,7 @@ class FirstLayer:
         share = shares[on]
         fits = ((signal[on] - signal[on] / share).abs() < 0.05 * size).double().mean()
         between = ((share > -0.05) & (share < 1.05) | small).double().mean()
-        agrees = _AGREES if len(self.mlp.weights) == 2 else _AGREES_DEEP
-        if float(agree.max()) < _SIGNS or float(fits + between) < agrees:
+        if float(agree.max()) < _SIGNS or float(fits + between) < _AGREES:
             return None
         # Of the classes whose signs agree, the one whose margin the values follow best.
         follows = (along.sum(1) / self.margins[:, on].norm(dim=1)).abs()

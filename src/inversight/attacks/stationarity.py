@@ -25,6 +25,8 @@ from inversight.priors.descent import descend, ramp
 
 _GAP = 10.0
 """Least ratio of neighbouring singular values that shows where the span of the images ends."""
+_ON = 5.0
+"""An output times the sharpness from which the sigmoid is taken for 1."""
 _PENALTY = 0.01
 """Weight of the penalties: pixels out of range, and a last coordinate that is not 1."""
 
@@ -42,6 +44,10 @@ class Span:
     def inputs(self, coordinates: Tensor) -> Tensor:
         """Return the first layer's inputs (..., D) of coordinates (..., n)."""
         return (coordinates @ self.basis)[..., :-1]
+
+    def signals(self, selectors: Tensor, images: Tensor) -> Tensor:
+        """Return the parts (H, F) of F images in the layer, which is the sum of part times image."""
+        return self.rows @ selectors.T / (selectors * images).sum(dim=1)
 
 
 def span_of(mlp: Mlp, images: int | None = None) -> Span | None:
@@ -72,12 +78,33 @@ def whole_space(mlp: Mlp) -> Span:
 class Objective:
     """The relative squared difference between weights and a sum over candidates, in [0, inf); 0 is best.
 
-    sharpness: of the sigmoid that stands for the derivative of ReLU (published: 10 to 500).
+    sharpness: of the sigmoid that stands for the derivative of ReLU (published: 10 to 500). parts: what the sum
+    should give, each layer's weights and bias, the first layer in the span; None: the network's own.
     """
 
     mlp: Mlp
     span: Span
     sharpness: float
+    parts: tuple[tuple[Tensor, Tensor | None], ...] | None = None
+
+    def without(self, selectors: Tensor, images: Tensor, labels: Tensor) -> Objective:
+        """Return the objective of what is left of the weights once F images' parts are taken away.
+
+        selectors: (F, n), of the images (F, n), in the coordinates of the span (:mod:`.signals`). labels: (F,).
+        """
+        if len(images) == 0:
+            return self
+        signals = self.span.signals(selectors, images)
+        gradients, outputs = self.signals(images, labels)
+        on = gradients[0] * (outputs[0] * self.sharpness > _ON)
+        multipliers = (signals.T * on).sum(1) / on.square().sum(1)
+        parts: list[tuple[Tensor, Tensor | None]] = [(self.span.rows - signals @ images, None)]
+        for number in range(1, len(self.mlp.weights)):
+            gradient = gradients[number] * multipliers[:, None]
+            weight, bias = self.mlp.weights[number], self.mlp.biases[number]
+            rest = weight - gradient.T @ outputs[number - 1].relu()
+            parts.append((rest, None if bias is None else bias - gradient.sum(0)))
+        return replace(self, parts=tuple(parts))
 
     def signals(self, coordinates: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the gradients (R, M, H_l) of margins at each layer's output, and these outputs.
@@ -106,16 +133,20 @@ class Objective:
         along = torch.zeros_like(multipliers)
         products = coordinates.new_zeros(*multipliers.shape, multipliers.shape[-1])
         norm = coordinates.new_zeros(())
-        layers = zip(gradients, outputs, self.mlp.weights, self.mlp.biases, strict=True)
-        for number, (gradient, output, weight, bias) in enumerate(layers):
+        parts = self.parts
+        if parts is None:  # the first layer's bias is one of its coordinates
+            upper = zip(self.mlp.weights[1:], self.mlp.biases[1:], strict=True)
+            parts = ((self.span.rows, None), *upper)
+        for number, (gradient, (weight, bias)) in enumerate(zip(gradients, parts, strict=True)):
             inputs = outputs[number - 1].relu() if number else coordinates
             gram = inputs @ inputs.mT
-            if number and bias is not None:  # the first layer's is one of its coordinates
+            along = along + ((gradient @ weight) * inputs).sum(-1)
+            if bias is not None:
                 gram = gram + 1.0
                 norm = norm + bias.square().sum()
-            norm = norm + (weight if number else self.span.rows).square().sum()
+                along = along + gradient @ bias
+            norm = norm + weight.square().sum()
             products = products + (gradient @ gradient.mT) * gram
-            along = along + (gradient * output).sum(-1)
         both = torch.einsum("rm,rmk,rk->r", multipliers, products, multipliers)
         return (norm - 2.0 * (multipliers * along).sum(-1) + both) / norm
 

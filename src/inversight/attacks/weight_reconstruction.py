@@ -32,7 +32,6 @@ from inversight.attacks.reading import read_images
 from inversight.attacks.signals import FirstLayer
 from inversight.attacks.stationarity import (
     Objective,
-    Span,
     candidates,
     span_of,
     stationarity_residual,
@@ -41,7 +40,7 @@ from inversight.attacks.stationarity import (
 from inversight.attacks.workload import Workload
 from inversight.core.config import settings
 from inversight.core.errors import InputError
-from inversight.core.progress import part_of
+from inversight.core.progress import Progress, part_of
 from inversight.core.seeding import generator
 from inversight.data import ImageSet
 from inversight.models.backbone import features_of
@@ -161,12 +160,15 @@ class WeightReconstruction(BaseAttack):
         whole = fitting + reading
         drawn = _Drawn.of(problem, self.pool) if mlp.of_features else None
         unit = 1.0 if drawn is None else float(drawn.features.square().mean().sqrt())
-        fitted, labels, losses = self._candidates(problem, mlp, span, count, whole, unit)
-        images, owners, order = [fitted.flatten(0, 1)], [labels.repeat(self.restarts)], [losses]
+        shape = problem.target.image_shape
+        fit = _Fit(self, Objective(mlp, span, self.sharpness), count, unit, shape, problem.seed)
+        first = part_of(problem.progress, before=0, share=fitting, whole=whole)
+        fitted, labels, losses = fit.first(first)
+        images, owners, order = [fitted], [labels], [losses]
         layer = FirstLayer(mlp, span)
         if shown is not None and reading > 0 and layer.many:
             found = read_images(
-                layer, images[0], rounds=self.rounds, searches=self.searches,
+                layer, fitted, fit.rest, rounds=self.rounds, searches=self.searches,
                 rng=generator(problem.seed, "reading"),
                 progress=part_of(problem.progress, before=fitting, share=reading, whole=whole),
             )  # fmt: skip
@@ -178,7 +180,7 @@ class WeightReconstruction(BaseAttack):
         chosen = self._best(problem.labels, owner, loss)
         inputs, owner, loss = span.inputs(coordinates[chosen]), owner[chosen], loss[chosen].float()
         if drawn is None:
-            pictures = mlp.pixels(inputs).float().unflatten(1, problem.target.image_shape)
+            pictures = mlp.pixels(inputs).float().unflatten(1, shape)
             return Reconstructions(pictures, owner, pictures, loss)
         features = inputs.float()
         latents = self._inverted(problem, drawn, features)
@@ -187,37 +189,6 @@ class WeightReconstruction(BaseAttack):
                 [problem.prior(one).cpu() for one in latents.split(self.batch_size)]
             )
         return Reconstructions(pictures, owner, latents, loss, features=features)
-
-    def _candidates(
-        self, problem: Problem, mlp: Mlp, span: Span, count: int, whole: int, unit: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return coordinates (R, M, n) of the candidates, labels (M,) and losses (R x M,)."""
-        classes = len(mlp.weights[-1])
-        each = max(1, round(2 * count / classes))
-        labels = torch.arange(classes).repeat_interleave(each)
-        size = span.basis.shape[1] - 1
-        start = []
-        for restart in range(self.restarts):
-            rng = generator(problem.seed, "start", restart)
-            noise = (
-                unit
-                * self.start
-                * torch.randn(len(labels), size, generator=rng, dtype=torch.float64)
-            )
-            inputs = torch.cat([noise, torch.ones(len(labels), 1, dtype=torch.float64)], dim=1)
-            start.append(inputs @ span.basis.T)
-        objective = Objective(mlp, span, self.sharpness)
-        share = self.restarts * self.steps
-        progress = part_of(problem.progress, before=0, share=share, whole=whole)
-        found, multipliers = candidates(
-            objective, labels, torch.stack(start), steps=self.steps,
-            learning_rate=unit * self.learning_rate, variation=self.variation,
-            shape=problem.target.image_shape, progress=progress,
-        )  # fmt: skip
-        fit = objective(found, labels, multipliers)
-        # Candidates that the weights need little of come last within a restart.
-        rank = multipliers.argsort(dim=1, descending=True).argsort(dim=1) / len(labels)
-        return found, labels, (1.0 + fit[:, None] + 1e-3 * rank).flatten()
 
     def _best(self, labels: Tensor, owners: Tensor, losses: Tensor) -> Tensor:
         """Return the rows of the best of each class in ``labels``, best first within each."""
@@ -242,6 +213,67 @@ class WeightReconstruction(BaseAttack):
 
         adam = partial(torch.optim.Adam, lr=self.inversion_rate)
         return descend([start], losses, optimiser=adam, steps=self.inversion_steps, rate=ramp)[0]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The candidates of an attack: images whose sum is the weights, or what is left of them.
+
+    count: number of training images. unit: of the inputs, by which starts and steps are multiplied. shape: of
+    an image, (C, H, W).
+    """
+
+    attack: WeightReconstruction
+    objective: Objective
+    count: int
+    unit: float
+    shape: tuple[int, int, int]
+    seed: int
+
+    def first(self, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
+        """Return coordinates (M, n) of the first candidates, labels (M,) and losses (M,), of all restarts."""
+        labels = self._labels(torch.zeros(0, dtype=torch.int64))
+        restarts = self.attack.restarts
+        found, multipliers = self._fitted(self.objective, labels, restarts, ("start",), progress)
+        fit = self.objective(found, labels, multipliers)
+        # Candidates that the weights need little of come last within a restart.
+        rank = multipliers.argsort(dim=1, descending=True).argsort(dim=1) / len(labels)
+        losses = (1.0 + fit[:, None] + 1e-3 * rank).flatten()
+        return found.flatten(0, 1), labels.repeat(restarts), losses
+
+    def rest(
+        self, round_: int, selectors: Tensor, images: Tensor, labels: Tensor, progress: Progress
+    ) -> Tensor:
+        """Return candidates (M, n) for what is left of the weights without ``images``, from other starts."""
+        objective = self.objective.without(selectors, images, labels)
+        wanted, restarts = self._labels(labels), max(1, self.attack.restarts // 2)
+        found, _ = self._fitted(objective, wanted, restarts, ("refit", round_), progress)
+        return found.flatten(0, 1)
+
+    def _labels(self, known: Tensor) -> Tensor:
+        """Return the classes (M,) of candidates: two for each image that is not known yet."""
+        classes = len(self.objective.mlp.weights[-1])
+        left = round(2 * self.count / classes) - 2 * torch.bincount(known, minlength=classes)
+        return torch.arange(classes).repeat_interleave(left.clamp_min(2 if len(known) else 1))
+
+    def _fitted(
+        self, objective: Objective, labels: Tensor, restarts: int, name: tuple[str | int, ...],
+        progress: Progress,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return coordinates (R, M, n) and multipliers (R, M)."""
+        attack, span = self.attack, self.objective.span
+        size, ones = span.basis.shape[1] - 1, torch.ones(len(labels), 1, dtype=torch.float64)
+        start = []
+        for restart in range(restarts):
+            rng = generator(self.seed, *name, restart)
+            noise = torch.randn(len(labels), size, generator=rng, dtype=torch.float64)
+            inputs = torch.cat([self.unit * attack.start * noise, ones], dim=1)
+            start.append(inputs @ span.basis.T)
+        return candidates(
+            objective, labels, torch.stack(start), steps=attack.steps,
+            learning_rate=self.unit * attack.learning_rate, variation=attack.variation,
+            shape=self.shape, progress=progress,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
