@@ -61,6 +61,21 @@ def test_the_search_finds_selectors_of_training_images() -> None:
     assert int((found > 0.9999).sum()) >= 3
 
 
+def test_what_is_known_of_an_image_is_taken_out_of_the_signals_of_others() -> None:
+    given = sum_of()
+    span = span_of(given.mlp)
+    assert span is not None
+    layer = FirstLayer(given.mlp, span)
+    known, images = unit(given.signals.T @ layer.columns), given.images @ span.basis.T
+    search = SignalSearch(layer)
+    search.vectors = unit(torch.stack([known[0], known[1] + 0.5 * known[0], known[2]]))
+    search.settle([0], images[:1], generator(5))
+    assert search.settled == 1 and search.labels.tolist() == given.labels[:3].tolist()
+    assert float(cosines(search.vectors, known[:3]).diagonal().min()) > 1 - 1e-10
+    search.settle([1, 2], images[:3], generator(5))
+    assert len(search) == search.settled == 3
+
+
 def test_an_image_is_solved_exactly_from_its_kinks() -> None:
     rng, neurons, pixels = generator(4), 300, 12
     image = torch.rand(pixels, generator=rng, dtype=torch.float64)

@@ -7,7 +7,8 @@ the neurons that are off for some candidate image. The same structure lets SPEAR
 trained weights in place of a gradient, is this project's own.
 
 A sum of an image's signal and a little of another's can have as many zeros as the signal alone. So several
-alternatives of one signal are kept, until one of them leads to an image.
+alternatives of one signal are kept, until one of them leads to an image. Then the image's part is taken away
+from the layer and from the sums, and the search goes on in what is left, which has one dimension less.
 """
 
 from __future__ import annotations
@@ -90,14 +91,16 @@ class SignalSearch:
             surer = layer.polished(self._sparse(images, rng))
             better = self._counts(surer) > self._counts(settled)
             better &= (surer * settled).sum(dim=1).abs() > _NEARLY
+            better &= torch.tensor([self._class_of(one) is not None for one in surer])
             settled = torch.where(better[:, None], surer, settled)
         self.settled = len(front)
         self._columns = layer.columns_without(layer.selectors(settled), images)
         # Other signals are sums of one in these columns and of those that are settled.
         left = self._columns.T @ layer.columns
-        shares = torch.linalg.solve(torch.cat([left, settled]).T, others.T)[: len(left)]
-        vectors = torch.cat([settled, self._single((self._columns @ shares).T)])
-        self._keep(self._pruned(vectors, self.settled))
+        both = torch.cat([left, settled]).T
+        shares = (torch.linalg.pinv(both) @ others.T)[: len(left)]
+        found = self._single((self._columns @ shares).T) if len(left) else others[:0]
+        self._keep(self._pruned(torch.cat([settled, found]), self.settled))
 
     def _single(self, signals: Tensor) -> Tensor:
         """Return the vectors (F, n) of single images' signals among about ``signals`` (S, H)."""
