@@ -6,8 +6,8 @@ on pixels, or as the head of a frozen backbone (Oz et al. 2024), whose features 
 looked for then, and drawn by the prior. Candidates minimise the papers' objective, here in the span of the
 first layer's rows, in which all training images lie (:mod:`inversight.attacks.stationarity`). From them single
 images are read out of the first layer (:mod:`inversight.attacks.selectors`), exactly once enough images of the
-span are found. Their parts are taken away from the weights, and the rest is searched again. Differences from the
-papers:
+span are found. Their parts are taken away from the weights, and the rest is searched again. Differences from
+the papers:
 
 - Selectors, the span, and the search of the rest are this project's own.
 - Adam, and as many steps for images as for multipliers (published: SGD with momentum, with two step sizes, from
