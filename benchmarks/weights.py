@@ -21,6 +21,8 @@ are then between features, squared and divided by the features' mean square, and
 whose features are nearest to those found.
 
 residual   stationarity_residual at the end of the training; it stays near 0.1, as images lie on kinks
+objective  the least of the candidates', and truth's, that of the training images: if the former is not higher,
+           the objective does not tell candidates from training images
 distinct   neurons of the first layer that are no copies of others
 span       dimension of the span of training images that the weights show; - where they show none
 """
@@ -45,7 +47,7 @@ from exposure_data import mnist
 from inversight.attacks import Reconstructions, run_attack
 from inversight.attacks.mlp import read_mlp
 from inversight.attacks.signals import FirstLayer
-from inversight.attacks.stationarity import span_of, stationarity_residual
+from inversight.attacks.stationarity import Objective, span_of, stationarity_residual, whole_space
 from inversight.attacks.weight_reconstruction import WeightReconstruction
 from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
@@ -161,10 +163,12 @@ def _measure(case: Case, seed: int, half: int, options: Any, picture: Path) -> d
     distance, others = (_distances(one, found, target) for one in (private, holdout))
     own, other = distance.min(dim=1).values, others.min(dim=1).values
     certified = found.losses < 0.45
+    objective = [float(one) - 1.0 for one in found.losses if one >= 1.0]
     right = int((distance[:, certified].min(dim=0).values < EXACT).sum()) if certified.any() else 0
     _draw(private, holdout, found, distance, others, picture)
     return {
         "case": case.name, "seed": seed, "half": half, **facts,
+        "objective": round(min(objective), 4) if objective else "-",
         "span": "-" if span is None else len(span.basis),
         "distinct": 0 if span is None else int(FirstLayer(mlp, span).distinct.sum()),
         "auc": round(float((own[:, None] < other[None]).double().mean()), 3),
@@ -281,12 +285,17 @@ def _trained(
         module, names, tuple(mean.shape), (0.5,), (_SPREAD,), "weights",
         frozen_until=None if backbone is None else "0",
     )  # fmt: skip
-    residual, _ = stationarity_residual(read_mlp(target), _vectors(images.pixels, target), y)
+    mlp, vectors = read_mlp(target), _vectors(images.pixels, target).double()
+    residual, decay = stationarity_residual(mlp, vectors, y)
     with torch.no_grad():
-        logits = inner(x)
+        logits = inner(x).double()
+    doubts = 1.0 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)
+    inputs = F.pad(mlp.scale * vectors + mlp.shift, (0, 1), value=1.0)
+    objective = Objective(mlp, whole_space(mlp), WeightReconstruction().sharpness)
+    truths = objective(inputs[None], y, doubts[None] / (len(y) * decay)).item()
     return target, {
         "residual": round(residual, 4), "loss": round(F.cross_entropy(logits, y).item(), 4),
-        "accuracy": float((logits.argmax(1) == y).double().mean()),
+        "accuracy": float((logits.argmax(1) == y).double().mean()), "truth's": round(truths, 4),
     }  # fmt: skip
 
 

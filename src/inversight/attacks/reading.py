@@ -85,7 +85,7 @@ def read_images(
             search.settle(new, torch.stack([one.image for one in known]), rng)
         if len(known) >= layer.images:
             break
-    images, zeros = _solve(search, solver, layer, known)
+    images, zeros = _solve(search, solver, layer, known, again=True)
     best = _without_alternatives(search, zeros)
     return ReadImages(images[best], search.labels[best], zeros[best])
 
@@ -98,11 +98,13 @@ def _mixtures(images: Tensor, number: int, rng: torch.Generator) -> Tensor:
 
 
 def _solve(
-    search: SignalSearch, solver: ImageSolver, layer: FirstLayer, known: Sequence[Solution]
-) -> tuple[Tensor, Tensor]:
+    search: SignalSearch, solver: ImageSolver, layer: FirstLayer, known: Sequence[Solution],
+    *, again: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the images (F, n) of all signals, and how many zeros certify each (F,); 0: an estimate.
 
-    Of the settled signals, which come first, the images are ``known``.
+    Of the settled signals, which come first, the images are ``known``; with ``again`` those are solved once
+    more, with the selectors that are known by now, and kept where no more neurons certify the solution.
     """
     selectors, signals, alike = layer.selectors(search.vectors), search.signals, search.alike
     images = torch.zeros_like(selectors)
@@ -111,10 +113,12 @@ def _solve(
     alone[: len(known)] = True
     for number in range(len(search)):
         others = ~alike[number]
-        found = (
-            known[number] if number < len(known)
-            else solver.image(signals[number], selectors[others], alone[others])
-        )  # fmt: skip
+        if number < len(known) and not again:
+            found = known[number]
+        else:
+            found = solver.image(signals[number], selectors[others], alone[others])
+            if number < len(known) and found.zeros <= known[number].zeros:
+                found = known[number]
         images[number], zeros[number] = found.image, found.zeros
     _drop_repeated(images, zeros, alike, len(known))
     return images, zeros
