@@ -23,6 +23,7 @@ whose features are nearest to those found.
 residual   stationarity_residual at the end of the training; it stays near 0.1, as images lie on kinks
 objective  the least of the candidates', and truth's, that of the training images: if the former is not higher,
            the objective does not tell candidates from training images
+kinks      neurons on whose kink a training image lies (median over images)
 distinct   neurons of the first layer that are no copies of others
 span       dimension of the span of training images that the weights show; - where they show none
 """
@@ -293,9 +294,12 @@ def _trained(
     inputs = F.pad(mlp.scale * vectors + mlp.shift, (0, 1), value=1.0)
     objective = Objective(mlp, whole_space(mlp), WeightReconstruction().sharpness)
     truths = objective(inputs[None], y, doubts[None] / (len(y) * decay)).item()
+    rows = mlp.first[mlp.first.norm(dim=1) > 1e-3 * mlp.first.norm(dim=1).max()]
+    kinks = (F.normalize(inputs) @ F.normalize(rows).T).abs() < 1e-5
     return target, {
         "residual": round(residual, 4), "loss": round(F.cross_entropy(logits, y).item(), 4),
         "accuracy": float((logits.argmax(1) == y).double().mean()), "truth's": round(truths, 4),
+        "kinks": int(kinks.sum(dim=1).median()),
     }  # fmt: skip
 
 
