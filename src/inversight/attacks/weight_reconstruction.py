@@ -73,7 +73,8 @@ class WeightReconstruction(BaseAttack):
     guess: PositiveInt = 100
     """Number of training images if neither ``images`` nor the weights say it."""
     restarts: PositiveInt = 6
-    """Sets of candidates, each with two for every training image (papers: about 2)."""
+    """Sets of candidates, each with two for every training image (papers: about 2). Later rounds have half
+    as many."""
     steps: PositiveInt = 500
     """Steps of the candidates (papers: 50,000)."""
     learning_rate: PositiveFloat = 0.05
