@@ -40,7 +40,7 @@ class ReadImages:
 class Refit(Protocol):
     """A function that returns candidates (M, n) for what is left of the weights without images that are known.
 
-    round: number of the round. selectors: (F, n), of the images (F, n). labels: (F,).
+    round_: number of the round. selectors: (F, n), of the images (F, n). labels: (F,).
     """
 
     def __call__(
