@@ -266,19 +266,8 @@ class Run(AbstractContextManager["Run"]):
         """
         final = self.folder(name)
         if not final.is_dir():
-            with (
-                disk_remedy(f"{self.path}: stage {name}", f"continue with --resume {self.path}"),
-                atomic_folder(final, resumable=True) as partial,
-            ):
-                begun = time.monotonic() - _seconds(partial)
-                try:
-                    fill(partial)
-                except BaseException:
-                    with suppress(OSError):
-                        write_json(partial / _TIMES, {"seconds": time.monotonic() - begun})
-                    raise
-                seconds = round(time.monotonic() - begun, 2)
-                write_json(partial / _TIMES, {"seconds": seconds})
+            with disk_remedy(f"{self.path}: stage {name}", f"continue with --resume {self.path}"):
+                fill_stage(final, fill)
         self._timed(name)
         return final
 
@@ -308,6 +297,20 @@ class Run(AbstractContextManager["Run"]):
         for file in files:
             with atomic_file(self.path / file.name) as partial:
                 shutil.copyfile(file, partial)
+
+
+def fill_stage(final: Path, fill: Callable[[Path], object]) -> None:
+    """Make the folder ``final`` of a stage by ``fill(folder)``, and note the seconds that it took."""
+    with atomic_folder(final, resumable=True) as partial:
+        begun = time.monotonic() - _seconds(partial)
+        try:
+            fill(partial)
+        except BaseException:
+            with suppress(OSError):
+                write_json(partial / _TIMES, {"seconds": time.monotonic() - begun})
+            raise
+        seconds = round(time.monotonic() - begun, 2)
+        write_json(partial / _TIMES, {"seconds": seconds})
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The last bits of results depend on the number, so a number that is chosen here i
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,13 @@ def using_threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def start_worker(threads: int) -> None:
+    """Prepare a process of an executor, which computes with this number of threads."""
+    torch.set_num_threads(threads)
+    # Ctrl-C reaches every process of the terminal; this one ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class ThreadTrials:

@@ -44,7 +44,8 @@ class Estimate:
     """Seconds of each stage, None if it cannot be estimated, such as a user's own part; bytes.
 
     shadow: seconds of one shadow model on one of ``workers`` processes, None if it cannot be estimated.
-    threads: the number of threads for each stage that has a choice.
+    threads: the number of threads for each stage that has a choice. beside: a stage that takes no time of its
+    own, as another process runs it meanwhile.
     """
 
     seconds: dict[str, float | None]
@@ -53,6 +54,7 @@ class Estimate:
     shadow: float | None = None
     workers: int = 1
     threads: dict[str, int] = field(default_factory=dict)
+    beside: str | None = None
 
     def shadow_seconds(self, models: int) -> float | None:
         """Return the seconds that ``models`` shadow models take."""
@@ -61,7 +63,7 @@ class Estimate:
     @property
     def total(self) -> float:
         """Seconds of all stages that can be estimated."""
-        return sum(s for s in self.seconds.values() if s is not None)
+        return sum(s for name, s in self.seconds.items() if s is not None and name != self.beside)
 
     def __str__(self) -> str:
         parts = [

@@ -41,6 +41,7 @@ from inversight.pipeline.attack import (
     pictures_of,
     read_pictures,
 )
+from inversight.pipeline.beside import TrainingBeside
 from inversight.pipeline.budget import BUDGET, Rerun, budget_stage
 from inversight.pipeline.context import Context
 from inversight.pipeline.evaluation import evaluate
@@ -128,12 +129,13 @@ class _Audit:
 
     def all(self) -> AuditResult:
         """Run all stages in order."""
-        target = self.target()
-        with self.exposing.shadows() as shadows:
-            return self.rest(target, shadows)
+        with TrainingBeside(self.plan, self.run) as self.beside:
+            target = self.target()
+            with self.exposing.shadows() as shadows:
+                return self.rest(target, shadows)
 
     def rest(self, target: Target, shadows: ShadowRun | None) -> AuditResult:
-        """Run the stages after the target, while other processes may train ``shadows``."""
+        """Run the stages after the target, while other processes may train ``shadows`` or the evaluator."""
         run, plan, settings = self.run, self.plan, self.settings
         network = None
         if plan.needs_public_network(exposure=shadows is not None or bool(self.models)):
@@ -279,6 +281,7 @@ class _Audit:
     def evaluator(self) -> Target:
         """Return the independent classifier."""
         training, inputs = self.settings.evaluator_training, self.inputs
+        self.beside.wait()
         own = inputs.evaluator is None and inputs.target is None
         if own and training.architecture == self.settings.target_training.architecture:
             self.log.warn(

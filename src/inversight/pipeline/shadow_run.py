@@ -7,7 +7,6 @@ result does not depend on who computed it. See :mod:`inversight.pipeline.ray_run
 from __future__ import annotations
 
 import shutil
-import signal
 import time
 from abc import abstractmethod
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ from loky.process_executor import TerminatedWorkerError
 
 from inversight.core.errors import StageError
 from inversight.core.progress import Progress, part_of, silent
-from inversight.core.threads import using_threads
+from inversight.core.threads import start_worker, using_threads
 from inversight.models.target import Target
 from inversight.pipeline.shadows import (
     Block,
@@ -95,7 +94,7 @@ class LocalRun(ShadowRun):
         self._executor: ProcessPoolExecutor | None = None
         if others > 0:
             self._executor = ProcessPoolExecutor(
-                others, initializer=_start_worker, initargs=(threads,)
+                others, initializer=start_worker, initargs=(threads,)
             )
 
     def __enter__(self) -> LocalRun:
@@ -149,9 +148,3 @@ class LocalRun(ShadowRun):
                         "the command again with fewer --workers, it goes on with the next block"
                     ) from error
                 raise error
-
-
-def _start_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-    # Ctrl-C reaches every process of the terminal; this one ends without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
