@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inversight import AuditResult, audit
+from inversight.core.console import Quiet
 from inversight.core.run import read_manifest
 from inversight.models.networks import FILE_NAME
 from inversight.pipeline import beside, execution
-from inversight.pipeline.beside import stage_beside
+from inversight.pipeline.beside import with_stage_beside
 from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.plan import Plan
 from inversight.pipeline.train import network_stage
@@ -29,7 +31,8 @@ def evaluator_of(run: Path) -> bytes:
 
 def begin_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "inversight.pipeline.audit.stage_beside", lambda plan, forecast: "evaluator"
+        "inversight.pipeline.audit.with_stage_beside",
+        lambda plan, forecast: replace(forecast, beside="evaluator"),
     )
 
 
@@ -62,27 +65,32 @@ def test_this_process_trains_what_a_lost_one_has_not(
 @pytest.mark.parametrize(
     ("seconds", "threads", "shadows", "expected"),
     [
-        ({}, {}, 0, "evaluator"),
+        ({}, {}, 0, 1),
+        ({}, {"evaluator": 2}, 0, 1),  # no more than the prior leaves
         ({}, {}, 8, None),
         ({"evaluator": 1.0}, {}, 0, None),  # over before another process has started
         ({"prior": 12.0}, {}, 0, None),
         ({}, {"prior": 2}, 0, None),  # no core is free
-        ({}, {"evaluator": 2}, 0, None),
     ],
 )
 def test_the_evaluator_is_trained_beside_where_it_pays(
-    seconds: dict[str, float], threads: dict[str, int], shadows: int, expected: str | None,
+    seconds: dict[str, float], threads: dict[str, int], shadows: int, expected: int | None,
     grey: dict[str, Path], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(beside, "usable_threads", lambda: 2)
-    plan = Plan.prepare(settings_of(grey, shadows), reporter=beside.Quiet())
-    forecast = Estimate(LONG | seconds, 0, 0, threads=SINGLE | threads)
-    assert stage_beside(plan, forecast) == expected
+    plan = Plan.prepare(settings_of(grey, shadows), reporter=Quiet())
+    before = Estimate(LONG | seconds, 0, 0, threads=SINGLE | threads)
+    after = with_stage_beside(plan, before)
+    if expected is None:
+        assert after == before
+    else:
+        assert after.beside == "evaluator" and after.threads["evaluator"] == expected
+        assert after.total == before.total - LONG["evaluator"]
 
 
-def test_a_number_of_threads_that_was_given_is_all(grey: dict[str, Path]) -> None:
-    plan = Plan.prepare(settings_of(grey, 0), reporter=beside.Quiet())
-    assert stage_beside(plan, Estimate(LONG, 0, 0)) is None
+def test_threads_that_were_given_are_all(grey: dict[str, Path]) -> None:
+    plan = Plan.prepare(settings_of(grey, 0), reporter=Quiet())
+    assert with_stage_beside(plan, Estimate(LONG, 0, 0)).beside is None
 
 
 def settings_of(folders: dict[str, Path], shadows: int) -> AuditSettings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from inversight.core.loggers import check_loggers
 from inversight.core.run import Run, check_new_folder, disk_remedy, read_manifest
 from inversight.core.threads import usable_threads, using_threads
 from inversight.pipeline.audit_shadows import decide_shadows
-from inversight.pipeline.beside import stage_beside
+from inversight.pipeline.beside import with_stage_beside
 from inversight.pipeline.estimate import estimate
 from inversight.pipeline.execution import execute
 from inversight.pipeline.plan import Plan, check_unchanged, with_cluster
@@ -93,7 +92,7 @@ def _begin(plan: Plan, folder: Path, cache: Path, reporter: Reporter) -> AuditRe
     forecast = estimate(plan)
     check_new_folder(folder, needed_bytes=forecast.disk_bytes)
     plan, left_out = decide_shadows(plan, forecast, folder)
-    forecast = replace(forecast, beside=stage_beside(plan, forecast))
+    forecast = with_stage_beside(plan, forecast)
     reporter.say(plan.announcement(folder, forecast))
     if left_out is not None:
         reporter.say(left_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,22 @@ _WORTH = 3.0
 """Seconds of a training from which another process is worth its start."""
 
 
-def stage_beside(plan: Plan, forecast: Estimate) -> str | None:
-    """Return the stage that another process should train beside the prior, None: there is none.
+def with_stage_beside(plan: Plan, forecast: Estimate) -> Estimate:
+    """Return the forecast with the stage that another process should train beside the prior, if there is one.
 
-    That is the evaluator, which nothing before the scores needs. Two cores have to be free for the two
-    trainings, without shadow models, and the prior's has to take longer than the other with its start.
+    That is the evaluator, which nothing before the scores needs. It gets the threads that the prior leaves.
+    There is none beside shadow models, which take the other cores, nor where the number of threads was given,
+    nor where the prior's training is over before another process would have trained.
     """
     seconds, threads = forecast.seconds, forecast.threads
     longest, own = seconds.get("prior") or 0.0, seconds.get(_EVALUATOR) or 0.0
     if plan.shadows or plan.device.type != "cpu" or not _WORTH <= own <= longest - _STARTED:
-        return None
-    if _EVALUATOR not in threads or "prior" not in threads:  # their number was fixed by the user
-        return None
-    both = threads[_EVALUATOR] + max(threads["prior"], threads.get("public-network", 1))
-    return _EVALUATOR if both <= usable_threads() else None
+        return forecast
+    left = usable_threads() - threads["prior"] if "prior" in threads else 0
+    if _EVALUATOR not in threads or left < 1:
+        return forecast
+    number = min(threads[_EVALUATOR], left)
+    return replace(forecast, beside=_EVALUATOR, threads=threads | {_EVALUATOR: number})
 
 
 class TrainingBeside(AbstractContextManager["TrainingBeside"]):
