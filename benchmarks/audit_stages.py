@@ -12,6 +12,8 @@ modules from an earlier command; with ``--repeats`` the versions take turns, and
 NAME_seconds             from the start of the process to its end
 NAME_before_over_now     the same at the other commit, divided by it
 NAME_other_seconds       what is no stage: imports, reading images, the estimate, the report
+
+A stage that another process runs beside the prior adds nothing to the whole.
 """
 
 from __future__ import annotations
@@ -104,8 +106,10 @@ def _times(
             seconds = time.perf_counter() - started
             if done.returncode:
                 sys.exit(f"{version} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-            stages = {s["name"]: float(s["seconds"]) for s in read_manifest(run)["stages"]}
-            other = seconds - sum(stages.values())
+            manifest = read_manifest(run)
+            stages = {s["name"]: float(s["seconds"]) for s in manifest["stages"]}
+            beside = manifest.get("beside")  # takes no time of its own
+            other = seconds - sum(took for name, took in stages.items() if name != beside)
             found[version].append({**stages, OTHER: other, WHOLE: seconds})
             print(f"{version}: {seconds:.1f} s", flush=True)
     return {
