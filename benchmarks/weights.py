@@ -21,10 +21,14 @@ are then between features, squared and divided by the features' mean square, and
 whose features are nearest to those found.
 
 residual   stationarity_residual at the end of the training; it stays near 0.1, as images lie on kinks
+at_kinks   the same with the best derivative in [0, 1] wherever an image lies on a kink: what is left is how
+           much the network still changes
 objective  the least of the candidates', and truth's, that of the training images: if the former is not higher,
            the objective does not tell candidates from training images
 kinks      neurons on whose kink a training image lies (median over images)
 distinct   neurons of the first layer that are no copies of others
+rank       singular values of the first layer above a hundred-thousandth of the largest: with fewer than there
+           are images, the weights hold sums of images alone
 span       dimension of the span of training images that the weights show; - where they show none
 """
 
@@ -40,13 +44,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.optimize import lsq_linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import digest, finish, is_current, keep, listed, numbers, parser, pyplot, save_figure
 from exposure_data import mnist
 from inversight.attacks import Reconstructions, run_attack
-from inversight.attacks.mlp import read_mlp
+from inversight.attacks.mlp import Mlp, read_mlp
 from inversight.attacks.signals import FirstLayer
 from inversight.attacks.stationarity import Objective, span_of, stationarity_residual, whole_space
 from inversight.attacks.weight_reconstruction import WeightReconstruction
@@ -61,6 +66,8 @@ CLASSES = 10
 _SPREAD = 0.15
 """Standard deviation by which the networks' input is divided."""
 EXACT = 1e-4
+KINK = 1e-4
+"""Outputs below this, relative to their mean, are on a kink, for ``at_kinks``."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,15 @@ class Case:
     each: int = 5
     decay: float = 2e-3
     steps: int = 15000
+    momentum: float = 0.9
+    rising: int = 0
+    """Steps in which the step size rises to its usual value, without which a large momentum diverges."""
 
     @property
     def name(self) -> str:
         layers = "-".join(str(width) for width in self.hidden)
-        return f"{self.data}-{layers}-{self.each}-{self.decay:g}-{self.steps}"
+        name = f"{self.data}-{layers}-{self.each}-{self.decay:g}-{self.steps}"
+        return name if self.momentum == Case.momentum else f"{name}-{self.momentum:g}"
 
 
 BASE = Case()
@@ -86,6 +97,8 @@ PARTS: dict[str, list[Case]] = {
     "decay": [replace(BASE, decay=decay) for decay in (5e-4, 1e-3, 2e-3, 5e-3)],
     "images": [replace(BASE, each=each) for each in (1, 2, 3, 5)],
     "training": [replace(BASE, steps=steps) for steps in (1000, 3000, 7000, 15000)],
+    "longer": [replace(BASE, hidden=hidden, steps=60000) for hidden in ((1000,), (400, 400))],
+    "converged": [replace(BASE, hidden=(400, 400), steps=60000, momentum=0.98, rising=5000)],
     "mnist": [Case("mnist", (1000,), 10)],
     "head": [Case("head", (1000,))],
 }
@@ -273,8 +286,14 @@ def _trained(
     steps = [step for layer in layers for step in (layer, nn.ReLU())][:-1]
     inner = nn.Sequential(*steps)
     parameters = list(inner.parameters())
-    optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=case.decay)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, case.steps)
+    optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=case.momentum, weight_decay=case.decay)
+    schedules: list[torch.optim.lr_scheduler.LRScheduler]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, case.steps)]
+    if case.rising:
+        schedules.append(
+            torch.optim.lr_scheduler.LinearLR(optimiser, 0.02, total_iters=case.rising)
+        )
+    rates = torch.optim.lr_scheduler.ChainedScheduler(schedules)
     for _ in range(case.steps):
         optimiser.zero_grad()
         F.cross_entropy(inner(x), y).backward()
@@ -295,12 +314,47 @@ def _trained(
     objective = Objective(mlp, whole_space(mlp), WeightReconstruction().sharpness)
     truths = objective(inputs[None], y, doubts[None] / (len(y) * decay)).item()
     rows = mlp.first[mlp.first.norm(dim=1) > 1e-3 * mlp.first.norm(dim=1).max()]
+    values = torch.linalg.svdvals(mlp.first)
     kinks = (F.normalize(inputs) @ F.normalize(rows).T).abs() < 1e-5
     return target, {
-        "residual": round(residual, 4), "loss": round(F.cross_entropy(logits, y).item(), 4),
+        "residual": round(residual, 4),
+        "at_kinks": round(_residual_at_kinks(mlp, inputs, y, case.decay), 5),
+        "loss": round(F.cross_entropy(logits, y).item(), 4),
         "accuracy": float((logits.argmax(1) == y).double().mean()), "truth's": round(truths, 4),
         "kinks": int(kinks.sum(dim=1).median()),
+        "rank": int((values > 1e-5 * values[0]).sum()),
     }  # fmt: skip
+
+
+def _residual_at_kinks(mlp: Mlp, inputs: Tensor, labels: Tensor, decay: float) -> float:
+    """Return the residual with the best derivative of ReLU, in [0, 1], at each kink.
+
+    inputs: (N, D + 1), of the first layer, with 1 for its bias. From the last layer down, the derivatives of
+    each neuron are those that explain its own weights best.
+    """
+    weights = [mlp.first, *mlp.weights[1:]]
+    before, outputs = [inputs], []
+    for weight in weights:
+        outputs.append(before[-1] @ weight.T)
+        before.append(outputs[-1].relu())
+    slopes = (outputs[-1].softmax(1) - F.one_hot(labels, outputs[-1].shape[1])) / len(labels)
+    left = (slopes.T @ before[-2] + decay * weights[-1]).square().sum()
+    for number in range(len(weights) - 2, -1, -1):
+        back, out = slopes @ weights[number + 1], outputs[number]
+        slopes = back * (out > 0)
+        kinks = out.abs() < KINK * out.abs().mean()
+        rest = slopes.T @ before[number] + decay * weights[number]
+        for neuron in kinks.any(dim=0).nonzero().flatten().tolist():
+            rows = kinks[:, neuron].nonzero().flatten()
+            terms = (back[rows, neuron, None] * before[number][rows]).T
+            own = slopes[rows, neuron] / back[rows, neuron]
+            aim = terms @ own - rest[neuron]
+            best = lsq_linear(terms.numpy(), aim.numpy(), bounds=(0.0, 1.0))
+            slopes[rows, neuron] = back[rows, neuron] * torch.from_numpy(best.x)
+        rest = slopes.T @ before[number] + decay * weights[number]
+        left = left + rest.square().sum()
+    whole = sum(float(weight.square().sum()) for weight in weights)
+    return math.sqrt(float(left) / whole) / decay
 
 
 def _vectors(pixels: Tensor, target: Target) -> Tensor:
