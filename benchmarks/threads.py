@@ -9,13 +9,13 @@ Only on a machine with nothing else on it. Two parts:
 load     an audit of the digits with a shorter training of the prior and without shadow models, from the command
          line, alone and beside two processes that compute without pause, all on the same two cores
 choice   training steps of priors and of a classifier, and LPIPS features, with 1, 2, 4, ... threads in turn,
-         and the number that the trial of an audit chooses; with waiting threads that sleep, as the command line
-         has them, and with PyTorch's default, where they spin
+         and the number that the trial of an audit chooses; with waiting threads that soon sleep, as the command
+         line has them, and with PyTorch's default, where they spin
 
 contended_over_quiet   time of the audit beside two busy processes, over that alone
 ours_over_best         time with the chosen number of threads over that with the best, the largest of the kinds
-passive_over_default   time of sleeping threads over that of spinning ones with as many threads as cores, the
-                       largest of the kinds
+passive_over_default   time of threads that soon sleep over that of spinning ones with as many threads as cores,
+                       the largest of the kinds
 trial_over_whole       time of the estimate with its trials over that of the work, the largest of the kinds
 """
 
@@ -38,6 +38,7 @@ from typing import Any
 import torch
 
 from common import finish, listed, parser
+from inversight.cli.launch import WAITING
 from inversight.core.seeding import generator
 from inversight.core.threads import ThreadTrials, usable_threads, using_threads
 from inversight.data import ImageSet
@@ -150,7 +151,7 @@ def busy(count: int) -> Iterator[None]:
 
 def in_process(waiting: str, version: str) -> dict[str, Any]:
     """Return what :func:`measured` finds in a process whose threads wait in this way."""
-    own = environment() | ({"OMP_WAIT_POLICY": "PASSIVE"} if waiting == "passive" else {})
+    own = environment() | (WAITING if waiting == "passive" else {})
     size = [] if version == "whole" else [f"--{version}"]
     print(f"threads that wait as {waiting}", flush=True)
     command = [sys.executable, __file__, "--measure", *size]
