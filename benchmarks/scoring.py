@@ -1,7 +1,7 @@
 """Time of DDCS under LPIPS (VGG16, 256 x 256): the published loop, ours, and the network alone.
 
 uv run python benchmarks/scoring.py            46 private images and 50 reconstructions in a class
-uv run python benchmarks/scoring.py --small    the same at 96 x 96, timed once
+uv run python benchmarks/scoring.py --small    the same at 160 x 160, timed once
 
 loop_over_ours             a loop over reconstructions over ours, the network included in both
 distances_loop_over_ours   the same without the network
@@ -32,7 +32,7 @@ from inversight.embeddings.lpips import Lpips, Undrawn, random_backbone
 from inversight.scores import DDCS, Assigner, ddcs_of
 from inversight.scores.bootstrap import interval_of_means
 
-SIZE, SMALL_SIZE, TINY_SIZE = 256, 96, 64
+SIZE, SMALL_SIZE, TINY_SIZE = 256, 160, 64
 MEMORY = 2 << 30
 
 

@@ -15,7 +15,7 @@ from loky import cpu_count
 
 _GAIN = 1.05
 """How many times faster a larger number of threads has to be."""
-_SHARE = 0.05
+_SHARE = 0.1
 """Largest time of one trial, in times of the work that it is for."""
 
 
@@ -69,7 +69,7 @@ class ThreadTrials:
         """Return the seconds of the work called ``name`` with the fastest number of threads.
 
         A larger number is taken if it is faster by at least 5 %. The trials end with the first number that
-        is not, and with a trial that takes more than 5 % of the time of the work.
+        is not, and with a trial that takes more than 10 % of the time of the work.
 
         Args:
             name: key of the number in ``fastest``.
