@@ -122,6 +122,7 @@ class _Audit:
         self.exposing = ExposureStages(plan, run, log, self.stage, wanted=not models)
         self.plan, self.settings, self.inputs = plan, plan.settings, plan.inputs
         self.run, self.log = run, log
+        self.beside: TrainingBeside | None = None
         self.labels = plan.inputs.private.labels.unique(sorted=True)
         self.context = Context(plan.settings.seed, plan.device, log)
         # One distance for both trainings, with the public images' features.
@@ -129,7 +130,8 @@ class _Audit:
 
     def all(self) -> AuditResult:
         """Run all stages in order."""
-        with TrainingBeside(self.plan, self.run) as self.beside:
+        with TrainingBeside(self.plan, self.run) as beside:
+            self.beside = beside
             target = self.target()
             with self.exposing.shadows() as shadows:
                 return self.rest(target, shadows)
@@ -281,7 +283,8 @@ class _Audit:
     def evaluator(self) -> Target:
         """Return the independent classifier."""
         training, inputs = self.settings.evaluator_training, self.inputs
-        self.beside.wait()
+        if self.beside is not None:
+            self.beside.wait()
         own = inputs.evaluator is None and inputs.target is None
         if own and training.architecture == self.settings.target_training.architecture:
             self.log.warn(
