@@ -2,6 +2,7 @@
 
 uv run python benchmarks/weights.py                             faces, three networks, a model on each half
 uv run python benchmarks/weights.py --parts width,decay,images,training     what limits it, on faces
+uv run python benchmarks/weights.py --parts longer,converged    trained further
 uv run python benchmarks/weights.py --parts mnist               10 x 10 digits of MNIST at 28 x 28
 uv run python benchmarks/weights.py --parts head                the head of a frozen backbone, on faces
 uv run python benchmarks/weights.py --small                     one network of faces, fewer rounds
