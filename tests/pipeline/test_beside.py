@@ -57,7 +57,7 @@ def test_this_process_trains_what_a_lost_one_has_not(
     finished: AuditResult, grey: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_beside(monkeypatch)
-    monkeypatch.setattr(beside, "_fill", lambda *_: os._exit(1))
+    monkeypatch.setattr(beside, "fill_stage", lambda *_: os._exit(1))
     run = audit(out=tmp_path / "run", **grey, **TINY).run
     assert evaluator_of(run) == evaluator_of(finished.run)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from loky import ProcessPoolExecutor
 
@@ -63,7 +60,7 @@ class TrainingBeside(AbstractContextManager["TrainingBeside"]):
             name=name, image_shape=plan.shape, context=Context(plan.settings.seed, plan.device, Quiet()),
         )  # fmt: skip
         self._executor = ProcessPoolExecutor(1, initializer=start_worker, initargs=(threads,))
-        self._training = self._executor.submit(_fill, run.folder(name), train)
+        self._training = self._executor.submit(fill_stage, run.folder(name), train)
 
     def wait(self) -> None:
         """Return when the other process has trained, or has failed to."""
@@ -74,8 +71,3 @@ class TrainingBeside(AbstractContextManager["TrainingBeside"]):
     def __exit__(self, *_: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, kill_workers=True)
-
-
-def _fill(folder: Path, train: Callable[..., Any]) -> None:
-    """Run a stage; its product stays in the folder, and is not sent back."""
-    fill_stage(folder, train)
