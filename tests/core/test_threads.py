@@ -40,9 +40,8 @@ def test_trials_are_short_beside_the_work(monkeypatch: pytest.MonkeyPatch) -> No
 
     def estimate() -> float:
         tried.append(torch.get_num_threads())
-        return 15.0 / len(
-            tried
-        )  # a trial takes a second by this clock, over 10 % of the second work
+        # A trial takes a second by this clock, which is more than 10 % of the second estimate alone.
+        return 15.0 / len(tried)
 
     assert ThreadTrials(8).seconds("work", estimate) == 7.5
     assert tried == [1, 2]
