@@ -30,10 +30,8 @@ part() { # part NAME SECONDS SCRIPT OPTION...
   fi
 }
 
-part scoring 60 benchmarks/scoring.py "$@"
 part eigenpairs 100 benchmarks/natural_gradient.py --parts eigenpairs "$@"
-part published_size 100 benchmarks/published_size.py "$@"
-part stages 110 benchmarks/stages.py "$@"
-part shadows 110 benchmarks/shadows.py --models 8 "$@"
+part stages 240 benchmarks/stages.py "$@"
+part shadows 130 benchmarks/shadows.py --models 8 "$@"
 echo "results: $out"
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

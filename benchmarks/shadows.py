@@ -84,7 +84,7 @@ class Alone:
             image_shape=self.inner.image_shape, rng=generator(seed), device=device,
             progress=progress,
         )  # fmt: skip
-        return target_of(trained.classifier, "alone")
+        return target_of(trained.classifier, "alone").to(device)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from inversight.core.console import Quiet
 from inversight.core.errors import ConfigError
 from inversight.core.run import read_object
 from inversight.data import ImageSet, join_images
+from inversight.models.target import Target
 from inversight.pipeline.audit_shadows import decide_shadows, recipe_of, shadow_job
 from inversight.pipeline.estimate import Estimate
 from inversight.pipeline.expose import expose, plan_exposure
@@ -227,6 +228,29 @@ def test_class_without_reconstructions_has_no_picture(
     assert bool(found.distances[:, missing].isnan().all())
     assert bool((found.rows[:, missing] == NO_ROW).all()) and int(found.rows.min()) == NO_ROW
     assert bool(found.distances[:, ~missing].isfinite().all())
+
+
+def test_models_of_a_recipe_are_moved_to_the_device_of_the_job(
+    prepared: tuple[ShadowJob, ShadowAttack], tmp_path: Path
+) -> None:
+    moved = []
+
+    class Elsewhere(Target):
+        def to(self, device: torch.device | str) -> Target:
+            moved.append(device)
+            return super().to(device)
+
+    class Own:
+        description = "one of one's own"
+
+        def fit(self, images: ImageSet, **given: Any) -> Target:
+            return Elsewhere(**vars(recipe.fit(images, **given)))
+
+    job, attack = prepared
+    recipe = job.recipe
+    assert recipe is not None
+    run_block(replace(job, recipe=Own()), attack, blocks_of(1, 1)[0], tmp_path)
+    assert moved == [CPU, CPU]
 
 
 def test_models_of_ones_own(audited: Path, tmp_path: Path, cli: CommandLine) -> None:

@@ -325,7 +325,7 @@ def _models(job: ShadowJob, block: Block, folder: Path, progress: Progress) -> l
                 job.images.select(half.nonzero().squeeze(1)),
                 seed=seed_of(job, block.first + number // 2), device=job.device,
                 progress=part_of(progress, before=number, share=1, whole=len(halves)),
-            )
+            ).to(job.device)
             for number, half in enumerate(halves)
         ]  # fmt: skip
     for one in saved:
