@@ -30,67 +30,48 @@ kinks      neurons on whose kink a training image lies (median over images)
 distinct   neurons of the first layer that are no copies of others
 rank       singular values of the first layer above a hundred-thousandth of the largest: with fewer than there
            are images, the weights hold sums of images alone
+together   pairs of images of a class, of all of them, on the same side of every neuron of the first layer: of
+           these the weights hold a sum alone
 span       dimension of the span of training images that the weights show; - where they show none
 """
 
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.optimize import lsq_linear
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from common import digest, finish, is_current, keep, listed, numbers, parser, pyplot, save_figure
-from exposure_data import mnist
 from inversight.attacks import Reconstructions, run_attack
 from inversight.attacks.mlp import Mlp, read_mlp
 from inversight.attacks.signals import FirstLayer
 from inversight.attacks.stationarity import Objective, span_of, stationarity_residual, whole_space
 from inversight.attacks.weight_reconstruction import WeightReconstruction
-from inversight.core.imaging import to_float
 from inversight.core.seeding import generator
-from inversight.data import load_images
-from inversight.models.backbone import features_of
 from inversight.models.target import Target
-from study_data import faces
+from weights_networks import (
+    CLASSES,
+    Case,
+    Images,
+    backbone_of,
+    first_inputs,
+    held,
+    images_of,
+    initial_layers,
+    inputs_of,
+    start_of,
+    target_from,
+    train,
+    vectors_of,
+)
 
-CLASSES = 10
-_SPREAD = 0.15
-"""Standard deviation by which the networks' input is divided."""
 EXACT = 1e-4
-KINK = 1e-4
-"""Outputs below this, relative to their mean, are on a kink, for ``at_kinks``."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A training: data, hidden layers, images of a class, weight decay and steps."""
-
-    data: str = "faces"
-    hidden: tuple[int, ...] = (1000,)
-    each: int = 5
-    decay: float = 2e-3
-    steps: int = 15000
-    momentum: float = 0.9
-    rising: int = 0
-    """Steps in which the step size rises to its usual value, without which a large momentum diverges."""
-
-    @property
-    def name(self) -> str:
-        layers = "-".join(str(width) for width in self.hidden)
-        name = f"{self.data}-{layers}-{self.each}-{self.decay:g}-{self.steps}"
-        return name if self.momentum == Case.momentum else f"{name}-{self.momentum:g}"
-
-
 BASE = Case()
 PARTS: dict[str, list[Case]] = {
     "faces": [replace(BASE, hidden=hidden) for hidden in ((1000,), (400,), (400, 400))],
@@ -98,26 +79,11 @@ PARTS: dict[str, list[Case]] = {
     "decay": [replace(BASE, decay=decay) for decay in (5e-4, 1e-3, 2e-3, 5e-3)],
     "images": [replace(BASE, each=each) for each in (1, 2, 3, 5)],
     "training": [replace(BASE, steps=steps) for steps in (1000, 3000, 7000, 15000)],
-    "longer": [replace(BASE, hidden=hidden, steps=60000) for hidden in ((1000,), (400, 400))],
+    "longer": [replace(BASE, steps=60000)],
     "converged": [replace(BASE, hidden=(400, 400), steps=60000, momentum=0.98, rising=5000)],
     "mnist": [Case("mnist", (1000,), 10)],
     "head": [Case("head", (1000,))],
 }
-
-
-class Centred(nn.Module):
-    """Subtracts the mean of the public images, or of their features, and divides by a number or numbers."""
-
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, mean: Tensor, spread: Tensor | float = 1.0) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("spread", torch.as_tensor(spread))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.spread
 
 
 def main() -> None:
@@ -157,12 +123,18 @@ def _measured(case: Case, seed: int, half: int, options: Any) -> dict[str, Any]:
 
 
 def _measure(case: Case, seed: int, half: int, options: Any, picture: Path) -> dict[str, Any]:
-    sets, public = _images(case, seed, options)
+    sets, public = images_of(case, seed, options.data, options.work)
     private, holdout = sets[half], sets[1 - half]
     started = time.process_time()
-    backbone = _backbone(public, seed, options) if case.data == "head" else None
-    target, facts = _trained(case, private, public.pixels.mean(dim=0), seed, backbone)
+    head = case.data == "head"
+    backbone = backbone_of(public, seed, 1 if options.tiny else 20) if head else None
+    start = start_of(public, backbone)
+    x = inputs_of(start, private.pixels)
+    layers = initial_layers(case, x.shape[1], seed)
+    train(case, layers, x, private.labels)
+    target = target_from(start, layers, public, head=head)
     trained = time.process_time() - started
+    facts = held(target, private, case.decay)
     mlp = read_mlp(target)
     span = span_of(mlp)
     attack = WeightReconstruction(
@@ -183,6 +155,7 @@ def _measure(case: Case, seed: int, half: int, options: Any, picture: Path) -> d
     _draw(private, holdout, found, distance, others, picture)
     return {
         "case": case.name, "seed": seed, "half": half, **facts,
+        "truth's": round(_truths(mlp, target, private), 4),
         "objective": round(min(objective), 4) if objective else "-",
         "span": "-" if span is None else len(span.basis),
         "distinct": 0 if span is None else int(FirstLayer(mlp, span).distinct.sum()),
@@ -192,6 +165,17 @@ def _measure(case: Case, seed: int, half: int, options: Any, picture: Path) -> d
         "mse_private": round(float(own.median()), 5), "mse_holdout": round(float(other.median()), 5),
         "train_s": round(trained), "attack_s": round(seconds),
     }  # fmt: skip
+
+
+def _truths(mlp: Mlp, target: Target, images: Images) -> float:
+    """Return the published objective at the training images themselves."""
+    vectors = vectors_of(images.pixels, target).double()
+    _, decay = stationarity_residual(mlp, vectors, images.labels)
+    doubts = 1.0 - mlp.answers(vectors).softmax(1).gather(1, images.labels[:, None]).squeeze(1)
+    objective = Objective(mlp, whole_space(mlp), WeightReconstruction().sharpness)
+    inputs = first_inputs(mlp, vectors)[None]
+    found: float = objective(inputs, images.labels, doubts[None] / (len(doubts) * decay)).item()
+    return found
 
 
 class _Public:
@@ -208,164 +192,9 @@ class _Public:
         return latents
 
 
-@dataclass(frozen=True)
-class Images:
-    """pixels: (N, 1, S, S) in [0, 1]. labels: (N,)."""
-
-    pixels: Tensor
-    labels: Tensor
-
-
-def _images(case: Case, seed: int, options: Any) -> tuple[tuple[Images, Images], Images]:
-    """Return the two halves, and the public images."""
-    if case.data == "mnist":
-        folder, size, edge = mnist(seed, options.work), 32, 2  # padded with two pixels of black
-    else:
-        folder, edge = faces(seed, options.data / "olivetti", options.work), 0
-        size = 32 if case.data == "head" else 24
-    parts = []
-    for part in ("private", "holdout", "public"):
-        labelled = part != "public" or case.data != "mnist"
-        found = load_images(folder / part, role=part, size=size, channels=1, labelled=labelled)
-        pixels = to_float(found.images)[..., edge : size - edge, edge : size - edge]
-        parts.append((pixels, found.labels))
-    halves = []
-    for pixels, labels in parts[:2]:
-        rows = torch.cat([(labels == k).nonzero().flatten()[: case.each] for k in range(CLASSES)])
-        halves.append(Images(pixels[rows], labels[rows]))
-    return (halves[0], halves[1]), Images(*parts[2])
-
-
-def _backbone(public: Images, seed: int, options: Any) -> nn.Module:
-    """Return 576 standardised features of a network that was trained to tell the public people apart."""
-    widths = (1, 32, 64)
-    blocks = [
-        nn.Sequential(
-            nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)
-        )
-        for i, o in pairwise(widths)
-    ]  # fmt: skip
-    backbone = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(3), nn.Flatten())
-    last = nn.Linear(9 * widths[-1], int(public.labels.max()) + 1)
-    network = nn.Sequential(backbone, last)
-    rng = generator(seed, "backbone")
-    with torch.no_grad():
-        for one in network.parameters():
-            if one.dim() > 1:
-                one.normal_(std=math.sqrt(2.0 / one[0].numel()), generator=rng)
-    adam = torch.optim.Adam(network.parameters(), 1e-3)
-    for _ in range(1 if options.tiny else 20):
-        for rows in torch.randperm(len(public.labels), generator=rng).split(64):
-            adam.zero_grad()
-            logits = network((public.pixels[rows] - 0.5) / _SPREAD)
-            F.cross_entropy(logits, public.labels[rows]).backward()
-            adam.step()
-    backbone.eval().requires_grad_(False)
-    features = backbone((public.pixels - 0.5) / _SPREAD)
-    spread = features.std(dim=0).clamp_min(0.1 * float(features.std()))
-    return nn.Sequential(backbone, Centred(features.mean(dim=0), spread))
-
-
-def _trained(
-    case: Case, images: Images, mean: Tensor, seed: int, backbone: nn.Module | None
-) -> tuple[Target, dict[str, Any]]:
-    """Train with all images in each step, with momentum and a step size that falls to 0."""
-    if backbone is None:
-        before = nn.Sequential(nn.Flatten(), Centred((mean.flatten() - 0.5) / _SPREAD))
-    else:
-        before = nn.Sequential(backbone)
-    with torch.no_grad():
-        x = before((images.pixels - 0.5) / _SPREAD)
-    y = images.labels
-    widths = (x.shape[1], *case.hidden, CLASSES)
-    rng = generator(seed, "initial")
-    layers = [nn.Linear(i, o, bias=number == 0) for number, (i, o) in enumerate(pairwise(widths))]
-    with torch.no_grad():
-        for layer in layers:
-            layer.weight.normal_(std=math.sqrt(2.0 / layer.in_features), generator=rng)
-        layers[0].bias.zero_()
-    steps = [step for layer in layers for step in (layer, nn.ReLU())][:-1]
-    inner = nn.Sequential(*steps)
-    parameters = list(inner.parameters())
-    optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=case.momentum, weight_decay=case.decay)
-    schedules: list[torch.optim.lr_scheduler.LRScheduler]
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, case.steps)]
-    if case.rising:
-        schedules.append(
-            torch.optim.lr_scheduler.LinearLR(optimiser, 0.02, total_iters=case.rising)
-        )
-    rates = torch.optim.lr_scheduler.ChainedScheduler(schedules)
-    for _ in range(case.steps):
-        optimiser.zero_grad()
-        F.cross_entropy(inner(x), y).backward()
-        optimiser.step()
-        rates.step()
-    module = nn.Sequential(before, *steps).eval().requires_grad_(False)
-    names = tuple(str(label) for label in range(CLASSES))
-    target = Target(
-        module, names, tuple(mean.shape), (0.5,), (_SPREAD,), "weights",
-        frozen_until=None if backbone is None else "0",
-    )  # fmt: skip
-    mlp, vectors = read_mlp(target), _vectors(images.pixels, target).double()
-    residual, decay = stationarity_residual(mlp, vectors, y)
-    with torch.no_grad():
-        logits = inner(x).double()
-    doubts = 1.0 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)
-    inputs = F.pad(mlp.scale * vectors + mlp.shift, (0, 1), value=1.0)
-    objective = Objective(mlp, whole_space(mlp), WeightReconstruction().sharpness)
-    truths = objective(inputs[None], y, doubts[None] / (len(y) * decay)).item()
-    rows = mlp.first[mlp.first.norm(dim=1) > 1e-3 * mlp.first.norm(dim=1).max()]
-    values = torch.linalg.svdvals(mlp.first)
-    kinks = (F.normalize(inputs) @ F.normalize(rows).T).abs() < 1e-5
-    return target, {
-        "residual": round(residual, 4),
-        "at_kinks": round(_residual_at_kinks(mlp, inputs, y, case.decay), 5),
-        "loss": round(F.cross_entropy(logits, y).item(), 4),
-        "accuracy": float((logits.argmax(1) == y).double().mean()), "truth's": round(truths, 4),
-        "kinks": int(kinks.sum(dim=1).median()),
-        "rank": int((values > 1e-5 * values[0]).sum()),
-    }  # fmt: skip
-
-
-def _residual_at_kinks(mlp: Mlp, inputs: Tensor, labels: Tensor, decay: float) -> float:
-    """Return the residual with the best derivative of ReLU, in [0, 1], at each kink.
-
-    inputs: (N, D + 1), of the first layer, with 1 for its bias. From the last layer down, the derivatives of
-    each neuron are those that explain its own weights best.
-    """
-    weights = [mlp.first, *mlp.weights[1:]]
-    before, outputs = [inputs], []
-    for weight in weights:
-        outputs.append(before[-1] @ weight.T)
-        before.append(outputs[-1].relu())
-    slopes = (outputs[-1].softmax(1) - F.one_hot(labels, outputs[-1].shape[1])) / len(labels)
-    left = (slopes.T @ before[-2] + decay * weights[-1]).square().sum()
-    for number in range(len(weights) - 2, -1, -1):
-        back, out = slopes @ weights[number + 1], outputs[number]
-        slopes = back * (out > 0)
-        kinks = out.abs() < KINK * out.abs().mean()
-        rest = slopes.T @ before[number] + decay * weights[number]
-        for neuron in kinks.any(dim=0).nonzero().flatten().tolist():
-            rows = kinks[:, neuron].nonzero().flatten()
-            terms = (back[rows, neuron, None] * before[number][rows]).T
-            own = slopes[rows, neuron] / back[rows, neuron]
-            aim = terms @ own - rest[neuron]
-            best = lsq_linear(terms.numpy(), aim.numpy(), bounds=(0.0, 1.0))
-            slopes[rows, neuron] = back[rows, neuron] * torch.from_numpy(best.x)
-        rest = slopes.T @ before[number] + decay * weights[number]
-        left = left + rest.square().sum()
-    whole = sum(float(weight.square().sum()) for weight in weights)
-    return math.sqrt(float(left) / whole) / decay
-
-
-def _vectors(pixels: Tensor, target: Target) -> Tensor:
-    """Return pixels (N, D), or the features (N, D) of a frozen backbone."""
-    return pixels.flatten(1) if target.frozen_until is None else features_of(target, pixels)
-
-
 def _distances(images: Images, found: Reconstructions, target: Target) -> Tensor:
     """Return the mean squared distances (N, M) from reconstructions of the class, others infinite."""
-    real = _vectors(images.pixels, target)
+    real = vectors_of(images.pixels, target)
     drawn = found.images.flatten(1) if found.features is None else found.features
     unit = 1.0 if found.features is None else float(real.square().mean())
     squared = torch.cdist(real, drawn).square() / (unit * real.shape[1])
