@@ -95,6 +95,11 @@ def test_an_image_is_solved_exactly_from_its_kinks() -> None:
     found = ImageSolver(layer, likely, generator(0)).image(signal, none, none[:, 0] > 0)
     assert found.zeros >= 40
     torch.testing.assert_close(found.image, known, rtol=0, atol=1e-6)
+    # A solution with pixels outside [0, 1] is no image.
+    outside = replace(mlp, scale=0.5 * mlp.scale)
+    solver = ImageSolver(FirstLayer(outside, whole_space(outside)), likely, generator(0))
+    assert mlp.are_pixels(image) and not outside.are_pixels(image)
+    assert solver.image(signal, none, none[:, 0] > 0).zeros == 0
     # A signal of other neurons certifies nothing.
     mixed = signal[torch.randperm(neurons, generator=rng)]
     assert ImageSolver(layer, likely, generator(0)).image(mixed, none, none[:, 0] > 0).zeros == 0

@@ -108,11 +108,13 @@ class ImageSolver:
     def _solved(
         self, tries: Sequence[tuple[Tensor, Tensor]], selectors: Tensor, estimate: Tensor
     ) -> Solution | None:
-        """Return the first image that is certain, sought from the signal alone and then from an estimate (n,).
+        """Return the image that most zeros certify, if there is one.
 
-        tries: where the signal is not 0, and its shares.
+        It is sought from the signal alone, and from an ``estimate`` (n,). tries: where the signal is not 0, and
+        its shares.
         """
         near = self._layer.output_vectors(estimate[None])[0]
+        best: Solution | None = None
         for start in (None, near):
             for on, shares in tries:
                 kinks = on & (shares > _FIRM_KINK[0]) & (shares < _FIRM_KINK[1])
@@ -122,9 +124,9 @@ class ImageSolver:
                 outputs, agreeing = found
                 free = self._layer.images - agreeing
                 certain = self._certified(self._layer.images_of(outputs), on, shares, free)
-                if certain is not None:
-                    return certain
-        return None
+                if certain is not None and (best is None or certain.zeros > best.zeros):
+                    best = certain
+        return best
 
     def _outputs(
         self, over: Tensor, kinks: Tensor, under: Tensor, selectors: Tensor, start: Tensor | None
@@ -209,6 +211,8 @@ class ImageSolver:
         counted = int(self._layer.counts(zeros & (~on | (shares < 0.97))))
         last = float(self._last @ image)
         if right < _SIGNS * (over.sum() + under.sum()) or counted < free + _SPARE or last == 0.0:
+            return None
+        if not self._layer.mlp.are_pixels(self._layer.span.inputs(image[None] / last)):
             return None
         return Solution(image / last, counted - free)
 

@@ -17,6 +17,8 @@ from inversight.models.target import Target
 _HIDDEN = (nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROUNDING = 1e-3
+_OUTSIDE = 0.02
+"""How far a value may be outside [0, 1] for a pixel."""
 _NOT_IN_TURN = "its linear layers are not called one after the other with ReLU in between"
 
 
@@ -58,6 +60,12 @@ class Mlp:
     def pixels(self, inputs: Tensor) -> Tensor:
         """Return the pixels (..., D) in [0, 1] of inputs (..., D) of the first layer, if it takes pixels."""
         return ((inputs - self.shift) / self.scale).clamp(0.0, 1.0)
+
+    def are_pixels(self, inputs: Tensor) -> bool:
+        """Return whether inputs (..., D) are those of pixels in [0, 1], or of features, which may be any."""
+        values = (inputs - self.shift) / self.scale
+        outside = torch.maximum(values - 1.0, -values).amax()
+        return self.of_features or bool(outside <= _OUTSIDE)
 
 
 @torch.no_grad()
