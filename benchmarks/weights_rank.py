@@ -1,6 +1,6 @@
 """What do the weights of a multilayer perceptron hold of its training images, the longer it is trained?
 
-uv run python benchmarks/weights_rank.py            60 trainings: two minutes on a GPU, a day on a CPU
+uv run python benchmarks/weights_rank.py            60 trainings: two minutes on a GPU, hours on a CPU
 uv run python benchmarks/weights_rank.py --small    two trainings, on a CPU
 uv run python benchmarks/weights_rank.py --table    what is kept in --evidence, and the figure
 
@@ -169,7 +169,7 @@ def draw(rows: list[dict[str, Any]], images: int, file: Path) -> None:
         for hidden, marker in zip(sorted({row["hidden"] for row in known}), "ox", strict=False):
             ours = [row for row in known if row["hidden"] == hidden]
             axis.plot(
-                [row["at_kinks"] for row in ours], [min(row[name], 1000) for row in ours], marker, ms=5,
+                [row["at_kinks"] for row in ours], [row[name] for row in ours], marker, ms=5,
                 label=f"576-{hidden}-10",
             )  # fmt: skip
         axis.set(xscale="log", xlabel="residual (best derivative at kinks)", ylabel=label)
